@@ -1,0 +1,328 @@
+//! Run generation: takes the records of a split as they arrive, holds as many as the budget allows, and writes them in order.
+//!
+//! A *chunk* is what is held at one time. The caller feeds bytes until the sorter is full or the split ends, sorts, writes (a run, or a
+//! spill that is merged into the run later), resets, and goes on. Records cost their bytes plus 16, and where keys are encoded
+//! ([`crate::order`]) the key plus 12. Hashes and windows are taken while the bytes are still in the cache.
+//!
+//! Relies on positions that ascend from `begin` to `begin`: input order decides between equal keys. Never allocates beyond the budget, up
+//! to one encoded key (before it is counted) and 128 KiB of scratch while it sorts.
+
+use std::mem::size_of;
+use std::sync::Arc;
+
+use crate::entries::{self, ENCODED_HEADER_BYTES, Keys};
+use crate::error::{BadRecord, KernelError};
+use crate::order::{Order, RawKey};
+use crate::proof::{Sums, record_hash};
+use crate::record::{Format, RECORD_BYTES_MAX};
+use crate::slab::Slab;
+use crate::window::Windowing;
+
+mod chunk;
+
+pub use chunk::SortedChunk;
+
+/// Bytes that are copied and then scanned in one go: they stay in the second-level cache between the two.
+const STEP_BYTES: usize = 64 << 10;
+/// Offsets in a chunk are u32.
+const CHUNK_BYTES_MAX: usize = u32::MAX as usize;
+
+/// Sorts chunks of records within a byte budget, reusing its memory.
+#[derive(Debug)]
+pub struct ChunkSorter {
+    order: Arc<Order>,
+    windowing: Windowing,
+    raw: Option<RawKey>,
+    slab: Slab,
+    /// Where contiguous input begins: (offset in the data, global position). Encoded chunks keep the open record's only.
+    segments: Vec<Segment>,
+    /// Start of the record that is not complete yet; all data behind it belongs to it.
+    open: usize,
+    sums: Sums,
+    scratch: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    offset: usize,
+    position: u64,
+}
+
+/// What stopped a scan.
+enum Scan {
+    /// All that was given is consumed.
+    Done,
+    /// There is no room for the next entry.
+    Full,
+}
+
+impl ChunkSorter {
+    /// An empty sorter that keeps to `budget_bytes`; memory is taken as it is needed.
+    pub fn new(order: Arc<Order>, budget_bytes: usize) -> Self {
+        Self {
+            windowing: Windowing::of(&order),
+            raw: order.raw_key(),
+            order,
+            slab: Slab::new(budget_bytes),
+            segments: Vec::new(),
+            open: 0,
+            sums: Sums::default(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Has every block of fresh memory passed to `advise` before its first use. `advise` must not write.
+    ///
+    /// On Linux with transparent huge pages on request, asking for them there (`madvise`) halves the time of [`SortedChunk::write`]: it
+    /// reads records at random, and with 4 KiB pages nearly every one of them misses the processor's address cache.
+    #[must_use]
+    pub fn with_memory_advice(mut self, advise: fn(&mut [u8])) -> Self {
+        self.slab.set_advice(advise);
+        self
+    }
+
+    /// Says that the next fed byte has global position `position`: the start of a contiguous interval, at a record boundary.
+    ///
+    /// # Panics
+    /// If the record before it was not completed ([`ChunkSorter::end_object`]); that is a bug of the caller.
+    pub fn begin(&mut self, position: u64) {
+        assert_eq!(self.open, self.slab.bytes_len(), "an interval begins within a record");
+        let offset = self.open;
+        match self.segments.last_mut() {
+            Some(last) if last.position + (offset - last.offset) as u64 == position && self.raw.is_some() => {}
+            Some(last) if last.offset == offset || self.raw.is_none() => *last = Segment { offset, position },
+            _ => self.segments.push(Segment { offset, position }),
+        }
+        self.slab.set_outside_bytes(self.overhead());
+    }
+
+    /// Takes the next bytes and returns how many. Fewer than given means full: sort, write, reset, and feed the rest. Zero bytes taken by
+    /// an empty sorter cannot happen: a record that does not fit alone is [`KernelError::Budget`], one above the limit
+    /// [`KernelError::RecordTooLong`].
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<usize, KernelError> {
+        let mut taken = 0;
+        while taken < bytes.len() {
+            let (step, scan) = match self.raw {
+                Some(_) => self.feed_raw(&bytes[taken..])?,
+                None => self.feed_encoded(&bytes[taken..])?,
+            };
+            taken += step;
+            if matches!(scan, Scan::Full) && !self.make_room()? {
+                break;
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Ends the object: completes a last line that has no terminator. `false` means full first: sort, write, reset, and call again. A part
+    /// of a fixed-length record is [`KernelError::BadRecord`].
+    pub fn end_object(&mut self) -> Result<bool, KernelError> {
+        let found = self.slab.bytes_len() - self.open;
+        if found == 0 {
+            return Ok(true);
+        }
+        match *self.order.format() {
+            Format::Fixed { len } => {
+                let reason = BadRecord::Truncated { found: found as u64, len };
+                Err(KernelError::BadRecord { position: self.open_position(), reason })
+            }
+            Format::Lines { terminator } => Ok(self.feed(&[terminator])? == 1),
+        }
+    }
+
+    /// Whether no byte is held, not even of an incomplete record.
+    pub fn is_empty(&self) -> bool {
+        self.slab.bytes_len() == 0
+    }
+
+    /// Complete records held.
+    pub fn records(&self) -> usize {
+        self.slab.entries_len()
+    }
+
+    /// Bytes of memory that the held data takes.
+    pub fn used_bytes(&self) -> usize {
+        self.slab.bytes_len() + self.slab.entries_len() * size_of::<u128>() + self.overhead()
+    }
+
+    /// Sorts the complete records that are held.
+    pub fn sort(&mut self) -> SortedChunk<'_> {
+        let (data, entries) = self.slab.split();
+        let keys = Keys { data, raw: self.raw, windowing: self.windowing };
+        entries::sort(entries, &keys);
+        SortedChunk::new(&self.order, keys, entries, &self.segments, self.sums)
+    }
+
+    /// Forgets the records, keeps the memory, and carries over the bytes of an incomplete record.
+    pub fn reset(&mut self) {
+        let position = if self.segments.is_empty() { 0 } else { self.open_position() };
+        self.slab.keep_tail(self.open);
+        self.open = 0;
+        self.segments.clear();
+        self.segments.push(Segment { offset: 0, position });
+        self.sums = Sums::default();
+        // One giant record must not cost the following chunks its key's memory.
+        if self.scratch.capacity() > STEP_BYTES {
+            self.scratch = Vec::new();
+        }
+        self.slab.set_outside_bytes(self.overhead());
+    }
+
+    /// Global position of the record that is not complete yet.
+    fn open_position(&self) -> u64 {
+        self.segments.last().map_or(0, |last| last.position + (self.open - last.offset) as u64)
+    }
+
+    /// Bytes beside the slab.
+    fn overhead(&self) -> usize {
+        self.segments.capacity() * size_of::<Segment>() + self.scratch.capacity()
+    }
+
+    /// Bytes that may still be written to the slab, keeping room for one entry.
+    fn room(&self) -> usize {
+        self.slab
+            .free()
+            .saturating_sub(size_of::<u128>())
+            .min(CHUNK_BYTES_MAX - self.slab.bytes_len().min(CHUNK_BYTES_MAX))
+    }
+
+    /// After a full scan: grows the memory. `Ok(false)` when the caller has to write first.
+    fn make_room(&mut self) -> Result<bool, KernelError> {
+        if self.slab.grow() {
+            return Ok(true);
+        }
+        if self.records() > 0 {
+            return Ok(false);
+        }
+        let held = (self.slab.bytes_len() - self.open) as u64;
+        let needed = held + (self.overhead() + size_of::<u128>()) as u64 + 1;
+        let budget = self.slab.budget_bytes() as u64;
+        Err(KernelError::Budget { position: self.open_position(), needed: needed.max(budget + 1), budget })
+    }
+
+    fn check_length(&self, body_bytes: usize) -> Result<(), KernelError> {
+        if body_bytes as u64 > RECORD_BYTES_MAX {
+            return Err(KernelError::RecordTooLong { position: self.open_position(), limit: RECORD_BYTES_MAX });
+        }
+        Ok(())
+    }
+
+    /// Raw keys: copies a step, then finds the records in the copy.
+    fn feed_raw(&mut self, bytes: &[u8]) -> Result<(usize, Scan), KernelError> {
+        let before = self.slab.bytes_len();
+        let step = bytes.len().min(STEP_BYTES).min(self.room());
+        self.slab.push_bytes(&bytes[..step]);
+        let scan = match *self.order.format() {
+            Format::Lines { terminator } => self.scan_lines(before, terminator),
+            Format::Fixed { len } => self.scan_fixed(len as usize),
+        };
+        self.check_length(self.slab.bytes_len() - self.open)?;
+        if matches!(scan, Scan::Full) {
+            // What follows the last record that found room is given back.
+            self.slab.truncate_bytes(before.max(self.open));
+        }
+        let taken = self.slab.bytes_len() - before;
+        Ok((taken, if step == 0 { Scan::Full } else { scan }))
+    }
+
+    fn scan_lines(&mut self, from: usize, terminator: u8) -> Scan {
+        let end = self.slab.bytes_len();
+        let mut at = from;
+        while let Some(found) = memchr::memchr(terminator, &self.slab.bytes()[at..end]) {
+            at += found + 1;
+            if !self.add_raw(at) {
+                return Scan::Full;
+            }
+        }
+        Scan::Done
+    }
+
+    fn scan_fixed(&mut self, len: usize) -> Scan {
+        while self.slab.bytes_len() - self.open >= len {
+            if !self.add_raw(self.open + len) {
+                return Scan::Full;
+            }
+        }
+        Scan::Done
+    }
+
+    /// Adds the record `open..end` of the data; `false` if there is no room for its entry.
+    #[inline(always)]
+    fn add_raw(&mut self, end: usize) -> bool {
+        let stored = &self.slab.bytes()[self.open..end];
+        let body = self.order.format().body(stored);
+        let key = match self.raw {
+            Some(RawKey::Range { offset, len }) => &body[offset..offset + len],
+            _ => body,
+        };
+        let entry = entries::entry(self.windowing.window(key, 0), self.open, stored.len());
+        let hash = record_hash(body);
+        let body_bytes = body.len();
+        if !self.slab.push_entry(entry) {
+            return false;
+        }
+        self.sums.add_hashed(body_bytes, hash);
+        self.open = end;
+        true
+    }
+
+    /// Encoded keys: finds one record in the input, copies it, and puts its key behind it.
+    fn feed_encoded(&mut self, bytes: &[u8]) -> Result<(usize, Scan), KernelError> {
+        let before = self.slab.bytes_len();
+        let open_len = before - self.open;
+        let (step, complete) = match *self.order.format() {
+            Format::Lines { terminator } => match memchr::memchr(terminator, bytes) {
+                Some(found) => (found + 1, true),
+                None => (bytes.len(), false),
+            },
+            Format::Fixed { len } => (bytes.len().min(len as usize - open_len), open_len + bytes.len() >= len as usize),
+        };
+        self.check_length(open_len + step - if complete { self.order.format().terminator_len() } else { 0 })?;
+        let header = if complete { ENCODED_HEADER_BYTES } else { 0 };
+        let room = self.room();
+        if step + header > room {
+            // An incomplete record may be taken in parts; of a complete one the terminator must wait for its key's room.
+            let part = if complete { 0 } else { room };
+            self.slab.push_bytes(&bytes[..part]);
+            return Ok((part, Scan::Full));
+        }
+        self.slab.push_bytes(&bytes[..step]);
+        if complete && !self.add_encoded() {
+            self.slab.truncate_bytes(before);
+            return Ok((0, Scan::Full));
+        }
+        Ok((step, Scan::Done))
+    }
+
+    /// Adds the record that ends where the data ends; `false` if there is no room for its key.
+    fn add_encoded(&mut self) -> bool {
+        let position = self.open_position();
+        let stored = &self.slab.bytes()[self.open..];
+        let stored_len = stored.len();
+        let body = self.order.format().body(stored);
+        let mut sums = Sums::default();
+        sums.add(body);
+        self.order.key_into(body, &mut self.scratch);
+        self.slab.set_outside_bytes(self.overhead());
+        let key_len = self.scratch.len();
+        if key_len > u32::MAX as usize || self.room() < ENCODED_HEADER_BYTES + key_len {
+            return false;
+        }
+        self.slab.push_bytes(&position.to_le_bytes());
+        self.slab.push_bytes(&(stored_len as u32).to_le_bytes());
+        let offset = self.slab.bytes_len();
+        self.slab.push_bytes(&self.scratch);
+        let window = self.windowing.window(&self.scratch, 0);
+        if !self.slab.push_entry(entries::entry(window, offset, key_len)) {
+            return false;
+        }
+        self.sums.merge(&sums);
+        self.open = self.slab.bytes_len();
+        self.segments.clear();
+        self.segments.push(Segment { offset: self.open, position: position + stored_len as u64 });
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;

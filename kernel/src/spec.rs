@@ -1,0 +1,213 @@
+//! What order the user asked for: the record format, the keys and the letters of sort(1). Data only; [`crate::order::Order`] compiles it.
+//!
+//! Meaning is that of GNU sort 9.1 under `LC_ALL=C`. Types are plain, so that they travel as JSON and as postcard alike.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::KernelError;
+use crate::record::{Format, RECORD_BYTES_MAX};
+
+mod parse;
+
+/// Bound on the number of `-k` keys.
+pub const KEYS_MAX: usize = 64;
+
+/// The wanted order and how records are told apart. Check it with [`SortSpec::validate`] before use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SortSpec {
+    /// How bytes divide into records.
+    pub format: Format,
+    /// The `-k` keys in order of weight; none means the whole record.
+    pub keys: Vec<KeyDef>,
+    /// Letters given outside of a key; keys without letters of their own inherit them.
+    pub global: KeyFlags,
+    /// `-t`: the byte between fields; `None` divides at the change from non-blank to blank.
+    pub separator: Option<u8>,
+    /// `-s`: no last-resort comparison of whole lines.
+    pub stable: bool,
+    /// `-u`: only the first of records with equal keys is kept.
+    pub unique: bool,
+}
+
+/// One key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeyDef {
+    /// Bytes `offset..offset + len` of a fixed-length record.
+    Range {
+        /// First byte, from 0.
+        offset: u32,
+        /// Number of bytes, at least 1.
+        len: u32,
+    },
+    /// Fields of a line, as in sort(1).
+    Field(FieldKey),
+}
+
+/// `-k F[.C][LETTERS][,F[.C][LETTERS]]` of sort(1). Fields and characters count from 1.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FieldKey {
+    /// Field in which the key starts, from 1.
+    pub start_field: u32,
+    /// Character of that field, from 1.
+    pub start_char: u32,
+    /// Last field (from 1) and last character (from 1; 0 is the field's end); `None` is the end of the line.
+    pub end: Option<(u32, u32)>,
+    /// Letters of this key. `ignore_leading_blanks` is the `b` of the start position.
+    pub flags: KeyFlags,
+    /// The `b` of the end position.
+    pub end_ignore_blanks: bool,
+}
+
+/// The letters of sort(1) that change how a key compares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyFlags {
+    /// `n`: by numeric value.
+    pub numeric: bool,
+    /// `r`: descending.
+    pub reverse: bool,
+    /// `b`: positions count from the first non-blank.
+    pub ignore_leading_blanks: bool,
+    /// `f`: lower case compares as upper case.
+    pub fold_case: bool,
+    /// `d`: only blanks, letters and digits count.
+    pub dictionary: bool,
+    /// `i`: only printable characters count.
+    pub nonprinting: bool,
+}
+
+impl KeyFlags {
+    /// Whether any letter but `r` is set: what sort(1) takes for "has an ordering of its own".
+    pub(crate) fn any_but_reverse(&self) -> bool {
+        self.numeric || self.ignore_leading_blanks || self.fold_case || self.dictionary || self.nonprinting
+    }
+
+    fn check_compatible(&self) -> Result<(), KernelError> {
+        if self.numeric && (self.dictionary || self.nonprinting) {
+            let other = if self.dictionary { 'd' } else { 'i' };
+            return Err(KernelError::InvalidSpec(format!("the letters '{other}' and 'n' are incompatible")));
+        }
+        Ok(())
+    }
+}
+
+impl FieldKey {
+    /// The whole line under the given letters: what sort(1) makes of letters without `-k`.
+    pub(crate) fn whole_line(flags: KeyFlags) -> Self {
+        Self { start_field: 1, start_char: 1, end: None, flags, end_ignore_blanks: flags.ignore_leading_blanks }
+    }
+
+    /// This key with the global letters, if it has none of its own.
+    pub(crate) fn inherit(&self, global: &KeyFlags) -> Self {
+        let mut key = self.clone();
+        if !key.flags.any_but_reverse() && !key.flags.reverse && !key.end_ignore_blanks {
+            key.flags = *global;
+            key.end_ignore_blanks = global.ignore_leading_blanks;
+        }
+        key
+    }
+}
+
+impl SortSpec {
+    /// Plain order of whole records: lines end with `\n`.
+    pub fn new(format: Format) -> Self {
+        Self { format, keys: Vec::new(), global: KeyFlags::default(), separator: None, stable: false, unique: false }
+    }
+
+    /// Checks that everything fits together. The error is [`KernelError::InvalidSpec`] and names the key.
+    pub fn validate(&self) -> Result<(), KernelError> {
+        if self.keys.len() > KEYS_MAX {
+            return Err(KernelError::InvalidSpec(format!(
+                "{} keys are given, the limit is {KEYS_MAX}",
+                self.keys.len()
+            )));
+        }
+        match self.format {
+            Format::Lines { .. } => self.validate_lines(),
+            Format::Fixed { len } => self.validate_fixed(len),
+        }
+    }
+
+    fn validate_lines(&self) -> Result<(), KernelError> {
+        for (number, key) in (1..).zip(&self.keys) {
+            let KeyDef::Field(field) = key else {
+                return Err(KernelError::InvalidSpec(format!(
+                    "key {number} is OFFSET:LEN, which is for fixed-length records only"
+                )));
+            };
+            let end_is_zero = matches!(field.end, Some((0, _)));
+            if field.start_field == 0 || field.start_char == 0 || end_is_zero {
+                return Err(KernelError::InvalidSpec(format!("key {number}: fields and characters count from 1")));
+            }
+            field.inherit(&self.global).flags.check_compatible()?;
+        }
+        if self.keys.is_empty() { self.global.check_compatible() } else { Ok(()) }
+    }
+
+    fn validate_fixed(&self, len: u32) -> Result<(), KernelError> {
+        let invalid = |message: String| Err(KernelError::InvalidSpec(message));
+        if len == 0 || u64::from(len) > RECORD_BYTES_MAX {
+            return invalid(format!("the record length {len} is not between 1 and {RECORD_BYTES_MAX}"));
+        }
+        if self.separator.is_some() {
+            return invalid("a field separator (-t) is for lines only".into());
+        }
+        if self.global.any_but_reverse() {
+            return invalid("of the letters of sort(1) only r, s and u apply to fixed-length records".into());
+        }
+        for (number, key) in (1..).zip(&self.keys) {
+            let KeyDef::Range { offset, len: key_len } = *key else {
+                return invalid(format!("key {number} must be OFFSET:LEN for fixed-length records"));
+            };
+            let end = u64::from(offset) + u64::from(key_len);
+            if key_len == 0 || end > u64::from(len) {
+                return invalid(format!(
+                    "key {number} ({offset}:{key_len}) does not lie within the record of {len} bytes"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(spec: &SortSpec, expect: Result<(), &str>) {
+        assert_eq!(spec.validate(), expect.map_err(|text| KernelError::InvalidSpec(text.into())));
+    }
+
+    #[test]
+    fn ranges_must_lie_within_the_record() {
+        let spec = |len, ranges: &[(u32, u32)]| SortSpec {
+            keys: ranges.iter().map(|&(offset, len)| KeyDef::Range { offset, len }).collect(),
+            ..SortSpec::new(Format::Fixed { len })
+        };
+        check(&spec(100, &[]), Ok(()));
+        check(&spec(100, &[(0, 10), (90, 10)]), Ok(()));
+        check(&spec(100, &[(91, 10)]), Err("key 1 (91:10) does not lie within the record of 100 bytes"));
+        check(&spec(100, &[(0, 1), (5, 0)]), Err("key 2 (5:0) does not lie within the record of 100 bytes"));
+        check(
+            &spec(100, &[(u32::MAX, u32::MAX)]),
+            Err("key 1 (4294967295:4294967295) does not lie within the record of 100 bytes"),
+        );
+        check(&spec(0, &[]), Err("the record length 0 is not between 1 and 1073741824"));
+    }
+
+    #[test]
+    fn letters_and_key_kinds_must_fit_the_format() {
+        let lines = SortSpec::new(Format::Lines { terminator: b'\n' });
+        let numeric = KeyFlags { numeric: true, ..KeyFlags::default() };
+        check(&SortSpec { global: numeric, ..lines.clone() }, Ok(()));
+        let both = KeyFlags { dictionary: true, ..numeric };
+        check(&SortSpec { global: both, ..lines.clone() }, Err("the letters 'd' and 'n' are incompatible"));
+        let range = vec![KeyDef::Range { offset: 0, len: 1 }];
+        check(&SortSpec { keys: range, ..lines }, Err("key 1 is OFFSET:LEN, which is for fixed-length records only"));
+        let fixed = SortSpec::new(Format::Fixed { len: 4 });
+        let message = "of the letters of sort(1) only r, s and u apply to fixed-length records";
+        check(&SortSpec { global: numeric, ..fixed.clone() }, Err(message));
+        check(&SortSpec { separator: Some(b','), ..fixed.clone() }, Err("a field separator (-t) is for lines only"));
+        let field = vec![KeyDef::Field(FieldKey::whole_line(KeyFlags::default()))];
+        check(&SortSpec { keys: field, ..fixed }, Err("key 1 must be OFFSET:LEN for fixed-length records"));
+    }
+}
