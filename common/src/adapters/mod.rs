@@ -1,0 +1,7 @@
+//! The adapters behind the ports: thin, and the only places that know NATS, S3 or a file system.
+
+pub mod journal;
+pub mod local;
+pub mod memory;
+pub mod nats;
+pub mod s3;

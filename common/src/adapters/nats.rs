@@ -1,0 +1,223 @@
+//! The connection to NATS: settings, how to wait for a server, and which servers will do.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event};
+
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The oldest nats-server that has all that is relied on (`sync_interval: always` among it).
+pub const SERVER_VERSION_OLDEST: (u32, u32) = (2, 11);
+/// Bound of one try to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest pause between tries to connect.
+const RECONNECT_DELAY_MAX_MS: u64 = 2000;
+/// Messages that a subscription holds before it drops; control traffic is a few thousand a second at most.
+const SUBSCRIPTION_CAPACITY: usize = 65_536;
+
+/// Where NATS is and who we are there. `Debug` masks the secrets.
+#[derive(Clone, Default)]
+pub struct NatsSettings {
+    /// Server URLs, separated by commas.
+    pub url: String,
+    /// User name.
+    pub user: Option<String>,
+    /// Password.
+    pub password: Option<String>,
+    /// Token, in place of user and password.
+    pub token: Option<String>,
+    /// Credentials file.
+    pub creds: Option<PathBuf>,
+    /// NKEY seed file.
+    pub nkey: Option<PathBuf>,
+    /// Client certificate.
+    pub cert: Option<PathBuf>,
+    /// Client key.
+    pub key: Option<PathBuf>,
+    /// Root certificates.
+    pub ca: Option<PathBuf>,
+    /// Prefix of reply subjects.
+    pub inbox_prefix: Option<String>,
+    /// Whether TLS comes before the protocol's greeting.
+    pub tls_first: bool,
+}
+
+impl std::fmt::Debug for NatsSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let masked = |secret: &Option<String>| secret.as_ref().map(|_| "***");
+        f.debug_struct("NatsSettings")
+            .field("url", &self.public_url())
+            .field("user", &self.user)
+            .field("password", &masked(&self.password))
+            .field("token", &masked(&self.token))
+            .field("creds", &self.creds)
+            .field("nkey", &self.nkey)
+            .field("ca", &self.ca)
+            .finish_non_exhaustive()
+    }
+}
+
+impl NatsSettings {
+    /// The URL without the secrets that it may hold.
+    pub fn public_url(&self) -> String {
+        let one = |url: &str| match url.split_once("://") {
+            Some((scheme, rest)) => format!("{scheme}://{}", rest.rsplit_once('@').map_or(rest, |(_, host)| host)),
+            None => url.rsplit_once('@').map_or(url, |(_, host)| host).to_owned(),
+        };
+        self.url.split(',').map(one).collect::<Vec<_>>().join(",")
+    }
+
+    fn unreadable(path: &std::path::Path, error: &std::io::Error) -> Error {
+        Error::invalid(format!("cannot read the NATS credentials in {}: {error}", path.display()))
+    }
+
+    async fn options(&self, config: &Config, name: &str) -> Result<ConnectOptions> {
+        let mut options = ConnectOptions::new()
+            .name(name)
+            .connection_timeout(CONNECT_TIMEOUT)
+            .ping_interval(Duration::from_millis(config.nats.ping_interval_ms))
+            .request_timeout(Some(Duration::from_millis(config.nats.request_timeout_ms)))
+            .subscription_capacity(SUBSCRIPTION_CAPACITY)
+            .reconnect_delay_callback(reconnect_delay)
+            .event_callback(|event| async move { log_event(&event) });
+        if let (Some(user), Some(password)) = (&self.user, &self.password) {
+            options = options.user_and_password(user.clone(), password.clone());
+        }
+        if let Some(token) = &self.token {
+            options = options.token(token.clone());
+        }
+        if let Some(path) = &self.creds {
+            options = options.credentials_file(path).await.map_err(|e| Self::unreadable(path, &e))?;
+        }
+        if let Some(path) = &self.nkey {
+            let seed = tokio::fs::read_to_string(path).await.map_err(|e| Self::unreadable(path, &e))?;
+            options = options.nkey(seed.trim().to_owned());
+        }
+        if let Some(path) = &self.ca {
+            options = options.add_root_certificates(path.clone()).require_tls(true);
+        }
+        if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
+            options = options.add_client_certificate(cert.clone(), key.clone());
+        }
+        if let Some(prefix) = &self.inbox_prefix {
+            options = options.custom_inbox_prefix(prefix);
+        }
+        Ok(if self.tls_first { options.tls_first() } else { options })
+    }
+
+    async fn try_connect(&self, config: &Config, name: &str) -> Result<Client> {
+        let addresses: Vec<String> = self.url.split(',').map(|url| url.trim().to_owned()).collect();
+        let options = self.options(config, name).await?;
+        let client = options.connect(addresses).await.map_err(|e| self.connect_error(&e))?;
+        check_server(&client)?;
+        Ok(client)
+    }
+
+    fn connect_error(&self, error: &ConnectError) -> Error {
+        let kind = match error.kind() {
+            ConnectErrorKind::ServerParse
+            | ConnectErrorKind::Authentication
+            | ConnectErrorKind::AuthorizationViolation => ErrorKind::Invalid,
+            _ => ErrorKind::Retry,
+        };
+        let hint = match error.kind() {
+            ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
+                "; check user, password, token or credentials file"
+            }
+            _ => "",
+        };
+        Error::new(kind, format!("cannot connect to NATS at {}: {error}{hint}", self.public_url()))
+    }
+}
+
+/// Connects once, for clients: no server is an answer too.
+///
+/// # Errors
+/// `Retry` where nothing answers, `Invalid` where the server refuses us or is too old.
+pub async fn connect(settings: &NatsSettings, config: &Config, name: &str) -> Result<Client> {
+    settings.try_connect(config, name).await
+}
+
+/// Connects, and waits for a server as long as it takes; for workers and coordinators. The caller bounds it by dropping the future.
+///
+/// # Errors
+/// `Invalid` where the server refuses us or is too old.
+pub async fn connect_waiting(settings: &NatsSettings, config: &Config, name: &str) -> Result<Client> {
+    let mut attempt = 0;
+    loop {
+        match settings.try_connect(config, name).await {
+            Err(error) if error.kind == ErrorKind::Retry => {
+                if attempt % 10 == 0 {
+                    tracing::warn!(%error, "waiting for NATS");
+                }
+                attempt += 1;
+                tokio::time::sleep(reconnect_delay(attempt)).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Exponential from 50 ms to two seconds, each with jitter, so that a pool does not return in one wave.
+fn reconnect_delay(attempts: usize) -> Duration {
+    let exponent = u32::try_from(attempts.min(8)).unwrap_or(8);
+    let ceiling_ms = (25 << exponent).min(RECONNECT_DELAY_MAX_MS);
+    #[expect(clippy::disallowed_methods, reason = "jitter of a connection needs no seed: nothing depends on it")]
+    let random: u64 = rand::random();
+    Duration::from_millis(ceiling_ms / 2 + random % (ceiling_ms / 2 + 1))
+}
+
+fn log_event(event: &Event) {
+    match event {
+        Event::Connected => tracing::info!("connected to NATS"),
+        Event::Disconnected => tracing::warn!("waiting for NATS: the connection was lost"),
+        Event::SlowConsumer(subscription) => {
+            tracing::warn!(subscription, "messages were dropped: this process is too slow");
+        }
+        Event::ServerError(error) => tracing::warn!(%error, "the NATS server reports an error"),
+        Event::ClientError(error) => tracing::warn!(%error, "the NATS client reports an error"),
+        other => tracing::info!(event = %other, "NATS connection"),
+    }
+}
+
+fn check_server(client: &Client) -> Result<()> {
+    let info = client.server_info();
+    let mut numbers = info.version.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let (major, minor) = SERVER_VERSION_OLDEST;
+    if version < SERVER_VERSION_OLDEST {
+        return Err(Error::invalid(format!(
+            "nats-server {} is too old: {major}.{minor} or newer is needed",
+            info.version
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_masked() {
+        let settings = NatsSettings {
+            url: "nats://me:hidden@host:4222,other:4222".to_owned(),
+            password: Some("hidden".to_owned()),
+            token: Some("hidden".to_owned()),
+            ..NatsSettings::default()
+        };
+        assert_eq!(settings.public_url(), "nats://host:4222,other:4222");
+        assert!(!format!("{settings:?}").contains("hidden"));
+    }
+
+    #[test]
+    fn delays_grow_to_a_bound() {
+        for attempts in 0..40 {
+            let delay = reconnect_delay(attempts).as_millis();
+            assert!(delay <= u128::from(RECONNECT_DELAY_MAX_MS), "{attempts}: {delay}");
+        }
+        assert!(reconnect_delay(20).as_millis() >= u128::from(RECONNECT_DELAY_MAX_MS) / 2);
+    }
+}

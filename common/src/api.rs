@@ -1,0 +1,223 @@
+//! The control API's JSON: what clients send to the micro service and what it answers.
+//!
+//! Calls: `submit` ([`crate::plan::JobSpec`] → [`JobStatus`]), `status` ([`JobQuery`] → [`JobStatus`]), `jobs` (empty → list of [`JobStatus`]),
+//! `cancel` ([`JobQuery`] → [`JobStatus`]), `workers` (empty → list of [`WorkerStatus`]), `drain` ([`WorkerQuery`] → [`WorkerStatus`]).
+//! Errors come as the micro service protocol's error headers: code 400 for a request that cannot work, 404 for what is not known, 409 for a conflict, 503 for "later".
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use muster_kernel::proof::Sums;
+
+use crate::ids::{JobId, Phase, WorkerId};
+
+/// Names a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobQuery {
+    /// Which.
+    pub job: JobId,
+}
+
+/// Names a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerQuery {
+    /// Which.
+    pub worker: WorkerId,
+}
+
+/// Where a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// Accepted; its input is being listed.
+    Submitted,
+    /// Sample tasks run.
+    Sampling,
+    /// Sort tasks run.
+    Sorting,
+    /// Merge tasks run.
+    Merging,
+    /// The commit is decided and being carried out; it can no longer be cancelled.
+    Committing,
+    /// OUTPUT is whole.
+    Succeeded,
+    /// Ended with a cause; OUTPUT is as it was.
+    Failed,
+    /// Ended by its user; OUTPUT is as it was.
+    Cancelled,
+}
+
+impl JobState {
+    /// Whether nothing follows.
+    pub fn is_terminal(self) -> bool {
+        matches!(self, JobState::Succeeded | JobState::Failed | JobState::Cancelled)
+    }
+}
+
+impl fmt::Display for JobState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            JobState::Submitted => "submitted",
+            JobState::Sampling => "sampling",
+            JobState::Sorting => "sorting",
+            JobState::Merging => "merging",
+            JobState::Committing => "committing",
+            JobState::Succeeded => "succeeded",
+            JobState::Failed => "failed",
+            JobState::Cancelled => "cancelled",
+        })
+    }
+}
+
+/// What is known of a job; also what `muster.p.<job>` carries.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobStatus {
+    /// Which.
+    pub job: JobId,
+    /// Where it stands.
+    pub state: JobState,
+    /// The phase at hand, if tasks run.
+    pub phase: Option<Phase>,
+    /// Committed tasks of that phase.
+    pub tasks_done: u32,
+    /// Tasks of that phase.
+    pub tasks_total: u32,
+    /// Bytes done of that phase, running attempts included.
+    pub bytes_done: u64,
+    /// Bytes of that phase.
+    pub bytes_total: u64,
+    /// Input bytes of the job.
+    pub input_bytes: u64,
+    /// Workers that are registered and alive.
+    pub workers: u32,
+    /// Attempts that run now.
+    pub attempts_running: u32,
+    /// Attempts beyond the first of their task, whatever the reason.
+    pub retries: u32,
+    /// Tasks whose committed result was made again.
+    pub repeated_tasks: u32,
+    /// What the job waits for, where it does not move.
+    pub waiting_for: Option<String>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// URL of OUTPUT.
+    pub output: String,
+    /// Output parts; known from the boundaries on.
+    pub parts: u32,
+    /// Sums of the input, once the sort barrier is passed.
+    pub sums: Option<Sums>,
+    /// Sums of what `-u` dropped.
+    pub dropped: Option<Sums>,
+    /// How long each phase took, in milliseconds; 0 where not yet known.
+    pub times: PhaseTimes,
+    /// Whether scratch and unfinished uploads are gone; true only after the end.
+    pub cleaned: bool,
+    /// Submission time, milliseconds since the Unix epoch.
+    pub submitted_unix_ms: u64,
+}
+
+/// Milliseconds spent in each phase as the leader saw it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseTimes {
+    /// Listing and planning.
+    pub plan_ms: u64,
+    /// Sampling.
+    pub sample_ms: u64,
+    /// Sorting.
+    pub sort_ms: u64,
+    /// Merging.
+    pub merge_ms: u64,
+    /// From the decision to `_SUCCESS`.
+    pub commit_ms: u64,
+}
+
+/// What is known of a worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Who.
+    pub id: WorkerId,
+    /// `healthy`, `degraded`, `failed` or `draining`.
+    pub state: String,
+    /// Host name.
+    pub host: String,
+    /// Attempts it can run at once.
+    pub slots: u32,
+    /// Attempts it runs.
+    pub running: u32,
+    /// Its memory budget in bytes.
+    pub memory_bytes: u64,
+    /// Resident memory in bytes at its last heartbeat.
+    pub rss_bytes: u64,
+    /// Milliseconds since anything was heard of it.
+    pub last_heard_ms: u64,
+    /// Tasks it has finished since it registered.
+    pub tasks_done: u32,
+    /// Its program's version.
+    pub program: String,
+    /// Labels.
+    pub labels: Vec<(String, String)>,
+}
+
+/// The manifest in `_SUCCESS`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of this format.
+    pub version: u32,
+    /// The job.
+    pub job: JobId,
+    /// Format, keys and flags.
+    pub sort: muster_kernel::spec::SortSpec,
+    /// The parts in order.
+    pub parts: Vec<ManifestPart>,
+    /// Sums over all parts.
+    pub sums: Sums,
+    /// Sums of the input.
+    pub input: Sums,
+    /// Sums of what `-u` dropped.
+    pub dropped: Sums,
+    /// Attempts beyond the first of their task.
+    pub retries: u32,
+    /// Tasks whose committed result was made again.
+    pub repeated_tasks: u32,
+    /// How long the phases took.
+    pub times: PhaseTimes,
+}
+
+/// One part in a manifest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ManifestPart {
+    /// Its name below OUTPUT.
+    pub name: String,
+    /// Records in it.
+    pub records: u64,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// First comparison key, as lower-case hex, truncated.
+    pub first_key: String,
+    /// Last comparison key, as lower-case hex, truncated.
+    pub last_key: String,
+    /// XXH3-64 of its bytes, as 16 hex digits.
+    pub checksum: String,
+    /// Sum of the record hashes, as hex.
+    pub hash: String,
+}
+
+/// One line of a job's history, for people (stream of events).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Milliseconds since the Unix epoch.
+    pub unix_ms: u64,
+    /// The term of the leader that says it.
+    pub epoch: u64,
+    /// The job, where it belongs to one.
+    pub job: Option<JobId>,
+    /// `info`, `warning` or `error`.
+    pub severity: String,
+    /// A stable word for the kind: `phase-began`, `worker-lost`, `attempt-failed` and so on.
+    pub kind: String,
+    /// One line for people.
+    pub text: String,
+}

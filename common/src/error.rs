@@ -1,0 +1,101 @@
+//! The few kinds of error, told apart by what a caller can do about them.
+
+use serde::{Deserialize, Serialize};
+
+/// What can be done about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ErrorKind {
+    /// Passing trouble: the same call may succeed later or elsewhere.
+    Retry,
+    /// Someone with a newer epoch decides now; stop.
+    Fenced,
+    /// The request, the options or the input cannot work; repeating it changes nothing.
+    Invalid,
+    /// Bytes that are not what they were: a checksum, a length or a sum differs.
+    Corrupt,
+    /// A bound was hit: memory, disk, attempts, time. The message names the bound.
+    Exhausted,
+    /// What was asked for is not there.
+    NotFound,
+    /// A promise of our own code is broken.
+    Bug,
+}
+
+impl ErrorKind {
+    /// Whether another attempt, perhaps by another worker, makes sense.
+    pub fn is_retryable(self) -> bool {
+        matches!(self, ErrorKind::Retry | ErrorKind::Corrupt | ErrorKind::Exhausted | ErrorKind::NotFound)
+    }
+}
+
+/// An error with its kind and one line of what, where and why. It crosses the wire as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    /// What a caller can do.
+    pub kind: ErrorKind,
+    /// One line: what, which object or worker, the limit and the value seen.
+    pub message: String,
+}
+
+/// The result of everything that can fail here.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Longest message that is kept, in bytes; what comes over the wire is cut to it.
+pub const MESSAGE_BYTES_MAX: usize = 4096;
+
+impl Error {
+    /// An error of the given kind.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        let mut message = message.into();
+        if message.len() > MESSAGE_BYTES_MAX {
+            let cut = (0..=MESSAGE_BYTES_MAX).rev().find(|&at| message.is_char_boundary(at)).unwrap_or(0);
+            message.truncate(cut);
+        }
+        Self { kind, message }
+    }
+
+    /// Passing trouble.
+    pub fn retry(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Retry, message)
+    }
+
+    /// A request, option or input that cannot work.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Invalid, message)
+    }
+
+    /// Bytes that are not what they were.
+    pub fn corrupt(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Corrupt, message)
+    }
+
+    /// A bound was hit.
+    pub fn exhausted(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Exhausted, message)
+    }
+
+    /// A broken promise of our own.
+    pub fn bug(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Bug, message)
+    }
+
+    /// The same error with its place put before the message.
+    #[must_use]
+    pub fn at(self, place: impl std::fmt::Display) -> Self {
+        Self::new(self.kind, format!("{place}: {}", self.message))
+    }
+}
+
+impl From<muster_kernel::error::KernelError> for Error {
+    fn from(error: muster_kernel::error::KernelError) -> Self {
+        use muster_kernel::error::KernelError as K;
+        let kind = match &error {
+            K::BadRecord { .. } | K::RecordTooLong { .. } | K::InvalidSpec(_) => ErrorKind::Invalid,
+            K::Budget { .. } => ErrorKind::Exhausted,
+            K::Corrupt { .. } | K::SumsDiffer { .. } => ErrorKind::Corrupt,
+            K::OutOfOrder { .. } => ErrorKind::Bug,
+        };
+        Error::new(kind, error.to_string())
+    }
+}

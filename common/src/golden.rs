@@ -1,0 +1,277 @@
+//! Golden bytes of everything that is sent or stored: what a former build wrote must be read by every later one. A line of `golden/v1.txt` never changes; a new version
+//! of a message gets lines of its own.
+
+use std::fmt::Debug;
+use std::fmt::Write as _;
+
+use muster_kernel::proof::{Interval, Sums};
+use muster_kernel::record::Format;
+use muster_kernel::spec::{KeyDef, SortSpec};
+use muster_kernel::splitters::Splitter;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::api::{Manifest, ManifestPart, PhaseTimes};
+use crate::error::Error;
+use crate::ids::{AttemptId, Epoch, Generation, Incarnation, Phase, TaskId};
+use crate::plan::{JobSpec, PinnedObject, PinnedRun, PinnedRuns, Plan, Sizing};
+use crate::wire::{
+    self, AttemptProgress, BlobRef, Broadcast, CancelAttempt, CommandReply, Drain, Health, Heartbeat, HeldAttempt,
+    LeaderBeat, MergedPart, Outcome, PhaseQuery, PhaseReply, Register, RegisterReply, Report, ReportReply, RunAttempt,
+    RunReply, SortedRun, Work, WorkerState,
+};
+
+const GOLDEN: &str = include_str!("golden/v1.txt");
+
+/// Collects the lines as this build writes them, and checks that the golden ones read back as the samples.
+#[derive(Default)]
+struct Lines {
+    written: String,
+}
+
+impl Lines {
+    fn message<T: Serialize + DeserializeOwned + PartialEq + Debug>(&mut self, name: &str, sample: &T) {
+        self.line(name, &wire::encode(sample).expect("encodes"));
+        let bytes = golden(name);
+        assert_eq!(&wire::decode::<T>(&bytes).expect(name), sample, "{name} reads back");
+        for len in 0..bytes.len() {
+            assert!(wire::decode::<T>(&bytes[..len]).is_err(), "{name} cut to {len} bytes is refused");
+        }
+        assert!(wire::decode::<T>(&[&bytes[..], b"x"].concat()).is_err(), "{name} with more bytes is refused");
+    }
+
+    fn line(&mut self, name: &str, bytes: &[u8]) {
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        writeln!(self.written, "{name} {hex}").expect("a string takes all");
+    }
+}
+
+fn golden(name: &str) -> Vec<u8> {
+    let hex = GOLDEN.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let hex = hex.unwrap_or_else(|| panic!("no golden line {name}"));
+    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex")).collect()
+}
+
+fn attempt(phase: Phase) -> AttemptId {
+    AttemptId {
+        task: TaskId { phase, index: 7 },
+        generation: Generation(1),
+        epoch: Epoch(3),
+        nonce: 0x0123_4567_89ab_cdef,
+    }
+}
+
+fn blob(name: &str) -> BlobRef {
+    BlobRef { url: format!("s3://bucket/{name}"), bytes: 300, digest: 0xfeed }
+}
+
+fn sums(records: u64) -> Sums {
+    Sums { records, bytes: records * 99, hash: 0xabcd }
+}
+
+fn report(phase: Phase, outcome: Outcome) -> Report {
+    Report {
+        epoch: Epoch(3),
+        worker: "w1".parse().expect("id"),
+        incarnation: Incarnation(9),
+        job: "j1".parse().expect("id"),
+        attempt: attempt(phase),
+        outcome,
+    }
+}
+
+fn to_the_leader(lines: &mut Lines) {
+    let held = HeldAttempt { job: "j1".parse().expect("id"), attempt: attempt(Phase::Merge) };
+    let register = Register {
+        worker: "w1".parse().expect("id"),
+        incarnation: Incarnation(9),
+        program: "0.1.0".into(),
+        host: "host".into(),
+        slots: 2,
+        memory_bytes: 1 << 30,
+        labels: vec![("zone".into(), "a".into())],
+        draining: false,
+        held: vec![held.clone()],
+    };
+    lines.message("register", &register);
+    let progress = AttemptProgress { job: held.job, attempt: held.attempt, bytes_done: 5, bytes_total: 10 };
+    let heartbeat = Heartbeat {
+        worker: "w1".parse().expect("id"),
+        incarnation: Incarnation(9),
+        epoch: Epoch(3),
+        sequence: 12,
+        state: WorkerState::Draining,
+        attempts: vec![progress],
+        health: Health { rss_bytes: 1, cpu_ms: 2, store_retries: 3 },
+    };
+    lines.message("heartbeat", &heartbeat);
+    let samples = vec![Splitter { key: b"key".to_vec(), position: 500 }];
+    let run = SortedRun {
+        url: "s3://bucket/run".into(),
+        bytes: 1000,
+        index_digest: 77,
+        input: sums(10),
+        kept: sums(9),
+        dropped: sums(1),
+        partition_bytes: vec![600, 400],
+        intervals: vec![Interval { object: 0, begin: 0, end: 1000 }],
+        spills: 2,
+    };
+    let part = MergedPart {
+        upload: "u1".into(),
+        tags: vec!["t1".into(), "t2".into()],
+        bytes: 1000,
+        checksum: 88,
+        kept: sums(9),
+        dropped: sums(0),
+        first_key: b"a".to_vec(),
+        last_key: b"z".to_vec(),
+    };
+    for (name, phase, outcome) in [
+        ("report-opened", Phase::Merge, Outcome::UploadOpened { upload: "u1".into() }),
+        ("report-sampled", Phase::Sample, Outcome::Sampled { samples }),
+        ("report-sampled-to-scratch", Phase::Sample, Outcome::SampledToScratch { samples: blob("samples") }),
+        ("report-sorted", Phase::Sort, Outcome::Sorted(run)),
+        ("report-merged", Phase::Merge, Outcome::Merged(part)),
+        ("report-failed", Phase::Sort, Outcome::Failed { error: Error::corrupt("flipped") }),
+    ] {
+        lines.message(name, &report(phase, outcome));
+    }
+    lines.message("phase-query", &PhaseQuery { job: "j1".parse().expect("id") });
+    lines.message("run-accepted", &RunReply::Accepted);
+    lines.message("run-busy", &RunReply::Busy);
+    lines.message("run-refused", &RunReply::Refused { error: Error::retry("old epoch") });
+    lines.message("command-done", &CommandReply::Done);
+    lines.message("command-refused", &CommandReply::Refused { error: Error::retry("old epoch") });
+}
+
+fn from_the_leader(lines: &mut Lines) {
+    let (epoch, job) = (Epoch(3), || "j1".parse().expect("id"));
+    lines.message("leader-beat", &LeaderBeat { deployment: "d1".parse().expect("id"), epoch, sequence: 4 });
+    let accepted = RegisterReply::Accepted {
+        deployment: "d1".parse().expect("id"),
+        epoch,
+        heartbeat_ms: 1000,
+        regranted: vec![attempt(Phase::Sort)],
+    };
+    lines.message("register-accepted", &accepted);
+    lines.message("register-refused", &RegisterReply::Refused { error: Error::invalid("another process") });
+    for (name, phase, work) in [
+        ("run-sample", Phase::Sample, Work::Sample),
+        ("run-sort", Phase::Sort, Work::Sort { splitters: Some(blob("splitters")) }),
+        ("run-merge", Phase::Merge, Work::Merge { splitters: None, runs: blob("runs") }),
+    ] {
+        let run = RunAttempt {
+            epoch,
+            incarnation: Incarnation(9),
+            job: job(),
+            attempt: attempt(phase),
+            plan: blob("plan"),
+            work,
+        };
+        lines.message(name, &run);
+    }
+    lines.message("cancel", &CancelAttempt { epoch, job: job(), attempt: attempt(Phase::Sort) });
+    lines.message("drain", &Drain { epoch });
+    lines.message("report-recorded", &ReportReply::Recorded { epoch });
+    lines.message("report-revoked", &ReportReply::Revoked { epoch });
+    lines.message("report-reregister", &ReportReply::Reregister { epoch });
+    lines.message("report-later", &ReportReply::Later);
+    lines.message("broadcast-boundaries", &Broadcast::Boundaries { epoch, splitters: Some(blob("splitters")) });
+    lines.message("broadcast-phase", &Broadcast::PhaseBegins { epoch, phase: Phase::Merge });
+    lines.message("broadcast-ended", &Broadcast::Ended { epoch });
+    lines.message("phase-running", &PhaseReply::Running { epoch, phase: Phase::Sort });
+    lines.message("phase-idle", &PhaseReply::Idle { epoch });
+}
+
+fn in_scratch(lines: &mut Lines) {
+    let object = PinnedObject { url: "s3://bucket/in".into(), bytes: 1000, version: "etag".into() };
+    let plan = Plan {
+        job: "j1".parse().expect("id"),
+        sort: SortSpec {
+            keys: vec![KeyDef::Range { offset: 0, len: 10 }],
+            ..SortSpec::new(Format::Fixed { len: 100 })
+        },
+        objects: vec![object.clone()],
+        splits: vec![vec![Interval { object: 0, begin: 0, end: 1000 }]],
+        partitions: 2,
+        sample_seed: 5,
+        samples_per_split: 64,
+        output: "s3://bucket/out".into(),
+        extension: "bin".into(),
+        scratch: "s3://bucket/_muster/d1/j1".into(),
+        replaced: vec![object],
+        uploads_before: vec!["u0".into()],
+        fsync: true,
+        attempts_max: 4,
+    };
+    lines.line("plan", &plan.to_bytes().expect("encodes"));
+    assert_eq!(Plan::from_bytes(&golden("plan")).expect("plan"), plan);
+    let run = PinnedRun { attempt: attempt(Phase::Sort), url: "s3://bucket/run".into(), bytes: 1000, index_digest: 77 };
+    let runs = PinnedRuns { job: "j1".parse().expect("id"), runs: vec![run] };
+    lines.line("pinned-runs", &runs.to_bytes().expect("encodes"));
+    assert_eq!(PinnedRuns::from_bytes(&golden("pinned-runs")).expect("runs"), runs);
+}
+
+fn in_json(lines: &mut Lines) {
+    let spec = JobSpec {
+        job: "j1".parse().expect("id"),
+        inputs: vec!["s3://bucket/in".into()],
+        output: "s3://bucket/out".into(),
+        bucket: None,
+        sort: SortSpec::new(Format::Lines { terminator: b'\n' }),
+        auto_format: true,
+        extension: "txt".into(),
+        overwrite: false,
+        fsync: true,
+        sizing: Sizing { partitions: Some(4), ..Sizing::default() },
+    };
+    lines.line("json-submit", &serde_json::to_vec(&spec).expect("encodes"));
+    assert_eq!(serde_json::from_slice::<JobSpec>(&golden("json-submit")).expect("json"), spec);
+    let manifest = Manifest {
+        version: 1,
+        job: spec.job.clone(),
+        sort: spec.sort.clone(),
+        parts: vec![ManifestPart {
+            name: "part-00000.txt".into(),
+            records: 9,
+            bytes: 900,
+            first_key: "61".into(),
+            last_key: "7a".into(),
+            checksum: "0000000000000058".into(),
+            hash: "000000000000abcd".into(),
+        }],
+        sums: sums(9),
+        input: sums(10),
+        dropped: sums(1),
+        retries: 1,
+        repeated_tasks: 0,
+        times: PhaseTimes { plan_ms: 1, sample_ms: 2, sort_ms: 3, merge_ms: 4, commit_ms: 5 },
+    };
+    lines.line("json-manifest", &serde_json::to_vec(&manifest).expect("encodes"));
+    assert_eq!(serde_json::from_slice::<Manifest>(&golden("json-manifest")).expect("json"), manifest);
+    let more = serde_json::to_string(&spec).expect("encodes").replacen('{', "{\"more\":1,", 1);
+    assert!(serde_json::from_str::<JobSpec>(&more).is_err(), "unknown fields are refused");
+}
+
+#[test]
+fn everything_sent_or_stored_keeps_its_bytes() {
+    let mut lines = Lines::default();
+    to_the_leader(&mut lines);
+    from_the_leader(&mut lines);
+    in_scratch(&mut lines);
+    in_json(&mut lines);
+    assert_eq!(lines.written, GOLDEN, "what this build writes:\n{}", lines.written);
+}
+
+#[test]
+fn other_versions_and_oversized_messages_are_refused() {
+    let mut bytes = golden("drain");
+    bytes[0] = 2;
+    assert!(wire::decode::<Drain>(&bytes).expect_err("version").message.contains("version 2"));
+    assert!(wire::decode::<Drain>(&[]).is_err());
+    assert!(wire::decode::<Drain>(&vec![1; wire::MESSAGE_BYTES_MAX + 1]).expect_err("size").message.contains("limit"));
+    // A length that no message can have must not be believed, let alone allocated.
+    let hostile = [&[1_u8][..], &[0xff; 9], &[0x01]].concat();
+    assert!(wire::decode::<Vec<u64>>(&hostile).is_err());
+}

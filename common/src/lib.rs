@@ -1,0 +1,20 @@
+//! What coordinator, worker and command line share: identifiers, messages, names, settings, errors, and the ports to clock and store with their adapters.
+
+pub mod adapters;
+pub mod api;
+pub mod buffer;
+pub mod clock;
+pub mod config;
+pub mod conformance;
+pub mod error;
+#[cfg(test)]
+mod golden;
+pub mod ids;
+pub mod ledger;
+pub mod names;
+pub mod plan;
+pub mod store;
+pub mod telemetry;
+pub mod wire;
+
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,289 @@
+//! The only builder of names: NATS subjects, stream names and object paths. Nothing else in the program puts one together.
+
+use crate::ids::{AttemptId, DeploymentId, Epoch, JobId, WorkerId};
+
+/// File that says a job's OUTPUT is whole.
+pub const SUCCESS: &str = "_SUCCESS";
+/// First path segment of everything that is muster's own in a bucket.
+pub const SCRATCH_DIR: &str = "_muster";
+/// Name of the micro service that is the control API.
+pub const SERVICE: &str = "muster";
+/// The namespace that settings start with.
+pub const DEFAULT_NAMESPACE: &str = "muster";
+
+/// The subjects and streams of one namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    namespace: String,
+}
+
+impl Names {
+    /// Names below a namespace: one token of letters, digits and dashes (the settings validate it).
+    pub fn new(namespace: &str) -> Self {
+        Self { namespace: namespace.to_owned() }
+    }
+
+    /// Leader beats.
+    pub fn leader(&self) -> String {
+        format!("{}.c.leader", self.namespace)
+    }
+
+    /// Requests to register.
+    pub fn register(&self) -> String {
+        format!("{}.c.register", self.namespace)
+    }
+
+    /// Requests that carry samples.
+    pub fn samples(&self) -> String {
+        format!("{}.c.samples", self.namespace)
+    }
+
+    /// Requests that carry reports.
+    pub fn report(&self) -> String {
+        format!("{}.c.report", self.namespace)
+    }
+
+    /// Requests for a job's phase.
+    pub fn phase(&self) -> String {
+        format!("{}.c.phase", self.namespace)
+    }
+
+    /// One worker's heartbeats.
+    pub fn heartbeat(&self, worker: &WorkerId) -> String {
+        format!("{}.w.{worker}.hb", self.namespace)
+    }
+
+    /// All workers' heartbeats.
+    pub fn heartbeats(&self) -> String {
+        format!("{}.w.*.hb", self.namespace)
+    }
+
+    /// One kind of command to one worker.
+    pub fn command(&self, worker: &WorkerId, verb: Verb) -> String {
+        format!("{}.w.{worker}.cmd.{}", self.namespace, verb.as_str())
+    }
+
+    /// All commands to one worker.
+    pub fn commands(&self, worker: &WorkerId) -> String {
+        format!("{}.w.{worker}.cmd.*", self.namespace)
+    }
+
+    /// A job's announcements.
+    pub fn broadcast(&self, job: &JobId) -> String {
+        format!("{}.j.{job}.bcast", self.namespace)
+    }
+
+    /// All jobs' announcements.
+    pub fn broadcasts(&self) -> String {
+        format!("{}.j.*.bcast", self.namespace)
+    }
+
+    /// A job's progress, for people.
+    pub fn progress(&self, job: &JobId) -> String {
+        format!("{}.p.{job}", self.namespace)
+    }
+
+    /// The journal's one subject.
+    pub fn journal_subject(&self) -> String {
+        format!("{}.journal", self.namespace)
+    }
+
+    /// The journal's stream.
+    pub fn journal_stream(&self) -> String {
+        self.stream("JOURNAL")
+    }
+
+    /// A job's events.
+    pub fn event(&self, job: &JobId) -> String {
+        format!("{}.e.{job}", self.namespace)
+    }
+
+    /// Events of the deployment that belong to no job.
+    pub fn deployment_event(&self) -> String {
+        format!("{}.e", self.namespace)
+    }
+
+    /// The events' stream.
+    pub fn events_stream(&self) -> String {
+        self.stream("EVENTS")
+    }
+
+    /// Dead letters of a job.
+    pub fn dead_letter(&self, job: &JobId) -> String {
+        format!("{}.dlq.{job}", self.namespace)
+    }
+
+    /// All jobs' dead letters.
+    pub fn dead_letters(&self) -> String {
+        format!("{}.dlq.*", self.namespace)
+    }
+
+    /// The dead letters' stream.
+    pub fn dead_letters_stream(&self) -> String {
+        self.stream("DLQ")
+    }
+
+    /// One call of the control API.
+    pub fn api(&self, call: &str) -> String {
+        format!("{}.api.{call}", self.namespace)
+    }
+
+    /// The subject below which the control API's calls stand.
+    pub fn api_root(&self) -> String {
+        format!("{}.api", self.namespace)
+    }
+
+    /// The queue group of the control API: it bears the epoch, so that a paused leader holds no requests of the next one.
+    pub fn api_queue(&self, epoch: Epoch) -> String {
+        format!("{}-e{epoch}", self.namespace)
+    }
+
+    /// `MUSTER_JOURNAL` and its like.
+    fn stream(&self, kind: &str) -> String {
+        format!("{}_{kind}", self.namespace.to_ascii_uppercase().replace('-', "_"))
+    }
+}
+
+/// The commands that a worker takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// Run an attempt.
+    Run,
+    /// Abandon an attempt.
+    Cancel,
+    /// Take no more work.
+    Drain,
+}
+
+impl Verb {
+    /// The last token of the command's subject.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verb::Run => "run",
+            Verb::Cancel => "cancel",
+            Verb::Drain => "drain",
+        }
+    }
+
+    /// The command whose subject ends in `token`.
+    pub fn from_token(token: &str) -> Option<Self> {
+        [Verb::Run, Verb::Cancel, Verb::Drain].into_iter().find(|verb| verb.as_str() == token)
+    }
+}
+
+/// The scratch of one job, as a path below the scratch bucket: `_muster/<deployment>/<job>`.
+pub fn scratch_path(deployment: &DeploymentId, job: &JobId) -> String {
+    format!("{SCRATCH_DIR}/{deployment}/{job}")
+}
+
+/// The plan's object below a job's scratch. The nonce keeps two leaders apart.
+pub fn plan_path(nonce: u64) -> String {
+    format!("plan.{nonce:016x}")
+}
+
+/// The splitters' object below a job's scratch.
+pub fn splitters_path(epoch: Epoch, nonce: u64) -> String {
+    format!("splitters.e{epoch}.{nonce:016x}")
+}
+
+/// The pinned runs' object below a job's scratch.
+pub fn runs_path(epoch: Epoch, nonce: u64) -> String {
+    format!("runs.e{epoch}.{nonce:016x}")
+}
+
+/// An attempt's run below a job's scratch. It carries the whole attempt id: no two attempts ever write one object.
+pub fn run_path(attempt: &AttemptId) -> String {
+    format!("{attempt}.run")
+}
+
+/// An attempt's samples below a job's scratch, where they are too large for a message.
+pub fn samples_path(attempt: &AttemptId) -> String {
+    format!("{attempt}.samples")
+}
+
+/// The name of one output part: `part-00012.txt`.
+pub fn part_name(partition: u32, extension: &str) -> String {
+    format!("part-{partition:05}.{extension}")
+}
+
+/// Whether a name directly below OUTPUT is one that a job gives: a part's, or the manifest's.
+pub fn is_output_name(name: &str, extension: &str) -> bool {
+    let number = name
+        .strip_prefix("part-")
+        .and_then(|rest| rest.strip_suffix(extension))
+        .and_then(|rest| rest.strip_suffix('.'));
+    name == SUCCESS || number.is_some_and(|number| number.len() == 5 && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// Whether an object name is one that jobs read: no path segment begins with `_` or `.`.
+pub fn is_input_name(relative: &str) -> bool {
+    relative.split('/').all(|segment| !segment.starts_with(['_', '.']))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Generation, Phase, TaskId};
+
+    #[test]
+    fn subjects_are_the_documented_ones() {
+        let names = Names::new("muster");
+        let worker: WorkerId = "w1".parse().expect("id");
+        let job: JobId = "j1".parse().expect("id");
+        let built = [
+            names.leader(),
+            names.register(),
+            names.heartbeat(&worker),
+            names.command(&worker, Verb::Run),
+            names.broadcast(&job),
+            names.progress(&job),
+            names.journal_stream(),
+            names.events_stream(),
+            names.dead_letters_stream(),
+        ];
+        let documented = [
+            "muster.c.leader",
+            "muster.c.register",
+            "muster.w.w1.hb",
+            "muster.w.w1.cmd.run",
+            "muster.j.j1.bcast",
+            "muster.p.j1",
+            "MUSTER_JOURNAL",
+            "MUSTER_EVENTS",
+            "MUSTER_DLQ",
+        ];
+        assert_eq!(built, documented);
+        assert_eq!(Names::new("team-a").journal_stream(), "TEAM_A_JOURNAL");
+    }
+
+    #[test]
+    fn runs_carry_the_whole_attempt() {
+        let task = TaskId { phase: Phase::Sort, index: 3 };
+        let attempt = AttemptId { task, generation: Generation(0), epoch: Epoch(2), nonce: 1 };
+        assert_eq!(run_path(&attempt), "sort-00003.g0.e2.0000000000000001.run");
+    }
+
+    #[test]
+    fn output_names_are_told_from_others() {
+        for (name, expected) in [
+            ("part-00012.txt", true),
+            ("_SUCCESS", true),
+            ("part-00012.bin", false),
+            ("part-012.txt", false),
+            ("part-000120txt", false),
+            ("other", false),
+        ] {
+            assert_eq!(is_output_name(name, "txt"), expected, "{name}");
+        }
+        assert!(is_output_name(&part_name(7, "bin"), "bin"));
+    }
+
+    #[test]
+    fn hidden_names_are_no_input() {
+        for (name, expected) in
+            [("a", true), ("a/b.txt", true), ("_SUCCESS", false), ("a/.tmp", false), ("_muster/x", false)]
+        {
+            assert_eq!(is_input_name(name), expected, "{name}");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! What a job is: the request, the plan made of it, and the list of pinned runs. Plan and list lie in scratch; the journal carries their digests.
+
+use serde::{Deserialize, Serialize};
+
+use muster_kernel::proof::Interval;
+use muster_kernel::spec::SortSpec;
+
+use crate::error::{Error, Result};
+use crate::ids::{AttemptId, JobId};
+use crate::wire;
+
+/// Version byte of [`Plan`] and [`PinnedRuns`] as they are stored.
+pub const PLAN_VERSION: u8 = 1;
+/// Largest plan or list of runs that is read back, in bytes.
+pub const PLAN_BYTES_MAX: u64 = 256 << 20;
+/// Most input objects of one job.
+pub const OBJECTS_MAX: usize = 1_000_000;
+/// Most partitions of one job; part names have five digits.
+pub const PARTITIONS_MAX: u32 = 100_000;
+/// Longest text field of a request, in bytes.
+pub const TEXT_BYTES_MAX: usize = 4096;
+/// Most INPUT arguments of one job.
+pub const INPUTS_MAX: usize = 10_000;
+
+/// A request to sort, as a client submits it (JSON in the control API).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobSpec {
+    /// Chosen by the client; a repeat with the same id and request is the same job.
+    pub job: JobId,
+    /// Objects, folders, prefixes and globs, as absolute paths or URLs.
+    pub inputs: Vec<String>,
+    /// The folder or prefix that parts go to, as an absolute path or URL.
+    pub output: String,
+    /// Where scratch goes; else the coordinator's bucket, else below `output`.
+    pub bucket: Option<String>,
+    /// Format, keys and flags.
+    pub sort: SortSpec,
+    /// Whether the format was left to muster (`--format auto`, read as lines): input that looks like another format is then refused by name.
+    pub auto_format: bool,
+    /// Extension of the parts, without the dot.
+    pub extension: String,
+    /// Whether an OUTPUT that is not empty may be replaced.
+    pub overwrite: bool,
+    /// Whether output on a file system is synced before `_SUCCESS`.
+    pub fsync: bool,
+    /// Sizes and bounds.
+    pub sizing: Sizing,
+}
+
+/// The sizes that shape a plan. All of them come from options, none from workers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sizing {
+    /// How many partitions; else by `partition_bytes`.
+    pub partitions: Option<u32>,
+    /// Input bytes of one sort task; else from the input's size.
+    pub split_bytes: Option<u64>,
+    /// Output bytes of one partition; else from the input's size.
+    pub partition_bytes: Option<u64>,
+    /// Memory of one task in bytes that the splits should fit, where the client knows it.
+    pub task_memory_bytes: Option<u64>,
+    /// Tries of one task before the job fails.
+    pub attempts_max: Option<u32>,
+}
+
+/// One input object, as it was when the job was planned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinnedObject {
+    /// Its blob URL.
+    pub url: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// ETag, or modification time and inode: whatever its store tells versions apart by.
+    pub version: String,
+}
+
+/// Everything that workers need to know of a job; made from options and pinned input alone, so the same request over the same input gives the same parts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The job.
+    pub job: JobId,
+    /// Format, keys and flags.
+    pub sort: SortSpec,
+    /// The input in order; an index into this list names an object from here on.
+    pub objects: Vec<PinnedObject>,
+    /// The input bytes of each sort task.
+    pub splits: Vec<Vec<Interval>>,
+    /// How many partitions are aimed at; fewer distinct keys than that give fewer.
+    pub partitions: u32,
+    /// Seed of the sampled ranges.
+    pub sample_seed: u64,
+    /// Samples to take of each split.
+    pub samples_per_split: u32,
+    /// URL of OUTPUT.
+    pub output: String,
+    /// Extension of the parts.
+    pub extension: String,
+    /// URL of this job's scratch.
+    pub scratch: String,
+    /// What stood in OUTPUT and goes after the commit, if it is still that version.
+    pub replaced: Vec<PinnedObject>,
+    /// Ids of the uploads into OUTPUT that were open already: they are somebody else's.
+    pub uploads_before: Vec<String>,
+    /// Whether output on a file system is synced before `_SUCCESS`.
+    pub fsync: bool,
+    /// Tries of one task before the job fails.
+    pub attempts_max: u32,
+}
+
+/// The runs that the merges of a job read: one for each split, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinnedRuns {
+    /// The job.
+    pub job: JobId,
+    /// By split.
+    pub runs: Vec<PinnedRun>,
+}
+
+/// One committed run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinnedRun {
+    /// The attempt that was committed.
+    pub attempt: AttemptId,
+    /// Where it stands.
+    pub url: String,
+    /// Its length.
+    pub bytes: u64,
+    /// The digest of its index.
+    pub index_digest: u64,
+}
+
+impl Plan {
+    /// The global position of each object's first byte, and the input's size as last element.
+    pub fn positions(&self) -> Vec<u64> {
+        let mut positions = Vec::with_capacity(self.objects.len() + 1);
+        let mut next = 0;
+        for object in &self.objects {
+            positions.push(next);
+            next += object.bytes;
+        }
+        positions.push(next);
+        positions
+    }
+
+    /// Input bytes in all.
+    pub fn input_bytes(&self) -> u64 {
+        self.objects.iter().map(|object| object.bytes).sum()
+    }
+
+    /// Input bytes of one split.
+    pub fn split_bytes(&self, split: u32) -> u64 {
+        self.splits.get(split as usize).map_or(0, |pieces| pieces.iter().map(|piece| piece.end - piece.begin).sum())
+    }
+
+    /// As stored.
+    ///
+    /// # Errors
+    /// `Bug` where it cannot be serialised.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        wire::frame(PLAN_VERSION, self)
+    }
+
+    /// Reads a stored plan and checks that its pieces lie within its objects.
+    ///
+    /// # Errors
+    /// `Invalid` where it is malformed.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let plan: Plan = wire::unframe(PLAN_VERSION..=PLAN_VERSION, bytes)?;
+        for piece in plan.splits.iter().flatten() {
+            let object = plan.objects.get(piece.object as usize);
+            if !object.is_some_and(|object| piece.begin <= piece.end && piece.end <= object.bytes) {
+                return Err(Error::invalid(format!(
+                    "the plan of job {} names bytes that its objects do not have",
+                    plan.job
+                )));
+            }
+        }
+        Ok(plan)
+    }
+}
+
+impl PinnedRuns {
+    /// As stored.
+    ///
+    /// # Errors
+    /// `Bug` where it cannot be serialised.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        wire::frame(PLAN_VERSION, self)
+    }
+
+    /// Reads a stored list.
+    ///
+    /// # Errors
+    /// `Invalid` where it is malformed.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        wire::unframe(PLAN_VERSION..=PLAN_VERSION, bytes)
+    }
+}

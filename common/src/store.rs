@@ -1,0 +1,391 @@
+//! The object store as the program sees it: blob URLs and the port [`Blobs`].
+//!
+//! A blob URL is `s3://bucket/key` or `file:///absolute/path`. Contracts that callers rely on: `put` and `complete_upload` make an object appear whole or not at all;
+//! `complete_upload`, `abort_upload` and `delete` are idempotent; an upload that was aborted can never be completed; every call ends within the adapter's bounds.
+//! Adapters: [`crate::adapters::local`], [`crate::adapters::s3`], [`crate::adapters::memory`]; [`crate::conformance`] is the suite that all pass.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+
+use crate::buffer::{Buffer, BufferPool};
+use crate::error::{Error, Result};
+use crate::wire::BlobRef;
+
+/// Where an object, or all objects below a prefix, lie.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlobUrl {
+    scheme: Scheme,
+    /// Without leading slash; for files the absolute path less its slash.
+    key: String,
+}
+
+/// Which store a blob URL means.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scheme {
+    /// The file system of each process.
+    File,
+    /// A bucket that speaks S3.
+    S3 {
+        /// Its name.
+        bucket: String,
+    },
+    /// An in-memory store, for tests.
+    Memory,
+}
+
+impl BlobUrl {
+    /// The store it lies in.
+    pub fn scheme(&self) -> &Scheme {
+        &self.scheme
+    }
+
+    /// The key within the store, without leading slash.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The URL of `relative` below this one.
+    #[must_use]
+    pub fn join(&self, relative: &str) -> Self {
+        let base = self.key.trim_end_matches('/');
+        let key = if base.is_empty() { relative.to_owned() } else { format!("{base}/{relative}") };
+        Self { scheme: self.scheme.clone(), key }
+    }
+
+    /// The URL of another key in the same store.
+    #[must_use]
+    pub fn with_key(&self, key: impl Into<String>) -> Self {
+        Self { scheme: self.scheme.clone(), key: key.into() }
+    }
+
+    /// The path, where this is a file URL.
+    pub fn file_path(&self) -> Option<PathBuf> {
+        (self.scheme == Scheme::File).then(|| PathBuf::from(format!("/{}", self.key)))
+    }
+
+    /// A path as URL; it must be absolute and is cleaned of `.` and `..` without a look at links.
+    ///
+    /// # Errors
+    /// `Invalid` where it is relative or not UTF-8.
+    pub fn from_path(path: &Path) -> Result<Self> {
+        let refuse = |why: &str| Error::invalid(format!("the path {} {why}", path.display()));
+        if !path.is_absolute() {
+            return Err(refuse("is not absolute; in a pool every process must see it under the same absolute path"));
+        }
+        let mut segments: Vec<&str> = Vec::new();
+        for component in path.components() {
+            match component {
+                Component::Normal(segment) => {
+                    segments.push(segment.to_str().ok_or_else(|| refuse("is not valid UTF-8"))?);
+                }
+                Component::ParentDir => drop(segments.pop()),
+                Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+            }
+        }
+        Ok(Self { scheme: Scheme::File, key: segments.join("/") })
+    }
+
+    /// Whether `other` is this URL or lies below it.
+    pub fn contains(&self, other: &BlobUrl) -> bool {
+        let base = self.key.trim_end_matches('/');
+        self.scheme == other.scheme
+            && (base.is_empty()
+                || other.key.trim_end_matches('/') == base
+                || other.key.strip_prefix(base).is_some_and(|rest| rest.starts_with('/')))
+    }
+
+    /// The last segment of the key.
+    pub fn name(&self) -> &str {
+        self.key.trim_end_matches('/').rsplit('/').next().unwrap_or_default()
+    }
+}
+
+impl fmt::Display for BlobUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.scheme {
+            Scheme::File => write!(f, "file:///{}", self.key),
+            Scheme::S3 { bucket } => write!(f, "s3://{bucket}/{}", self.key),
+            Scheme::Memory => write!(f, "memory:///{}", self.key),
+        }
+    }
+}
+
+impl FromStr for BlobUrl {
+    type Err = Error;
+
+    /// Takes an absolute path or a URL. Keys are taken as they stand, without percent-decoding.
+    fn from_str(text: &str) -> Result<Self> {
+        if text.contains('\0') {
+            return Err(Error::invalid("a path or URL holds a NUL byte"));
+        }
+        if text.starts_with('/') {
+            return Self::from_path(Path::new(text));
+        }
+        let Some((scheme, rest)) = text.split_once("://") else {
+            return Err(Error::invalid(format!("{text:?} is neither an absolute path nor a URL")));
+        };
+        match scheme {
+            "file" if rest.starts_with('/') => Self::from_path(Path::new(rest)),
+            "file" => Err(Error::invalid(format!("{text:?}: a file URL has no host; write file:///PATH"))),
+            "s3" => {
+                let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
+                let sound = (3..=63).contains(&bucket.len())
+                    && bucket.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(&b));
+                if !sound {
+                    return Err(Error::invalid(format!(
+                        "{text:?}: {bucket:?} is not a bucket name (3 to 63 of a-z 0-9 - . _)"
+                    )));
+                }
+                if key.split('/').any(|segment| segment == ".." || segment == ".") {
+                    return Err(Error::invalid(format!("{text:?}: a key may not hold . or .. segments")));
+                }
+                Ok(Self {
+                    scheme: Scheme::S3 { bucket: bucket.to_owned() },
+                    key: key.trim_start_matches('/').to_owned(),
+                })
+            }
+            "memory" => Ok(Self { scheme: Scheme::Memory, key: rest.trim_start_matches('/').to_owned() }),
+            "gs" | "az" => {
+                Err(Error::invalid(format!("{text:?}: {scheme}:// is not built yet; use s3://, file:// or a path")))
+            }
+            _ => Err(Error::invalid(format!("{text:?}: unknown scheme {scheme}://; use s3://, file:// or a path"))),
+        }
+    }
+}
+
+impl Serialize for BlobUrl {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for BlobUrl {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// What a store says of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlobMeta {
+    /// Its key within the store.
+    pub key: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Tells versions apart: ETag, or modification time, size and inode.
+    pub version: String,
+}
+
+/// How a range is going to be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// It may be in a cache and may be read again (input).
+    Cached,
+    /// It is read once (runs): where the store is a disk, past the page cache.
+    Once,
+}
+
+/// A place in an open multipart upload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartAt {
+    /// Which part, from 0.
+    pub index: u32,
+    /// Where its first byte stands in the object.
+    pub offset: u64,
+}
+
+/// A multipart upload that is neither completed nor aborted.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OpenUpload {
+    /// The key that it would make appear.
+    pub key: String,
+    /// The store's id of it.
+    pub upload: String,
+}
+
+/// The port to an object store. Keys are those of [`BlobUrl::key`].
+#[async_trait]
+pub trait Blobs: Send + Sync + 'static {
+    /// The objects below a prefix, which is a folder: `a/b` holds `a/b/c` but neither `a/bc` nor `a/b` itself. In byte order of their keys.
+    ///
+    /// # Errors
+    /// `Exhausted` beyond `limit` objects; else as [`Blobs::head`]. A prefix that nothing lies below gives an empty list.
+    async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<BlobMeta>>;
+
+    /// An object's size and version.
+    ///
+    /// # Errors
+    /// `NotFound` where there is none, `Invalid` where access is denied, `Retry` for passing trouble.
+    async fn head(&self, key: &str) -> Result<BlobMeta>;
+
+    /// Exactly the bytes of a range.
+    ///
+    /// # Errors
+    /// As [`Blobs::head`]; `Corrupt` where the object ends before the range does.
+    async fn read(&self, key: &str, range: Range<u64>, access: Access) -> Result<Bytes>;
+
+    /// Writes a small object in one go, over whatever stands there.
+    ///
+    /// # Errors
+    /// As [`Blobs::head`]; `Exhausted` where the store is full.
+    async fn put(&self, key: &str, bytes: Bytes) -> Result<()>;
+
+    /// Opens a multipart upload and gives its id. Nothing is visible before [`Blobs::complete_upload`].
+    ///
+    /// # Errors
+    /// As [`Blobs::put`].
+    async fn open_upload(&self, key: &str) -> Result<String>;
+
+    /// Writes one part and gives its tag. Parts may go side by side. All but the last are at least 5 MiB, and multiples of [`crate::buffer::ALIGN`].
+    ///
+    /// # Errors
+    /// As [`Blobs::put`]; `NotFound` where the upload was aborted.
+    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Buffer) -> Result<String>;
+
+    /// Makes the object appear from its parts, which have `bytes` in all. Harmless where that has happened before. With `sync` it outlives a power loss.
+    ///
+    /// # Errors
+    /// `NotFound` where the upload is gone and no such object stands; else as [`Blobs::put`].
+    async fn complete_upload(&self, key: &str, upload: &str, tags: &[String], bytes: u64, sync: bool) -> Result<()>;
+
+    /// Drops an upload; from then on it cannot be completed. Harmless where it is gone.
+    ///
+    /// # Errors
+    /// As [`Blobs::head`].
+    async fn abort_upload(&self, key: &str, upload: &str) -> Result<()>;
+
+    /// The multipart uploads to keys at and below a prefix that were opened and neither completed nor aborted. Some stores (MinIO) list only those whose key is the prefix
+    /// itself, so what this does not name may still be there.
+    ///
+    /// # Errors
+    /// As [`Blobs::list`].
+    async fn list_uploads(&self, prefix: &str, limit: usize) -> Result<Vec<OpenUpload>>;
+
+    /// Removes an object. Harmless where there is none.
+    ///
+    /// # Errors
+    /// As [`Blobs::head`].
+    async fn delete(&self, key: &str) -> Result<()>;
+
+    /// Removes what only hierarchical stores have: the empty folders at and below a prefix. Does nothing elsewhere.
+    ///
+    /// # Errors
+    /// As [`Blobs::head`].
+    async fn prune(&self, prefix: &str) -> Result<()>;
+}
+
+/// The stores that a process has opened, each once. Cloning shares them.
+#[derive(Clone)]
+pub struct Stores {
+    opened: Arc<Mutex<HashMap<Scheme, Arc<dyn Blobs>>>>,
+    buffers: BufferPool,
+}
+
+impl Stores {
+    /// No store opened yet; all of them will use `buffers` for what they read.
+    pub fn new(buffers: BufferPool) -> Self {
+        Self { opened: Arc::default(), buffers }
+    }
+
+    /// Puts a store in place of the one that its scheme would open.
+    pub async fn insert(&self, scheme: Scheme, store: Arc<dyn Blobs>) {
+        self.opened.lock().await.insert(scheme, store);
+    }
+
+    /// The buffers that reads and uploads share.
+    pub fn buffers(&self) -> &BufferPool {
+        &self.buffers
+    }
+
+    /// The store that a URL lies in. Credentials of S3 come from the usual `AWS_*` environment.
+    ///
+    /// # Errors
+    /// `Invalid` where the environment's settings do not make a client.
+    pub async fn open(&self, url: &BlobUrl) -> Result<Arc<dyn Blobs>> {
+        let mut opened = self.opened.lock().await;
+        if let Some(store) = opened.get(url.scheme()) {
+            return Ok(store.clone());
+        }
+        let store: Arc<dyn Blobs> = match url.scheme() {
+            Scheme::File => Arc::new(crate::adapters::local::LocalBlobs::new(self.buffers.clone())),
+            Scheme::S3 { bucket } => Arc::new(crate::adapters::s3::S3Blobs::from_env(bucket)?),
+            Scheme::Memory => Arc::new(crate::adapters::memory::MemoryBlobs::default()),
+        };
+        opened.insert(url.scheme().clone(), store.clone());
+        Ok(store)
+    }
+
+    /// Writes bytes and returns a checked pointer to them.
+    ///
+    /// # Errors
+    /// As [`Blobs::put`].
+    pub async fn put_ref(&self, url: &BlobUrl, bytes: Vec<u8>) -> Result<BlobRef> {
+        let digest = crate::wire::digest(&bytes);
+        let pointer = BlobRef { url: url.to_string(), bytes: bytes.len() as u64, digest };
+        self.open(url).await?.put(url.key(), bytes.into()).await.map_err(|e| e.at(url))?;
+        Ok(pointer)
+    }
+
+    /// Reads what a pointer points to, and checks length and digest.
+    ///
+    /// # Errors
+    /// `Corrupt` where they differ, `Invalid` beyond `bytes_max`; else as [`Blobs::read`].
+    pub async fn get_ref(&self, pointer: &BlobRef, bytes_max: u64) -> Result<Bytes> {
+        let url: BlobUrl = pointer.url.parse()?;
+        if pointer.bytes > bytes_max {
+            return Err(Error::invalid(format!(
+                "{url} has {} bytes, more than the limit of {bytes_max}",
+                pointer.bytes
+            )));
+        }
+        let bytes =
+            self.open(&url).await?.read(url.key(), 0..pointer.bytes, Access::Cached).await.map_err(|e| e.at(&url))?;
+        let digest = crate::wire::digest(&bytes);
+        if digest != pointer.digest {
+            return Err(Error::corrupt(format!("{url} has digest {digest:016x}, not {:016x}", pointer.digest)));
+        }
+        Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_parse_and_print() {
+        let check = |text: &str, expected: Option<&str>| {
+            assert_eq!(text.parse::<BlobUrl>().ok().map(|url| url.to_string()).as_deref(), expected, "{text}");
+        };
+        check("/a/b", Some("file:///a/b"));
+        check("/a/./b/../c/", Some("file:///a/c"));
+        check("file:///a", Some("file:///a"));
+        check("s3://bucket/a/b", Some("s3://bucket/a/b"));
+        check("s3://bucket", Some("s3://bucket/"));
+        check("s3://B/a", None);
+        check("s3://bucket/../a", None);
+        check("gs://bucket/a", None);
+        check("relative", None);
+        check("file://host/a", None);
+    }
+
+    #[test]
+    fn containment_is_by_segments() {
+        let url = |text: &str| text.parse::<BlobUrl>().expect("url");
+        assert!(url("/a/b").contains(&url("/a/b/c")));
+        assert!(url("/a/b").contains(&url("/a/b")));
+        assert!(!url("/a/b").contains(&url("/a/bc")));
+        assert!(!url("s3://one").contains(&url("s3://two/a")));
+        assert!(url("s3://one").contains(&url("s3://one/a")));
+    }
+}

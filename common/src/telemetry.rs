@@ -1,0 +1,35 @@
+//! Logging: structured, to stderr, as text or JSON. Fixed fields: `job phase task attempt worker epoch`.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Sends log lines of this process to `writer`. `MUSTER_LOG` sets the filter (as `RUST_LOG` does elsewhere); else `level` holds for muster, and `warn` for its libraries
+/// unless `level` is `off`.
+/// A second call changes nothing.
+pub fn init<W>(format: LogFormat, level: &str, writer: W)
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let ours = ["muster", "muster_common", "muster_coordinator", "muster_worker"];
+    let libraries = if level == "off" { "off" } else { "warn" };
+    let default = ours.iter().fold(libraries.to_owned(), |filter, name| format!("{filter},{name}={level}"));
+    let filter = EnvFilter::try_from_env("MUSTER_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    // An error means that logging was set up before, as it is by an embedding program or another test.
+    drop(match format {
+        LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    });
+}
