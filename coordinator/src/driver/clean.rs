@@ -1,0 +1,129 @@
+//! Removes what an ended job leaves: its uploads, then all of its scratch, then folders that are empty now.
+//!
+//! Nothing else is touched. In scratch the job's own prefix is all its own. In OUTPUT, which is claimed by this job alone, an open upload to a part's name is its own unless
+//! the plan pins it as older: it may be that of a worker that died before it could report it. The plan goes last, so that a repeat still knows.
+
+use std::collections::BTreeSet;
+
+use futures::{StreamExt, TryStreamExt, stream};
+
+use muster_common::names::{self, SCRATCH_DIR};
+use muster_common::plan::{PLAN_BYTES_MAX, Plan};
+use muster_common::store::{BlobUrl, OpenUpload, Scheme, Stores};
+use muster_common::{ErrorKind, Result};
+
+use super::publish::{AT_ONCE, delete};
+use crate::job::io::Leftovers;
+
+/// Objects that one listing of scratch may give.
+const LISTED_MAX: usize = 1_000_000;
+/// Open uploads that one listing may give.
+pub(super) const UPLOADS_MAX: usize = 100_000;
+/// Parts whose own key is asked for open uploads, where the store may not list those below a prefix.
+const ASKED_MAX: u32 = 1000;
+
+/// Removes the leftovers. Harmless where that has happened before.
+///
+/// # Errors
+/// The first error of the store, naming the object.
+pub(super) async fn clean_up(stores: &Stores, leftovers: Leftovers) -> Result<()> {
+    abort_all(stores, leftovers.uploads.clone()).await?;
+    if let Some(plan) = plan_of(stores, &leftovers).await? {
+        let unknown = unknown_uploads(stores, &leftovers, &plan).await?;
+        abort_all(stores, unknown).await?;
+    }
+    let Leftovers { scratch, plan, empty_output, .. } = leftovers;
+    let store = stores.open(&scratch).await?;
+    let open = store.list_uploads(scratch.key(), UPLOADS_MAX).await.map_err(|e| e.at(&scratch))?;
+    abort_all(stores, open.into_iter().map(|open| (scratch.with_key(open.key), open.upload)).collect()).await?;
+    let left = store.list(scratch.key(), LISTED_MAX).await.map_err(|e| e.at(&scratch))?;
+    let urls: Vec<BlobUrl> = left.into_iter().map(|meta| scratch.with_key(meta.key)).collect();
+    let (plans, others) = urls.into_iter().partition(|url| url.to_string() == plan.url);
+    delete(&store, others).await?;
+    delete(&store, plans).await?;
+    for folder in folders(&scratch) {
+        store.prune(folder.key()).await.map_err(|e| e.at(&folder))?;
+    }
+    if let Some(output) = empty_output {
+        stores.open(&output).await?.prune(output.key()).await.map_err(|e| e.at(&output))?;
+    }
+    Ok(())
+}
+
+/// The job's plan; none where it is gone, and with it all that an earlier try has removed, or where it is damaged.
+async fn plan_of(stores: &Stores, leftovers: &Leftovers) -> Result<Option<Plan>> {
+    match stores.get_ref(&leftovers.plan, PLAN_BYTES_MAX).await.and_then(|bytes| Plan::from_bytes(&bytes)) {
+        Ok(plan) => Ok(Some(plan)),
+        Err(error) if error.kind == ErrorKind::Retry => Err(error),
+        Err(error) => {
+            tracing::debug!(%error, url = leftovers.plan.url, "no plan to compare open uploads with");
+            Ok(None)
+        }
+    }
+}
+
+/// Uploads to the job's parts that nobody has reported.
+async fn unknown_uploads(stores: &Stores, leftovers: &Leftovers, plan: &Plan) -> Result<Vec<(BlobUrl, String)>> {
+    let Leftovers { output, partitions, .. } = leftovers;
+    let store = stores.open(output).await?;
+    let part = |partition: u32| output.join(&names::part_name(partition, &plan.extension));
+    let mut asked = vec![output.clone()];
+    if matches!(output.scheme(), Scheme::S3 { .. }) {
+        asked.extend((0..(*partitions).min(ASKED_MAX)).map(part));
+    }
+    let ask = |url: BlobUrl| {
+        let store = store.clone();
+        async move { store.list_uploads(url.key(), UPLOADS_MAX).await.map_err(|e| e.at(&url)) }
+    };
+    let open: BTreeSet<OpenUpload> =
+        stream::iter(asked.into_iter().map(ask)).buffer_unordered(AT_ONCE).try_fold(BTreeSet::new(), collect).await?;
+    let own: BTreeSet<String> =
+        (0..*partitions).map(part).chain([output.join(names::SUCCESS)]).map(|url| url.key().to_owned()).collect();
+    let before: BTreeSet<&String> = plan.uploads_before.iter().collect();
+    let fresh = open.into_iter().filter(|open| !before.contains(&open.upload) && own.contains(&open.key));
+    Ok(fresh.map(|open| (output.with_key(open.key), open.upload)).collect())
+}
+
+async fn collect(mut all: BTreeSet<OpenUpload>, some: Vec<OpenUpload>) -> Result<BTreeSet<OpenUpload>> {
+    all.extend(some);
+    Ok(all)
+}
+
+async fn abort_all(stores: &Stores, uploads: Vec<(BlobUrl, String)>) -> Result<()> {
+    let abort_one = |(url, upload): (BlobUrl, String)| async move { abort(stores, &url, &upload).await };
+    stream::iter(uploads.into_iter().map(abort_one)).buffer_unordered(AT_ONCE).try_collect::<()>().await
+}
+
+/// Aborts one upload. A store that no longer knows it has nothing left of it.
+pub(super) async fn abort(stores: &Stores, url: &BlobUrl, upload: &str) -> Result<()> {
+    match stores.open(url).await?.abort_upload(url.key(), upload).await {
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
+        outcome => outcome.map_err(|e| e.at(url)),
+    }
+}
+
+/// The job's scratch, and the folders above it that are muster's own: `…/_muster/<deployment>/<job>`, innermost first.
+fn folders(scratch: &BlobUrl) -> Vec<BlobUrl> {
+    let mut folders = vec![scratch.clone()];
+    let mut key = scratch.key();
+    while let Some((parent, _)) = key.rsplit_once('/') {
+        if !parent.split('/').any(|segment| segment == SCRATCH_DIR) || folders.len() == 3 {
+            break;
+        }
+        folders.push(scratch.with_key(parent));
+        key = parent;
+    }
+    folders
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_own_folders_are_pruned() {
+        let scratch: BlobUrl = "/data/out/_muster/d1/j1".parse().expect("url");
+        let keys: Vec<String> = folders(&scratch).iter().map(|url| url.key().to_owned()).collect();
+        assert_eq!(keys, ["data/out/_muster/d1/j1", "data/out/_muster/d1", "data/out/_muster"]);
+    }
+}

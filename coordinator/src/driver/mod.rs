@@ -1,0 +1,408 @@
+//! The driver: NATS, stores, clock and journal on one side, the pure machine on the other. One task, one loop: take what comes first, step the machine, carry out the
+//! effects in their order. It decides nothing.
+//!
+//! What is published from the loop (answers, beats, progress) is sent only while the connection stands and within a short bound: all of it is repeated or asked for again.
+//! What waits (commands, stores) runs in tasks of its own and comes back as an input. Records go to the journal's writer in the order in which the machine gave them.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::{Client, Message, Subscriber};
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt};
+use serde::Serialize;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use muster_common::api::Event;
+use muster_common::clock::Clock;
+use muster_common::config::Config;
+use muster_common::ids::JobId;
+use muster_common::names::Names;
+use muster_common::store::Stores;
+use muster_common::wire::{self, Heartbeat, LeaderBeat, PhaseQuery, Register, Report};
+use muster_common::{Error, Result};
+
+mod asker;
+mod clean;
+mod effects;
+mod formats;
+mod listing;
+mod publish;
+
+use crate::api::{self, ControlApi};
+use crate::job::Machine;
+use crate::job::io::{Effect, Input, RefusalCode};
+use crate::journal::writer::{JournalWriter, Order, Written};
+use asker::{Asker, Askers};
+use effects::Hands;
+
+/// Longest pause between two looks at the clock, in milliseconds.
+const TICK_MS: u64 = 100;
+/// Bound of one publication from the loop.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What the driver is made of.
+pub(crate) struct Parts {
+    pub(crate) client: Client,
+    pub(crate) stores: Stores,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) config: Config,
+    pub(crate) machine: Machine,
+    pub(crate) writer: JournalWriter,
+    pub(crate) stalled: watch::Receiver<Option<String>>,
+}
+
+/// One term of one leader.
+pub(crate) struct Driver {
+    machine: Machine,
+    clock: Arc<dyn Clock>,
+    config: Config,
+    hands: Hands,
+    askers: Askers,
+    tasks: JoinSet<Option<Input>>,
+    writer: JoinSet<()>,
+    /// Unbounded here, bounded by what it holds: at most one record for each attempt under way and each job, and a snapshot.
+    orders: mpsc::UnboundedSender<Order>,
+    written: mpsc::UnboundedReceiver<Written>,
+    stalled: watch::Receiver<Option<String>>,
+    subscriptions: Subscriptions,
+    api: ControlApi,
+    beats: u64,
+    beat_due_ms: u64,
+    tick_due_ms: u64,
+    connected: bool,
+}
+
+struct Subscriptions {
+    register: Subscriber,
+    samples: Subscriber,
+    report: Subscriber,
+    phase: Subscriber,
+    heartbeats: Subscriber,
+}
+
+/// What woke the loop.
+enum Woken {
+    Input(Input),
+    Message(Kind, Message),
+    Call(api::Call, Box<async_nats::service::Request>),
+    Written(Option<Written>),
+    Clock,
+    Stop,
+    Nothing,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Register,
+    Report,
+    Phase,
+    Heartbeat,
+}
+
+impl Driver {
+    /// Subscribes and starts the control API.
+    ///
+    /// # Errors
+    /// `Retry` where NATS does not take a subscription.
+    pub(crate) async fn start(parts: Parts) -> Result<Self> {
+        let Parts { client, stores, clock, config, machine, writer, stalled } = parts;
+        let names = Names::new(&config.namespace);
+        let subscriptions = Subscriptions::new(&client, &names).await?;
+        let api = ControlApi::start(&client, &names, machine.epoch()).await?;
+        let (orders, orders_taken) = mpsc::unbounded_channel();
+        let (answers, written) = mpsc::unbounded_channel();
+        let mut writers = JoinSet::new();
+        writers.spawn(writer.serve(orders_taken, answers));
+        let command_timeout = Duration::from_millis(config.tasks.command_retry_ms);
+        let now_ms = clock.now_ms();
+        Ok(Self {
+            machine,
+            clock,
+            hands: Hands { client, names, stores, command_timeout },
+            config,
+            askers: Askers::default(),
+            tasks: JoinSet::new(),
+            writer: writers,
+            orders,
+            written,
+            stalled,
+            subscriptions,
+            api,
+            beats: 0,
+            beat_due_ms: now_ms,
+            tick_due_ms: now_ms,
+            connected: true,
+        })
+    }
+
+    /// Leads until it is told to stop.
+    ///
+    /// # Errors
+    /// `Fenced` where somebody else leads.
+    pub(crate) async fn run(mut self, mut shutdown: watch::Receiver<bool>) -> Result<()> {
+        let unix_ms = self.clock.unix_ms();
+        self.feed(Input::Began { unix_ms }).await?;
+        let outcome = loop {
+            if *shutdown.borrow_and_update() {
+                break Ok(());
+            }
+            let woken = self.wake(&mut shutdown).await;
+            match self.handle(woken).await {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        self.tasks.abort_all();
+        self.writer.abort_all();
+        let _ = tokio::time::timeout(PUBLISH_TIMEOUT, self.api.stop()).await;
+        outcome
+    }
+
+    /// Waits for whatever comes first.
+    async fn wake(&mut self, shutdown: &mut watch::Receiver<bool>) -> Woken {
+        let pause_ms = self.due_ms().saturating_sub(self.clock.now_ms());
+        let from = |kind: Kind, message: Option<Message>| {
+            message.map_or(Woken::Nothing, |message| Woken::Message(kind, message))
+        };
+        tokio::select! {
+            // A sender that is gone says that nobody can stop us any more, which is a stop too.
+            changed = shutdown.changed() => if changed.is_err() { Woken::Stop } else { Woken::Nothing },
+            written = self.written.recv() => Woken::Written(written),
+            Some(ended) = self.tasks.join_next() => match ended {
+                Ok(Some(input)) => Woken::Input(input),
+                _ => Woken::Nothing,
+            },
+            message = self.subscriptions.register.next() => from(Kind::Register, message),
+            message = self.subscriptions.report.next() => from(Kind::Report, message),
+            message = self.subscriptions.samples.next() => from(Kind::Report, message),
+            message = self.subscriptions.phase.next() => from(Kind::Phase, message),
+            message = self.subscriptions.heartbeats.next() => from(Kind::Heartbeat, message),
+            Some((call, request)) = self.api.requests.recv() => Woken::Call(call, Box::new(request)),
+            Ok(()) = self.stalled.changed() => {
+                let why = self.stalled.borrow_and_update().clone();
+                Woken::Input(Input::JournalStalled { why })
+            }
+            () = tokio::time::sleep(Duration::from_millis(pause_ms)) => Woken::Clock,
+        }
+    }
+
+    fn due_ms(&self) -> u64 {
+        let timers = self.machine.next_due_ms().unwrap_or(u64::MAX);
+        self.beat_due_ms.min(self.tick_due_ms).min(timers)
+    }
+
+    /// `false` when it is time to stop.
+    async fn handle(&mut self, woken: Woken) -> Result<bool> {
+        match woken {
+            Woken::Stop => return Ok(false),
+            Woken::Nothing => {}
+            Woken::Input(input) => self.feed(input).await?,
+            Woken::Written(Some(Written::Applied { token, sequence })) => {
+                self.feed(Input::Appended { token, sequence }).await?;
+            }
+            Woken::Written(Some(Written::Stopped { error })) => return Err(error),
+            Woken::Written(None) => return Err(Error::bug("the journal's writer has ended")),
+            Woken::Message(kind, message) => self.message(kind, message).await?,
+            Woken::Call(call, request) => self.call(call, *request).await?,
+            Woken::Clock => {}
+        }
+        self.look_at_clock().await?;
+        Ok(true)
+    }
+
+    /// Beats and ticks when they are due, whatever woke the loop: a flood of messages must not keep the clock from being looked at.
+    async fn look_at_clock(&mut self) -> Result<()> {
+        let now_ms = self.clock.now_ms();
+        if now_ms >= self.beat_due_ms {
+            self.beat_due_ms = now_ms + self.config.heartbeat.interval_ms;
+            self.beat().await;
+        }
+        if now_ms >= self.tick_due_ms || self.machine.next_due_ms().is_some_and(|due_ms| now_ms >= due_ms) {
+            self.tick_due_ms = now_ms + TICK_MS;
+            self.askers.expire(now_ms);
+            let up = self.hands.client.connection_state() == State::Connected;
+            if up != self.connected {
+                self.connected = up;
+                self.feed(Input::Connection { up }).await?;
+            }
+            self.feed(Input::Tick).await?;
+        }
+        Ok(())
+    }
+
+    async fn beat(&mut self) {
+        let beat = LeaderBeat {
+            deployment: self.machine.deployment().clone(),
+            epoch: self.machine.epoch(),
+            sequence: self.beats,
+        };
+        self.beats += 1;
+        let subject = self.hands.names.leader();
+        self.publish_frame(subject, &beat).await;
+    }
+
+    async fn message(&mut self, kind: Kind, message: Message) -> Result<()> {
+        let Message { reply, payload, .. } = message;
+        let now_ms = self.clock.now_ms();
+        if let Kind::Heartbeat = kind {
+            return match wire::decode::<Heartbeat>(&payload) {
+                Ok(heartbeat) => self.feed(Input::Heartbeat(Box::new(heartbeat))).await,
+                Err(error) => malformed("heartbeat", &error),
+            };
+        }
+        let Some(reply) = reply else { return malformed("request", &Error::invalid("it has no reply subject")) };
+        let admit = || self.askers.admit(now_ms, Asker::Worker(reply));
+        let input = match kind {
+            Kind::Register => wire::decode::<Register>(&payload)
+                .map(|register| Input::Register { to: admit(), register: Box::new(register) }),
+            Kind::Report => {
+                wire::decode::<Report>(&payload).map(|report| Input::Report { to: admit(), report: Box::new(report) })
+            }
+            Kind::Phase | Kind::Heartbeat => {
+                wire::decode::<PhaseQuery>(&payload).map(|query| Input::AskPhase { to: admit(), query })
+            }
+        };
+        match input {
+            Ok(input) => self.feed(input).await,
+            Err(error) => malformed("request", &error),
+        }
+    }
+
+    async fn call(&mut self, call: api::Call, request: async_nats::service::Request) -> Result<()> {
+        let body = request.message.payload.clone();
+        let to = self.askers.admit(self.clock.now_ms(), Asker::Client(Box::new(request)));
+        match api::parse(call, &body, to, self.clock.unix_ms()) {
+            Ok(input) => self.feed(input).await,
+            Err(error) => {
+                let reply = crate::job::io::Reply::Refused { code: RefusalCode::BadRequest, error };
+                self.perform(Effect::Reply { to, reply }).await
+            }
+        }
+    }
+
+    /// Steps the machine and carries out what it asks for.
+    async fn feed(&mut self, input: Input) -> Result<()> {
+        let effects = self.machine.step(self.clock.now_ms(), input);
+        #[cfg(debug_assertions)]
+        if let Err(broken) = crate::job::invariant::check(&self.machine) {
+            tracing::error!(broken, "an invariant of the job machine does not hold");
+        }
+        for effect in effects {
+            self.perform(effect).await?;
+        }
+        Ok(())
+    }
+
+    async fn perform(&mut self, effect: Effect) -> Result<()> {
+        match effect {
+            Effect::Append { token, record } => self.order(Order::Append { token, record }),
+            Effect::PurgeJournal { before } => self.order(Order::Purge { before }),
+            Effect::Reply { to, reply } => {
+                if let Some(asker) = self.askers.take(to) {
+                    let _ = tokio::time::timeout(PUBLISH_TIMEOUT, asker.answer(&self.hands.client, reply)).await;
+                }
+                Ok(())
+            }
+            Effect::Broadcast { job, broadcast } => {
+                let subject = self.hands.names.broadcast(&job);
+                self.publish_frame(subject, &broadcast).await;
+                Ok(())
+            }
+            Effect::Progress(status) => {
+                let subject = self.hands.names.progress(&status.job);
+                self.publish_json(subject, &status).await;
+                Ok(())
+            }
+            Effect::Event(event) => {
+                self.publish_event(event).await;
+                Ok(())
+            }
+            effect => {
+                self.spawn(effect);
+                Ok(())
+            }
+        }
+    }
+
+    fn order(&self, order: Order) -> Result<()> {
+        self.orders.send(order).map_err(|_| Error::bug("the journal's writer has ended"))
+    }
+
+    fn spawn(&mut self, effect: Effect) {
+        let on_panic = effects::on_panic(&effect);
+        let work = AssertUnwindSafe(self.hands.clone().carry_out(effect)).catch_unwind();
+        self.tasks.spawn(async move { work.await.unwrap_or(on_panic) });
+    }
+
+    async fn publish_event(&self, event: Event) {
+        let event = Event { unix_ms: self.clock.unix_ms(), ..event };
+        let (job, epoch) = (event.job.as_ref().map(JobId::as_str), event.epoch);
+        match event.severity.as_str() {
+            "error" => tracing::error!(job, epoch, kind = event.kind, "{}", event.text),
+            "warning" => tracing::warn!(job, epoch, kind = event.kind, "{}", event.text),
+            _ => tracing::info!(job, epoch, kind = event.kind, "{}", event.text),
+        }
+        let names = &self.hands.names;
+        let subject = event.job.as_ref().map_or_else(|| names.deployment_event(), |job| names.event(job));
+        self.publish_json(subject, &event).await;
+        if let (Some(job), "job-failing") = (&event.job, event.kind.as_str()) {
+            self.publish_json(names.dead_letter(job), &event).await;
+        }
+    }
+
+    async fn publish_frame<T: Serialize>(&self, subject: String, message: &T) {
+        match wire::encode(message) {
+            Ok(bytes) => self.publish(subject, bytes.into()).await,
+            Err(error) => tracing::error!(%error, subject, "a message could not be encoded"),
+        }
+    }
+
+    async fn publish_json<T: Serialize>(&self, subject: String, message: &T) {
+        match serde_json::to_vec(message) {
+            Ok(bytes) => self.publish(subject, bytes.into()).await,
+            Err(error) => tracing::error!(%error, subject, "a message could not be encoded"),
+        }
+    }
+
+    /// Sends a hint. While the connection is down it would only queue up and come late.
+    async fn publish(&self, subject: String, bytes: Bytes) {
+        if self.hands.client.connection_state() != State::Connected {
+            return;
+        }
+        match tokio::time::timeout(PUBLISH_TIMEOUT, self.hands.client.publish(subject, bytes)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "a hint was not sent"),
+            Err(_) => tracing::debug!("a hint was not sent in time"),
+        }
+    }
+}
+
+impl Subscriptions {
+    async fn new(client: &Client, names: &Names) -> Result<Self> {
+        let subscribe = |subject: String| async move {
+            let subscribed = tokio::time::timeout(Duration::from_secs(10), client.subscribe(subject.clone())).await;
+            match subscribed {
+                Ok(Ok(subscriber)) => Ok(subscriber),
+                Ok(Err(error)) => Err(Error::retry(format!("cannot subscribe to {subject}: {error}"))),
+                Err(_) => Err(Error::retry(format!("cannot subscribe to {subject} within 10 s"))),
+            }
+        };
+        Ok(Self {
+            register: subscribe(names.register()).await?,
+            samples: subscribe(names.samples()).await?,
+            report: subscribe(names.report()).await?,
+            phase: subscribe(names.phase()).await?,
+            heartbeats: subscribe(names.heartbeats()).await?,
+        })
+    }
+}
+
+fn malformed(what: &str, error: &Error) -> Result<()> {
+    tracing::warn!(%error, "a malformed {what} was passed over");
+    Ok(())
+}

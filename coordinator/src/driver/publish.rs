@@ -1,0 +1,123 @@
+//! Carries out a decided commit: the order in which OUTPUT changes, step by step. Every step may be repeated, by this leader or the next.
+//!
+//! 1. the old `_SUCCESS` goes, so that nobody takes a mixture for a whole;
+//! 2. the parts' uploads are completed, over what has their names;
+//! 3. the new `_SUCCESS` appears;
+//! 4. what else stood there before goes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use futures::{StreamExt, TryStreamExt, stream};
+
+use muster_common::names::SUCCESS;
+use muster_common::plan::PinnedObject;
+use muster_common::store::{Access, BlobUrl, Blobs, PartAt, Stores};
+use muster_common::{Error, ErrorKind, Result};
+
+use crate::job::io::{Publication, PublishedPart};
+
+/// Uploads that are completed side by side.
+const COMPLETIONS_AT_ONCE: usize = 8;
+/// Other calls to a store that go side by side.
+pub(super) const AT_ONCE: usize = 16;
+
+/// Makes the publication visible.
+///
+/// # Errors
+/// The first error of the store, naming the object. What has been done stays done; the next try goes on from there.
+pub(super) async fn publish(stores: &Stores, publication: &Publication) -> Result<()> {
+    let store = stores.open(&publication.output).await?;
+    let success = publication.output.join(SUCCESS);
+    if !stands(&store, &success, &publication.manifest).await {
+        store.delete(success.key()).await.map_err(|e| e.at(&success))?;
+        complete(&store, publication).await?;
+        put(stores, &store, &success, &publication.manifest, publication.sync).await.map_err(|e| e.at(&success))?;
+    }
+    let kept: BTreeSet<String> =
+        publication.parts.iter().map(|part| &part.url).chain([&success]).map(ToString::to_string).collect();
+    let gone: Vec<&PinnedObject> = publication.replaced.iter().filter(|old| !kept.contains(&old.url)).collect();
+    let mut unchanged = Vec::new();
+    for old in gone {
+        // What somebody has written there since is not what this job was allowed to replace.
+        let url: BlobUrl = old.url.parse()?;
+        if stands_as(&store, &url, &old.version).await? {
+            unchanged.push(url);
+        }
+    }
+    delete(&store, unchanged).await
+}
+
+/// Whether the very manifest stands already: then all that comes before it has been done.
+async fn stands(store: &Arc<dyn Blobs>, success: &BlobUrl, manifest: &[u8]) -> bool {
+    let Ok(meta) = store.head(success.key()).await else { return false };
+    let bytes = manifest.len() as u64;
+    meta.bytes == bytes
+        && store.read(success.key(), 0..bytes, Access::Cached).await.is_ok_and(|stored| stored == manifest)
+}
+
+/// Whether this very version of an object stands.
+async fn stands_as(store: &Arc<dyn Blobs>, url: &BlobUrl, version: &str) -> Result<bool> {
+    match store.head(url.key()).await {
+        Ok(meta) => Ok(meta.version == version),
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error.at(url)),
+    }
+}
+
+async fn complete(store: &Arc<dyn Blobs>, publication: &Publication) -> Result<()> {
+    let sync = publication.sync;
+    let old: BTreeMap<&str, &str> =
+        publication.replaced.iter().map(|old| (old.url.as_str(), old.version.as_str())).collect();
+    let complete_one = |part: PublishedPart| {
+        let (store, replaced) =
+            (store.clone(), old.get(part.url.to_string().as_str()).map(|version| (*version).to_owned()));
+        async move {
+            let PublishedPart { url, upload, tags, bytes } = part;
+            store.complete_upload(url.key(), &upload, &tags, bytes, sync).await.map_err(|e| e.at(&url))?;
+            // A store that lost the upload sees an object of the right length and takes it for ours; the old version's name tells.
+            match replaced {
+                Some(version) if stands_as(&store, &url, &version).await? => Err(Error::corrupt(format!(
+                    "{url}: the upload of the new part is gone, and the old object still stands"
+                ))),
+                _ => Ok(()),
+            }
+        }
+    };
+    stream::iter(publication.parts.clone().into_iter().map(complete_one))
+        .buffer_unordered(COMPLETIONS_AT_ONCE)
+        .try_collect::<()>()
+        .await
+}
+
+/// Writes the manifest whole, as an upload of one part where it must outlive a power loss.
+async fn put(stores: &Stores, store: &Arc<dyn Blobs>, url: &BlobUrl, bytes: &[u8], sync: bool) -> Result<()> {
+    if !sync {
+        return store.put(url.key(), bytes.to_vec().into()).await;
+    }
+    let upload = store.open_upload(url.key()).await?;
+    let mut buffer = stores.buffers().take(bytes.len());
+    buffer.vec_mut().extend_from_slice(bytes);
+    let written = store.upload_part(url.key(), &upload, PartAt { index: 0, offset: 0 }, buffer).await;
+    let completed = match written {
+        Ok(tag) => store.complete_upload(url.key(), &upload, &[tag], bytes.len() as u64, true).await,
+        Err(error) => Err(error),
+    };
+    if completed.is_err() {
+        store.abort_upload(url.key(), &upload).await?;
+    }
+    completed
+}
+
+/// Deletes objects of one store, a bounded number at once.
+pub(super) async fn delete(store: &Arc<dyn Blobs>, urls: Vec<BlobUrl>) -> Result<()> {
+    let delete_one = |url: BlobUrl| {
+        let store = store.clone();
+        async move { store.delete(url.key()).await.map_err(|e| e.at(&url)) }
+    };
+    stream::iter(urls.into_iter().map(delete_one)).buffer_unordered(AT_ONCE).try_collect::<()>().await
+}
+
+#[cfg(test)]
+#[path = "publish_tests.rs"]
+mod tests;

@@ -1,0 +1,140 @@
+//! Publishing and cleaning up over a store in memory.
+
+use muster_common::adapters::memory::MemoryBlobs;
+use muster_common::buffer::BufferPool;
+use muster_common::plan::Plan;
+use muster_common::store::Scheme;
+use muster_kernel::record::Format;
+use muster_kernel::spec::SortSpec;
+
+use super::*;
+use crate::driver::clean::clean_up;
+use crate::job::io::Leftovers;
+
+struct Bench {
+    stores: Stores,
+    memory: Arc<MemoryBlobs>,
+}
+
+impl Bench {
+    async fn new(keys: &[&str]) -> Self {
+        let memory = Arc::new(MemoryBlobs::default());
+        for key in keys {
+            memory.put(key, key.as_bytes().to_vec().into()).await.expect("put");
+        }
+        let stores = Stores::new(BufferPool::new(0));
+        stores.insert(Scheme::Memory, memory.clone()).await;
+        Self { stores, memory }
+    }
+
+    async fn upload(&self, key: &str, text: &str) -> (String, Vec<String>) {
+        let upload = self.memory.open_upload(key).await.expect("open");
+        let mut data = self.stores.buffers().take(text.len());
+        data.vec_mut().extend_from_slice(text.as_bytes());
+        let tag = self.memory.upload_part(key, &upload, PartAt { index: 0, offset: 0 }, data).await.expect("part");
+        (upload, vec![tag])
+    }
+
+    async fn keys(&self) -> Vec<String> {
+        self.memory.list("", 100).await.expect("list").into_iter().map(|meta| meta.key).collect()
+    }
+
+    async fn pinned(&self, key: &str) -> PinnedObject {
+        let meta = self.memory.head(key).await.expect("head");
+        PinnedObject { url: url(key).to_string(), bytes: meta.bytes, version: meta.version }
+    }
+}
+
+fn url(key: &str) -> BlobUrl {
+    format!("memory:///{key}").parse().expect("url")
+}
+
+async fn publication(bench: &Bench, sync: bool) -> Publication {
+    let (upload, tags) = bench.upload("out/part-00000.txt", "new").await;
+    let part = PublishedPart { url: url("out/part-00000.txt"), upload, tags, bytes: 3 };
+    let mut replaced = Vec::new();
+    for key in ["out/_SUCCESS", "out/part-00000.txt", "out/part-00001.txt"] {
+        replaced.push(bench.pinned(key).await);
+    }
+    let job = "j1".parse().expect("job id");
+    Publication { output: url("out"), job, parts: vec![part], manifest: b"{}".to_vec(), replaced, sync }
+}
+
+const OLD: [&str; 4] = ["out/_SUCCESS", "out/part-00000.txt", "out/part-00001.txt", "elsewhere"];
+
+#[tokio::test]
+async fn a_commit_replaces_and_can_be_repeated() {
+    for sync in [false, true] {
+        let bench = Bench::new(&OLD).await;
+        let publication = publication(&bench, sync).await;
+        for _ in 0..2 {
+            publish(&bench.stores, &publication).await.expect("publish");
+            assert_eq!(bench.keys().await, ["elsewhere", "out/_SUCCESS", "out/part-00000.txt"]);
+            assert_eq!(&bench.memory.read("out/part-00000.txt", 0..3, Access::Cached).await.expect("read")[..], b"new");
+        }
+        assert_eq!(bench.memory.open_uploads(), 0);
+    }
+}
+
+#[tokio::test]
+async fn what_has_changed_since_the_plan_stays() {
+    let bench = Bench::new(&OLD).await;
+    let publication = publication(&bench, false).await;
+    bench.memory.put("out/part-00001.txt", "somebody's".into()).await.expect("put");
+    publish(&bench.stores, &publication).await.expect("publish");
+    assert!(bench.keys().await.contains(&"out/part-00001.txt".to_owned()));
+}
+
+#[tokio::test]
+async fn a_lost_upload_is_not_taken_for_a_part() {
+    let bench = Bench::new(&OLD).await;
+    let publication = publication(&bench, false).await;
+    bench.memory.abort_upload("out/part-00000.txt", &publication.parts[0].upload).await.expect("abort");
+    let error = publish(&bench.stores, &publication).await.expect_err("lost");
+    assert!(error.message.contains("part-00000.txt"), "{error}");
+    assert!(!bench.keys().await.contains(&"out/_SUCCESS".to_owned()), "no mixture looks whole");
+}
+
+#[tokio::test]
+async fn clean_up_leaves_only_what_is_not_the_jobs() {
+    let bench = Bench::new(&["s/_muster/d1/j1/a.run", "s/_muster/d1/j2/b.run", "out/other"]).await;
+    let theirs = bench.memory.open_upload("out/part-00000.txt").await.expect("open");
+    let plan = Plan {
+        job: "j1".parse().expect("job id"),
+        sort: SortSpec::new(Format::Lines { terminator: b'\n' }),
+        objects: Vec::new(),
+        splits: Vec::new(),
+        partitions: 1,
+        sample_seed: 0,
+        samples_per_split: 1,
+        output: url("out").to_string(),
+        extension: "txt".to_owned(),
+        scratch: url("s/_muster/d1/j1").to_string(),
+        replaced: Vec::new(),
+        uploads_before: vec![theirs.clone()],
+        fsync: false,
+        attempts_max: 1,
+    };
+    let pointer =
+        bench.stores.put_ref(&url("s/_muster/d1/j1/plan.1"), plan.to_bytes().expect("bytes")).await.expect("put");
+    let (known, _) = bench.upload("out/part-00000.txt", "x").await;
+    let (unknown, _) = bench.upload("out/part-00000.txt", "x").await;
+    bench.upload("s/_muster/d1/j1/b.run", "x").await;
+    let (another, _) = bench.upload("out/photo.jpg", "x").await;
+    let leftovers = Leftovers {
+        scratch: url("s/_muster/d1/j1"),
+        plan: pointer,
+        output: url("out"),
+        partitions: 1,
+        uploads: vec![(url("out/part-00000.txt"), known)],
+        empty_output: None,
+    };
+    for _ in 0..2 {
+        clean_up(&bench.stores, leftovers.clone()).await.expect("clean up");
+        assert_eq!(bench.keys().await, ["out/other", "s/_muster/d1/j2/b.run"]);
+        let open: Vec<String> =
+            bench.memory.list_uploads("", 10).await.expect("list").into_iter().map(|open| open.upload).collect();
+        assert!(open.contains(&theirs) && open.contains(&another) && !open.contains(&unknown), "{open:?}");
+        assert_eq!(open.len(), 2);
+    }
+}

@@ -1,0 +1,313 @@
+//! How jobs end: the commit is made visible, or everything is taken back; then nothing is left (P8).
+//!
+//! A job that fails or is cancelled leaves OUTPUT as it was, because no part is visible before the commit is decided. After the decision it can only go on: publishing is
+//! repeated until it succeeds, by this leader or the next.
+
+use muster_common::api::{JobState, Manifest, ManifestPart};
+use muster_common::ids::AttemptId;
+use muster_common::names;
+use muster_common::wire::{Broadcast, CancelAttempt};
+use muster_common::{Error, ErrorKind, Result};
+use muster_kernel::proof::Sums;
+
+use super::active::{Active, Attempt, Stage, Waiters};
+use super::durable::DurableJob;
+use super::io::{Effect, Leftovers, Publication, PublishedPart, RefusalCode, ReplyTo};
+use super::{JobId, Machine, SharedPlan, Timer};
+use crate::journal::record::{JobEndedV1, JobOutcomeV1, Record};
+
+/// Pause between the last worker's word that it lets go and the clean-up, in milliseconds: it removes what it made first.
+const LET_GO_MS: u64 = 300;
+/// Version of the manifest.
+const MANIFEST_VERSION: u32 = 1;
+
+impl Machine {
+    /// The commit is decided: what was made becomes visible.
+    pub(super) fn publish(&mut self, job: &JobId) {
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
+        self.urgent.insert(job.clone());
+        if active.stage != Stage::Publishing {
+            active.begins(self.now_ms);
+            active.tasks = None;
+        }
+        let Some(plan) = active.plan.clone() else {
+            active.stage = Stage::AwaitingPlan;
+            return self.touch(job);
+        };
+        active.stage = Stage::Publishing;
+        match publication(durable, active, &plan) {
+            Ok(publication) => {
+                self.touch(job);
+                self.out.push(Effect::Publish { job: job.clone(), publication: Box::new(publication) });
+            }
+            Err(error) => self.give_up_commit(job, error),
+        }
+    }
+
+    pub(super) fn published(&mut self, job: &JobId, result: Result<()>) {
+        let Some(active) = self.active.get_mut(job).filter(|active| active.stage == Stage::Publishing) else { return };
+        match result {
+            Ok(()) => {
+                active.moved(self.now_ms);
+                self.end(job, JobOutcomeV1::Succeeded, None, Waiters::default());
+            }
+            Err(error) => self.store_trouble(job, error),
+        }
+    }
+
+    /// Ends a job whose decided commit the store has made impossible.
+    pub(super) fn give_up_commit(&mut self, job: &JobId, error: Error) {
+        self.event(Some(job), "error", "commit-impossible", error.message.clone());
+        self.end(job, JobOutcomeV1::Failed, Some(error), Waiters::default());
+    }
+
+    /// Ends a job with a cause, unless its commit is decided, or about to be.
+    pub(super) fn fail(&mut self, job: &JobId, error: Error) {
+        if self.is_past_failing(job) {
+            return;
+        }
+        self.event(Some(job), "error", "job-failing", error.message.clone());
+        self.end(job, JobOutcomeV1::Failed, Some(error), Waiters::default());
+    }
+
+    fn is_past_failing(&self, job: &JobId) -> bool {
+        let Some((durable, active)) = self.both(job) else { return true };
+        let deciding = active.stage == Stage::Deciding && durable.state == JobState::Merging;
+        durable.commit_decided || deciding || active.ending.is_some() || durable.ended.is_some()
+    }
+
+    fn end(&mut self, job: &JobId, outcome: JobOutcomeV1, error: Option<Error>, waiters: Waiters) {
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
+        if !super::state::allowed(durable.state, super::durable::end_state(outcome)) {
+            self.counters.illegal += 1;
+            let text = format!("job {job} cannot go from {} to {:?}", durable.state, outcome);
+            return self.event(Some(job), "error", "illegal-transition", text);
+        }
+        active.stage = Stage::Ending;
+        let took_ms = if durable.commit_decided { active.elapsed_ms(self.now_ms) } else { 0 };
+        let error = error.map(|error| error.message);
+        let record = JobEndedV1 { job: job.clone(), outcome, error, retries: active.retries, took_ms };
+        let token = self.append(Record::JobEnded(Box::new(record)), waiters);
+        if let Some(active) = self.active.get_mut(job) {
+            active.ending = Some(token);
+        }
+        self.touch(job);
+    }
+
+    pub(super) fn cancel(&mut self, to: ReplyTo, job: &JobId) {
+        if self.planning.contains_key(job) {
+            return self.cancel_planning(to, job);
+        }
+        let Some(durable) = self.durable.jobs.get(job) else {
+            return self.refuse(
+                to,
+                RefusalCode::Unknown,
+                Error::new(ErrorKind::NotFound, format!("job {job} is not known")),
+            );
+        };
+        if durable.state == JobState::Cancelled {
+            return self.ask_status(to, job);
+        }
+        if durable.state.is_terminal() {
+            let text = format!("job {job} has {} already", durable.state);
+            return self.refuse(to, RefusalCode::Conflict, Error::invalid(text));
+        }
+        if let Some(token) = self.active.get(job).and_then(|active| active.ending) {
+            if let Some(dropped) = self.wait_for_record(token, to) {
+                self.ask_status(dropped, job);
+            }
+            return;
+        }
+        if self.is_past_failing(job) {
+            let text = format!("the commit of job {job} is decided; it can no longer be cancelled");
+            return self.refuse(to, RefusalCode::Conflict, Error::invalid(text));
+        }
+        self.end(job, JobOutcomeV1::Cancelled, None, Waiters::one(to));
+    }
+
+    /// The end stands in the journal.
+    pub(super) fn ended(&mut self, ended: &JobEndedV1, waiters: Waiters) {
+        let job = &ended.job;
+        if let Some(active) = self.active.get_mut(job) {
+            active.ending = None;
+            active.moved(self.now_ms);
+        }
+        let (severity, text) = match (&ended.outcome, &ended.error) {
+            (JobOutcomeV1::Succeeded, _) => ("info", "succeeded".to_owned()),
+            (JobOutcomeV1::Cancelled, _) => ("warning", "cancelled".to_owned()),
+            (JobOutcomeV1::Failed, error) => ("error", format!("failed: {}", error.as_deref().unwrap_or_default())),
+        };
+        self.event(Some(job), severity, "job-ended", text);
+        self.out.push(Effect::Broadcast { job: job.clone(), broadcast: Broadcast::Ended { epoch: self.epoch } });
+        for to in waiters.into_vec() {
+            self.ask_status(to, job);
+        }
+        self.urgent.insert(job.clone());
+        self.stop(job);
+    }
+
+    /// Tells workers to let go of an ended job, and waits for them within a bound: what they write after the clean-up would stay.
+    pub(super) fn stop(&mut self, job: &JobId) {
+        let Some(active) = self.active.get_mut(job) else { return };
+        active.stage = Stage::Stopping;
+        let running: Vec<(AttemptId, muster_common::ids::WorkerId)> =
+            active.tasks.take().map_or_else(Vec::new, |tasks| {
+                tasks.running_attempts().map(|Attempt { id, worker, .. }| (*id, worker.clone())).collect()
+            });
+        active.letting_go = running.iter().map(|(attempt, _)| *attempt).collect();
+        let epoch = self.epoch;
+        for (attempt, worker) in running {
+            self.workers.update(&worker, |known| known.attempts.remove(&(job.clone(), attempt)));
+            self.out.push(Effect::SendCancel { worker, cancel: CancelAttempt { epoch, job: job.clone(), attempt } });
+        }
+        self.touch(job);
+        if self.active.get(job).is_some_and(Active::is_quiet) {
+            self.clean_up(job);
+        } else {
+            self.after(self.config.heartbeat.dead_after_ms, Timer::LetGo(job.clone()));
+        }
+    }
+
+    pub(super) fn cancel_answered(&mut self, job: &JobId, attempt: &AttemptId, answered: bool) {
+        let Some(active) = self.active.get_mut(job).filter(|active| active.stage == Stage::Stopping && answered) else {
+            return;
+        };
+        if active.letting_go.remove(attempt) && active.is_quiet() {
+            self.after(LET_GO_MS, Timer::LetGo(job.clone()));
+        }
+    }
+
+    /// An object of the coordinator's own is written, or is not.
+    pub(super) fn wrote(&mut self, job: &JobId) {
+        let Some(active) = self.active.get_mut(job) else { return };
+        active.writing = active.writing.saturating_sub(1);
+        if active.stage == Stage::Stopping && active.is_quiet() {
+            self.after(LET_GO_MS, Timer::LetGo(job.clone()));
+        }
+    }
+
+    pub(super) fn stop_waiting(&mut self, job: &JobId) {
+        if self.active.get(job).is_some_and(|active| active.stage == Stage::Stopping) {
+            self.clean_up(job);
+        }
+    }
+
+    pub(super) fn clean_up(&mut self, job: &JobId) {
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
+        active.stage = Stage::Cleaning;
+        active.letting_go.clear();
+        let leftovers = leftovers(durable, active);
+        self.out.push(Effect::CleanUp { job: job.clone(), leftovers: Box::new(leftovers) });
+    }
+
+    pub(super) fn cleaned(&mut self, job: &JobId, result: Result<()>) {
+        let Some(active) = self.active.get_mut(job).filter(|active| active.stage == Stage::Cleaning) else { return };
+        match result {
+            Ok(()) => {
+                active.stage = Stage::Closing;
+                active.moved(self.now_ms);
+                self.append(Record::JobCleaned { job: job.clone() }, Waiters::default());
+            }
+            Err(error) => {
+                active.tries = active.tries.saturating_add(1);
+                active.trouble = Some(error.message.clone());
+                let pause_ms = Self::backoff_ms(active.tries);
+                if active.tries == 1 {
+                    self.event(Some(job), "warning", "clean-up-failed", error.message);
+                }
+                self.after(pause_ms, Timer::Store(job.clone()));
+            }
+        }
+    }
+
+    /// Nothing is left: the job is history, of which a bounded part is kept.
+    pub(super) fn closed(&mut self, job: &JobId) {
+        self.active.remove(job);
+        self.event(Some(job), "info", "job-cleaned", "scratch and unfinished uploads are gone");
+        self.urgent.insert(job.clone());
+        let forgotten = |known: &JobId| {
+            self.ledger.records().any(|record| matches!(record, Record::JobForgotten { job } if job == known))
+        };
+        let mut closed: Vec<(u64, JobId)> = self
+            .durable
+            .jobs
+            .iter()
+            .filter(|(known, job)| job.cleaned && !forgotten(known))
+            .map(|(id, job)| (job.submitted.order, id.clone()))
+            .collect();
+        closed.sort_unstable();
+        let surplus = closed.len().saturating_sub(self.config.journal.ended_jobs_max as usize);
+        for (_, job) in closed.into_iter().take(surplus) {
+            self.append(Record::JobForgotten { job }, Waiters::default());
+        }
+    }
+}
+
+fn publication(durable: &DurableJob, active: &Active, plan: &SharedPlan) -> Result<Publication> {
+    let extension = &durable.submitted.extension;
+    let parts = durable.parts.values().map(|part| PublishedPart {
+        url: active.output.join(&names::part_name(part.partition, extension)),
+        upload: part.upload.clone(),
+        tags: part.tags.clone(),
+        bytes: part.bytes,
+    });
+    Ok(Publication {
+        output: active.output.clone(),
+        job: durable.submitted.job.clone(),
+        parts: parts.collect(),
+        manifest: serde_json::to_vec_pretty(&manifest(durable, active, plan))
+            .map_err(|e| Error::bug(format!("cannot write the manifest: {e}")))?,
+        replaced: plan.replaced.clone(),
+        sync: plan.fsync,
+    })
+}
+
+fn manifest(durable: &DurableJob, active: &Active, plan: &SharedPlan) -> Manifest {
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let parts = durable.parts.values().map(|part| ManifestPart {
+        name: names::part_name(part.partition, &durable.submitted.extension),
+        records: part.kept.records,
+        bytes: part.bytes,
+        first_key: hex(&part.first_key),
+        last_key: hex(&part.last_key),
+        checksum: format!("{:016x}", part.checksum),
+        hash: format!("{:016x}", part.kept.hash),
+    });
+    Manifest {
+        version: MANIFEST_VERSION,
+        job: durable.submitted.job.clone(),
+        sort: plan.sort.clone(),
+        parts: parts.collect(),
+        sums: durable.part_totals.kept,
+        input: durable.run_totals.input,
+        dropped: dropped(durable),
+        retries: active.retries,
+        repeated_tasks: 0,
+        times: durable.times,
+    }
+}
+
+/// What `-u` dropped, in sorting and in merging.
+pub(super) fn dropped(durable: &DurableJob) -> Sums {
+    durable.run_totals.dropped.plus(&durable.part_totals.dropped)
+}
+
+fn leftovers(durable: &DurableJob, active: &Active) -> Leftovers {
+    let url = |partition: u32| active.output.join(&names::part_name(partition, &durable.submitted.extension));
+    let succeeded = durable.state == JobState::Succeeded;
+    let mut uploads: Vec<_> =
+        durable.revoked.iter().map(|upload| (url(upload.partition), upload.upload.clone())).collect();
+    uploads.extend(durable.uploads.values().map(|upload| (url(upload.partition), upload.upload.clone())));
+    if !succeeded {
+        uploads.extend(durable.parts.values().map(|part| (url(part.partition), part.upload.clone())));
+    }
+    let empty_output = (!succeeded && !durable.submitted.output_existed).then(|| active.output.clone());
+    Leftovers {
+        scratch: active.scratch.clone(),
+        plan: durable.submitted.plan.clone(),
+        output: active.output.clone(),
+        partitions: durable.partitions(),
+        uploads,
+        empty_output,
+    }
+}

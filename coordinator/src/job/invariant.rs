@@ -1,0 +1,190 @@
+//! What must hold after every step. Tests ask after each; the driver asks in debug builds.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use muster_common::api::JobState;
+use muster_common::ids::{AttemptId, JobId, Phase, WorkerId};
+
+use super::active::{Active, PhaseTasks, Recording, Stage, TaskState};
+use super::durable::DurableJob;
+use super::{Machine, overlap};
+
+/// Checks everything.
+///
+/// # Errors
+/// Says what does not hold.
+pub fn check(machine: &Machine) -> Result<(), String> {
+    machine.workers.check()?;
+    check_claims(machine)?;
+    let mut running: BTreeMap<WorkerId, BTreeSet<(JobId, AttemptId)>> = BTreeMap::new();
+    for (id, active) in &machine.active {
+        let durable =
+            machine.durable.jobs.get(id).ok_or_else(|| format!("job {id} is active, but not in the journal"))?;
+        check_state(id, durable, active)?;
+        check_runnable(machine, id, active)?;
+        if let Some(tasks) = &active.tasks {
+            check_tasks(id, durable, tasks)?;
+            for attempt in tasks.running_attempts() {
+                running.entry(attempt.worker.clone()).or_default().insert((id.clone(), attempt.id));
+            }
+        }
+    }
+    for (id, durable) in &machine.durable.jobs {
+        check_sums(id, durable)?;
+        if !durable.cleaned && !machine.active.contains_key(id) {
+            return Err(format!("job {id} is not cleaned, but nobody looks after it"));
+        }
+    }
+    check_slots(machine, &running)
+}
+
+/// No OUTPUT belongs to two jobs.
+fn check_claims(machine: &Machine) -> Result<(), String> {
+    let planning = machine
+        .planning
+        .iter()
+        .filter(|(job, _)| !machine.active.contains_key(*job))
+        .map(|(job, planning)| (job, &planning.places.output));
+    let active = machine
+        .active
+        .iter()
+        .filter(|(_, active)| !active.is_stuck_cleaning())
+        .map(|(job, active)| (job, &active.output));
+    let claims: Vec<_> = planning.chain(active).collect();
+    for (at, (job, output)) in claims.iter().enumerate() {
+        if let Some((other, _)) = claims.iter().skip(at + 1).find(|(_, other)| overlap(output, other)) {
+            return Err(format!("jobs {job} and {other} both claim {output}"));
+        }
+    }
+    Ok(())
+}
+
+fn check_state(id: &JobId, durable: &DurableJob, active: &Active) -> Result<(), String> {
+    let ended = durable.state.is_terminal();
+    let after_the_end = matches!(active.stage, Stage::Stopping | Stage::Cleaning | Stage::Closing);
+    if ended != after_the_end {
+        return Err(format!("job {id} is {} and in stage {:?}", durable.state, active.stage));
+    }
+    if (active.stage == Stage::Ending) != active.ending.is_some() {
+        return Err(format!("job {id} is in stage {:?}, but the record of its end says otherwise", active.stage));
+    }
+    let phase = active.tasks.as_ref().map(|tasks| tasks.phase);
+    let expected = match durable.state {
+        JobState::Sampling => Some(Phase::Sample),
+        JobState::Sorting => Some(Phase::Sort),
+        JobState::Merging => Some(Phase::Merge),
+        _ => None,
+    };
+    let lagging = active.stage == Stage::Ending;
+    if phase != expected && !lagging {
+        return Err(format!("job {id} is {} and has tasks of {phase:?}", durable.state));
+    }
+    Ok(())
+}
+
+fn check_runnable(machine: &Machine, id: &JobId, active: &Active) -> Result<(), String> {
+    let waiting = active.tasks.as_ref().is_some_and(|tasks| !tasks.queue.is_empty());
+    let may_run = waiting && active.stage == Stage::Working && !active.held_back && active.plan.is_some();
+    let listed = active.runnable.is_some_and(|running| machine.runnable.contains(&(running, active.order, id.clone())));
+    if may_run != listed || (may_run && active.runnable != Some(active.running())) {
+        return Err(format!("job {id} may run: {may_run}, is listed: {listed} as {:?}", active.runnable));
+    }
+    Ok(())
+}
+
+/// At most one live attempt a task, none after its commit, and counts that are those of the tasks.
+fn check_tasks(id: &JobId, durable: &DurableJob, tasks: &PhaseTasks) -> Result<(), String> {
+    let (mut done, mut running, mut running_bytes) = (0, 0, 0_u64);
+    for (index, state) in (0..).zip(&tasks.states) {
+        let committed = match tasks.phase {
+            Phase::Sample => matches!(state, TaskState::Done),
+            Phase::Sort => durable.runs.contains_key(&index),
+            Phase::Merge => durable.parts.contains_key(&index),
+        };
+        if committed != matches!(state, TaskState::Done) {
+            return Err(format!("job {id}: {} is {state:?}, committed: {committed}", tasks.task(index)));
+        }
+        if tasks.queue.contains(&index) != matches!(state, TaskState::Waiting) {
+            return Err(format!("job {id}: {} is {state:?} and the queue says otherwise", tasks.task(index)));
+        }
+        match state {
+            TaskState::Done => done += 1,
+            TaskState::Running(attempt) => {
+                running += 1;
+                running_bytes = running_bytes.saturating_add(attempt.bytes_done);
+                if attempt.id.task != tasks.task(index) {
+                    return Err(format!("job {id}: {} has an attempt of {}", tasks.task(index), attempt.id.task));
+                }
+                check_upload(id, durable, &attempt.id, attempt.upload.as_deref())?;
+            }
+            TaskState::Waiting | TaskState::Delayed | TaskState::Revoking(_) => {}
+        }
+    }
+    if (done, running) != (tasks.done, tasks.running) || running_bytes != tasks.running_bytes {
+        return Err(format!(
+            "job {id}: {done} done and {running} running, but {} and {} are counted",
+            tasks.done, tasks.running
+        ));
+    }
+    Ok(())
+}
+
+/// The journal knows at most the upload of the attempt that is under way.
+fn check_upload(id: &JobId, durable: &DurableJob, attempt: &AttemptId, upload: Option<&str>) -> Result<(), String> {
+    if attempt.task.phase != Phase::Merge {
+        return Ok(());
+    }
+    match durable.uploads.get(&attempt.task.index) {
+        Some(open) if open.attempt != *attempt || Some(open.upload.as_str()) != upload => {
+            Err(format!("job {id}: {attempt} runs while the upload of {} is open", open.attempt))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// P1 in the journal: what is committed conserves, and totals are those of the tasks.
+fn check_sums(id: &JobId, durable: &DurableJob) -> Result<(), String> {
+    if durable.cleaned {
+        return Ok(());
+    }
+    let mut kept = muster_kernel::proof::Sums::default();
+    for run in durable.runs.values() {
+        if run.kept.plus(&run.dropped) != run.input {
+            return Err(format!("job {id}: run {} does not conserve", run.split));
+        }
+        kept.merge(&run.kept);
+    }
+    if kept != durable.run_totals.kept {
+        return Err(format!("job {id}: the runs hold {kept}, but {} are counted", durable.run_totals.kept));
+    }
+    let parts = durable.part_totals.kept.plus(&durable.part_totals.dropped);
+    if durable.commit_decided && parts != durable.run_totals.kept {
+        return Err(format!("job {id}: committed {parts} out of {}", durable.run_totals.kept));
+    }
+    Ok(())
+}
+
+/// Workers have the attempts that jobs say they have. One whose result is on its way may have lost its worker.
+fn check_slots(machine: &Machine, running: &BTreeMap<WorkerId, BTreeSet<(JobId, AttemptId)>>) -> Result<(), String> {
+    let recording = |job: &JobId, attempt: &AttemptId| {
+        let attempt = machine.active.get(job).and_then(|active| active.attempt(attempt));
+        attempt.is_some_and(|attempt| matches!(attempt.recording, Some(Recording::Journal(_))))
+    };
+    for (id, attempts) in running {
+        for (job, attempt) in attempts {
+            let known =
+                machine.workers.get(id).is_some_and(|worker| worker.attempts.contains(&(job.clone(), *attempt)));
+            if !known && !recording(job, attempt) {
+                return Err(format!("{attempt} of job {job} runs on {id}, which does not have it"));
+            }
+        }
+    }
+    for (id, worker) in machine.workers.iter() {
+        let none = BTreeSet::new();
+        let theirs = running.get(id).unwrap_or(&none);
+        if let Some((job, attempt)) = worker.attempts.difference(theirs).next() {
+            return Err(format!("worker {id} has {attempt} of job {job}, which does not run"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,438 @@
+//! What the machine takes ([`Input`]) and what it asks for ([`Effect`]).
+//!
+//! The order that everything relies on: an effect which others can see (a reply, a command, a published object) and which stands for a decision comes out only after
+//! [`Input::Appended`] has come in for the record of that decision. The machine sees to it; the driver carries out what it is given, in order.
+
+use std::sync::Arc;
+
+use muster_common::api::{Event, JobStatus, WorkerStatus};
+use muster_common::ids::{AttemptId, JobId, WorkerId};
+use muster_common::plan::{JobSpec, PinnedObject, Plan};
+use muster_common::store::BlobUrl;
+use muster_common::wire::{
+    BlobRef, Broadcast, CancelAttempt, Drain, Heartbeat, PhaseQuery, PhaseReply, Register, RegisterReply, Report,
+    ReportReply, RunAttempt, RunReply,
+};
+use muster_common::{Error, Result};
+use muster_kernel::splitters::Splitter;
+
+use super::durable::Upload;
+use crate::journal::record::Record;
+
+/// Somebody who waits for an answer; the driver knows who.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ReplyTo(pub u64);
+
+/// A fact, or a request, that reaches the machine.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// The epoch has begun and the journal is folded.
+    Began {
+        /// Now, milliseconds since the Unix epoch.
+        unix_ms: u64,
+    },
+    /// Time has passed.
+    Tick,
+    /// The leader's own connection to NATS.
+    Connection {
+        /// Whether it stands.
+        up: bool,
+    },
+    /// What the journal's writer waits for; `None` when it goes on.
+    JournalStalled {
+        /// In words.
+        why: Option<String>,
+    },
+    /// A record that was asked for stands in the journal.
+    Appended {
+        /// Of [`Effect::Append`].
+        token: u64,
+        /// Where it stands.
+        sequence: u64,
+    },
+    /// A client's request to sort.
+    Submit {
+        /// Who waits.
+        to: ReplyTo,
+        /// The request.
+        spec: Box<JobSpec>,
+        /// Now, milliseconds since the Unix epoch.
+        unix_ms: u64,
+    },
+    /// A client's question for one job.
+    AskStatus {
+        /// Who waits.
+        to: ReplyTo,
+        /// Which job.
+        job: JobId,
+    },
+    /// A client's question for all jobs.
+    AskJobs {
+        /// Who waits.
+        to: ReplyTo,
+    },
+    /// A client's question for all workers.
+    AskWorkers {
+        /// Who waits.
+        to: ReplyTo,
+    },
+    /// A client's request to cancel a job.
+    Cancel {
+        /// Who waits.
+        to: ReplyTo,
+        /// Which job.
+        job: JobId,
+    },
+    /// A client's request to drain a worker.
+    Drain {
+        /// Who waits.
+        to: ReplyTo,
+        /// Which worker.
+        worker: WorkerId,
+    },
+    /// A worker's request to join.
+    Register {
+        /// Who waits.
+        to: ReplyTo,
+        /// The request.
+        register: Box<Register>,
+    },
+    /// A worker's word on an attempt.
+    Report {
+        /// Who waits.
+        to: ReplyTo,
+        /// The word.
+        report: Box<Report>,
+    },
+    /// A worker's question for a phase.
+    AskPhase {
+        /// Who waits.
+        to: ReplyTo,
+        /// The question.
+        query: PhaseQuery,
+    },
+    /// A worker's sign of life.
+    Heartbeat(Box<Heartbeat>),
+    /// What came back for [`Effect::SendRun`].
+    RunAnswered {
+        /// The worker that was asked.
+        worker: WorkerId,
+        /// The attempt's job.
+        job: JobId,
+        /// The attempt.
+        attempt: AttemptId,
+        /// Its answer; an error where none came.
+        reply: Result<RunReply>,
+    },
+    /// What came back for [`Effect::SendCancel`].
+    CancelAnswered {
+        /// The attempt's job.
+        job: JobId,
+        /// The attempt.
+        attempt: AttemptId,
+        /// Whether an answer came.
+        answered: bool,
+    },
+    /// What came of [`Effect::ListInput`].
+    Listed {
+        /// The job.
+        job: JobId,
+        /// Of the effect.
+        ticket: u64,
+        /// What was found.
+        result: Result<Listing>,
+    },
+    /// What came of [`Effect::WriteObject`].
+    ObjectWritten {
+        /// Of the effect.
+        ticket: u64,
+        /// A pointer to it.
+        result: Result<BlobRef>,
+    },
+    /// What came of [`Effect::LoadPlan`].
+    PlanLoaded {
+        /// The job.
+        job: JobId,
+        /// The plan.
+        result: Result<Arc<Plan>>,
+    },
+    /// What came of [`Effect::LoadSamples`].
+    SamplesLoaded {
+        /// The job.
+        job: JobId,
+        /// Whose samples.
+        attempt: AttemptId,
+        /// The samples.
+        result: Result<Vec<Splitter>>,
+    },
+    /// What came of [`Effect::ChooseSplitters`].
+    SplittersChosen {
+        /// The job.
+        job: JobId,
+        /// Where they are (none for one partition), and how many partitions they make.
+        result: Result<(Option<BlobRef>, u32)>,
+    },
+    /// What came of [`Effect::AbortUpload`].
+    UploadAborted {
+        /// The job.
+        job: JobId,
+        /// Whose upload.
+        attempt: AttemptId,
+        /// Whether it is gone.
+        result: Result<()>,
+    },
+    /// What came of [`Effect::Publish`].
+    Published {
+        /// The job.
+        job: JobId,
+        /// Whether OUTPUT is whole.
+        result: Result<()>,
+    },
+    /// What came of [`Effect::CleanUp`].
+    Cleaned {
+        /// The job.
+        job: JobId,
+        /// Whether nothing is left.
+        result: Result<()>,
+    },
+}
+
+/// What stands in the stores before a job begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// The input in order.
+    pub objects: Vec<PinnedObject>,
+    /// What stands in OUTPUT and would be replaced.
+    pub replaced: Vec<PinnedObject>,
+    /// Ids of the uploads into OUTPUT that are open already.
+    pub uploads_before: Vec<String>,
+    /// Whether OUTPUT stands as a folder already.
+    pub output_existed: bool,
+}
+
+/// Where a job reads and writes, as [`Effect::ListInput`] needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// OUTPUT.
+    pub output: BlobUrl,
+    /// The folder of all scratch in that bucket.
+    pub scratch_root: BlobUrl,
+    /// The job's own scratch.
+    pub scratch: BlobUrl,
+}
+
+/// What a decided commit makes visible.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Publication {
+    /// OUTPUT.
+    pub output: BlobUrl,
+    /// The job, as its manifest names it.
+    pub job: JobId,
+    /// The parts to complete.
+    pub parts: Vec<PublishedPart>,
+    /// The bytes of `_SUCCESS`.
+    pub manifest: Vec<u8>,
+    /// What stood in OUTPUT before; goes unless a part has taken its name.
+    pub replaced: Vec<PinnedObject>,
+    /// Whether the store is asked to make it outlive a power loss.
+    pub sync: bool,
+}
+
+/// A part whose upload is whole and open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedPart {
+    /// Where it will stand.
+    pub url: BlobUrl,
+    /// The store's id of the upload.
+    pub upload: String,
+    /// The store's tags of the upload's parts.
+    pub tags: Vec<String>,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// What goes when a job has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leftovers {
+    /// The job's own scratch, all of which goes.
+    pub scratch: BlobUrl,
+    /// Where the plan is: the last thing to go.
+    pub plan: BlobRef,
+    /// OUTPUT, in which an attempt that nobody reported may have left an upload.
+    pub output: BlobUrl,
+    /// Number of partitions.
+    pub partitions: u32,
+    /// Uploads to abort: URL and the store's id.
+    pub uploads: Vec<(BlobUrl, String)>,
+    /// OUTPUT, where the job made that folder and it is to go if it is empty.
+    pub empty_output: Option<BlobUrl>,
+}
+
+/// An answer to somebody who waits.
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "each variant holds the message of its name")]
+pub enum Reply {
+    Register(RegisterReply),
+    Report(ReportReply),
+    Phase(PhaseReply),
+    Job(Box<JobStatus>),
+    Jobs(Vec<JobStatus>),
+    Worker(Box<WorkerStatus>),
+    Workers(Vec<WorkerStatus>),
+    /// A client's request that is not granted.
+    Refused {
+        code: RefusalCode,
+        error: Error,
+    },
+}
+
+/// Why a client's request is not granted, as the control API's codes say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalCode {
+    /// 400: it cannot work.
+    BadRequest,
+    /// 404: not known.
+    Unknown,
+    /// 409: it contradicts what stands.
+    Conflict,
+    /// 503: later.
+    Later,
+}
+
+impl RefusalCode {
+    /// The number on the wire.
+    pub fn number(self) -> usize {
+        match self {
+            Self::BadRequest => 400,
+            Self::Unknown => 404,
+            Self::Conflict => 409,
+            Self::Later => 503,
+        }
+    }
+}
+
+/// What the machine asks of the driver.
+#[derive(Debug, Clone)]
+pub enum Effect {
+    /// Append a record; [`Input::Appended`] follows, in the order of the tokens.
+    Append {
+        /// Comes back.
+        token: u64,
+        /// The record.
+        record: Box<Record>,
+    },
+    /// Remove the journal's entries before a sequence number.
+    PurgeJournal {
+        /// The first to stay.
+        before: u64,
+    },
+    /// Answer somebody.
+    Reply {
+        /// Whom.
+        to: ReplyTo,
+        /// What.
+        reply: Reply,
+    },
+    /// Order a worker to run an attempt.
+    SendRun {
+        /// Whom.
+        worker: WorkerId,
+        /// The order.
+        run: Box<RunAttempt>,
+    },
+    /// Order a worker to abandon an attempt.
+    SendCancel {
+        /// Whom.
+        worker: WorkerId,
+        /// The order.
+        cancel: CancelAttempt,
+    },
+    /// Order a worker to take no more work.
+    SendDrain {
+        /// Whom.
+        worker: WorkerId,
+        /// The order.
+        drain: Drain,
+    },
+    /// Tell a job's workers and watchers.
+    Broadcast {
+        /// Which job.
+        job: JobId,
+        /// What.
+        broadcast: Broadcast,
+    },
+    /// Publish a job's progress.
+    Progress(Box<JobStatus>),
+    /// Publish a line of history. Its time is the driver's to fill in.
+    Event(Event),
+    /// List and pin a job's input, and look at OUTPUT.
+    ListInput {
+        /// The request.
+        spec: Arc<JobSpec>,
+        /// Where it reads and writes.
+        places: Places,
+        /// Comes back.
+        ticket: u64,
+    },
+    /// Write a small object to scratch.
+    WriteObject {
+        /// Where.
+        url: BlobUrl,
+        /// What.
+        bytes: Vec<u8>,
+        /// Comes back.
+        ticket: u64,
+    },
+    /// Read a job's plan back.
+    LoadPlan {
+        /// Which job.
+        job: JobId,
+        /// Where it is.
+        plan: BlobRef,
+    },
+    /// Read samples that were too large for a message.
+    LoadSamples {
+        /// Which job.
+        job: JobId,
+        /// Whose.
+        attempt: AttemptId,
+        /// Where they are.
+        samples: BlobRef,
+    },
+    /// Choose splitters ([`super::plan::splitters`]) and write them.
+    ChooseSplitters {
+        /// Which job.
+        job: JobId,
+        /// Out of these.
+        samples: Vec<Splitter>,
+        /// How many partitions are aimed at.
+        partitions: u32,
+        /// Whether equal keys must stay together.
+        unique: bool,
+        /// Where to write them.
+        url: BlobUrl,
+    },
+    /// Abort a revoked upload.
+    AbortUpload {
+        /// Which job.
+        job: JobId,
+        /// Where the part would have stood.
+        url: BlobUrl,
+        /// The upload.
+        upload: Upload,
+    },
+    /// Make a decided commit visible.
+    Publish {
+        /// Which job.
+        job: JobId,
+        /// What.
+        publication: Box<Publication>,
+    },
+    /// Remove what an ended job leaves.
+    CleanUp {
+        /// Which job.
+        job: JobId,
+        /// What.
+        leftovers: Box<Leftovers>,
+    },
+}

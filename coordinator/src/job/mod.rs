@@ -1,0 +1,320 @@
+//! The job machine: facts and the time go in, effects come out. It opens no socket, reads no clock and draws nothing at random, so a conversation with it is the
+//! same every time it is held.
+//!
+//! Where things are decided:
+//!
+//! ```text
+//! submit.rs    a request becomes a plan            phases.rs    what follows when a phase is complete
+//! schedule.rs  which task goes to which worker     finish.rs    commit, failure, cancel, clean-up
+//! report.rs    what a worker's word is worth       recover.rs   what a new leader makes of the journal
+//! pool.rs      registration, heartbeats, silence   ledger.rs    records out, acknowledgements in
+//! ```
+//!
+//! **Persist before tell.** A decision leaves as [`Effect::Append`]. Nothing else happens until [`Input::Appended`] is back; then the record is folded into
+//! [`durable::Durable`], by the same function that replays the journal, and what follows from it goes out. What only this leader knows ([`active`], [`workers`]) may be lost at any time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use muster_common::api::Event;
+use muster_common::config::Config;
+use muster_common::ids::{AttemptId, DeploymentId, Epoch, JobId, Phase, WorkerId};
+use muster_common::store::BlobUrl;
+use muster_common::{Error, Result};
+
+mod active;
+pub mod durable;
+mod finish;
+pub mod invariant;
+pub mod io;
+mod ledger;
+mod phases;
+pub mod plan;
+mod pool;
+mod recover;
+mod report;
+mod schedule;
+pub mod state;
+mod status;
+mod submit;
+#[cfg(test)]
+mod tests;
+mod workers;
+
+use active::Active;
+use durable::{Durable, DurableJob};
+use io::{Effect, Input, RefusalCode, Reply, ReplyTo};
+
+/// Most jobs that run at once.
+pub const JOBS_MAX: usize = 1000;
+/// Longest pause between tries of a store step, in milliseconds.
+const BACKOFF_MS_MAX: u64 = 10_000;
+
+/// The machine of one leader.
+#[derive(Debug)]
+pub struct Machine {
+    config: Config,
+    bucket: Option<BlobUrl>,
+    deployment: DeploymentId,
+    epoch: Epoch,
+    nonces: Nonces,
+    now_ms: u64,
+    connected: bool,
+    journal_stalled: Option<String>,
+    durable: Durable,
+    ledger: ledger::Pending,
+    planning: BTreeMap<JobId, submit::Planning>,
+    active: BTreeMap<JobId, Active>,
+    workers: workers::Workers,
+    /// Jobs with a task that can be granted, those with the fewest running attempts first, then in order of submission.
+    runnable: BTreeSet<(u32, u64, JobId)>,
+    timers: BTreeSet<(u64, Timer)>,
+    grace_until_ms: Option<u64>,
+    tickets: Tickets,
+    next_order: u64,
+    no_workers_since_ms: Option<u64>,
+    counters: Counters,
+    /// Jobs whose progress is to be published at the end of this step.
+    urgent: BTreeSet<JobId>,
+    out: Vec<Effect>,
+}
+
+/// What should not happen, counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Records that contradicted the state.
+    pub illegal: u64,
+    /// Messages of an old epoch, of a former life of a worker, or about attempts that do not count.
+    pub foreign: u64,
+    /// Messages that break the protocol.
+    pub violations: u64,
+}
+
+/// Something to do at a time.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    /// The grace after a take-over is over.
+    GraceEnds,
+    /// An order to run was not answered.
+    Resend(JobId, AttemptId),
+    /// A task that failed can be tried again.
+    Requeue(JobId, Phase, u32),
+    /// A worker that was busy can be asked again.
+    Unpause(WorkerId),
+    /// A step with the store is tried again.
+    Store(JobId),
+    /// A revoked upload is aborted again.
+    Abort(JobId, AttemptId),
+    /// Workers that do not confirm that they let go are no longer waited for.
+    LetGo(JobId),
+}
+
+/// Numbers the objects that are written, and knows for whom.
+#[derive(Debug, Default)]
+struct Tickets {
+    next: u64,
+    waiting: BTreeMap<u64, JobId>,
+}
+
+impl Tickets {
+    fn issue(&mut self, job: &JobId) -> u64 {
+        self.next += 1;
+        self.waiting.insert(self.next, job.clone());
+        self.next
+    }
+
+    fn redeem(&mut self, ticket: u64) -> Option<JobId> {
+        self.waiting.remove(&ticket)
+    }
+}
+
+/// Numbers that tell attempts and objects apart: SplitMix64 from the nonce that the epoch drew when it began.
+#[derive(Debug)]
+struct Nonces(u64);
+
+impl Nonces {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+impl Machine {
+    /// The machine of the leader whose epoch the journal began last. [`Input::Began`] starts it.
+    ///
+    /// # Errors
+    /// `Bug` where the journal has no deployment.
+    pub fn new(config: Config, bucket: Option<BlobUrl>, durable: Durable) -> Result<Self> {
+        let deployment = durable.deployment.clone().ok_or_else(|| Error::bug("the journal names no deployment"))?;
+        let next_order = durable.jobs.values().map(|job| job.submitted.order + 1).max().unwrap_or(0);
+        Ok(Self {
+            config,
+            bucket,
+            deployment,
+            epoch: durable.epoch,
+            nonces: Nonces(durable.nonce),
+            now_ms: 0,
+            connected: true,
+            journal_stalled: None,
+            durable,
+            ledger: ledger::Pending::default(),
+            planning: BTreeMap::new(),
+            active: BTreeMap::new(),
+            workers: workers::Workers::default(),
+            runnable: BTreeSet::new(),
+            timers: BTreeSet::new(),
+            grace_until_ms: None,
+            tickets: Tickets::default(),
+            next_order,
+            no_workers_since_ms: None,
+            counters: Counters::default(),
+            urgent: BTreeSet::new(),
+            out: Vec::new(),
+        })
+    }
+
+    /// The leader's term.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Which deployment it leads.
+    pub fn deployment(&self) -> &DeploymentId {
+        &self.deployment
+    }
+
+    /// What the journal says.
+    pub fn durable(&self) -> &Durable {
+        &self.durable
+    }
+
+    /// What should not happen, counted.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// When the next timer is due, on the clock that `step` is given.
+    pub fn next_due_ms(&self) -> Option<u64> {
+        self.timers.first().map(|(due_ms, _)| *due_ms)
+    }
+
+    /// Takes one fact and gives what follows from it, in order. `now_ms` is a clock that never goes back.
+    pub fn step(&mut self, now_ms: u64, input: Input) -> Vec<Effect> {
+        self.pass_time(now_ms);
+        match input {
+            Input::Began { unix_ms } => self.take_over(unix_ms),
+            Input::Tick => self.tick(),
+            Input::Connection { up } => self.connection(up),
+            Input::JournalStalled { why } => self.journal_stalled = why,
+            Input::Appended { token, sequence } => self.appended(token, sequence),
+            Input::Submit { to, spec, unix_ms } => self.submit(to, *spec, unix_ms),
+            Input::AskStatus { to, job } => self.ask_status(to, &job),
+            Input::AskJobs { to } => self.ask_jobs(to),
+            Input::AskWorkers { to } => self.ask_workers(to),
+            Input::Cancel { to, job } => self.cancel(to, &job),
+            Input::Drain { to, worker } => self.drain(to, &worker),
+            Input::Register { to, register } => self.register(to, *register),
+            Input::Report { to, report } => self.report(to, *report),
+            Input::AskPhase { to, query } => self.ask_phase(to, &query.job),
+            Input::Heartbeat(heartbeat) => self.heartbeat(*heartbeat),
+            Input::RunAnswered { worker, job, attempt, reply } => self.run_answered(&worker, &job, &attempt, reply),
+            Input::CancelAnswered { job, attempt, answered } => self.cancel_answered(&job, &attempt, answered),
+            Input::Listed { job, ticket, result } => self.listed(&job, ticket, result),
+            Input::ObjectWritten { ticket, result } => self.object_written(ticket, result),
+            Input::PlanLoaded { job, result } => self.plan_loaded(&job, result),
+            Input::SamplesLoaded { job, attempt, result } => self.samples_loaded(&job, &attempt, result),
+            Input::SplittersChosen { job, result } => self.splitters_chosen(&job, result),
+            Input::UploadAborted { job, attempt, result } => self.upload_aborted(&job, &attempt, result),
+            Input::Published { job, result } => self.published(&job, result),
+            Input::Cleaned { job, result } => self.cleaned(&job, result),
+        }
+        self.schedule();
+        self.publish_urgent();
+        std::mem::take(&mut self.out)
+    }
+
+    /// A long gap between two steps is the leader's own pause (a stopped process, a suspended machine): nobody else's silence counts for that time.
+    fn pass_time(&mut self, now_ms: u64) {
+        let gap_ms = now_ms.saturating_sub(self.now_ms);
+        let first = self.now_ms == 0;
+        self.now_ms = self.now_ms.max(now_ms);
+        if !first && gap_ms > self.config.heartbeat.dead_after_ms / 2 {
+            self.workers.forgive(gap_ms, self.now_ms);
+            for job in self.active.values_mut() {
+                job.moved_ms = job.moved_ms.saturating_add(gap_ms).min(self.now_ms);
+            }
+            self.no_workers_since_ms =
+                self.no_workers_since_ms.map(|since| since.saturating_add(gap_ms).min(self.now_ms));
+        }
+    }
+
+    fn tick(&mut self) {
+        while let Some((due_ms, _)) = self.timers.first()
+            && *due_ms <= self.now_ms
+        {
+            if let Some((_, timer)) = self.timers.pop_first() {
+                self.due(timer);
+            }
+        }
+        self.watch_pool();
+        self.watch_phases();
+        self.publish_news();
+    }
+
+    fn due(&mut self, timer: Timer) {
+        match timer {
+            Timer::GraceEnds => self.end_grace(),
+            Timer::Resend(job, attempt) => self.resend(&job, &attempt),
+            Timer::Requeue(job, phase, index) => self.requeue(&job, phase, index),
+            Timer::Unpause(worker) => drop(self.workers.update(&worker, |worker| worker.paused = false)),
+            Timer::Store(job) => self.retry_store_step(&job),
+            Timer::Abort(job, attempt) => self.abort_revoked(&job, &attempt),
+            Timer::LetGo(job) => self.stop_waiting(&job),
+        }
+    }
+
+    fn after(&mut self, pause_ms: u64, timer: Timer) {
+        self.timers.insert((self.now_ms.saturating_add(pause_ms), timer));
+    }
+
+    fn reply(&mut self, to: ReplyTo, reply: Reply) {
+        self.out.push(Effect::Reply { to, reply });
+    }
+
+    fn refuse(&mut self, to: ReplyTo, code: RefusalCode, error: Error) {
+        self.reply(to, Reply::Refused { code, error });
+    }
+
+    fn event(&mut self, job: Option<&JobId>, severity: &str, kind: &str, text: impl Into<String>) {
+        let event = Event {
+            unix_ms: 0,
+            epoch: self.epoch.0,
+            job: job.cloned(),
+            severity: severity.to_owned(),
+            kind: kind.to_owned(),
+            text: Error::bug(text).message,
+        };
+        self.out.push(Effect::Event(event));
+    }
+
+    /// Both sides of a job: what the journal says, and what this leader knows.
+    fn both(&self, job: &JobId) -> Option<(&DurableJob, &Active)> {
+        Some((self.durable.jobs.get(job)?, self.active.get(job)?))
+    }
+
+    /// Exponential pause before try number `tries` of something.
+    fn backoff_ms(tries: u32) -> u64 {
+        (100_u64 << tries.min(16)).min(BACKOFF_MS_MAX)
+    }
+}
+
+/// Two OUTPUTs that are one, or lie in one another.
+fn overlap(a: &BlobUrl, b: &BlobUrl) -> bool {
+    a.contains(b) || b.contains(a)
+}
+
+/// A plan that many may hold.
+type SharedPlan = Arc<muster_common::plan::Plan>;

@@ -1,0 +1,354 @@
+//! From phase to phase: what begins when, and the barriers between.
+
+use muster_common::api::JobState;
+use muster_common::ids::Phase;
+use muster_common::names;
+use muster_common::plan::{PLAN_BYTES_MAX, PinnedRun, PinnedRuns, Plan};
+use muster_common::wire::{BlobRef, Broadcast};
+use muster_common::{Error, ErrorKind, Result};
+use muster_kernel::proof::{self, Interval};
+
+use super::active::{PhaseTasks, Stage, Waiters};
+use super::durable::DurableJob;
+use super::io::Effect;
+use super::{JobId, Machine, SharedPlan, Timer};
+use crate::journal::record::Record;
+
+/// Tries of a store step that meets trouble which will not pass, where giving up is worse than trying.
+pub(super) const HOPELESS_TRIES_MAX: u32 = 5;
+
+impl Machine {
+    /// Goes on with a job from where the journal stands.
+    pub(super) fn enter(&mut self, job: &JobId) {
+        let Some(state) = self.durable.jobs.get(job).map(|durable| durable.state) else { return };
+        match state {
+            JobState::Submitted => self.skip_sampling(job),
+            JobState::Sampling => self.begin_phase(job, Phase::Sample),
+            JobState::Sorting => self.begin_phase(job, Phase::Sort),
+            JobState::Merging => self.begin_phase(job, Phase::Merge),
+            JobState::Committing => self.publish(job),
+            JobState::Succeeded | JobState::Failed | JobState::Cancelled => self.stop(job),
+        }
+    }
+
+    /// One partition needs no splitters.
+    fn skip_sampling(&mut self, job: &JobId) {
+        let Some(active) = self.active.get_mut(job) else { return };
+        active.stage = Stage::Deciding;
+        self.append(
+            Record::BoundariesChosen { job: job.clone(), splitters: None, partitions: 1, took_ms: 0 },
+            Waiters::default(),
+        );
+    }
+
+    pub(super) fn begin_phase(&mut self, job: &JobId, phase: Phase) {
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
+        if active.ending.is_some() {
+            return;
+        }
+        let tasks = match phase {
+            Phase::Sample => PhaseTasks::new(phase, durable.submitted.splits, |_| false),
+            Phase::Sort => PhaseTasks::new(phase, durable.submitted.splits, |at| durable.runs.contains_key(&at)),
+            Phase::Merge => PhaseTasks::new(phase, durable.partitions(), |at| durable.parts.contains_key(&at)),
+        };
+        let (done, total) = (tasks.done, tasks.total());
+        active.begins(self.now_ms);
+        active.tasks = Some(tasks);
+        active.samples = Vec::new();
+        active.stage = Stage::Working;
+        active.moved(self.now_ms);
+        let again = if done > 0 { format!(", {done} of which are committed") } else { String::new() };
+        self.event(Some(job), "info", "phase-began", format!("{phase}: {total} tasks{again}"));
+        self.out.push(Effect::Broadcast {
+            job: job.clone(),
+            broadcast: Broadcast::PhaseBegins { epoch: self.epoch, phase },
+        });
+        self.urgent.insert(job.clone());
+        if phase == Phase::Merge {
+            self.abort_revoked_again(job);
+        }
+        self.touch(job);
+        self.advance(job);
+    }
+
+    /// Uploads that a former leader revoked may still be open: it could have died before it aborted them.
+    fn abort_revoked_again(&mut self, job: &JobId) {
+        let Some(durable) = self.durable.jobs.get(job) else { return };
+        let open = |partition: u32| durable.parts.contains_key(&partition) || durable.uploads.contains_key(&partition);
+        let again: Vec<_> = durable.revoked.iter().filter(|upload| !open(upload.partition)).cloned().collect();
+        for upload in again {
+            if let Some(tasks) = self.active.get_mut(job).and_then(|active| active.tasks.as_mut()) {
+                tasks.revoke(upload.partition, upload.attempt);
+            }
+            self.abort_revoked(job, &upload.attempt);
+        }
+    }
+
+    /// Moves on if all tasks of the phase are done.
+    pub(super) fn advance(&mut self, job: &JobId) {
+        let Some(active) = self.active.get(job) else { return };
+        let complete = active.tasks.as_ref().filter(|tasks| tasks.is_complete()).map(|tasks| tasks.phase);
+        let (Stage::Working, Some(phase), Some(plan)) = (active.stage, complete, active.plan.clone()) else { return };
+        match phase {
+            Phase::Sample => self.choose_splitters(job, &plan),
+            Phase::Sort => self.pin_runs(job, &plan),
+            Phase::Merge => self.decide(job),
+        }
+    }
+
+    fn choose_splitters(&mut self, job: &JobId, plan: &Plan) {
+        let nonce = self.nonces.next();
+        let Some(active) = self.active.get_mut(job) else { return };
+        active.stage = Stage::Choosing;
+        active.writing += 1;
+        let url = active.scratch.join(&names::splitters_path(self.epoch, nonce));
+        let samples = active.samples.clone();
+        let (partitions, unique) = (plan.partitions, plan.sort.unique);
+        self.out.push(Effect::ChooseSplitters { job: job.clone(), samples, partitions, unique, url });
+    }
+
+    pub(super) fn splitters_chosen(&mut self, job: &JobId, result: Result<(Option<BlobRef>, u32)>) {
+        self.wrote(job);
+        let Some(active) = self.active.get_mut(job).filter(|active| active.stage == Stage::Choosing) else { return };
+        match result {
+            Ok((splitters, partitions)) => {
+                active.stage = Stage::Deciding;
+                active.samples = Vec::new();
+                active.moved(self.now_ms);
+                let took_ms = active.elapsed_ms(self.now_ms);
+                self.append(
+                    Record::BoundariesChosen { job: job.clone(), splitters, partitions, took_ms },
+                    Waiters::default(),
+                );
+            }
+            Err(error) => self.store_trouble(job, error),
+        }
+    }
+
+    /// The shuffle barrier: the runs tile the input and sum to it; only then they are pinned.
+    fn pin_runs(&mut self, job: &JobId, plan: &Plan) {
+        let Some(durable) = self.durable.jobs.get(job) else { return };
+        let pinned = check_runs(durable, plan).and_then(|()| pinned_runs(job, durable));
+        let nonce = self.nonces.next();
+        match (pinned, self.active.get_mut(job)) {
+            (Ok(bytes), Some(active)) => {
+                active.stage = Stage::PinningRuns;
+                active.writing += 1;
+                let url = active.scratch.join(&names::runs_path(self.epoch, nonce));
+                let ticket = self.tickets.issue(job);
+                self.out.push(Effect::WriteObject { url, bytes, ticket });
+            }
+            (Err(error), _) => self.fail(job, error),
+            (Ok(_), None) => {}
+        }
+    }
+
+    pub(super) fn object_written(&mut self, ticket: u64, result: Result<BlobRef>) {
+        let Some(job) = self.tickets.redeem(ticket) else { return };
+        if self.plan_written(&job, ticket, &result) {
+            return;
+        }
+        self.wrote(&job);
+        let Some(active) = self.active.get_mut(&job).filter(|active| active.stage == Stage::PinningRuns) else {
+            return;
+        };
+        match result {
+            Ok(runs) => {
+                active.stage = Stage::Deciding;
+                active.moved(self.now_ms);
+                let took_ms = active.elapsed_ms(self.now_ms);
+                self.append(Record::RunsPinned { job, runs, took_ms }, Waiters::default());
+            }
+            Err(error) => self.store_trouble(&job, error),
+        }
+    }
+
+    /// The last barrier: the parts sum to the runs and follow one another; only then the commit is decided.
+    fn decide(&mut self, job: &JobId) {
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
+        if let Err(error) = check_parts(durable) {
+            return self.fail(job, error);
+        }
+        active.stage = Stage::Deciding;
+        let took_ms = active.elapsed_ms(self.now_ms);
+        self.append(Record::CommitDecided { job: job.clone(), took_ms }, Waiters::default());
+    }
+
+    pub(super) fn load_plan(&mut self, job: &JobId) {
+        if let Some(durable) = self.durable.jobs.get(job) {
+            self.out.push(Effect::LoadPlan { job: job.clone(), plan: durable.submitted.plan.clone() });
+        }
+    }
+
+    pub(super) fn plan_loaded(&mut self, job: &JobId, result: Result<SharedPlan>) {
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
+        let fits = |plan: &SharedPlan| plan.job == *job && plan.splits.len() == durable.submitted.splits as usize;
+        match result {
+            Ok(plan) if fits(&plan) => {
+                active.plan = Some(plan);
+                active.moved(self.now_ms);
+                let stage = active.stage;
+                self.touch(job);
+                if stage == Stage::AwaitingPlan { self.publish(job) } else { self.advance(job) }
+            }
+            Ok(_) => self.store_trouble(job, Error::corrupt(format!("the stored plan is not that of job {job}"))),
+            Err(error) => self.store_trouble(job, error),
+        }
+    }
+
+    /// A step with the store went wrong. Trouble that may pass is waited out, within the phase's bound; other trouble ends the job, unless its commit is
+    /// decided: then giving up is the last resort.
+    pub(super) fn store_trouble(&mut self, job: &JobId, error: Error) {
+        let Some((durable, _)) = self.both(job) else { return };
+        let decided = durable.commit_decided;
+        let Some(active) = self.active.get_mut(job) else { return };
+        active.tries = active.tries.saturating_add(1);
+        let passing = matches!(error.kind, ErrorKind::Retry) || (decided && error.kind == ErrorKind::Exhausted);
+        if passing || (decided && active.tries < HOPELESS_TRIES_MAX) {
+            let pause_ms = Self::backoff_ms(active.tries);
+            active.trouble = Some(error.message.clone());
+            active.news = true;
+            if active.tries == 1 {
+                self.event(Some(job), "warning", "store-trouble", error.message);
+            }
+            self.after(pause_ms, Timer::Store(job.clone()));
+        } else if decided {
+            let text = format!(
+                "the commit is decided, but cannot be carried out; OUTPUT is not whole and has no _SUCCESS: {}",
+                error.message
+            );
+            self.give_up_commit(job, Error::new(error.kind, text));
+        } else {
+            self.fail(job, error);
+        }
+    }
+
+    pub(super) fn retry_store_step(&mut self, job: &JobId) {
+        let Some(active) = self.active.get(job) else { return };
+        let Some(plan) = active.plan.clone() else {
+            return match active.stage {
+                Stage::Cleaning => self.clean_up(job),
+                _ => self.load_plan(job),
+            };
+        };
+        match active.stage {
+            Stage::Choosing => self.choose_splitters(job, &plan),
+            Stage::PinningRuns => self.pin_runs(job, &plan),
+            Stage::Publishing => self.publish(job),
+            Stage::Cleaning => self.clean_up(job),
+            Stage::Working
+            | Stage::Deciding
+            | Stage::AwaitingPlan
+            | Stage::Ending
+            | Stage::Stopping
+            | Stage::Closing => {}
+        }
+    }
+
+    /// Fails jobs whose phase has not moved for too long (P7).
+    pub(super) fn watch_phases(&mut self) {
+        if !self.connected {
+            return;
+        }
+        let stalled: Vec<(JobId, Error)> =
+            self.active.keys().filter_map(|job| Some((job.clone(), self.stalled(job)?))).collect();
+        for (job, error) in stalled {
+            self.fail(&job, error);
+        }
+    }
+
+    fn stalled(&self, job: &JobId) -> Option<Error> {
+        let (durable, active) = self.both(job)?;
+        if !matches!(active.stage, Stage::Working | Stage::Choosing | Stage::PinningRuns) {
+            return None;
+        }
+        let phases = &self.config.phases;
+        let (setting, limit_ms) = match durable.state {
+            JobState::Sorting => ("phases.sort_ms", phases.sort_ms),
+            JobState::Merging => ("phases.merge_ms", phases.merge_ms),
+            _ => ("phases.sample_ms", phases.sample_ms),
+        };
+        let alone_ms =
+            self.no_workers_since_ms.map_or(0, |since| self.now_ms.saturating_sub(since.max(active.began_ms)));
+        let still_ms = self.now_ms.saturating_sub(active.moved_ms);
+        let state = durable.state;
+        let trouble =
+            active.trouble.as_ref().map(|trouble| format!(" (it waits for the store: {trouble})")).unwrap_or_default();
+        if alone_ms > phases.register_ms {
+            let text = format!(
+                "no worker for {alone_ms} ms while {state}; the limit is {} ms (phases.register_ms)",
+                phases.register_ms
+            );
+            Some(Error::exhausted(text))
+        } else if still_ms > limit_ms {
+            Some(Error::exhausted(format!(
+                "no progress for {still_ms} ms while {state}{trouble}; the limit is {limit_ms} ms ({setting})"
+            )))
+        } else {
+            None
+        }
+    }
+}
+
+/// P1 at the sort barrier: what the tasks consumed tiles every object, and what they wrote and dropped sums to what they read.
+fn check_runs(durable: &DurableJob, plan: &Plan) -> Result<()> {
+    let broken = |what: String| Error::corrupt(format!("P1 (conservation) is broken at the sort barrier: {what}"));
+    let sizes: Vec<u64> = plan.objects.iter().map(|object| object.bytes).collect();
+    let intervals: Vec<Interval> = durable.runs.values().flat_map(|run| run.intervals.iter().copied()).collect();
+    proof::tiles(&intervals, &sizes).map_err(|why| {
+        let named = plan
+            .objects
+            .iter()
+            .enumerate()
+            .find(|(at, _)| why.contains(&format!("object {at} ")) || why.ends_with(&format!("object {at}")));
+        broken(named.map_or(why.clone(), |(_, object)| format!("{why} ({})", object.url)))
+    })?;
+    let totals = &durable.run_totals;
+    let out = totals.kept.plus(&totals.dropped);
+    if out == totals.input {
+        Ok(())
+    } else {
+        Err(broken(format!("read {}, but wrote and dropped {out}", totals.input)))
+    }
+}
+
+fn pinned_runs(job: &JobId, durable: &DurableJob) -> Result<Vec<u8>> {
+    let runs = durable.runs.values().map(|run| PinnedRun {
+        attempt: run.attempt,
+        url: run.url.clone(),
+        bytes: run.bytes,
+        index_digest: run.index_digest,
+    });
+    let bytes = PinnedRuns { job: job.clone(), runs: runs.collect() }.to_bytes()?;
+    if bytes.len() as u64 > PLAN_BYTES_MAX {
+        return Err(Error::exhausted(format!(
+            "the list of runs has {} bytes, the limit is {PLAN_BYTES_MAX}",
+            bytes.len()
+        )));
+    }
+    Ok(bytes)
+}
+
+/// P1 and P2 at the end: the parts hold what the runs held, less what they dropped, and each begins at or after the end of the one before.
+fn check_parts(durable: &DurableJob) -> Result<()> {
+    let (held, totals) = (durable.run_totals.kept, &durable.part_totals);
+    let out = totals.kept.plus(&totals.dropped);
+    if out != held {
+        let text = format!(
+            "P1 (conservation) is broken at the commit: the runs hold {held}, but the parts hold and dropped {out}"
+        );
+        return Err(Error::corrupt(text));
+    }
+    let mut before: Option<(u32, &[u8])> = None;
+    for part in durable.parts.values().filter(|part| part.kept.records > 0) {
+        if let Some((partition, last)) = before.filter(|(_, last)| *last > part.first_key.as_slice()) {
+            let text = format!(
+                "P2 (order) is broken: part {partition} ends with {last:02x?}, part {} begins before it",
+                part.partition
+            );
+            return Err(Error::corrupt(text));
+        }
+        before = Some((part.partition, &part.last_key));
+    }
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! What a new leader makes of the journal. Committed tasks stay committed; every job goes on from its last record. Workers that still hold attempts of the former
+//! epoch keep them, if they register in time: for a while nothing is granted that somebody may be at work on.
+
+use muster_common::api::PhaseTimes;
+use muster_common::ids::{Generation, Phase, WorkerId};
+use muster_common::wire::HeldAttempt;
+
+use super::active::{Active, Attempt, Stage, TaskState};
+use super::durable::DurableJob;
+use super::{JobId, Machine, Timer};
+
+impl Machine {
+    pub(super) fn take_over(&mut self, unix_ms: u64) {
+        let open: Vec<JobId> =
+            self.durable.jobs.iter().filter(|(_, job)| !job.cleaned).map(|(id, _)| id.clone()).collect();
+        let mut held_back = false;
+        for job in &open {
+            let Some(durable) = self.durable.jobs.get(job) else { continue };
+            let terminal = durable.state.is_terminal();
+            let before_ms = in_phase_ms(durable, unix_ms);
+            match Active::new(durable, None, self.now_ms) {
+                Ok(active) => {
+                    held_back |= !terminal;
+                    self.active.insert(job.clone(), Active { held_back: !terminal, before_ms, ..active });
+                }
+                Err(error) => self.event(Some(job), "error", "record-refused", error.message),
+            }
+        }
+        self.event(
+            None,
+            "info",
+            "leader-began",
+            format!("epoch {} of {}, {} open jobs", self.epoch, self.deployment, open.len()),
+        );
+        if held_back {
+            let grace_ms = self.config.tasks.regrant_grace_ms;
+            self.grace_until_ms = Some(self.now_ms.saturating_add(grace_ms));
+            self.after(grace_ms, Timer::GraceEnds);
+        }
+        for job in &open {
+            if self.durable.jobs.get(job).is_some_and(|durable| !durable.state.is_terminal()) {
+                self.load_plan(job);
+            }
+            self.enter(job);
+        }
+    }
+
+    pub(super) fn end_grace(&mut self) {
+        self.grace_until_ms = None;
+        let jobs: Vec<JobId> = self.active.keys().cloned().collect();
+        for job in jobs {
+            if let Some(active) = self.active.get_mut(&job) {
+                active.held_back = false;
+                active.news = true;
+            }
+            self.touch(&job);
+        }
+    }
+
+    /// Whether an attempt that a worker holds goes on under this epoch: nobody else has its task, and if it has an upload, the journal knows it as this attempt's.
+    /// One whose result is committed goes on too, to be acknowledged: the acknowledgement was lost, and a worker that were told to abandon it would remove what counts.
+    pub(super) fn regrant(&mut self, worker: &WorkerId, held: &HeldAttempt) -> bool {
+        let HeldAttempt { job, attempt: id } = held;
+        if self.is_committed(job, id) {
+            return true;
+        }
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else {
+            return false;
+        };
+        if active.stage != Stage::Working || id.epoch > self.epoch || id.generation != Generation(0) {
+            return false;
+        }
+        if let Some(attempt) = active.attempt(id) {
+            return attempt.worker == *worker;
+        }
+        let Some(tasks) = active.tasks.as_mut() else { return false };
+        let room = self.workers.get(worker).is_some_and(|known| known.attempts.len() < known.info.slots as usize);
+        if !room || !matches!(tasks.state(id.task), Some(TaskState::Waiting)) {
+            return false;
+        }
+        let index = id.task.index;
+        let open = if id.task.phase == Phase::Merge { durable.uploads.get(&index) } else { None };
+        if open.is_some_and(|upload| upload.attempt != *id)
+            || durable.revoked.iter().any(|upload| upload.attempt == *id)
+        {
+            return false;
+        }
+        tasks.start(Attempt {
+            id: *id,
+            worker: worker.clone(),
+            accepted: true,
+            sent: 0,
+            seen_ms: self.now_ms,
+            bytes_done: 0,
+            upload: open.map(|upload| upload.upload.clone()),
+            recording: None,
+        });
+        self.workers.update(worker, |known| known.attempts.insert((job.clone(), *id)));
+        self.touch(job);
+        true
+    }
+}
+
+/// How long the phase at hand has lasted: the time since the submission, less the phases before it. For people only; clocks of two coordinators may differ.
+fn in_phase_ms(durable: &DurableJob, unix_ms: u64) -> u64 {
+    let PhaseTimes { plan_ms, sample_ms, sort_ms, merge_ms, .. } = durable.times;
+    let since_ms = unix_ms.saturating_sub(durable.submitted.submitted_unix_ms);
+    since_ms.saturating_sub(plan_ms + sample_ms + sort_ms + merge_ms)
+}

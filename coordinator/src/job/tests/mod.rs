@@ -1,0 +1,10 @@
+//! The machine's tests: readable conversations with golden output, an exhaustive crash sweep, and single cases. All of them run in [`world`], which checks the
+//! invariants after every step and that folding the journal gives exactly the leader's durable state.
+
+mod cases;
+mod fakes;
+mod golden;
+mod random;
+mod scripts;
+mod sweep;
+mod world;
