@@ -1,0 +1,191 @@
+//! What attempts of one job read again and again, kept for the next attempt within a bound of bytes: plans, splitters, lists of runs, indexes of runs.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use muster_common::plan::{PLAN_BYTES_MAX, PinnedRun, PinnedRuns, Plan};
+use muster_common::store::{Access, Stores};
+use muster_common::wire::BlobRef;
+use muster_common::{Error, ErrorKind, Result};
+use muster_kernel::error::KernelError;
+use muster_kernel::order::Order;
+use muster_kernel::run::{RunFooter, RunIndex};
+use muster_kernel::splitters::{self, Splitter};
+
+use crate::retry::Retry;
+use crate::transfer::{Object, Span, read};
+
+/// What is read of a run's end in the first go; an index that is longer takes a second.
+const TAIL_BYTES: u64 = 64 << 10;
+
+/// A job as attempts use it.
+pub(crate) struct Job {
+    pub(crate) plan: Plan,
+    pub(crate) order: Arc<Order>,
+    /// Global position of each object's first byte, and the input's size.
+    pub(crate) positions: Vec<u64>,
+}
+
+/// The caches of one worker.
+pub(crate) struct Cache {
+    stores: Stores,
+    retry: Retry,
+    jobs: Mutex<Recent<Arc<Job>>>,
+    splitters: Mutex<Recent<Arc<Vec<Splitter>>>>,
+    runs: Mutex<Recent<Arc<PinnedRuns>>>,
+    indexes: Mutex<Recent<Arc<RunIndex>>>,
+}
+
+impl Cache {
+    /// Empty caches of about `bytes_max` in all; what is in use stays beyond that.
+    pub(crate) fn new(stores: Stores, retry: Retry, bytes_max: usize) -> Self {
+        let quarter = bytes_max / 4;
+        Self {
+            stores,
+            retry,
+            jobs: Mutex::new(Recent::new(quarter)),
+            splitters: Mutex::new(Recent::new(quarter)),
+            runs: Mutex::new(Recent::new(quarter)),
+            indexes: Mutex::new(Recent::new(quarter)),
+        }
+    }
+
+    async fn fetch(&self, pointer: &BlobRef) -> Result<bytes::Bytes> {
+        self.retry.call(&"the job's data", || self.stores.get_ref(pointer, PLAN_BYTES_MAX)).await
+    }
+
+    /// The job of a journalled plan.
+    pub(crate) async fn job(&self, pointer: &BlobRef) -> Result<Arc<Job>> {
+        if let Some(job) = lock(&self.jobs).get(&pointer.url, pointer.digest) {
+            return Ok(job);
+        }
+        let plan = Plan::from_bytes(&self.fetch(pointer).await?)?;
+        let order = Arc::new(Order::new(&plan.sort)?);
+        let job = Arc::new(Job { positions: plan.positions(), plan, order });
+        lock(&self.jobs).put(&pointer.url, pointer.digest, job.clone(), pointer.bytes);
+        Ok(job)
+    }
+
+    /// A job's splitters, checked; none for a job of one partition.
+    pub(crate) async fn splitters(&self, pointer: Option<&BlobRef>, unique: bool) -> Result<Arc<Vec<Splitter>>> {
+        let Some(pointer) = pointer else { return Ok(Arc::default()) };
+        if let Some(found) = lock(&self.splitters).get(&pointer.url, pointer.digest) {
+            return Ok(found);
+        }
+        let decoded = splitters::decode(&self.fetch(pointer).await?).map_err(|e| Error::from(e).at(&pointer.url))?;
+        splitters::validate(&decoded, unique).map_err(|e| Error::from(e).at(&pointer.url))?;
+        let decoded = Arc::new(decoded);
+        lock(&self.splitters).put(&pointer.url, pointer.digest, decoded.clone(), pointer.bytes);
+        Ok(decoded)
+    }
+
+    /// A job's pinned runs.
+    pub(crate) async fn runs(&self, pointer: &BlobRef) -> Result<Arc<PinnedRuns>> {
+        if let Some(runs) = lock(&self.runs).get(&pointer.url, pointer.digest) {
+            return Ok(runs);
+        }
+        let runs = Arc::new(PinnedRuns::from_bytes(&self.fetch(pointer).await?)?);
+        lock(&self.runs).put(&pointer.url, pointer.digest, runs.clone(), pointer.bytes);
+        Ok(runs)
+    }
+
+    /// The index of a pinned run. A run that is missing, short or damaged is `Corrupt`, and the error names it.
+    pub(crate) async fn index(&self, run: &PinnedRun, object: &Object) -> Result<Arc<RunIndex>> {
+        if let Some(index) = lock(&self.indexes).get(&run.url, run.index_digest) {
+            return Ok(index);
+        }
+        let (index, bytes) = self.read_index(run, object).await.map_err(|e| missing_is_corrupt(e, object))?;
+        let index = Arc::new(index);
+        lock(&self.indexes).put(&run.url, run.index_digest, index.clone(), bytes);
+        Ok(index)
+    }
+
+    async fn read_index(&self, run: &PinnedRun, object: &Object) -> Result<(RunIndex, u64)> {
+        let corrupt = |e: KernelError| Error::from(e).at(object);
+        let span = |begin: u64, end: u64| Span { object: object.clone(), range: begin..end, access: Access::Cached };
+        let tail_begin = run.bytes.saturating_sub(TAIL_BYTES);
+        let tail = read(&self.retry, &span(tail_begin, run.bytes)).await?;
+        let footer_at = tail.len().saturating_sub(RunFooter::LEN);
+        let footer = RunFooter::decode(&tail[footer_at..], run.bytes).map_err(corrupt)?;
+        let index_end = footer.index_offset() + u64::from(footer.index_bytes());
+        let index_bytes = match footer.index_offset().checked_sub(tail_begin) {
+            Some(skip) => tail.slice(usize::try_from(skip).unwrap_or(footer_at).min(footer_at)..footer_at),
+            None => read(&self.retry, &span(footer.index_offset(), index_end)).await?,
+        };
+        let index = RunIndex::decode(&index_bytes, &footer).map_err(corrupt)?;
+        if footer.index_digest() != run.index_digest {
+            let (found, expected) = (footer.index_digest(), run.index_digest);
+            return Err(Error::corrupt(format!(
+                "{object}: its index has digest {found:016x}, but {expected:016x} was committed"
+            )));
+        }
+        Ok((index, index_bytes.len() as u64))
+    }
+}
+
+/// A committed run that is not there is damaged, not unknown.
+pub(crate) fn missing_is_corrupt(error: Error, run: &Object) -> Error {
+    match error.kind {
+        ErrorKind::NotFound => Error::corrupt(format!("the run {run} is missing: {}", error.message)),
+        _ => error,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The most recently used values, newest last, within a number of bytes.
+struct Recent<V> {
+    entries: Vec<Entry<V>>,
+    bytes: u64,
+    bytes_max: u64,
+}
+
+struct Entry<V> {
+    url: String,
+    digest: u64,
+    value: V,
+    bytes: u64,
+}
+
+impl<V: Clone> Recent<V> {
+    fn new(bytes_max: usize) -> Self {
+        Self { entries: Vec::new(), bytes: 0, bytes_max: bytes_max as u64 }
+    }
+
+    fn get(&mut self, url: &str, digest: u64) -> Option<V> {
+        let at = self.entries.iter().position(|entry| entry.digest == digest && entry.url == url)?;
+        self.entries[at..].rotate_left(1);
+        self.entries.last().map(|entry| entry.value.clone())
+    }
+
+    /// Keeps `value` and lets go of the oldest; the newest stays, however large it is.
+    fn put(&mut self, url: &str, digest: u64, value: V, bytes: u64) {
+        if self.get(url, digest).is_some() {
+            return;
+        }
+        self.bytes += bytes;
+        self.entries.push(Entry { url: url.to_owned(), digest, value, bytes });
+        while self.bytes > self.bytes_max && self.entries.len() > 1 {
+            self.bytes -= self.entries.remove(0).bytes;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_goes_first() {
+        let mut recent = Recent::new(10);
+        recent.put("a", 1, 'a', 4);
+        recent.put("b", 2, 'b', 4);
+        assert_eq!(recent.get("a", 1), Some('a'));
+        recent.put("c", 3, 'c', 4);
+        assert_eq!((recent.get("a", 1), recent.get("b", 2), recent.get("c", 3)), (Some('a'), None, Some('c')));
+        recent.put("d", 4, 'd', 100);
+        assert_eq!((recent.get("d", 4), recent.get("a", 1), recent.entries.len()), (Some('d'), None, 1));
+        assert_eq!(recent.get("d", 5), None);
+    }
+}

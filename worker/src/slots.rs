@@ -1,0 +1,110 @@
+//! The memory of the attempts that run at once. A slot keeps its sorter from one attempt to the next, because fresh memory is the slowest resource.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use muster_common::buffer::advise_huge_pages;
+use muster_common::{Error, Result};
+use muster_kernel::order::Order;
+use muster_kernel::sort::ChunkSorter;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::memory::Budget;
+
+/// All slots of a worker.
+pub(crate) struct Slots {
+    budget: Budget,
+    permits: Arc<Semaphore>,
+    idle: Mutex<Vec<Slot>>,
+}
+
+#[derive(Default)]
+struct Slot {
+    sorter: Option<(Arc<Order>, ChunkSorter)>,
+}
+
+impl Slots {
+    /// `count` slots of the budget's size; nothing is allocated yet.
+    pub(crate) fn new(budget: Budget, count: u32) -> Self {
+        Self {
+            budget,
+            permits: Arc::new(Semaphore::new(count.max(1) as usize)),
+            idle: Mutex::new((0..count.max(1)).map(|_| Slot::default()).collect()),
+        }
+    }
+
+    /// A slot, as soon as one is free. It comes back when the lease is dropped.
+    pub(crate) async fn lease(self: &Arc<Self>) -> Result<Lease> {
+        let permit = self.permits.clone().acquire_owned().await.map_err(|_| Error::bug("the slots are closed"))?;
+        let slot = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        Ok(Lease { slot, slots: self.clone(), _permit: permit })
+    }
+}
+
+/// A slot in use.
+pub(crate) struct Lease {
+    slot: Slot,
+    slots: Arc<Slots>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Lease {
+    /// An empty sorter: the one of the last attempt, where it sorts by the same order. It leaves the slot until [`Lease::keep_sorter`].
+    pub(crate) fn take_sorter(&mut self, order: &Arc<Order>) -> ChunkSorter {
+        match self.slot.sorter.take() {
+            Some((of, sorter)) if Arc::ptr_eq(&of, order) && sorter.is_empty() => sorter,
+            other => {
+                drop(other);
+                ChunkSorter::new(order.clone(), self.slots.budget.sorter_bytes).with_memory_advice(advise_huge_pages)
+            }
+        }
+    }
+
+    /// Puts an empty sorter back for the next attempt.
+    pub(crate) fn keep_sorter(&mut self, order: &Arc<Order>, sorter: ChunkSorter) {
+        self.slot.sorter = Some((order.clone(), sorter));
+    }
+
+    /// Memory for an attempt that needs `wanted_bytes`: the I/O share if that is enough, else the whole slot, at the price of the sorter.
+    pub(crate) fn memory_for(&mut self, wanted_bytes: usize) -> usize {
+        if wanted_bytes <= self.slots.budget.io_bytes {
+            return self.slots.budget.io_bytes;
+        }
+        self.slot.sorter = None;
+        self.slots.budget.slot_bytes
+    }
+
+    /// The I/O share.
+    pub(crate) fn io_bytes(&self) -> usize {
+        self.slots.budget.io_bytes
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let slot = std::mem::take(&mut self.slot);
+        self.slots.idle.lock().unwrap_or_else(PoisonError::into_inner).push(slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use muster_kernel::record::Format;
+    use muster_kernel::spec::SortSpec;
+
+    #[tokio::test]
+    async fn a_sorter_serves_the_next_attempt_of_its_job() {
+        let slots = Arc::new(Slots::new(Budget::of(64 << 20, 1), 1));
+        let order = Arc::new(Order::new(&SortSpec::new(Format::Fixed { len: 4 })).expect("order"));
+        let mut lease = slots.lease().await.expect("lease");
+        let sorter = lease.take_sorter(&order);
+        lease.keep_sorter(&order, sorter);
+        assert_eq!(lease.memory_for(1), slots.budget.io_bytes);
+        assert!(lease.slot.sorter.is_some());
+        drop(lease);
+        let mut lease = slots.lease().await.expect("lease");
+        assert!(lease.slot.sorter.is_some());
+        assert_eq!(lease.memory_for(usize::MAX), slots.budget.slot_bytes);
+        assert!(lease.slot.sorter.is_none(), "a merge that needs it gets the sorter's memory");
+    }
+}

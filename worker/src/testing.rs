@@ -1,0 +1,113 @@
+//! A store in memory that fails, hangs and counts on request.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use muster_common::adapters::memory::MemoryBlobs;
+use muster_common::buffer::Buffer;
+use muster_common::clock::ManualClock;
+use muster_common::store::{Access, BlobMeta, Blobs, OpenUpload, PartAt};
+use muster_common::{Error, ErrorKind, Result};
+
+use crate::retry::Retry;
+
+/// The store; its knobs are public.
+#[derive(Debug, Default)]
+pub(crate) struct Shaky {
+    pub(crate) inner: MemoryBlobs,
+    /// So many of the next reads fail with passing trouble.
+    pub(crate) failing_reads: AtomicU32,
+    /// Parts from this number on (from 1; 0 is never) fail for good.
+    pub(crate) failing_part: AtomicU32,
+    /// Parts from this number on (from 1; 0 is never) never end.
+    pub(crate) hanging_part: AtomicU32,
+    /// Reads at this moment, and the most there were.
+    reading: AtomicUsize,
+    pub(crate) reading_max: AtomicUsize,
+    /// Keys of the uploads that were opened.
+    pub(crate) opened: Mutex<Vec<String>>,
+}
+
+impl Shaky {
+    /// Uploads whose key holds `part` that were ever opened.
+    pub(crate) fn opened_like(&self, part: &str) -> usize {
+        self.opened.lock().expect("lock").iter().filter(|key| key.contains(part)).count()
+    }
+
+    /// Everything that stands or is open, for assertions on leftovers.
+    pub(crate) async fn contents(&self) -> (Vec<String>, usize) {
+        let listed = self.inner.list("", 10_000).await.expect("list");
+        (listed.into_iter().map(|meta| meta.key).collect(), self.inner.open_uploads())
+    }
+}
+
+/// Retries at once, as a paused runtime makes waiting free.
+pub(crate) fn retry() -> Retry {
+    Retry::new(4, Arc::new(ManualClock::default()))
+}
+
+#[async_trait]
+impl Blobs for Shaky {
+    async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<BlobMeta>> {
+        self.inner.list(prefix, limit).await
+    }
+
+    async fn head(&self, key: &str) -> Result<BlobMeta> {
+        self.inner.head(key).await
+    }
+
+    async fn read(&self, key: &str, range: Range<u64>, access: Access) -> Result<Bytes> {
+        let now = self.reading.fetch_add(1, Ordering::SeqCst) + 1;
+        self.reading_max.fetch_max(now, Ordering::SeqCst);
+        tokio::task::yield_now().await;
+        self.reading.fetch_sub(1, Ordering::SeqCst);
+        let failing = self.failing_reads.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if failing.is_ok() {
+            return Err(Error::retry("the store is busy"));
+        }
+        self.inner.read(key, range, access).await
+    }
+
+    async fn put(&self, key: &str, bytes: Bytes) -> Result<()> {
+        self.inner.put(key, bytes).await
+    }
+
+    async fn open_upload(&self, key: &str) -> Result<String> {
+        self.opened.lock().expect("lock").push(key.to_owned());
+        self.inner.open_upload(key).await
+    }
+
+    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Buffer) -> Result<String> {
+        let reached = |knob: &AtomicU32| (1..=at.index + 1).contains(&knob.load(Ordering::SeqCst));
+        if reached(&self.failing_part) {
+            return Err(Error::new(ErrorKind::Exhausted, "the store is full"));
+        }
+        if reached(&self.hanging_part) {
+            std::future::pending::<()>().await;
+        }
+        self.inner.upload_part(key, upload, at, data).await
+    }
+
+    async fn complete_upload(&self, key: &str, upload: &str, tags: &[String], bytes: u64, sync: bool) -> Result<()> {
+        self.inner.complete_upload(key, upload, tags, bytes, sync).await
+    }
+
+    async fn abort_upload(&self, key: &str, upload: &str) -> Result<()> {
+        self.inner.abort_upload(key, upload).await
+    }
+
+    async fn list_uploads(&self, prefix: &str, limit: usize) -> Result<Vec<OpenUpload>> {
+        self.inner.list_uploads(prefix, limit).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<()> {
+        self.inner.delete(key).await
+    }
+
+    async fn prune(&self, prefix: &str) -> Result<()> {
+        self.inner.prune(prefix).await
+    }
+}
