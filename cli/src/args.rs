@@ -1,0 +1,390 @@
+//! The command line as clap sees it. Scripts rely on it: names stay.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Sorts data larger than a machine on a pool of workers that share nothing but a NATS server and a bucket.
+#[derive(Debug, Parser)]
+#[command(
+    name = "muster",
+    version,
+    about,
+    max_term_width = 110,
+    after_help = "Exit codes: 0 succeeded, 1 failed or not in order, 2 wrong usage, 3 nothing to connect to, 130 interrupted."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Sort INPUT into parts below OUTPUT; without NATS settings it all runs here
+    Sort(Box<SortArgs>),
+    /// Start a worker; it takes tasks of any coordinator on its NATS server
+    Worker(WorkerArgs),
+    /// Start a coordinator, which leads jobs
+    Coordinator(CoordinatorArgs),
+    /// List jobs
+    Jobs(ClientArgs),
+    /// Say where a job stands
+    Status(JobArgs),
+    /// Follow a job to its end
+    Watch(JobArgs),
+    /// End a job; its OUTPUT stays as it was
+    Cancel(JobArgs),
+    /// List workers
+    Workers(ClientArgs),
+    /// Let a worker finish what it has and take no more
+    Drain(DrainArgs),
+    /// Generate records as gensort 1.5 does, byte for byte
+    Gen(GenArgs),
+    /// Check order, count, checksum and duplicates as valsort does
+    Verify(VerifyArgs),
+    /// Not built yet: show a job's history
+    #[command(hide = true)]
+    Events(NotBuilt),
+    /// Not built yet: find what is wrong with a deployment
+    #[command(hide = true)]
+    Doctor(NotBuilt),
+    /// Not built yet: run a job while things are killed and cut
+    #[command(hide = true)]
+    Drill(NotBuilt),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NotBuilt {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    _rest: Vec<String>,
+}
+
+/// Where NATS is.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct NatsArgs {
+    /// NATS server, like nats://host:4222; else NATS_URL and its like, else a NATS context
+    #[arg(long, value_name = "URL")]
+    pub(crate) nats: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ClientArgs {
+    #[command(flatten)]
+    pub(crate) nats: NatsArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JobArgs {
+    /// The job's id
+    pub(crate) job: String,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    /// The worker's id
+    pub(crate) worker: String,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum Profile {
+    Development,
+    Testing,
+    #[default]
+    Production,
+}
+
+/// Settings that every long-running command takes.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct SettingsArgs {
+    /// Settings to lay over the defaults (TOML)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Heartbeats, time-outs and waits for this use
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) profile: Profile,
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WorkerArgs {
+    #[command(flatten)]
+    pub(crate) nats: NatsArgs,
+    /// A name that stays the same over restarts; else one is made and kept in the data directory
+    #[arg(long)]
+    pub(crate) id: Option<String>,
+    /// Folder for the identity and for what does not fit in memory; else a temporary one
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Memory of this process, like 4GiB; else half of the machine's
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) memory: Option<u64>,
+    /// Tasks at once; else one a core
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) threads: Option<u32>,
+    /// A label of this worker, for people and for placement
+    #[arg(long = "label", value_name = "K=V", value_parser = parse_label)]
+    pub(crate) labels: Vec<(String, String)>,
+    /// Not built yet: a folder that only this worker can read
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub(crate) input_dir: Vec<PathBuf>,
+    /// Not built yet: inject faults
+    #[arg(long, value_name = "SPEC", hide = true)]
+    pub(crate) faults: Option<String>,
+    #[command(flatten)]
+    pub(crate) settings: SettingsArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CoordinatorArgs {
+    #[command(flatten)]
+    pub(crate) nats: NatsArgs,
+    /// Reserved: the coordinator keeps everything in its journal and in scratch
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Where scratch goes for jobs that do not say it themselves, like s3://bucket/prefix
+    #[arg(long, value_name = "URL")]
+    pub(crate) bucket: Option<String>,
+    /// Not built yet: serve health and metrics here
+    #[arg(long, value_name = "ADDR", hide = true)]
+    pub(crate) http: Option<SocketAddr>,
+    /// Not built yet: inject faults
+    #[arg(long, value_name = "SPEC", hide = true)]
+    pub(crate) faults: Option<String>,
+    #[command(flatten)]
+    pub(crate) settings: SettingsArgs,
+}
+
+/// Sort INPUT into parts below OUTPUT.
+///
+/// OUTPUT is a folder or a prefix: it gets part-00000.EXT and so on, which read one after the other are the sorted data, and _SUCCESS when all of it is there. The letters
+/// have the meaning of sort(1) under LC_ALL=C, so help is --help alone here.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true, disable_version_flag = true)]
+pub(crate) struct SortArgs {
+    /// Files, folders, prefixes and globs; names beginning with _ or . are not read from folders
+    #[arg(required = true, value_name = "INPUT")]
+    pub(crate) inputs: Vec<String>,
+    /// Folder or prefix for the parts; must be empty or absent without --overwrite
+    #[arg(short, long, value_name = "OUTPUT")]
+    pub(crate) output: String,
+
+    #[command(flatten)]
+    pub(crate) order: OrderArgs,
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
+
+    /// How many output parts to aim for; else by the size of the input
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) partitions: Option<u32>,
+    /// Replace what stands in OUTPUT, once the new output is whole
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Sync the output to disk before saying that it is there
+    #[arg(long)]
+    pub(crate) fsync: bool,
+    /// The job's id; a repeat with the same id is the same job
+    #[arg(long, value_name = "ID")]
+    pub(crate) job_id: Option<String>,
+    /// Return as soon as the job is accepted; see muster watch
+    #[arg(long)]
+    pub(crate) detach: bool,
+    /// What to do with malformed records; skip and quarantine are not built yet
+    #[arg(long, value_name = "WHAT", default_value = "fail")]
+    pub(crate) bad_records: String,
+    /// What to do with unreadable objects; skip is not built yet
+    #[arg(long, value_name = "WHAT", default_value = "fail")]
+    pub(crate) bad_inputs: String,
+    /// Not built yet: a second store for runs
+    #[arg(long, value_name = "URL", hide = true)]
+    pub(crate) replica: Option<String>,
+
+    /// Print one JSON object at the end
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Print errors only
+    #[arg(long)]
+    pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) settings: SettingsArgs,
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+}
+
+/// What order; shared by `sort` and `verify`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct OrderArgs {
+    /// auto, lines or fixed:LEN; auto reads lines and refuses what looks like another format
+    #[arg(long, value_name = "FORMAT", default_value = "auto")]
+    pub(crate) format: String,
+    /// Lines: as in sort(1), F[.C][LETTERS][,F[.C][LETTERS]]; fixed: OFFSET:LEN
+    #[arg(short, long = "key", value_name = "KEY")]
+    pub(crate) keys: Vec<String>,
+    /// Byte between fields; else the change from non-blank to blank (\0 is NUL)
+    #[arg(short = 't', long = "field-separator", value_name = "SEP")]
+    pub(crate) separator: Option<String>,
+    /// Compare by numeric value
+    #[arg(short = 'n', long = "numeric-sort")]
+    pub(crate) numeric: bool,
+    /// Descending
+    #[arg(short = 'r', long)]
+    pub(crate) reverse: bool,
+    /// Leave lines with equal keys in the order of the input
+    #[arg(short = 's', long)]
+    pub(crate) stable: bool,
+    /// Keep only the first of lines with equal keys
+    #[arg(short = 'u', long)]
+    pub(crate) unique: bool,
+    /// Lines end with NUL, not newline
+    #[arg(short = 'z', long = "zero-terminated")]
+    pub(crate) zero: bool,
+    /// Count positions from the first non-blank
+    #[arg(short = 'b', long = "ignore-leading-blanks")]
+    pub(crate) blanks: bool,
+    /// Compare lower case as upper case
+    #[arg(short = 'f', long = "ignore-case")]
+    pub(crate) fold: bool,
+    /// Compare blanks, letters and digits only
+    #[arg(short = 'd', long = "dictionary-order")]
+    pub(crate) dictionary: bool,
+    /// Compare printable characters only
+    #[arg(short = 'i', long = "ignore-nonprinting")]
+    pub(crate) nonprinting: bool,
+    /// Letters of sort(1) that are kept for its meaning and not built yet
+    #[arg(short = 'g', long = "general-numeric-sort", hide = true)]
+    pub(crate) general: bool,
+    #[arg(short = 'h', long = "human-numeric-sort", hide = true)]
+    pub(crate) human: bool,
+    #[arg(short = 'M', long = "month-sort", hide = true)]
+    pub(crate) month: bool,
+    #[arg(short = 'R', long = "random-sort", hide = true)]
+    pub(crate) random: bool,
+    #[arg(short = 'V', long = "version-sort", hide = true)]
+    pub(crate) version_sort: bool,
+}
+
+/// Where a sort runs.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PlaceArgs {
+    /// Run here, with a private NATS server, a coordinator and this many workers; else one a core
+    #[arg(
+        long,
+        value_name = "WORKERS",
+        num_args = 0..=1,
+        require_equals = true,
+        conflicts_with = "nats",
+        value_parser = clap::value_parser!(u32).range(1..=1024)
+    )]
+    pub(crate) local: Option<Option<u32>>,
+    #[command(flatten)]
+    pub(crate) nats: NatsArgs,
+    /// Where scratch goes, like s3://bucket/prefix; else the coordinator's choice, else below OUTPUT
+    #[arg(long, value_name = "URL")]
+    pub(crate) bucket: Option<String>,
+    /// Memory of this process when it runs here, like 4GiB; else half of the machine's. In a pool: of one task, to size tasks by
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) memory: Option<u64>,
+    /// Tasks at once when it runs here; else one a core
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) threads: Option<u32>,
+    /// Folder for a local run's state: the same command with the same folder resumes a run that was killed
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenArgs {
+    /// How many records of 100 bytes
+    #[arg(short = 'n', value_name = "RECORDS")]
+    pub(crate) records: u64,
+    /// File or object to write; a folder or prefix with --files
+    #[arg(short, long, value_name = "OUTPUT")]
+    pub(crate) output: String,
+    /// Printable records that end in CR LF
+    #[arg(long)]
+    pub(crate) ascii: bool,
+    /// Skewed keys, as gensort -s
+    #[arg(long)]
+    pub(crate) skew: bool,
+    /// Number of the first record
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed_record: u64,
+    /// Cut the records into this many files
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) files: Option<u32>,
+    /// Share of records that take one of 16 hot keys (not in gensort)
+    #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) duplicates: u8,
+    /// Print one JSON object at the end
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true, disable_version_flag = true)]
+pub(crate) struct VerifyArgs {
+    /// Files, objects, folders and prefixes, in order
+    #[arg(required = true, value_name = "PATH")]
+    pub(crate) paths: Vec<String>,
+    #[command(flatten)]
+    pub(crate) order: OrderArgs,
+    /// A _SUCCESS whose count, bytes and checksum the data must have
+    #[arg(long, value_name = "MANIFEST")]
+    pub(crate) against: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+}
+
+/// `512MiB`, `4G`, `1000`: as bytesize reads it.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let size: bytesize::ByteSize = text.parse().map_err(|e| format!("{e}; write it like 512MiB"))?;
+    if size.0 == 0 { Err("must be greater than 0".to_owned()) } else { Ok(size.0) }
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() && text.len() <= 256 => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write it as KEY=VALUE, at most 256 bytes".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_parse() {
+        for (text, expected) in
+            [("512MiB", Ok(512 << 20)), ("1000", Ok(1000)), ("2GB", Ok(2_000_000_000)), ("0", Err(())), ("x", Err(()))]
+        {
+            assert_eq!(parse_size(text).map_err(drop), expected, "{text}");
+        }
+    }
+}

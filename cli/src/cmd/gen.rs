@@ -1,0 +1,144 @@
+//! `muster gen`: gensort's records, made in parallel, to files or objects.
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use muster_common::buffer::BufferPool;
+use muster_common::clock::{Clock, SystemClock};
+use muster_common::store::{BlobUrl, Blobs, PartAt, Stores};
+use muster_common::{Error, Result};
+use muster_kernel::gensort::{Generator, Mode, RECORD_BYTES};
+use serde::Serialize;
+
+use crate::args::{GenArgs, LogFormat};
+use crate::cmd;
+use crate::exit::Exit;
+use crate::output;
+
+/// Records of one part: 8,192,000 bytes, a multiple of the alignment that direct I/O asks for.
+const PART_RECORDS: u64 = 81_920;
+/// Parts larger than this are for objects beyond what the part count of S3 allows.
+const PARTS_MAX: u64 = 9_000;
+/// Idle buffers to keep: what the parts in flight use.
+const IDLE_BYTES_MAX: usize = 256 << 20;
+/// Small files written at once.
+const FILES_AT_ONCE: usize = 4;
+
+#[derive(Serialize)]
+struct Summary {
+    records: u64,
+    bytes: u64,
+    files: u64,
+    output: String,
+    seconds: f64,
+}
+
+/// One file's share of the records.
+struct Share {
+    url: BlobUrl,
+    first: u64,
+    records: u64,
+}
+
+/// Generates the records.
+pub(crate) async fn run(args: GenArgs) -> Result<(), Exit> {
+    cmd::log(LogFormat::Text, "warn");
+    let mode = if args.ascii { Mode::Ascii } else { Mode::Binary };
+    let generator = Generator::new(mode, args.skew, args.duplicates).map_err(|e| Exit::usage(e.to_string()))?;
+    let last = args.seed_record.checked_add(args.records);
+    last.ok_or_else(|| Exit::usage("the record numbers would exceed 64 bits"))?;
+    let url = cmd::blob_url(&args.output)?;
+    let clock = SystemClock::default();
+    let stores = Stores::new(BufferPool::new(IDLE_BYTES_MAX));
+    let store = stores.open(&url).await?;
+    let shares = shares(&args, &url);
+    let files = shares.len() as u64;
+    let at_once = if files > 1 { FILES_AT_ONCE } else { 1 };
+    stream::iter(shares.iter().map(|share| write_file(&*store, stores.buffers(), generator, share)))
+        .buffer_unordered(at_once)
+        .try_collect::<Vec<()>>()
+        .await?;
+    report(&args, &url, files, clock.now_ms());
+    Ok(())
+}
+
+/// Cuts the records into files as evenly as whole records allow.
+fn shares(args: &GenArgs, url: &BlobUrl) -> Vec<Share> {
+    let Some(files) = args.files.map(u64::from) else {
+        return vec![Share { url: url.clone(), first: args.seed_record, records: args.records }];
+    };
+    let (each, longer) = (args.records / files, args.records % files);
+    let extension = if args.ascii { "txt" } else { "bin" };
+    let mut first = args.seed_record;
+    (0..files)
+        .map(|file| {
+            let records = each + u64::from(file < longer);
+            let share = Share { url: url.join(&format!("gen-{file:05}.{extension}")), first, records };
+            first += records;
+            share
+        })
+        .collect()
+}
+
+async fn write_file(store: &dyn Blobs, buffers: &BufferPool, generator: Generator, share: &Share) -> Result<()> {
+    let written = if share.records <= PART_RECORDS {
+        write_small(store, generator, share).await
+    } else {
+        write_large(store, buffers, generator, share).await
+    };
+    written.map_err(|e| e.at(&share.url))
+}
+
+async fn write_small(store: &dyn Blobs, generator: Generator, share: &Share) -> Result<()> {
+    let mut bytes = vec![0; share.records as usize * RECORD_BYTES];
+    generator.fill(share.first.into(), &mut bytes);
+    store.put(share.url.key(), Bytes::from(bytes)).await
+}
+
+async fn write_large(store: &dyn Blobs, buffers: &BufferPool, generator: Generator, share: &Share) -> Result<()> {
+    let key = share.url.key();
+    let part_records = PART_RECORDS * share.records.div_ceil(PART_RECORDS * PARTS_MAX);
+    let parts = share.records.div_ceil(part_records);
+    let upload = store.open_upload(key).await?;
+    let part = |index: u64| {
+        let upload = &upload;
+        async move {
+            let skipped = index * part_records;
+            let bytes = part_records.min(share.records - skipped) as usize * RECORD_BYTES;
+            let (mut buffer, first) = (buffers.take(bytes), u128::from(share.first + skipped));
+            let filled = tokio::task::spawn_blocking(move || {
+                let vec = buffer.vec_mut();
+                let start = vec.len();
+                vec.resize(start + bytes, 0);
+                generator.fill(first, &mut vec[start..]);
+                buffer
+            });
+            let buffer = filled.await.map_err(|e| Error::bug(format!("a generator ended early: {e}")))?;
+            let at = PartAt { index: index as u32, offset: skipped * RECORD_BYTES as u64 };
+            store.upload_part(key, upload, at, buffer).await
+        }
+    };
+    let at_once = 2 * cmd::cores() as usize;
+    let tags: Result<Vec<String>> = stream::iter((0..parts).map(part)).buffered(at_once).try_collect().await;
+    let total = share.records * RECORD_BYTES as u64;
+    let done = match tags {
+        Ok(tags) => store.complete_upload(key, &upload, &tags, total, false).await,
+        Err(error) => Err(error),
+    };
+    if done.is_err() {
+        // The first error is the one to report; what an abort cannot remove, the store's own rules will.
+        drop(store.abort_upload(key, &upload).await);
+    }
+    done
+}
+
+fn report(args: &GenArgs, url: &BlobUrl, files: u64, millis: u64) {
+    let bytes = args.records * RECORD_BYTES as u64;
+    if args.json {
+        let seconds = millis as f64 / 1000.0;
+        output::json(&Summary { records: args.records, bytes, files, output: url.to_string(), seconds });
+    } else {
+        let (count, size) = (output::grouped(args.records), output::bytes(bytes));
+        let (time, rate) = (output::seconds(millis), output::rate(bytes, millis));
+        output::line(&format!("wrote {count} records, {size}, {files} file(s) to {url} in {time} ({rate})"));
+    }
+}

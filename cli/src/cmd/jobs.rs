@@ -1,0 +1,105 @@
+//! `muster jobs`, `status`, `watch` and `cancel`.
+
+use muster_common::api::JobStatus;
+use muster_common::ids::JobId;
+
+use crate::args::{ClientArgs, JobArgs};
+use crate::client::Api;
+use crate::cmd::{self, watch};
+use crate::exit::{self, Exit};
+use crate::output;
+use crate::progress::{Progress, Show};
+
+fn job_id(args: &JobArgs) -> Result<JobId, Exit> {
+    args.job.parse().map_err(|e: muster_common::ids::InvalidId| Exit::usage(e.to_string()))
+}
+
+/// Errors of a call, where "no coordinator" means that there is nothing to connect to.
+pub(crate) fn calling(error: muster_common::Error) -> Exit {
+    if error.kind == muster_common::ErrorKind::Retry { exit::connecting(error) } else { error.into() }
+}
+
+async fn with_api(args: &JobArgs) -> Result<(Api, JobId), Exit> {
+    let job = job_id(args)?;
+    Ok((cmd::api_of(&args.client).await?, job))
+}
+
+/// Lists jobs, oldest first.
+pub(crate) async fn jobs(args: ClientArgs) -> Result<(), Exit> {
+    let jobs = cmd::api_of(&args).await?.jobs().await.map_err(calling)?;
+    if args.json {
+        output::json(&jobs);
+        return Ok(());
+    }
+    output::line(&format!("{:<24} {:<11} {:>10} {:>11} {:>7}  OUTPUT", "JOB", "STATE", "INPUT", "TASKS", "RETRIES"));
+    for job in jobs {
+        let tasks =
+            if job.tasks_total > 0 { format!("{}/{}", job.tasks_done, job.tasks_total) } else { "-".to_owned() };
+        let (id, state) = (job.job.to_string(), job.state.to_string());
+        output::line(&format!(
+            "{id:<24} {state:<11} {:>10} {tasks:>11} {:>7}  {}",
+            output::bytes(job.input_bytes),
+            job.retries,
+            job.output
+        ));
+    }
+    Ok(())
+}
+
+/// Prints where a job stands.
+pub(crate) async fn status(args: JobArgs) -> Result<(), Exit> {
+    let (api, job) = with_api(&args).await?;
+    let status = api.status(&job).await.map_err(calling)?;
+    print_status(&status, args.client.json);
+    Ok(())
+}
+
+/// Follows a job to its end; the exit code is the job's.
+pub(crate) async fn watch(args: JobArgs) -> Result<(), Exit> {
+    let (api, job) = with_api(&args).await?;
+    let mut progress = Progress::new(if args.client.json { Show::Nothing } else { Show::Auto });
+    let end = tokio::select! {
+        end = watch::to_end(&api, &job, &mut progress, false) => end,
+        _ = cmd::end_signal() => {
+            progress.finish();
+            return Err(Exit::interrupted(format!("no longer watching; the job goes on: muster watch {job}")));
+        }
+    };
+    progress.finish();
+    let status = end.map_err(calling)?;
+    watch::summarise(&status, args.client.json, false)
+}
+
+/// Ends a job.
+pub(crate) async fn cancel(args: JobArgs) -> Result<(), Exit> {
+    let (api, job) = with_api(&args).await?;
+    let status = api.cancel(&job).await.map_err(calling)?;
+    print_status(&status, args.client.json);
+    Ok(())
+}
+
+fn print_status(status: &JobStatus, json: bool) {
+    if json {
+        output::json(status);
+        return;
+    }
+    output::line(&format!("job       {}", status.job));
+    output::line(&format!("state     {}", status.state));
+    output::line(&format!("output    {}", status.output));
+    output::line(&format!("input     {}", output::bytes(status.input_bytes)));
+    if let Some(phase) = status.phase {
+        let (done, total) = (output::bytes(status.bytes_done), output::bytes(status.bytes_total));
+        output::line(&format!(
+            "phase     {phase}: tasks {}/{}, {done} of {total}",
+            status.tasks_done, status.tasks_total
+        ));
+    }
+    output::line(&format!("workers   {}, running attempts {}", status.workers, status.attempts_running));
+    output::line(&format!("retries   {}, repeated tasks {}", status.retries, status.repeated_tasks));
+    if let Some(what) = &status.waiting_for {
+        output::line(&format!("waiting   for {what}"));
+    }
+    if let Some(error) = &status.error {
+        output::line(&format!("error     {error}"));
+    }
+}

@@ -1,0 +1,111 @@
+//! One module a command.
+
+pub(crate) mod coordinator;
+pub(crate) mod r#gen;
+pub(crate) mod jobs;
+pub(crate) mod order;
+pub(crate) mod sort;
+pub(crate) mod verify;
+pub(crate) mod watch;
+pub(crate) mod worker;
+pub(crate) mod workers;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use muster_common::adapters::nats;
+use muster_common::config::{self, Config};
+use muster_common::store::BlobUrl;
+use muster_common::telemetry;
+
+use crate::args::{ClientArgs, LogFormat, NatsArgs, Profile, SettingsArgs};
+use crate::client::Api;
+use crate::exit::{self, Exit};
+use crate::nats_context;
+
+/// How long a client waits for a leader.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Settings from file and profile.
+pub(crate) fn settings(args: &SettingsArgs) -> Result<Config, Exit> {
+    let profile = match args.profile {
+        Profile::Development => config::Profile::Development,
+        Profile::Testing => config::Profile::Testing,
+        Profile::Production => config::Profile::Production,
+    };
+    Config::load(profile, args.config.as_deref()).map_err(|e| Exit::usage(e.message))
+}
+
+/// Logging to stderr.
+pub(crate) fn log(format: LogFormat, level: &str) {
+    let format = match format {
+        LogFormat::Text => telemetry::LogFormat::Text,
+        LogFormat::Json => telemetry::LogFormat::Json,
+    };
+    telemetry::init(format, level, std::io::stderr);
+}
+
+/// The control API, for a command that only asks.
+pub(crate) async fn api(args: &NatsArgs) -> Result<Api, Exit> {
+    let config = Config::profile(config::Profile::Production)?;
+    let settings = nats_context::find_or_default(args).map_err(|e| Exit::usage(e.message))?;
+    let client = nats::connect(&settings, &config, "muster").await.map_err(exit::connecting)?;
+    Ok(Api::new(client, &config, CLIENT_PATIENCE))
+}
+
+/// The control API, for a command that prints.
+pub(crate) async fn api_of(args: &ClientArgs) -> Result<Api, Exit> {
+    log(LogFormat::Text, "warn");
+    api(&args.nats).await
+}
+
+/// An argument as blob URL: a URL as it is, a path made absolute.
+pub(crate) fn blob_url(text: &str) -> Result<BlobUrl, Exit> {
+    let parsed = if text.contains("://") {
+        text.parse()
+    } else {
+        absolute(Path::new(text)).and_then(|path| BlobUrl::from_path(&path))
+    };
+    parsed.map_err(|e| Exit::usage(e.message))
+}
+
+fn absolute(path: &Path) -> muster_common::Result<PathBuf> {
+    std::path::absolute(path).map_err(|e| muster_common::Error::invalid(format!("the path {}: {e}", path.display())))
+}
+
+/// The machine's cores, as far as this process may use them.
+pub(crate) fn cores() -> u32 {
+    std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1024))
+}
+
+/// Half of the machine's memory, or of the memory cgroup's limit where that is lower.
+pub(crate) fn default_memory_bytes() -> u64 {
+    let info = rustix::system::sysinfo();
+    #[expect(clippy::useless_conversion, reason = "the field's type differs between platforms")]
+    let machine = u64::from(info.totalram).saturating_mul(u64::from(info.mem_unit));
+    let limit = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
+        .iter()
+        .filter_map(|path| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok())
+        .min()
+        .unwrap_or(u64::MAX);
+    machine.min(limit) / 2
+}
+
+/// Resolves when the process is asked to end: SIGINT or SIGTERM. Gives true for SIGINT.
+pub(crate) async fn end_signal() -> bool {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        tracing::error!("signals cannot be watched; this process can only be killed");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => true,
+        _ = terminate.recv() => false,
+    }
+}
+
+/// What `what` would be, where it is one that this version does not have.
+pub(crate) fn refuse(given: bool, what: &str) -> Result<(), Exit> {
+    if given { Err(exit::not_built(what)) } else { Ok(()) }
+}

@@ -1,0 +1,258 @@
+//! `muster sort`: submit, show progress, wait; here or in a pool.
+
+use std::io::{BufRead, IsTerminal};
+use std::time::Duration;
+
+use muster_common::adapters::nats;
+use muster_common::clock::{Clock, SystemClock};
+use muster_common::config::Config;
+use muster_common::ids::{InvalidId, JobId};
+use muster_common::plan::{JobSpec, Sizing};
+use muster_kernel::record::Format;
+
+use crate::args::SortArgs;
+use crate::client::Api;
+use crate::cmd::{self, order, refuse, watch};
+use crate::exit::{self, Exit};
+use crate::local::{self, LocalOptions};
+use crate::nats_context::{self, Found};
+use crate::output;
+use crate::progress::{Progress, Show};
+
+/// How long a submit waits for a leader.
+const SUBMIT_PATIENCE: Duration = Duration::from_secs(300);
+
+/// Sorts.
+pub(crate) async fn run(args: SortArgs) -> Result<(), Exit> {
+    let place = &args.place;
+    let pool = if place.local.is_some() {
+        None
+    } else {
+        nats_context::find(&place.nats).map_err(|e| Exit::usage(e.message))?
+    };
+    // A run here is its own coordinator and workers: what they would log is what progress and the closing line say.
+    let level = if args.quiet { "error" } else { "warn" };
+    cmd::log(args.settings.log_format, if pool.is_none() { "off" } else { level });
+    refuse_later(&args)?;
+    let config = cmd::settings(&args.settings)?;
+    let spec = job_spec(&args, &config, pool.is_some())?;
+    let show = if args.quiet || args.json { Show::Nothing } else { Show::Auto };
+    match pool {
+        Some(found) => in_pool(&args, spec, &config, &found, show).await,
+        None => here(&args, spec, &config, show).await,
+    }
+}
+
+fn refuse_later(args: &SortArgs) -> Result<(), Exit> {
+    refuse(args.replica.is_some(), "--replica")?;
+    for (option, value, later) in [
+        ("--bad-records", &args.bad_records, &["skip", "quarantine"][..]),
+        ("--bad-inputs", &args.bad_inputs, &["skip"][..]),
+    ] {
+        refuse(later.contains(&value.as_str()), &format!("{option} {value}"))?;
+        if value != "fail" {
+            return Err(Exit::usage(format!("{option} {value:?} is not one of fail, {}", later.join(", "))));
+        }
+    }
+    if args.place.nats.nats.is_some() {
+        for (given, option) in
+            [(args.place.data_dir.is_some(), "--data-dir"), (args.place.threads.is_some(), "--threads")]
+        {
+            if given {
+                return Err(Exit::usage(format!("{option} is for a run here; in a pool it belongs to muster worker")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn job_spec(args: &SortArgs, config: &Config, in_pool: bool) -> Result<JobSpec, Exit> {
+    let sort = order::spec(&args.order, Format::Lines { terminator: b'\n' })?;
+    let inputs: Result<Vec<String>, Exit> =
+        args.inputs.iter().map(|text| cmd::blob_url(text).map(|url| url.to_string())).collect();
+    let job: JobId = match &args.job_id {
+        Some(id) => id.parse().map_err(|e: InvalidId| Exit::usage(e.to_string()))?,
+        None => new_job_id()?,
+    };
+    let extension = if matches!(sort.format, Format::Lines { .. }) { "txt" } else { "bin" };
+    let some = |bytes: u64| Some(bytes).filter(|bytes| *bytes > 0);
+    Ok(JobSpec {
+        job,
+        inputs: inputs?,
+        output: cmd::blob_url(&args.output)?.to_string(),
+        bucket: args.place.bucket.as_deref().map(cmd::blob_url).transpose()?.map(|url| url.to_string()),
+        auto_format: order::is_auto(&args.order),
+        sort,
+        extension: extension.to_owned(),
+        overwrite: args.overwrite,
+        fsync: args.fsync || in_pool,
+        sizing: Sizing {
+            partitions: args.partitions,
+            split_bytes: some(config.job.split_bytes),
+            partition_bytes: some(config.job.partition_bytes),
+            // The machine's own size shapes no plan: only a size that was asked for does.
+            task_memory_bytes: args
+                .place
+                .memory
+                .map(|bytes| if in_pool { bytes } else { local_options(args).chunk_bytes() }),
+            attempts_max: None,
+        },
+    })
+}
+
+fn new_job_id() -> Result<JobId, Exit> {
+    let clock = SystemClock::default();
+    let id = format!("j{:x}-{:08x}", clock.unix_ms() / 1000, clock.random() as u32);
+    id.parse().map_err(|e: InvalidId| Exit::failed(e.to_string()))
+}
+
+fn threads(args: &SortArgs) -> u32 {
+    let wanted = args.place.threads.unwrap_or_else(cmd::cores);
+    wanted.max(args.place.local.flatten().unwrap_or(1))
+}
+
+fn local_options(args: &SortArgs) -> LocalOptions {
+    let threads = threads(args);
+    LocalOptions {
+        workers: args.place.local.flatten().unwrap_or(threads),
+        threads,
+        memory_bytes: args.place.memory.unwrap_or_else(cmd::default_memory_bytes),
+        data_dir: args.place.data_dir.clone(),
+        job_id_given: args.job_id.is_some(),
+    }
+}
+
+async fn here(args: &SortArgs, spec: JobSpec, config: &Config, show: Show) -> Result<(), Exit> {
+    if args.detach {
+        return Err(Exit::usage("--detach needs a pool: nothing would be left here to run the job"));
+    }
+    let options = local_options(args);
+    if options.memory_bytes < local::MEMORY_BYTES_MIN {
+        return Err(Exit::usage(format!("--memory must be at least {} MiB", local::MEMORY_BYTES_MIN >> 20)));
+    }
+    let mut progress = Progress::new(show);
+    let ended = local::run(spec, config, &options, &mut progress).await;
+    progress.finish();
+    watch::summarise(&ended?, args.json, args.quiet)
+}
+
+async fn in_pool(args: &SortArgs, spec: JobSpec, config: &Config, found: &Found, show: Show) -> Result<(), Exit> {
+    if let Some(name) = &found.by_default_context {
+        let url = found.settings.public_url();
+        output::error_line(&format!(
+            "muster: sorting in the pool of the NATS context {name} ({url}), which must see these paths; --local sorts here"
+        ));
+    }
+    let client = nats::connect(&found.settings, config, "muster sort").await.map_err(exit::connecting)?;
+    let api = Api::new(client, config, SUBMIT_PATIENCE);
+    let status = api.submit(&spec).await.map_err(cmd::jobs::calling)?;
+    if args.detach {
+        if args.json {
+            output::json(&status);
+        } else {
+            output::line(spec.job.as_str());
+        }
+        return Ok(());
+    }
+    if show == Show::Auto {
+        output::error_line(&format!("job {}", spec.job));
+    }
+    let mut progress = Progress::new(show);
+    progress.update(&status);
+    let ended = tokio::select! {
+        ended = watch::to_end(&api, &spec.job, &mut progress, false) => ended,
+        by_keyboard = cmd::end_signal() => {
+            progress.finish();
+            return Err(leave(&api, &spec.job, by_keyboard).await);
+        }
+    };
+    progress.finish();
+    watch::summarise(&ended.map_err(cmd::jobs::calling)?, args.json, args.quiet)
+}
+
+/// Leaves a job of a pool: asks once whether to cancel it, where somebody can answer.
+async fn leave(api: &Api, job: &JobId, by_keyboard: bool) -> Exit {
+    let mut cancel = false;
+    if by_keyboard && std::io::stdin().is_terminal() {
+        output::error_line(&format!("Cancel job {job}? Anything but y leaves it running. [y/N]"));
+        let answer = tokio::task::spawn_blocking(|| {
+            let mut line = String::new();
+            std::io::stdin().lock().read_line(&mut line).map(|_| line)
+        });
+        cancel = tokio::select! {
+            answer = answer => matches!(answer, Ok(Ok(line)) if line.trim().eq_ignore_ascii_case("y")),
+            _ = cmd::end_signal() => false,
+        };
+    }
+    if !cancel {
+        return Exit::interrupted(format!("job {job} goes on; follow it with: muster watch {job}"));
+    }
+    match api.cancel(job).await {
+        Ok(_) => Exit::interrupted(format!("job {job} is cancelled")),
+        Err(error) => Exit::interrupted(format!("cancelling job {job} failed: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Command, LogFormat};
+    use clap::Parser;
+
+    fn parse(line: &str) -> SortArgs {
+        match Cli::try_parse_from(line.split(' ')).expect(line).command {
+            Command::Sort(args) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn check(line: &str) -> Result<JobSpec, Exit> {
+        let args = parse(line);
+        refuse_later(&args)?;
+        let config = Config::profile(muster_common::config::Profile::Production)?;
+        job_spec(&args, &config, false)
+    }
+
+    #[test]
+    fn options_become_a_job() {
+        let spec = check("muster sort /in/a /in/b -o /out --key 2,2n -t : -s --partitions 7 --job-id j-1 --overwrite")
+            .expect("spec");
+        assert_eq!((spec.job.as_str(), spec.output.as_str(), spec.inputs.len()), ("j-1", "file:///out", 2));
+        assert_eq!((spec.sort.separator, spec.sort.stable, spec.sizing.partitions), (Some(b':'), true, Some(7)));
+        assert!(spec.overwrite && spec.auto_format && !spec.fsync);
+        assert_eq!(check("muster sort /in -o /out --format fixed:100 -k 0:10").expect("spec").extension, "bin");
+        assert_eq!(parse("muster sort --log-format json a -o b").settings.log_format, LogFormat::Json);
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused_by_name() {
+        for (options, expected) in [
+            ("-h", "--human-numeric-sort"),
+            ("-V", "--version-sort"),
+            ("--format csv", "csv"),
+            ("--replica s3://other", "--replica"),
+            ("--bad-records skip", "--bad-records skip"),
+            ("--bad-inputs skip", "--bad-inputs skip"),
+        ] {
+            let exit = check(&format!("muster sort /in -o /out {options}")).expect_err(options);
+            let text = format!("{exit:?}");
+            assert!(text.contains(expected) && text.contains("code: 2"), "{options}: {text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_work_is_wrong_usage() {
+        for options in [
+            "--format fixed:0",
+            "--format nonsense",
+            "-t ab",
+            "-k 0",
+            "--bad-records maybe",
+            "--format fixed:10 -k 5:6",
+            "--job-id a.b",
+        ] {
+            let exit = check(&format!("muster sort /in -o /out {options}")).expect_err(options);
+            assert!(format!("{exit:?}").contains("code: 2"), "{options}: {exit:?}");
+        }
+    }
+}

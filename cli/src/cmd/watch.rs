@@ -1,0 +1,153 @@
+//! Following a job: hints arrive as progress messages, and a status request settles what they say.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use muster_common::api::{JobState, JobStatus};
+use muster_common::ids::JobId;
+use muster_common::{ErrorKind, Result};
+use serde::Serialize;
+
+use crate::client::Api;
+use crate::exit::Exit;
+use crate::output;
+use crate::progress::Progress;
+
+/// Pause between status requests where no hint comes.
+const POLL_EVERY: Duration = Duration::from_secs(2);
+
+/// What `--json` prints at the end of a job.
+#[derive(Serialize)]
+struct Summary<'a> {
+    job: &'a JobId,
+    state: JobState,
+    records: u64,
+    bytes: u64,
+    input_bytes: u64,
+    dropped_records: u64,
+    parts: u32,
+    retries: u32,
+    repeated_tasks: u32,
+    output: &'a str,
+    checksum: String,
+    times: muster_common::api::PhaseTimes,
+    error: Option<&'a str>,
+}
+
+/// Follows a job until it has ended and, where `cleaned` is asked for, until its scratch is gone too. Survives the coordinator's absence.
+///
+/// # Errors
+/// As a status request, except for passing trouble, which is waited out.
+pub(crate) async fn to_end(api: &Api, job: &JobId, progress: &mut Progress, cleaned: bool) -> Result<JobStatus> {
+    let over = |status: &JobStatus| status.state.is_terminal() && (status.cleaned || !cleaned);
+    let mut hints = api.client().subscribe(api.names().progress(job)).await.ok();
+    loop {
+        match api.status(job).await {
+            Ok(status) => {
+                progress.update(&status);
+                if over(&status) {
+                    return Ok(status);
+                }
+            }
+            Err(error) if error.kind == ErrorKind::Retry => {}
+            Err(error) => return Err(error),
+        }
+        let pause = tokio::time::sleep(POLL_EVERY);
+        tokio::pin!(pause);
+        loop {
+            let hint = async {
+                match &mut hints {
+                    Some(hints) => hints.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = &mut pause => break,
+                message = hint => {
+                    let Some(message) = message else { hints = None; continue };
+                    // A hint that cannot be read is left alone: the next request asks anyway.
+                    let Ok(status) = serde_json::from_slice::<JobStatus>(&message.payload) else { continue };
+                    progress.update(&status);
+                    if over(&status) {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Prints the closing summary, and fails where the job did not succeed.
+pub(crate) fn summarise(status: &JobStatus, json: bool, quiet: bool) -> Result<(), Exit> {
+    if json {
+        print_json(status);
+    } else if !quiet && status.state == JobState::Succeeded {
+        print_text(status);
+    }
+    let cause = status.error.as_deref().unwrap_or("no cause was recorded");
+    match status.state {
+        JobState::Succeeded => Ok(()),
+        JobState::Cancelled => {
+            Err(Exit::failed(format!("job {} was cancelled; {} is as it was", status.job, status.output)))
+        }
+        _ => Err(Exit::failed(format!("job {} failed: {cause}", status.job))),
+    }
+}
+
+fn print_json(status: &JobStatus) {
+    let (sums, dropped) = (status.sums.unwrap_or_default(), status.dropped.unwrap_or_default());
+    let kept = sums.minus(&dropped);
+    output::json(&Summary {
+        job: &status.job,
+        state: status.state,
+        records: kept.records,
+        bytes: kept.bytes,
+        input_bytes: status.input_bytes,
+        dropped_records: dropped.records,
+        parts: status.parts,
+        retries: status.retries,
+        repeated_tasks: status.repeated_tasks,
+        output: &status.output,
+        checksum: format!("{:x}", kept.hash),
+        times: status.times,
+        error: status.error.as_deref(),
+    });
+}
+
+fn print_text(status: &JobStatus) {
+    let (sums, dropped, times) = (status.sums.unwrap_or_default(), status.dropped.unwrap_or_default(), status.times);
+    let kept = sums.minus(&dropped);
+    let total_ms = times.plan_ms + times.sample_ms + times.sort_ms + times.merge_ms + times.commit_ms;
+    let row = |name: &str, text: &str| output::line(&format!("{name:<9} {text}"));
+    row("job", &format!("{} succeeded", status.job));
+    let uniques = if dropped.records > 0 {
+        format!(", {} duplicates dropped", output::grouped(dropped.records))
+    } else {
+        String::new()
+    };
+    row("records", &format!("{}{uniques}", output::grouped(kept.records)));
+    row(
+        "bytes",
+        &format!("{} read, rate {}", output::bytes(status.input_bytes), output::rate(status.input_bytes, total_ms)),
+    );
+    row("parts", &format!("{} in {}", status.parts, status.output));
+    let times = [
+        ("plan", times.plan_ms),
+        ("sample", times.sample_ms),
+        ("sort", times.sort_ms),
+        ("merge", times.merge_ms),
+        ("commit", times.commit_ms),
+    ];
+    let times: Vec<String> =
+        times.iter().map(|(name, millis)| format!("{name} {}", output::seconds(*millis))).collect();
+    row("time", &format!("{} ({})", output::seconds(total_ms), times.join(", ")));
+    row("retries", &format!("{}, repeated tasks {}", status.retries, status.repeated_tasks));
+    row(
+        "proof",
+        &format!(
+            "count, order and checksum hold: {} records in and accounted for, checksum {:x}",
+            output::grouped(sums.records),
+            kept.hash
+        ),
+    );
+}

@@ -1,0 +1,147 @@
+//! `muster worker`: a stable identity, a data directory, and the worker itself.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use muster_common::adapters::nats;
+use muster_common::buffer::BufferPool;
+use muster_common::clock::{Clock, SystemClock};
+use muster_common::ids::{InvalidId, WorkerId};
+use muster_common::store::Stores;
+use muster_worker::{WorkerOptions, idle_buffer_bytes};
+use tokio_util::sync::CancellationToken;
+
+use crate::args::WorkerArgs;
+use crate::cmd::{self, refuse};
+use crate::exit::Exit;
+use crate::nats_context;
+
+const ID_FILE: &str = "worker-id";
+const LOCK_FILE: &str = "worker-lock";
+
+/// The folder of a worker, locked; removed at the end where it is temporary.
+#[derive(Debug)]
+struct DataDir {
+    path: PathBuf,
+    _temporary: Option<tempfile::TempDir>,
+    _lock: File,
+}
+
+/// Works until it is asked to end.
+pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
+    cmd::log(args.settings.log_format, "info");
+    refuse(!args.input_dir.is_empty(), "--input-dir")?;
+    refuse(args.faults.is_some(), "--faults")?;
+    let config = cmd::settings(&args.settings)?;
+    let settings = nats_context::find_or_default(&args.nats).map_err(|e| Exit::usage(e.message))?;
+    let data_dir = open_data_dir(args.data_dir.as_deref())?;
+    let clock = SystemClock::default();
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let id = identity(args.id.as_deref(), args.data_dir.as_deref(), &host, &clock)?;
+    let options = WorkerOptions {
+        id: id.clone(),
+        config: config.clone(),
+        memory_bytes: args.memory.unwrap_or_else(cmd::default_memory_bytes),
+        threads: args.threads.unwrap_or_else(cmd::cores),
+        labels: args.labels,
+        data_dir: data_dir.path.clone(),
+        host,
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    tracing::info!(worker = %id, nats = %settings.public_url(), memory_bytes = options.memory_bytes, threads = options.threads, "worker starts");
+    let stores = Stores::new(BufferPool::new(idle_buffer_bytes(options.memory_bytes)));
+    let stop = CancellationToken::new();
+    let work = async {
+        let client = nats::connect_waiting(&settings, &config, &format!("muster worker {id}")).await?;
+        muster_worker::run(client, stores, Arc::new(clock), options, stop.clone()).await
+    };
+    tokio::pin!(work);
+    let ended = tokio::select! {
+        ended = &mut work => ended,
+        _ = cmd::end_signal() => {
+            stop.cancel();
+            let bound = std::time::Duration::from_millis(config.worker.drain_ms + 5000);
+            match tokio::time::timeout(bound, &mut work).await {
+                Ok(ended) => ended,
+                // It was still waiting for NATS, or a store does not answer: what it had is given to others.
+                Err(_) => return Ok(()),
+            }
+        }
+    };
+    match ended {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind == muster_common::ErrorKind::Retry => Err(Exit::unreachable(error.message)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn open_data_dir(given: Option<&Path>) -> Result<DataDir, Exit> {
+    let (path, temporary) = match given {
+        Some(dir) => {
+            fs::create_dir_all(dir)
+                .map_err(|e| Exit::failed(format!("cannot make the folder {}: {e}", dir.display())))?;
+            (dir.to_owned(), None)
+        }
+        None => {
+            let made = tempfile::Builder::new().prefix("muster-worker-").tempdir();
+            let temporary = made.map_err(|e| Exit::failed(format!("cannot make a temporary folder: {e}")))?;
+            (temporary.path().to_owned(), Some(temporary))
+        }
+    };
+    let lock_path = path.join(LOCK_FILE);
+    let opened = File::options().create(true).truncate(false).write(true).open(&lock_path);
+    let lock = opened.map_err(|e| Exit::failed(format!("cannot open {}: {e}", lock_path.display())))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(DataDir { path, _temporary: temporary, _lock: lock }),
+        Err(fs::TryLockError::WouldBlock) => {
+            Err(Exit::failed(format!("{} is in use by another worker", path.display())))
+        }
+        Err(fs::TryLockError::Error(e)) => Err(Exit::failed(format!("cannot lock {}: {e}", lock_path.display()))),
+    }
+}
+
+/// The given name, else the one kept in the data directory, else a new one, which is kept where there is a place to keep it.
+fn identity(given: Option<&str>, data_dir: Option<&Path>, host: &str, clock: &dyn Clock) -> Result<WorkerId, Exit> {
+    let invalid = |e: InvalidId| Exit::usage(e.to_string());
+    if let Some(id) = given {
+        return id.parse().map_err(invalid);
+    }
+    let kept = data_dir.map(|dir| dir.join(ID_FILE));
+    if let Some(text) = kept.as_ref().and_then(|path| fs::read_to_string(path).ok()) {
+        return text.trim().parse().map_err(invalid);
+    }
+    let readable: String = host.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(40).collect();
+    let id: WorkerId =
+        format!("w{}-{:08x}", readable.trim_start_matches('-'), clock.random() as u32).parse().map_err(invalid)?;
+    if let Some(path) = kept {
+        fs::write(&path, id.as_str())
+            .map_err(|e| Exit::failed(format!("cannot keep the worker's identity in {}: {e}", path.display())))?;
+    }
+    Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use muster_common::clock::ManualClock;
+
+    #[test]
+    fn an_identity_outlives_the_process() {
+        let dir = tempfile::tempdir().expect("dir");
+        let clock = ManualClock::default();
+        let first = identity(None, Some(dir.path()), "host.example", &clock).expect("id");
+        let second = identity(None, Some(dir.path()), "host.example", &clock).expect("id");
+        assert_eq!(first, second);
+        assert!(first.as_str().starts_with("whostexample-"));
+        assert_eq!(identity(Some("given"), Some(dir.path()), "h", &clock).expect("id").as_str(), "given");
+        assert!(identity(Some("no.dots"), None, "h", &clock).is_err());
+    }
+
+    #[test]
+    fn a_data_dir_serves_one_worker() {
+        let dir = tempfile::tempdir().expect("dir");
+        let _first = open_data_dir(Some(dir.path())).expect("first");
+        assert!(open_data_dir(Some(dir.path())).is_err());
+    }
+}
