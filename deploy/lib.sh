@@ -1,0 +1,74 @@
+# shellcheck shell=bash
+# What the scripts of this folder share: where things lie, how they speak, how they stop. Sourced, never run.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+tools="$root/.tools/bin"
+
+# One line of what was done.
+say() {
+    printf '%s: %s\n' "$(basename "$0" .sh)" "$*"
+}
+
+# One line of what is wrong and what to do; then the end.
+die() {
+    printf '%s: %s\n' "$(basename "$0" .sh)" "$*" >&2
+    exit "${die_status:-1}"
+}
+
+# The comment at the top of a script is its help.
+help() {
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+}
+
+# Wrong usage ends with 2, as in muster itself.
+misuse() {
+    die_status=2 die "$*; see --help"
+}
+
+# The servers that setup.sh fetched come before those of the system.
+use_tools() {
+    export PATH="$tools:$PATH"
+}
+
+# at_least VERSION MINIMUM: compares dotted numbers.
+at_least() {
+    [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]
+}
+
+# want_number NAME VALUE: a count of at least 1, else wrong usage.
+want_number() {
+    case $2 in
+    '' | *[!0-9]* | 0*) misuse "$1 must be a count of at least 1, not '$2'" ;;
+    esac
+}
+
+# want_space DIRECTORY BYTES: enough free disk, else the end.
+want_space() {
+    local free
+    free=$(($(df -Pk "$1" | awk 'NR == 2 { print $4 }') * 1024))
+    [ "$free" -ge "$2" ] ||
+        die "$1 has $((free / 1000000)) MB free, but $(($2 / 1000000)) MB are needed: use --dir with a larger disk, or fewer records"
+}
+
+# The folder that cargo builds into.
+target_dir() {
+    printf '%s\n' "${CARGO_TARGET_DIR:-$root/target}"
+}
+
+# build_release: builds the program and leaves its path in $muster.
+build_release() {
+    say "building muster (release)"
+    cargo build --manifest-path "$root/Cargo.toml" --release --locked --package muster
+    muster="$(target_dir)/release/muster"
+    [ -x "$muster" ] || die "cargo built no $muster"
+}
+
+# concatenated DIRECTORY: the bytes of its parts, in order.
+concatenated() {
+    find "$1" -maxdepth 1 -name 'part-*' -print0 | LC_ALL=C sort -z | xargs -0 -r cat --
+}
+
+# median: of the numbers on standard input, one a line.
+median() {
+    sort -n | awk '{ v[NR] = $1 } END { if (NR) print (NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2) }'
+}

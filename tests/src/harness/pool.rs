@@ -1,0 +1,249 @@
+//! A pool: a NATS server, a coordinator and workers, each a process of its own, as a user would start them.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::gate::Gate;
+use super::nats::NatsServer;
+use super::process::Process;
+use super::s3::S3Server;
+use super::sandbox::{Finished, Sandbox};
+use super::wait;
+
+/// Where a pool keeps its scratch, and how its processes get to the store.
+#[derive(Debug)]
+enum Store {
+    /// A folder that all see.
+    Folder(PathBuf),
+    /// A bucket, each process with a gate before it: the coordinator's first, then the workers'.
+    Bucket { url: String, environment: Vec<(&'static str, String)>, gates: Vec<Gate> },
+}
+
+/// A running pool. Its processes end with it.
+#[derive(Debug)]
+pub struct Pool<'a> {
+    sandbox: &'a Sandbox,
+    /// Its NATS server.
+    pub nats: NatsServer,
+    store: Store,
+    coordinator: Process,
+    workers: Vec<Process>,
+    client_environment: Vec<(&'static str, String)>,
+}
+
+impl<'a> Pool<'a> {
+    /// Starts a pool on the file system, with its scratch in `<sandbox>/scratch`, and waits until all workers are registered.
+    #[track_caller]
+    pub fn on_folder(sandbox: &'a Sandbox, workers: usize) -> Self {
+        Self::start(sandbox, workers, Store::Folder(sandbox.path("scratch")), Vec::new())
+    }
+
+    /// Starts a pool on a bucket, with its scratch below `s3://<bucket>/scratch`, and waits until all workers are registered.
+    #[track_caller]
+    pub fn on_bucket(sandbox: &'a Sandbox, workers: usize, s3: &S3Server, bucket: &str) -> Self {
+        let gates = (0..=workers).map(|_| Gate::before(s3.port())).collect();
+        let store = Store::Bucket { url: format!("s3://{bucket}/scratch"), environment: s3.environment(), gates };
+        Self::start(sandbox, workers, store, s3.environment())
+    }
+
+    #[track_caller]
+    fn start(
+        sandbox: &'a Sandbox,
+        workers: usize,
+        store: Store,
+        client_environment: Vec<(&'static str, String)>,
+    ) -> Self {
+        let nats = NatsServer::start(sandbox);
+        let coordinator = Process::spawn("coordinator", coordinator(sandbox, &nats, &store), &sandbox.logs());
+        let mut pool = Self { sandbox, nats, store, coordinator, workers: Vec::new(), client_environment };
+        for index in 0..workers {
+            let started = pool.spawn_worker(index);
+            pool.workers.push(started);
+        }
+        pool.wait_for_workers(workers);
+        pool
+    }
+
+    /// The gate between the coordinator and the bucket.
+    pub fn coordinator_gate(&self) -> &Gate {
+        &self.gates()[0]
+    }
+
+    /// The gate between a worker and the bucket.
+    pub fn worker_gate(&self, index: usize) -> &Gate {
+        &self.gates()[index + 1]
+    }
+
+    fn gates(&self) -> &[Gate] {
+        match &self.store {
+            Store::Bucket { gates, .. } => gates,
+            Store::Folder(_) => panic!("a pool on a folder has no gates"),
+        }
+    }
+
+    /// Calls each worker's gate.
+    pub fn each_worker_gate(&self, act: impl Fn(&Gate)) {
+        self.gates()[1..].iter().for_each(act);
+    }
+
+    /// `kill -9` to the coordinator.
+    pub fn kill_coordinator(&mut self) {
+        self.coordinator.kill();
+    }
+
+    /// Starts the coordinator again, in the same data folder.
+    pub fn start_coordinator(&mut self) {
+        self.coordinator =
+            Process::spawn("coordinator", coordinator(self.sandbox, &self.nats, &self.store), &self.sandbox.logs());
+    }
+
+    /// `kill -9` to a worker.
+    pub fn kill_worker(&mut self, index: usize) {
+        self.workers[index].kill();
+    }
+
+    /// SIGTERM to a worker; gives its exit code when it has ended.
+    ///
+    /// # Panics
+    /// When it has not within the bound.
+    #[track_caller]
+    pub fn stop_worker(&mut self, index: usize, bound: Duration) -> i32 {
+        self.workers[index].signal(Signal::TERM);
+        super::process::exit_code(self.workers[index].wait(bound))
+    }
+
+    /// Starts a worker again under its id, in the same data folder.
+    pub fn start_worker(&mut self, index: usize) {
+        self.workers[index] = self.spawn_worker(index);
+    }
+
+    fn spawn_worker(&self, index: usize) -> Process {
+        let name = format!("worker-{index}");
+        let mut command = self.sandbox.muster();
+        let data = self.sandbox.path(format!("data-{name}"));
+        command.arg("worker").args(["--id", &name, "--threads", "1", "--memory", "256MiB"]).arg("--data-dir").arg(data);
+        common(&mut command, &self.nats, &self.store, index + 1);
+        Process::spawn(&name, command, &self.sandbox.logs())
+    }
+
+    /// A `muster` command of a user of this pool.
+    pub fn client<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        let mut command = self.sandbox.muster();
+        command.args(arguments).env("NATS_URL", self.nats.url()).envs(self.client_environment.iter().cloned());
+        command
+    }
+
+    /// Runs such a command to its end.
+    #[track_caller]
+    pub fn run<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Finished {
+        self.sandbox.run_command(self.client(arguments), wait::RUN_BOUND)
+    }
+
+    /// Starts a `muster sort` that waits for its job, with `--json` and this job id.
+    pub fn start_sort<S: AsRef<OsStr>>(&self, job: &str, arguments: impl IntoIterator<Item = S>) -> Process {
+        let mut command = self.client(["sort", "--json", "--job-id", job]);
+        command.args(arguments);
+        Process::spawn(job, command, &self.sandbox.logs())
+    }
+
+    /// Waits for such a sort to succeed, and gives what it printed.
+    ///
+    /// # Panics
+    /// Where it does not.
+    #[track_caller]
+    pub fn finish_sort(&self, mut sort: Process) -> Value {
+        let code = super::process::exit_code(sort.wait(wait::RUN_BOUND));
+        let done = Finished { code, stdout: sort.stdout(), stderr: sort.stderr() }.expect_code(0);
+        let report = done.json();
+        assert_eq!(report["state"], "succeeded", "{report}");
+        report
+    }
+
+    /// Runs a sort to its successful end.
+    #[track_caller]
+    pub fn sort<S: AsRef<OsStr>>(&self, job: &str, arguments: impl IntoIterator<Item = S>) -> Value {
+        self.finish_sort(self.start_sort(job, arguments))
+    }
+
+    /// Where a job stands, as `muster status` says; nothing while that cannot be asked.
+    #[track_caller]
+    pub fn status(&self, job: &str) -> Option<Value> {
+        let done = self.run(["status", job, "--json"]);
+        (done.code == 0).then(|| done.json())
+    }
+
+    /// Waits until a job's status is as wished.
+    ///
+    /// # Panics
+    /// Where it is not within [`wait::RUN_BOUND`].
+    #[track_caller]
+    pub fn wait_for_status(&self, job: &str, what: &str, wish: impl Fn(&Value) -> bool) -> Value {
+        let mut last = Value::Null;
+        wait::until(&format!("job {job} to be {what}"), wait::RUN_BOUND, || {
+            let status = self.status(job)?;
+            last = status.clone();
+            let ended = ["succeeded", "failed", "cancelled"].iter().any(|end| status["state"] == *end);
+            assert!(wish(&status) || !ended, "job {job} ended before it was {what}: {last}");
+            wish(&status).then_some(status)
+        })
+    }
+
+    /// Waits until a state has begun and some, but not all, of its tasks are done; then holds every worker at its gate, so that it lasts.
+    /// Workers should be slowed before ([`Pool::slow_workers`]), or the moment may pass unseen.
+    #[track_caller]
+    pub fn hold_in_the_midst_of(&self, job: &str, state: &str) -> Value {
+        let midst = |status: &Value| {
+            let (done, total) =
+                (status["tasks_done"].as_u64().unwrap_or(0), status["tasks_total"].as_u64().unwrap_or(0));
+            status["state"] == state && done > 0 && done < total
+        };
+        self.wait_for_status(job, &format!("in the midst of {state}"), midst);
+        self.each_worker_gate(Gate::hold_all);
+        let held = self.status(job).expect("the job's status can be asked");
+        assert!(
+            midst(&held),
+            "{state} ended before the workers were held; more tasks or more delay are needed: {held}"
+        );
+        held
+    }
+
+    /// Delays each request of every worker to the bucket.
+    pub fn slow_workers(&self, delay: Duration) {
+        self.each_worker_gate(|gate| gate.delay(delay));
+    }
+
+    /// Waits until so many workers are registered.
+    #[track_caller]
+    pub fn wait_for_workers(&mut self, count: usize) {
+        wait::until(&format!("{count} workers to be registered"), wait::START_BOUND, || {
+            self.coordinator.assert_running();
+            self.workers.iter_mut().for_each(Process::assert_running);
+            let listed = self.run(["workers", "--json"]);
+            (listed.code == 0 && listed.json().as_array().is_some_and(|workers| workers.len() == count)).then_some(())
+        });
+    }
+}
+
+fn coordinator(sandbox: &Sandbox, nats: &NatsServer, store: &Store) -> Command {
+    let mut command = sandbox.muster();
+    command.arg("coordinator").arg("--data-dir").arg(sandbox.path("data-coordinator")).arg("--bucket");
+    match store {
+        Store::Folder(path) => command.arg(path),
+        Store::Bucket { url, .. } => command.arg(url),
+    };
+    common(&mut command, nats, store, 0);
+    command
+}
+
+/// What coordinator and workers share: the profile with quick heartbeats, NATS, and the store behind their gate.
+fn common(command: &mut Command, nats: &NatsServer, store: &Store, gate: usize) {
+    command.args(["--profile", "testing"]).env("NATS_URL", nats.url());
+    if let Store::Bucket { environment, gates, .. } = store {
+        command.envs(environment.iter().cloned()).env("AWS_ENDPOINT_URL", gates[gate].endpoint());
+    }
+}

@@ -1,0 +1,63 @@
+//! The adapters against real servers: the same suites that the ones in memory pass.
+
+use muster_common::ErrorKind;
+use muster_common::adapters::journal::{JetStreamLedger, ensure_streams};
+use muster_common::adapters::nats::{self, NatsSettings};
+use muster_common::adapters::s3::S3Blobs;
+use muster_common::config::{Config, Profile};
+use muster_common::conformance;
+use muster_common::store::Blobs;
+use muster_tests::harness::{NatsServer, S3Server, Sandbox};
+
+/// Runs a conversation on a runtime of its own: the harness brings its own, which may not stand inside another.
+fn block_on<T>(conversation: impl Future<Output = T>) -> T {
+    tokio::runtime::Runtime::new().expect("runtime").block_on(conversation)
+}
+
+fn variables(s3: &S3Server) -> Vec<(String, String)> {
+    s3.environment().into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+#[test]
+fn a_bucket_passes_the_suite_of_stores() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    drop(s3.bucket("suite"));
+    let store = S3Blobs::from_variables("suite", variables(&s3)).expect("settings");
+    block_on(conformance::blobs(&store, "root"));
+}
+
+#[test]
+fn a_bucket_that_is_not_there_is_said_to_be_missing() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let store = S3Blobs::from_variables("absent", variables(&s3)).expect("settings");
+    let error = block_on(store.put("a", bytes::Bytes::from_static(b"x"))).expect_err("no bucket");
+    assert!(error.message.contains("absent"), "{error}");
+    let wrong = variables(&s3)
+        .into_iter()
+        .map(|(name, value)| if name.contains("SECRET") { (name, "wrong".to_owned()) } else { (name, value) });
+    let store = S3Blobs::from_variables("absent", wrong).expect("settings");
+    assert_eq!(block_on(store.head("a")).expect_err("wrong secret").kind, ErrorKind::Invalid);
+}
+
+#[test]
+fn jetstream_passes_the_suite_of_ledgers() {
+    let sandbox = Sandbox::new();
+    let server = NatsServer::start(&sandbox);
+    let config = Config::profile(Profile::Testing).expect("settings");
+    let settings = NatsSettings { url: server.url(), ..NatsSettings::default() };
+    block_on(async {
+        let client = nats::connect(&settings, &config, "suite").await.expect("connect");
+        ensure_streams(&client, &config).await.expect("streams");
+        ensure_streams(&client, &config).await.expect("a second time");
+        conformance::ledger(&JetStreamLedger::new(&client, &config)).await;
+    });
+}
+
+#[test]
+fn no_server_is_passing_trouble() {
+    let config = Config::profile(Profile::Testing).expect("settings");
+    let nowhere = NatsSettings { url: "nats://127.0.0.1:1".to_owned(), ..NatsSettings::default() };
+    assert_eq!(block_on(nats::connect(&nowhere, &config, "suite")).expect_err("nobody listens").kind, ErrorKind::Retry);
+}

@@ -1,0 +1,352 @@
+//! Processes that die in the midst of a job. In every case the job ends with the right bytes, finished work is not repeated, and nothing is left over.
+//!
+//! Phases are hit by holding workers (or the coordinator) at a gate before the bucket, so that the moment lasts until the test has done its deed.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use muster_tests::harness::data::{Keys, records};
+use muster_tests::harness::process::any_with_argument;
+use muster_tests::harness::sandbox::files_below;
+use muster_tests::harness::{Bucket, Gate, Output, Pool, Process, S3Server, Sandbox, arg, oracle, process, wait};
+use rustix::process::Signal;
+use serde_json::Value;
+
+const BUCKET: &str = "data";
+/// About 24 sort tasks and as many merges of 2.4 MB.
+const RECORDS: usize = 24_000;
+const SMALL: usize = 100_000;
+/// Added to each request of a worker, so that phases last for seconds.
+const DELAY: Duration = Duration::from_millis(40);
+
+fn begins_an_upload(request: &str) -> bool {
+    request.starts_with("PUT ") || request.starts_with("POST ")
+}
+
+fn completes_an_upload(request: &str) -> bool {
+    request.starts_with("POST ") && request.contains("uploadId=")
+}
+
+/// A job on a pool of three workers with a bucket, ready to be disturbed.
+struct Scene<'a> {
+    pool: Pool<'a>,
+    bucket: Bucket,
+    data: Vec<u8>,
+    sort: Process,
+}
+
+impl<'a> Scene<'a> {
+    /// Starts servers and pool, lets `prepare` set gates, and submits the job.
+    fn start(sandbox: &'a Sandbox, s3: &S3Server, prepare: impl Fn(&Pool<'_>)) -> Self {
+        let bucket = s3.bucket(BUCKET);
+        let data = records(RECORDS, Keys::Skewed, 1);
+        bucket.put("in", &data);
+        let pool = Pool::on_bucket(sandbox, 3, s3, BUCKET);
+        pool.slow_workers(DELAY);
+        prepare(&pool);
+        let config = sandbox.small_tasks(SMALL, SMALL);
+        let (from, to) = (bucket.url("in"), bucket.url("out"));
+        let sort =
+            pool.start_sort("job", [&from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)]);
+        Self { pool, bucket, data, sort }
+    }
+
+    /// Opens all gates, and checks that the job succeeds with the right bytes and leaves nothing else. Gives its report.
+    #[track_caller]
+    fn finish(self) -> Value {
+        self.pool.each_worker_gate(Gate::open);
+        self.pool.coordinator_gate().open();
+        let report = self.pool.finish_sort(self.sort);
+        assert_eq!(report["repeated_tasks"], 0, "committed work was done again: {report}");
+        Output::of_bucket(&self.bucket, "out").assert_is(&oracle::fixed(&self.data, 100, 0, 10));
+        wait::until_empty("in scratch", || self.bucket.list("scratch"));
+        wait::until_empty("as open uploads", || self.bucket.uploads());
+        report
+    }
+}
+
+#[test]
+fn a_worker_dies_while_sampling() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let mut scene = Scene::start(&sandbox, &s3, |pool| pool.worker_gate(0).hold_all());
+    scene.pool.worker_gate(0).wait_for_request("worker 0 to sample", wait::RUN_BOUND);
+    assert_eq!(scene.pool.status("job").unwrap()["state"], "sampling");
+    scene.pool.kill_worker(0);
+    let report = scene.finish();
+    assert!(report["retries"].as_u64() > Some(0), "{report}");
+}
+
+#[test]
+fn a_worker_dies_while_sorting() {
+    worker_dies("sorting");
+}
+
+#[test]
+fn a_worker_dies_while_merging() {
+    worker_dies("merging");
+}
+
+fn worker_dies(state: &str) {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let mut scene = Scene::start(&sandbox, &s3, |_| {});
+    scene.pool.hold_in_the_midst_of("job", state);
+    // It holds a task, and stays with it at its gate.
+    scene.pool.worker_gate(1).wait_for_request("worker 1 to be at work", wait::RUN_BOUND);
+    scene.pool.kill_worker(1);
+    let report = scene.finish();
+    assert!(report["retries"].as_u64() > Some(0), "{report}");
+}
+
+#[test]
+fn a_worker_dies_while_the_job_commits() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let mut scene = Scene::start(&sandbox, &s3, |pool| pool.coordinator_gate().hold_after(2, completes_an_upload));
+    scene.pool.coordinator_gate().wait_for_request("the third part's upload to be completed", wait::RUN_BOUND);
+    scene.pool.kill_worker(2);
+    scene.finish();
+}
+
+#[test]
+fn a_worker_that_comes_back_takes_part_again() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let mut scene = Scene::start(&sandbox, &s3, |_| {});
+    scene.pool.hold_in_the_midst_of("job", "sorting");
+    for worker in 0..3 {
+        scene.pool.kill_worker(worker);
+    }
+    // Alone, and under its old id: without it the job could not end.
+    scene.pool.start_worker(1);
+    scene.finish();
+}
+
+#[test]
+fn the_coordinator_dies_while_sampling() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let mut scene = Scene::start(&sandbox, &s3, |pool| pool.each_worker_gate(Gate::hold_all));
+    scene.pool.worker_gate(0).wait_for_request("worker 0 to sample", wait::RUN_BOUND);
+    assert_eq!(scene.pool.status("job").unwrap()["state"], "sampling");
+    scene.pool.kill_coordinator();
+    scene.pool.start_coordinator();
+    scene.finish();
+}
+
+#[test]
+fn the_coordinator_dies_while_sorting() {
+    coordinator_dies("sorting");
+}
+
+#[test]
+fn the_coordinator_dies_while_merging() {
+    coordinator_dies("merging");
+}
+
+fn coordinator_dies(state: &str) {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let mut scene = Scene::start(&sandbox, &s3, |_| {});
+    let before = scene.pool.hold_in_the_midst_of("job", state);
+    scene.pool.kill_coordinator();
+    scene.pool.start_coordinator();
+    let after = wait::until("the new coordinator to know the job", wait::RUN_BOUND, || scene.pool.status("job"));
+    assert_eq!(after["state"], before["state"], "{after}");
+    assert!(
+        after["tasks_done"].as_u64() >= before["tasks_done"].as_u64(),
+        "committed tasks were forgotten: {before} became {after}"
+    );
+    scene.finish();
+}
+
+#[test]
+fn the_coordinator_dies_while_the_job_commits() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    // Two parts are there, the others are open uploads: the new coordinator must complete just those.
+    let mut scene = Scene::start(&sandbox, &s3, |pool| pool.coordinator_gate().hold_after(2, completes_an_upload));
+    scene.pool.coordinator_gate().wait_for_request("the third part's upload to be completed", wait::RUN_BOUND);
+    assert!(Output::of_bucket(&scene.bucket, "out").success.is_none());
+    scene.pool.kill_coordinator();
+    scene.pool.coordinator_gate().open();
+    scene.pool.start_coordinator();
+    let report = scene.finish();
+    assert_eq!(report["retries"], 0, "{report}");
+}
+
+#[test]
+fn the_coordinator_dies_between_the_parts_and_success() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let mut scene = Scene::start(&sandbox, &s3, |pool| {
+        pool.coordinator_gate().hold(|request| begins_an_upload(request) && request.contains("_SUCCESS"));
+    });
+    scene.pool.coordinator_gate().wait_for_request("_SUCCESS to be written", wait::RUN_BOUND);
+    scene.pool.kill_coordinator();
+    let output = Output::of_bucket(&scene.bucket, "out");
+    assert!(output.success.is_none() && !output.parts.is_empty());
+    scene.pool.coordinator_gate().open();
+    scene.pool.start_coordinator();
+    scene.finish();
+}
+
+#[test]
+fn the_coordinator_dies_again_and_again() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let mut scene = Scene::start(&sandbox, &s3, |_| {});
+    for state in ["sorting", "merging"] {
+        for _ in 0..2 {
+            scene.pool.hold_in_the_midst_of("job", state);
+            scene.pool.kill_coordinator();
+            scene.pool.start_coordinator();
+            scene.pool.each_worker_gate(Gate::open);
+            scene.pool.slow_workers(DELAY);
+        }
+    }
+    scene.finish();
+}
+
+#[test]
+fn the_nats_server_dies_while_sorting() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let mut scene = Scene::start(&sandbox, &s3, |_| {});
+    scene.pool.hold_in_the_midst_of("job", "sorting");
+    scene.pool.nats.crash_and_restart(&sandbox);
+    scene.finish();
+}
+
+#[test]
+fn input_that_changes_under_a_job_fails_it() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let mut scene = Scene::start(&sandbox, &s3, |_| {});
+    scene.pool.hold_in_the_midst_of("job", "sorting");
+    scene.bucket.put("in", &records(RECORDS, Keys::Random, 2));
+    scene.pool.each_worker_gate(Gate::open);
+    let code = process::exit_code(scene.sort.wait(wait::RUN_BOUND));
+    let said = scene.sort.stderr();
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("changed") && said.contains(&scene.bucket.url("in")), "{said}");
+    wait::until_empty("in scratch", || scene.bucket.list("scratch"));
+    wait::until_empty("as open uploads", || scene.bucket.uploads());
+    Output::of_bucket(&scene.bucket, "out").assert_nothing();
+}
+
+/// A local run whose data lies in a bucket behind a gate.
+fn local_run_on_a_bucket(sandbox: &Sandbox, s3: &S3Server, bucket: &Bucket, gate: &Gate) -> Command {
+    let config = sandbox.small_tasks(SMALL, SMALL);
+    let mut command = sandbox.muster();
+    command.args([
+        "sort",
+        "--json",
+        &bucket.url("in"),
+        "-o",
+        &bucket.url("out"),
+        "--format",
+        "fixed:100",
+        "-k",
+        "0:10",
+        "--local=2",
+    ]);
+    command.arg("--config").arg(config).arg("--data-dir").arg(sandbox.path("data"));
+    command.envs(s3.environment()).env("AWS_ENDPOINT_URL", gate.endpoint());
+    command
+}
+
+#[test]
+fn a_local_run_that_was_killed_resumes() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let (bucket, gate) = (s3.bucket(BUCKET), Gate::before(s3.port()));
+    let data = records(RECORDS, Keys::Skewed, 1);
+    bucket.put("in", &data);
+    let data_dir = sandbox.path("data").display().to_string();
+
+    // Once in the midst of the sort, once in the midst of the commit.
+    for (pass_first, choice) in [(12, begins_an_upload as fn(&str) -> bool), (3, completes_an_upload)] {
+        gate.hold_after(pass_first, choice);
+        let mut run = Process::spawn("run", local_run_on_a_bucket(&sandbox, &s3, &bucket, &gate), &sandbox.logs());
+        gate.wait_for_request("the run to be in the midst of it", wait::RUN_BOUND);
+        let second = sandbox.run_command(local_run_on_a_bucket(&sandbox, &s3, &bucket, &gate), wait::RUN_BOUND);
+        assert_ne!(second.code, 0, "two runs share one data folder");
+        second.expect_error(&[&data_dir]);
+        run.kill();
+        wait::until("the private server to die with the run", Duration::from_secs(10), || {
+            (!any_with_argument(&data_dir)).then_some(())
+        });
+        assert!(Output::of_bucket(&bucket, "out").success.is_none());
+        gate.open();
+    }
+    let done =
+        sandbox.run_command(local_run_on_a_bucket(&sandbox, &s3, &bucket, &gate), wait::RUN_BOUND).expect_code(0);
+    let report = done.json();
+    assert_eq!(report["repeated_tasks"], 0, "{report}");
+    Output::of_bucket(&bucket, "out").assert_is(&oracle::fixed(&data, 100, 0, 10));
+    assert_eq!(bucket.uploads(), Vec::<String>::new());
+    sandbox.assert_no_temporaries();
+}
+
+#[test]
+fn a_local_run_on_files_that_was_killed_resumes() {
+    let sandbox = Sandbox::new();
+    let data = records(400_000, Keys::Random, 3);
+    let (input, output, config) =
+        (sandbox.file("in", &data), sandbox.path("out"), sandbox.small_tasks(128 << 10, 1 << 20));
+    let command = || {
+        let mut command = sandbox.muster();
+        command.args(["sort", "--json", arg(&input), "-o", arg(&output), "--format", "fixed:100", "-k", "0:10"]);
+        command.arg("--local=2").arg("--config").arg(&config).arg("--data-dir").arg(sandbox.path("data"));
+        command
+    };
+    let runs = |folder: &Path| files_below(folder).iter().filter(|name| name.ends_with(".run")).count();
+    let mut run = Process::spawn("run", command(), &sandbox.logs());
+    wait::until("some of the 305 runs to be written", wait::RUN_BOUND, || {
+        run.assert_running();
+        (runs(&output) + runs(&sandbox.path("data")) >= 20).then_some(())
+    });
+    run.kill();
+    assert!(!output.join("_SUCCESS").exists(), "it was quicker than its killer: more records are needed");
+    let done = sandbox.run_command(command(), wait::RUN_BOUND).expect_code(0);
+    assert_eq!(done.json()["repeated_tasks"], 0, "{}", done.stdout);
+    Output::of_folder(&output).assert_is(&oracle::fixed(&data, 100, 0, 10));
+    sandbox.assert_no_temporaries();
+}
+
+#[test]
+fn a_local_run_that_is_interrupted_cleans_up() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let (bucket, gate) = (s3.bucket(BUCKET), Gate::before(s3.port()));
+    bucket.put("in", &records(RECORDS, Keys::Random, 4));
+    let config = sandbox.small_tasks(SMALL, SMALL);
+    let mut command = sandbox.muster();
+    command.args([
+        "sort",
+        &bucket.url("in"),
+        "-o",
+        &bucket.url("out"),
+        "--format",
+        "fixed:100",
+        "-k",
+        "0:10",
+        "--local=2",
+        "--config",
+    ]);
+    command.arg(config).envs(s3.environment()).env("AWS_ENDPOINT_URL", gate.endpoint());
+    gate.hold_after(12, begins_an_upload);
+    let mut run = Process::spawn("run", command, &sandbox.logs());
+    gate.wait_for_request("the run to be in the midst of it", wait::RUN_BOUND);
+    run.signal(Signal::INT);
+    gate.open();
+    assert_eq!(process::exit_code(run.wait(Duration::from_secs(60))), 130, "{}", run.stderr());
+    Output::of_bucket(&bucket, "out").assert_nothing();
+    assert_eq!((bucket.list(""), bucket.uploads()), (vec!["in".to_owned()], vec![]));
+    sandbox.assert_no_temporaries();
+    assert!(fs::read_dir(sandbox.path("tmp")).unwrap().next().is_none(), "a folder stays in the temporary folder");
+}
