@@ -43,21 +43,45 @@ pub(crate) enum Command {
     Gen(GenArgs),
     /// Check order, count, checksum and duplicates as valsort does
     Verify(VerifyArgs),
-    /// Not built yet: show a job's history
-    #[command(hide = true)]
-    Events(NotBuilt),
-    /// Not built yet: find what is wrong with a deployment
-    #[command(hide = true)]
-    Doctor(NotBuilt),
-    /// Not built yet: run a job while things are killed and cut
-    #[command(hide = true)]
-    Drill(NotBuilt),
+    /// Show the history of a job, or of all that happened
+    Events(EventsArgs),
+    /// Find what is wrong with NATS, the bucket, the clock, the disk or the pool, and how to mend it
+    Doctor(DoctorArgs),
+    /// Run a job while processes are killed, stopped and cut off, and prove that it came to the same bytes
+    Drill(DrillArgs),
 }
 
+/// Run a job while processes are killed, stopped and cut off, and prove that it came to the same bytes.
+///
+/// A private pool of real processes is started on this machine: a nats-server, coordinators and workers. It sorts generated records once in peace and once while a
+/// schedule drawn from the seed kills (-9), stops (SIGSTOP) and cuts its processes off, and they inject passing faults into themselves. Exit code 0 says that the job
+/// succeeded and that every claim of the proof holds.
 #[derive(Debug, Args)]
-pub(crate) struct NotBuilt {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-    _rest: Vec<String>,
+pub(crate) struct DrillArgs {
+    /// How many records of 100 bytes
+    #[arg(short = 'n', value_name = "RECORDS", default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub(crate) records: u64,
+    /// What happens is drawn from this; else from a random one, which is printed
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// How many workers
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) workers: u32,
+    /// How many coordinators; all but one stand by
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=5))]
+    pub(crate) coordinators: u32,
+    /// How many processes are killed; half as many are stopped, and as many again cut off
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub(crate) kills: u32,
+    /// How long the disturbed job should take, about: calls to the store are slowed for it
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) seconds: u64,
+    /// Where the data lies, like s3://bucket/prefix; else a temporary folder
+    #[arg(long, value_name = "URL")]
+    pub(crate) bucket: Option<String>,
+    /// Print one JSON object at the end
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Where NATS is.
@@ -86,6 +110,49 @@ pub(crate) struct JobArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// The job's id; else events of all jobs and of the deployment itself
+    pub(crate) job: Option<String>,
+    /// Go on with what happens from now on, until interrupted
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Only what happened within this time, like 30min or 2h
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) since: Option<std::time::Duration>,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    pub(crate) nats: NatsArgs,
+    /// Where the coordinator keeps scratch, like s3://bucket/prefix; tried with a few objects that are removed again
+    #[arg(long, value_name = "URL")]
+    pub(crate) bucket: Option<String>,
+    /// Folder whose disk is looked at; else that for temporary files
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// The NATS server's monitoring port; else 8222 on its host
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) monitor: Option<String>,
+    /// Make streams that are missing and remove scratch that no deployment knows, each only when confirmed
+    #[arg(long)]
+    pub(crate) mend: bool,
+    /// Confirm everything
+    #[arg(long, requires = "mend")]
+    pub(crate) yes: bool,
+    /// With --yes: leave scratch that was written to within this time, for somebody may be at work there
+    #[arg(long, value_name = "DURATION", default_value = "1h", requires = "mend", value_parser = humantime::parse_duration)]
+    pub(crate) older_than: std::time::Duration,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) settings: SettingsArgs,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct DrainArgs {
     /// The worker's id
     pub(crate) worker: String,
@@ -108,6 +175,23 @@ pub(crate) enum Profile {
     Production,
 }
 
+/// What becomes of malformed records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum OnBadRecords {
+    #[default]
+    Fail,
+    Skip,
+    Quarantine,
+}
+
+/// What becomes of input objects that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum OnBadInputs {
+    #[default]
+    Fail,
+    Skip,
+}
+
 /// Settings that every long-running command takes.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct SettingsArgs {
@@ -121,6 +205,12 @@ pub(crate) struct SettingsArgs {
     #[arg(long, value_enum, default_value_t, value_name = "FORMAT")]
     pub(crate) log_format: LogFormat,
 }
+
+/// What `--help` says of `--faults`.
+const FAULTS_HELP: &str = concat!(
+    "Inject faults into this process. Refused unless MUSTER_ENABLE_FAULTS=1 is set or the setting faults.enabled is true: it damages and kills on purpose.\n\n",
+    include_str!("../../common/src/faults/grammar.txt")
+);
 
 #[derive(Debug, Args)]
 pub(crate) struct WorkerArgs {
@@ -144,8 +234,8 @@ pub(crate) struct WorkerArgs {
     /// Not built yet: a folder that only this worker can read
     #[arg(long, value_name = "DIR", hide = true)]
     pub(crate) input_dir: Vec<PathBuf>,
-    /// Not built yet: inject faults
-    #[arg(long, value_name = "SPEC", hide = true)]
+    /// Inject faults into this process, where that is enabled (see --help)
+    #[arg(long, value_name = "SPEC", long_help = FAULTS_HELP)]
     pub(crate) faults: Option<String>,
     #[command(flatten)]
     pub(crate) settings: SettingsArgs,
@@ -164,8 +254,8 @@ pub(crate) struct CoordinatorArgs {
     /// Not built yet: serve health and metrics here
     #[arg(long, value_name = "ADDR", hide = true)]
     pub(crate) http: Option<SocketAddr>,
-    /// Not built yet: inject faults
-    #[arg(long, value_name = "SPEC", hide = true)]
+    /// Inject faults into this process, where that is enabled (see --help)
+    #[arg(long, value_name = "SPEC", long_help = FAULTS_HELP)]
     pub(crate) faults: Option<String>,
     #[command(flatten)]
     pub(crate) settings: SettingsArgs,
@@ -205,14 +295,14 @@ pub(crate) struct SortArgs {
     /// Return as soon as the job is accepted; see muster watch
     #[arg(long)]
     pub(crate) detach: bool,
-    /// What to do with malformed records; skip and quarantine are not built yet
-    #[arg(long, value_name = "WHAT", default_value = "fail")]
-    pub(crate) bad_records: String,
-    /// What to do with unreadable objects; skip is not built yet
-    #[arg(long, value_name = "WHAT", default_value = "fail")]
-    pub(crate) bad_inputs: String,
-    /// Not built yet: a second store for runs
-    #[arg(long, value_name = "URL", hide = true)]
+    /// What becomes of malformed records: the job fails, leaves them out, or keeps them below OUTPUT/_quarantine
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
+    pub(crate) bad_records: OnBadRecords,
+    /// What becomes of input objects that cannot be read: the job fails, or leaves them out as a whole
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
+    pub(crate) bad_inputs: OnBadInputs,
+    /// A second store for what is sorted and not yet merged, like s3://other/prefix: what the first loses is read there
+    #[arg(long, value_name = "URL")]
     pub(crate) replica: Option<String>,
 
     /// Print one JSON object at the end

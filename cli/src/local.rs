@@ -4,7 +4,7 @@
 //! knows what is committed, and the job's id is kept beside it.
 
 mod folder;
-mod server;
+pub(crate) mod server;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -152,14 +152,15 @@ async fn start_parts(
     let settings = server.settings();
     let client = nats::connect(&settings, config, "muster sort").await?;
     ensure_streams(&client, config).await?;
-    let stores = Stores::new(BufferPool::new(idle_buffer_bytes(options.memory_bytes)));
+    let stores = Stores::new(BufferPool::new(idle_buffer_bytes(options.memory_bytes)), &config.store);
 
     let leader = nats::connect(&settings, config, "muster coordinator").await?;
     let ledger = Arc::new(JetStreamLedger::new(&leader, config));
-    let coordinator = CoordinatorOptions { config: config.clone(), bucket: None };
+    let coordinator = CoordinatorOptions { config: config.clone(), bucket: None, faults: None };
     let (leader_stores, leader_clock) = (stores.clone(), clock.clone());
     parts.spawn(async move {
-        muster_coordinator::run(leader, ledger, leader_stores, leader_clock, coordinator, left).await
+        let led = muster_coordinator::run(leader, ledger, leader_stores, leader_clock, coordinator, left);
+        Box::pin(led).await
     });
 
     for number in 0..options.workers {
@@ -173,6 +174,7 @@ async fn start_parts(
             data_dir: folder.path().join("spill"),
             host: "localhost".to_owned(),
             program: env!("CARGO_PKG_VERSION").to_owned(),
+            faults: None,
         };
         let client = nats::connect(&settings, config, &format!("muster worker local-{number}")).await?;
         let (stores, clock, stop) = (stores.clone(), clock.clone(), stop.clone());

@@ -47,8 +47,8 @@ async fn dispatch(cli: Cli) -> Result<(), Exit> {
         Command::Drain(args) => cmd::workers::drain(args).await,
         Command::Gen(args) => cmd::r#gen::run(args).await,
         Command::Verify(args) => cmd::verify::run(args).await,
-        Command::Events(_) => Err(exit::not_built("muster events")),
-        Command::Doctor(_) => Err(exit::not_built("muster doctor")),
-        Command::Drill(_) => Err(exit::not_built("muster drill")),
+        Command::Events(args) => cmd::events::run(args).await,
+        Command::Doctor(args) => cmd::doctor::run(args).await,
+        Command::Drill(args) => Box::pin(cmd::drill::run(args)).await,
     }
 }

@@ -22,6 +22,11 @@ pub(crate) fn json(value: &impl Serialize) {
     }
 }
 
+/// Text from elsewhere, without what could move a terminal's cursor.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 /// `1.2 GB`: decimal, three digits.
 pub(crate) fn bytes(count: u64) -> String {
     scaled(count as f64, &["B", "kB", "MB", "GB", "TB", "PB"])

@@ -99,6 +99,12 @@ pub struct JobStatus {
     pub retries: u32,
     /// Tasks whose committed result was made again.
     pub repeated_tasks: u32,
+    /// Second attempts of slow tasks, begun under this leader.
+    #[serde(default)]
+    pub speculations: u32,
+    /// Names of the alerts that are raised about the job and about the deployment.
+    #[serde(default)]
+    pub alerts: Vec<String>,
     /// What the job waits for, where it does not move.
     pub waiting_for: Option<String>,
     /// Why it failed.
@@ -117,6 +123,100 @@ pub struct JobStatus {
     pub cleaned: bool,
     /// Submission time, milliseconds since the Unix epoch.
     pub submitted_unix_ms: u64,
+    /// Sums of the malformed records that were left out.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub skipped: Sums,
+    /// The first of those records, as far as this leader has seen them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bad_records: Vec<BadPlace>,
+    /// The first input objects that were left out as a whole.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped_objects: Vec<SkippedObject>,
+    /// How many were left out.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub skipped_objects_total: u32,
+    /// What failed on the way, and how it was got over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recoveries: Vec<Recovery>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// Where a malformed record stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadPlace {
+    /// Its object.
+    pub object: String,
+    /// Offset of its first byte.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// An input object that was left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkippedObject {
+    /// Its URL; its number in the plan where the plan is no longer at hand.
+    pub object: String,
+    /// Who could not read it, and why.
+    pub reason: String,
+}
+
+/// How one kind of trouble went.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// A word: `worker-lost`, `attempt-failed`, `run-damaged`, `input-unreadable`, `store-trouble`.
+    pub kind: String,
+    /// How often it was met with, and another try made.
+    pub attempts: u32,
+    /// How often that helped.
+    pub recovered: u32,
+    /// How often it was given up.
+    pub given_up: u32,
+    /// Milliseconds from trouble to recovery, in all.
+    pub took_ms_sum: u64,
+    /// The longest of them.
+    pub took_ms_max: u64,
+}
+
+/// A job that failed, as it goes to the dead letters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadLetter {
+    /// Milliseconds since the Unix epoch.
+    pub unix_ms: u64,
+    /// The term of the leader that says it.
+    pub epoch: u64,
+    /// Which job.
+    pub job: JobId,
+    /// Why it failed, with task, object and place.
+    pub error: String,
+    /// The first input objects that were left out.
+    pub skipped_objects: Vec<SkippedObject>,
+    /// Every attempt without a result that still counted, task by task, in order.
+    pub attempts: Vec<FailedAttempt>,
+}
+
+/// An attempt without a result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedAttempt {
+    /// The task: `sort-00003`.
+    pub task: String,
+    /// Its generation.
+    pub generation: u32,
+    /// The whole attempt id.
+    pub attempt: String,
+    /// Who ran it.
+    pub worker: WorkerId,
+    /// What could be done about it.
+    pub kind: String,
+    /// What went wrong, with the worker's host.
+    pub error: String,
+    /// When this leader heard of it, milliseconds since the Unix epoch; none where a former one did.
+    pub unix_ms: Option<u64>,
 }
 
 /// Milliseconds spent in each phase as the leader saw it.
@@ -139,7 +239,7 @@ pub struct PhaseTimes {
 pub struct WorkerStatus {
     /// Who.
     pub id: WorkerId,
-    /// `healthy`, `degraded`, `failed` or `draining`.
+    /// `healthy`, `degraded`, `failed`, `draining`, `drained` or `left`.
     pub state: String,
     /// Host name.
     pub host: String,
@@ -159,6 +259,36 @@ pub struct WorkerStatus {
     pub program: String,
     /// Labels.
     pub labels: Vec<(String, String)>,
+    /// CPU that its process used over the last interval, in thousandths of the cores it may use.
+    #[serde(default)]
+    pub cpu_permille: u32,
+    /// Bytes of running attempts that it did in a second, over the last interval.
+    #[serde(default)]
+    pub bytes_per_s: u64,
+    /// Free bytes of the disk of its data folder; 0 with a total of 0 where it does not tell.
+    #[serde(default)]
+    pub disk_free_bytes: u64,
+    /// All bytes of that disk.
+    #[serde(default)]
+    pub disk_total_bytes: u64,
+    /// Attempts that failed and store errors that were retried in the last five minutes.
+    #[serde(default)]
+    pub errors_5min: u32,
+    /// Store errors that were retried since its process began.
+    #[serde(default)]
+    pub store_retries: u64,
+    /// How often stores told it to slow down since its process began.
+    #[serde(default)]
+    pub throttled: u64,
+    /// What it waits for, where it does not move.
+    #[serde(default)]
+    pub waiting_for: Option<String>,
+    /// Why it is not healthy.
+    #[serde(default)]
+    pub cause: Option<String>,
+    /// Names of the alerts that are raised about it.
+    #[serde(default)]
+    pub alerts: Vec<String>,
 }
 
 /// The manifest in `_SUCCESS`.
@@ -184,6 +314,32 @@ pub struct Manifest {
     pub repeated_tasks: u32,
     /// How long the phases took.
     pub times: PhaseTimes,
+    /// Sums of the malformed records that were left out.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub skipped: Sums,
+    /// The first of those records, as far as the leader that committed has seen them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bad_records: Vec<BadPlace>,
+    /// Where they are kept, below OUTPUT.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quarantine: Vec<QuarantineFile>,
+    /// Input objects that were left out as a whole.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped_objects: Vec<SkippedObject>,
+    /// What failed on the way, and how it was got over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recoveries: Vec<Recovery>,
+}
+
+/// Quarantined records of one split in a manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuarantineFile {
+    /// Its name below OUTPUT.
+    pub name: String,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// XXH3-64 of its bytes, as 16 hex digits.
+    pub checksum: String,
 }
 
 /// One part in a manifest.

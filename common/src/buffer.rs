@@ -6,6 +6,10 @@
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
+
+use crate::error::{Error, OUT_OF_MEMORY, Result};
+
 /// Alignment of a buffer's data in memory, and of the offsets and lengths that direct I/O takes.
 pub const ALIGN: usize = 4096;
 
@@ -47,18 +51,38 @@ impl BufferPool {
     /// An empty buffer with room for `capacity` bytes of data. It may grow beyond, at the price of its alignment.
     pub fn take(&self, capacity: usize) -> Buffer {
         let needed = size_class(capacity) + ALIGN;
-        let reused = {
-            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            let fits = |vec: &Vec<u8>| vec.capacity() >= needed && vec.capacity() <= needed * 2;
-            let fitting = idle.buffers.iter().enumerate().filter(|(_, vec)| fits(vec));
-            let smallest = fitting.min_by_key(|(_, vec)| vec.capacity()).map(|(at, _)| at);
-            smallest.map(|at| {
-                let vec = idle.buffers.swap_remove(at);
-                idle.bytes -= vec.capacity();
-                vec
-            })
-        };
-        let mut vec = reused.unwrap_or_else(|| Vec::with_capacity(needed));
+        let vec = self.reuse(needed).unwrap_or_else(|| Vec::with_capacity(needed));
+        self.begin(vec)
+    }
+
+    /// The same for sizes that the system may refuse.
+    ///
+    /// # Errors
+    /// `Exhausted`, marked as [`OUT_OF_MEMORY`].
+    pub fn try_take(&self, capacity: usize) -> Result<Buffer> {
+        let needed = size_class(capacity) + ALIGN;
+        if let Some(vec) = self.reuse(needed) {
+            return Ok(self.begin(vec));
+        }
+        let mut vec = Vec::new();
+        vec.try_reserve_exact(needed)
+            .map_err(|_| Error::exhausted(format!("{OUT_OF_MEMORY}: a buffer of {needed} bytes was refused")))?;
+        Ok(self.begin(vec))
+    }
+
+    fn reuse(&self, needed: usize) -> Option<Vec<u8>> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |vec: &Vec<u8>| vec.capacity() >= needed && vec.capacity() <= needed * 2;
+        let fitting = idle.buffers.iter().enumerate().filter(|(_, vec)| fits(vec));
+        let smallest = fitting.min_by_key(|(_, vec)| vec.capacity()).map(|(at, _)| at);
+        smallest.map(|at| {
+            let vec = idle.buffers.swap_remove(at);
+            idle.bytes -= vec.capacity();
+            vec
+        })
+    }
+
+    fn begin(&self, mut vec: Vec<u8>) -> Buffer {
         vec.clear();
         let start = vec.as_ptr().align_offset(ALIGN).min(ALIGN - 1);
         vec.resize(start, 0);
@@ -95,11 +119,6 @@ impl Buffer {
         &mut self.vec
     }
 
-    /// Whether the data begins at a multiple of [`ALIGN`].
-    pub fn is_aligned(&self) -> bool {
-        self.as_ptr().align_offset(ALIGN) == 0
-    }
-
     /// Moves the data from `at` on to the front of `other`, which must be empty.
     pub fn split_tail_into(&mut self, at: usize, other: &mut Buffer) {
         other.vec.extend_from_slice(&self.vec[self.start + at..]);
@@ -112,6 +131,18 @@ impl Deref for Buffer {
     fn deref(&self) -> &[u8] {
         &self.vec[self.start..]
     }
+}
+
+impl From<Buffer> for Bytes {
+    /// Shared from here on; the last one gives the memory back to its pool.
+    fn from(buffer: Buffer) -> Self {
+        Bytes::from_owner(buffer)
+    }
+}
+
+/// Whether data begins at a multiple of [`ALIGN`].
+pub fn is_aligned(data: &[u8]) -> bool {
+    data.as_ptr().align_offset(ALIGN) == 0
 }
 
 impl AsRef<[u8]> for Buffer {
@@ -134,7 +165,7 @@ mod tests {
     fn buffers_are_aligned_and_reused() {
         let pool = BufferPool::new(1 << 20);
         let mut first = pool.take(10_000);
-        assert!(first.is_aligned() && first.is_empty());
+        assert!(is_aligned(&first) && first.is_empty());
         first.vec_mut().extend_from_slice(b"abc");
         assert_eq!(&*first, b"abc");
         let address = first.as_ptr();

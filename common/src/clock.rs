@@ -1,6 +1,11 @@
 //! Time and randomness as ports. The rest of the program takes them as values, so that tests and simulation can put their own in place.
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Ends after a pause.
+pub type Pause = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Where time and random numbers come from.
 pub trait Clock: Send + Sync + 'static {
@@ -10,6 +15,10 @@ pub trait Clock: Send + Sync + 'static {
     fn unix_ms(&self) -> u64;
     /// A fresh random number.
     fn random(&self) -> u64;
+    /// A pause on the same clock: tokio's timer, where an implementation has none of its own.
+    fn pause(&self, ms: u64) -> Pause {
+        Box::pin(tokio::time::sleep(Duration::from_millis(ms)))
+    }
 }
 
 /// The machine's own clock and generator.

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 
-use crate::buffer::{Buffer, BufferPool};
+use crate::buffer::BufferPool;
 use crate::error::ErrorKind;
 use crate::ledger::{Appended, Ledger};
 use crate::store::{Access, Blobs, OpenUpload, PartAt};
@@ -14,10 +14,10 @@ use crate::store::{Access, Blobs, OpenUpload, PartAt};
 /// Smallest part that S3 takes before the last.
 const PART_BYTES: usize = 5 << 20;
 
-fn buffer(bytes: &[u8]) -> Buffer {
+fn buffer(bytes: &[u8]) -> Bytes {
     let mut buffer = BufferPool::new(0).take(bytes.len());
     buffer.vec_mut().extend_from_slice(bytes);
-    buffer
+    buffer.into()
 }
 
 /// Checks an object store below `root`, which must be empty and is left empty.
@@ -119,6 +119,7 @@ async fn aborted_uploads(store: &dyn Blobs, root: &str) {
 pub async fn ledger(ledger: &dyn Ledger) {
     assert_eq!(ledger.last_sequence().await.unwrap(), 0);
     assert!(ledger.read_from(1).await.unwrap().is_empty());
+    assert_eq!(ledger.newest().await.unwrap(), None);
     let mut last = 0;
     for n in 0..5_u8 {
         match ledger.append(last, Bytes::from(vec![n; 3])).await {
@@ -134,10 +135,12 @@ pub async fn ledger(ledger: &dyn Ledger) {
     assert_eq!(ledger.append(last + 7, Bytes::from_static(b"early")).await, Appended::Conflict);
     let entries = ledger.read_from(1).await.unwrap();
     assert_eq!(entries.iter().map(|entry| entry.bytes[0]).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+    assert_eq!(ledger.newest().await.unwrap().as_ref(), entries.last());
     let third = entries[2].sequence;
     assert_eq!(ledger.read_from(third).await.unwrap().len(), 3);
     ledger.purge_before(third).await.unwrap();
     assert_eq!(ledger.read_from(1).await.unwrap()[0].bytes[0], 2);
     assert_eq!(ledger.last_sequence().await.unwrap(), last, "numbers go on after a purge");
+    assert_eq!(ledger.newest().await.unwrap().map(|entry| entry.sequence), Some(last));
     assert!(matches!(ledger.append(last, Bytes::from_static(b"\x05")).await, Appended::Applied { .. }));
 }

@@ -19,12 +19,19 @@ pub enum ErrorKind {
     NotFound,
     /// A promise of our own code is broken.
     Bug,
+    /// Passing trouble of a kind of its own: a store asks for fewer requests. New variants stand last, because the order is on the wire.
+    Throttled,
 }
 
 impl ErrorKind {
     /// Whether another attempt, perhaps by another worker, makes sense.
     pub fn is_retryable(self) -> bool {
-        matches!(self, ErrorKind::Retry | ErrorKind::Corrupt | ErrorKind::Exhausted | ErrorKind::NotFound)
+        self.is_passing() || matches!(self, ErrorKind::Corrupt | ErrorKind::Exhausted | ErrorKind::NotFound)
+    }
+
+    /// Whether the same call at the same place may succeed a little later.
+    pub fn is_passing(self) -> bool {
+        matches!(self, ErrorKind::Retry | ErrorKind::Throttled)
     }
 }
 
@@ -37,6 +44,9 @@ pub struct Error {
     /// One line: what, which object or worker, the limit and the value seen.
     pub message: String,
 }
+
+/// What the message of an [`ErrorKind::Exhausted`] begins with, its place apart, where memory was refused: less of it at once may do.
+pub const OUT_OF_MEMORY: &str = "out of memory";
 
 /// The result of everything that can fail here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -60,6 +70,11 @@ impl Error {
         Self::new(ErrorKind::Retry, message)
     }
 
+    /// A store that asks for fewer requests.
+    pub fn throttled(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Throttled, message)
+    }
+
     /// A request, option or input that cannot work.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Invalid, message)
@@ -80,6 +95,11 @@ impl Error {
         Self::new(ErrorKind::Bug, message)
     }
 
+    /// Whether memory was refused.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.kind == ErrorKind::Exhausted && self.message.contains(OUT_OF_MEMORY)
+    }
+
     /// The same error with its place put before the message.
     #[must_use]
     pub fn at(self, place: impl std::fmt::Display) -> Self {
@@ -92,7 +112,7 @@ impl From<muster_kernel::error::KernelError> for Error {
         use muster_kernel::error::KernelError as K;
         let kind = match &error {
             K::BadRecord { .. } | K::RecordTooLong { .. } | K::InvalidSpec(_) => ErrorKind::Invalid,
-            K::Budget { .. } => ErrorKind::Exhausted,
+            K::Budget { .. } | K::Memory { .. } => ErrorKind::Exhausted,
             K::Corrupt { .. } | K::SumsDiffer { .. } => ErrorKind::Corrupt,
             K::OutOfOrder { .. } => ErrorKind::Bug,
         };

@@ -54,6 +54,15 @@ pub trait Ledger: Send + Sync + 'static {
     /// `Retry` where the server does not answer.
     async fn last_sequence(&self) -> Result<u64>;
 
+    /// The newest record; none where nothing stands. Cheap, and never answered from a copy that may be behind.
+    ///
+    /// # Errors
+    /// `Retry` where the server does not answer.
+    async fn newest(&self) -> Result<Option<Entry>> {
+        let last = self.last_sequence().await?;
+        Ok(self.read_from(last).await?.pop())
+    }
+
     /// Appends a record if the newest one is `expected_last`.
     async fn append(&self, expected_last: u64, bytes: Bytes) -> Appended;
 

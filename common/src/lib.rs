@@ -7,12 +7,15 @@ pub mod clock;
 pub mod config;
 pub mod conformance;
 pub mod error;
+pub mod faults;
 #[cfg(test)]
 mod golden;
 pub mod ids;
 pub mod ledger;
 pub mod names;
 pub mod plan;
+pub mod planted;
+pub mod retry;
 pub mod store;
 pub mod telemetry;
 pub mod wire;

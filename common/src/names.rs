@@ -28,6 +28,11 @@ impl Names {
         format!("{}.c.leader", self.namespace)
     }
 
+    /// The last beat of a leader that resigns.
+    pub fn resigned(&self) -> String {
+        format!("{}.c.resigned", self.namespace)
+    }
+
     /// Requests to register.
     pub fn register(&self) -> String {
         format!("{}.c.register", self.namespace)
@@ -46,6 +51,11 @@ impl Names {
     /// Requests for a job's phase.
     pub fn phase(&self) -> String {
         format!("{}.c.phase", self.namespace)
+    }
+
+    /// Hints of the leader to all workers how much they may ask of the stores.
+    pub fn limits(&self) -> String {
+        format!("{}.c.limits", self.namespace)
     }
 
     /// One worker's heartbeats.
@@ -153,6 +163,8 @@ pub enum Verb {
     Cancel,
     /// Take no more work.
     Drain,
+    /// Say which files only this worker can read.
+    List,
 }
 
 impl Verb {
@@ -162,18 +174,41 @@ impl Verb {
             Verb::Run => "run",
             Verb::Cancel => "cancel",
             Verb::Drain => "drain",
+            Verb::List => "list",
         }
     }
 
     /// The command whose subject ends in `token`.
     pub fn from_token(token: &str) -> Option<Self> {
-        [Verb::Run, Verb::Cancel, Verb::Drain].into_iter().find(|verb| verb.as_str() == token)
+        [Verb::Run, Verb::Cancel, Verb::Drain, Verb::List].into_iter().find(|verb| verb.as_str() == token)
     }
 }
+
+/// The folder of quarantined records below OUTPUT.
+pub const QUARANTINE_DIR: &str = "_quarantine";
 
 /// The scratch of one job, as a path below the scratch bucket: `_muster/<deployment>/<job>`.
 pub fn scratch_path(deployment: &DeploymentId, job: &JobId) -> String {
     format!("{SCRATCH_DIR}/{deployment}/{job}")
+}
+
+/// The subject on which JetStream answers with a stream's configuration and state.
+pub fn stream_info_request(stream: &str) -> String {
+    format!("$JS.API.STREAM.INFO.{stream}")
+}
+
+/// The subject on which JetStream answers with the account's limits and use.
+pub const ACCOUNT_INFO_REQUEST: &str = "$JS.API.INFO";
+/// The subject on which a server answers with the rights of whoever asks.
+pub const USER_INFO_REQUEST: &str = "$SYS.REQ.USER.INFO";
+/// The subject on which servers answer with their JetStream settings; only users of the system account get an answer.
+pub const JETSTREAM_SETTINGS_REQUEST: &str = "$SYS.REQ.SERVER.PING.JSZ";
+/// What the names of probes begin with, which `muster doctor` makes directly below [`SCRATCH_DIR`] and removes again.
+pub const PROBE_PREFIX: &str = "doctor-";
+
+/// The folder of one probe, as a path below a bucket.
+pub fn probe_path(nonce: u64) -> String {
+    format!("{SCRATCH_DIR}/{PROBE_PREFIX}{nonce:016x}")
 }
 
 /// The plan's object below a job's scratch. The nonce keeps two leaders apart.
@@ -194,6 +229,16 @@ pub fn runs_path(epoch: Epoch, nonce: u64) -> String {
 /// An attempt's run below a job's scratch. It carries the whole attempt id: no two attempts ever write one object.
 pub fn run_path(attempt: &AttemptId) -> String {
     format!("{attempt}.run")
+}
+
+/// The malformed records that an attempt left out, below a job's scratch.
+pub fn bad_records_path(attempt: &AttemptId) -> String {
+    format!("{attempt}.bad.jsonl")
+}
+
+/// The quarantined records of one split, below OUTPUT.
+pub fn quarantine_path(split: u32) -> String {
+    format!("{QUARANTINE_DIR}/split-{split:05}.jsonl")
 }
 
 /// An attempt's samples below a job's scratch, where they are too large for a message.

@@ -9,8 +9,10 @@ use crate::error::{Error, Result};
 use crate::ids::{AttemptId, JobId};
 use crate::wire;
 
-/// Version byte of [`Plan`] and [`PinnedRuns`] as they are stored.
-pub const PLAN_VERSION: u8 = 1;
+pub mod v1;
+
+/// Newest version byte of [`Plan`] and [`PinnedRuns`] as they are stored. What version 1 can say is written as version 1, so that workers of the last build read it.
+pub const PLAN_VERSION: u8 = 2;
 /// Largest plan or list of runs that is read back, in bytes.
 pub const PLAN_BYTES_MAX: u64 = 256 << 20;
 /// Most input objects of one job.
@@ -46,6 +48,46 @@ pub struct JobSpec {
     pub fsync: bool,
     /// Sizes and bounds.
     pub sizing: Sizing,
+    /// Where every run is to lie a second time, as an absolute path or URL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<String>,
+    /// What becomes of malformed records.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub bad_records: BadRecords,
+    /// What becomes of input objects that cannot be read.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub bad_inputs: BadInputs,
+    /// Settings of this job alone, as TOML over the coordinator's own (sections `retry`, `phases`, `tasks`, `speculation`, `recovery`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settings: Option<String>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// What becomes of malformed records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BadRecords {
+    /// The job fails and names the first.
+    #[default]
+    Fail,
+    /// They are left out and counted.
+    Skip,
+    /// They are left out, counted, and kept below `<OUTPUT>/_quarantine/`.
+    Quarantine,
+}
+
+/// What becomes of input objects that cannot be read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BadInputs {
+    /// The job fails and names the first.
+    #[default]
+    Fail,
+    /// They are left out as a whole, and named.
+    Skip,
 }
 
 /// The sizes that shape a plan. All of them come from options, none from workers.
@@ -106,6 +148,12 @@ pub struct Plan {
     pub fsync: bool,
     /// Tries of one task before the job fails.
     pub attempts_max: u32,
+    /// URL of this job's second scratch, where every run lies again.
+    pub replica: Option<String>,
+    /// What becomes of malformed records.
+    pub bad_records: BadRecords,
+    /// Settings of this job alone, as TOML.
+    pub settings: Option<String>,
 }
 
 /// The runs that the merges of a job read: one for each split, in order.
@@ -124,6 +172,8 @@ pub struct PinnedRun {
     pub attempt: AttemptId,
     /// Where it stands.
     pub url: String,
+    /// Where it stands a second time.
+    pub replica: Option<String>,
     /// Its length.
     pub bytes: u64,
     /// The digest of its index.
@@ -158,7 +208,10 @@ impl Plan {
     /// # Errors
     /// `Bug` where it cannot be serialised.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        wire::frame(PLAN_VERSION, self)
+        match v1::PlanV1::try_from(self.clone()) {
+            Ok(old) => wire::frame(1, &old),
+            Err(_) => wire::frame(PLAN_VERSION, self),
+        }
     }
 
     /// Reads a stored plan and checks that its pieces lie within its objects.
@@ -166,7 +219,10 @@ impl Plan {
     /// # Errors
     /// `Invalid` where it is malformed.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let plan: Plan = wire::unframe(PLAN_VERSION..=PLAN_VERSION, bytes)?;
+        let plan = match bytes.first() {
+            Some(1) => wire::unframe::<v1::PlanV1>(1..=1, bytes)?.into(),
+            _ => wire::unframe::<Plan>(1..=PLAN_VERSION, bytes)?,
+        };
         for piece in plan.splits.iter().flatten() {
             let object = plan.objects.get(piece.object as usize);
             if !object.is_some_and(|object| piece.begin <= piece.end && piece.end <= object.bytes) {
@@ -186,7 +242,10 @@ impl PinnedRuns {
     /// # Errors
     /// `Bug` where it cannot be serialised.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        wire::frame(PLAN_VERSION, self)
+        match v1::PinnedRunsV1::try_from(self.clone()) {
+            Ok(old) => wire::frame(1, &old),
+            Err(_) => wire::frame(PLAN_VERSION, self),
+        }
     }
 
     /// Reads a stored list.
@@ -194,6 +253,9 @@ impl PinnedRuns {
     /// # Errors
     /// `Invalid` where it is malformed.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        wire::unframe(PLAN_VERSION..=PLAN_VERSION, bytes)
+        match bytes.first() {
+            Some(1) => wire::unframe::<v1::PinnedRunsV1>(1..=1, bytes).map(Self::from),
+            _ => wire::unframe(1..=PLAN_VERSION, bytes),
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The object store as the program sees it: blob URLs and the port [`Blobs`].
 //!
 //! A blob URL is `s3://bucket/key` or `file:///absolute/path`. Contracts that callers rely on: `put` and `complete_upload` make an object appear whole or not at all;
-//! `complete_upload`, `abort_upload` and `delete` are idempotent; an upload that was aborted can never be completed; every call ends within the adapter's bounds.
+//! `complete_upload`, `abort_upload` and `delete` are idempotent; an upload that was aborted can never be completed; every call that [`Stores`] gives out ends within the time-outs of the settings.
 //! Adapters: [`crate::adapters::local`], [`crate::adapters::s3`], [`crate::adapters::memory`]; [`crate::conformance`] is the suite that all pass.
 
 use std::collections::HashMap;
@@ -16,8 +16,14 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
-use crate::buffer::{Buffer, BufferPool};
+use crate::adapters::bounded::BoundedBlobs;
+use crate::adapters::faulty::FaultyBlobs;
+use crate::adapters::retrying::RetryingBlobs;
+use crate::buffer::BufferPool;
+use crate::config;
 use crate::error::{Error, Result};
+use crate::faults::{Component as Disturbed, Faults, Scope};
+use crate::retry::Retry;
 use crate::wire::BlobRef;
 
 /// Where an object, or all objects below a prefix, lie.
@@ -184,6 +190,8 @@ pub struct BlobMeta {
     pub bytes: u64,
     /// Tells versions apart: ETag, or modification time, size and inode.
     pub version: String,
+    /// When it was written, by the store's clock, in milliseconds since the Unix epoch; 0 where the store does not tell. For people: nothing is decided by it.
+    pub modified_unix_ms: u64,
 }
 
 /// How a range is going to be used.
@@ -246,11 +254,11 @@ pub trait Blobs: Send + Sync + 'static {
     /// As [`Blobs::put`].
     async fn open_upload(&self, key: &str) -> Result<String>;
 
-    /// Writes one part and gives its tag. Parts may go side by side. All but the last are at least 5 MiB, and multiples of [`crate::buffer::ALIGN`].
+    /// Writes one part and gives its tag, over one of the same index that was written before. Parts may go side by side. All but the last are at least 5 MiB, and multiples of [`crate::buffer::ALIGN`].
     ///
     /// # Errors
     /// As [`Blobs::put`]; `NotFound` where the upload was aborted.
-    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Buffer) -> Result<String>;
+    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Bytes) -> Result<String>;
 
     /// Makes the object appear from its parts, which have `bytes` in all. Harmless where that has happened before. With `sync` it outlives a power loss.
     ///
@@ -284,17 +292,75 @@ pub trait Blobs: Send + Sync + 'static {
     async fn prune(&self, prefix: &str) -> Result<()>;
 }
 
-/// The stores that a process has opened, each once. Cloning shares them.
+/// What is laid around every store that is given out.
+#[derive(Clone)]
+struct Layers {
+    faults: Option<Arc<Faults>>,
+    component: Disturbed,
+    scope: Scope,
+    guard: Option<Arc<dyn Layer>>,
+    retry: Option<Retry>,
+}
+
+/// What can be laid around every store that is given out.
+pub trait Layer: Send + Sync {
+    /// The store of a scheme, with this around it.
+    fn over(&self, scheme: &Scheme, store: Arc<dyn Blobs>) -> Arc<dyn Blobs>;
+}
+
+/// The stores that a process has opened, each once. Cloning shares them; what is laid around them belongs to the clone.
 #[derive(Clone)]
 pub struct Stores {
     opened: Arc<Mutex<HashMap<Scheme, Arc<dyn Blobs>>>>,
     buffers: BufferPool,
+    limits: config::Store,
+    layers: Layers,
 }
 
 impl Stores {
-    /// No store opened yet; all of them will use `buffers` for what they read.
-    pub fn new(buffers: BufferPool) -> Self {
-        Self { opened: Arc::default(), buffers }
+    /// No store opened yet; all of them will use `buffers` for what they read, and keep to these time-outs.
+    pub fn new(buffers: BufferPool, limits: &config::Store) -> Self {
+        let layers =
+            Layers { faults: None, component: Disturbed::Store, scope: Scope::default(), guard: None, retry: None };
+        Self { opened: Arc::default(), buffers, limits: limits.clone(), layers }
+    }
+
+    /// The same stores, disturbed by faults.
+    #[must_use]
+    pub fn disturbed(mut self, faults: Option<Arc<Faults>>) -> Self {
+        self.layers.faults = faults;
+        self
+    }
+
+    /// The same stores, each behind a guard.
+    #[must_use]
+    pub fn guarded(mut self, guard: Arc<dyn Layer>) -> Self {
+        self.layers.guard = Some(guard);
+        self
+    }
+
+    /// The same stores, with every call repeated as `retry` says.
+    #[must_use]
+    pub fn retrying(mut self, retry: Retry) -> Self {
+        self.layers.retry = Some(retry);
+        self
+    }
+
+    /// The same stores as an attempt uses them, so that faults can be meant for it.
+    #[must_use]
+    pub fn of_attempt(&self, scope: Scope) -> Self {
+        Self { layers: Layers { scope, ..self.layers.clone() }, ..self.clone() }
+    }
+
+    /// The same stores where they are a worker's own disk, so that faults can be meant for it.
+    #[must_use]
+    pub fn on_disk(&self) -> Self {
+        Self { layers: Layers { component: Disturbed::Disk, ..self.layers.clone() }, ..self.clone() }
+    }
+
+    /// The faults that disturb them.
+    pub fn faults(&self) -> Option<&Arc<Faults>> {
+        self.layers.faults.as_ref()
     }
 
     /// Puts a store in place of the one that its scheme would open.
@@ -314,15 +380,32 @@ impl Stores {
     pub async fn open(&self, url: &BlobUrl) -> Result<Arc<dyn Blobs>> {
         let mut opened = self.opened.lock().await;
         if let Some(store) = opened.get(url.scheme()) {
-            return Ok(store.clone());
+            return Ok(self.layered(url.scheme(), store.clone()));
         }
         let store: Arc<dyn Blobs> = match url.scheme() {
             Scheme::File => Arc::new(crate::adapters::local::LocalBlobs::new(self.buffers.clone())),
-            Scheme::S3 { bucket } => Arc::new(crate::adapters::s3::S3Blobs::from_env(bucket)?),
+            Scheme::S3 { bucket } => Arc::new(crate::adapters::s3::S3Blobs::from_env(bucket, &self.limits)?),
             Scheme::Memory => Arc::new(crate::adapters::memory::MemoryBlobs::default()),
         };
+        let store: Arc<dyn Blobs> = Arc::new(BoundedBlobs::new(store, &self.limits));
         opened.insert(url.scheme().clone(), store.clone());
-        Ok(store)
+        Ok(self.layered(url.scheme(), store))
+    }
+
+    fn layered(&self, scheme: &Scheme, store: Arc<dyn Blobs>) -> Arc<dyn Blobs> {
+        let Layers { faults, component, scope, guard, retry } = &self.layers;
+        let store = match faults {
+            Some(faults) => Arc::new(FaultyBlobs::new(store, faults.clone(), *component, *scope)),
+            None => store,
+        };
+        let store = match guard {
+            Some(guard) => guard.over(scheme, store),
+            None => store,
+        };
+        match retry {
+            Some(retry) => Arc::new(RetryingBlobs::new(store, retry.clone())),
+            None => store,
+        }
     }
 
     /// Writes bytes and returns a checked pointer to them.

@@ -2,6 +2,9 @@
 //!
 //! A frame is one version byte, then postcard. Postcard does not describe itself, so a message type never changes in place: a new version gets a new type and a
 //! new version byte, and golden bytes (`golden.rs`) keep the old ones readable. Whatever arrives is outside input: [`decode`] bounds it and never panics.
+//!
+//! Two versions are spoken: this one and the one before ([`v1`]). Most messages are the same in both and go out as version 1, which both read. Where they differ,
+//! [`encode_for`] writes what the peer speaks, and [`decode`] reads either.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -12,8 +15,10 @@ use muster_kernel::splitters::Splitter;
 use crate::error::{Error, Result};
 use crate::ids::{AttemptId, DeploymentId, Epoch, Incarnation, JobId, WorkerId};
 
+pub mod v1;
+
 /// The wire version that this build speaks.
-pub const WIRE_VERSION: u8 = 1;
+pub const WIRE_VERSION: u8 = 2;
 /// The oldest wire version that this build understands.
 pub const WIRE_VERSION_OLDEST: u8 = 1;
 /// Largest control message, version byte included; below the 1 MiB that NATS allows by default, headers included.
@@ -21,12 +26,109 @@ pub const MESSAGE_BYTES_MAX: usize = 960 * 1024;
 /// Samples beyond this many bytes travel through scratch instead of the message.
 pub const INLINE_SAMPLES_BYTES_MAX: usize = 256 * 1024;
 
-/// Frames a message.
+/// What travels between coordinator and workers.
+pub trait Message: Sized {
+    /// As a frame that a peer of wire version `peer` reads.
+    ///
+    /// # Errors
+    /// `Invalid` where it cannot be said in that version; `Bug` where it cannot be serialised.
+    fn to_frame(&self, peer: u8) -> Result<Vec<u8>>;
+
+    /// From a frame of any version that this build understands.
+    ///
+    /// # Errors
+    /// `Invalid` where it is malformed or of another version.
+    fn from_frame(frame: &[u8]) -> Result<Self>;
+}
+
+/// Messages that are the same in versions 1 and 2: they are framed as version 1.
+macro_rules! unchanged_since_1 {
+    ($($message:ty),* $(,)?) => {$(
+        impl Message for $message {
+            fn to_frame(&self, _peer: u8) -> Result<Vec<u8>> {
+                frame(1, self)
+            }
+
+            fn from_frame(frame: &[u8]) -> Result<Self> {
+                unframe(1..=1, frame)
+            }
+        }
+    )*};
+}
+
+/// Messages that version 1 has in another shape, or not at all; `$old` is that shape, from which and to which they convert.
+macro_rules! changed_in_2 {
+    ($($message:ty as $old:ty),* $(,)?) => {$(
+        impl Message for $message {
+            fn to_frame(&self, peer: u8) -> Result<Vec<u8>> {
+                match peer {
+                    1 => frame(1, &<$old>::try_from(self.clone())?),
+                    _ => frame(2, self),
+                }
+            }
+
+            fn from_frame(frame: &[u8]) -> Result<Self> {
+                match frame.first() {
+                    Some(1) => unframe::<$old>(1..=1, frame).map(Self::from),
+                    _ => unframe(WIRE_VERSION_OLDEST..=WIRE_VERSION, frame),
+                }
+            }
+        }
+    )*};
+}
+
+/// Messages that version 1 does not have.
+macro_rules! new_in_2 {
+    ($($message:ty),* $(,)?) => {$(
+        impl Message for $message {
+            fn to_frame(&self, peer: u8) -> Result<Vec<u8>> {
+                match peer {
+                    1 => Err(Error::invalid(concat!("wire version 1 has no ", stringify!($message)))),
+                    _ => frame(2, self),
+                }
+            }
+
+            fn from_frame(frame: &[u8]) -> Result<Self> {
+                unframe(2..=2, frame)
+            }
+        }
+    )*};
+}
+
+unchanged_since_1!(
+    LeaderBeat,
+    RegisterReply,
+    RunReply,
+    CancelAttempt,
+    Drain,
+    CommandReply,
+    ReportReply,
+    Broadcast,
+    PhaseQuery,
+    PhaseReply,
+);
+changed_in_2!(
+    Register as v1::RegisterV1,
+    Heartbeat as v1::HeartbeatV1,
+    RunAttempt as v1::RunAttemptV1,
+    Report as v1::ReportV1
+);
+new_in_2!(StoreLimits, ListInputs, ListReply);
+
+/// Frames a message for a peer of this build's own version.
 ///
 /// # Errors
 /// `Bug` where the message is larger than [`MESSAGE_BYTES_MAX`]: senders keep large things in scratch.
-pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>> {
-    let bytes = frame(WIRE_VERSION, message)?;
+pub fn encode<T: Message>(message: &T) -> Result<Vec<u8>> {
+    encode_for(WIRE_VERSION, message)
+}
+
+/// Frames a message for a peer that speaks wire versions up to `peer`.
+///
+/// # Errors
+/// As [`encode`], and `Invalid` where that version cannot say it.
+pub fn encode_for<T: Message>(peer: u8, message: &T) -> Result<Vec<u8>> {
+    let bytes = message.to_frame(peer.min(WIRE_VERSION))?;
     if bytes.len() > MESSAGE_BYTES_MAX {
         return Err(Error::bug(format!("a message of {} bytes exceeds the limit of {MESSAGE_BYTES_MAX}", bytes.len())));
     }
@@ -37,14 +139,14 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// `Invalid` where it is too large, of a version that this build does not speak, malformed, or followed by more bytes.
-pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+pub fn decode<T: Message>(bytes: &[u8]) -> Result<T> {
     if bytes.len() > MESSAGE_BYTES_MAX {
         return Err(Error::invalid(format!(
             "a message of {} bytes exceeds the limit of {MESSAGE_BYTES_MAX}",
             bytes.len()
         )));
     }
-    unframe(WIRE_VERSION_OLDEST..=WIRE_VERSION, bytes)
+    T::from_frame(bytes)
 }
 
 /// Frames anything versioned that is stored: a version byte, then postcard.
@@ -80,6 +182,22 @@ pub fn unframe<T: DeserializeOwned>(versions: std::ops::RangeInclusive<u8>, byte
 /// The digest of stored control data: XXH3-64.
 pub fn digest(bytes: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(bytes)
+}
+
+/// [`digest`] of bytes that come piece by piece.
+#[derive(Clone, Default)]
+pub struct Digester(xxhash_rust::xxh3::Xxh3);
+
+impl Digester {
+    /// Takes the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The digest of all of them.
+    pub fn finish(&self) -> u64 {
+        self.0.digest()
+    }
 }
 
 /// A pointer to bytes in scratch, with what they must be.
@@ -125,6 +243,12 @@ pub struct Register {
     pub draining: bool,
     /// What it runs or holds unreported.
     pub held: Vec<HeldAttempt>,
+    /// The newest wire version that it speaks.
+    pub wire: u8,
+    /// Settings on which both sides must agree, by name.
+    pub settings: Vec<(String, String)>,
+    /// Folders whose files only this worker can read and offers as input (`--input-dir`), as absolute paths.
+    pub inputs: Vec<String>,
 }
 
 /// An attempt that a worker still has.
@@ -209,6 +333,22 @@ pub struct Health {
     pub cpu_ms: u64,
     /// Store errors that were retried since the process began.
     pub store_retries: u64,
+    /// CPU used since the last heartbeat, in thousandths of what it may use.
+    pub cpu_permille: u32,
+    /// Its memory budget in bytes.
+    pub memory_bytes: u64,
+    /// Free bytes of the disk that spills go to.
+    pub disk_free_bytes: u64,
+    /// Size of that disk in bytes.
+    pub disk_total_bytes: u64,
+    /// Input bytes done per second since the last heartbeat.
+    pub bytes_per_s: u64,
+    /// Errors of the last five minutes.
+    pub errors_5min: u32,
+    /// Answers "slow down" of stores since the process began.
+    pub throttled: u64,
+    /// What it waits for, where it does not get on.
+    pub waiting_for: Option<String>,
 }
 
 /// The leader's order to run an attempt. Repeating it is harmless.
@@ -226,17 +366,24 @@ pub struct RunAttempt {
     pub plan: BlobRef,
     /// What is to be done; split and partition are the attempt's task index.
     pub work: Work,
+    /// How often the memory for sorting is to be halved, because former attempts ran out of it.
+    pub memory_halvings: u8,
 }
 
 /// The inputs of an attempt, beyond the plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Work {
     /// Read seeded ranges of the split, send keys.
-    Sample,
+    Sample {
+        /// Numbers of the objects that are left out.
+        skip: Vec<u32>,
+    },
     /// Sort the split into a run.
     Sort {
         /// The splitters; none where the job has one partition.
         splitters: Option<BlobRef>,
+        /// Numbers of the objects that are left out.
+        skip: Vec<u32>,
     },
     /// Merge the partition out of every run.
     Merge {
@@ -327,7 +474,7 @@ pub enum Outcome {
         samples: BlobRef,
     },
     /// The run stands in scratch.
-    Sorted(SortedRun),
+    Sorted(Box<SortedRun>),
     /// The part's upload is whole and left open.
     Merged(MergedPart),
     /// It cannot be done here.
@@ -335,6 +482,48 @@ pub enum Outcome {
         /// Why, with object and place.
         error: Error,
     },
+    /// A merge has met with a committed run that is missing or damaged, in every store that should have it.
+    RunDamaged {
+        /// The run's split.
+        split: u32,
+        /// The attempt that made it.
+        run: AttemptId,
+        /// Whose fault it is, as far as can be told.
+        cause: DamageCause,
+        /// What was seen.
+        error: Error,
+    },
+    /// An input object cannot be read.
+    InputUnreadable {
+        /// Its number in the plan.
+        object: u32,
+        /// What is wrong with it.
+        error: Error,
+    },
+}
+
+/// Whose fault a damaged run is, as far as can be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DamageCause {
+    /// The store lost it, or gives other bytes every time it is read.
+    Store,
+    /// A second read gave the right bytes: they were damaged on the way.
+    Network,
+    /// Stored as written, and wrong: its checksums agree with each other, but not with what was committed.
+    Writer,
+}
+
+/// A malformed record: where it stands, and why it is none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadRecord {
+    /// Number of its object in the plan.
+    pub object: u32,
+    /// Offset of its first byte.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// What is wrong with it.
+    pub reason: String,
 }
 
 /// A run, as its maker reports it.
@@ -342,6 +531,8 @@ pub enum Outcome {
 pub struct SortedRun {
     /// Where it stands: a blob URL.
     pub url: String,
+    /// Where it stands a second time.
+    pub replica: Option<String>,
     /// Its length.
     pub bytes: u64,
     /// The digest of its index, as its footer carries it.
@@ -352,6 +543,12 @@ pub struct SortedRun {
     pub kept: Sums,
     /// Sums of the records that `-u` dropped.
     pub dropped: Sums,
+    /// Sums of the malformed records that were left out.
+    pub skipped: Sums,
+    /// Where those records stand as JSON lines, if they are to be quarantined.
+    pub quarantine: Option<BlobRef>,
+    /// The first of them.
+    pub bad_records: Vec<BadRecord>,
     /// Stored bytes of each partition, in order.
     pub partition_bytes: Vec<u64>,
     /// Exactly what was consumed of which pinned object.
@@ -425,6 +622,50 @@ pub enum Broadcast {
         /// The leader's term.
         epoch: Epoch,
     },
+}
+
+/// How many requests to the stores each worker may make, while they throttle. A hint, repeated while it holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreLimits {
+    /// The leader's term.
+    pub epoch: Epoch,
+    /// Requests a second of each worker; none where there is no limit.
+    pub requests_per_s: Option<u32>,
+}
+
+/// The leader's question which of its own files a worker offers as input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListInputs {
+    /// The leader's term.
+    pub epoch: Epoch,
+    /// A path or glob below the worker's input folders; empty for all files.
+    pub pattern: String,
+}
+
+/// The answer to [`ListInputs`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ListReply {
+    /// The files, by path.
+    Listed {
+        /// What is there.
+        files: Vec<LocalFile>,
+    },
+    /// Refused, and why.
+    Refused {
+        /// Why.
+        error: Error,
+    },
+}
+
+/// A file that only one worker can read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalFile {
+    /// Its absolute path.
+    pub path: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// What its store tells versions apart by.
+    pub version: String,
 }
 
 /// A worker's question where a job stands, when it has missed a hint.

@@ -40,7 +40,7 @@ const CALLS: [(&str, Call); 6] = [
     ("drain", Call::Drain),
 ];
 
-/// The running service. Dropping it ends its endpoints.
+/// The running service. It must be stopped: dropping it ends its endpoints only.
 pub(crate) struct ControlApi {
     service: Service,
     tasks: tokio::task::JoinSet<()>,
@@ -59,11 +59,18 @@ impl ControlApi {
         let service = builder.start(SERVICE, env!("CARGO_PKG_VERSION")).await.map_err(trouble)?;
         let group = service.group(names.api_root());
         let (sender, requests) = mpsc::channel(QUEUED_MAX);
-        let mut tasks = tokio::task::JoinSet::new();
+        let mut api = Self { service, tasks: tokio::task::JoinSet::new(), requests };
         for (name, call) in CALLS {
-            let mut endpoint = group.endpoint(name).await.map_err(trouble)?;
+            let mut endpoint = match group.endpoint(name).await {
+                Ok(endpoint) => endpoint,
+                Err(error) => {
+                    // A service that is only dropped goes on to answer pings.
+                    api.stop().await;
+                    return Err(trouble(error));
+                }
+            };
             let sender = sender.clone();
-            tasks.spawn(async move {
+            api.tasks.spawn(async move {
                 while let Some(request) = endpoint.next().await {
                     if sender.send((call, request)).await.is_err() {
                         return;
@@ -71,7 +78,7 @@ impl ControlApi {
                 }
             });
         }
-        Ok(Self { service, tasks, requests })
+        Ok(api)
     }
 
     /// Ends the service in good order.

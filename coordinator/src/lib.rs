@@ -7,23 +7,37 @@
 //!                                              journal::writer ──▶ ledger (JetStream)
 //! ```
 //!
-//! [`run`] leads for one term: from beginning an epoch to being told to stop, or being fenced. It can be killed at any moment; the next one goes on where the journal stands.
+//! [`run`] lasts for the life of a process: it stands by ([`election`]) until nobody else leads, leads for a term, and stands by again when somebody has taken over. It can
+//! be killed at any moment; whoever leads next goes on where the journal stands.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::watch;
 
-use muster_common::Result;
+use muster_common::adapters::faulty::FaultyLedger;
 use muster_common::clock::Clock;
-use muster_common::config::Config;
+use muster_common::config::{self, Config};
+use muster_common::faults::Faults;
 use muster_common::ledger::Ledger;
+use muster_common::retry::Retry;
 use muster_common::store::{BlobUrl, Stores};
+use muster_common::{ErrorKind, Result};
 
 mod api;
 mod driver;
+pub mod election;
 pub mod job;
 pub mod journal;
+pub mod membership;
+mod stand_by;
+
+pub use driver::effects::carry_out_on_stores;
+pub use driver::fence::Fence;
+
+use stand_by::{Elected, StandBy};
+
+/// For how long a failing call of the store is repeated before the step it belongs to fails, in milliseconds.
+const CALL_REPEAT_MS_MAX: u64 = 5000;
 
 /// What a coordinator is told.
 #[derive(Debug, Clone)]
@@ -32,13 +46,15 @@ pub struct CoordinatorOptions {
     pub config: Config,
     /// Where scratch goes unless a job names a bucket; else below its OUTPUT.
     pub bucket: Option<BlobUrl>,
+    /// Faults to inject, where somebody asked for it.
+    pub faults: Option<Arc<Faults>>,
 }
 
-/// Leads one term: reads the journal, begins an epoch, serves until `shutdown` becomes true (or its sender is gone). The streams must stand
+/// Stands by and leads in turn until `shutdown` becomes true (or its sender is gone). The streams must stand
 /// ([`muster_common::adapters::journal::ensure_streams`]). Running jobs are left as they are: whoever leads next goes on with them.
 ///
 /// # Errors
-/// `Fenced` where another coordinator has begun a newer epoch; `Invalid` where the journal was written by a newer build; `Retry` where NATS does not take a subscription.
+/// `Invalid` where the journal cannot be read by this build; `Bug` where a promise of our own is broken.
 pub async fn run(
     client: async_nats::Client,
     ledger: Arc<dyn Ledger>,
@@ -47,19 +63,77 @@ pub async fn run(
     options: CoordinatorOptions,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<()> {
-    let CoordinatorOptions { config, bucket } = options;
-    let (stalled_sender, stalled) = watch::channel(None);
-    let append_timeout = Duration::from_millis(config.journal.append_timeout_ms);
-    let begin = journal::writer::JournalWriter::begin(ledger, clock.clone(), append_timeout, stalled_sender);
-    let (writer, replayed) = tokio::select! {
-        begun = begin => begun?,
-        _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
+    let ledger: Arc<dyn Ledger> = match &options.faults {
+        Some(faults) => Arc::new(FaultyLedger::new(ledger, faults.clone())),
+        None => ledger,
     };
-    for refused in &replayed.refused {
-        tracing::error!(refused, "a journal entry contradicts those before it and is passed over");
+    let stores =
+        stores.disturbed(options.faults.clone()).retrying(Retry::new(within_a_step(&options.config), clock.clone()));
+    let mut stand_by = StandBy::new(client.clone(), ledger.clone(), clock.clone(), options.config.clone());
+    loop {
+        let Some(elected) = stand_by.wait(&mut shutdown).await? else { return Ok(()) };
+        let epoch = elected.writer.epoch();
+        let term = Term {
+            client: client.clone(),
+            ledger: ledger.clone(),
+            stores: stores.clone(),
+            clock: clock.clone(),
+            options: options.clone(),
+        };
+        match Box::pin(term.lead(elected, &mut shutdown)).await {
+            Err(error) if matches!(error.kind, ErrorKind::Fenced | ErrorKind::Retry) => {
+                tracing::warn!(%error, epoch = epoch.0, "stepped down");
+                stand_by.stepped_down(epoch, &error).await;
+            }
+            outcome => return outcome,
+        }
     }
-    let machine = job::Machine::new(config.clone(), bucket, replayed.durable)?;
-    tracing::info!(epoch = machine.epoch().0, deployment = %machine.deployment(), "leading");
-    let parts = driver::Parts { client, stores, clock, config, machine, writer, stalled };
-    driver::Driver::start(parts).await?.run(shutdown).await
+}
+
+/// The policies for single calls of the store. Steps are tried again as a whole, and look at the fence anew; within one, calls are repeated for a short time only.
+fn within_a_step(config: &Config) -> config::Retry {
+    let mut policies = config.retry.clone();
+    for policy in [&mut policies.store, &mut policies.throttle] {
+        policy.total_ms = CALL_REPEAT_MS_MAX.min(if policy.total_ms == 0 { u64::MAX } else { policy.total_ms });
+    }
+    policies
+}
+
+/// What one term needs.
+struct Term {
+    client: async_nats::Client,
+    ledger: Arc<dyn Ledger>,
+    stores: Stores,
+    clock: Arc<dyn Clock>,
+    options: CoordinatorOptions,
+}
+
+impl Term {
+    /// Leads until it is fenced or told to stop.
+    async fn lead(self, elected: Elected, shutdown: &mut watch::Receiver<bool>) -> Result<()> {
+        let Self { client, ledger, stores, clock, options } = self;
+        let Elected { writer, replayed, subscriptions, stalled, cause } = elected;
+        let CoordinatorOptions { config, bucket, faults: _ } = options;
+        for refused in &replayed.refused {
+            tracing::error!(refused, "a journal entry contradicts those before it and is passed over");
+        }
+        let mut machine = job::Machine::new(config.clone(), bucket, replayed.durable)?;
+        machine.knows_snapshots(replayed.snapshots);
+        tracing::info!(epoch = machine.epoch().0, deployment = %machine.deployment(), %cause, "leading");
+        let cause = cause.to_string();
+        let parts = driver::Parts {
+            client,
+            ledger,
+            stores,
+            clock,
+            config,
+            machine,
+            writer,
+            stalled,
+            subscriptions,
+            cause,
+            damage: replayed.damage,
+        };
+        Box::pin(driver::Driver::start(parts).await?.run(shutdown)).await
+    }
 }

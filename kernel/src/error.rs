@@ -1,6 +1,6 @@
 //! What can go wrong in the kernel, by what the caller can do about it.
 //!
-//! `BadRecord` and `RecordTooLong` blame the input, `Budget` the memory setting, `Corrupt`, `OutOfOrder` and `SumsDiffer` the stored bytes
+//! `BadRecord` and `RecordTooLong` blame the input, `Budget` and `Memory` the memory, `Corrupt`, `OutOfOrder` and `SumsDiffer` the stored bytes
 //! (or a bug), `InvalidSpec` the options. The kernel knows positions and piece numbers, not objects or workers: the caller adds those.
 
 use thiserror::Error;
@@ -40,6 +40,12 @@ pub enum KernelError {
         needed: u64,
         /// The budget in bytes.
         budget: u64,
+    },
+    /// The system refused memory that the budget allows.
+    #[error("out of memory: {needed} bytes were refused")]
+    Memory {
+        /// Bytes that were asked for.
+        needed: u64,
     },
     /// Stored bytes are not what was written.
     #[error("corrupt: {what}")]

@@ -5,7 +5,8 @@
 //! position: run numbers break ties, so positions are not stored (P3).
 //!
 //! Keys of a partition share the common start of its two bounds; windows are taken behind it, which keeps log lines apart that all begin
-//! with the same date. Memory: one window of bytes for each input, and one block where windows cut blocks.
+//! with the same date. A block that does not hold is asked for again
+//! ([`Windows::rewind`]) before the merge gives up: nothing of it has gone out yet. Memory: one window of bytes for each input, and one block where windows cut blocks.
 
 use crate::error::KernelError;
 use crate::loser_tree::LoserTree;
@@ -30,6 +31,13 @@ pub trait Windows {
     /// The next bytes, or `None` after the last. May block. At most two windows are alive at a time, and none while this is called
     /// whose bytes were all used.
     fn next(&mut self) -> Result<Option<Self::Buf>, Self::Error>;
+
+    /// The bytes from `at` on, counted from the start of the piece, do not hold what they should: begins again there, perhaps from
+    /// another copy. `false` where there is nothing else to try; the merge then ends with the error. No window is alive.
+    fn rewind(&mut self, at: u64) -> Result<bool, Self::Error> {
+        let _ = at;
+        Ok(false)
+    }
 }
 
 /// One piece to merge.

@@ -72,6 +72,37 @@ pub fn record_hash(body: &[u8]) -> u64 {
     xxh3_64(body)
 }
 
+/// The hash of a record, or of any bytes, that are not at hand at once; the same as [`record_hash`] of all of them.
+#[derive(Clone, Default)]
+pub struct StreamHash {
+    hash: xxhash_rust::xxh3::Xxh3,
+    bytes: u64,
+}
+
+impl StreamHash {
+    /// Takes the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.hash.update(bytes);
+        self.bytes += bytes.len() as u64;
+    }
+
+    /// How many there were.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The hash of all of them.
+    pub fn digest(&self) -> u64 {
+        self.hash.digest()
+    }
+}
+
+impl fmt::Debug for StreamHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamHash").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
 /// What became of records that went through a step: written, or dropped as doubles by `-u`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {

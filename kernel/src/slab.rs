@@ -4,6 +4,7 @@
 //! could use. The memory comes zeroed from the allocator, which for large blocks means untouched: pages cost nothing until they are
 //! written, and they are kept for the next chunk, because fresh memory is the slowest resource of virtual machines.
 
+use std::alloc::{Layout, alloc_zeroed};
 use std::mem::size_of;
 
 const ENTRY_BYTES: usize = size_of::<u128>();
@@ -21,17 +22,42 @@ pub(crate) struct Slab {
     outside_bytes: usize,
     budget_bytes: usize,
     advise: Option<fn(&mut [u8])>,
+    grant: Option<fn(usize) -> bool>,
+}
+
+/// What came of asking for more memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Growth {
+    /// There is more.
+    Grown,
+    /// The budget is reached.
+    Full,
+    /// The system refused so many bytes.
+    Refused(usize),
 }
 
 impl Slab {
     /// An empty slab that will never hold more than `budget_bytes`.
     pub(crate) fn new(budget_bytes: usize) -> Self {
-        Self { words: Vec::new(), bytes_len: 0, entries_len: 0, outside_bytes: 0, budget_bytes, advise: None }
+        Self {
+            words: Vec::new(),
+            bytes_len: 0,
+            entries_len: 0,
+            outside_bytes: 0,
+            budget_bytes,
+            advise: None,
+            grant: None,
+        }
     }
 
     /// Passes every fresh block of memory to `advise`.
     pub(crate) fn set_advice(&mut self, advise: fn(&mut [u8])) {
         self.advise = Some(advise);
+    }
+
+    /// Asks `grant` before every block of memory; what it refuses is not taken.
+    pub(crate) fn set_grant(&mut self, grant: fn(usize) -> bool) {
+        self.grant = Some(grant);
     }
 
     /// Counts `bytes` that the owner uses elsewhere against the budget.
@@ -60,16 +86,16 @@ impl Slab {
         self.entries_len
     }
 
-    /// Allocates the next larger size and moves what is there. `false` when the budget is reached. The last step but one takes at most
-    /// an eighth of the budget, so the old and the new pages together stay within it.
-    pub(crate) fn grow(&mut self) -> bool {
+    /// Allocates the next larger size and moves what is there. The last step but one takes at most an eighth of the budget, so the old and
+    /// the new pages together stay within it.
+    pub(crate) fn grow(&mut self) -> Growth {
         let budget_words = self.budget_bytes / ENTRY_BYTES;
         if self.words.len() >= budget_words {
-            return false;
+            return Growth::Full;
         }
         let wanted = (self.words.len() * GROWTH_FACTOR).max(FIRST_BYTES / ENTRY_BYTES);
         let words = if wanted * GROWTH_FACTOR > budget_words { budget_words } else { wanted };
-        let mut grown = vec![0u128; words];
+        let Some(mut grown) = self.zeroed(words) else { return Growth::Refused(words * ENTRY_BYTES) };
         if let Some(advise) = self.advise {
             advise(as_bytes_mut(&mut grown));
         }
@@ -77,7 +103,22 @@ impl Slab {
         grown[..low].copy_from_slice(&self.words[..low]);
         grown[words - self.entries_len..].copy_from_slice(&self.words[self.words.len() - self.entries_len..]);
         self.words = grown;
-        true
+        Growth::Grown
+    }
+
+    /// Untouched memory, unless it is refused.
+    fn zeroed(&self, words: usize) -> Option<Vec<u128>> {
+        if words == 0 {
+            return Some(Vec::new());
+        }
+        let layout = Layout::array::<u128>(words).ok()?;
+        if self.grant.is_some_and(|grant| !grant(layout.size())) {
+            return None;
+        }
+        // SAFETY: the layout is not empty.
+        let memory = unsafe { alloc_zeroed(layout) }.cast::<u128>();
+        // SAFETY: memory of the global allocator with the layout of `words` values, all of them initialised, as zeros are.
+        (!memory.is_null()).then(|| unsafe { Vec::from_raw_parts(memory, words, words) })
     }
 
     /// The record bytes.
@@ -148,11 +189,11 @@ mod tests {
         let mut slab = Slab::new(budget);
         assert_eq!(slab.free(), 0);
         assert!(!slab.push_entry(1));
-        assert!(slab.grow());
+        assert_eq!(slab.grow(), Growth::Grown);
         assert_eq!(slab.free(), FIRST_BYTES);
         slab.push_bytes(b"abc");
         assert!(slab.push_entry(7) && slab.push_entry(8));
-        assert!(slab.grow() && !slab.grow());
+        assert_eq!((slab.grow(), slab.grow()), (Growth::Grown, Growth::Full));
         let (bytes, entries) = slab.split();
         assert_eq!((bytes, &*entries), (&b"abc"[..], &[8, 7][..]));
         assert_eq!(slab.free(), budget - 3 - 32);
@@ -168,9 +209,19 @@ mod tests {
     #[test]
     fn a_tiny_budget_is_kept() {
         let mut slab = Slab::new(40);
-        assert!(slab.grow() && !slab.grow());
+        assert_eq!((slab.grow(), slab.grow()), (Growth::Grown, Growth::Full));
         assert_eq!(slab.free(), 32);
         let mut none = Slab::new(7);
-        assert!(!none.grow());
+        assert_eq!(none.grow(), Growth::Full);
+    }
+
+    #[test]
+    fn refused_memory_is_no_panic_and_leaves_what_is_there() {
+        let mut slab = Slab::new(FIRST_BYTES * 20);
+        slab.set_grant(|bytes| bytes <= FIRST_BYTES);
+        assert_eq!(slab.grow(), Growth::Grown);
+        slab.push_bytes(b"abc");
+        assert_eq!(slab.grow(), Growth::Refused(FIRST_BYTES * 20));
+        assert_eq!(slab.bytes(), b"abc");
     }
 }

@@ -15,7 +15,7 @@ use crate::error::{BadRecord, KernelError};
 use crate::order::{Order, RawKey};
 use crate::proof::{Sums, record_hash};
 use crate::record::{Format, RECORD_BYTES_MAX};
-use crate::slab::Slab;
+use crate::slab::{Growth, Slab};
 use crate::window::Windowing;
 
 mod chunk;
@@ -40,6 +40,7 @@ pub struct ChunkSorter {
     open: usize,
     sums: Sums,
     scratch: Vec<u8>,
+    record_bytes_max: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +55,8 @@ enum Scan {
     Done,
     /// There is no room for the next entry.
     Full,
+    /// The record that ends there, its terminator included, is too long.
+    TooLong(usize),
 }
 
 impl ChunkSorter {
@@ -68,6 +71,7 @@ impl ChunkSorter {
             open: 0,
             sums: Sums::default(),
             scratch: Vec::new(),
+            record_bytes_max: RECORD_BYTES_MAX as usize,
         }
     }
 
@@ -79,6 +83,31 @@ impl ChunkSorter {
     pub fn with_memory_advice(mut self, advise: fn(&mut [u8])) -> Self {
         self.slab.set_advice(advise);
         self
+    }
+
+    /// Asks `grant` before every large block of memory; what it refuses counts as refused by the system.
+    #[must_use]
+    pub fn with_memory_grant(mut self, grant: fn(usize) -> bool) -> Self {
+        self.slab.set_grant(grant);
+        self
+    }
+
+    /// Takes no record whose body is longer than this; by default and at most [`RECORD_BYTES_MAX`].
+    #[must_use]
+    pub fn with_record_bytes_max(mut self, bytes: u64) -> Self {
+        self.record_bytes_max = bytes.min(RECORD_BYTES_MAX) as usize;
+        self
+    }
+
+    /// Global position and bytes of the record that is not complete: what is held of it. After [`KernelError::RecordTooLong`],
+    /// [`KernelError::Budget`] or [`KernelError::BadRecord`] it is the one that the error blames, and what was fed reaches up to its end.
+    pub fn open_record(&self) -> (u64, &[u8]) {
+        (self.open_position(), &self.slab.bytes()[self.open..])
+    }
+
+    /// Forgets the record that is not complete. The next byte needs a [`ChunkSorter::begin`] of its own.
+    pub fn discard_open(&mut self) {
+        self.slab.truncate_bytes(self.open);
     }
 
     /// Says that the next fed byte has global position `position`: the start of a contiguous interval, at a record boundary.
@@ -188,11 +217,16 @@ impl ChunkSorter {
 
     /// After a full scan: grows the memory. `Ok(false)` when the caller has to write first.
     fn make_room(&mut self) -> Result<bool, KernelError> {
-        if self.slab.grow() {
-            return Ok(true);
-        }
+        let refused = match self.slab.grow() {
+            Growth::Grown => return Ok(true),
+            Growth::Full => None,
+            Growth::Refused(bytes) => Some(bytes),
+        };
         if self.records() > 0 {
             return Ok(false);
+        }
+        if let Some(needed) = refused {
+            return Err(KernelError::Memory { needed: needed as u64 });
         }
         let held = (self.slab.bytes_len() - self.open) as u64;
         let needed = held + (self.overhead() + size_of::<u128>()) as u64 + 1;
@@ -201,10 +235,14 @@ impl ChunkSorter {
     }
 
     fn check_length(&self, body_bytes: usize) -> Result<(), KernelError> {
-        if body_bytes as u64 > RECORD_BYTES_MAX {
-            return Err(KernelError::RecordTooLong { position: self.open_position(), limit: RECORD_BYTES_MAX });
+        if body_bytes > self.record_bytes_max {
+            return Err(self.too_long());
         }
         Ok(())
+    }
+
+    fn too_long(&self) -> KernelError {
+        KernelError::RecordTooLong { position: self.open_position(), limit: self.record_bytes_max as u64 }
     }
 
     /// Raw keys: copies a step, then finds the records in the copy.
@@ -216,10 +254,14 @@ impl ChunkSorter {
             Format::Lines { terminator } => self.scan_lines(before, terminator),
             Format::Fixed { len } => self.scan_fixed(len as usize),
         };
-        self.check_length(self.slab.bytes_len() - self.open)?;
-        if matches!(scan, Scan::Full) {
+        match scan {
+            Scan::Done => self.check_length(self.slab.bytes_len() - self.open)?,
             // What follows the last record that found room is given back.
-            self.slab.truncate_bytes(before.max(self.open));
+            Scan::Full => self.slab.truncate_bytes(before.max(self.open)),
+            Scan::TooLong(end) => {
+                self.slab.truncate_bytes(end - self.order.format().terminator_len());
+                return Err(self.too_long());
+            }
         }
         let taken = self.slab.bytes_len() - before;
         Ok((taken, if step == 0 { Scan::Full } else { scan }))
@@ -230,6 +272,9 @@ impl ChunkSorter {
         let mut at = from;
         while let Some(found) = memchr::memchr(terminator, &self.slab.bytes()[at..end]) {
             at += found + 1;
+            if at - self.open > self.record_bytes_max + 1 {
+                return Scan::TooLong(at);
+            }
             if !self.add_raw(at) {
                 return Scan::Full;
             }

@@ -99,6 +99,15 @@ impl Cutter {
     /// A cutter for `interval` of an object of `object_bytes` bytes. Fixed-length records: an interval that is not aligned, or an object
     /// that is no multiple of the record length, is [`KernelError::BadRecord`] with an offset in the object.
     pub fn new(format: &Format, interval: Interval, object_bytes: u64) -> Result<Self, KernelError> {
+        Self::of(format, interval, object_bytes, false)
+    }
+
+    /// The same for an object that may end within a record: what is left there belongs to the interval that ends with the object.
+    pub fn lenient(format: &Format, interval: Interval, object_bytes: u64) -> Result<Self, KernelError> {
+        Self::of(format, interval, object_bytes, true)
+    }
+
+    fn of(format: &Format, interval: Interval, object_bytes: u64, torn: bool) -> Result<Self, KernelError> {
         if interval.begin > interval.end || interval.end > object_bytes {
             let Interval { object, begin, end } = interval;
             return Err(KernelError::corrupt(format!(
@@ -108,7 +117,7 @@ impl Cutter {
         let terminator = match *format {
             Format::Lines { terminator } => Some(terminator),
             Format::Fixed { len } => {
-                check_aligned(interval, object_bytes, len)?;
+                check_aligned(interval, object_bytes, len, torn)?;
                 None
             }
         };
@@ -201,14 +210,14 @@ impl Cutter {
     }
 }
 
-fn check_aligned(interval: Interval, object_bytes: u64, len: u32) -> Result<(), KernelError> {
+fn check_aligned(interval: Interval, object_bytes: u64, len: u32, torn: bool) -> Result<(), KernelError> {
     let over = object_bytes % u64::from(len);
-    if over != 0 {
+    if over != 0 && !torn {
         let reason = BadRecord::Truncated { found: over, len };
         return Err(KernelError::BadRecord { position: object_bytes - over, reason });
     }
     for offset in [interval.begin, interval.end] {
-        if offset % u64::from(len) != 0 {
+        if offset % u64::from(len) != 0 && !(torn && offset == object_bytes) {
             return Err(KernelError::BadRecord { position: offset, reason: BadRecord::Misaligned { offset, len } });
         }
     }

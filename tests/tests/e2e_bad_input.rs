@@ -118,11 +118,6 @@ fn what_is_not_built_yet_is_refused_by_name() {
     for format in ["csv", "tsv", "jsonl", "parquet"] {
         check(&sandbox, &["in", "--format", format], 2, &[format]);
     }
-    for option in [&["--replica", "/tmp/x"][..], &["--bad-records", "skip"], &["--bad-inputs", "skip"]] {
-        let mut arguments = vec!["in"];
-        arguments.extend(option);
-        check(&sandbox, &arguments, 2, &[option[0]]);
-    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use muster_tests::harness::data::{Keys, records};
 use muster_tests::harness::process::any_with_argument;
-use muster_tests::harness::sandbox::files_below;
+use muster_tests::harness::sandbox::{LOG_ATTEMPTS, files_below};
 use muster_tests::harness::{Bucket, Gate, Output, Pool, Process, S3Server, Sandbox, arg, oracle, process, wait};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -59,7 +59,7 @@ impl<'a> Scene<'a> {
         self.pool.each_worker_gate(Gate::open);
         self.pool.coordinator_gate().open();
         let report = self.pool.finish_sort(self.sort);
-        assert_eq!(report["repeated_tasks"], 0, "committed work was done again: {report}");
+        self.pool.assert_nothing_repeated("job", &report);
         Output::of_bucket(&self.bucket, "out").assert_is(&oracle::fixed(&self.data, 100, 0, 10));
         wait::until_empty("in scratch", || self.bucket.list("scratch"));
         wait::until_empty("as open uploads", || self.bucket.uploads());
@@ -255,7 +255,7 @@ fn local_run_on_a_bucket(sandbox: &Sandbox, s3: &S3Server, bucket: &Bucket, gate
         "--local=2",
     ]);
     command.arg("--config").arg(config).arg("--data-dir").arg(sandbox.path("data"));
-    command.envs(s3.environment()).env("AWS_ENDPOINT_URL", gate.endpoint());
+    command.envs(s3.environment()).env("AWS_ENDPOINT_URL", gate.endpoint()).envs([LOG_ATTEMPTS]);
     command
 }
 
@@ -285,8 +285,7 @@ fn a_local_run_that_was_killed_resumes() {
     }
     let done =
         sandbox.run_command(local_run_on_a_bucket(&sandbox, &s3, &bucket, &gate), wait::RUN_BOUND).expect_code(0);
-    let report = done.json();
-    assert_eq!(report["repeated_tasks"], 0, "{report}");
+    sandbox.assert_nothing_repeated(&sandbox.path("data"), &done);
     Output::of_bucket(&bucket, "out").assert_is(&oracle::fixed(&data, 100, 0, 10));
     assert_eq!(bucket.uploads(), Vec::<String>::new());
     sandbox.assert_no_temporaries();
@@ -302,6 +301,7 @@ fn a_local_run_on_files_that_was_killed_resumes() {
         let mut command = sandbox.muster();
         command.args(["sort", "--json", arg(&input), "-o", arg(&output), "--format", "fixed:100", "-k", "0:10"]);
         command.arg("--local=2").arg("--config").arg(&config).arg("--data-dir").arg(sandbox.path("data"));
+        command.envs([LOG_ATTEMPTS]);
         command
     };
     let runs = |folder: &Path| files_below(folder).iter().filter(|name| name.ends_with(".run")).count();
@@ -313,7 +313,7 @@ fn a_local_run_on_files_that_was_killed_resumes() {
     run.kill();
     assert!(!output.join("_SUCCESS").exists(), "it was quicker than its killer: more records are needed");
     let done = sandbox.run_command(command(), wait::RUN_BOUND).expect_code(0);
-    assert_eq!(done.json()["repeated_tasks"], 0, "{}", done.stdout);
+    sandbox.assert_nothing_repeated(&sandbox.path("data"), &done);
     Output::of_folder(&output).assert_is(&oracle::fixed(&data, 100, 0, 10));
     sandbox.assert_no_temporaries();
 }

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use muster_tests::harness::data::{Keys, log_lines, odd_lines, records, words};
 use muster_tests::harness::process::any_with_argument;
-use muster_tests::harness::{Output, Sandbox, arg, oracle};
+use muster_tests::harness::sandbox::LOG_ATTEMPTS;
+use muster_tests::harness::{Output, Sandbox, arg, oracle, wait};
 
 /// Bytes of a split and of a partition where a test wants many tasks of little data.
 const SMALL: usize = 64 << 10;
@@ -21,7 +22,6 @@ fn check_fixed(data: &[u8], record: usize, key: (usize, usize), more: &[&str]) -
     let (report, result) = sandbox.sort_here(&output, arguments);
     result.assert_is(&oracle::fixed(data, record, key.0, key.1));
     assert_eq!(report["records"].as_u64(), Some((data.len() / record) as u64), "{report}");
-    assert_eq!(report["repeated_tasks"], 0, "{report}");
     result
 }
 
@@ -79,6 +79,18 @@ fn keys_within_the_record_and_odd_lengths() {
     check_fixed(&data, 100, (90, 10), &[]);
     check_fixed(&data, 7, (3, 1), &[]);
     check_fixed(&data[..21_000], 1, (0, 1), &[]);
+}
+
+#[test]
+fn each_task_is_done_once() {
+    let sandbox = Sandbox::new();
+    let (input, config) = (sandbox.file("in", records(8_000, Keys::Random, 14)), sandbox.small_tasks(SMALL, SMALL));
+    let mut command = sandbox.muster();
+    command.args(["sort", "--json", arg(&input), "-o", "out", "--format", "fixed:100", "-k", "0:10", "--local=2"]);
+    command.arg("--config").arg(config).arg("--data-dir").arg(sandbox.path("data")).envs([LOG_ATTEMPTS]);
+    let done = sandbox.run_command(command, wait::RUN_BOUND).expect_code(0);
+    assert_eq!(done.json()["retries"], 0, "{}", done.stdout);
+    sandbox.assert_nothing_repeated(&sandbox.path("data"), &done);
 }
 
 #[test]

@@ -33,7 +33,8 @@ fn a_pool_on_a_shared_folder() {
     let pool = Pool::on_folder(&sandbox, 3);
     let report = pool.sort("j1", fixed(arg(&input), arg(&output), arg(&config)));
     Output::of_folder(&output).assert_is(&oracle::fixed(&data, 100, 0, 10));
-    assert_eq!((report["records"].as_u64(), report["repeated_tasks"].as_u64()), (Some(10_000), Some(0)), "{report}");
+    assert_eq!(report["records"].as_u64(), Some(10_000), "{report}");
+    pool.assert_nothing_repeated("j1", &report);
     assert_clean(&sandbox);
 
     let status = pool.status("j1").expect("an ended job stays known");
@@ -47,7 +48,33 @@ fn a_pool_on_a_shared_folder() {
     let mut ids: Vec<&str> = workers.as_array().unwrap().iter().filter_map(|worker| worker["id"].as_str()).collect();
     ids.sort_unstable();
     assert_eq!(ids, ["worker-0", "worker-1", "worker-2"]);
+    assert_eq!((&status["pool"]["healthy"], &status["pool"]["total"]), (&3.into(), &3.into()), "{status}");
     pool.run(["status", "no-such-job"]).expect_code(1).expect_error(&["no-such-job"]);
+}
+
+#[test]
+fn the_health_of_workers_is_shown() {
+    let sandbox = Sandbox::new();
+    let (input, output, config) =
+        (sandbox.file("in", records(100_000, Keys::Random, 7)), sandbox.path("out"), sandbox.small_tasks(SMALL, SMALL));
+    let mut pool = Pool::on_folder(&sandbox, 2);
+    let listed = || pool.run(["workers", "--json"]).expect_code(0).json().as_array().expect("a list").clone();
+    let sort = pool.start_sort("j1", fixed(arg(&input), arg(&output), arg(&config)));
+    let busy = |worker: &Value| worker["cpu_permille"].as_u64() > Some(0) && worker["bytes_per_s"].as_u64() > Some(0);
+    let figures = wait::until("a worker at work to say so", wait::RUN_BOUND, || listed().into_iter().find(busy));
+    let number = |name: &str| figures[name].as_u64().unwrap_or_else(|| panic!("{name} in {figures}"));
+    assert!(number("disk_total_bytes") > number("disk_free_bytes") && number("disk_free_bytes") > 0, "{figures}");
+    assert_eq!((number("memory_bytes"), number("errors_5min")), (256 << 20, 0), "{figures}");
+    assert!(number("rss_bytes") > 0 && figures["state"] == "healthy", "{figures}");
+    pool.finish_sort(sort);
+
+    pool.kill_worker(1);
+    wait::until("the killed worker to be given up", wait::RUN_BOUND, || {
+        let table = pool.run(["workers"]).expect_code(0).stdout;
+        table.ends_with("2 workers: 1 healthy (50 %), 0 degraded (0 %), 1 failed (50 %)\n").then_some(())
+    });
+    let status = pool.run(["status", "j1"]).expect_code(0).stdout;
+    assert!(status.contains("1 failed (50 %)"), "{status}");
 }
 
 #[test]
@@ -238,7 +265,7 @@ fn a_worker_that_is_asked_to_stop_does_so_gracefully() {
     pool.wait_for_status("job", "under way", |status| status["tasks_done"].as_u64() > Some(0));
     assert_eq!(pool.stop_worker(0, Duration::from_secs(30)), 0);
     let report = pool.finish_sort(sort);
-    assert_eq!(report["repeated_tasks"], 0, "{report}");
+    pool.assert_nothing_repeated("job", &report);
     Output::of_folder(&output).assert_is(&oracle::fixed(&data, 100, 0, 10));
     assert_clean(&sandbox);
 }

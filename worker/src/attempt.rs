@@ -13,26 +13,28 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use muster_common::ids::{AttemptId, Epoch, Incarnation, JobId, WorkerId};
+use muster_common::retry::Policy;
 use muster_common::wire::{
     CancelAttempt, CommandReply, Drain, HeldAttempt, Outcome, Report, ReportReply, RunAttempt, RunReply,
 };
 use muster_common::{Error, ErrorKind};
-
-use crate::retry::delay_ms;
 
 /// Ended attempts that are remembered, so that a late repeat does not start them again.
 const ENDED_MAX: usize = 1000;
 
 /// Which attempt of which job.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Key {
-    pub(crate) job: JobId,
-    pub(crate) attempt: AttemptId,
+pub struct Key {
+    /// The job.
+    pub job: JobId,
+    /// The attempt.
+    pub attempt: AttemptId,
 }
 
 /// What happens to a worker.
 #[derive(Debug)]
-pub(crate) enum Input {
+#[expect(missing_docs, reason = "fields are what their variants say, by the names of the messages")]
+pub enum Input {
     /// The leader says: run.
     Run(Box<RunAttempt>),
     /// The leader says: abandon.
@@ -63,7 +65,7 @@ pub(crate) enum Input {
 
 /// What is to be done, in order.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Effect {
+pub enum Effect {
     /// Answer the run command that was just stepped.
     AnswerRun(RunReply),
     /// Answer the other command that was just stepped.
@@ -114,8 +116,10 @@ impl Pending {
 
 /// The machine.
 #[derive(Debug)]
-pub(crate) struct Attempts {
+pub struct Attempts {
     worker: WorkerId,
+    /// When a report that was not acknowledged is sent again.
+    repeat: Policy,
     incarnation: Incarnation,
     slots: usize,
     /// The newest epoch heard of.
@@ -123,6 +127,8 @@ pub(crate) struct Attempts {
     /// The epoch it is registered under, if that is still the newest.
     registered: Option<Epoch>,
     draining: bool,
+    /// Whether no work is taken for now, because a store is away.
+    paused: bool,
     held: BTreeMap<Key, Held>,
     ended: VecDeque<Key>,
     ended_set: HashSet<Key>,
@@ -130,14 +136,16 @@ pub(crate) struct Attempts {
 
 impl Attempts {
     /// A worker that has just started and knows no leader.
-    pub(crate) fn new(worker: WorkerId, incarnation: Incarnation, slots: u32) -> Self {
+    pub fn new(worker: WorkerId, incarnation: Incarnation, slots: u32, repeat: Policy) -> Self {
         Self {
             worker,
+            repeat,
             incarnation,
             slots: slots as usize,
             known: Epoch(0),
             registered: None,
             draining: false,
+            paused: false,
             held: BTreeMap::new(),
             ended: VecDeque::new(),
             ended_set: HashSet::new(),
@@ -145,33 +153,38 @@ impl Attempts {
     }
 
     /// What is held for the leader: running or unreported.
-    pub(crate) fn held(&self) -> Vec<HeldAttempt> {
+    pub fn held(&self) -> Vec<HeldAttempt> {
         let counts = self.held.iter().filter(|(_, held)| held.stage != Stage::Abandoned);
         counts.map(|(key, _)| HeldAttempt { job: key.job.clone(), attempt: key.attempt }).collect()
     }
 
     /// What runs and counts.
-    pub(crate) fn running(&self) -> impl Iterator<Item = &Key> {
+    pub fn running(&self) -> impl Iterator<Item = &Key> {
         self.held.iter().filter(|(_, held)| held.stage == Stage::Running).map(|(key, _)| key)
     }
 
     /// Whether nothing is held, not even work that is about to end.
-    pub(crate) fn is_idle(&self) -> bool {
+    pub fn is_idle(&self) -> bool {
         self.held.is_empty()
     }
 
     /// Whether it takes no new work.
-    pub(crate) fn is_draining(&self) -> bool {
+    pub fn is_draining(&self) -> bool {
         self.draining
     }
 
+    /// Takes no new work for now, or takes it again.
+    pub fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
     /// The epoch it is registered under.
-    pub(crate) fn registered(&self) -> Option<Epoch> {
+    pub fn registered(&self) -> Option<Epoch> {
         self.registered
     }
 
     /// Takes an input at `now_ms` on the monotonic clock.
-    pub(crate) fn step(&mut self, now_ms: u64, input: Input) -> Vec<Effect> {
+    pub fn step(&mut self, now_ms: u64, input: Input) -> Vec<Effect> {
         let mut effects = Vec::new();
         match input {
             Input::Run(run) => self.run(run, &mut effects),
@@ -247,7 +260,7 @@ impl Attempts {
             return effects.push(Effect::AnswerRun(RunReply::Accepted));
         }
         let busy = self.held.values().filter(|held| held.stage != Stage::Reporting).count();
-        if self.draining || busy >= self.slots {
+        if self.draining || self.paused || busy >= self.slots {
             return effects.push(Effect::AnswerRun(RunReply::Busy));
         }
         self.held.insert(key, Held { stage: Stage::Running, report: None });
@@ -330,7 +343,7 @@ impl Attempts {
         let Some(report) = held.report.as_mut().filter(|report| report.in_flight) else { return };
         report.in_flight = false;
         report.tries += 1;
-        report.due_ms = now_ms + delay_ms(report.tries, key.attempt.nonce);
+        report.due_ms = now_ms + self.repeat.pause_ms(report.tries, key.attempt.nonce);
         match reply.filter(|_| heard) {
             Some(ReportReply::Recorded { .. }) => {
                 held.report = None;

@@ -3,15 +3,15 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use muster_common::plan::{PLAN_BYTES_MAX, PinnedRun, PinnedRuns, Plan};
+use muster_common::retry::Retry;
 use muster_common::store::{Access, Stores};
-use muster_common::wire::BlobRef;
+use muster_common::wire::{BlobRef, DamageCause};
 use muster_common::{Error, ErrorKind, Result};
 use muster_kernel::error::KernelError;
 use muster_kernel::order::Order;
 use muster_kernel::run::{RunFooter, RunIndex};
 use muster_kernel::splitters::{self, Splitter};
 
-use crate::retry::Retry;
 use crate::transfer::{Object, Span, read};
 
 /// What is read of a run's end in the first go; an index that is longer takes a second.
@@ -88,38 +88,53 @@ impl Cache {
         Ok(runs)
     }
 
-    /// The index of a pinned run. A run that is missing, short or damaged is `Corrupt`, and the error names it.
-    pub(crate) async fn index(&self, run: &PinnedRun, object: &Object) -> Result<Arc<RunIndex>> {
+    /// The index of a pinned run, read from one of its copies.
+    pub(crate) async fn index(&self, run: &PinnedRun, object: &Object) -> Result<Arc<RunIndex>, IndexError> {
         if let Some(index) = lock(&self.indexes).get(&run.url, run.index_digest) {
             return Ok(index);
         }
-        let (index, bytes) = self.read_index(run, object).await.map_err(|e| missing_is_corrupt(e, object))?;
+        let (index, bytes) = self.read_index(run, object).await?;
         let index = Arc::new(index);
         lock(&self.indexes).put(&run.url, run.index_digest, index.clone(), bytes);
         Ok(index)
     }
 
-    async fn read_index(&self, run: &PinnedRun, object: &Object) -> Result<(RunIndex, u64)> {
-        let corrupt = |e: KernelError| Error::from(e).at(object);
+    /// The same without a look at what is known already.
+    pub(crate) async fn read_index(&self, run: &PinnedRun, object: &Object) -> Result<(RunIndex, u64), IndexError> {
+        let corrupt =
+            |e: KernelError| IndexError::Damaged(DamageCause::Store, Error::from(e).at(format!("the run {object}")));
+        let failed = |e: Error| match missing_is_corrupt(e, object) {
+            error if error.kind == ErrorKind::Corrupt => IndexError::Damaged(DamageCause::Store, error),
+            error => IndexError::Away(error),
+        };
         let span = |begin: u64, end: u64| Span { object: object.clone(), range: begin..end, access: Access::Cached };
         let tail_begin = run.bytes.saturating_sub(TAIL_BYTES);
-        let tail = read(&self.retry, &span(tail_begin, run.bytes)).await?;
+        let tail = read(&self.retry, &span(tail_begin, run.bytes)).await.map_err(failed)?;
         let footer_at = tail.len().saturating_sub(RunFooter::LEN);
         let footer = RunFooter::decode(&tail[footer_at..], run.bytes).map_err(corrupt)?;
         let index_end = footer.index_offset() + u64::from(footer.index_bytes());
         let index_bytes = match footer.index_offset().checked_sub(tail_begin) {
             Some(skip) => tail.slice(usize::try_from(skip).unwrap_or(footer_at).min(footer_at)..footer_at),
-            None => read(&self.retry, &span(footer.index_offset(), index_end)).await?,
+            None => read(&self.retry, &span(footer.index_offset(), index_end)).await.map_err(failed)?,
         };
         let index = RunIndex::decode(&index_bytes, &footer).map_err(corrupt)?;
         if footer.index_digest() != run.index_digest {
             let (found, expected) = (footer.index_digest(), run.index_digest);
-            return Err(Error::corrupt(format!(
-                "{object}: its index has digest {found:016x}, but {expected:016x} was committed"
-            )));
+            let what =
+                format!("the run {object}: its index has digest {found:016x}, but {expected:016x} was committed");
+            return Err(IndexError::Damaged(DamageCause::Writer, Error::corrupt(what)));
         }
         Ok((index, index_bytes.len() as u64))
     }
+}
+
+/// Why an index could not be had.
+#[derive(Debug)]
+pub(crate) enum IndexError {
+    /// The run is missing, short or damaged; whose fault it seems.
+    Damaged(DamageCause, Error),
+    /// Its store does not answer.
+    Away(Error),
 }
 
 /// A committed run that is not there is damaged, not unknown.

@@ -1,6 +1,6 @@
-//! The worker's loop: feeds beats, commands, answers and outcomes to [`crate::attempt`] and carries out its effects. Thin: it decides when to send a heartbeat, when to
-//! ask for admission again, and when to end; what an attempt may do is decided there. Nothing in the loop waits for the network: requests are tasks, and come back as
-//! events.
+//! The worker's loop: feeds beats, commands, answers and outcomes to [`crate::attempt`] and carries out its effects. Thin: what an attempt may do is decided there;
+//! when to send a heartbeat, when to ask for admission again and when to end, in [`crate::presence`]. Nothing in the loop waits for the network: requests are tasks, and
+//! come back as events.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,10 +12,11 @@ use futures::StreamExt;
 use muster_common::clock::Clock;
 use muster_common::ids::{DeploymentId, Incarnation};
 use muster_common::names::{Names, Verb};
+use muster_common::retry::Retry;
 use muster_common::store::{BlobUrl, Stores};
 use muster_common::wire::{
-    self, AttemptProgress, Heartbeat, LeaderBeat, Outcome, Register, RegisterReply, Report, ReportReply, RunAttempt,
-    WorkerState,
+    self, AttemptProgress, Health, Heartbeat, LeaderBeat, Outcome, Register, RegisterReply, Report, ReportReply,
+    RunAttempt, StoreLimits, WorkerState,
 };
 use muster_common::{Error, ErrorKind, Result};
 use tokio::sync::{mpsc, oneshot};
@@ -23,9 +24,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::attempt::{Attempts, Effect, Input, Key};
-use crate::memory::{Budget, health};
+use crate::guard::Guards;
+use crate::health::{Gauge, Reading};
+use crate::memory::Budget;
+use crate::presence::{Admitted, Presence};
 use crate::requests::Requests;
-use crate::retry::{Retry, delay_ms};
+use crate::spills::Spills;
 use crate::tasks::{Context, Gate, Progress, Task};
 use crate::transfer::Leftovers;
 use crate::{Exit, WorkerOptions};
@@ -36,8 +40,6 @@ const TICK: Duration = Duration::from_millis(50);
 const EVENTS_MAX: usize = 1024;
 /// How long a leaving worker takes to remove what its abandoned attempts made.
 const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bounds of the heartbeat interval that a leader may set, in milliseconds.
-const HEARTBEAT_MS: std::ops::RangeInclusive<u64> = 50..=60_000;
 
 /// What comes back from tasks.
 enum Event {
@@ -55,19 +57,6 @@ struct Work {
     results: Leftovers,
 }
 
-/// How long a worker takes "not yet" for an answer, in times that a silent worker takes to be dead.
-const REFUSED_DEAD_TIMES: u64 = 3;
-
-/// When to ask for admission.
-#[derive(Default)]
-struct Admission {
-    in_flight: bool,
-    tries: u32,
-    due_ms: u64,
-    /// Since when leaders have been saying "not yet"; a former life of this worker may take so long to be forgotten, another live process never is.
-    refused_since_ms: Option<u64>,
-}
-
 /// A worker at work.
 pub(crate) struct Driver {
     options: WorkerOptions,
@@ -76,18 +65,15 @@ pub(crate) struct Driver {
     names: Names,
     incarnation: Incarnation,
     context: Arc<Context>,
+    guards: Arc<Guards>,
     attempts: Attempts,
     work: HashMap<Key, Work>,
     tasks: JoinSet<()>,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
-    deployment: Option<DeploymentId>,
-    admission: Admission,
-    heartbeat_ms: u64,
-    heartbeat_due_ms: u64,
-    sequence: u64,
-    leader_heard_ms: u64,
-    /// When a stopping worker gives up on finishing.
-    stop_by_ms: Option<u64>,
+    presence: Presence,
+    gauge: Gauge,
+    /// Input bytes that attempts did which have ended.
+    bytes_ended: u64,
 }
 
 impl Driver {
@@ -103,24 +89,24 @@ impl Driver {
         let names = Names::new(&config.namespace);
         let timeout = Duration::from_millis(config.nats.request_timeout_ms);
         let budget = Budget::of(options.memory_bytes, options.threads);
-        let retry = Retry::new(config.store.attempts_max, clock.clone());
+        let retry = Retry::new(config.retry.clone(), clock.clone());
+        let stores = stores.disturbed(options.faults.clone());
+        let guards = Arc::new(Guards::new(config.hedge.clone(), config.retry.store.total_ms, clock.clone()));
+        let stores = stores.guarded(guards.clone());
         let spills = spill_folder(&options, incarnation).await?;
         tracing::info!(worker = %options.id, slots = options.threads, memory_bytes = options.memory_bytes, sorter_bytes = budget.sorter_bytes, "worker starts");
         Ok(Self {
-            requests: Requests::new(client, names.clone(), timeout),
+            requests: Requests::new(client, names.clone(), timeout, options.faults.clone()),
             names,
-            context: Arc::new(Context::new(stores, retry, budget, options.threads, spills)),
-            attempts: Attempts::new(options.id.clone(), incarnation, options.threads.max(1)),
+            context: Arc::new(Context::new(stores, retry, budget, options.threads, Spills::new(spills))),
+            guards,
+            attempts: Attempts::new(options.id.clone(), incarnation, options.threads.max(1), config.retry.nats.clone()),
             work: HashMap::new(),
             tasks: JoinSet::new(),
             events: mpsc::channel(EVENTS_MAX),
-            deployment: None,
-            admission: Admission::default(),
-            heartbeat_ms: config.heartbeat.interval_ms,
-            heartbeat_due_ms: 0,
-            sequence: 0,
-            leader_heard_ms: clock.now_ms(),
-            stop_by_ms: None,
+            presence: Presence::new(options.id.clone(), config, clock.now_ms()),
+            gauge: Gauge::new(std::thread::available_parallelism().map_or(1, usize::from), options.memory_bytes),
+            bytes_ended: 0,
             incarnation,
             clock,
             options,
@@ -131,6 +117,7 @@ impl Driver {
     pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<Exit> {
         let mut beats = self.requests.subscribe(self.names.leader()).await?;
         let mut commands = self.requests.subscribe(self.names.commands(&self.options.id)).await?;
+        let mut limits = self.requests.subscribe(self.names.limits()).await?;
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let closed = || Error::retry("the connection to NATS is closed");
@@ -138,32 +125,18 @@ impl Driver {
             tokio::select! {
                 beat = beats.next() => self.on_beat(&beat.ok_or_else(closed)?).await,
                 command = commands.next() => self.on_command(command.ok_or_else(closed)?).await,
+                limits = limits.next() => self.on_limits(&limits.ok_or_else(closed)?),
                 event = self.events.1.recv() => if let Some(event) = event && let Err(error) = self.on_event(event).await { break Err(error) },
                 _ = ticks.tick() => self.on_tick().await,
-                () = stop.cancelled(), if self.stop_by_ms.is_none() => self.on_stop().await,
+                () = stop.cancelled(), if !self.presence.is_stopping() => self.on_stop().await,
             }
-            if let Some(ended) = self.end() {
+            if let Some(ended) = self.presence.end(self.clock.now_ms(), &self.attempts) {
                 break ended;
             }
         };
         self.leave().await;
         tracing::info!(worker = %self.options.id, exit = ?ended, "worker ends");
         ended
-    }
-
-    /// Whether it is time to end.
-    fn end(&self) -> Option<Result<Exit>> {
-        let now_ms = self.clock.now_ms();
-        let waited_ms = now_ms.saturating_sub(self.leader_heard_ms);
-        let idle = self.attempts.is_idle();
-        match self.stop_by_ms {
-            Some(by_ms) => (idle || now_ms >= by_ms).then_some(Ok(Exit::Stopped)),
-            None if idle && self.attempts.is_draining() => Some(Ok(Exit::Drained)),
-            None if waited_ms >= self.options.config.worker.coordinator_wait_ms => Some(Err(Error::retry(format!(
-                "no coordinator was heard of for {waited_ms} ms (worker.coordinator_wait_ms); is one running?"
-            )))),
-            None => None,
-        }
     }
 
     async fn step(&mut self, input: Input, reply: Option<Subject>) {
@@ -191,17 +164,24 @@ impl Driver {
                 }
             }
             Effect::CleanUp(key) => {
-                if let Some(work) = self.work.remove(&key) {
+                if let Some(work) = self.forget(&key) {
                     self.tasks.spawn(async move { work.results.remove_all().await });
                 }
             }
-            Effect::Keep(key) => drop(self.work.remove(&key)),
+            Effect::Keep(key) => drop(self.forget(&key)),
             Effect::Send(report) => self.send(*report),
-            Effect::Register => self.admission.due_ms = self.clock.now_ms(),
+            Effect::Register => self.presence.register_now(self.clock.now_ms()),
         }
     }
 
-    async fn answer<T: serde::Serialize>(&self, reply: Option<&Subject>, message: &T) {
+    /// Takes an attempt off the list of what runs or is held.
+    fn forget(&mut self, key: &Key) -> Option<Work> {
+        let work = self.work.remove(key)?;
+        self.bytes_ended = self.bytes_ended.saturating_add(work.progress.bytes_done.load(Ordering::Relaxed));
+        Some(work)
+    }
+
+    async fn answer<T: wire::Message>(&self, reply: Option<&Subject>, message: &T) {
         let Some(reply) = reply else { return };
         if let Err(error) = self.requests.answer(reply.clone(), message).await {
             tracing::warn!(%error, "a command goes unanswered");
@@ -234,17 +214,25 @@ impl Driver {
             Ok(beat) => beat,
             Err(error) => return tracing::warn!(%error, "a leader's beat cannot be read"),
         };
-        self.leader_heard_ms = self.clock.now_ms();
+        self.presence.heard(self.clock.now_ms());
         self.note_deployment(&beat.deployment).await;
         self.step(Input::Beat { epoch: beat.epoch }, None).await;
     }
 
-    /// Another deployment than before means that the journal is another one: nothing of the old one counts.
     async fn note_deployment(&mut self, deployment: &DeploymentId) {
-        let before = self.deployment.replace(deployment.clone());
-        if let Some(before) = before.filter(|before| before != deployment) {
+        if let Some(before) = self.presence.note_deployment(deployment) {
             tracing::warn!(%before, %deployment, "another deployment leads now; what was running is abandoned");
             self.step(Input::NewDeployment, None).await;
+        }
+    }
+
+    fn on_limits(&self, message: &Message) {
+        match wire::decode::<StoreLimits>(&message.payload) {
+            Ok(limits) if self.attempts.registered().is_some_and(|epoch| limits.epoch >= epoch) => {
+                self.guards.limit(limits.requests_per_s);
+            }
+            Ok(limits) => tracing::debug!(epoch = %limits.epoch, "limits of another leader are not heard"),
+            Err(error) => tracing::warn!(%error, "the limits of the stores cannot be read"),
         }
     }
 
@@ -254,11 +242,12 @@ impl Driver {
             Some(Verb::Run) => wire::decode(&message.payload).map(|run| Input::Run(Box::new(run))),
             Some(Verb::Cancel) => wire::decode(&message.payload).map(Input::Cancel),
             Some(Verb::Drain) => wire::decode(&message.payload).map(Input::Drain),
+            Some(Verb::List) => Err(Error::invalid("this worker offers no files of its own")),
             None => Err(Error::invalid(format!("{token:?} is no command"))),
         };
         match input {
             Ok(input) => {
-                self.leader_heard_ms = self.clock.now_ms();
+                self.presence.heard(self.clock.now_ms());
                 self.step(input, message.reply).await;
             }
             Err(error) => tracing::warn!(%error, subject = %message.subject, "a command cannot be read"),
@@ -268,9 +257,14 @@ impl Driver {
     async fn on_event(&mut self, event: Event) -> Result<()> {
         match event {
             Event::Opened { key, upload } => self.step(Input::Opened { key, upload }, None).await,
-            Event::Finished { key, outcome } => self.step(Input::Finished { key, outcome }, None).await,
+            Event::Finished { key, outcome } => {
+                if let Outcome::Failed { .. } = outcome {
+                    self.gauge.failed(self.clock.now_ms());
+                }
+                self.step(Input::Finished { key, outcome }, None).await;
+            }
             Event::Reported { key, reply: Ok(reply) } => {
-                self.leader_heard_ms = self.clock.now_ms();
+                self.presence.heard(self.clock.now_ms());
                 self.step(Input::Answered { key, reply: Some(reply) }, None).await;
             }
             Event::Reported { key, reply: Err(error) } if error.kind == ErrorKind::Bug => {
@@ -287,67 +281,38 @@ impl Driver {
     }
 
     async fn on_registered(&mut self, asked: Vec<Key>, reply: Result<RegisterReply>) -> Result<()> {
-        self.admission.in_flight = false;
-        self.admission.tries += 1;
-        self.admission.due_ms = self.clock.now_ms() + delay_ms(self.admission.tries, self.clock.random());
-        match reply {
-            Ok(RegisterReply::Accepted { deployment, epoch, heartbeat_ms, regranted }) => {
-                tracing::info!(worker = %self.options.id, %epoch, %deployment, heartbeat_ms, regranted = regranted.len(), "registered");
-                self.leader_heard_ms = self.clock.now_ms();
-                if self.deployment.is_none() {
-                    self.sweep_spills();
-                }
-                self.note_deployment(&deployment).await;
-                self.admission.tries = 0;
-                self.admission.refused_since_ms = None;
-                self.heartbeat_ms = heartbeat_ms.clamp(*HEARTBEAT_MS.start(), *HEARTBEAT_MS.end());
-                self.heartbeat_due_ms = 0;
-                self.step(Input::Registered { epoch, asked, regranted }, None).await;
-            }
-            Ok(RegisterReply::Refused { error }) if error.kind.is_retryable() || error.kind == ErrorKind::Fenced => {
-                tracing::warn!(%error, "not admitted yet");
-                let now_ms = self.clock.now_ms();
-                self.leader_heard_ms = now_ms;
-                let since_ms = *self.admission.refused_since_ms.get_or_insert(now_ms);
-                let bound_ms = REFUSED_DEAD_TIMES * self.options.config.heartbeat.dead_after_ms;
-                if now_ms.saturating_sub(since_ms) > bound_ms {
-                    return Err(Error::invalid(format!(
-                        "worker {} was refused for {bound_ms} ms: {error}",
-                        self.options.id
-                    )));
-                }
-            }
-            Ok(RegisterReply::Refused { error }) => {
-                return Err(error.at(format!("worker {} was refused", self.options.id)));
-            }
-            Err(error) if error.kind == ErrorKind::Invalid => {
-                tracing::warn!(%error, "the answer to a registration cannot be read");
-            }
-            Err(error) => {
-                let waited_ms = self.clock.now_ms().saturating_sub(self.leader_heard_ms);
-                tracing::warn!(%error, waited_ms, "waiting for coordinator");
-            }
+        let admitted = self.presence.answered(self.clock.now_ms(), self.clock.random(), reply)?;
+        let Some(Admitted { first, deployment, epoch, regranted }) = admitted else { return Ok(()) };
+        tracing::info!(worker = %self.options.id, %epoch, %deployment, regranted = regranted.len(), "registered");
+        if first {
+            self.sweep_spills();
         }
+        self.note_deployment(&deployment).await;
+        self.step(Input::Registered { epoch, asked, regranted }, None).await;
         Ok(())
     }
 
     async fn on_tick(&mut self) {
         while self.tasks.try_join_next().is_some() {}
         let now_ms = self.clock.now_ms();
+        self.attempts.pause(self.guards.waiting_for().is_some());
+        if self.guards.probe_due() {
+            let guards = self.guards.clone();
+            self.tasks.spawn(async move { guards.probe().await });
+        }
         self.step(Input::Tick, None).await;
-        let admission = &self.admission;
-        if self.attempts.registered().is_none() && !admission.in_flight && admission.due_ms <= now_ms {
+        if self.presence.misses_leader(now_ms) {
+            tracing::warn!(waited_ms = self.presence.waited_ms(now_ms), "waiting for coordinator");
+        }
+        if self.presence.asks_admission(now_ms, &self.attempts) {
             self.ask_admission();
         }
-        if self.attempts.registered().is_some() && self.heartbeat_due_ms <= now_ms {
-            self.heartbeat_due_ms = now_ms + self.heartbeat_ms;
-            let state = if self.attempts.is_draining() { WorkerState::Draining } else { WorkerState::Active };
+        if let Some(state) = self.presence.heartbeat_due(now_ms, &self.attempts) {
             self.heartbeat(state).await;
         }
     }
 
     fn ask_admission(&mut self) {
-        self.admission.in_flight = true;
         let held = self.attempts.held();
         let asked = held.iter().map(|held| Key { job: held.job.clone(), attempt: held.attempt }).collect();
         let register = Register {
@@ -360,16 +325,21 @@ impl Driver {
             labels: self.options.labels.clone(),
             draining: self.attempts.is_draining(),
             held,
+            wire: wire::WIRE_VERSION,
+            settings: self.options.config.shared(),
+            inputs: Vec::new(),
         };
+        let version = self.presence.wire_version();
         let (requests, events) = (self.requests.clone(), self.events.0.clone());
         self.tasks.spawn(async move {
-            let reply = requests.register(&register).await;
+            let reply = requests.register(&register, version).await;
             drop(events.send(Event::Registered { asked, reply }).await);
         });
     }
 
     async fn heartbeat(&mut self, state: WorkerState) {
         let Some(epoch) = self.attempts.registered() else { return };
+        let health = self.health();
         let attempts = self.attempts.running().filter_map(|key| {
             let progress = &self.work.get(key)?.progress;
             Some(AttemptProgress {
@@ -383,22 +353,34 @@ impl Driver {
             worker: self.options.id.clone(),
             incarnation: self.incarnation,
             epoch,
-            sequence: self.sequence,
+            sequence: self.presence.next_sequence(),
             state,
             attempts: attempts.collect(),
-            health: health(self.context.retry.retried()),
+            health,
         };
-        self.sequence += 1;
         if let Err(error) = self.requests.heartbeat(&heartbeat).await {
             tracing::warn!(%error, "a heartbeat was not sent");
         }
     }
 
+    fn health(&mut self) -> Health {
+        let done = |work: &Work| work.progress.bytes_done.load(Ordering::Relaxed);
+        let running = self.work.values().map(done).fold(0, u64::saturating_add);
+        let reading = Reading {
+            bytes_done: self.bytes_ended.saturating_add(running),
+            running: self.work.len(),
+            store_retries: self.context.retry.retried(),
+            throttled: self.guards.throttled(),
+            ..Reading::take(self.clock.now_ms(), &self.options.data_dir)
+        };
+        let figures = self.gauge.figures(reading);
+        Health { waiting_for: self.guards.waiting_for().or(figures.waiting_for), ..figures }
+    }
+
     async fn on_stop(&mut self) {
         tracing::info!(worker = %self.options.id, "stopping: finishing what runs, taking no more");
-        self.stop_by_ms = Some(self.clock.now_ms() + self.options.config.worker.drain_ms);
+        self.presence.stop(self.clock.now_ms());
         self.step(Input::Stop, None).await;
-        self.heartbeat_due_ms = 0;
     }
 
     /// Says so, abandons what is left, and removes what that leaves, within bounds.
@@ -428,25 +410,18 @@ impl Driver {
 
     /// Removes what earlier lives of this worker left on its disk. Only once it is registered: until then another process might live under its id.
     fn sweep_spills(&mut self) {
-        let (own, context) = (self.context.spills.clone(), self.context.clone());
+        let spills = self.context.spills.clone();
+        spills.is_alone();
         self.tasks.spawn(async move {
-            let Some(own) = own.file_path() else { return };
-            let swept = tokio::task::spawn_blocking(move || {
-                for entry in
-                    own.parent().and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten().flatten()
-                {
-                    if entry.path() != own && std::fs::remove_dir_all(entry.path()).is_ok() {
-                        tracing::info!(path = %entry.path().display(), "removed spills of an earlier life");
-                    }
-                }
-            });
-            drop((swept.await, context));
+            // It can fail only by a panic, which has been reported then.
+            drop(tokio::task::spawn_blocking(move || spills.clean()).await);
         });
     }
 
     async fn sweep_own_spills(&self) {
-        let pruned =
-            async { self.context.stores.open(&self.context.spills).await?.prune(self.context.spills.key()).await };
+        let pruned = async {
+            self.context.stores.open(&self.context.spills.root).await?.prune(self.context.spills.root.key()).await
+        };
         if let Err(error) = pruned.await {
             tracing::debug!(%error, "cannot remove the folder of spills");
         }

@@ -11,13 +11,16 @@
 //! A worker commits nothing. It writes only below names that carry its attempt's id, or into uploads that the leader knows and completes; it knows no other worker and
 //! never looks at the journal.
 
-mod attempt;
+pub mod attempt;
 mod cache;
 mod driver;
+mod guard;
+mod health;
 mod memory;
+pub mod presence;
 mod requests;
-mod retry;
 mod slots;
+mod spills;
 mod tasks;
 #[cfg(test)]
 mod testing;
@@ -29,6 +32,7 @@ use std::sync::Arc;
 use muster_common::Result;
 use muster_common::clock::Clock;
 use muster_common::config::Config;
+use muster_common::faults::Faults;
 use muster_common::ids::WorkerId;
 use muster_common::store::Stores;
 use tokio_util::sync::CancellationToken;
@@ -54,6 +58,8 @@ pub struct WorkerOptions {
     pub host: String,
     /// The program's version, for people.
     pub program: String,
+    /// Faults to inject, where somebody asked for it.
+    pub faults: Option<Arc<Faults>>,
 }
 
 /// Why a worker ended, other than by an error.

@@ -1,4 +1,4 @@
-//! How a worker's memory is divided (P6), and what the process uses.
+//! How a worker's memory is divided (P6).
 //!
 //! ```text
 //! --memory = reserve (runtime, caches, fragmentation) + slots x slot
@@ -9,7 +9,6 @@
 
 use muster_common::buffer::ALIGN;
 use muster_common::store::Scheme;
-use muster_common::wire::Health;
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -58,6 +57,12 @@ impl Budget {
         // Buffers come in size classes; what they are larger than asked for comes off here.
         let io_bytes = (buffers / 8 * 7 / slots).max(IO_BYTES_MIN);
         Self { cache_bytes: reserve / 16, slot_bytes: sorter_bytes + io_bytes, sorter_bytes, io_bytes }
+    }
+
+    /// What the chunk may take after memory was refused so many times: half as much each time, down to the least that works.
+    pub(crate) fn halved_sorter_bytes(&self, halvings: u8) -> usize {
+        let halved = self.sorter_bytes.checked_shr(u32::from(halvings)).unwrap_or(0);
+        halved.max(SORTER_BYTES_MIN).min(self.sorter_bytes)
     }
 }
 
@@ -188,25 +193,6 @@ fn pool_size(bytes: usize) -> usize {
     bytes / step * step
 }
 
-/// Figures of this process; zeros where the system does not tell.
-pub(crate) fn health(store_retries: u64) -> Health {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    Health { rss_bytes: rss_bytes(&read("/proc/self/status")), cpu_ms: cpu_ms(&read("/proc/self/stat")), store_retries }
-}
-
-fn rss_bytes(status: &str) -> u64 {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()).and_then(|text| text.parse::<u64>().ok());
-    kib.unwrap_or(0).saturating_mul(1024)
-}
-
-/// User and system time: fields 14 and 15, counted from 1, of which the second is a name in parentheses that may hold anything.
-fn cpu_ms(stat: &str) -> u64 {
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let ticks: u64 = after_name.split_whitespace().skip(11).take(2).filter_map(|text| text.parse::<u64>().ok()).sum();
-    ticks.saturating_mul(1000) / rustix::param::clock_ticks_per_second().max(1)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,6 +213,16 @@ mod tests {
                 assert_eq!(budget.sorter_bytes + budget.io_bytes, budget.slot_bytes);
             }
         }
+    }
+
+    #[test]
+    fn a_halved_chunk_has_a_floor() {
+        let budget = Budget::of(64 << 20, 1);
+        let halved: Vec<usize> = (0..=255).map(|halvings| budget.halved_sorter_bytes(halvings)).collect();
+        assert_eq!((halved[0], halved[1]), (budget.sorter_bytes, budget.sorter_bytes / 2));
+        assert!(halved[255] == SORTER_BYTES_MIN && halved.is_sorted_by(|a, b| a >= b));
+        let tiny = Budget { sorter_bytes: 1000, ..budget };
+        assert_eq!(tiny.halved_sorter_bytes(3), 1000);
     }
 
     #[test]
@@ -283,14 +279,5 @@ mod tests {
         {
             assert_eq!(pool_size(bytes), expected, "{bytes}");
         }
-    }
-
-    #[test]
-    fn the_process_is_seen() {
-        assert_eq!(rss_bytes("Name:\tx\nVmRSS:\t  12 kB\n"), 12 * 1024);
-        assert_eq!(rss_bytes(""), 0);
-        let tick_ms = 1000 / rustix::param::clock_ticks_per_second();
-        assert_eq!(cpu_ms("1 (a) b) S 1 2 3 4 5 6 7 8 9 10 30 12 0"), 42 * tick_ms);
-        assert!(health(3).rss_bytes > 0);
     }
 }

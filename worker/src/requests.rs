@@ -1,13 +1,16 @@
 //! The worker's calls to NATS: each is bounded in time, because a client that has lost its server queues calls and answers none.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use async_nats::{Client, Subject, Subscriber};
+use muster_common::faults::{self, Faults};
 use muster_common::names::Names;
-use muster_common::wire::{self, Heartbeat, Outcome, Register, RegisterReply, Report, ReportReply};
+use muster_common::wire::{
+    self, Heartbeat, Message, Outcome, Register, RegisterReply, Report, ReportReply, WIRE_VERSION,
+};
 use muster_common::{Error, Result};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 /// Bound of handing a message to the client.
 const PUBLISH_TIMEOUT: Duration = Duration::from_millis(500);
@@ -18,33 +21,43 @@ pub(crate) struct Requests {
     client: Client,
     names: Names,
     timeout: Duration,
+    /// The newest wire version that the leader is known to speak.
+    peer: Arc<AtomicU8>,
+    faults: Option<Arc<Faults>>,
 }
 
 impl Requests {
-    pub(crate) fn new(client: Client, names: Names, timeout: Duration) -> Self {
-        Self { client, names, timeout }
+    pub(crate) fn new(client: Client, names: Names, timeout: Duration, faults: Option<Arc<Faults>>) -> Self {
+        Self { client, names, timeout, faults, peer: Arc::new(AtomicU8::new(WIRE_VERSION)) }
     }
 
-    /// Asks the leader for admission.
-    pub(crate) async fn register(&self, register: &Register) -> Result<RegisterReply> {
-        self.ask(self.names.register(), register).await
+    /// Asks the leader for admission, in a wire version. A leader that does not speak it passes the message over; the version of an answered one is used from then on.
+    pub(crate) async fn register(&self, register: &Register, version: u8) -> Result<RegisterReply> {
+        let reply = self.ask("register", self.names.register(), version, register).await?;
+        self.peer.store(version, Ordering::Relaxed);
+        Ok(reply)
+    }
+
+    fn peer(&self) -> u8 {
+        self.peer.load(Ordering::Relaxed)
     }
 
     /// Reports an outcome. Samples have a subject of their own.
     pub(crate) async fn report(&self, report: &Report) -> Result<ReportReply> {
         let is_samples = matches!(report.outcome, Outcome::Sampled { .. } | Outcome::SampledToScratch { .. });
-        let subject = if is_samples { self.names.samples() } else { self.names.report() };
-        self.ask(subject, report).await
+        let (word, subject) =
+            if is_samples { ("samples", self.names.samples()) } else { ("report", self.names.report()) };
+        self.ask(word, subject, self.peer(), report).await
     }
 
     /// Tells who listens how the worker is.
     pub(crate) async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<()> {
-        self.publish(self.names.heartbeat(&heartbeat.worker).into(), heartbeat).await
+        self.publish("heartbeat", self.names.heartbeat(&heartbeat.worker).into(), heartbeat).await
     }
 
     /// Answers a command.
-    pub(crate) async fn answer<T: Serialize>(&self, reply: Subject, message: &T) -> Result<()> {
-        self.publish(reply, message).await
+    pub(crate) async fn answer<T: Message>(&self, reply: Subject, message: &T) -> Result<()> {
+        self.publish("answer", reply, message).await
     }
 
     /// Listens to a subject.
@@ -62,17 +75,60 @@ impl Requests {
         }
     }
 
-    async fn publish<T: Serialize>(&self, subject: Subject, message: &T) -> Result<()> {
-        let bytes = wire::encode(message)?;
+    /// What faults make of a message; `word` is its name there.
+    async fn fate(&self, word: &'static str) -> faults::Message {
+        match &self.faults {
+            Some(faults) => faults.message(word).await,
+            None => faults::Message::Deliver,
+        }
+    }
+
+    async fn publish<T: Message>(&self, word: &'static str, subject: Subject, message: &T) -> Result<()> {
+        let bytes = wire::encode_for(self.peer(), message)?;
+        match self.fate(word).await {
+            faults::Message::Deliver => {}
+            faults::Message::Twice => self.hand_over(subject.clone(), bytes.clone()).await?,
+            faults::Message::Refused => return Err(Error::retry("injected fault: the message is refused")),
+            faults::Message::Lost | faults::Message::AnswerLost => return Ok(()),
+        }
+        self.hand_over(subject, bytes).await
+    }
+
+    async fn hand_over(&self, subject: Subject, bytes: Vec<u8>) -> Result<()> {
         let published = tokio::time::timeout(PUBLISH_TIMEOUT, self.client.publish(subject, bytes.into())).await;
         let published = published.map_err(|_| Error::retry("waiting for NATS: a message could not be handed over"))?;
         published.map_err(|e| Error::retry(format!("a message could not be handed over: {e}")))
     }
 
-    async fn ask<Q: Serialize, A: DeserializeOwned>(&self, subject: String, question: &Q) -> Result<A> {
-        let bytes = wire::encode(question)?;
+    async fn ask<Q: Message, A: Message>(
+        &self,
+        word: &'static str,
+        subject: String,
+        peer: u8,
+        question: &Q,
+    ) -> Result<A> {
+        let bytes = wire::encode_for(peer, question)?;
+        let in_vain = |why: &str| Error::retry(format!("no answer on {subject}: injected fault: {why}"));
+        let fate = self.fate(word).await;
+        match fate {
+            faults::Message::Deliver | faults::Message::AnswerLost => {}
+            faults::Message::Twice => {
+                let inbox = self.client.new_inbox();
+                let twin = self.client.publish_with_reply(subject.clone(), inbox, bytes.clone().into());
+                // What becomes of the twin is nobody's concern.
+                drop(tokio::time::timeout(PUBLISH_TIMEOUT, twin).await);
+            }
+            faults::Message::Refused => return Err(in_vain("the connection is broken")),
+            faults::Message::Lost => {
+                tokio::time::sleep(self.timeout).await;
+                return Err(in_vain("the message is lost"));
+            }
+        }
         let asked = tokio::time::timeout(self.timeout, self.client.request(subject.clone(), bytes.into())).await;
         let answer = asked.map_err(|_| Error::retry(format!("no answer on {subject} within {:?}", self.timeout)))?;
+        if fate == faults::Message::AnswerLost {
+            return Err(in_vain("the answer is lost"));
+        }
         let answer = answer.map_err(|e| Error::retry(format!("no answer on {subject}: {e}")))?;
         wire::decode(&answer.payload).map_err(|e| e.at(subject))
     }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use muster_common::buffer::advise_huge_pages;
 use muster_common::{Error, Result};
 use muster_kernel::order::Order;
+use muster_kernel::record::RECORD_BYTES_MAX;
 use muster_kernel::sort::ChunkSorter;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -13,8 +14,24 @@ use crate::memory::Budget;
 /// All slots of a worker.
 pub(crate) struct Slots {
     budget: Budget,
+    limits: SorterLimits,
     permits: Arc<Semaphore>,
     idle: Mutex<Vec<Slot>>,
+}
+
+/// What sorters keep to beside their budget.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SorterLimits {
+    /// The longest record.
+    pub(crate) record_bytes_max: u64,
+    /// Asked before every large block of memory.
+    pub(crate) grant: fn(usize) -> bool,
+}
+
+impl Default for SorterLimits {
+    fn default() -> Self {
+        Self { record_bytes_max: RECORD_BYTES_MAX, grant: |_| true }
+    }
 }
 
 #[derive(Default)]
@@ -24,9 +41,10 @@ struct Slot {
 
 impl Slots {
     /// `count` slots of the budget's size; nothing is allocated yet.
-    pub(crate) fn new(budget: Budget, count: u32) -> Self {
+    pub(crate) fn new(budget: Budget, count: u32, limits: SorterLimits) -> Self {
         Self {
             budget,
+            limits,
             permits: Arc::new(Semaphore::new(count.max(1) as usize)),
             idle: Mutex::new((0..count.max(1)).map(|_| Slot::default()).collect()),
         }
@@ -48,13 +66,17 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// An empty sorter: the one of the last attempt, where it sorts by the same order. It leaves the slot until [`Lease::keep_sorter`].
-    pub(crate) fn take_sorter(&mut self, order: &Arc<Order>) -> ChunkSorter {
+    /// An empty sorter, its budget halved so many times: the one of the last attempt, where it sorts by the same order. It leaves the slot until [`Lease::keep_sorter`].
+    pub(crate) fn take_sorter(&mut self, order: &Arc<Order>, halvings: u8) -> ChunkSorter {
         match self.slot.sorter.take() {
-            Some((of, sorter)) if Arc::ptr_eq(&of, order) && sorter.is_empty() => sorter,
+            Some((of, sorter)) if halvings == 0 && Arc::ptr_eq(&of, order) && sorter.is_empty() => sorter,
             other => {
                 drop(other);
-                ChunkSorter::new(order.clone(), self.slots.budget.sorter_bytes).with_memory_advice(advise_huge_pages)
+                let (budget, limits) = (self.slots.budget.halved_sorter_bytes(halvings), self.slots.limits);
+                ChunkSorter::new(order.clone(), budget)
+                    .with_memory_advice(advise_huge_pages)
+                    .with_memory_grant(limits.grant)
+                    .with_record_bytes_max(limits.record_bytes_max)
             }
         }
     }
@@ -94,10 +116,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_sorter_serves_the_next_attempt_of_its_job() {
-        let slots = Arc::new(Slots::new(Budget::of(64 << 20, 1), 1));
+        let slots = Arc::new(Slots::new(Budget::of(64 << 20, 1), 1, SorterLimits::default()));
         let order = Arc::new(Order::new(&SortSpec::new(Format::Fixed { len: 4 })).expect("order"));
         let mut lease = slots.lease().await.expect("lease");
-        let sorter = lease.take_sorter(&order);
+        let sorter = lease.take_sorter(&order, 0);
         lease.keep_sorter(&order, sorter);
         assert_eq!(lease.memory_for(1), slots.budget.io_bytes);
         assert!(lease.slot.sorter.is_some());

@@ -1,7 +1,10 @@
 //! What an attempt does, from its command to its outcome. Each phase has a module; here is what they share: the context of the worker, the frame around every
 //! attempt (its end is always an [`Outcome`], and what must not stay behind is removed), and the check that the input is still what was pinned.
 
+mod bad_records;
+mod findings;
 pub(crate) mod merge;
+mod repair;
 pub(crate) mod runs;
 pub(crate) mod sample;
 pub(crate) mod sort;
@@ -9,25 +12,37 @@ pub(crate) mod sort;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{FutureExt, StreamExt, TryStreamExt};
+use muster_common::error::OUT_OF_MEMORY;
+use muster_common::faults::Scope;
+use muster_common::ids::JobId;
 use muster_common::names;
+use muster_common::retry::Retry;
 use muster_common::store::{BlobUrl, Stores};
 use muster_common::wire::{Outcome, RunAttempt, Work};
-use muster_common::{Error, Result};
+use muster_common::{Error, ErrorKind, Result};
+use muster_kernel::proof::Interval;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::cache::{Cache, Job};
 use crate::memory::Budget;
-use crate::retry::Retry;
-use crate::slots::Slots;
+use crate::slots::{Slots, SorterLimits};
+use crate::spills::Spills;
 use crate::transfer::{Leftovers, Link, Object};
 
+pub(crate) use findings::{Counters, Findings};
+
+/// Jobs whose retries are counted apart at once; those of older ones remain in the worker's sum.
+const JOBS_COUNTED_MAX: usize = 64;
+/// Repaired copies of runs that are remembered.
+const REPAIRS_KNOWN_MAX: usize = 1024;
 /// Objects that are looked at side by side.
 const HEADS_IN_FLIGHT: usize = 16;
 /// Files that are read side by side for each attempt.
@@ -39,18 +54,80 @@ pub(crate) struct Context {
     pub(crate) retry: Retry,
     pub(crate) cache: Cache,
     pub(crate) slots: Arc<Slots>,
-    /// Where spills go: a folder of this worker's own disk, used by nothing else.
-    pub(crate) spills: BlobUrl,
+    pub(crate) spills: Spills,
+    /// The longest record that is one.
+    pub(crate) record_bytes_max: u64,
+    /// The retries of each of the jobs that this worker saw last.
+    jobs: Mutex<VecDeque<(JobId, Retry)>>,
+    pub(crate) counters: Arc<Counters>,
+    /// URLs of copies of runs that were or are made anew, the oldest first.
+    repaired: Mutex<VecDeque<String>>,
     disk: Arc<Semaphore>,
 }
 
 impl Context {
     /// The context of a worker with this much memory.
-    pub(crate) fn new(stores: Stores, retry: Retry, budget: Budget, slots: u32, spills: BlobUrl) -> Self {
+    pub(crate) fn new(stores: Stores, retry: Retry, budget: Budget, slots: u32, spills: Spills) -> Self {
+        Self::limited(stores, retry, budget, slots, spills, SorterLimits::default())
+    }
+
+    /// The same with other limits.
+    pub(crate) fn limited(
+        stores: Stores,
+        retry: Retry,
+        budget: Budget,
+        slots: u32,
+        spills: Spills,
+        limits: SorterLimits,
+    ) -> Self {
         let cache = Cache::new(stores.clone(), retry.clone(), budget.cache_bytes);
         let disk = Arc::new(Semaphore::new(DISK_READS_PER_SLOT * slots.max(1) as usize));
-        Self { stores, retry, cache, slots: Arc::new(Slots::new(budget, slots)), spills, disk }
+        let slots = Arc::new(Slots::new(budget, slots, limits));
+        let record_bytes_max = limits.record_bytes_max;
+        Self {
+            stores,
+            retry,
+            cache,
+            slots,
+            spills,
+            record_bytes_max,
+            jobs: Mutex::default(),
+            counters: Arc::default(),
+            repaired: Mutex::default(),
+            disk,
+        }
     }
+
+    /// Whether a copy of a run is to be made anew by who asks: nobody here has tried yet.
+    fn begin_repair(&self, url: &str) -> bool {
+        let mut repaired = self.repaired.lock().unwrap_or_else(PoisonError::into_inner);
+        if repaired.iter().any(|known| known == url) {
+            return false;
+        }
+        if repaired.len() >= REPAIRS_KNOWN_MAX {
+            repaired.pop_front();
+        }
+        repaired.push_back(url.to_owned());
+        true
+    }
+
+    /// The retries of one job, which count apart.
+    pub(crate) fn retry_of(&self, job: &JobId) -> Retry {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, retry)) = jobs.iter().find(|(known, _)| known == job) {
+            return retry.clone();
+        }
+        if jobs.len() >= JOBS_COUNTED_MAX {
+            jobs.pop_front();
+        }
+        let retry = self.retry.counting_apart();
+        jobs.push_back((job.clone(), retry.clone()));
+        retry
+    }
+}
+
+fn scope(run: &RunAttempt) -> Scope {
+    Scope { phase: Some(run.attempt.task.phase), task: Some(run.attempt.task.index) }
 }
 
 /// How far an attempt is.
@@ -69,6 +146,8 @@ pub(crate) struct Gate {
 /// One attempt at work.
 pub(crate) struct Task {
     pub(crate) context: Arc<Context>,
+    /// The stores as this attempt uses them.
+    pub(crate) stores: Stores,
     pub(crate) run: RunAttempt,
     pub(crate) link: Link,
     pub(crate) progress: Arc<Progress>,
@@ -89,11 +168,13 @@ impl Task {
         let link = Link {
             handle: tokio::runtime::Handle::current(),
             cancel,
-            retry: context.retry.clone(),
+            retry: context.retry_of(&run.job),
             buffers: context.stores.buffers().clone(),
             disk: context.disk.clone(),
+            findings: Findings::new(context.counters.clone()),
         };
-        Self { context, run, link, progress, results: Leftovers::default(), temporary: Leftovers::default() }
+        let stores = context.stores.of_attempt(scope(&run));
+        Self { context, stores, run, link, progress, results: Leftovers::default(), temporary: Leftovers::default() }
     }
 
     /// Runs to the end. A failed or cancelled attempt has removed what it made; of a successful one [`Task::results`] tell what stands.
@@ -101,16 +182,20 @@ impl Task {
         let span = tracing::info_span!("attempt", job = %self.run.job, phase = %self.run.attempt.task.phase, task = %self.run.attempt.task,
             attempt = %self.run.attempt, epoch = %self.run.epoch);
         async {
+            let spills = self.run.attempt.to_string();
+            self.context.spills.begin(&spills);
             let result = AssertUnwindSafe(self.work(gate)).catch_unwind().await;
             let result = result.unwrap_or_else(|_| Err(Error::bug(format!("attempt {} panicked", self.run.attempt))));
             self.temporary.remove_all().await;
             self.prune_spills().await;
+            self.context.spills.end(&spills);
             match result {
                 Ok(outcome) => outcome,
                 Err(error) => {
                     self.results.remove_all().await;
                     tracing::warn!(%error, kind = ?error.kind, "the attempt failed");
-                    Outcome::Failed { error }
+                    let found = self.link.findings.take().filter(|_| error.kind != ErrorKind::Fenced);
+                    found.unwrap_or(Outcome::Failed { error })
                 }
             }
         }
@@ -119,9 +204,24 @@ impl Task {
     }
 
     async fn work(self: &Arc<Self>, gate: Gate) -> Result<Outcome> {
+        self.step("begin").await?;
+        let outcome = self.work_undisturbed(gate).await?;
+        self.step("end").await?;
+        Ok(outcome)
+    }
+
+    /// A point at which faults can be injected.
+    async fn step(&self, step: &'static str) -> Result<()> {
+        match self.stores.faults() {
+            Some(faults) => self.link.or_cancelled(faults.step(step, scope(&self.run))).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn work_undisturbed(self: &Arc<Self>, gate: Gate) -> Result<Outcome> {
         match &self.run.work {
-            Work::Sample => self.link.or_cancelled(sample::run(self)).await,
-            Work::Sort { splitters } => sort::run(self, splitters.as_ref()).await,
+            Work::Sample { .. } => self.link.or_cancelled(sample::run(self)).await,
+            Work::Sort { splitters, .. } => sort::run(self, splitters.as_ref()).await,
             Work::Merge { splitters, runs } => merge::run(self, splitters.as_ref(), runs, gate).await,
         }
     }
@@ -131,6 +231,12 @@ impl Task {
         self: &Arc<Self>,
         work: impl FnOnce(&Self, &mut crate::slots::Lease) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        self.step("work").await?;
+        if let Some(faults) = self.stores.faults()
+            && faults.refuses_memory(scope(&self.run)).await
+        {
+            return Err(Error::exhausted(format!("{OUT_OF_MEMORY}: injected fault memory.alloc:refuse")));
+        }
         let task = self.clone();
         let mut lease = self.link.or_cancelled(self.context.slots.lease()).await?;
         let span = tracing::Span::current();
@@ -140,7 +246,7 @@ impl Task {
 
     /// The n-th spill of this attempt, in a store that is only this worker's.
     async fn spill_root(&self) -> Result<Object> {
-        Object::open(&self.context.stores, self.context.spills.join(&self.run.attempt.to_string())).await
+        Object::open(&self.stores.on_disk(), self.context.spills.root.join(&self.run.attempt.to_string())).await
     }
 
     async fn prune_spills(&self) {
@@ -158,20 +264,24 @@ impl Task {
         Ok(job.plan.scratch.parse::<BlobUrl>()?.join(relative))
     }
 
-    /// The input bytes of this attempt's split.
-    fn split<'a>(&self, job: &'a Job) -> Result<&'a [muster_kernel::proof::Interval]> {
+    /// The input bytes of this attempt's split, without the objects that are to be left out.
+    fn split(&self, job: &Job) -> Result<Vec<Interval>> {
         let index = self.run.attempt.task.index;
         let split = job.plan.splits.get(index as usize);
-        split
-            .map(Vec::as_slice)
-            .ok_or_else(|| Error::invalid(format!("the plan of job {} has no split {index}", job.plan.job)))
+        let split =
+            split.ok_or_else(|| Error::invalid(format!("the plan of job {} has no split {index}", job.plan.job)));
+        let skip: &[u32] = match &self.run.work {
+            Work::Sample { skip } | Work::Sort { skip, .. } => skip,
+            Work::Merge { .. } => &[],
+        };
+        Ok(split?.iter().filter(|interval| !skip.contains(&interval.object)).copied().collect())
     }
 
     /// Opens the pinned objects of the split, in its order, and checks that they are still what was pinned.
     async fn pinned_objects(&self, job: &Job) -> Result<Vec<Object>> {
         let mut objects: Vec<Object> = Vec::new();
         for interval in self.split(job)? {
-            objects.push(Object::open(&self.context.stores, self.pinned(job, interval.object)?.url.parse()?).await?);
+            objects.push(Object::open(&self.stores, self.pinned(job, interval.object)?.url.parse()?).await?);
         }
         self.check_pinned(job, &objects).await?;
         Ok(objects)
@@ -190,13 +300,14 @@ impl Task {
             self.split(job)?.iter().map(|interval| interval.object).zip(objects.iter().cloned()).collect();
         let checks = futures::stream::iter(pairs).map(|(number, object)| async move {
             let pinned = self.pinned(job, number)?;
-            let changed = |how: String| Error::invalid(format!("input changed during the job: {}: {how}", pinned.url));
-            let meta = match self.context.retry.call(&object, || object.store.head(object.key())).await {
+            let changed = |how: String| {
+                // It says more than whatever reading it has met with.
+                drop(self.link.findings.take());
+                Error::invalid(format!("input changed during the job: {}: {how}", pinned.url))
+            };
+            let meta = match self.link.retry.call(&object, || object.store.head(object.key())).await {
                 Ok(meta) => meta,
-                Err(error) if error.kind == muster_common::ErrorKind::NotFound => {
-                    return Err(changed("it is gone".to_owned()));
-                }
-                Err(error) => return Err(error),
+                Err(error) => return Err(self.unreadable(number, error)),
             };
             if (meta.bytes, &meta.version) != (pinned.bytes, &pinned.version) {
                 return Err(changed(format!(
@@ -207,6 +318,16 @@ impl Task {
             Ok(())
         });
         checks.buffer_unordered(HEADS_IN_FLIGHT).try_collect::<()>().await
+    }
+
+    /// An error of reading an input object. Where trying again cannot help, the attempt ends by naming the object; a store that is away is no fault of the object.
+    fn unreadable(&self, object: u32, error: Error) -> Error {
+        match error.kind {
+            ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::Corrupt => {
+                self.link.findings.input_unreadable(object, error)
+            }
+            _ => error,
+        }
     }
 
     fn expect_bytes(&self, bytes: u64) {

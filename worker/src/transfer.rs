@@ -10,19 +10,20 @@ mod output;
 
 pub(crate) use input::{Prefetch, Span, read, windows};
 pub(crate) use leftovers::Leftovers;
-pub(crate) use output::{PartSink, Uploaded};
+pub(crate) use output::{PartSink, Upload, Uploaded};
 
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
 use muster_common::buffer::BufferPool;
+use muster_common::retry::Retry;
 use muster_common::store::{BlobUrl, Blobs, Stores};
 use muster_common::{Error, ErrorKind, Result};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::retry::Retry;
+use crate::tasks::Findings;
 
 /// One object and the store it lies in. Cloning is cheap.
 #[derive(Clone)]
@@ -62,6 +63,8 @@ pub(crate) struct Link {
     pub(crate) buffers: BufferPool,
     /// Turns at reading files. Each such read holds a thread, and threads cost memory of their own (2 MiB of heap each, measured).
     pub(crate) disk: Arc<Semaphore>,
+    /// What is wrong with others' data.
+    pub(crate) findings: Findings,
 }
 
 impl Link {

@@ -1,11 +1,15 @@
-//! `muster coordinator`: connects, waits for NATS, leads.
+//! `muster coordinator`: connects, waits for NATS, stands by or leads.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use async_nats::Client;
+use muster_common::ErrorKind;
 use muster_common::adapters::journal::{JetStreamLedger, ensure_streams};
 use muster_common::adapters::nats;
 use muster_common::buffer::BufferPool;
 use muster_common::clock::SystemClock;
+use muster_common::config::Config;
 use muster_common::store::Stores;
 use muster_coordinator::CoordinatorOptions;
 
@@ -17,32 +21,56 @@ use crate::nats_context;
 /// Idle buffers of a process that reads plans and manifests only.
 const IDLE_BYTES_MAX: usize = 16 << 20;
 
-/// Leads jobs until it is asked to end.
+/// Pause between tries to make the streams.
+const STREAMS_PAUSE: Duration = Duration::from_secs(1);
+
+/// Stands by or leads until it is asked to end. A leader that is asked to resigns, so that a stand-by goes on at once.
 pub(crate) async fn run(args: CoordinatorArgs) -> Result<(), Exit> {
     cmd::log(args.settings.log_format, "info");
     refuse(args.http.is_some(), "--http")?;
-    refuse(args.faults.is_some(), "--faults")?;
     let config = cmd::settings(&args.settings)?;
     let settings = nats_context::find_or_default(&args.nats).map_err(|e| Exit::usage(e.message))?;
     let bucket = args.bucket.as_deref().map(cmd::blob_url).transpose()?;
+    let faults = cmd::faults(args.faults.as_deref(), &config, "coordinator")?;
     tracing::info!(nats = %settings.public_url(), ?config, "coordinator starts");
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let lead = async {
         let client = nats::connect_waiting(&settings, &config, "muster coordinator").await?;
-        ensure_streams(&client, &config).await?;
+        streams_waiting(&client, &config).await?;
         let ledger = Arc::new(JetStreamLedger::new(&client, &config));
-        let stores = Stores::new(BufferPool::new(IDLE_BYTES_MAX));
-        let options = CoordinatorOptions { config: config.clone(), bucket };
-        muster_coordinator::run(client, ledger, stores, Arc::new(SystemClock::default()), options, stopped).await
+        let stores = Stores::new(BufferPool::new(IDLE_BYTES_MAX), &config.store);
+        let options = CoordinatorOptions { config: config.clone(), bucket, faults: faults.clone() };
+        let clock = Arc::new(SystemClock::default());
+        Box::pin(muster_coordinator::run(client, ledger, stores, clock, options, stopped)).await
     };
     tokio::pin!(lead);
-    tokio::select! {
-        led = &mut lead => return Ok(led?),
-        _ = cmd::end_signal() => drop(stop.send_replace(true)),
+    let led = tokio::select! {
+        led = &mut lead => led,
+        _ = cmd::end_signal() => {
+            stop.send_replace(true);
+            // The journal holds everything that counts; ending is only a matter of leaving politely.
+            tokio::time::timeout(Duration::from_secs(5), lead).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Some(faults) = &faults {
+        faults.log_counts();
     }
-    // The journal holds everything that counts; ending is only a matter of leaving politely.
-    match tokio::time::timeout(std::time::Duration::from_secs(5), lead).await {
-        Ok(led) => Ok(led?),
-        Err(_) => Ok(()),
+    Ok(led?)
+}
+
+/// Makes the streams, and waits for a JetStream that does not answer yet as it waits for NATS.
+async fn streams_waiting(client: &Client, config: &Config) -> muster_common::Result<()> {
+    let mut told = String::new();
+    loop {
+        match ensure_streams(client, config).await {
+            Err(error) if error.kind == ErrorKind::Retry => {
+                if told != error.message {
+                    tracing::warn!(%error, "waiting for NATS");
+                    told = error.message;
+                }
+                tokio::time::sleep(STREAMS_PAUSE).await;
+            }
+            made => return made,
+        }
     }
 }

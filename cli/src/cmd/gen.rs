@@ -4,6 +4,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use muster_common::buffer::BufferPool;
 use muster_common::clock::{Clock, SystemClock};
+use muster_common::config::{Config, Profile};
 use muster_common::store::{BlobUrl, Blobs, PartAt, Stores};
 use muster_common::{Error, Result};
 use muster_kernel::gensort::{Generator, Mode, RECORD_BYTES};
@@ -48,7 +49,8 @@ pub(crate) async fn run(args: GenArgs) -> Result<(), Exit> {
     last.ok_or_else(|| Exit::usage("the record numbers would exceed 64 bits"))?;
     let url = cmd::blob_url(&args.output)?;
     let clock = SystemClock::default();
-    let stores = Stores::new(BufferPool::new(IDLE_BYTES_MAX));
+    let limits = Config::profile(Profile::Production)?.store;
+    let stores = Stores::new(BufferPool::new(IDLE_BYTES_MAX), &limits);
     let store = stores.open(&url).await?;
     let shares = shares(&args, &url);
     let files = shares.len() as u64;
@@ -114,7 +116,7 @@ async fn write_large(store: &dyn Blobs, buffers: &BufferPool, generator: Generat
             });
             let buffer = filled.await.map_err(|e| Error::bug(format!("a generator ended early: {e}")))?;
             let at = PartAt { index: index as u32, offset: skipped * RECORD_BYTES as u64 };
-            store.upload_part(key, upload, at, buffer).await
+            store.upload_part(key, upload, at, buffer.into()).await
         }
     };
     let at_once = 2 * cmd::cores() as usize;

@@ -2,9 +2,11 @@
 
 use muster_common::api::JobStatus;
 use muster_common::ids::JobId;
+use serde::Serialize;
 
 use crate::args::{ClientArgs, JobArgs};
 use crate::client::Api;
+use crate::cmd::workers::Shares;
 use crate::cmd::{self, watch};
 use crate::exit::{self, Exit};
 use crate::output;
@@ -50,7 +52,8 @@ pub(crate) async fn jobs(args: ClientArgs) -> Result<(), Exit> {
 pub(crate) async fn status(args: JobArgs) -> Result<(), Exit> {
     let (api, job) = with_api(&args).await?;
     let status = api.status(&job).await.map_err(calling)?;
-    print_status(&status, args.client.json);
+    let pool = Shares::of(&api.workers().await.map_err(calling)?);
+    print_status(&status, Some(pool), args.client.json);
     Ok(())
 }
 
@@ -74,13 +77,22 @@ pub(crate) async fn watch(args: JobArgs) -> Result<(), Exit> {
 pub(crate) async fn cancel(args: JobArgs) -> Result<(), Exit> {
     let (api, job) = with_api(&args).await?;
     let status = api.cancel(&job).await.map_err(calling)?;
-    print_status(&status, args.client.json);
+    print_status(&status, None, args.client.json);
     Ok(())
 }
 
-fn print_status(status: &JobStatus, json: bool) {
+/// A job's status with the state of the pool beside it, as `--json` prints it.
+#[derive(Serialize)]
+struct WithPool<'a> {
+    #[serde(flatten)]
+    status: &'a JobStatus,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pool: Option<Shares>,
+}
+
+fn print_status(status: &JobStatus, pool: Option<Shares>, json: bool) {
     if json {
-        output::json(status);
+        output::json(&WithPool { status, pool });
         return;
     }
     output::line(&format!("job       {}", status.job));
@@ -95,7 +107,14 @@ fn print_status(status: &JobStatus, json: bool) {
         ));
     }
     output::line(&format!("workers   {}, running attempts {}", status.workers, status.attempts_running));
-    output::line(&format!("retries   {}, repeated tasks {}", status.retries, status.repeated_tasks));
+    if let Some(pool) = pool {
+        output::line(&format!("pool      {pool}"));
+    }
+    let (retries, repeated, second) = (status.retries, status.repeated_tasks, status.speculations);
+    output::line(&format!("retries   {retries}, repeated tasks {repeated}, second attempts {second}"));
+    if !status.alerts.is_empty() {
+        output::line(&format!("alerts    {}", status.alerts.join(", ")));
+    }
     if let Some(what) = &status.waiting_for {
         output::line(&format!("waiting   for {what}"));
     }

@@ -1,6 +1,9 @@
 //! One module a command.
 
 pub(crate) mod coordinator;
+pub(crate) mod doctor;
+pub(crate) mod drill;
+pub(crate) mod events;
 pub(crate) mod r#gen;
 pub(crate) mod jobs;
 pub(crate) mod order;
@@ -11,10 +14,13 @@ pub(crate) mod worker;
 pub(crate) mod workers;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use muster_common::adapters::nats;
+use muster_common::clock::SystemClock;
 use muster_common::config::{self, Config};
+use muster_common::faults::{self, Faults};
 use muster_common::store::BlobUrl;
 use muster_common::telemetry;
 
@@ -28,12 +34,28 @@ const CLIENT_PATIENCE: Duration = Duration::from_secs(15);
 
 /// Settings from file and profile.
 pub(crate) fn settings(args: &SettingsArgs) -> Result<Config, Exit> {
-    let profile = match args.profile {
+    Config::load(profile(args.profile), args.config.as_deref()).map_err(|e| Exit::usage(e.message))
+}
+
+/// What profile and file say about single jobs: it goes with a job into a pool.
+pub(crate) fn job_settings(args: &SettingsArgs) -> Result<Option<String>, Exit> {
+    Config::job_settings(profile(args.profile), args.config.as_deref()).map_err(|e| Exit::usage(e.message))
+}
+
+fn profile(profile: Profile) -> config::Profile {
+    match profile {
         Profile::Development => config::Profile::Development,
         Profile::Testing => config::Profile::Testing,
         Profile::Production => config::Profile::Production,
-    };
-    Config::load(profile, args.config.as_deref()).map_err(|e| Exit::usage(e.message))
+    }
+}
+
+/// The faults that a process of `who` is to inject into itself, where it is asked to.
+pub(crate) fn faults(spec: Option<&str>, config: &Config, who: &str) -> Result<Option<Arc<Faults>>, Exit> {
+    let Some(spec) = spec else { return Ok(None) };
+    let enabled_here = std::env::var_os(faults::ENABLE_VARIABLE).is_some_and(|value| value == "1");
+    let begun = Faults::begin(spec, &config.faults, enabled_here, who, Arc::new(SystemClock::default()));
+    begun.map(Some).map_err(|e| Exit::usage(e.message))
 }
 
 /// Logging to stderr.
@@ -45,11 +67,17 @@ pub(crate) fn log(format: LogFormat, level: &str) {
     telemetry::init(format, level, std::io::stderr);
 }
 
-/// The control API, for a command that only asks.
-pub(crate) async fn api(args: &NatsArgs) -> Result<Api, Exit> {
+/// A connection for a command that only asks, with the settings that such commands use.
+pub(crate) async fn connect(args: &NatsArgs) -> Result<(async_nats::Client, Config), Exit> {
     let config = Config::profile(config::Profile::Production)?;
     let settings = nats_context::find_or_default(args).map_err(|e| Exit::usage(e.message))?;
     let client = nats::connect(&settings, &config, "muster").await.map_err(exit::connecting)?;
+    Ok((client, config))
+}
+
+/// The control API, for a command that only asks.
+pub(crate) async fn api(args: &NatsArgs) -> Result<Api, Exit> {
+    let (client, config) = connect(args).await?;
     Ok(Api::new(client, &config, CLIENT_PATIENCE))
 }
 

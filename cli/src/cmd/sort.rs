@@ -7,12 +7,12 @@ use muster_common::adapters::nats;
 use muster_common::clock::{Clock, SystemClock};
 use muster_common::config::Config;
 use muster_common::ids::{InvalidId, JobId};
-use muster_common::plan::{JobSpec, Sizing};
+use muster_common::plan::{BadInputs, BadRecords, JobSpec, Sizing};
 use muster_kernel::record::Format;
 
-use crate::args::SortArgs;
+use crate::args::{OnBadInputs, OnBadRecords, SortArgs};
 use crate::client::Api;
-use crate::cmd::{self, order, refuse, watch};
+use crate::cmd::{self, order, watch};
 use crate::exit::{self, Exit};
 use crate::local::{self, LocalOptions};
 use crate::nats_context::{self, Found};
@@ -33,7 +33,7 @@ pub(crate) async fn run(args: SortArgs) -> Result<(), Exit> {
     // A run here is its own coordinator and workers: what they would log is what progress and the closing line say.
     let level = if args.quiet { "error" } else { "warn" };
     cmd::log(args.settings.log_format, if pool.is_none() { "off" } else { level });
-    refuse_later(&args)?;
+    refuse_misplaced(&args)?;
     let config = cmd::settings(&args.settings)?;
     let spec = job_spec(&args, &config, pool.is_some())?;
     let show = if args.quiet || args.json { Show::Nothing } else { Show::Auto };
@@ -43,17 +43,7 @@ pub(crate) async fn run(args: SortArgs) -> Result<(), Exit> {
     }
 }
 
-fn refuse_later(args: &SortArgs) -> Result<(), Exit> {
-    refuse(args.replica.is_some(), "--replica")?;
-    for (option, value, later) in [
-        ("--bad-records", &args.bad_records, &["skip", "quarantine"][..]),
-        ("--bad-inputs", &args.bad_inputs, &["skip"][..]),
-    ] {
-        refuse(later.contains(&value.as_str()), &format!("{option} {value}"))?;
-        if value != "fail" {
-            return Err(Exit::usage(format!("{option} {value:?} is not one of fail, {}", later.join(", "))));
-        }
-    }
+fn refuse_misplaced(args: &SortArgs) -> Result<(), Exit> {
     if args.place.nats.nats.is_some() {
         for (given, option) in
             [(args.place.data_dir.is_some(), "--data-dir"), (args.place.threads.is_some(), "--threads")]
@@ -97,6 +87,18 @@ fn job_spec(args: &SortArgs, config: &Config, in_pool: bool) -> Result<JobSpec, 
                 .map(|bytes| if in_pool { bytes } else { local_options(args).chunk_bytes() }),
             attempts_max: None,
         },
+        replica: args.replica.as_deref().map(cmd::blob_url).transpose()?.map(|url| url.to_string()),
+        bad_records: match args.bad_records {
+            OnBadRecords::Fail => BadRecords::Fail,
+            OnBadRecords::Skip => BadRecords::Skip,
+            OnBadRecords::Quarantine => BadRecords::Quarantine,
+        },
+        bad_inputs: match args.bad_inputs {
+            OnBadInputs::Fail => BadInputs::Fail,
+            OnBadInputs::Skip => BadInputs::Skip,
+        },
+        // A coordinator that runs here has the same settings already.
+        settings: if in_pool { cmd::job_settings(&args.settings)? } else { None },
     })
 }
 
@@ -208,7 +210,7 @@ mod tests {
 
     fn check(line: &str) -> Result<JobSpec, Exit> {
         let args = parse(line);
-        refuse_later(&args)?;
+        refuse_misplaced(&args)?;
         let config = Config::profile(muster_common::config::Profile::Production)?;
         job_spec(&args, &config, false)
     }
@@ -221,19 +223,17 @@ mod tests {
         assert_eq!((spec.sort.separator, spec.sort.stable, spec.sizing.partitions), (Some(b':'), true, Some(7)));
         assert!(spec.overwrite && spec.auto_format && !spec.fsync);
         assert_eq!(check("muster sort /in -o /out --format fixed:100 -k 0:10").expect("spec").extension, "bin");
+        let spec = check("muster sort /in -o /out --bad-records quarantine --bad-inputs skip --replica s3://other/x");
+        let spec = spec.expect("spec");
+        assert_eq!((spec.bad_records, spec.bad_inputs), (BadRecords::Quarantine, BadInputs::Skip));
+        assert_eq!(spec.replica.as_deref(), Some("s3://other/x"));
+        assert!(Cli::try_parse_from("muster sort a -o b --bad-records maybe".split(' ')).is_err());
         assert_eq!(parse("muster sort --log-format json a -o b").settings.log_format, LogFormat::Json);
     }
 
     #[test]
     fn what_is_not_built_is_refused_by_name() {
-        for (options, expected) in [
-            ("-h", "--human-numeric-sort"),
-            ("-V", "--version-sort"),
-            ("--format csv", "csv"),
-            ("--replica s3://other", "--replica"),
-            ("--bad-records skip", "--bad-records skip"),
-            ("--bad-inputs skip", "--bad-inputs skip"),
-        ] {
+        for (options, expected) in [("-h", "--human-numeric-sort"), ("-V", "--version-sort"), ("--format csv", "csv")] {
             let exit = check(&format!("muster sort /in -o /out {options}")).expect_err(options);
             let text = format!("{exit:?}");
             assert!(text.contains(expected) && text.contains("code: 2"), "{options}: {text}");
@@ -242,15 +242,9 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_wrong_usage() {
-        for options in [
-            "--format fixed:0",
-            "--format nonsense",
-            "-t ab",
-            "-k 0",
-            "--bad-records maybe",
-            "--format fixed:10 -k 5:6",
-            "--job-id a.b",
-        ] {
+        for options in
+            ["--format fixed:0", "--format nonsense", "-t ab", "-k 0", "--format fixed:10 -k 5:6", "--job-id a.b"]
+        {
             let exit = check(&format!("muster sort /in -o /out {options}")).expect_err(options);
             assert!(format!("{exit:?}").contains("code: 2"), "{options}: {exit:?}");
         }

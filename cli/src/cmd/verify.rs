@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures::{StreamExt, TryStreamExt, stream};
 use muster_common::api::Manifest;
 use muster_common::buffer::BufferPool;
+use muster_common::config::{Config, Profile};
 use muster_common::names;
 use muster_common::plan::OBJECTS_MAX;
 use muster_common::store::{Access, BlobUrl, Blobs, Stores};
@@ -72,7 +73,8 @@ struct Report {
 /// Checks, prints, and fails where the data is not in order or not that of the manifest.
 pub(crate) async fn run(args: VerifyArgs) -> Result<(), Exit> {
     cmd::log(LogFormat::Text, "warn");
-    let stores = Stores::new(BufferPool::new(IDLE_BYTES_MAX));
+    let limits = Config::profile(Profile::Production)?.store;
+    let stores = Stores::new(BufferPool::new(IDLE_BYTES_MAX), &limits);
     let manifest = match &args.against {
         Some(text) => Some(read_manifest(&stores, &cmd::blob_url(text)?).await?),
         None => None,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use muster_common::api::{JobState, JobStatus};
+use muster_common::api::{BadPlace, JobState, JobStatus, Recovery, SkippedObject};
 use muster_common::ids::JobId;
 use muster_common::{ErrorKind, Result};
 use serde::Serialize;
@@ -28,10 +28,40 @@ struct Summary<'a> {
     parts: u32,
     retries: u32,
     repeated_tasks: u32,
+    skipped_records: u64,
+    skipped_objects: u32,
+    recoveries: &'a [muster_common::api::Recovery],
     output: &'a str,
     checksum: String,
     times: muster_common::api::PhaseTimes,
     error: Option<&'a str>,
+}
+
+/// What was left out by name: the coordinator names it until the job is history.
+#[derive(Default)]
+struct LeftOut {
+    records: Vec<BadPlace>,
+    objects: Vec<SkippedObject>,
+    objects_total: u32,
+}
+
+impl LeftOut {
+    /// Keeps what a status names, and gives it to a later one that no longer does.
+    fn carry(&mut self, status: &mut JobStatus) {
+        if status.cleaned {
+            if status.bad_records.is_empty() {
+                status.bad_records.clone_from(&self.records);
+            }
+            if status.skipped_objects_total == 0 {
+                status.skipped_objects.clone_from(&self.objects);
+                status.skipped_objects_total = self.objects_total;
+            }
+        } else {
+            self.records.clone_from(&status.bad_records);
+            self.objects.clone_from(&status.skipped_objects);
+            self.objects_total = status.skipped_objects_total;
+        }
+    }
 }
 
 /// Follows a job until it has ended and, where `cleaned` is asked for, until its scratch is gone too. Survives the coordinator's absence.
@@ -40,10 +70,12 @@ struct Summary<'a> {
 /// As a status request, except for passing trouble, which is waited out.
 pub(crate) async fn to_end(api: &Api, job: &JobId, progress: &mut Progress, cleaned: bool) -> Result<JobStatus> {
     let over = |status: &JobStatus| status.state.is_terminal() && (status.cleaned || !cleaned);
+    let mut left_out = LeftOut::default();
     let mut hints = api.client().subscribe(api.names().progress(job)).await.ok();
     loop {
         match api.status(job).await {
-            Ok(status) => {
+            Ok(mut status) => {
+                left_out.carry(&mut status);
                 progress.update(&status);
                 if over(&status) {
                     return Ok(status);
@@ -66,7 +98,8 @@ pub(crate) async fn to_end(api: &Api, job: &JobId, progress: &mut Progress, clea
                 message = hint => {
                     let Some(message) = message else { hints = None; continue };
                     // A hint that cannot be read is left alone: the next request asks anyway.
-                    let Ok(status) = serde_json::from_slice::<JobStatus>(&message.payload) else { continue };
+                    let Ok(mut status) = serde_json::from_slice::<JobStatus>(&message.payload) else { continue };
+                    left_out.carry(&mut status);
                     progress.update(&status);
                     if over(&status) {
                         break;
@@ -96,7 +129,7 @@ pub(crate) fn summarise(status: &JobStatus, json: bool, quiet: bool) -> Result<(
 
 fn print_json(status: &JobStatus) {
     let (sums, dropped) = (status.sums.unwrap_or_default(), status.dropped.unwrap_or_default());
-    let kept = sums.minus(&dropped);
+    let kept = sums.minus(&dropped).minus(&status.skipped);
     output::json(&Summary {
         job: &status.job,
         state: status.state,
@@ -107,6 +140,9 @@ fn print_json(status: &JobStatus) {
         parts: status.parts,
         retries: status.retries,
         repeated_tasks: status.repeated_tasks,
+        skipped_records: status.skipped.records,
+        skipped_objects: status.skipped_objects_total,
+        recoveries: &status.recoveries,
         output: &status.output,
         checksum: format!("{:x}", kept.hash),
         times: status.times,
@@ -116,7 +152,7 @@ fn print_json(status: &JobStatus) {
 
 fn print_text(status: &JobStatus) {
     let (sums, dropped, times) = (status.sums.unwrap_or_default(), status.dropped.unwrap_or_default(), status.times);
-    let kept = sums.minus(&dropped);
+    let kept = sums.minus(&dropped).minus(&status.skipped);
     let total_ms = times.plan_ms + times.sample_ms + times.sort_ms + times.merge_ms + times.commit_ms;
     let row = |name: &str, text: &str| output::line(&format!("{name:<9} {text}"));
     row("job", &format!("{} succeeded", status.job));
@@ -126,6 +162,7 @@ fn print_text(status: &JobStatus) {
         String::new()
     };
     row("records", &format!("{}{uniques}", output::grouped(kept.records)));
+    print_left_out(status, &row);
     row(
         "bytes",
         &format!("{} read, rate {}", output::bytes(status.input_bytes), output::rate(status.input_bytes, total_ms)),
@@ -142,6 +179,12 @@ fn print_text(status: &JobStatus) {
         times.iter().map(|(name, millis)| format!("{name} {}", output::seconds(*millis))).collect();
     row("time", &format!("{} ({})", output::seconds(total_ms), times.join(", ")));
     row("retries", &format!("{}, repeated tasks {}", status.retries, status.repeated_tasks));
+    for trouble in &status.recoveries {
+        let Recovery { kind, attempts, recovered, given_up, took_ms_sum, took_ms_max } = trouble;
+        let mean_ms = took_ms_sum / u64::from((*recovered).max(1));
+        let times = format!("{} on average, {} at most", output::seconds(mean_ms), output::seconds(*took_ms_max));
+        row("recovery", &format!("{kind}: {recovered} of {attempts} recovered, {given_up} given up, {times}"));
+    }
     row(
         "proof",
         &format!(
@@ -150,4 +193,20 @@ fn print_text(status: &JobStatus) {
             kept.hash
         ),
     );
+}
+
+/// What is not in the output, and where it stood.
+fn print_left_out(status: &JobStatus, row: &impl Fn(&str, &str)) {
+    if status.skipped.records > 0 {
+        row("skipped", &format!("{} malformed records", output::grouped(status.skipped.records)));
+        for BadPlace { object, offset, reason, .. } in &status.bad_records {
+            row("", &format!("{object} at byte {offset}: {reason}"));
+        }
+    }
+    if status.skipped_objects_total > 0 {
+        row("skipped", &format!("{} input objects", output::grouped(status.skipped_objects_total.into())));
+        for SkippedObject { object, reason } in &status.skipped_objects {
+            row("", &format!("{object}: {reason}"));
+        }
+    }
 }

@@ -32,13 +32,13 @@ struct DataDir {
 pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
     cmd::log(args.settings.log_format, "info");
     refuse(!args.input_dir.is_empty(), "--input-dir")?;
-    refuse(args.faults.is_some(), "--faults")?;
     let config = cmd::settings(&args.settings)?;
     let settings = nats_context::find_or_default(&args.nats).map_err(|e| Exit::usage(e.message))?;
     let data_dir = open_data_dir(args.data_dir.as_deref())?;
     let clock = SystemClock::default();
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let id = identity(args.id.as_deref(), args.data_dir.as_deref(), &host, &clock)?;
+    let faults = cmd::faults(args.faults.as_deref(), &config, id.as_str())?;
     let options = WorkerOptions {
         id: id.clone(),
         config: config.clone(),
@@ -48,9 +48,10 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
         data_dir: data_dir.path.clone(),
         host,
         program: env!("CARGO_PKG_VERSION").to_owned(),
+        faults: faults.clone(),
     };
     tracing::info!(worker = %id, nats = %settings.public_url(), memory_bytes = options.memory_bytes, threads = options.threads, "worker starts");
-    let stores = Stores::new(BufferPool::new(idle_buffer_bytes(options.memory_bytes)));
+    let stores = Stores::new(BufferPool::new(idle_buffer_bytes(options.memory_bytes)), &config.store);
     let stop = CancellationToken::new();
     let work = async {
         let client = nats::connect_waiting(&settings, &config, &format!("muster worker {id}")).await?;
@@ -69,6 +70,9 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
             }
         }
     };
+    if let Some(faults) = faults {
+        faults.log_counts();
+    }
     match ended {
         Ok(_) => Ok(()),
         Err(error) if error.kind == muster_common::ErrorKind::Retry => Err(Exit::unreachable(error.message)),

@@ -125,7 +125,7 @@ fn remove_abandoned(parent: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use muster_common::plan::Sizing;
+    use muster_common::plan::{BadInputs, BadRecords, Sizing};
     use muster_kernel::record::Format;
     use muster_kernel::spec::SortSpec;
 
@@ -141,6 +141,10 @@ mod tests {
             overwrite: false,
             fsync: false,
             sizing: Sizing::default(),
+            replica: None,
+            bad_records: BadRecords::Fail,
+            bad_inputs: BadInputs::Fail,
+            settings: None,
         }
     }
 

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
-use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
+use async_nats::jetstream::stream::{self, DiscardPolicy, LastRawMessageErrorKind, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, Context};
 use async_nats::{Client, HeaderMap, RequestErrorKind};
 use async_trait::async_trait;
@@ -172,6 +172,16 @@ impl Ledger for JetStreamLedger {
             .await
             .map_err(|e| passing(&format!("ask for the stream {}", self.stream), e))?;
         Ok(info.state.last_sequence)
+    }
+
+    async fn newest(&self) -> Result<Option<Entry>> {
+        let doing = || format!("read the newest record of {}", self.stream);
+        // Not a direct get: the stream's leader answers, never a replica that lags.
+        match self.stream().await?.get_last_raw_message_by_subject(&self.subject).await {
+            Ok(message) => Ok(Some(Entry { sequence: message.sequence, bytes: message.payload })),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(passing(&doing(), error)),
+        }
     }
 
     async fn append(&self, expected_last: u64, bytes: Bytes) -> Appended {

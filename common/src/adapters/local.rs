@@ -17,7 +17,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 
-use crate::buffer::{ALIGN, Buffer, BufferPool};
+use crate::buffer::{ALIGN, Buffer, BufferPool, is_aligned};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Access, BlobMeta, Blobs, OpenUpload, PartAt};
 
@@ -86,6 +86,16 @@ fn version_of(meta: &fs::Metadata) -> String {
     format!("{}.{:09}-{}-{}", meta.mtime(), meta.mtime_nsec(), meta.size(), meta.ino())
 }
 
+fn blob_meta(key: &str, meta: &fs::Metadata) -> BlobMeta {
+    let modified_ms = meta.mtime().saturating_mul(1000).saturating_add(meta.mtime_nsec() / 1_000_000);
+    BlobMeta {
+        key: key.to_owned(),
+        bytes: meta.size(),
+        version: version_of(meta),
+        modified_unix_ms: u64::try_from(modified_ms).unwrap_or(0),
+    }
+}
+
 fn meta_of(key: &str, path: &Path) -> Result<BlobMeta> {
     let meta = fs::metadata(path).map_err(|e| file_error(path, "look at", &e))?;
     if !meta.is_file() {
@@ -93,7 +103,7 @@ fn meta_of(key: &str, path: &Path) -> Result<BlobMeta> {
         let kind = if meta.is_dir() { ErrorKind::NotFound } else { ErrorKind::Invalid };
         return Err(Error::new(kind, format!("{} is {what}", path.display())));
     }
-    Ok(BlobMeta { key: key.to_owned(), bytes: meta.size(), version: version_of(&meta) })
+    Ok(blob_meta(key, &meta))
 }
 
 fn walk(folder: &Path, depth: usize, limit: usize, found: &mut Vec<BlobMeta>) -> Result<()> {
@@ -121,11 +131,7 @@ fn walk(folder: &Path, depth: usize, limit: usize, found: &mut Vec<BlobMeta>) ->
             return Err(Error::invalid(format!("the name {} is not valid UTF-8", path.display())));
         };
         if meta.is_file() {
-            found.push(BlobMeta {
-                key: key.trim_start_matches('/').to_owned(),
-                bytes: meta.size(),
-                version: version_of(&meta),
-            });
+            found.push(blob_meta(key.trim_start_matches('/'), &meta));
         }
         if found.len() > limit {
             return Err(Error::exhausted(format!("more than {limit} objects lie below {}", folder.display())));
@@ -224,9 +230,9 @@ fn write_at(path: &Path, file: &File, mut bytes: &[u8], mut offset: u64) -> Resu
     Ok(())
 }
 
-fn write_part(path: &Path, at: PartAt, data: &Buffer) -> Result<()> {
+fn write_part(path: &Path, at: PartAt, data: &[u8]) -> Result<()> {
     let align = ALIGN as u64;
-    let direct = data.is_aligned() && at.offset.is_multiple_of(align) && data.len() >= ALIGN;
+    let direct = is_aligned(data) && at.offset.is_multiple_of(align) && data.len() >= ALIGN;
     let (file, direct) = open_for(path, OFlags::WRONLY, direct, "write")?;
     let head = if direct { data.len() / ALIGN * ALIGN } else { data.len() };
     write_at(path, &file, &data[..head], at.offset)?;
@@ -273,7 +279,7 @@ fn read_range(buffers: &BufferPool, path: &Path, range: Range<u64>, access: Acce
     let first = if direct { range.start / align * align } else { range.start };
     let wanted = if direct { (range.end - first).next_multiple_of(align) } else { bytes };
     let capacity = usize::try_from(wanted).map_err(|_| Error::bug(format!("a read of {wanted} bytes")))?;
-    let mut buffer = buffers.take(capacity);
+    let mut buffer = buffers.try_take(capacity)?;
     read_at(path, &file, &mut buffer, capacity, first)?;
     let skip = usize::try_from(range.start - first).unwrap_or(usize::MAX);
     let end = skip.saturating_add(usize::try_from(bytes).unwrap_or(usize::MAX));
@@ -398,7 +404,7 @@ impl Blobs for LocalBlobs {
         .await
     }
 
-    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Buffer) -> Result<String> {
+    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Bytes) -> Result<String> {
         let path = upload_path(key, upload)?;
         self.blocking(move || write_part(&path, at, &data).map(|()| at.index.to_string())).await
     }
@@ -457,7 +463,7 @@ mod tests {
             let mut buffer = pool.take(bytes.len());
             buffer.vec_mut().extend_from_slice(bytes);
             let at = PartAt { index: index as u32, offset: (index * cut) as u64 };
-            store.upload_part(&key, &upload, at, buffer).await.expect("part");
+            store.upload_part(&key, &upload, at, buffer.into()).await.expect("part");
         }
         store.complete_upload(&key, &upload, &[], data.len() as u64, true).await.expect("complete");
         for range in [0..3_000_001_u64, 5..2_999_999, 4096..1_000_000, 2_900_000..3_000_001, 7..8] {

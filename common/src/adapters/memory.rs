@@ -7,7 +7,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::buffer::Buffer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ledger::{Appended, Entry, Ledger};
 use crate::store::{Access, BlobMeta, Blobs, OpenUpload, PartAt};
@@ -60,6 +59,7 @@ impl Blobs for MemoryBlobs {
                 key: key.clone(),
                 bytes: bytes.len() as u64,
                 version: version.to_string(),
+                modified_unix_ms: 0,
             })
             .collect();
         if found.len() > limit {
@@ -72,7 +72,8 @@ impl Blobs for MemoryBlobs {
     async fn head(&self, key: &str) -> Result<BlobMeta> {
         let inner = self.lock();
         let (bytes, version) = inner.objects.get(key).ok_or_else(|| not_found(key))?;
-        Ok(BlobMeta { key: key.to_owned(), bytes: bytes.len() as u64, version: version.to_string() })
+        let version = version.to_string();
+        Ok(BlobMeta { key: key.to_owned(), bytes: bytes.len() as u64, version, modified_unix_ms: 0 })
     }
 
     async fn read(&self, key: &str, range: Range<u64>, _access: Access) -> Result<Bytes> {
@@ -105,7 +106,7 @@ impl Blobs for MemoryBlobs {
         Ok(id)
     }
 
-    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Buffer) -> Result<String> {
+    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Bytes) -> Result<String> {
         let mut inner = self.lock();
         let found = inner.uploads.get_mut(upload).filter(|found| found.key == key);
         found.ok_or_else(|| not_found(upload))?.parts.insert(at.index, data.to_vec());
@@ -216,6 +217,11 @@ impl Ledger for MemoryLedger {
 
     async fn last_sequence(&self) -> Result<u64> {
         Ok(self.lock().last())
+    }
+
+    async fn newest(&self) -> Result<Option<Entry>> {
+        let inner = self.lock();
+        Ok(inner.entries.last().map(|bytes| Entry { sequence: inner.last(), bytes: bytes.clone() }))
     }
 
     async fn append(&self, expected_last: u64, bytes: Bytes) -> Appended {

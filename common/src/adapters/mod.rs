@@ -1,7 +1,11 @@
 //! The adapters behind the ports: thin, and the only places that know NATS, S3 or a file system.
 
+pub mod bounded;
+pub mod events;
+pub mod faulty;
 pub mod journal;
 pub mod local;
 pub mod memory;
 pub mod nats;
+pub mod retrying;
 pub mod s3;

@@ -8,8 +8,9 @@ use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 
-/// The oldest nats-server that has all that is relied on (`sync_interval: always` among it).
-pub const SERVER_VERSION_OLDEST: (u32, u32) = (2, 11);
+/// The oldest nats-server that will do. What is used today (`sync_interval: always`, ordered consumers, appends with an expected sequence) came by 2.10; 2.12 is the oldest
+/// line that is promised to work, so that atomic batches and message TTLs may be relied on.
+pub const SERVER_VERSION_OLDEST: (u32, u32) = (2, 12);
 /// Bound of one try to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest pause between tries to connect.
@@ -110,9 +111,7 @@ impl NatsSettings {
     async fn try_connect(&self, config: &Config, name: &str) -> Result<Client> {
         let addresses: Vec<String> = self.url.split(',').map(|url| url.trim().to_owned()).collect();
         let options = self.options(config, name).await?;
-        let client = options.connect(addresses).await.map_err(|e| self.connect_error(&e))?;
-        check_server(&client)?;
-        Ok(client)
+        options.connect(addresses).await.map_err(|e| self.connect_error(&e))
     }
 
     fn connect_error(&self, error: &ConnectError) -> Error {
@@ -137,6 +136,16 @@ impl NatsSettings {
 /// # Errors
 /// `Retry` where nothing answers, `Invalid` where the server refuses us or is too old.
 pub async fn connect(settings: &NatsSettings, config: &Config, name: &str) -> Result<Client> {
+    let client = settings.try_connect(config, name).await?;
+    check_server(&client)?;
+    Ok(client)
+}
+
+/// Connects once, to whatever version of server there is: for those who want to say what is wrong with it.
+///
+/// # Errors
+/// As [`connect`], but for the version.
+pub async fn connect_to_any(settings: &NatsSettings, config: &Config, name: &str) -> Result<Client> {
     settings.try_connect(config, name).await
 }
 
@@ -147,7 +156,7 @@ pub async fn connect(settings: &NatsSettings, config: &Config, name: &str) -> Re
 pub async fn connect_waiting(settings: &NatsSettings, config: &Config, name: &str) -> Result<Client> {
     let mut attempt = 0;
     loop {
-        match settings.try_connect(config, name).await {
+        match connect(settings, config, name).await {
             Err(error) if error.kind == ErrorKind::Retry => {
                 if attempt % 10 == 0 {
                     tracing::warn!(%error, "waiting for NATS");
@@ -184,16 +193,20 @@ fn log_event(event: &Event) {
 
 fn check_server(client: &Client) -> Result<()> {
     let info = client.server_info();
-    let mut numbers = info.version.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     let (major, minor) = SERVER_VERSION_OLDEST;
-    if version < SERVER_VERSION_OLDEST {
+    if !is_new_enough(&info.version) {
         return Err(Error::invalid(format!(
             "nats-server {} is too old: {major}.{minor} or newer is needed",
             info.version
         )));
     }
     Ok(())
+}
+
+/// Whether a server of this version will do.
+pub fn is_new_enough(version: &str) -> bool {
+    let mut numbers = version.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= SERVER_VERSION_OLDEST
 }
 
 #[cfg(test)]
@@ -210,6 +223,15 @@ mod tests {
         };
         assert_eq!(settings.public_url(), "nats://host:4222,other:4222");
         assert!(!format!("{settings:?}").contains("hidden"));
+    }
+
+    #[test]
+    fn old_servers_are_told_by_their_version() {
+        for (version, expected) in
+            [("2.11.9", false), ("2.12.0", true), ("2.15.1-RC.1", true), ("3.0", true), ("", false), ("x.y", false)]
+        {
+            assert_eq!(is_new_enough(version), expected, "{version:?}");
+        }
     }
 
     #[test]

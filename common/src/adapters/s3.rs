@@ -16,18 +16,11 @@ use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{ClientOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig};
 
-use crate::buffer::Buffer;
+use crate::config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Access, BlobMeta, Blobs, OpenUpload, PartAt};
 
 mod uploads;
-
-/// Bound of one request, its body included; ranges and parts are small enough for it.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Retries inside the client, within [`RETRY_TIMEOUT`]; beyond them callers decide.
-const CLIENT_RETRIES_MAX: usize = 4;
-const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One bucket.
 #[derive(Debug)]
@@ -51,10 +44,11 @@ impl S3Blobs {
     ///
     /// # Errors
     /// `Invalid` where the settings do not make a client.
-    pub fn from_env(bucket: &str) -> Result<Self> {
+    pub fn from_env(bucket: &str, limits: &config::Store) -> Result<Self> {
         // Values that are no text cannot be settings of S3; they are left alone as the AWS tools leave them.
         Self::from_variables(
             bucket,
+            limits,
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
         )
     }
@@ -63,7 +57,11 @@ impl S3Blobs {
     ///
     /// # Errors
     /// `Invalid` where the settings do not make a client.
-    pub fn from_variables(bucket: &str, variables: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
+    pub fn from_variables(
+        bucket: &str,
+        limits: &config::Store,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self> {
         install_tls_provider();
         let known = |(name, value): (String, String)| {
             let key: AmazonS3ConfigKey = name.starts_with("AWS_").then(|| name.to_ascii_lowercase().parse().ok())??;
@@ -78,11 +76,15 @@ impl S3Blobs {
         let signed =
             from_env.get_config_value(&AmazonS3ConfigKey::UnsignedPayload).is_some_and(|value| value == "false");
         let options = ClientOptions::new()
-            .with_timeout(REQUEST_TIMEOUT)
-            .with_connect_timeout(CONNECT_TIMEOUT)
+            .with_timeout(Duration::from_millis(limits.request_timeout_ms))
+            .with_connect_timeout(Duration::from_millis(limits.connect_timeout_ms))
             .with_allow_http(endpoint.starts_with("http://"));
-        let retry =
-            RetryConfig { max_retries: CLIENT_RETRIES_MAX, retry_timeout: RETRY_TIMEOUT, ..RetryConfig::default() };
+        // What the client repeats by itself stays within the bound of a call; beyond it callers decide.
+        let retry = RetryConfig {
+            max_retries: limits.client_retries_max as usize,
+            retry_timeout: Duration::from_millis(limits.call_timeout_ms / 2),
+            ..RetryConfig::default()
+        };
         let region = [AmazonS3ConfigKey::Region, AmazonS3ConfigKey::DefaultRegion]
             .iter()
             .find_map(|key| from_env.get_config_value(key));
@@ -122,6 +124,7 @@ impl S3Blobs {
             | E::InvalidPath { .. }
             | E::UnknownConfigurationKey { .. } => ErrorKind::Invalid,
             E::NotSupported { .. } | E::NotImplemented { .. } => ErrorKind::Bug,
+            _ if asks_for_less(&text) => ErrorKind::Throttled,
             _ => ErrorKind::Retry,
         };
         Error::new(kind, format!("cannot {doing} s3://{}/{key}: {text}", self.bucket))
@@ -142,9 +145,17 @@ fn chain(error: &dyn std::error::Error) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// Whether a server's answer means "slow down". `object_store` keeps the status private, so its words are read.
+fn asks_for_less(text: &str) -> bool {
+    ["status code: 503", "status code: 429", "SlowDown", "TooManyRequests", "RequestLimitExceeded"]
+        .iter()
+        .any(|sign| text.contains(sign))
+}
+
 fn blob_meta(meta: ObjectMeta) -> BlobMeta {
     let version = meta.e_tag.unwrap_or_else(|| meta.last_modified.to_rfc3339());
-    BlobMeta { key: meta.location.to_string(), bytes: meta.size, version }
+    let modified_unix_ms = u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0);
+    BlobMeta { key: meta.location.to_string(), bytes: meta.size, version, modified_unix_ms }
 }
 
 #[async_trait]
@@ -189,6 +200,7 @@ impl Blobs for S3Blobs {
             Ok(bytes) => Err(short(range.start + bytes.len() as u64)),
             Err(error) => {
                 let error = self.error(key, "read", &error);
+                // A throttling store is not asked for more.
                 if error.kind != ErrorKind::Retry {
                     return Err(error);
                 }
@@ -210,8 +222,8 @@ impl Blobs for S3Blobs {
         self.store.create_multipart(&self.path(key)?).await.map_err(|e| self.error(key, "open an upload to", &e))
     }
 
-    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Buffer) -> Result<String> {
-        let payload = PutPayload::from_bytes(Bytes::from_owner(data));
+    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Bytes) -> Result<String> {
+        let payload = PutPayload::from_bytes(data);
         let put = self.store.put_part(&self.path(key)?, &upload.to_owned(), at.index as usize, payload).await;
         put.map(|part| part.content_id).map_err(|e| self.error(key, "upload a part of", &e))
     }

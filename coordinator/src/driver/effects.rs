@@ -4,17 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::Client;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use muster_common::error::{Error, Result};
+use muster_common::faults;
 use muster_common::ids::{AttemptId, JobId, WorkerId};
 use muster_common::names::{Names, Verb};
 use muster_common::plan::{PLAN_BYTES_MAX, Plan};
 use muster_common::store::{BlobUrl, Stores};
-use muster_common::wire::{self, BlobRef, CancelAttempt, CommandReply, RunAttempt, RunReply};
+use muster_common::wire::{self, BlobRef, CancelAttempt, CommandReply, Message, RunAttempt, RunReply};
 use muster_kernel::splitters::{self, Splitter};
 
+use super::fence::Fence;
 use super::{clean, listing, publish};
 use crate::job::io::{Effect, Input};
 use crate::job::plan;
@@ -29,71 +29,71 @@ pub(super) struct Hands {
     pub(super) names: Names,
     pub(super) stores: Stores,
     pub(super) command_timeout: Duration,
+    /// Asked before each step that changes a store.
+    pub(super) fence: Fence,
 }
 
 impl Hands {
     /// Carries out one effect and gives what came of it; none for effects that nothing comes of.
     pub(super) async fn carry_out(self, effect: Effect) -> Option<Input> {
         Some(match effect {
-            Effect::SendRun { worker, run } => self.send_run(worker, &run).await,
+            Effect::SendRun { worker, peer, run } => self.send_run(worker, peer, &run).await,
             Effect::SendCancel { worker, cancel } => self.send_cancel(&worker, cancel).await,
             Effect::SendDrain { worker, drain } => {
-                let _: Result<CommandReply> = self.command(&worker, Verb::Drain, &drain).await;
+                let _: Result<CommandReply> = self.command(&worker, Verb::Drain, wire::WIRE_VERSION, &drain).await;
                 return None;
             }
-            Effect::ListInput { spec, places, ticket } => {
-                let result = listing::list_input(&self.stores, &spec, &places).await;
-                Input::Listed { job: spec.job.clone(), ticket, result }
-            }
-            Effect::WriteObject { url, bytes, ticket } => {
-                Input::ObjectWritten { ticket, result: self.stores.put_ref(&url, bytes).await }
-            }
-            Effect::LoadPlan { job, plan } => Input::PlanLoaded { result: self.load_plan(&plan).await, job },
-            Effect::LoadSamples { job, attempt, samples } => {
-                Input::SamplesLoaded { result: self.load_samples(&samples).await, job, attempt }
-            }
             Effect::ChooseSplitters { job, samples, partitions, unique, url } => {
-                Input::SplittersChosen { job, result: self.choose_splitters(samples, partitions, unique, &url).await }
+                let chosen = tokio::task::spawn_blocking(move || plan::splitters(samples, partitions, unique)).await;
+                let chosen = chosen.map_err(|e| Error::bug(format!("splitters could not be chosen: {e}")));
+                Input::SplittersChosen {
+                    job,
+                    result: write_splitters(&self.stores, &self.fence, chosen.flatten(), &url).await,
+                }
             }
-            Effect::AbortUpload { job, url, upload } => {
-                let result = clean::abort(&self.stores, &url, &upload.upload).await;
-                Input::UploadAborted { job, attempt: upload.attempt, result }
-            }
-            Effect::Publish { job, publication } => {
-                Input::Published { job, result: publish::publish(&self.stores, &publication).await }
-            }
-            Effect::CleanUp { job, leftovers } => {
-                Input::Cleaned { job, result: clean::clean_up(&self.stores, *leftovers).await }
-            }
-            Effect::Append { .. }
-            | Effect::PurgeJournal { .. }
-            | Effect::Reply { .. }
-            | Effect::Broadcast { .. }
-            | Effect::Progress(_)
-            | Effect::Event(_) => return None,
+            effect => return carry_out_on_stores(&self.stores, &self.fence, effect).await,
         })
     }
 
-    async fn send_run(&self, worker: WorkerId, run: &RunAttempt) -> Input {
-        let reply: Result<RunReply> = self.command(&worker, Verb::Run, run).await;
+    /// What faults make of a message; `word` is its name there.
+    pub(super) async fn fate(&self, word: &'static str) -> faults::Message {
+        match self.stores.faults() {
+            Some(faults) => faults.message(word).await,
+            None => faults::Message::Deliver,
+        }
+    }
+
+    async fn send_run(&self, worker: WorkerId, peer: u8, run: &RunAttempt) -> Input {
+        let reply: Result<RunReply> = self.command(&worker, Verb::Run, peer, run).await;
         Input::RunAnswered { worker, job: run.job.clone(), attempt: run.attempt, reply }
     }
 
     async fn send_cancel(&self, worker: &WorkerId, cancel: CancelAttempt) -> Input {
-        let reply: Result<CommandReply> = self.command(worker, Verb::Cancel, &cancel).await;
+        let reply: Result<CommandReply> = self.command(worker, Verb::Cancel, wire::WIRE_VERSION, &cancel).await;
         Input::CancelAnswered { job: cancel.job, attempt: cancel.attempt, answered: reply.is_ok() }
     }
 
     /// A request to a worker. The bound is ours, not the client's: a request that waits for a connection would not count its own.
-    async fn command<C: Serialize, R: DeserializeOwned>(
-        &self,
-        worker: &WorkerId,
-        verb: Verb,
-        command: &C,
-    ) -> Result<R> {
-        let bytes = wire::encode(command)?;
+    async fn command<C: Message, R: Message>(&self, worker: &WorkerId, verb: Verb, peer: u8, command: &C) -> Result<R> {
+        let bytes = wire::encode_for(peer, command)?;
+        let unheard = |why: &str| Error::retry(format!("worker {worker} does not answer: injected fault: {why}"));
+        let fate = self.fate("command").await;
+        match fate {
+            faults::Message::Deliver | faults::Message::AnswerLost => {}
+            faults::Message::Twice => {
+                let first = self.client.request(self.names.command(worker, verb), bytes.clone().into());
+                // What becomes of the first is nobody's concern: a repeat is harmless.
+                drop(tokio::time::timeout(self.command_timeout, first).await);
+            }
+            faults::Message::Refused => return Err(unheard("the connection is broken")),
+            faults::Message::Lost => {
+                tokio::time::sleep(self.command_timeout).await;
+                return Err(unheard("the message is lost"));
+            }
+        }
         let request = self.client.request(self.names.command(worker, verb), bytes.into());
         match tokio::time::timeout(self.command_timeout, request).await {
+            Ok(Ok(_)) if fate == faults::Message::AnswerLost => Err(unheard("the answer is lost")),
             Ok(Ok(message)) => wire::decode(&message.payload),
             Ok(Err(error)) => Err(Error::retry(format!("worker {worker} does not answer: {error}"))),
             Err(_) => Err(Error::retry(format!(
@@ -102,31 +102,77 @@ impl Hands {
             ))),
         }
     }
+}
 
-    async fn load_plan(&self, pointer: &BlobRef) -> Result<Arc<Plan>> {
-        Plan::from_bytes(&self.stores.get_ref(pointer, PLAN_BYTES_MAX).await?).map(Arc::new)
-    }
-
-    async fn load_samples(&self, pointer: &BlobRef) -> Result<Vec<Splitter>> {
-        Ok(splitters::decode(&self.stores.get_ref(pointer, SAMPLES_BYTES_MAX).await?)?)
-    }
-
-    async fn choose_splitters(
-        &self,
-        samples: Vec<Splitter>,
-        partitions: u32,
-        unique: bool,
-        url: &BlobUrl,
-    ) -> Result<(Option<BlobRef>, u32)> {
-        let chosen = tokio::task::spawn_blocking(move || plan::splitters(samples, partitions, unique)).await;
-        let chosen = chosen.map_err(|e| Error::bug(format!("splitters could not be chosen: {e}")))??;
-        if chosen.is_empty() {
-            return Ok((None, 1));
+/// Carries out an effect that needs nothing but the stores, and gives what came of it; none for all others. It relies on no runtime: whoever polls it drives it.
+/// Whatever changes a store asks the fence first; once that is over, what comes out is no input for anybody.
+pub async fn carry_out_on_stores(stores: &Stores, fence: &Fence, effect: Effect) -> Option<Input> {
+    Some(match effect {
+        Effect::ListInput { spec, places, ticket } => {
+            let result = listing::list_input(stores, &spec, &places).await;
+            Input::Listed { job: spec.job.clone(), ticket, result }
         }
-        let partitions =
-            u32::try_from(chosen.len() + 1).map_err(|_| Error::bug("more splitters than can be numbered"))?;
-        Ok((Some(self.stores.put_ref(url, splitters::encode(&chosen)).await?), partitions))
+        Effect::WriteObject { url, bytes, ticket } => {
+            Input::ObjectWritten { ticket, result: write(stores, fence, &url, bytes).await }
+        }
+        Effect::LoadPlan { job, plan } => Input::PlanLoaded { result: load_plan(stores, &plan).await, job },
+        Effect::LoadSamples { job, attempt, samples } => {
+            Input::SamplesLoaded { result: load_samples(stores, &samples).await, job, attempt }
+        }
+        Effect::ChooseSplitters { job, samples, partitions, unique, url } => {
+            let chosen = plan::splitters(samples, partitions, unique);
+            Input::SplittersChosen { job, result: write_splitters(stores, fence, chosen, &url).await }
+        }
+        Effect::AbortUpload { job, url, upload } => {
+            let result = clean::abort(stores, fence, &url, &upload.upload).await;
+            Input::UploadAborted { job, attempt: upload.attempt, result }
+        }
+        Effect::Publish { job, publication } => {
+            Input::Published { job, result: publish::publish(stores, fence, &publication).await }
+        }
+        Effect::CleanUp { job, leftovers } => {
+            Input::Cleaned { job, result: clean::clean_up(stores, fence, *leftovers).await }
+        }
+        Effect::Append { .. }
+        | Effect::PurgeJournal { .. }
+        | Effect::Reply { .. }
+        | Effect::SendRun { .. }
+        | Effect::SendCancel { .. }
+        | Effect::SendDrain { .. }
+        | Effect::Broadcast { .. }
+        | Effect::LimitStores(_)
+        | Effect::Progress(_)
+        | Effect::DeadLetter(_)
+        | Effect::Event(_) => return None,
+    })
+}
+
+async fn write(stores: &Stores, fence: &Fence, url: &BlobUrl, bytes: Vec<u8>) -> Result<BlobRef> {
+    fence.check().await?;
+    stores.put_ref(url, bytes).await
+}
+
+async fn load_plan(stores: &Stores, pointer: &BlobRef) -> Result<Arc<Plan>> {
+    Plan::from_bytes(&stores.get_ref(pointer, PLAN_BYTES_MAX).await?).map(Arc::new)
+}
+
+async fn load_samples(stores: &Stores, pointer: &BlobRef) -> Result<Vec<Splitter>> {
+    Ok(splitters::decode(&stores.get_ref(pointer, SAMPLES_BYTES_MAX).await?)?)
+}
+
+/// Writes what was chosen: where it is (none for one partition), and how many partitions it makes.
+async fn write_splitters(
+    stores: &Stores,
+    fence: &Fence,
+    chosen: Result<Vec<Splitter>>,
+    url: &BlobUrl,
+) -> Result<(Option<BlobRef>, u32)> {
+    let chosen = chosen?;
+    if chosen.is_empty() {
+        return Ok((None, 1));
     }
+    let partitions = u32::try_from(chosen.len() + 1).map_err(|_| Error::bug("more splitters than can be numbered"))?;
+    Ok((Some(write(stores, fence, url, splitters::encode(&chosen)).await?), partitions))
 }
 
 /// What is reported where carrying out an effect ended in a panic: a bug of ours must not leave a job hanging.
@@ -134,7 +180,7 @@ pub(super) fn on_panic(effect: &Effect) -> Option<Input> {
     let bug = || Error::bug("the coordinator met with a bug; its log says where");
     let of = |job: &JobId| job.clone();
     Some(match effect {
-        Effect::SendRun { worker, run } => {
+        Effect::SendRun { worker, run, .. } => {
             Input::RunAnswered { worker: worker.clone(), job: of(&run.job), attempt: run.attempt, reply: Err(bug()) }
         }
         Effect::SendCancel { cancel, .. } => cancel_unanswered(&cancel.job, &cancel.attempt),

@@ -15,6 +15,7 @@ use muster_common::{Error, ErrorKind, Result};
 
 use super::formats::refuse_other_formats;
 use crate::job::io::{Listing, Places};
+use crate::job::overlap;
 
 /// Objects of which a first byte is read, so that one that cannot be read is named at once. With more, the task that reads it names it.
 const TRIED_MAX: usize = 1000;
@@ -130,13 +131,18 @@ fn not_there(url: &BlobUrl, why: &str) -> Error {
 
 /// OUTPUT must neither hold input nor be part of a folder that is read: the next run over the same folder would read this one's output.
 fn check_overlap(expanded: &Expanded, places: &Places) -> Result<()> {
-    let Places { output, scratch, .. } = places;
+    let Places { output, scratch, replica, .. } = places;
     let refuse =
         |what: &BlobUrl| Err(Error::invalid(format!("OUTPUT {output} overlaps INPUT {what}; choose another OUTPUT")));
     if let Some(folder) = &expanded.folder
         && (folder.contains(output) || output.contains(folder))
     {
         return refuse(folder);
+    }
+    if let (Some(folder), Some(replica)) = (&expanded.folder, replica)
+        && overlap(folder, replica)
+    {
+        return Err(Error::invalid(format!("--replica {replica} overlaps INPUT {folder}; name another place")));
     }
     let urls = expanded.objects.iter().map(|meta| expanded.url.with_key(meta.key.clone()));
     for object in urls {
@@ -145,6 +151,9 @@ fn check_overlap(expanded: &Expanded, places: &Places) -> Result<()> {
         }
         if scratch.contains(&object) {
             return Err(Error::invalid(format!("INPUT {object} lies in the job's own scratch")));
+        }
+        if let Some(replica) = replica.as_ref().filter(|replica| overlap(replica, &object)) {
+            return Err(Error::invalid(format!("--replica {replica} overlaps INPUT {object}; name another place")));
         }
     }
     Ok(())

@@ -1,6 +1,7 @@
 use muster_common::adapters::memory::MemoryBlobs;
 use muster_common::buffer::BufferPool;
-use muster_common::plan::Sizing;
+use muster_common::config::{Config, Profile};
+use muster_common::plan::{BadInputs, BadRecords, Sizing};
 use muster_common::store::Scheme;
 use muster_kernel::record::Format;
 use muster_kernel::spec::SortSpec;
@@ -9,7 +10,7 @@ use super::*;
 use crate::job::plan;
 
 async fn stores(keys: &[&str]) -> Stores {
-    let stores = Stores::new(BufferPool::new(0));
+    let stores = Stores::new(BufferPool::new(0), &Config::profile(Profile::Testing).expect("settings").store);
     let memory = MemoryBlobs::default();
     for key in keys {
         memory.put(key, key.as_bytes().to_vec().into()).await.expect("put");
@@ -30,6 +31,10 @@ fn spec(inputs: &[&str], output: &str, overwrite: bool) -> JobSpec {
         overwrite,
         fsync: false,
         sizing: Sizing::default(),
+        replica: None,
+        bad_records: BadRecords::Fail,
+        bad_inputs: BadInputs::Fail,
+        settings: None,
     }
 }
 

@@ -3,6 +3,9 @@
 //!
 //! What is published from the loop (answers, beats, progress) is sent only while the connection stands and within a short bound: all of it is repeated or asked for again.
 //! What waits (commands, stores) runs in tasks of its own and comes back as an input. Records go to the journal's writer in the order in which the machine gave them.
+//!
+//! A term ends when somebody else is known to lead ([`fence`], or an append that is refused), and a loop that was paused for long asks before it does anything else. What
+//! a term leaves behind is nothing: no subscription, no service, no task, no writer.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -14,12 +17,14 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use muster_common::api::Event;
 use muster_common::clock::Clock;
 use muster_common::config::Config;
+use muster_common::faults;
 use muster_common::ids::JobId;
+use muster_common::ledger::Ledger;
 use muster_common::names::Names;
 use muster_common::store::Stores;
 use muster_common::wire::{self, Heartbeat, LeaderBeat, PhaseQuery, Register, Report};
@@ -27,7 +32,8 @@ use muster_common::{Error, Result};
 
 mod asker;
 mod clean;
-mod effects;
+pub(crate) mod effects;
+pub(crate) mod fence;
 mod formats;
 mod listing;
 mod publish;
@@ -36,23 +42,33 @@ use crate::api::{self, ControlApi};
 use crate::job::Machine;
 use crate::job::io::{Effect, Input, RefusalCode};
 use crate::journal::writer::{JournalWriter, Order, Written};
+use crate::stand_by::SUBSCRIBE_TIMEOUT;
 use asker::{Asker, Askers};
 use effects::Hands;
+use fence::Fence;
 
 /// Longest pause between two looks at the clock, in milliseconds.
 const TICK_MS: u64 = 100;
 /// Bound of one publication from the loop.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bound of each step of leaving.
+const LEAVE_TIMEOUT: Duration = Duration::from_millis(800);
 
 /// What the driver is made of.
 pub(crate) struct Parts {
     pub(crate) client: Client,
+    pub(crate) ledger: Arc<dyn Ledger>,
     pub(crate) stores: Stores,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) config: Config,
     pub(crate) machine: Machine,
     pub(crate) writer: JournalWriter,
     pub(crate) stalled: watch::Receiver<Option<String>>,
+    pub(crate) subscriptions: Subscriptions,
+    /// What led to this term, for the event that says so.
+    pub(crate) cause: String,
+    /// Damage to the journal that was got over.
+    pub(crate) damage: Vec<String>,
 }
 
 /// One term of one leader.
@@ -73,10 +89,17 @@ pub(crate) struct Driver {
     beats: u64,
     beat_due_ms: u64,
     tick_due_ms: u64,
+    fence_due_ms: u64,
+    looking: Option<AbortHandle>,
     connected: bool,
+    /// Becomes an error when somebody else is known to lead.
+    over: watch::Receiver<Option<Error>>,
+    cause: String,
+    damage: Vec<String>,
 }
 
-struct Subscriptions {
+/// What a leader listens to, and nobody else.
+pub(crate) struct Subscriptions {
     register: Subscriber,
     samples: Subscriber,
     report: Subscriber,
@@ -104,14 +127,14 @@ enum Kind {
 }
 
 impl Driver {
-    /// Subscribes and starts the control API.
+    /// Starts the control API.
     ///
     /// # Errors
-    /// `Retry` where NATS does not take a subscription.
+    /// `Retry` where NATS does not take it.
     pub(crate) async fn start(parts: Parts) -> Result<Self> {
-        let Parts { client, stores, clock, config, machine, writer, stalled } = parts;
+        let Parts { client, ledger, stores, clock, config, machine, writer, stalled, subscriptions, cause, damage } =
+            parts;
         let names = Names::new(&config.namespace);
-        let subscriptions = Subscriptions::new(&client, &names).await?;
         let api = ControlApi::start(&client, &names, machine.epoch()).await?;
         let (orders, orders_taken) = mpsc::unbounded_channel();
         let (answers, written) = mpsc::unbounded_channel();
@@ -119,10 +142,13 @@ impl Driver {
         writers.spawn(writer.serve(orders_taken, answers));
         let command_timeout = Duration::from_millis(config.tasks.command_retry_ms);
         let now_ms = clock.now_ms();
+        let fence = Fence::new(ledger, clock.clone(), machine.epoch(), config.leader.silence_ms / 2);
+        let over = fence.watch();
+        let config_silence_ms = config.leader.silence_ms;
         Ok(Self {
             machine,
             clock,
-            hands: Hands { client, names, stores, command_timeout },
+            hands: Hands { client, names, stores, command_timeout, fence },
             config,
             askers: Askers::default(),
             tasks: JoinSet::new(),
@@ -135,32 +161,105 @@ impl Driver {
             beats: 0,
             beat_due_ms: now_ms,
             tick_due_ms: now_ms,
+            fence_due_ms: now_ms + config_silence_ms,
+            looking: None,
             connected: true,
+            over,
+            cause,
+            damage,
         })
     }
 
-    /// Leads until it is told to stop.
+    /// Leads until it is told to stop, which it tells the stand-bys.
     ///
     /// # Errors
     /// `Fenced` where somebody else leads.
-    pub(crate) async fn run(mut self, mut shutdown: watch::Receiver<bool>) -> Result<()> {
+    pub(crate) async fn run(mut self, shutdown: &mut watch::Receiver<bool>) -> Result<()> {
+        let outcome = self.lead(shutdown).await;
+        self.leave(outcome.is_ok()).await;
+        outcome
+    }
+
+    async fn lead(&mut self, shutdown: &mut watch::Receiver<bool>) -> Result<()> {
         let unix_ms = self.clock.unix_ms();
         self.feed(Input::Began { unix_ms }).await?;
-        let outcome = loop {
+        self.publish_event(self.about("info", "took-over", self.cause.clone())).await;
+        for damage in std::mem::take(&mut self.damage) {
+            self.publish_event(self.about("error", "journal-damaged", damage)).await;
+        }
+        let pause_ms = self.config.leader.silence_ms / 2;
+        let mut looked_ms = self.clock.now_ms();
+        loop {
             if *shutdown.borrow_and_update() {
-                break Ok(());
+                return Ok(());
             }
-            let woken = self.wake(&mut shutdown).await;
-            match self.handle(woken).await {
-                Ok(true) => {}
-                Ok(false) => break Ok(()),
-                Err(error) => break Err(error),
+            let woken = self.wake(shutdown).await;
+            let now_ms = self.clock.now_ms();
+            let gap_ms = now_ms.saturating_sub(looked_ms);
+            looked_ms = now_ms;
+            if gap_ms > pause_ms && !self.leads_still(gap_ms, shutdown).await? {
+                return Ok(());
             }
-        };
-        self.tasks.abort_all();
-        self.writer.abort_all();
-        let _ = tokio::time::timeout(PUBLISH_TIMEOUT, self.api.stop()).await;
-        outcome
+            if let Some(error) = self.hands.fence.over() {
+                return Err(error);
+            }
+            if !self.handle(woken).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// An event of the deployment that the driver itself has to tell.
+    fn about(&self, severity: &str, kind: &str, text: String) -> Event {
+        let (severity, kind) = (severity.to_owned(), kind.to_owned());
+        Event { unix_ms: 0, epoch: self.machine.epoch().0, job: None, severity, kind, text }
+    }
+
+    /// After a pause of this process: what it holds in memory and in its sockets may be of a time that is over. `false` where it is told to stop meanwhile.
+    async fn leads_still(&self, gap_ms: u64, shutdown: &mut watch::Receiver<bool>) -> Result<bool> {
+        tracing::warn!(gap_ms, epoch = self.machine.epoch().0, "this process was paused: does it lead still?");
+        tokio::select! {
+            checked = self.hands.fence.check_anew() => checked.map(|()| true),
+            _ = shutdown.wait_for(|stop| *stop) => Ok(false),
+        }
+    }
+
+    /// Gives up everything that a leader has. Who resigns says so when that is done, so that a stand-by finds nobody there.
+    async fn leave(self, resigns: bool) {
+        let Self { machine, hands, mut tasks, mut writer, orders, subscriptions, api, beats, .. } = self;
+        drop(subscriptions);
+        if tokio::time::timeout(LEAVE_TIMEOUT, api.stop()).await.is_err() {
+            tracing::debug!("the control API did not stop in time");
+        }
+        tasks.abort_all();
+        let ended = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(LEAVE_TIMEOUT, ended).await.is_err() {
+            tracing::debug!("a store call did not end in time; it is its task's last");
+        }
+        // What is on its way into the journal arrives before others read it.
+        drop(orders);
+        if resigns {
+            let written = async { while writer.join_next().await.is_some() {} };
+            if tokio::time::timeout(LEAVE_TIMEOUT, written).await.is_err() {
+                tracing::debug!("the journal did not take a last record in time");
+            }
+        }
+        writer.shutdown().await;
+        if resigns && hands.client.connection_state() == State::Connected {
+            let beat = LeaderBeat { deployment: machine.deployment().clone(), epoch: machine.epoch(), sequence: beats };
+            let resign = async {
+                let bytes = wire::encode(&beat)?;
+                let trouble = |e: String| Error::retry(e);
+                let published = hands.client.publish(hands.names.resigned(), bytes.into()).await;
+                published.map_err(|e| trouble(e.to_string()))?;
+                hands.client.flush().await.map_err(|e| trouble(e.to_string()))
+            };
+            match tokio::time::timeout(LEAVE_TIMEOUT, resign).await {
+                Ok(Ok(())) => tracing::info!(epoch = machine.epoch().0, "resigned"),
+                Ok(Err(error)) => tracing::debug!(%error, "the resignation was not sent"),
+                Err(_) => tracing::debug!("the resignation was not sent in time"),
+            }
+        }
     }
 
     /// Waits for whatever comes first.
@@ -172,6 +271,8 @@ impl Driver {
         tokio::select! {
             // A sender that is gone says that nobody can stop us any more, which is a stop too.
             changed = shutdown.changed() => if changed.is_err() { Woken::Stop } else { Woken::Nothing },
+            // The loop looks at it before anything else.
+            Ok(()) = self.over.changed() => Woken::Nothing,
             written = self.written.recv() => Woken::Written(written),
             Some(ended) = self.tasks.join_next() => match ended {
                 Ok(Some(input)) => Woken::Input(input),
@@ -228,9 +329,20 @@ impl Driver {
             let up = self.hands.client.connection_state() == State::Connected;
             if up != self.connected {
                 self.connected = up;
+                if up {
+                    // Without a connection nothing was heard of a take-over.
+                    let fence = self.hands.fence.clone();
+                    self.tasks.spawn(async move { fence.check_anew().await.err().and(None) });
+                }
                 self.feed(Input::Connection { up }).await?;
             }
             self.feed(Input::Tick).await?;
+        }
+        if now_ms >= self.fence_due_ms && self.looking.as_ref().is_none_or(AbortHandle::is_finished) {
+            // Whoever took over may be gone again before it was heard; a leader with nothing to write would never find out.
+            self.fence_due_ms = now_ms + self.config.leader.silence_ms;
+            let fence = self.hands.fence.clone();
+            self.looking = Some(self.tasks.spawn(async move { fence.check_anew().await.err().and(None) }));
         }
         Ok(())
     }
@@ -243,7 +355,7 @@ impl Driver {
         };
         self.beats += 1;
         let subject = self.hands.names.leader();
-        self.publish_frame(subject, &beat).await;
+        self.publish_frame("beat", subject, &beat).await;
     }
 
     async fn message(&mut self, kind: Kind, message: Message) -> Result<()> {
@@ -303,19 +415,30 @@ impl Driver {
             Effect::Append { token, record } => self.order(Order::Append { token, record }),
             Effect::PurgeJournal { before } => self.order(Order::Purge { before }),
             Effect::Reply { to, reply } => {
-                if let Some(asker) = self.askers.take(to) {
+                let lost =
+                    !matches!(self.hands.fate("answer").await, faults::Message::Deliver | faults::Message::Twice);
+                if let Some(asker) = self.askers.take(to).filter(|_| !lost) {
                     let _ = tokio::time::timeout(PUBLISH_TIMEOUT, asker.answer(&self.hands.client, reply)).await;
                 }
                 Ok(())
             }
             Effect::Broadcast { job, broadcast } => {
                 let subject = self.hands.names.broadcast(&job);
-                self.publish_frame(subject, &broadcast).await;
+                self.publish_frame("broadcast", subject, &broadcast).await;
+                Ok(())
+            }
+            Effect::LimitStores(limits) => {
+                self.publish_frame("broadcast", self.hands.names.limits(), &limits).await;
                 Ok(())
             }
             Effect::Progress(status) => {
                 let subject = self.hands.names.progress(&status.job);
-                self.publish_json(subject, &status).await;
+                self.publish_json("progress", subject, &status).await;
+                Ok(())
+            }
+            Effect::DeadLetter(letter) => {
+                let subject = self.hands.names.dead_letter(&letter.job);
+                self.publish_json("event", subject, &letter).await;
                 Ok(())
             }
             Effect::Event(event) => {
@@ -349,31 +472,37 @@ impl Driver {
         }
         let names = &self.hands.names;
         let subject = event.job.as_ref().map_or_else(|| names.deployment_event(), |job| names.event(job));
-        self.publish_json(subject, &event).await;
-        if let (Some(job), "job-failing") = (&event.job, event.kind.as_str()) {
-            self.publish_json(names.dead_letter(job), &event).await;
-        }
+        self.publish_json("event", subject, &event).await;
     }
 
-    async fn publish_frame<T: Serialize>(&self, subject: String, message: &T) {
+    async fn publish_frame<T: wire::Message>(&self, word: &'static str, subject: String, message: &T) {
         match wire::encode(message) {
-            Ok(bytes) => self.publish(subject, bytes.into()).await,
+            Ok(bytes) => self.publish(word, subject, bytes.into()).await,
             Err(error) => tracing::error!(%error, subject, "a message could not be encoded"),
         }
     }
 
-    async fn publish_json<T: Serialize>(&self, subject: String, message: &T) {
+    async fn publish_json<T: Serialize>(&self, word: &'static str, subject: String, message: &T) {
         match serde_json::to_vec(message) {
-            Ok(bytes) => self.publish(subject, bytes.into()).await,
+            Ok(bytes) => self.publish(word, subject, bytes.into()).await,
             Err(error) => tracing::error!(%error, subject, "a message could not be encoded"),
         }
     }
 
     /// Sends a hint. While the connection is down it would only queue up and come late.
-    async fn publish(&self, subject: String, bytes: Bytes) {
+    async fn publish(&self, word: &'static str, subject: String, bytes: Bytes) {
         if self.hands.client.connection_state() != State::Connected {
             return;
         }
+        match self.hands.fate(word).await {
+            faults::Message::Deliver => {}
+            faults::Message::Twice => self.hand_over(subject.clone(), bytes.clone()).await,
+            faults::Message::Lost | faults::Message::Refused | faults::Message::AnswerLost => return,
+        }
+        self.hand_over(subject, bytes).await;
+    }
+
+    async fn hand_over(&self, subject: String, bytes: Bytes) {
         match tokio::time::timeout(PUBLISH_TIMEOUT, self.hands.client.publish(subject, bytes)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "a hint was not sent"),
@@ -383,9 +512,13 @@ impl Driver {
 }
 
 impl Subscriptions {
-    async fn new(client: &Client, names: &Names) -> Result<Self> {
+    /// Subscribes.
+    ///
+    /// # Errors
+    /// `Retry` where NATS does not take a subscription.
+    pub(crate) async fn new(client: &Client, names: &Names) -> Result<Self> {
         let subscribe = |subject: String| async move {
-            let subscribed = tokio::time::timeout(Duration::from_secs(10), client.subscribe(subject.clone())).await;
+            let subscribed = tokio::time::timeout(SUBSCRIBE_TIMEOUT, client.subscribe(subject.clone())).await;
             match subscribed {
                 Ok(Ok(subscriber)) => Ok(subscriber),
                 Ok(Err(error)) => Err(Error::retry(format!("cannot subscribe to {subject}: {error}"))),

@@ -2,18 +2,21 @@
 
 use muster_common::adapters::memory::MemoryBlobs;
 use muster_common::buffer::BufferPool;
-use muster_common::plan::Plan;
+use muster_common::config::{Config, Profile};
+use muster_common::plan::{BadRecords, Plan};
 use muster_common::store::Scheme;
 use muster_kernel::record::Format;
 use muster_kernel::spec::SortSpec;
 
 use super::*;
 use crate::driver::clean::clean_up;
+use crate::driver::fence;
 use crate::job::io::Leftovers;
 
 struct Bench {
     stores: Stores,
     memory: Arc<MemoryBlobs>,
+    fence: Fence,
 }
 
 impl Bench {
@@ -22,16 +25,18 @@ impl Bench {
         for key in keys {
             memory.put(key, key.as_bytes().to_vec().into()).await.expect("put");
         }
-        let stores = Stores::new(BufferPool::new(0));
+        let stores = Stores::new(BufferPool::new(0), &Config::profile(Profile::Testing).expect("settings").store);
         stores.insert(Scheme::Memory, memory.clone()).await;
-        Self { stores, memory }
+        let (fence, _, _) = fence::tests::leading().await;
+        Self { stores, memory, fence }
     }
 
     async fn upload(&self, key: &str, text: &str) -> (String, Vec<String>) {
         let upload = self.memory.open_upload(key).await.expect("open");
         let mut data = self.stores.buffers().take(text.len());
         data.vec_mut().extend_from_slice(text.as_bytes());
-        let tag = self.memory.upload_part(key, &upload, PartAt { index: 0, offset: 0 }, data).await.expect("part");
+        let tag =
+            self.memory.upload_part(key, &upload, PartAt { index: 0, offset: 0 }, data.into()).await.expect("part");
         (upload, vec![tag])
     }
 
@@ -57,7 +62,15 @@ async fn publication(bench: &Bench, sync: bool) -> Publication {
         replaced.push(bench.pinned(key).await);
     }
     let job = "j1".parse().expect("job id");
-    Publication { output: url("out"), job, parts: vec![part], manifest: b"{}".to_vec(), replaced, sync }
+    Publication {
+        output: url("out"),
+        job,
+        parts: vec![part],
+        quarantine: Vec::new(),
+        manifest: b"{}".to_vec(),
+        replaced,
+        sync,
+    }
 }
 
 const OLD: [&str; 4] = ["out/_SUCCESS", "out/part-00000.txt", "out/part-00001.txt", "elsewhere"];
@@ -68,7 +81,7 @@ async fn a_commit_replaces_and_can_be_repeated() {
         let bench = Bench::new(&OLD).await;
         let publication = publication(&bench, sync).await;
         for _ in 0..2 {
-            publish(&bench.stores, &publication).await.expect("publish");
+            publish(&bench.stores, &bench.fence, &publication).await.expect("publish");
             assert_eq!(bench.keys().await, ["elsewhere", "out/_SUCCESS", "out/part-00000.txt"]);
             assert_eq!(&bench.memory.read("out/part-00000.txt", 0..3, Access::Cached).await.expect("read")[..], b"new");
         }
@@ -77,11 +90,35 @@ async fn a_commit_replaces_and_can_be_repeated() {
 }
 
 #[tokio::test]
+async fn malformed_records_are_copied_before_the_output_is_whole() {
+    let bench = Bench::new(&OLD).await;
+    let mut publication = publication(&bench, false).await;
+    let lines: Vec<u8> = (0..20 << 20).map(|at: u32| (at / 7) as u8).collect();
+    let pointer = bench.stores.put_ref(&url("s/a.bad.jsonl"), lines.clone()).await.expect("put");
+    let to = url("out/_quarantine/split-00000.jsonl");
+    publication.quarantine = vec![(pointer.clone(), to.clone())];
+    for _ in 0..2 {
+        publish(&bench.stores, &bench.fence, &publication).await.expect("publish");
+        let copied = bench.memory.read(to.key(), 0..lines.len() as u64, Access::Cached).await.expect("read");
+        assert!(copied == lines, "the same bytes");
+    }
+    assert_eq!(bench.memory.open_uploads(), 0);
+    // One that is not what was committed is not taken for it, and then OUTPUT is not whole.
+    let mut damaged = publication.clone();
+    damaged.manifest = b"{1}".to_vec();
+    damaged.quarantine[0].0.digest ^= 1;
+    let error = publish(&bench.stores, &bench.fence, &damaged).await.expect_err("damaged");
+    assert!(error.message.contains("a.bad.jsonl"), "{error}");
+    assert!(!bench.keys().await.contains(&"out/_SUCCESS".to_owned()));
+    assert_eq!(bench.memory.open_uploads(), 0);
+}
+
+#[tokio::test]
 async fn what_has_changed_since_the_plan_stays() {
     let bench = Bench::new(&OLD).await;
     let publication = publication(&bench, false).await;
     bench.memory.put("out/part-00001.txt", "somebody's".into()).await.expect("put");
-    publish(&bench.stores, &publication).await.expect("publish");
+    publish(&bench.stores, &bench.fence, &publication).await.expect("publish");
     assert!(bench.keys().await.contains(&"out/part-00001.txt".to_owned()));
 }
 
@@ -90,9 +127,35 @@ async fn a_lost_upload_is_not_taken_for_a_part() {
     let bench = Bench::new(&OLD).await;
     let publication = publication(&bench, false).await;
     bench.memory.abort_upload("out/part-00000.txt", &publication.parts[0].upload).await.expect("abort");
-    let error = publish(&bench.stores, &publication).await.expect_err("lost");
+    let error = publish(&bench.stores, &bench.fence, &publication).await.expect_err("lost");
     assert!(error.message.contains("part-00000.txt"), "{error}");
     assert!(!bench.keys().await.contains(&"out/_SUCCESS".to_owned()), "no mixture looks whole");
+}
+
+/// A leader that was stopped and wakes after another has finished: it must not take the new `_SUCCESS` away, nor anything else.
+#[tokio::test]
+async fn who_no_longer_leads_touches_nothing() {
+    let bench = Bench::new(&OLD).await;
+    let publication = publication(&bench, false).await;
+    let (fence, ledger, clock) = fence::tests::leading().await;
+    fence.check().await.expect("leads");
+    ledger.begin(muster_common::ids::Epoch(5)).await;
+    clock.advance_ms(60_000);
+    let error = publish(&bench.stores, &fence, &publication).await.expect_err("fenced");
+    assert_eq!(error.kind, ErrorKind::Fenced);
+    assert_eq!(bench.keys().await.len(), OLD.len());
+    assert_eq!(bench.memory.open_uploads(), 1);
+    let leftovers = Leftovers {
+        scratch: url("out"),
+        replica: None,
+        plan: bench.stores.put_ref(&url("plan"), b"x".to_vec()).await.expect("put"),
+        output: url("out"),
+        partitions: 1,
+        uploads: vec![(url("out/part-00000.txt"), publication.parts[0].upload.clone())],
+        empty_output: None,
+    };
+    assert_eq!(clean_up(&bench.stores, &fence, leftovers).await.expect_err("fenced").kind, ErrorKind::Fenced);
+    assert_eq!((bench.keys().await.len(), bench.memory.open_uploads()), (OLD.len() + 1, 1));
 }
 
 #[tokio::test]
@@ -114,6 +177,9 @@ async fn clean_up_leaves_only_what_is_not_the_jobs() {
         uploads_before: vec![theirs.clone()],
         fsync: false,
         attempts_max: 1,
+        replica: None,
+        bad_records: BadRecords::Fail,
+        settings: None,
     };
     let pointer =
         bench.stores.put_ref(&url("s/_muster/d1/j1/plan.1"), plan.to_bytes().expect("bytes")).await.expect("put");
@@ -123,6 +189,7 @@ async fn clean_up_leaves_only_what_is_not_the_jobs() {
     let (another, _) = bench.upload("out/photo.jpg", "x").await;
     let leftovers = Leftovers {
         scratch: url("s/_muster/d1/j1"),
+        replica: None,
         plan: pointer,
         output: url("out"),
         partitions: 1,
@@ -130,7 +197,7 @@ async fn clean_up_leaves_only_what_is_not_the_jobs() {
         empty_output: None,
     };
     for _ in 0..2 {
-        clean_up(&bench.stores, leftovers.clone()).await.expect("clean up");
+        clean_up(&bench.stores, &bench.fence, leftovers.clone()).await.expect("clean up");
         assert_eq!(bench.keys().await, ["out/other", "s/_muster/d1/j2/b.run"]);
         let open: Vec<String> =
             bench.memory.list_uploads("", 10).await.expect("list").into_iter().map(|open| open.upload).collect();

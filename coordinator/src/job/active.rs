@@ -4,17 +4,45 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use muster_common::Result;
+use muster_common::api::BadPlace;
+use muster_common::config::Config;
 use muster_common::ids::{AttemptId, Phase, TaskId, WorkerId};
-use muster_common::plan::Plan;
+use muster_common::plan::{BadInputs, Plan};
 use muster_common::store::BlobUrl;
+use muster_common::wire::BadRecord;
+use muster_common::{ErrorKind, Result};
+use muster_kernel::proof::Sums;
 use muster_kernel::splitters::Splitter;
+
+use serde::Deserialize;
 
 use super::durable::DurableJob;
 use super::io::ReplyTo;
+use super::recoveries::Recoveries;
+use crate::membership::breaker::Ticket;
+use crate::membership::speculation::{Pace, Rates};
+
+/// How often the memory of a task is halved at most.
+const HALVINGS_MAX: u8 = 3;
+/// What stands in the history of an attempt whose worker died.
+pub(super) const DIED: &str = "its worker is dead";
 
 /// An ended job holds its claim on OUTPUT for this many tries of its clean-up.
 const CLEANING_TRIES_CLAIMED: u32 = 3;
+
+/// What the machine needs of a request while its job runs. Fields that a newer build wrote are left alone; a request that cannot be read asks for nothing special.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Asked {
+    bad_inputs: BadInputs,
+    settings: Option<String>,
+}
+
+impl Asked {
+    fn of(spec_json: &str) -> Self {
+        serde_json::from_str(spec_json).unwrap_or_default()
+    }
+}
 
 /// What happens to a job at the moment. One thing at a time: whoever starts the next step sets the stage, so no effect goes out twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,12 +75,29 @@ pub(super) struct Active {
     pub order: u64,
     pub output: BlobUrl,
     pub scratch: BlobUrl,
+    pub replica: Option<BlobUrl>,
     pub attempts_max: u32,
+    pub bad_inputs: BadInputs,
+    /// The coordinator's settings with those of the job over them.
+    pub config: Arc<Config>,
     pub stage: Stage,
     /// None until it is read back after a take-over.
     pub plan: Option<Arc<Plan>>,
     /// None while no phase is at hand.
     pub tasks: Option<PhaseTasks>,
+    /// Lost runs that are made again while the job merges.
+    pub repair: Option<Repair>,
+    /// Splits whose loss is on its way into the journal.
+    pub losing: BTreeSet<u32>,
+    /// Objects whose omission is on its way into the journal.
+    pub skipping: BTreeSet<u32>,
+    /// The first malformed records that were left out, by object and offset.
+    pub bad_records: BTreeMap<(u32, u64), BadRecord>,
+    /// When this leader heard of failed attempts.
+    pub failed_unix_ms: BTreeMap<AttemptId, u64>,
+    pub recoveries: Recoveries,
+    /// Merges under way that may read an older list of runs than the journal has.
+    pub older_list: BTreeSet<AttemptId>,
     /// Its place in the machine's order of runnable jobs, while it has one.
     pub runnable: Option<u32>,
     /// Taken over: nothing is granted before workers had time to register again.
@@ -64,7 +109,6 @@ pub(super) struct Active {
     pub writing: u32,
     /// The record of the end, while it is on its way.
     pub ending: Option<u64>,
-    pub retries: u32,
     /// When the phase, or the step after it, began.
     pub began_ms: u64,
     /// How long the phase had lasted when this leader took over.
@@ -78,26 +122,41 @@ pub(super) struct Active {
     /// When progress was last published, and whether there is news.
     pub published_ms: u64,
     pub news: bool,
+    /// Second attempts that were given out.
+    pub speculations: u32,
+    /// Attempts that failed since one succeeded.
+    pub failures_in_a_row: u32,
 }
 
 impl Active {
-    pub(super) fn new(job: &DurableJob, plan: Option<Arc<Plan>>, now_ms: u64) -> Result<Self> {
+    pub(super) fn new(job: &DurableJob, plan: Option<Arc<Plan>>, config: &Config, now_ms: u64) -> Result<Self> {
         let submitted = &job.submitted;
+        let asked = Asked::of(&submitted.spec_json);
         Ok(Self {
             order: submitted.order,
             output: submitted.output.parse()?,
             scratch: submitted.scratch.parse()?,
+            replica: submitted.replica.as_deref().map(str::parse).transpose()?,
             attempts_max: submitted.attempts_max,
+            bad_inputs: asked.bad_inputs,
+            // They were sound when the job was taken on; a build that knows them no longer goes by its own.
+            config: Arc::new(config.for_job(asked.settings.as_deref()).unwrap_or_else(|_| config.clone())),
             stage: Stage::Working,
             plan,
             tasks: None,
+            repair: None,
+            losing: BTreeSet::new(),
+            skipping: BTreeSet::new(),
+            bad_records: BTreeMap::new(),
+            failed_unix_ms: BTreeMap::new(),
+            recoveries: Recoveries::of(job, now_ms),
+            older_list: BTreeSet::new(),
             runnable: None,
             held_back: false,
             samples: Vec::new(),
             letting_go: BTreeSet::new(),
             writing: 0,
             ending: None,
-            retries: job.ended.as_ref().map_or(0, |ended| ended.retries),
             began_ms: now_ms,
             before_ms: 0,
             moved_ms: now_ms,
@@ -105,6 +164,8 @@ impl Active {
             trouble: None,
             published_ms: 0,
             news: false,
+            speculations: 0,
+            failures_in_a_row: 0,
         })
     }
 
@@ -118,17 +179,66 @@ impl Active {
         self.letting_go.is_empty() && self.writing == 0
     }
 
+    /// The first malformed records, with the names of their objects.
+    pub(super) fn bad_places(&self) -> Vec<BadPlace> {
+        let objects = self.plan.as_ref().map(|plan| plan.objects.as_slice()).unwrap_or_default();
+        let place = |bad: &BadRecord| BadPlace {
+            object: objects
+                .get(bad.object as usize)
+                .map_or_else(|| format!("object {}", bad.object), |object| object.url.clone()),
+            offset: bad.offset,
+            bytes: bad.bytes,
+            reason: bad.reason.clone(),
+        };
+        self.bad_records.values().map(place).collect()
+    }
+
     pub(super) fn running(&self) -> u32 {
-        self.tasks.as_ref().map_or(0, |tasks| tasks.running)
+        self.all_tasks().map(|tasks| tasks.running).sum()
+    }
+
+    pub(super) fn running_attempts(&self) -> impl Iterator<Item = &Attempt> {
+        self.all_tasks().flat_map(PhaseTasks::running_attempts)
+    }
+
+    /// The tasks of the phase at hand, and those of a repair beside it.
+    pub(super) fn all_tasks(&self) -> impl Iterator<Item = &PhaseTasks> {
+        self.tasks.iter().chain(self.repair.iter().map(|repair| &repair.tasks))
+    }
+
+    /// Those of them that are of one phase.
+    pub(super) fn tasks_of(&self, phase: Phase) -> Option<&PhaseTasks> {
+        self.all_tasks().find(|tasks| tasks.phase == phase)
+    }
+
+    pub(super) fn tasks_of_mut(&mut self, phase: Phase) -> Option<&mut PhaseTasks> {
+        let repair = self.repair.as_mut().map(|repair| &mut repair.tasks);
+        self.tasks.iter_mut().chain(repair).find(|tasks| tasks.phase == phase)
+    }
+
+    /// The tasks that are granted at the moment: no merge begins while runs are missing.
+    pub(super) fn granted_from(&self) -> Option<&PhaseTasks> {
+        self.repair.as_ref().map(|repair| &repair.tasks).or(self.tasks.as_ref())
+    }
+
+    /// Whether it has something to grant.
+    pub(super) fn may_run(&self) -> bool {
+        let waiting = self.granted_from().is_some_and(|tasks| !tasks.queue.is_empty());
+        waiting && self.stage == Stage::Working && !self.held_back && self.plan.is_some() && !self.awaits_loss()
+    }
+
+    /// Whether the record of a loss or of an omission is on its way: what is to be done next depends on it.
+    pub(super) fn awaits_loss(&self) -> bool {
+        !self.losing.is_empty() || !self.skipping.is_empty()
     }
 
     /// The attempt under way for a task, if it is this one.
     pub(super) fn attempt_mut(&mut self, attempt: &AttemptId) -> Option<&mut Attempt> {
-        self.tasks.as_mut()?.attempt_mut(attempt)
+        self.tasks_of_mut(attempt.task.phase)?.attempt_mut(attempt)
     }
 
     pub(super) fn attempt(&self, attempt: &AttemptId) -> Option<&Attempt> {
-        self.tasks.as_ref()?.attempt(attempt)
+        self.tasks_of(attempt.task.phase)?.attempt(attempt)
     }
 
     /// Milliseconds since the phase, or the step after it, began, under whichever leader.
@@ -150,9 +260,31 @@ impl Active {
     pub(super) fn moved(&mut self, now_ms: u64) {
         self.moved_ms = now_ms;
         self.tries = 0;
+        self.recoveries.store_mended(now_ms);
         self.trouble = None;
         self.news = true;
     }
+}
+
+/// Sort tasks that are done anew while the job merges.
+#[derive(Debug)]
+pub(super) struct Repair {
+    /// All sort tasks; those whose run stands are done.
+    pub tasks: PhaseTasks,
+    pub step: RepairStep,
+    /// What lost runs summed to, input first, as far as this leader has seen them: their successors must too.
+    pub sums: BTreeMap<u32, (Sums, Sums)>,
+}
+
+/// How far a repair is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RepairStep {
+    /// Runs are made.
+    Sorting,
+    /// The new list of runs is written, under this ticket.
+    Pinning(u64),
+    /// Its record is on its way.
+    Recording,
 }
 
 /// The tasks of one phase.
@@ -162,12 +294,17 @@ pub(super) struct PhaseTasks {
     pub states: Vec<TaskState>,
     /// Tasks that are [`TaskState::Waiting`], in order.
     pub queue: BTreeSet<u32>,
+    /// Attempts under way, and how many of them are second ones.
     pub running: u32,
+    pub seconds: u32,
     pub done: u32,
     /// Input bytes that running attempts have done.
     pub running_bytes: u64,
     /// Of tasks that have met with trouble.
     pub history: BTreeMap<u32, History>,
+    /// How fast the finished attempts were, and what is usual now.
+    pub rates: Rates,
+    pub pace: Option<Pace>,
 }
 
 /// Where a task stands.
@@ -177,8 +314,13 @@ pub(super) enum TaskState {
     Waiting,
     /// It can be granted after a pause.
     Delayed,
-    /// An attempt is under way.
-    Running(Box<Attempt>),
+    /// An attempt is under way, or two: the first to be committed wins.
+    Running {
+        /// The one that began first, of those that live.
+        first: Box<Attempt>,
+        /// The one beside it.
+        second: Option<Box<Attempt>>,
+    },
     /// Its last attempt's upload is being revoked.
     Revoking(AttemptId),
     /// It is committed (samples: they are here).
@@ -196,7 +338,14 @@ pub(super) struct Attempt {
     pub sent: u32,
     /// When it was last in a heartbeat, or accepted.
     pub seen_ms: u64,
+    /// When it was given out, and when its progress last grew, on the clock that stands still while the leader is away.
+    pub began_ms: u64,
+    pub progress_ms: u64,
     pub bytes_done: u64,
+    /// Its whole input, as its worker says; 0 until it does.
+    pub bytes_total: u64,
+    /// In which state of its worker's breaker it began; none for one that was re-granted.
+    pub ticket: Option<Ticket>,
     /// Its upload, once its record is on its way.
     pub upload: Option<String>,
     /// The result is here and its record is on its way: it can no longer be taken back.
@@ -217,10 +366,21 @@ pub(super) enum Recording {
 pub(super) struct History {
     /// Attempts that failed or were lost with their worker.
     pub tries: u32,
-    /// Attempts that ran, failed or not.
-    pub attempts: u32,
     pub errors: Vec<String>,
     pub tried: Vec<WorkerId>,
+    /// How often its memory is to be halved, because attempts ran out of it or may have died of it.
+    pub halvings: u8,
+}
+
+impl History {
+    /// An attempt of a sort ran out of memory, or was lost with its worker, which memory may have killed: the next one gets half of it, up to a bound.
+    pub(super) fn halve_memory(&mut self, phase: Phase, kind: ErrorKind, text: &str) {
+        let ran_out = kind == ErrorKind::Exhausted && text.contains("memory");
+        let died = kind == ErrorKind::Retry && text.contains(DIED);
+        if phase == Phase::Sort && (ran_out || died) {
+            self.halvings = (self.halvings + 1).min(HALVINGS_MAX);
+        }
+    }
 }
 
 impl PhaseTasks {
@@ -230,7 +390,36 @@ impl PhaseTasks {
             (0..count).map(|at| if done(at) { TaskState::Done } else { TaskState::Waiting }).collect();
         let queue: BTreeSet<u32> = (0..count).filter(|at| !done(*at)).collect();
         let done = count - u32::try_from(queue.len()).unwrap_or(count);
-        Self { phase, states, queue, running: 0, done, running_bytes: 0, history: BTreeMap::new() }
+        Self {
+            phase,
+            states,
+            queue,
+            running: 0,
+            seconds: 0,
+            done,
+            running_bytes: 0,
+            history: BTreeMap::new(),
+            rates: Rates::default(),
+            pace: None,
+        }
+    }
+
+    /// What the journal knows of failed attempts counts towards the bound of tries, whoever led then.
+    pub(super) fn recall(mut self, job: &DurableJob) -> Self {
+        let first = TaskId { phase: self.phase, index: 0 };
+        let last = TaskId { phase: self.phase, index: u32::MAX };
+        for (task, failures) in job.failures.range(first..=last) {
+            let history = self.history.entry(task.index).or_default();
+            for failure in failures {
+                history.tries += 1;
+                history.errors.push(failure.error.clone());
+                history.halve_memory(self.phase, failure.kind, &failure.error);
+                if !history.tried.contains(&failure.worker) {
+                    history.tried.push(failure.worker.clone());
+                }
+            }
+        }
+        self
     }
 
     pub(super) fn total(&self) -> u32 {
@@ -249,11 +438,18 @@ impl PhaseTasks {
         if task.phase == self.phase { self.states.get(task.index as usize) } else { None }
     }
 
+    /// The attempts under way for a task.
+    pub(super) fn attempts_of(&self, task: TaskId) -> impl Iterator<Item = &Attempt> {
+        self.state(task).into_iter().flat_map(TaskState::attempts)
+    }
+
     pub(super) fn attempt(&self, id: &AttemptId) -> Option<&Attempt> {
-        match self.state(id.task)? {
-            TaskState::Running(attempt) if attempt.id == *id => Some(attempt),
-            _ => None,
-        }
+        self.attempts_of(id.task).find(|attempt| attempt.id == *id)
+    }
+
+    /// The other attempt under way for the task of this one.
+    pub(super) fn rival(&self, id: &AttemptId) -> Option<&Attempt> {
+        self.attempts_of(id.task).find(|attempt| attempt.id != *id)
     }
 
     pub(super) fn attempt_mut(&mut self, id: &AttemptId) -> Option<&mut Attempt> {
@@ -261,24 +457,39 @@ impl PhaseTasks {
             return None;
         }
         match self.states.get_mut(id.task.index as usize)? {
-            TaskState::Running(attempt) if attempt.id == *id => Some(attempt),
+            TaskState::Running { first, .. } if first.id == *id => Some(first),
+            TaskState::Running { second: Some(second), .. } if second.id == *id => Some(second),
             _ => None,
         }
     }
 
-    /// A waiting task gets an attempt.
+    /// A waiting task gets an attempt, or one that runs a second.
     pub(super) fn start(&mut self, attempt: Attempt) {
         let index = attempt.id.task.index;
         self.queue.remove(&index);
         self.running += 1;
-        self.put(index, TaskState::Running(Box::new(attempt)));
+        if let Some(TaskState::Running { second, .. }) = self.states.get_mut(index as usize) {
+            self.seconds += 1;
+            *second = Some(Box::new(attempt));
+        } else {
+            self.put(index, TaskState::Running { first: Box::new(attempt), second: None });
+        }
     }
 
-    /// Ends the attempt under way and leaves the task in `next`.
+    /// Ends an attempt under way and leaves the task in `next`, unless another attempt goes on: then the task runs.
     pub(super) fn stop(&mut self, id: &AttemptId, next: TaskState) -> Option<Attempt> {
         self.attempt(id)?;
         let slot = self.states.get_mut(id.task.index as usize)?;
-        let TaskState::Running(attempt) = std::mem::replace(slot, next) else { return None };
+        let TaskState::Running { first, second } = std::mem::replace(slot, next) else { return None };
+        let attempt = match second {
+            Some(second) => {
+                let (ended, goes_on) = if first.id == *id { (first, second) } else { (second, first) };
+                *slot = TaskState::Running { first: goes_on, second: None };
+                self.seconds -= 1;
+                ended
+            }
+            None => first,
+        };
         self.running -= 1;
         self.running_bytes = self.running_bytes.saturating_sub(attempt.bytes_done);
         match slot {
@@ -287,6 +498,16 @@ impl PhaseTasks {
             _ => {}
         }
         Some(*attempt)
+    }
+
+    /// The result of a task is lost: it waits again.
+    pub(super) fn reopen(&mut self, index: u32) {
+        if matches!(self.states.get(index as usize), Some(TaskState::Done)) {
+            self.done -= 1;
+            self.history.remove(&index);
+            self.put(index, TaskState::Waiting);
+            self.queue.insert(index);
+        }
     }
 
     /// A task that was delayed or revoked can be granted again.
@@ -309,18 +530,29 @@ impl PhaseTasks {
         }
     }
 
-    pub(super) fn set_progress(&mut self, id: &AttemptId, bytes_done: u64) -> bool {
+    pub(super) fn set_progress(&mut self, id: &AttemptId, bytes_done: u64, fair_ms: u64) -> bool {
         let Some(attempt) = self.attempt_mut(id) else { return false };
         let before = std::mem::replace(&mut attempt.bytes_done, bytes_done);
+        if bytes_done != before {
+            attempt.progress_ms = fair_ms;
+        }
         self.running_bytes = self.running_bytes.saturating_sub(before).saturating_add(bytes_done);
         bytes_done > before
     }
 
     pub(super) fn running_attempts(&self) -> impl Iterator<Item = &Attempt> {
-        self.states.iter().filter_map(|state| match state {
-            TaskState::Running(attempt) => Some(&**attempt),
-            _ => None,
-        })
+        self.states.iter().flat_map(TaskState::attempts)
+    }
+}
+
+impl TaskState {
+    /// The attempts under way.
+    pub(super) fn attempts(&self) -> impl Iterator<Item = &Attempt> {
+        let (first, second) = match self {
+            TaskState::Running { first, second } => (Some(&**first), second.as_deref()),
+            _ => (None, None),
+        };
+        first.into_iter().chain(second)
     }
 }
 

@@ -5,14 +5,15 @@
 
 use std::collections::BTreeMap;
 
+use muster_common::ErrorKind;
 use muster_common::api::{JobState, PhaseTimes};
-use muster_common::ids::{AttemptId, DeploymentId, Epoch, JobId};
+use muster_common::ids::{AttemptId, DeploymentId, Epoch, Generation, JobId, Phase, TaskId, WorkerId};
 use muster_common::wire::BlobRef;
 
 use super::state;
 use crate::journal::record::{
-    JobArchivedV1, JobEndedV1, JobOutcomeV1, JobSubmittedV1, PartCommittedV1, Record, RunCommittedV1,
-    TotalsV1 as Totals,
+    AttemptFailed, GenerationBegan, JobArchived, JobEnded, JobHistory, JobOutcome, JobSubmitted, PartCommitted, Record,
+    RunCommitted, Totals,
 };
 
 /// The folded journal.
@@ -32,25 +33,37 @@ pub struct Durable {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DurableJob {
     /// How it began.
-    pub submitted: JobSubmittedV1,
+    pub submitted: JobSubmitted,
     /// Where it stands.
     pub state: JobState,
     /// The partitions, once they are fixed.
     pub boundaries: Option<Boundaries>,
+    /// Generations of sort tasks that were given out anew after their commit, by split.
+    pub generations: BTreeMap<u32, Generation>,
+    /// Input objects that are left out, and why.
+    pub skipped_objects: BTreeMap<u32, String>,
+    /// What became of attempts without a result, task by task, in order; those of a phase that is over are only counted.
+    pub failures: BTreeMap<TaskId, Vec<Failure>>,
+    /// How many attempts ended without a result.
+    pub retries: u32,
+    /// How many committed tasks were given out anew.
+    pub repeated: u32,
     /// Committed sort tasks by split.
-    pub runs: BTreeMap<u32, RunCommittedV1>,
+    pub runs: BTreeMap<u32, RunCommitted>,
     /// The list of pinned runs, once the barrier is passed.
     pub runs_pinned: Option<BlobRef>,
-    /// Open uploads of merges that are not committed, by partition.
-    pub uploads: BTreeMap<u32, Upload>,
+    /// Whether runs were lost, or made anew, since that list was written.
+    pub runs_stale: bool,
+    /// Open uploads of merges that are not committed, by partition and attempt: a task may have two attempts.
+    pub uploads: BTreeMap<(u32, AttemptId), Upload>,
     /// Uploads that were revoked, in the order of their revocation.
     pub revoked: Vec<Upload>,
     /// Committed merge tasks by partition.
-    pub parts: BTreeMap<u32, PartCommittedV1>,
+    pub parts: BTreeMap<u32, PartCommitted>,
     /// Whether the commit is decided.
     pub commit_decided: bool,
     /// How it ended.
-    pub ended: Option<JobEndedV1>,
+    pub ended: Option<JobEnded>,
     /// Whether its scratch and unfinished uploads are gone.
     pub cleaned: bool,
     /// How long the phases took.
@@ -70,6 +83,26 @@ pub struct Boundaries {
     pub partitions: u32,
 }
 
+/// An attempt that ended without a result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Which.
+    pub attempt: AttemptId,
+    /// Who ran it.
+    pub worker: WorkerId,
+    /// What could be done about it.
+    pub kind: ErrorKind,
+    /// What went wrong.
+    pub error: String,
+}
+
+impl From<&AttemptFailed> for Failure {
+    fn from(failed: &AttemptFailed) -> Self {
+        let AttemptFailed { attempt, worker, kind, error, .. } = failed.clone();
+        Self { attempt, worker, kind, error }
+    }
+}
+
 /// A merge attempt's upload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upload {
@@ -82,11 +115,11 @@ pub struct Upload {
 }
 
 /// The state in which a job ends.
-pub fn end_state(outcome: JobOutcomeV1) -> JobState {
+pub fn end_state(outcome: JobOutcome) -> JobState {
     match outcome {
-        JobOutcomeV1::Succeeded => JobState::Succeeded,
-        JobOutcomeV1::Failed => JobState::Failed,
-        JobOutcomeV1::Cancelled => JobState::Cancelled,
+        JobOutcome::Succeeded => JobState::Succeeded,
+        JobOutcome::Failed => JobState::Failed,
+        JobOutcome::Cancelled => JobState::Cancelled,
     }
 }
 
@@ -136,6 +169,10 @@ impl Durable {
             | Record::UploadRevoked { job, .. }
             | Record::CommitDecided { job, .. }
             | Record::JobCleaned { job } => self.job(job)?.apply(record),
+            Record::AttemptFailed(failed) => self.job(&failed.job)?.apply(record),
+            Record::GenerationBegan(began) => self.job(&began.job)?.apply(record),
+            Record::ObjectSkipped { job, .. } => self.job(job)?.apply(record),
+            Record::JobHistory(history) => self.job(&history.job)?.apply(record),
             Record::RunCommitted(run) => self.job(&run.job)?.apply(record),
             Record::PartCommitted(part) => self.job(&part.job)?.apply(record),
             Record::JobEnded(ended) => self.job(&ended.job)?.apply(record),
@@ -155,7 +192,7 @@ impl Durable {
         Ok(())
     }
 
-    fn submit(&mut self, submitted: &JobSubmittedV1) -> Result<(), String> {
+    fn submit(&mut self, submitted: &JobSubmitted) -> Result<(), String> {
         if self.jobs.contains_key(&submitted.job) {
             return Err(format!("job {} is submitted a second time", submitted.job));
         }
@@ -165,13 +202,19 @@ impl Durable {
 }
 
 impl DurableJob {
-    fn new(submitted: JobSubmittedV1) -> Self {
+    fn new(submitted: JobSubmitted) -> Self {
         let needs_samples = submitted.partitions > 1 && submitted.splits > 0;
         Self {
             state: if needs_samples { JobState::Sampling } else { JobState::Submitted },
             boundaries: None,
+            generations: BTreeMap::new(),
+            skipped_objects: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            retries: 0,
+            repeated: 0,
             runs: BTreeMap::new(),
             runs_pinned: None,
+            runs_stale: false,
             uploads: BTreeMap::new(),
             revoked: Vec::new(),
             parts: BTreeMap::new(),
@@ -190,6 +233,20 @@ impl DurableJob {
         self.boundaries.as_ref().map_or(self.submitted.partitions, |boundaries| boundaries.partitions)
     }
 
+    /// The open upload of an attempt.
+    pub fn upload(&self, attempt: &AttemptId) -> Option<&Upload> {
+        self.uploads.get(&(attempt.task.index, *attempt)).filter(|_| attempt.task.phase == Phase::Merge)
+    }
+
+    /// The open uploads of a partition.
+    pub fn uploads_of(&self, partition: u32) -> impl Iterator<Item = &Upload> {
+        let least = |partition: u32| {
+            let task = TaskId { phase: Phase::Sample, index: 0 };
+            (partition, AttemptId { task, generation: Generation(0), epoch: Epoch(0), nonce: 0 })
+        };
+        self.uploads.range(least(partition)..least(partition.saturating_add(1))).map(|(_, upload)| upload)
+    }
+
     fn apply(&mut self, record: &Record) -> Result<(), String> {
         match record {
             Record::BoundariesChosen { splitters, partitions, took_ms, .. } => {
@@ -198,11 +255,19 @@ impl DurableJob {
                 self.times.sample_ms = *took_ms;
                 Ok(())
             }
+            Record::AttemptFailed(failed) => self.note_failure(failed),
+            Record::GenerationBegan(began) => self.begin_generation(began),
+            Record::ObjectSkipped { object, why, .. } => self.skip_object(*object, why),
+            Record::JobHistory(history) => self.restore_history(history),
             Record::RunCommitted(run) => self.commit_run(run),
             Record::RunsPinned { runs, took_ms, .. } => {
-                self.step(JobState::Merging)?;
+                if self.state != JobState::Merging {
+                    self.step(JobState::Merging)?;
+                    self.times.sort_ms = *took_ms;
+                }
                 self.runs_pinned = Some(runs.clone());
-                self.times.sort_ms = *took_ms;
+                // A snapshot that is taken amid a repair names the list before the runs.
+                self.runs_stale = self.runs.len() < self.submitted.splits as usize;
                 Ok(())
             }
             Record::UploadOpened { partition, attempt, upload, .. } => {
@@ -219,7 +284,9 @@ impl DurableJob {
             Record::JobEnded(ended) => {
                 self.step(end_state(ended.outcome))?;
                 self.times.commit_ms = ended.took_ms;
-                self.ended = Some(JobEndedV1::clone(ended));
+                // Records of failures may have stood between the decision and this one.
+                let (retries, repeated) = (self.retries, self.repeated);
+                self.ended = Some(JobEnded { retries, repeated, ..JobEnded::clone(ended) });
                 Ok(())
             }
             Record::JobCleaned { job } => {
@@ -244,20 +311,26 @@ impl DurableJob {
     /// Task by task nothing is asked of a job that is cleaned; a hundred ended jobs must not weigh as much as a hundred running ones.
     fn archive(&mut self) {
         self.cleaned = true;
+        self.generations.clear();
+        self.failures.clear();
+        self.skipped_objects.clear();
         self.runs.clear();
         self.uploads.clear();
         self.revoked.clear();
         self.parts.clear();
         self.boundaries = Some(Boundaries { splitters: None, partitions: self.partitions() });
         self.runs_pinned = None;
+        self.runs_stale = false;
     }
 
     /// Restores a cleaned job from its summary.
-    fn restore(archived: &JobArchivedV1) -> Self {
+    fn restore(archived: &JobArchived) -> Self {
         let mut job = Self::new(archived.submitted.clone());
         job.boundaries = Some(Boundaries { splitters: None, partitions: archived.partitions });
         job.state = end_state(archived.ended.outcome);
         job.commit_decided = archived.commit_decided;
+        job.retries = archived.ended.retries;
+        job.repeated = archived.ended.repeated;
         job.ended = Some(archived.ended.clone());
         job.times = archived.times.into();
         job.run_totals = archived.run_totals;
@@ -274,59 +347,149 @@ impl DurableJob {
         }
     }
 
-    fn commit_run(&mut self, run: &RunCommittedV1) -> Result<(), String> {
-        self.expect_state(JobState::Sorting, "a run is committed")?;
-        if run.split >= self.submitted.splits || self.runs.contains_key(&run.split) {
-            return Err(format!("job {}: split {} is committed twice or does not exist", run.job, run.split));
+    fn commit_run(&mut self, run: &RunCommitted) -> Result<(), String> {
+        if self.state != JobState::Merging {
+            self.expect_state(JobState::Sorting, "a run is committed")?;
+        }
+        let (job, split) = (&run.job, run.split);
+        if split >= self.submitted.splits || self.runs.contains_key(&split) {
+            return Err(format!("job {job}: split {split} is committed twice or does not exist"));
+        }
+        let expected = self.generation(split);
+        if run.attempt.generation != expected {
+            let found = run.attempt.generation;
+            return Err(format!("job {job}: split {split} is committed in generation {found}, not {expected}"));
         }
         let totals = &mut self.run_totals;
         totals.input.merge(&run.input);
         totals.kept.merge(&run.kept);
         totals.dropped.merge(&run.dropped);
+        totals.skipped.merge(&run.skipped);
         totals.bytes = totals.bytes.saturating_add(run.bytes);
-        self.runs.insert(run.split, run.clone());
+        self.runs.insert(split, run.clone());
+        self.runs_stale = self.state == JobState::Merging;
+        Ok(())
+    }
+
+    /// The generation in which a sort task is to be done: 0 unless its committed run was lost.
+    pub fn generation(&self, split: u32) -> Generation {
+        self.generations.get(&split).copied().unwrap_or(Generation(0))
+    }
+
+    fn note_failure(&mut self, failed: &AttemptFailed) -> Result<(), String> {
+        if self.state.is_terminal() {
+            return Err(format!("job {}: an attempt fails while it is {}", failed.job, self.state));
+        }
+        self.retries = self.retries.saturating_add(1);
+        self.failures.entry(failed.attempt.task).or_default().push(Failure::from(failed));
+        Ok(())
+    }
+
+    /// The committed run of a split is lost.
+    fn begin_generation(&mut self, began: &GenerationBegan) -> Result<(), String> {
+        if !matches!(self.state, JobState::Sorting | JobState::Merging) {
+            return Err(format!("job {}: a run is lost while it is {}", began.job, self.state));
+        }
+        let split = began.split;
+        let committed = self.runs.get(&split).is_some_and(|run| run.attempt == began.lost);
+        if !committed || began.generation <= self.generation(split) {
+            return Err(format!("job {}: {} is not the run of split {split}", began.job, began.lost));
+        }
+        let Some(lost) = self.runs.remove(&split) else { return Ok(()) };
+        let totals = &mut self.run_totals;
+        totals.input = totals.input.minus(&lost.input);
+        totals.kept = totals.kept.minus(&lost.kept);
+        totals.dropped = totals.dropped.minus(&lost.dropped);
+        totals.skipped = totals.skipped.minus(&lost.skipped);
+        totals.bytes = totals.bytes.saturating_sub(lost.bytes);
+        self.generations.insert(split, began.generation);
+        self.runs_stale = self.state == JobState::Merging;
+        self.repeated = self.repeated.saturating_add(1);
+        // What failed in a former generation says nothing about this one.
+        self.failures.remove(&TaskId { phase: Phase::Sort, index: split });
+        Ok(())
+    }
+
+    fn restore_history(&mut self, history: &JobHistory) -> Result<(), String> {
+        if self.retries > 0 || self.repeated > 0 || !self.runs.is_empty() {
+            return Err(format!("job {}: its history is restored after it went on", history.job));
+        }
+        self.retries = history.retries;
+        self.repeated = history.repeated;
+        self.generations = history.generations.iter().copied().collect();
+        self.skipped_objects = history.skipped_objects.iter().cloned().collect();
+        for failed in &history.failures {
+            self.failures.entry(failed.attempt.task).or_default().push(Failure::from(failed));
+        }
+        Ok(())
+    }
+
+    /// What a snapshot keeps of this job's troubles; nothing where there were none.
+    pub fn history(&self) -> Option<JobHistory> {
+        let failures: Vec<AttemptFailed> = self
+            .failures
+            .values()
+            .flatten()
+            .map(|failure| AttemptFailed {
+                job: self.submitted.job.clone(),
+                attempt: failure.attempt,
+                worker: failure.worker.clone(),
+                kind: failure.kind,
+                error: failure.error.clone(),
+            })
+            .collect();
+        let history = JobHistory {
+            job: self.submitted.job.clone(),
+            retries: self.retries,
+            repeated: self.repeated,
+            generations: self.generations.iter().map(|(split, generation)| (*split, *generation)).collect(),
+            failures,
+            skipped_objects: self.skipped_objects.iter().map(|(object, why)| (*object, why.clone())).collect(),
+        };
+        let calm = history.retries == 0 && history.repeated == 0 && history.skipped_objects.is_empty();
+        (!calm).then_some(history)
+    }
+
+    fn skip_object(&mut self, object: u32, why: &str) -> Result<(), String> {
+        if !matches!(self.state, JobState::Submitted | JobState::Sampling | JobState::Sorting) {
+            return Err(format!("job {}: an object is left out while it is {}", self.submitted.job, self.state));
+        }
+        self.skipped_objects.entry(object).or_insert_with(|| why.to_owned());
         Ok(())
     }
 
     fn open_upload(&mut self, upload: Upload) -> Result<(), String> {
         self.expect_state(JobState::Merging, "an upload is opened")?;
-        let partition = upload.partition;
-        if partition >= self.partitions()
-            || self.parts.contains_key(&partition)
-            || self.uploads.contains_key(&partition)
-        {
-            return Err(format!("job {}: partition {partition} has an upload or is committed", self.submitted.job));
+        let (partition, key) = (upload.partition, (upload.partition, upload.attempt));
+        if partition >= self.partitions() || self.parts.contains_key(&partition) || self.uploads.contains_key(&key) {
+            let (job, attempt) = (&self.submitted.job, upload.attempt);
+            return Err(format!("job {job}: {attempt} has an upload, or partition {partition} is committed"));
         }
-        self.uploads.insert(partition, upload);
+        self.uploads.insert(key, upload);
         Ok(())
     }
 
     fn revoke_upload(&mut self, partition: u32, attempt: &AttemptId) -> Result<(), String> {
-        match self.uploads.remove(&partition) {
-            Some(upload) if upload.attempt == *attempt => {
+        match self.uploads.remove(&(partition, *attempt)) {
+            Some(upload) => {
                 self.revoked.push(upload);
                 Ok(())
             }
-            Some(other) => {
-                let text = format!("the upload of {} cannot be revoked as that of {attempt}", other.attempt);
-                self.uploads.insert(partition, other);
-                Err(text)
-            }
-            None => Err(format!("partition {partition} has no open upload")),
+            None => Err(format!("{attempt} has no open upload for partition {partition}")),
         }
     }
 
-    fn commit_part(&mut self, part: &PartCommittedV1) -> Result<(), String> {
+    fn commit_part(&mut self, part: &PartCommitted) -> Result<(), String> {
         self.expect_state(JobState::Merging, "a part is committed")?;
-        let open = self.uploads.get(&part.partition);
-        if !open.is_some_and(|open| open.attempt == part.attempt && open.upload == part.upload) {
+        let key = (part.partition, part.attempt);
+        if self.uploads.get(&key).is_none_or(|open| open.upload != part.upload) {
             return Err(format!("job {}: part {} is committed without its upload", part.job, part.partition));
         }
         let totals = &mut self.part_totals;
         totals.kept.merge(&part.kept);
         totals.dropped.merge(&part.dropped);
         totals.bytes = totals.bytes.saturating_add(part.bytes);
-        self.uploads.remove(&part.partition);
+        self.uploads.remove(&key);
         self.parts.insert(part.partition, part.clone());
         Ok(())
     }

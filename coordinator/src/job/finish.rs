@@ -3,21 +3,26 @@
 //! A job that fails or is cancelled leaves OUTPUT as it was, because no part is visible before the commit is decided. After the decision it can only go on: publishing is
 //! repeated until it succeeds, by this leader or the next.
 
-use muster_common::api::{JobState, Manifest, ManifestPart};
+use muster_common::api::{JobState, Manifest, ManifestPart, QuarantineFile};
 use muster_common::ids::AttemptId;
 use muster_common::names;
-use muster_common::wire::{Broadcast, CancelAttempt};
+use muster_common::store::BlobUrl;
+use muster_common::wire::{BlobRef, Broadcast, CancelAttempt};
 use muster_common::{Error, ErrorKind, Result};
 use muster_kernel::proof::Sums;
 
 use super::active::{Active, Attempt, Stage, Waiters};
 use super::durable::DurableJob;
 use super::io::{Effect, Leftovers, Publication, PublishedPart, RefusalCode, ReplyTo};
+use super::status::{recoveries, skipped_objects};
 use super::{JobId, Machine, SharedPlan, Timer};
-use crate::journal::record::{JobEndedV1, JobOutcomeV1, Record};
+use crate::journal::record::{JobEnded, JobOutcome, Record};
+use crate::membership::health::Subject;
 
 /// Pause between the last worker's word that it lets go and the clean-up, in milliseconds: it removes what it made first.
 const LET_GO_MS: u64 = 300;
+/// Pause between two looks for ended jobs that are old, in milliseconds.
+const RETENTION_MS: u64 = 60_000;
 /// Version of the manifest.
 const MANIFEST_VERSION: u32 = 1;
 
@@ -29,6 +34,7 @@ impl Machine {
         if active.stage != Stage::Publishing {
             active.begins(self.now_ms);
             active.tasks = None;
+            active.repair = None;
         }
         let Some(plan) = active.plan.clone() else {
             active.stage = Stage::AwaitingPlan;
@@ -49,7 +55,7 @@ impl Machine {
         match result {
             Ok(()) => {
                 active.moved(self.now_ms);
-                self.end(job, JobOutcomeV1::Succeeded, None, Waiters::default());
+                self.end(job, JobOutcome::Succeeded, None, Waiters::default());
             }
             Err(error) => self.store_trouble(job, error),
         }
@@ -58,7 +64,8 @@ impl Machine {
     /// Ends a job whose decided commit the store has made impossible.
     pub(super) fn give_up_commit(&mut self, job: &JobId, error: Error) {
         self.event(Some(job), "error", "commit-impossible", error.message.clone());
-        self.end(job, JobOutcomeV1::Failed, Some(error), Waiters::default());
+        self.dead_letter(job, &error);
+        self.end(job, JobOutcome::Failed, Some(error), Waiters::default());
     }
 
     /// Ends a job with a cause, unless its commit is decided, or about to be.
@@ -67,7 +74,8 @@ impl Machine {
             return;
         }
         self.event(Some(job), "error", "job-failing", error.message.clone());
-        self.end(job, JobOutcomeV1::Failed, Some(error), Waiters::default());
+        self.dead_letter(job, &error);
+        self.end(job, JobOutcome::Failed, Some(error), Waiters::default());
     }
 
     fn is_past_failing(&self, job: &JobId) -> bool {
@@ -76,7 +84,7 @@ impl Machine {
         durable.commit_decided || deciding || active.ending.is_some() || durable.ended.is_some()
     }
 
-    fn end(&mut self, job: &JobId, outcome: JobOutcomeV1, error: Option<Error>, waiters: Waiters) {
+    fn end(&mut self, job: &JobId, outcome: JobOutcome, error: Option<Error>, waiters: Waiters) {
         let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
         if !super::state::allowed(durable.state, super::durable::end_state(outcome)) {
             self.counters.illegal += 1;
@@ -86,7 +94,16 @@ impl Machine {
         active.stage = Stage::Ending;
         let took_ms = if durable.commit_decided { active.elapsed_ms(self.now_ms) } else { 0 };
         let error = error.map(|error| error.message);
-        let record = JobEndedV1 { job: job.clone(), outcome, error, retries: active.retries, took_ms };
+        let record = JobEnded {
+            job: job.clone(),
+            outcome,
+            error,
+            retries: durable.retries,
+            repeated: durable.repeated,
+            recoveries: active.recoveries.sum(outcome == JobOutcome::Failed),
+            took_ms,
+            unix_ms: self.unix_ms(),
+        };
         let token = self.append(Record::JobEnded(Box::new(record)), waiters);
         if let Some(active) = self.active.get_mut(job) {
             active.ending = Some(token);
@@ -122,20 +139,20 @@ impl Machine {
             let text = format!("the commit of job {job} is decided; it can no longer be cancelled");
             return self.refuse(to, RefusalCode::Conflict, Error::invalid(text));
         }
-        self.end(job, JobOutcomeV1::Cancelled, None, Waiters::one(to));
+        self.end(job, JobOutcome::Cancelled, None, Waiters::one(to));
     }
 
     /// The end stands in the journal.
-    pub(super) fn ended(&mut self, ended: &JobEndedV1, waiters: Waiters) {
+    pub(super) fn ended(&mut self, ended: &JobEnded, waiters: Waiters) {
         let job = &ended.job;
         if let Some(active) = self.active.get_mut(job) {
             active.ending = None;
             active.moved(self.now_ms);
         }
         let (severity, text) = match (&ended.outcome, &ended.error) {
-            (JobOutcomeV1::Succeeded, _) => ("info", "succeeded".to_owned()),
-            (JobOutcomeV1::Cancelled, _) => ("warning", "cancelled".to_owned()),
-            (JobOutcomeV1::Failed, error) => ("error", format!("failed: {}", error.as_deref().unwrap_or_default())),
+            (JobOutcome::Succeeded, _) => ("info", "succeeded".to_owned()),
+            (JobOutcome::Cancelled, _) => ("warning", "cancelled".to_owned()),
+            (JobOutcome::Failed, error) => ("error", format!("failed: {}", error.as_deref().unwrap_or_default())),
         };
         self.event(Some(job), severity, "job-ended", text);
         self.out.push(Effect::Broadcast { job: job.clone(), broadcast: Broadcast::Ended { epoch: self.epoch } });
@@ -151,9 +168,11 @@ impl Machine {
         let Some(active) = self.active.get_mut(job) else { return };
         active.stage = Stage::Stopping;
         let running: Vec<(AttemptId, muster_common::ids::WorkerId)> =
-            active.tasks.take().map_or_else(Vec::new, |tasks| {
-                tasks.running_attempts().map(|Attempt { id, worker, .. }| (*id, worker.clone())).collect()
-            });
+            active.running_attempts().map(|Attempt { id, worker, .. }| (*id, worker.clone())).collect();
+        active.tasks = None;
+        active.repair = None;
+        active.losing.clear();
+        active.skipping.clear();
         active.letting_go = running.iter().map(|(attempt, _)| *attempt).collect();
         let epoch = self.epoch;
         for (attempt, worker) in running {
@@ -211,7 +230,7 @@ impl Machine {
             Err(error) => {
                 active.tries = active.tries.saturating_add(1);
                 active.trouble = Some(error.message.clone());
-                let pause_ms = Self::backoff_ms(active.tries);
+                let pause_ms = self.config.retry.store.pause_ms(active.tries, self.jitter.next());
                 if active.tries == 1 {
                     self.event(Some(job), "warning", "clean-up-failed", error.message);
                 }
@@ -223,21 +242,36 @@ impl Machine {
     /// Nothing is left: the job is history, of which a bounded part is kept.
     pub(super) fn closed(&mut self, job: &JobId) {
         self.active.remove(job);
+        self.forget_alerts(&Subject::Job(job.clone()));
         self.event(Some(job), "info", "job-cleaned", "scratch and unfinished uploads are gone");
         self.urgent.insert(job.clone());
+        self.forget_old();
+    }
+
+    /// Forgets ended jobs beyond the number, or the age, that is kept.
+    pub(super) fn forget_old(&mut self) {
+        self.retention_due_ms = self.now_ms.saturating_add(RETENTION_MS);
         let forgotten = |known: &JobId| {
             self.ledger.records().any(|record| matches!(record, Record::JobForgotten { job } if job == known))
         };
-        let mut closed: Vec<(u64, JobId)> = self
+        let mut closed: Vec<(u64, u64, JobId)> = self
             .durable
             .jobs
             .iter()
             .filter(|(known, job)| job.cleaned && !forgotten(known))
-            .map(|(id, job)| (job.submitted.order, id.clone()))
+            .map(|(id, job)| (job.submitted.order, job.ended.as_ref().map_or(0, |ended| ended.unix_ms), id.clone()))
             .collect();
         closed.sort_unstable();
-        let surplus = closed.len().saturating_sub(self.config.journal.ended_jobs_max as usize);
-        for (_, job) in closed.into_iter().take(surplus) {
+        let (journal, unix_ms) = (&self.config.journal, self.unix_ms());
+        let surplus = closed.len().saturating_sub(journal.ended_jobs_max as usize);
+        let age_ms = journal.ended_age_ms;
+        let old = |ended_ms: u64| ended_ms > 0 && age_ms > 0 && unix_ms.saturating_sub(ended_ms) > age_ms;
+        let gone: Vec<JobId> = (0..)
+            .zip(closed)
+            .filter(|(at, (_, ended_ms, _))| *at < surplus || old(*ended_ms))
+            .map(|(_, (_, _, job))| job)
+            .collect();
+        for job in gone {
             self.append(Record::JobForgotten { job }, Waiters::default());
         }
     }
@@ -255,6 +289,7 @@ fn publication(durable: &DurableJob, active: &Active, plan: &SharedPlan) -> Resu
         output: active.output.clone(),
         job: durable.submitted.job.clone(),
         parts: parts.collect(),
+        quarantine: quarantine(durable, active),
         manifest: serde_json::to_vec_pretty(&manifest(durable, active, plan))
             .map_err(|e| Error::bug(format!("cannot write the manifest: {e}")))?,
         replaced: plan.replaced.clone(),
@@ -262,7 +297,18 @@ fn publication(durable: &DurableJob, active: &Active, plan: &SharedPlan) -> Resu
     })
 }
 
+/// The malformed records of each split, and where they go.
+fn quarantine(durable: &DurableJob, active: &Active) -> Vec<(BlobRef, BlobUrl)> {
+    let lines = durable.runs.iter().filter_map(|(split, run)| Some((split, run.quarantine.as_ref()?)));
+    lines.map(|(split, lines)| (lines.clone(), active.output.join(&names::quarantine_path(*split)))).collect()
+}
+
 fn manifest(durable: &DurableJob, active: &Active, plan: &SharedPlan) -> Manifest {
+    let kept_aside = durable.runs.iter().filter_map(|(split, run)| {
+        let lines = run.quarantine.as_ref()?;
+        let (name, checksum) = (names::quarantine_path(*split), format!("{:016x}", lines.digest));
+        Some(QuarantineFile { name, bytes: lines.bytes, checksum })
+    });
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let parts = durable.parts.values().map(|part| ManifestPart {
         name: names::part_name(part.partition, &durable.submitted.extension),
@@ -281,9 +327,14 @@ fn manifest(durable: &DurableJob, active: &Active, plan: &SharedPlan) -> Manifes
         sums: durable.part_totals.kept,
         input: durable.run_totals.input,
         dropped: dropped(durable),
-        retries: active.retries,
-        repeated_tasks: 0,
+        retries: durable.retries,
+        repeated_tasks: durable.repeated,
         times: durable.times,
+        skipped: durable.run_totals.skipped,
+        bad_records: active.bad_places(),
+        quarantine: kept_aside.collect(),
+        skipped_objects: skipped_objects(durable, Some(active), usize::MAX),
+        recoveries: recoveries(durable, Some(active)),
     }
 }
 
@@ -304,6 +355,7 @@ fn leftovers(durable: &DurableJob, active: &Active) -> Leftovers {
     let empty_output = (!succeeded && !durable.submitted.output_existed).then(|| active.output.clone());
     Leftovers {
         scratch: active.scratch.clone(),
+        replica: active.replica.clone(),
         plan: durable.submitted.plan.clone(),
         output: active.output.clone(),
         partitions: durable.partitions(),

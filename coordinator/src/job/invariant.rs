@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use muster_common::api::JobState;
 use muster_common::ids::{AttemptId, JobId, Phase, WorkerId};
 
-use super::active::{Active, PhaseTasks, Recording, Stage, TaskState};
+use super::active::{Active, Attempt, PhaseTasks, Recording, Stage, TaskState};
 use super::durable::DurableJob;
 use super::{Machine, overlap};
 
@@ -22,7 +22,8 @@ pub fn check(machine: &Machine) -> Result<(), String> {
             machine.durable.jobs.get(id).ok_or_else(|| format!("job {id} is active, but not in the journal"))?;
         check_state(id, durable, active)?;
         check_runnable(machine, id, active)?;
-        if let Some(tasks) = &active.tasks {
+        check_repair(id, durable, active)?;
+        for tasks in active.all_tasks() {
             check_tasks(id, durable, tasks)?;
             for attempt in tasks.running_attempts() {
                 running.entry(attempt.worker.clone()).or_default().insert((id.clone(), attempt.id));
@@ -82,9 +83,25 @@ fn check_state(id: &JobId, durable: &DurableJob, active: &Active) -> Result<(), 
     Ok(())
 }
 
+/// A job that merges while runs are missing, or newer than their list, is being repaired.
+fn check_repair(id: &JobId, durable: &DurableJob, active: &Active) -> Result<(), String> {
+    let merging = durable.state == JobState::Merging && active.tasks.is_some();
+    let needed = merging && (durable.runs_stale || !active.losing.is_empty());
+    match (&active.repair, needed) {
+        (Some(repair), _) if !merging || repair.tasks.phase != Phase::Sort => {
+            Err(format!("job {id} is {} and is being repaired", durable.state))
+        }
+        (None, true) | (Some(_), false) => Err(format!(
+            "job {id}: repair needed: {needed}, under way: {}, losses on their way: {:?}",
+            active.repair.is_some(),
+            active.losing
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn check_runnable(machine: &Machine, id: &JobId, active: &Active) -> Result<(), String> {
-    let waiting = active.tasks.as_ref().is_some_and(|tasks| !tasks.queue.is_empty());
-    let may_run = waiting && active.stage == Stage::Working && !active.held_back && active.plan.is_some();
+    let may_run = active.may_run();
     let listed = active.runnable.is_some_and(|running| machine.runnable.contains(&(running, active.order, id.clone())));
     if may_run != listed || (may_run && active.runnable != Some(active.running())) {
         return Err(format!("job {id} may run: {may_run}, is listed: {listed} as {:?}", active.runnable));
@@ -92,9 +109,9 @@ fn check_runnable(machine: &Machine, id: &JobId, active: &Active) -> Result<(), 
     Ok(())
 }
 
-/// At most one live attempt a task, none after its commit, and counts that are those of the tasks.
+/// At most two live attempts a task, one of them about to be committed, none after its commit, and counts that are those of the tasks.
 fn check_tasks(id: &JobId, durable: &DurableJob, tasks: &PhaseTasks) -> Result<(), String> {
-    let (mut done, mut running, mut running_bytes) = (0, 0, 0_u64);
+    let (mut done, mut running, mut seconds, mut running_bytes) = (0, 0, 0, 0_u64);
     for (index, state) in (0..).zip(&tasks.states) {
         let committed = match tasks.phase {
             Phase::Sample => matches!(state, TaskState::Done),
@@ -108,19 +125,28 @@ fn check_tasks(id: &JobId, durable: &DurableJob, tasks: &PhaseTasks) -> Result<(
             return Err(format!("job {id}: {} is {state:?} and the queue says otherwise", tasks.task(index)));
         }
         match state {
-            TaskState::Done => done += 1,
-            TaskState::Running(attempt) => {
-                running += 1;
-                running_bytes = running_bytes.saturating_add(attempt.bytes_done);
-                if attempt.id.task != tasks.task(index) {
-                    return Err(format!("job {id}: {} has an attempt of {}", tasks.task(index), attempt.id.task));
+            TaskState::Done => {
+                done += 1;
+                if tasks.phase == Phase::Merge && durable.uploads_of(index).next().is_some() {
+                    return Err(format!("job {id}: {} is committed and has an open upload", tasks.task(index)));
                 }
-                check_upload(id, durable, &attempt.id, attempt.upload.as_deref())?;
+            }
+            TaskState::Running { first, second } => {
+                seconds += u32::from(second.is_some());
+                for attempt in state.attempts() {
+                    running += 1;
+                    running_bytes = running_bytes.saturating_add(attempt.bytes_done);
+                    if attempt.id.task != tasks.task(index) {
+                        return Err(format!("job {id}: {} has an attempt of {}", tasks.task(index), attempt.id.task));
+                    }
+                    check_upload(id, durable, &attempt.id, attempt.upload.as_deref())?;
+                }
+                check_rivals(id, first, second.as_deref())?;
             }
             TaskState::Waiting | TaskState::Delayed | TaskState::Revoking(_) => {}
         }
     }
-    if (done, running) != (tasks.done, tasks.running) || running_bytes != tasks.running_bytes {
+    if (done, running, seconds) != (tasks.done, tasks.running, tasks.seconds) || running_bytes != tasks.running_bytes {
         return Err(format!(
             "job {id}: {done} done and {running} running, but {} and {} are counted",
             tasks.done, tasks.running
@@ -129,15 +155,26 @@ fn check_tasks(id: &JobId, durable: &DurableJob, tasks: &PhaseTasks) -> Result<(
     Ok(())
 }
 
-/// The journal knows at most the upload of the attempt that is under way.
+/// Two attempts of a task are two, and at most one of them is about to be committed.
+fn check_rivals(id: &JobId, first: &Attempt, second: Option<&Attempt>) -> Result<(), String> {
+    let Some(second) = second else { return Ok(()) };
+    if first.id == second.id || (first.recording.is_some() && second.recording.is_some()) {
+        return Err(format!("job {id}: {} and {} are both to be committed", first.id, second.id));
+    }
+    Ok(())
+}
+
+/// What the journal knows of the upload of an attempt under way is what the leader knows; and at most one more is open, of an attempt that may still be re-granted.
 fn check_upload(id: &JobId, durable: &DurableJob, attempt: &AttemptId, upload: Option<&str>) -> Result<(), String> {
     if attempt.task.phase != Phase::Merge {
         return Ok(());
     }
-    match durable.uploads.get(&attempt.task.index) {
-        Some(open) if open.attempt != *attempt || Some(open.upload.as_str()) != upload => {
-            Err(format!("job {id}: {attempt} runs while the upload of {} is open", open.attempt))
+    let open = durable.uploads_of(attempt.task.index).count();
+    match durable.upload(attempt) {
+        Some(open) if Some(open.upload.as_str()) != upload => {
+            Err(format!("job {id}: {attempt} runs with {upload:?}, but its upload is {}", open.upload))
         }
+        _ if open > 2 => Err(format!("job {id}: {} has {open} open uploads", attempt.task)),
         _ => Ok(()),
     }
 }
@@ -149,7 +186,7 @@ fn check_sums(id: &JobId, durable: &DurableJob) -> Result<(), String> {
     }
     let mut kept = muster_kernel::proof::Sums::default();
     for run in durable.runs.values() {
-        if run.kept.plus(&run.dropped) != run.input {
+        if run.kept.plus(&run.dropped).plus(&run.skipped) != run.input {
             return Err(format!("job {id}: run {} does not conserve", run.split));
         }
         kept.merge(&run.kept);

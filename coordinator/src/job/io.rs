@@ -5,13 +5,13 @@
 
 use std::sync::Arc;
 
-use muster_common::api::{Event, JobStatus, WorkerStatus};
+use muster_common::api::{DeadLetter, Event, JobStatus, WorkerStatus};
 use muster_common::ids::{AttemptId, JobId, WorkerId};
 use muster_common::plan::{JobSpec, PinnedObject, Plan};
 use muster_common::store::BlobUrl;
 use muster_common::wire::{
     BlobRef, Broadcast, CancelAttempt, Drain, Heartbeat, PhaseQuery, PhaseReply, Register, RegisterReply, Report,
-    ReportReply, RunAttempt, RunReply,
+    ReportReply, RunAttempt, RunReply, StoreLimits,
 };
 use muster_common::{Error, Result};
 use muster_kernel::splitters::Splitter;
@@ -219,6 +219,8 @@ pub struct Places {
     pub scratch_root: BlobUrl,
     /// The job's own scratch.
     pub scratch: BlobUrl,
+    /// The job's second scratch, where every run lies again.
+    pub replica: Option<BlobUrl>,
 }
 
 /// What a decided commit makes visible.
@@ -230,6 +232,8 @@ pub struct Publication {
     pub job: JobId,
     /// The parts to complete.
     pub parts: Vec<PublishedPart>,
+    /// Malformed records to be kept beside them: from scratch, to a place below OUTPUT.
+    pub quarantine: Vec<(BlobRef, BlobUrl)>,
     /// The bytes of `_SUCCESS`.
     pub manifest: Vec<u8>,
     /// What stood in OUTPUT before; goes unless a part has taken its name.
@@ -256,6 +260,8 @@ pub struct PublishedPart {
 pub struct Leftovers {
     /// The job's own scratch, all of which goes.
     pub scratch: BlobUrl,
+    /// Its second scratch, all of which goes too.
+    pub replica: Option<BlobUrl>,
     /// Where the plan is: the last thing to go.
     pub plan: BlobRef,
     /// OUTPUT, in which an attempt that nobody reported may have left an upload.
@@ -337,6 +343,8 @@ pub enum Effect {
     SendRun {
         /// Whom.
         worker: WorkerId,
+        /// The newest wire version that it speaks.
+        peer: u8,
         /// The order.
         run: Box<RunAttempt>,
     },
@@ -361,10 +369,14 @@ pub enum Effect {
         /// What.
         broadcast: Broadcast,
     },
+    /// Tell all workers how much they may ask of the stores.
+    LimitStores(StoreLimits),
     /// Publish a job's progress.
     Progress(Box<JobStatus>),
     /// Publish a line of history. Its time is the driver's to fill in.
     Event(Event),
+    /// Publish the history of a job that fails.
+    DeadLetter(Box<DeadLetter>),
     /// List and pin a job's input, and look at OUTPUT.
     ListInput {
         /// The request.

@@ -16,10 +16,16 @@ use crate::journal::record::Record;
 pub(super) struct Pending {
     next_token: u64,
     sent: BTreeMap<u64, (Record, Waiters)>,
+    /// When those went out, in the same order.
+    sent_ms: VecDeque<(u64, u64)>,
+    /// The slowest write since this was last asked, in milliseconds.
+    slowest_ms: u64,
     /// Held until a snapshot is written, so that it misses nothing.
     held: VecDeque<(u64, Record, Waiters)>,
     since_snapshot: u64,
     snapshot: Snapshot,
+    /// Where the newest whole snapshots begin, the oldest first.
+    snapshots: VecDeque<u64>,
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -35,6 +41,24 @@ enum Snapshot {
 impl Pending {
     pub(super) fn records(&self) -> impl Iterator<Item = &Record> {
         self.sent.values().map(|(record, _)| record).chain(self.held.iter().map(|(_, record, _)| record))
+    }
+
+    /// Records that are not acknowledged.
+    pub(super) fn waiting(&self) -> u32 {
+        u32::try_from(self.sent.len() + self.held.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The slowest write since this was last asked, one under way included, in milliseconds.
+    pub(super) fn slowest_ms(&mut self, now_ms: u64) -> u64 {
+        let under_way_ms = self.sent_ms.front().map_or(0, |(_, sent_ms)| now_ms.saturating_sub(*sent_ms));
+        std::mem::take(&mut self.slowest_ms).max(under_way_ms)
+    }
+
+    fn arrived(&mut self, token: u64, now_ms: u64) -> Option<(Record, Waiters)> {
+        while let Some((_, sent_ms)) = self.sent_ms.pop_front_if(|(sent, _)| *sent <= token) {
+            self.slowest_ms = self.slowest_ms.max(now_ms.saturating_sub(sent_ms));
+        }
+        self.sent.remove(&token)
     }
 
     fn waiters(&mut self, token: u64) -> Option<&mut Waiters> {
@@ -61,6 +85,7 @@ impl Machine {
     fn send_record(&mut self, token: u64, record: Record, waiters: Waiters) {
         self.out.push(Effect::Append { token, record: Box::new(record.clone()) });
         self.ledger.sent.insert(token, (record, waiters));
+        self.ledger.sent_ms.push_back((token, self.now_ms));
     }
 
     /// One more waits for a record on its way; the one that has waited longest makes room if they are too many.
@@ -72,7 +97,7 @@ impl Machine {
     }
 
     pub(super) fn appended(&mut self, token: u64, sequence: u64) {
-        let Some((record, waiters)) = self.ledger.sent.remove(&token) else {
+        let Some((record, waiters)) = self.ledger.arrived(token, self.now_ms) else {
             self.counters.violations += 1;
             return;
         };
@@ -122,10 +147,26 @@ impl Machine {
         if let Snapshot::Writing { first } = &mut self.ledger.snapshot {
             let first = *first.get_or_insert(sequence);
             if part + 1 == of {
-                self.out.push(Effect::PurgeJournal { before: first });
+                self.ledger.snapshots.push_back(first);
+                self.shorten_journal();
                 self.end_snapshot();
             }
         }
+    }
+
+    /// Removes what stands before the newest snapshots that are kept: where the last one is damaged, the one before serves.
+    fn shorten_journal(&mut self) {
+        let kept = self.config.journal.snapshots_kept.max(1) as usize;
+        let surplus = self.ledger.snapshots.len().saturating_sub(kept);
+        self.ledger.snapshots.drain(..surplus);
+        if let Some(&before) = self.ledger.snapshots.front().filter(|_| self.ledger.snapshots.len() == kept) {
+            self.out.push(Effect::PurgeJournal { before });
+        }
+    }
+
+    /// Where the snapshots begin that stand in the journal already, the oldest first.
+    pub fn knows_snapshots(&mut self, snapshots: Vec<u64>) {
+        self.ledger.snapshots = snapshots.into();
     }
 
     fn end_snapshot(&mut self) {
@@ -148,9 +189,10 @@ impl Machine {
             Record::RunCommitted(run) => {
                 self.commit_task(&run.job, &run.attempt);
                 self.acknowledge(waiters, &ReportReply::Recorded { epoch: self.epoch });
+                self.give_up_skipped(&run.job, Some(run.split));
                 self.advance(&run.job);
             }
-            Record::RunsPinned { job, .. } => self.begin_phase(&job, Phase::Merge),
+            Record::RunsPinned { job, .. } => self.runs_stand_pinned(&job),
             Record::UploadOpened { job, attempt, .. } => {
                 let lives = self.active.get(&job).is_some_and(|active| active.attempt(&attempt).is_some());
                 let epoch = self.epoch;
@@ -166,6 +208,10 @@ impl Machine {
             Record::CommitDecided { job, .. } => self.publish(&job),
             Record::JobEnded(ended) => self.ended(&ended, waiters),
             Record::JobCleaned { job } => self.closed(&job),
+            // What follows from a failure did so at once; the record is for the next leader.
+            Record::AttemptFailed(_) | Record::JobHistory(_) => {}
+            Record::GenerationBegan(began) => self.run_is_lost(&began),
+            Record::ObjectSkipped { job, object, .. } => self.object_is_skipped(&job, object),
             Record::JobForgotten { .. }
             | Record::DeploymentCreated { .. }
             | Record::EpochBegan { .. }
@@ -183,14 +229,14 @@ impl Machine {
     /// The attempt's result stands: its task is done, its worker has room.
     fn commit_task(&mut self, job: &JobId, attempt: &muster_common::ids::AttemptId) {
         let task: TaskId = attempt.task;
+        self.dismiss_rivals(job, attempt);
         let Some(active) = self.active.get_mut(job) else { return };
-        let Some(tasks) = active.tasks.as_mut().filter(|tasks| tasks.phase == task.phase) else { return };
+        let Some(tasks) = active.tasks_of_mut(task.phase) else { return };
         let Some(done) = tasks.stop(attempt, super::active::TaskState::Done) else { return };
+        active.older_list.remove(attempt);
+        active.recoveries.mended(task, self.now_ms);
         active.moved(self.now_ms);
-        self.workers.update(&done.worker, |worker| {
-            worker.attempts.remove(&(job.clone(), *attempt));
-            worker.tasks_done = worker.tasks_done.saturating_add(1);
-        });
+        self.succeed_with(job, &done);
         self.touch(job);
     }
 }

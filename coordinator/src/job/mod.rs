@@ -7,7 +7,9 @@
 //! submit.rs    a request becomes a plan            phases.rs    what follows when a phase is complete
 //! schedule.rs  which task goes to which worker     finish.rs    commit, failure, cancel, clean-up
 //! report.rs    what a worker's word is worth       recover.rs   what a new leader makes of the journal
-//! pool.rs      registration, heartbeats, silence   ledger.rs    records out, acknowledgements in
+//! pool.rs      registration, heartbeats            ledger.rs    records out, acknowledgements in
+//! inputs.rs    objects that cannot be read         lineage.rs   runs that are lost, and made anew
+//! watch.rs     silence, hangs, waves, alerts       stragglers.rs  second attempts of slow tasks
 //! ```
 //!
 //! **Persist before tell.** A decision leaves as [`Effect::Append`]. Nothing else happens until [`Input::Appended`] is back; then the record is folded into
@@ -25,30 +27,39 @@ use muster_common::{Error, Result};
 mod active;
 pub mod durable;
 mod finish;
+mod inputs;
 pub mod invariant;
 pub mod io;
 mod ledger;
+mod letters;
+mod lineage;
 mod phases;
 pub mod plan;
 mod pool;
 mod recover;
+mod recoveries;
 mod report;
 mod schedule;
 pub mod state;
 mod status;
+mod stragglers;
 mod submit;
 #[cfg(test)]
 mod tests;
+mod watch;
 mod workers;
 
 use active::Active;
 use durable::{Durable, DurableJob};
 use io::{Effect, Input, RefusalCode, Reply, ReplyTo};
 
+use crate::membership::absence::Absence;
+use crate::membership::health::Alerts;
+use crate::membership::limits::Limits;
+use crate::membership::ramp::Ramp;
+
 /// Most jobs that run at once.
 pub const JOBS_MAX: usize = 1000;
-/// Longest pause between tries of a store step, in milliseconds.
-const BACKOFF_MS_MAX: u64 = 10_000;
 
 /// The machine of one leader.
 #[derive(Debug)]
@@ -58,8 +69,15 @@ pub struct Machine {
     deployment: DeploymentId,
     epoch: Epoch,
     nonces: Nonces,
+    /// What is left to chance in pauses; a stream of its own, so that a pause does not change a nonce.
+    jitter: Nonces,
     now_ms: u64,
+    /// The Unix time of the machine's zero, for people.
+    unix_zero_ms: u64,
     connected: bool,
+    absence: Option<Absence>,
+    /// How much time has been forgiven so far: the leader was not there.
+    forgiven_ms: u64,
     journal_stalled: Option<String>,
     durable: Durable,
     ledger: ledger::Pending,
@@ -72,7 +90,14 @@ pub struct Machine {
     grace_until_ms: Option<u64>,
     tickets: Tickets,
     next_order: u64,
-    no_workers_since_ms: Option<u64>,
+    /// When ended jobs are looked through for old ones.
+    retention_due_ms: u64,
+    /// Since when the pool is too small to work.
+    too_few_since_ms: Option<u64>,
+    watch: watch::Watch,
+    ramp: Ramp,
+    alerts: Alerts,
+    limits: Limits,
     counters: Counters,
     /// Jobs whose progress is to be published at the end of this step.
     urgent: BTreeSet<JobId>,
@@ -156,8 +181,12 @@ impl Machine {
             deployment,
             epoch: durable.epoch,
             nonces: Nonces(durable.nonce),
+            jitter: Nonces(!durable.nonce),
             now_ms: 0,
+            unix_zero_ms: 0,
             connected: true,
+            absence: None,
+            forgiven_ms: 0,
             journal_stalled: None,
             durable,
             ledger: ledger::Pending::default(),
@@ -169,7 +198,12 @@ impl Machine {
             grace_until_ms: None,
             tickets: Tickets::default(),
             next_order,
-            no_workers_since_ms: None,
+            retention_due_ms: 0,
+            too_few_since_ms: None,
+            watch: watch::Watch::default(),
+            ramp: Ramp::new(),
+            alerts: Alerts::new(),
+            limits: Limits::default(),
             counters: Counters::default(),
             urgent: BTreeSet::new(),
             out: Vec::new(),
@@ -203,12 +237,12 @@ impl Machine {
 
     /// Takes one fact and gives what follows from it, in order. `now_ms` is a clock that never goes back.
     pub fn step(&mut self, now_ms: u64, input: Input) -> Vec<Effect> {
-        self.pass_time(now_ms);
+        self.pass_time(now_ms, &input);
         match input {
             Input::Began { unix_ms } => self.take_over(unix_ms),
             Input::Tick => self.tick(),
             Input::Connection { up } => self.connection(up),
-            Input::JournalStalled { why } => self.journal_stalled = why,
+            Input::JournalStalled { why } => self.journal_stalls(why),
             Input::Appended { token, sequence } => self.appended(token, sequence),
             Input::Submit { to, spec, unix_ms } => self.submit(to, *spec, unix_ms),
             Input::AskStatus { to, job } => self.ask_status(to, &job),
@@ -236,19 +270,29 @@ impl Machine {
         std::mem::take(&mut self.out)
     }
 
-    /// A long gap between two steps is the leader's own pause (a stopped process, a suspended machine): nobody else's silence counts for that time.
-    fn pass_time(&mut self, now_ms: u64) {
-        let gap_ms = now_ms.saturating_sub(self.now_ms);
-        let first = self.now_ms == 0;
+    /// Time goes by. What of it the leader missed (a stopped process, a suspended machine, a lost connection) counts against nobody.
+    fn pass_time(&mut self, now_ms: u64, input: &Input) {
         self.now_ms = self.now_ms.max(now_ms);
-        if !first && gap_ms > self.config.heartbeat.dead_after_ms / 2 {
-            self.workers.forgive(gap_ms, self.now_ms);
-            for job in self.active.values_mut() {
-                job.moved_ms = job.moved_ms.saturating_add(gap_ms).min(self.now_ms);
-            }
-            self.no_workers_since_ms =
-                self.no_workers_since_ms.map(|since| since.saturating_add(gap_ms).min(self.now_ms));
+        let (now_ms, interval_ms) = (self.now_ms, self.config.heartbeat.interval_ms);
+        let absence = self.absence.get_or_insert_with(|| Absence::new(now_ms, interval_ms));
+        let missed_ms = match input {
+            Input::Connection { up } => absence.connection(&self.config.detector, now_ms, *up),
+            _ => absence.observe(&self.config.detector, now_ms),
+        };
+        if missed_ms == 0 {
+            return;
         }
+        self.forgiven_ms = self.forgiven_ms.saturating_add(missed_ms);
+        self.workers.forgive(now_ms, missed_ms);
+        for job in self.active.values_mut() {
+            job.moved_ms = job.moved_ms.saturating_add(missed_ms).min(now_ms);
+        }
+        self.too_few_since_ms = self.too_few_since_ms.map(|since| since.saturating_add(missed_ms).min(now_ms));
+    }
+
+    /// A clock that stands still while the leader is away: progress is measured by it.
+    fn fair_ms(&self) -> u64 {
+        self.now_ms.saturating_sub(self.forgiven_ms)
     }
 
     fn tick(&mut self) {
@@ -261,6 +305,9 @@ impl Machine {
         }
         self.watch_pool();
         self.watch_phases();
+        if self.now_ms >= self.retention_due_ms {
+            self.forget_old();
+        }
         self.publish_news();
     }
 
@@ -274,6 +321,11 @@ impl Machine {
             Timer::Abort(job, attempt) => self.abort_revoked(&job, &attempt),
             Timer::LetGo(job) => self.stop_waiting(&job),
         }
+    }
+
+    /// The Unix time in milliseconds; only people read it.
+    fn unix_ms(&self) -> u64 {
+        self.unix_zero_ms.saturating_add(self.now_ms)
     }
 
     fn after(&mut self, pause_ms: u64, timer: Timer) {
@@ -304,15 +356,10 @@ impl Machine {
     fn both(&self, job: &JobId) -> Option<(&DurableJob, &Active)> {
         Some((self.durable.jobs.get(job)?, self.active.get(job)?))
     }
-
-    /// Exponential pause before try number `tries` of something.
-    fn backoff_ms(tries: u32) -> u64 {
-        (100_u64 << tries.min(16)).min(BACKOFF_MS_MAX)
-    }
 }
 
 /// Two OUTPUTs that are one, or lie in one another.
-fn overlap(a: &BlobUrl, b: &BlobUrl) -> bool {
+pub(crate) fn overlap(a: &BlobUrl, b: &BlobUrl) -> bool {
     a.contains(b) || b.contains(a)
 }
 

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use muster_common::config::Config;
 use muster_common::ids::DeploymentId;
 use muster_common::names;
-use muster_common::plan::{INPUTS_MAX, JobSpec, PARTITIONS_MAX, Plan, TEXT_BYTES_MAX};
+use muster_common::plan::{BadRecords, INPUTS_MAX, JobSpec, PARTITIONS_MAX, Plan, TEXT_BYTES_MAX};
+use muster_common::planted::{self, Bug};
 use muster_common::store::BlobUrl;
 use muster_common::wire;
 use muster_common::{Error, Result};
@@ -42,7 +43,7 @@ pub fn validate(spec: &JobSpec) -> Result<()> {
     if spec.inputs.is_empty() || spec.inputs.len() > INPUTS_MAX {
         return invalid(format!("a job has 1 to {INPUTS_MAX} inputs, not {}", spec.inputs.len()));
     }
-    let texts = spec.inputs.iter().chain([&spec.output]).chain(&spec.bucket);
+    let texts = spec.inputs.iter().chain([&spec.output]).chain(&spec.bucket).chain(&spec.replica);
     if let Some(long) = texts.clone().find(|text| text.len() > TEXT_BYTES_MAX) {
         let start: String = long.chars().take(40).collect();
         return invalid(format!("{start}… has {} bytes, the limit is {TEXT_BYTES_MAX}", long.len()));
@@ -100,7 +101,18 @@ pub fn places(spec: &JobSpec, bucket: Option<&BlobUrl>, deployment: &DeploymentI
         return Err(Error::invalid(format!("OUTPUT {output} lies in scratch ({scratch_root})")));
     }
     let scratch = base.join(&names::scratch_path(deployment, &spec.job));
-    Ok(Places { output, scratch_root, scratch })
+    let replica = match &spec.replica {
+        Some(text) => Some(text.parse::<BlobUrl>()?.join(&names::scratch_path(deployment, &spec.job))),
+        None => None,
+    };
+    for (what, taken) in [("scratch lies", &scratch), ("OUTPUT lies", &output)] {
+        if let Some(replica) = replica.as_ref().filter(|replica| super::overlap(replica, taken)) {
+            return Err(Error::invalid(format!(
+                "--replica {replica} is where {what} already ({taken}); name another place"
+            )));
+        }
+    }
+    Ok(Places { output, scratch_root, scratch, replica })
 }
 
 /// Makes the plan.
@@ -108,12 +120,12 @@ pub fn places(spec: &JobSpec, bucket: Option<&BlobUrl>, deployment: &DeploymentI
 /// # Errors
 /// `Invalid` where the pinned input does not fit the request, or makes more tasks than are allowed.
 pub fn make(spec: &JobSpec, places: &Places, listing: &Listing, config: &Config) -> Result<Plan> {
-    if let Format::Fixed { len } = spec.sort.format {
-        let torn = listing.objects.iter().find(|object| object.bytes % u64::from(len.max(1)) != 0);
+    if let (Format::Fixed { len }, BadRecords::Fail) = (&spec.sort.format, spec.bad_records) {
+        let torn = listing.objects.iter().find(|object| object.bytes % u64::from((*len).max(1)) != 0);
         if let Some(object) = torn {
             let (url, bytes) = (&object.url, object.bytes);
             return Err(Error::invalid(format!(
-                "{url} has {bytes} bytes, which is no multiple of the record length {len}"
+                "{url} has {bytes} bytes, which is no multiple of the record length {len}; --bad-records skip or quarantine leaves the rest of it out"
             )));
         }
     }
@@ -131,7 +143,8 @@ pub fn make(spec: &JobSpec, places: &Places, listing: &Listing, config: &Config)
         return Err(Error::invalid(format!("{} sort tasks are more than the limit of {SPLITS_MAX}", splits.len())));
     }
     let partitions = partitions(spec, config, total);
-    let attempts_max = spec.sizing.attempts_max.unwrap_or(config.tasks.attempts_max);
+    let own = config.for_job(spec.settings.as_deref())?;
+    let attempts_max = spec.sizing.attempts_max.unwrap_or(own.tasks.attempts_max);
     Ok(Plan {
         job: spec.job.clone(),
         sort: spec.sort.clone(),
@@ -148,6 +161,9 @@ pub fn make(spec: &JobSpec, places: &Places, listing: &Listing, config: &Config)
         uploads_before: listing.uploads_before.clone(),
         fsync: spec.fsync,
         attempts_max,
+        replica: places.replica.as_ref().map(ToString::to_string),
+        bad_records: spec.bad_records,
+        settings: spec.settings.clone(),
     })
 }
 
@@ -205,6 +221,7 @@ fn limit_pieces(splits: Vec<Vec<Interval>>, pieces_max: usize) -> Vec<Vec<Interv
 /// # Errors
 /// `Bug` where what was chosen does not ascend, or divides more than was asked for.
 pub fn splitters(samples: Vec<Splitter>, partitions: u32, unique: bool) -> Result<Vec<Splitter>> {
+    let unique = unique && !planted::is(Bug::SplitEqualKeys);
     let chosen = splitters::choose(samples, partitions, unique);
     splitters::validate(&chosen, unique).map_err(|e| Error::bug(format!("the chosen boundaries are wrong: {e}")))?;
     if chosen.len() >= partitions.max(1) as usize {

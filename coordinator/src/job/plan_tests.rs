@@ -1,5 +1,5 @@
 use muster_common::config::Profile;
-use muster_common::plan::{PinnedObject, Sizing};
+use muster_common::plan::{BadInputs, BadRecords, PinnedObject, Sizing};
 use muster_kernel::spec::SortSpec;
 
 use super::*;
@@ -19,6 +19,10 @@ fn spec() -> JobSpec {
         overwrite: false,
         fsync: false,
         sizing: Sizing::default(),
+        replica: None,
+        bad_records: BadRecords::Fail,
+        bad_inputs: BadInputs::Fail,
+        settings: None,
     }
 }
 

@@ -1,4 +1,4 @@
-//! The pool as the machine sees it: who joins, who is heard, who has fallen silent.
+//! The pool as the machine sees it: who joins, who is heard, who leaves. What silence means is looked at in `watch.rs`.
 
 use std::collections::BTreeSet;
 
@@ -10,6 +10,8 @@ use super::active::Stage;
 use super::io::{Effect, RefusalCode, Reply, ReplyTo};
 use super::schedule::TakenBack;
 use super::{Machine, workers};
+use crate::membership::health::Subject;
+use crate::membership::phi::Liveness;
 
 /// Heartbeat intervals that an attempt may be missing from its worker's heartbeats.
 const MISSING_BEATS_MAX: u64 = 3;
@@ -28,7 +30,7 @@ impl Machine {
     }
 
     fn admit_worker(&mut self, register: Register) -> muster_common::Result<RegisterReply> {
-        workers::validate(&register)?;
+        workers::validate(&register, &self.config.shared())?;
         let id = register.worker.clone();
         let interval_ms = self.config.heartbeat.interval_ms;
         let held = register.held.clone();
@@ -36,33 +38,35 @@ impl Machine {
             None => false,
             Some(known) if known.info.incarnation == register.incarnation => true,
             Some(known) => {
-                let silent_ms = self.now_ms.saturating_sub(known.heard_ms);
-                if known.alive && silent_ms < 2 * interval_ms.max(known.heartbeat_ms) {
+                let silent_ms = known.detector.silence_ms(self.now_ms);
+                if matches!(known.detector.state(), Liveness::Healthy | Liveness::Rejoined) {
                     let (host, other) = (&known.info.host, &register.host);
                     let text = format!(
                         "worker id {id} is taken by a live process on {host} (heard {silent_ms} ms ago), so that on {other} cannot have it; give it another --id, or try again"
                     );
                     return Err(Error::retry(text));
                 }
-                self.take_all_back(&id, &TakenBack::Lost("it was started anew"));
+                self.take_all_back(&id, &TakenBack::Died("it was started anew".to_owned()));
                 false
             }
         };
         if same_life {
             self.drop_unheld(&id, &register);
-            let (now_ms, draining) = (self.now_ms, register.draining);
+            let draining = register.draining;
+            self.heard(&id);
+            let (config, now_ms) = (&self.config, self.now_ms);
             self.workers.update(&id, |worker| {
-                worker.heard_ms = now_ms;
-                worker.alive = true;
+                worker.left = false;
                 worker.draining |= draining;
                 worker.info.slots = register.slots.max(u32::try_from(worker.attempts.len()).unwrap_or(u32::MAX));
+                worker.look(config, now_ms);
             });
         } else {
             let text = format!(
                 "{id} on {} with {} slots and {} bytes of memory",
                 register.host, register.slots, register.memory_bytes
             );
-            self.workers.admit(register, self.now_ms, interval_ms)?;
+            self.workers.admit(register, self.now_ms, &self.config)?;
             self.event(None, "info", "worker-joined", text);
         }
         let regranted: Vec<AttemptId> =
@@ -91,37 +95,43 @@ impl Machine {
 
     /// Any message is a sign of life.
     pub(super) fn heard(&mut self, id: &WorkerId) {
-        let now_ms = self.now_ms;
-        let was_alive = self.workers.update(id, |worker| {
-            worker.heard_ms = now_ms;
-            std::mem::replace(&mut worker.alive, true)
-        });
-        if was_alive == Some(false) {
-            self.event(None, "info", "worker-back", format!("{id} is heard again; what it ran has gone to others"));
-        }
+        let (settings, now_ms) = (&self.config.detector, self.now_ms);
+        let change = self.workers.update(id, |worker| worker.detector.message(settings, now_ms));
+        change.flatten().iter().for_each(|change| self.liveness_changed(id, change));
+    }
+
+    /// A heartbeat with a new sequence also says how regular they are.
+    fn beats(&mut self, id: &WorkerId) {
+        let (settings, now_ms) = (&self.config.detector, self.now_ms);
+        let change = self.workers.update(id, |worker| worker.detector.heartbeat(settings, now_ms));
+        change.flatten().iter().for_each(|change| self.liveness_changed(id, change));
     }
 
     pub(super) fn heartbeat(&mut self, heartbeat: Heartbeat) {
         let Heartbeat { worker: id, incarnation, epoch, sequence, state, attempts, health } = heartbeat;
-        let known = self.workers.get(&id).filter(|worker| worker.info.incarnation == incarnation);
+        let known = self.workers.get(&id).filter(|worker| worker.info.incarnation == incarnation && !worker.left);
         let Some(newest) = known.filter(|_| epoch == self.epoch).map(|worker| worker.sequence) else {
             self.counters.foreign += 1;
             return;
         };
-        self.heard(&id);
         if newest.is_some_and(|newest| newest >= sequence) {
-            return;
+            return self.heard(&id);
         }
-        let was_draining = self.workers.update(&id, |worker| {
+        self.beats(&id);
+        let news = self.workers.update(&id, |worker| {
             worker.sequence = Some(sequence);
-            worker.rss_bytes = health.rss_bytes;
-            let before = worker.draining;
-            worker.draining |= state != WorkerState::Active;
-            before
+            let before = std::mem::replace(&mut worker.health, health).throttled;
+            // The first heartbeat that this leader sees speaks of what was before it.
+            let more = newest.map_or(0, |_| worker.health.throttled.saturating_sub(before));
+            let was_draining = worker.draining;
+            worker.draining |= state == WorkerState::Draining;
+            (was_draining, more)
         });
+        let (was_draining, more) = news.unwrap_or_default();
+        self.limits.throttled(more);
         match state {
             WorkerState::Leaving => return self.left(&id),
-            WorkerState::Active if was_draining == Some(true) => self.send_drain(&id),
+            WorkerState::Active if was_draining => self.send_drain(&id),
             WorkerState::Active | WorkerState::Draining => {}
         }
         self.take_progress(&id, &attempts);
@@ -130,7 +140,7 @@ impl Machine {
 
     fn take_progress(&mut self, id: &WorkerId, attempts: &[AttemptProgress]) {
         let mut cancelled = 0;
-        for AttemptProgress { job, attempt, bytes_done, .. } in attempts {
+        for AttemptProgress { job, attempt, bytes_done, bytes_total } in attempts {
             let active = self.active.get_mut(job);
             let under_way =
                 active.filter(|active| active.attempt(attempt).is_some_and(|attempt| attempt.worker == *id));
@@ -138,13 +148,17 @@ impl Machine {
                 if let Some(attempt) = active.attempt_mut(attempt) {
                     attempt.accepted = true;
                     attempt.seen_ms = self.now_ms;
+                    attempt.bytes_total = (*bytes_total).max(attempt.bytes_total);
                 }
                 // Outside input: more than there is to do would only spoil the sums for people.
                 let bytes_done =
                     (*bytes_done).min(self.durable.jobs.get(job).map_or(0, |durable| durable.submitted.input_bytes));
-                if active.tasks.as_mut().is_some_and(|tasks| tasks.set_progress(attempt, bytes_done)) {
+                let fair_ms = self.now_ms.saturating_sub(self.forgiven_ms);
+                let tasks = active.tasks_of_mut(attempt.task.phase);
+                if tasks.is_some_and(|tasks| tasks.set_progress(attempt, bytes_done, fair_ms)) {
                     active.moved_ms = self.now_ms;
                     active.news = true;
+                    self.ramp.succeeded();
                 }
             } else if cancelled < CANCELS_MAX {
                 cancelled += 1;
@@ -175,17 +189,23 @@ impl Machine {
             .cloned()
             .collect();
         for (job, attempt) in lost {
-            self.take_back(&job, &attempt, &TakenBack::Lost("it no longer knows of the attempt"));
+            self.take_back(&job, &attempt, &TakenBack::Lost("it no longer knows of the attempt".to_owned()));
         }
     }
 
+    /// It said that it ends. It stays in the list for a while; a message that was still under way brings nothing back.
     fn left(&mut self, id: &WorkerId) {
         self.take_all_back(id, &TakenBack::HandedBack);
-        self.workers.remove(id);
+        let (settings, now_ms) = (&self.config.detector, self.now_ms);
+        self.workers.update(id, |worker| {
+            worker.left = true;
+            worker.detector.declare_dead(settings, now_ms);
+        });
+        self.forget_alerts(&Subject::Worker(id.clone()));
         self.event(None, "info", "worker-left", format!("{id} has left; what it ran goes to others"));
     }
 
-    fn take_all_back(&mut self, id: &WorkerId, why: &TakenBack) {
+    pub(super) fn take_all_back(&mut self, id: &WorkerId, why: &TakenBack) {
         let attempts: Vec<(JobId, AttemptId)> =
             self.workers.get(id).map(|worker| worker.attempts.iter().cloned().collect()).unwrap_or_default();
         for (job, attempt) in attempts {
@@ -193,34 +213,6 @@ impl Machine {
         }
         // Those whose result is on its way into the journal do not need the worker any more.
         self.workers.update(id, |worker| worker.attempts.clear());
-    }
-
-    /// Declares those dead that were silent for too long. While the leader itself is cut off nobody is.
-    pub(super) fn watch_pool(&mut self) {
-        if self.connected {
-            for id in self.workers.silent(self.now_ms, self.config.heartbeat.dead_after_ms) {
-                self.workers.update(&id, |worker| worker.alive = false);
-                self.event(
-                    None,
-                    "warning",
-                    "worker-lost",
-                    format!("nothing was heard of {id} for too long; what it ran goes to others"),
-                );
-                self.take_all_back(&id, &TakenBack::Lost("nothing was heard of it for too long"));
-            }
-        }
-        self.no_workers_since_ms = match self.workers.alive() {
-            0 => self.no_workers_since_ms.or(Some(self.now_ms)),
-            _ => None,
-        };
-    }
-
-    pub(super) fn connection(&mut self, up: bool) {
-        if up && !self.connected {
-            self.workers.forgive(self.now_ms, self.now_ms);
-            self.event(None, "info", "nats-back", "the coordinator's connection to NATS stands again");
-        }
-        self.connected = up;
     }
 
     pub(super) fn drain(&mut self, to: ReplyTo, id: &WorkerId) {
@@ -233,7 +225,7 @@ impl Machine {
         }
         self.send_drain(id);
         if let Some(worker) = self.workers.get(id) {
-            let status = worker.status(self.now_ms, self.config.heartbeat.interval_ms);
+            let status = self.worker_status(worker);
             self.reply(to, Reply::Worker(Box::new(status)));
         }
     }

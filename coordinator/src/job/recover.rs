@@ -2,7 +2,7 @@
 //! epoch keep them, if they register in time: for a while nothing is granted that somebody may be at work on.
 
 use muster_common::api::PhaseTimes;
-use muster_common::ids::{Generation, Phase, WorkerId};
+use muster_common::ids::{AttemptId, Phase, WorkerId};
 use muster_common::wire::HeldAttempt;
 
 use super::active::{Active, Attempt, Stage, TaskState};
@@ -11,6 +11,7 @@ use super::{JobId, Machine, Timer};
 
 impl Machine {
     pub(super) fn take_over(&mut self, unix_ms: u64) {
+        self.unix_zero_ms = unix_ms.saturating_sub(self.now_ms);
         let open: Vec<JobId> =
             self.durable.jobs.iter().filter(|(_, job)| !job.cleaned).map(|(id, _)| id.clone()).collect();
         let mut held_back = false;
@@ -18,7 +19,7 @@ impl Machine {
             let Some(durable) = self.durable.jobs.get(job) else { continue };
             let terminal = durable.state.is_terminal();
             let before_ms = in_phase_ms(durable, unix_ms);
-            match Active::new(durable, None, self.now_ms) {
+            match Active::new(durable, None, &self.config, self.now_ms) {
                 Ok(active) => {
                     held_back |= !terminal;
                     self.active.insert(job.clone(), Active { held_back: !terminal, before_ms, ..active });
@@ -64,25 +65,31 @@ impl Machine {
         if self.is_committed(job, id) {
             return true;
         }
+        let (generation, fair_ms) = (self.generation(job, id.task), self.fair_ms());
         let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else {
             return false;
         };
-        if active.stage != Stage::Working || id.epoch > self.epoch || id.generation != Generation(0) {
+        if active.stage != Stage::Working || id.epoch > self.epoch || id.generation != generation {
             return false;
         }
         if let Some(attempt) = active.attempt(id) {
             return attempt.worker == *worker;
         }
-        let Some(tasks) = active.tasks.as_mut() else { return false };
+        let Some(tasks) = active.tasks_of_mut(id.task.phase) else { return false };
         let room = self.workers.get(worker).is_some_and(|known| known.attempts.len() < known.info.slots as usize);
-        if !room || !matches!(tasks.state(id.task), Some(TaskState::Waiting)) {
-            return false;
-        }
         let index = id.task.index;
-        let open = if id.task.phase == Phase::Merge { durable.uploads.get(&index) } else { None };
-        if open.is_some_and(|upload| upload.attempt != *id)
-            || durable.revoked.iter().any(|upload| upload.attempt == *id)
-        {
+        let merges = id.task.phase == Phase::Merge;
+        let open = durable.upload(id);
+        // Without an upload of its own it must not begin beside one that nobody answers for.
+        let answered = |first: Option<AttemptId>| {
+            !merges || open.is_some() || durable.uploads_of(index).all(|upload| Some(upload.attempt) == first)
+        };
+        let may = match tasks.state(id.task) {
+            Some(TaskState::Waiting) => answered(None),
+            Some(TaskState::Running { first, second: None }) => first.recording.is_none() && answered(Some(first.id)),
+            _ => false,
+        };
+        if !room || !may || durable.revoked.iter().any(|upload| upload.attempt == *id) {
             return false;
         }
         tasks.start(Attempt {
@@ -91,10 +98,17 @@ impl Machine {
             accepted: true,
             sent: 0,
             seen_ms: self.now_ms,
+            began_ms: fair_ms,
+            progress_ms: fair_ms,
             bytes_done: 0,
+            bytes_total: 0,
+            ticket: None,
             upload: open.map(|upload| upload.upload.clone()),
             recording: None,
         });
+        if id.task.phase == Phase::Merge {
+            active.older_list.insert(*id);
+        }
         self.workers.update(worker, |known| known.attempts.insert((job.clone(), *id)));
         self.touch(job);
         true

@@ -7,10 +7,11 @@ use muster_common::ids::{AttemptId, Generation, Phase, TaskId, WorkerId};
 use muster_common::wire::{CancelAttempt, RunAttempt, RunReply, Work};
 use muster_common::{Error, ErrorKind, Result};
 
-use super::active::{Attempt, Stage, TaskState, Waiters};
+use super::active::{Attempt, DIED, History, TaskState, Waiters};
 use super::io::Effect;
+use super::workers::Worker;
 use super::{JobId, Machine, Timer};
-use crate::journal::record::Record;
+use crate::journal::record::{AttemptFailed, Record};
 
 /// Orders to run one attempt that may go unanswered before it is taken back.
 const SENT_MAX: u32 = 10;
@@ -24,19 +25,26 @@ const ERRORS_MAX: usize = 10;
 pub(super) enum TakenBack {
     /// Its worker says that it failed. Counts as a try.
     Failed(Error),
-    /// Its worker died, or has lost it. Counts as a try: some tasks kill their workers.
-    Lost(&'static str),
+    /// Its worker died. Counts as a try: some tasks kill their workers.
+    Died(String),
+    /// It hangs, or its worker has lost it. Counts as a try.
+    Lost(String),
     /// It never ran, or was handed back in good order. Does not count.
     HandedBack,
+}
+
+/// Longest error that is journalled, in characters.
+const ERROR_CHARS_MAX: usize = 300;
+
+pub(super) fn cut_to_line(text: &str) -> String {
+    text.chars().map(|char| if char.is_control() { ' ' } else { char }).take(ERROR_CHARS_MAX).collect()
 }
 
 impl Machine {
     /// Puts a job into, or out of, the order of those with something to grant.
     pub(super) fn touch(&mut self, job: &JobId) {
         let Some(active) = self.active.get_mut(job) else { return };
-        let waiting = active.tasks.as_ref().is_some_and(|tasks| !tasks.queue.is_empty());
-        let may_run = waiting && active.stage == Stage::Working && !active.held_back && active.plan.is_some();
-        let after = may_run.then(|| active.running());
+        let after = active.may_run().then(|| active.running());
         let before = std::mem::replace(&mut active.runnable, after);
         if before != after {
             let order = active.order;
@@ -47,18 +55,39 @@ impl Machine {
 
     /// Grants what can be granted.
     pub(super) fn schedule(&mut self) {
-        while let Some((_, _, job)) = self.runnable.first().cloned() {
-            let Some(first) = self.workers.free().next().cloned() else { return };
-            let Some(active) = self.active.get(&job) else { return };
-            let Some(tasks) = &active.tasks else { return };
-            let Some(&index) = tasks.queue.first() else { return };
-            let task = tasks.task(index);
-            let tried = tasks.history.get(&index).map(|history| history.tried.as_slice()).unwrap_or_default();
-            let fresh = self.workers.free().take(tried.len() + 1).find(|worker| !tried.contains(worker)).cloned();
+        if self.too_few().is_some() {
+            return;
+        }
+        while let Some((job, task, worker)) = self.next_grant() {
             if !self.revoke_before_grant(&job, task) {
-                self.grant(&job, task, &fresh.unwrap_or(first));
+                self.grant(&job, task, &worker);
             }
         }
+    }
+
+    /// The first task, in the order of fairness, that a worker with room may have.
+    fn next_grant(&self) -> Option<(JobId, TaskId, WorkerId)> {
+        self.workers.free().next()?;
+        self.runnable.iter().find_map(|(_, _, job)| {
+            let active = self.active.get(job)?;
+            let tasks = active.granted_from()?;
+            tasks.queue.iter().find_map(|&index| {
+                let worker = self.worker_for(active.attempts_max, tasks.history.get(&index))?;
+                Some((job.clone(), tasks.task(index), worker.clone()))
+            })
+        })
+    }
+
+    /// A worker with room that has not failed the task; else any, as long as half of the task's tries are left. After that the task waits for one that has not failed it,
+    /// where there is one: a worker whose own disk is full would use up all tries while the others are busy.
+    fn worker_for(&self, attempts_max: u32, history: Option<&History>) -> Option<&WorkerId> {
+        let first = self.workers.free().next()?;
+        let Some(History { tries, tried, .. }) = history else { return Some(first) };
+        let fresh = self.workers.free().take(tried.len() + 1).find(|worker| !tried.contains(worker));
+        let untried =
+            |(id, worker): (&WorkerId, &Worker)| worker.is_alive() && worker.takes_part() && !tried.contains(id);
+        let wait = *tries >= attempts_max.div_ceil(2) && self.workers.iter().any(untried);
+        fresh.or(if wait { None } else { Some(first) })
     }
 
     /// A merge task may have an upload left of an attempt that nobody holds any more. It is revoked before the task is granted again.
@@ -66,9 +95,9 @@ impl Machine {
         if task.phase != Phase::Merge {
             return false;
         }
-        let open = self.durable.jobs.get(job).and_then(|durable| durable.uploads.get(&task.index));
+        let open = self.durable.jobs.get(job).and_then(|durable| durable.uploads_of(task.index).next());
         let Some(attempt) = open.map(|upload| upload.attempt) else { return false };
-        if let Some(tasks) = self.active.get_mut(job).and_then(|active| active.tasks.as_mut()) {
+        if let Some(tasks) = self.active.get_mut(job).and_then(|active| active.tasks_of_mut(task.phase)) {
             tasks.revoke(task.index, attempt);
         }
         self.touch(job);
@@ -76,20 +105,25 @@ impl Machine {
         true
     }
 
-    fn grant(&mut self, job: &JobId, task: TaskId, worker: &WorkerId) {
-        let id = AttemptId { task, generation: Generation(0), epoch: self.epoch, nonce: self.nonces.next() };
+    /// Gives a task that waits to a worker, or a second attempt of one that runs.
+    pub(super) fn grant(&mut self, job: &JobId, task: TaskId, worker: &WorkerId) {
+        let generation = self.generation(job, task);
+        let id = AttemptId { task, generation, epoch: self.epoch, nonce: self.nonces.next() };
+        let ticket = self.begin_with(worker);
+        let fair_ms = self.fair_ms();
         let Some(active) = self.active.get_mut(job) else { return };
-        let Some(tasks) = active.tasks.as_mut() else { return };
-        if tasks.history.get(&task.index).is_some_and(|history| history.attempts > 0) {
-            active.retries = active.retries.saturating_add(1);
-        }
+        let Some(tasks) = active.tasks_of_mut(task.phase) else { return };
         tasks.start(Attempt {
             id,
             worker: worker.clone(),
             accepted: false,
             sent: 0,
             seen_ms: self.now_ms,
+            began_ms: fair_ms,
+            progress_ms: fair_ms,
             bytes_done: 0,
+            bytes_total: 0,
+            ticket,
             upload: None,
             recording: None,
         });
@@ -98,23 +132,38 @@ impl Machine {
         self.send_run(job, &id);
     }
 
+    /// The generation in which a task is to be done now.
+    pub(super) fn generation(&self, job: &JobId, task: TaskId) -> Generation {
+        let durable = self.durable.jobs.get(job).filter(|_| task.phase == Phase::Sort);
+        durable.map_or(Generation(0), |durable| durable.generation(task.index))
+    }
+
     /// Sends the order to run an attempt that is under way.
     fn send_run(&mut self, job: &JobId, id: &AttemptId) {
         let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
         let splitters = durable.boundaries.as_ref().and_then(|chosen| chosen.splitters.clone());
+        let skip: Vec<u32> = durable.skipped_objects.keys().copied().collect();
         let work = match (id.task.phase, &durable.runs_pinned) {
-            (Phase::Sample, _) => Work::Sample,
-            (Phase::Sort, _) => Work::Sort { splitters },
+            (Phase::Sample, _) => Work::Sample { skip },
+            (Phase::Sort, _) => Work::Sort { splitters, skip },
             (Phase::Merge, Some(runs)) => Work::Merge { splitters, runs: runs.clone() },
             (Phase::Merge, None) => return,
         };
         let plan = durable.submitted.plan.clone();
+        let tasks = active.tasks_of(id.task.phase);
+        let history = tasks.and_then(|tasks| tasks.history.get(&id.task.index));
+        let memory_halvings = history.map_or(0, |history| history.halvings);
         let Some(attempt) = active.attempt_mut(id) else { return };
         attempt.sent += 1;
         let worker = attempt.worker.clone();
-        let Some(incarnation) = self.workers.get(&worker).map(|known| known.info.incarnation) else { return };
-        let run = RunAttempt { epoch: self.epoch, incarnation, job: job.clone(), attempt: *id, plan, work };
-        self.out.push(Effect::SendRun { worker, run: Box::new(run) });
+        let Some((incarnation, peer)) =
+            self.workers.get(&worker).map(|known| (known.info.incarnation, known.info.wire))
+        else {
+            return;
+        };
+        let run =
+            RunAttempt { epoch: self.epoch, incarnation, job: job.clone(), attempt: *id, plan, work, memory_halvings };
+        self.out.push(Effect::SendRun { worker, peer, run: Box::new(run) });
     }
 
     pub(super) fn run_answered(&mut self, worker: &WorkerId, job: &JobId, id: &AttemptId, reply: Result<RunReply>) {
@@ -202,23 +251,27 @@ impl Machine {
     /// Ends an attempt that is under way without a result. One whose result is on its way into the journal stays: it counts whatever becomes of its worker.
     pub(super) fn take_back(&mut self, job: &JobId, id: &AttemptId, why: &TakenBack) {
         let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
-        let Some(tasks) = active.tasks.as_mut() else { return };
+        let Some(tasks) = active.tasks_of_mut(id.task.phase) else { return };
         let Some(attempt) = tasks.attempt(id) else { return };
         if matches!(attempt.recording, Some(super::active::Recording::Journal(_))) {
             return;
         }
-        let journalled = durable.uploads.get(&id.task.index).is_some_and(|upload| upload.attempt == *id);
+        let alone = tasks.rival(id).is_none();
+        let journalled = durable.upload(id).is_some();
         let has_upload = id.task.phase == Phase::Merge && (journalled || attempt.upload.is_some());
-        let delayed = matches!(why, TakenBack::Failed(_));
-        let next = match (has_upload, delayed) {
+        let limited = matches!(why, TakenBack::Died(_)) && alone && !has_upload && !self.ramp.take(self.now_ms);
+        let delayed = alone && matches!(why, TakenBack::Failed(_));
+        let next = match (has_upload, delayed || limited) {
             (true, _) => TaskState::Revoking(*id),
             (false, true) => TaskState::Delayed,
             (false, false) => TaskState::Waiting,
         };
         let Some(attempt) = tasks.stop(id, next) else { return };
         active.news = true;
+        active.older_list.remove(id);
         self.workers.update(&attempt.worker, |worker| worker.attempts.remove(&(job.clone(), *id)));
-        let exhausted = self.remember(job, id.task, &attempt.worker, why);
+        self.end_with(job, &attempt, why);
+        let exhausted = self.remember(job, id, &attempt.worker, why);
         if has_upload {
             self.append(
                 Record::UploadRevoked { job: job.clone(), partition: id.task.index, attempt: *id },
@@ -227,32 +280,73 @@ impl Machine {
         } else if delayed {
             let tries = self.tries(job, id.task);
             let (phase, index) = (id.task.phase, id.task.index);
-            self.after(Self::backoff_ms(tries.saturating_sub(1)), Timer::Requeue(job.clone(), phase, index));
+            let pause_ms = self.config.retry.task.pause_ms(tries, self.jitter.next());
+            self.after(pause_ms, Timer::Requeue(job.clone(), phase, index));
+        } else if limited {
+            self.watch.limited.push_back((job.clone(), id.task.phase, id.task.index));
         }
         self.touch(job);
-        if let Some(error) = exhausted {
+        // While another attempt goes on, the tries of the task are not used up.
+        if let Some(error) = exhausted.filter(|error| alone || error.kind != ErrorKind::Exhausted) {
             self.fail(job, error);
         }
     }
 
-    fn tries(&self, job: &JobId, task: TaskId) -> u32 {
-        let tasks = self.active.get(job).and_then(|active| active.tasks.as_ref());
+    /// The result of an attempt is about to count: whoever else is at its task lets go, and no other upload of its partition stays open.
+    pub(super) fn dismiss_rivals(&mut self, job: &JobId, id: &AttemptId) {
+        let tasks = self.active.get(job).and_then(|active| active.tasks_of(id.task.phase));
+        let rival = tasks.and_then(|tasks| tasks.rival(id)).map(|rival| (rival.id, rival.worker.clone()));
+        if let Some((rival, worker)) = rival {
+            self.take_back(job, &rival, &TakenBack::HandedBack);
+            self.cancel_attempt(&worker, job, &rival);
+        }
+        if id.task.phase != Phase::Merge {
+            return;
+        }
+        let others = self.durable.jobs.get(job).into_iter().flat_map(|durable| durable.uploads_of(id.task.index));
+        let open: Vec<AttemptId> = others
+            .map(|upload| upload.attempt)
+            .filter(|attempt| attempt != id && !self.is_being_revoked(job, attempt))
+            .collect();
+        for attempt in open {
+            let partition = id.task.index;
+            self.append(Record::UploadRevoked { job: job.clone(), partition, attempt }, Waiters::default());
+        }
+    }
+
+    fn is_being_revoked(&self, of: &JobId, upload: &AttemptId) -> bool {
+        self.ledger.records().any(
+            |record| matches!(record, Record::UploadRevoked { job, attempt, .. } if job == of && attempt == upload),
+        )
+    }
+
+    pub(super) fn tries(&self, job: &JobId, task: TaskId) -> u32 {
+        let tasks = self.active.get(job).and_then(|active| active.tasks_of(task.phase));
         tasks.and_then(|tasks| tasks.history.get(&task.index)).map_or(0, |history| history.tries)
     }
 
     /// Notes what became of an attempt, and gives the error that ends the job if there were too many, or one that repeating does not mend.
-    fn remember(&mut self, job: &JobId, task: TaskId, worker: &WorkerId, why: &TakenBack) -> Option<Error> {
-        let text = match why {
+    fn remember(&mut self, job: &JobId, attempt: &AttemptId, worker: &WorkerId, why: &TakenBack) -> Option<Error> {
+        let task = attempt.task;
+        let (kind, text) = match why {
             TakenBack::HandedBack => return None,
-            TakenBack::Failed(error) => error.message.clone(),
-            TakenBack::Lost(how) => (*how).to_owned(),
+            TakenBack::Failed(error) => (error.kind, error.message.clone()),
+            TakenBack::Died(how) => (ErrorKind::Retry, format!("{DIED}: {how}")),
+            TakenBack::Lost(how) => (ErrorKind::Retry, how.clone()),
+        };
+        let word = match why {
+            TakenBack::Died(_) | TakenBack::Lost(_) => "worker-lost",
+            _ => "attempt-failed",
         };
         let host = self.workers.get(worker).map(|known| known.info.host.clone()).unwrap_or_default();
+        let (now_ms, unix_ms) = (self.now_ms, self.unix_ms());
         let active = self.active.get_mut(job)?;
         let attempts_max = active.attempts_max;
-        let history = active.tasks.as_mut()?.history.entry(task.index).or_default();
+        active.recoveries.trouble(task, word, now_ms);
+        active.failed_unix_ms.insert(*attempt, unix_ms);
+        let history = active.tasks_of_mut(task.phase)?.history.entry(task.index).or_default();
         history.tries += 1;
-        history.attempts += 1;
+        history.halve_memory(task.phase, kind, &text);
         if !history.tried.contains(worker) {
             history.tried.push(worker.clone());
         }
@@ -261,6 +355,12 @@ impl Machine {
             history.errors.push(named.clone());
         }
         let (tries, errors) = (history.tries, history.errors.join("; "));
+        if active.ending.is_none() {
+            // Nobody waits for this record: it is there for the next leader, and for people.
+            let error = muster_common::Error::new(kind, cut_to_line(&named)).message;
+            let failed = AttemptFailed { job: job.clone(), attempt: *attempt, worker: worker.clone(), kind, error };
+            self.append(Record::AttemptFailed(Box::new(failed)), Waiters::default());
+        }
         self.event(Some(job), "warning", "attempt-failed", format!("{task}, try {tries} of {attempts_max}: {named}"));
         match why {
             TakenBack::Failed(error) if matches!(error.kind, ErrorKind::Invalid | ErrorKind::Bug) => {
@@ -274,9 +374,7 @@ impl Machine {
     }
 
     pub(super) fn requeue(&mut self, job: &JobId, phase: Phase, index: u32) {
-        if let Some(tasks) =
-            self.active.get_mut(job).and_then(|active| active.tasks.as_mut()).filter(|tasks| tasks.phase == phase)
-        {
+        if let Some(tasks) = self.active.get_mut(job).and_then(|active| active.tasks_of_mut(phase)) {
             tasks.requeue(index);
         }
         self.touch(job);
@@ -285,8 +383,8 @@ impl Machine {
     /// Aborts a revoked upload; the task can be granted again once the store has confirmed it.
     pub(super) fn abort_revoked(&mut self, job: &JobId, attempt: &AttemptId) {
         let Some((durable, active)) = self.both(job) else { return };
-        let revoking = active.tasks.as_ref().and_then(|tasks| tasks.state(attempt.task));
-        if !matches!(revoking, Some(TaskState::Revoking(revoked)) if revoked == attempt) {
+        let Some(tasks) = active.tasks_of(attempt.task.phase) else { return };
+        if tasks.attempt(attempt).is_some() {
             return;
         }
         if let Some(upload) = durable.revoked.iter().rev().find(|upload| upload.attempt == *attempt) {
@@ -298,13 +396,19 @@ impl Machine {
 
     pub(super) fn upload_aborted(&mut self, job: &JobId, attempt: &AttemptId, result: Result<()>) {
         let Some(active) = self.active.get_mut(job) else { return };
-        let tasks = active.tasks.as_ref();
+        let tasks = active.tasks_of(attempt.task.phase);
         let tries = tasks.and_then(|tasks| tasks.history.get(&attempt.task.index)).map_or(0, |history| history.tries);
+        let state = tasks.and_then(|tasks| tasks.state(attempt.task));
+        let awaited = matches!(state, Some(TaskState::Revoking(revoked)) if revoked == attempt);
         match result {
-            Ok(()) => self.requeue(job, attempt.task.phase, attempt.task.index),
+            Ok(()) if awaited => self.requeue(job, attempt.task.phase, attempt.task.index),
+            Ok(()) => {}
             Err(error) => {
-                active.trouble = Some(error.message);
-                self.after(Self::backoff_ms(tries + 1), Timer::Abort(job.clone(), *attempt));
+                if awaited {
+                    active.trouble = Some(error.message);
+                }
+                let pause_ms = self.config.retry.abort.pause_ms(tries + 1, self.jitter.next());
+                self.after(pause_ms, Timer::Abort(job.clone(), *attempt));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! What people see: status, progress, the list of workers.
 
-use muster_common::api::{JobState, JobStatus};
+use muster_common::api::{JobState, JobStatus, Recovery, SkippedObject};
 use muster_common::ids::{JobId, Phase};
 use muster_common::{Error, ErrorKind};
 
@@ -12,6 +12,8 @@ use super::io::{Effect, RefusalCode, Reply, ReplyTo};
 
 /// Pause between two publications of a job's progress, in milliseconds.
 const PROGRESS_MS: u64 = 500;
+/// Most input objects that a status names as left out.
+const SKIPPED_SHOWN: usize = 20;
 /// Most entries of a list that is sent in one message.
 const LIST_MAX: usize = 1000;
 
@@ -42,15 +44,19 @@ impl Machine {
         known.sort_unstable_by(|a, b| b.cmp(a));
         jobs.extend(known.into_iter().filter_map(|(_, job)| self.status(job)));
         jobs.truncate(LIST_MAX);
+        for job in &mut jobs {
+            // A list says how many; which ones is the single job's to say.
+            job.bad_records.clear();
+            job.skipped_objects.clear();
+            job.recoveries.clear();
+        }
         self.reply(to, Reply::Jobs(jobs));
     }
 
     pub(super) fn ask_workers(&mut self, to: ReplyTo) {
-        let interval_ms = self.config.heartbeat.interval_ms;
-        let mut workers: Vec<_> = self.workers.iter().map(|(_, worker)| (!worker.alive, worker)).collect();
+        let mut workers: Vec<_> = self.workers.iter().map(|(_, worker)| (!worker.is_alive(), worker)).collect();
         workers.sort_by_key(|(dead, _)| *dead);
-        let list =
-            workers.into_iter().take(LIST_MAX).map(|(_, worker)| worker.status(self.now_ms, interval_ms)).collect();
+        let list = workers.into_iter().take(LIST_MAX).map(|(_, worker)| self.worker_status(worker)).collect();
         self.reply(to, Reply::Workers(list));
     }
 
@@ -70,7 +76,6 @@ impl Machine {
             _ => {}
         }
         let past_sorting = durable.runs_pinned.is_some() || durable.cleaned;
-        let retries = durable.ended.as_ref().map(|ended| ended.retries).or(active.map(|active| active.retries));
         Some(JobStatus {
             job: job.clone(),
             state: durable.state,
@@ -80,10 +85,12 @@ impl Machine {
             bytes_done,
             bytes_total,
             input_bytes: durable.submitted.input_bytes,
-            workers: self.workers.alive(),
+            workers: self.workers.counts().alive,
             attempts_running: active.map_or(0, Active::running),
-            retries: retries.unwrap_or(0),
-            repeated_tasks: 0,
+            retries: durable.retries,
+            repeated_tasks: durable.repeated,
+            speculations: active.map_or(0, |active| active.speculations),
+            alerts: self.alerts_of(job),
             waiting_for: self.waiting_for(durable, active),
             error: durable.ended.as_ref().and_then(|ended| ended.error.clone()),
             output: durable.submitted.output.clone(),
@@ -93,10 +100,15 @@ impl Machine {
             times,
             cleaned: durable.cleaned,
             submitted_unix_ms: durable.submitted.submitted_unix_ms,
+            skipped: durable.run_totals.skipped,
+            bad_records: active.map(Active::bad_places).unwrap_or_default(),
+            skipped_objects: skipped_objects(durable, active, SKIPPED_SHOWN),
+            skipped_objects_total: u32::try_from(durable.skipped_objects.len()).unwrap_or(u32::MAX),
+            recoveries: recoveries(durable, active),
         })
     }
 
-    fn waiting_for(&self, durable: &DurableJob, active: Option<&Active>) -> Option<String> {
+    pub(super) fn waiting_for(&self, durable: &DurableJob, active: Option<&Active>) -> Option<String> {
         let active = active?;
         if let Some(why) = &self.journal_stalled {
             return Some(format!("journal: {why}"));
@@ -105,8 +117,11 @@ impl Machine {
             return Some(format!("store: {trouble}"));
         }
         let needs_workers = !durable.state.is_terminal() && active.stage == Stage::Working;
-        if needs_workers && self.workers.alive() == 0 {
-            return Some("workers".to_owned());
+        if let Some(few) = self.too_few().filter(|_| needs_workers) {
+            return Some(format!("workers ({few})"));
+        }
+        if let Some(rate) = self.limits.rate_per_s().filter(|_| needs_workers && active.running() > 0) {
+            return Some(format!("store: it asks for fewer requests; {rate} a second are allowed"));
         }
         if needs_workers && active.held_back && active.running() == 0 {
             return Some("workers to register again after a take-over".to_owned());
@@ -138,6 +153,26 @@ impl Machine {
             active.published_ms = self.now_ms;
         }
         self.out.push(Effect::Progress(Box::new(status)));
+    }
+}
+
+/// The first input objects that are left out.
+pub(super) fn skipped_objects(durable: &DurableJob, active: Option<&Active>, most: usize) -> Vec<SkippedObject> {
+    let plan = active.and_then(|active| active.plan.as_deref());
+    let name = |at: u32| {
+        let url = plan.and_then(|plan| plan.objects.get(at as usize)).map(|object| object.url.clone());
+        url.unwrap_or_else(|| format!("object {at}"))
+    };
+    let skipped = durable.skipped_objects.iter().take(most);
+    skipped.map(|(at, why)| SkippedObject { object: name(*at), reason: why.clone() }).collect()
+}
+
+/// What failed, and how it was got over: as journalled at the end, else as this leader knows.
+pub(super) fn recoveries(durable: &DurableJob, active: Option<&Active>) -> Vec<Recovery> {
+    match (&durable.ended, active) {
+        (Some(ended), _) => ended.recoveries.iter().map(super::recoveries::shown).collect(),
+        (None, Some(active)) => active.recoveries.sum(false).iter().map(super::recoveries::shown).collect(),
+        (None, None) => Vec::new(),
     }
 }
 

@@ -8,12 +8,13 @@ use muster_common::api::{JobState, JobStatus, PhaseTimes};
 use muster_common::names;
 use muster_common::plan::{JobSpec, Plan};
 use muster_common::wire::BlobRef;
-use muster_common::{Error, ErrorKind, Result};
+use muster_common::{Error, Result};
+use muster_kernel::proof::Sums;
 
 use super::active::{Active, Waiters};
 use super::io::{Effect, Listing, Places, RefusalCode, Reply, ReplyTo};
 use super::{JOBS_MAX, JobId, Machine, SharedPlan, overlap, plan};
-use crate::journal::record::{JobSubmittedV1, Record};
+use crate::journal::record::{JobSubmitted, Record};
 
 /// A job on its way into the journal.
 #[derive(Debug)]
@@ -74,10 +75,14 @@ impl Machine {
                 Error::retry(format!("no new jobs while the journal is not written: {why}")),
             ));
         }
+        if let Some(shed) = self.ramp.shed(&self.config.recovery, self.now_ms) {
+            return Err((RefusalCode::Later, Error::retry(shed.to_string())));
+        }
         if self.planning.len() + self.active.len() >= JOBS_MAX {
             return Err((RefusalCode::Later, Error::exhausted(format!("{JOBS_MAX} jobs run already"))));
         }
         plan::validate(spec).map_err(bad)?;
+        self.config.for_job(spec.settings.as_deref()).map_err(bad)?;
         let size = spec_json(spec).map_err(bad)?.len();
         if size > plan::SPEC_BYTES_MAX {
             let text =
@@ -150,7 +155,7 @@ impl Machine {
 
     fn give_up_planning(&mut self, job: &JobId, error: &Error) {
         let Some(planning) = self.planning.remove(job) else { return };
-        let code = if error.kind == ErrorKind::Retry { RefusalCode::Later } else { RefusalCode::BadRequest };
+        let code = if error.kind.is_passing() { RefusalCode::Later } else { RefusalCode::BadRequest };
         self.event(Some(job), "error", "submit-refused", error.message.clone());
         for to in planning.waiters.into_vec() {
             self.refuse(to, code, error.clone());
@@ -181,12 +186,12 @@ impl Machine {
     }
 
     /// The job stands in the journal.
-    pub(super) fn submitted(&mut self, submitted: &JobSubmittedV1, waiters: Waiters) {
+    pub(super) fn submitted(&mut self, submitted: &JobSubmitted, waiters: Waiters) {
         let job = &submitted.job;
         let planning = self.planning.remove(job);
         let Some(durable) = self.durable.jobs.get(job) else { return };
         let (plan, late) = planning.map(|planning| (planning.plan, planning.waiters)).unwrap_or_default();
-        match Active::new(durable, plan, self.now_ms) {
+        match Active::new(durable, plan, &self.config, self.now_ms) {
             Ok(active) => drop(self.active.insert(job.clone(), active)),
             Err(error) => self.event(Some(job), "error", "record-refused", error.message),
         }
@@ -228,10 +233,12 @@ impl Machine {
             bytes_done: 0,
             bytes_total: 0,
             input_bytes: planning.plan.as_ref().map_or(0, |plan| plan.input_bytes()),
-            workers: self.workers.alive(),
+            workers: self.workers.counts().alive,
             attempts_running: 0,
             retries: 0,
             repeated_tasks: 0,
+            speculations: 0,
+            alerts: Vec::new(),
             waiting_for: self.journal_stalled.clone(),
             error: None,
             output: planning.places.output.to_string(),
@@ -241,6 +248,11 @@ impl Machine {
             times: PhaseTimes { plan_ms: self.now_ms.saturating_sub(planning.began_ms), ..PhaseTimes::default() },
             cleaned: false,
             submitted_unix_ms: planning.unix_ms,
+            skipped: Sums::default(),
+            bad_records: Vec::new(),
+            skipped_objects: Vec::new(),
+            skipped_objects_total: 0,
+            recoveries: Vec::new(),
         }
     }
 }
@@ -257,9 +269,9 @@ fn same_request(journalled: &str, repeat: &JobSpec) -> bool {
     }
 }
 
-fn record_of(planning: &Planning, plan: &Plan, pointer: &BlobRef, order: u64, now_ms: u64) -> Result<JobSubmittedV1> {
+fn record_of(planning: &Planning, plan: &Plan, pointer: &BlobRef, order: u64, now_ms: u64) -> Result<JobSubmitted> {
     let splits = u32::try_from(plan.splits.len()).map_err(|_| Error::invalid("too many splits"))?;
-    Ok(JobSubmittedV1 {
+    Ok(JobSubmitted {
         job: plan.job.clone(),
         order,
         spec_json: spec_json(&planning.spec)?,
@@ -270,6 +282,7 @@ fn record_of(planning: &Planning, plan: &Plan, pointer: &BlobRef, order: u64, no
         plan: pointer.clone(),
         splits,
         partitions: plan.partitions,
+        replica: plan.replica.clone(),
         input_bytes: plan.input_bytes(),
         attempts_max: plan.attempts_max,
         submitted_unix_ms: planning.unix_ms,

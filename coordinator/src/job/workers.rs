@@ -4,9 +4,16 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use muster_common::api::WorkerStatus;
+use muster_common::config::Config;
 use muster_common::ids::{AttemptId, JobId, WorkerId};
-use muster_common::wire::Register;
+use muster_common::wire::{Health, Register};
 use muster_common::{Error, Result};
+
+use crate::membership::breaker::{self, Breaker};
+use crate::membership::health::{self, Class, WorkerFigures};
+use crate::membership::phi::{self, Detector, Liveness};
+use crate::membership::sliding::Sliding;
+use crate::membership::speculation::Speed;
 
 /// Most workers that are known at once, dead ones included.
 pub(super) const WORKERS_MAX: usize = 20_000;
@@ -23,17 +30,47 @@ pub(super) struct Workers {
     all: BTreeMap<WorkerId, Worker>,
     /// Those with room, the most room first.
     free: BTreeSet<(Reverse<u32>, WorkerId)>,
-    alive: u32,
+    counts: Counts,
+}
+
+/// How many workers there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    /// That are not dead and have not left.
+    pub alive: u32,
+    /// Of them, those that are not draining.
+    pub there: u32,
+    /// That should be there: dead ones, too.
+    pub part: u32,
+}
+
+impl Counts {
+    fn add(&mut self, worker: &Worker) {
+        self.alive += u32::from(worker.is_alive());
+        self.there += u32::from(worker.is_alive() && worker.takes_part());
+        self.part += u32::from(worker.takes_part());
+    }
+
+    fn take_away(&mut self, worker: &Worker) {
+        self.alive -= u32::from(worker.is_alive());
+        self.there -= u32::from(worker.is_alive() && worker.takes_part());
+        self.part -= u32::from(worker.takes_part());
+    }
 }
 
 /// One registered worker.
 #[derive(Debug)]
 pub(super) struct Worker {
     pub info: Register,
-    pub alive: bool,
+    pub detector: Detector,
+    pub breaker: Breaker,
+    pub speed: Speed,
+    /// What became of its attempts lately.
+    pub ended: Sliding,
     pub draining: bool,
+    /// It said that it ends. It stays in the list for a while, so that people see what became of it.
+    pub left: bool,
     pub heartbeat_ms: u64,
-    pub heard_ms: u64,
     /// Sequence of the newest heartbeat; older ones say nothing new.
     pub sequence: Option<u64>,
     pub attempts: BTreeSet<(JobId, AttemptId)>,
@@ -41,26 +78,95 @@ pub(super) struct Worker {
     pub paused: bool,
     /// How often in a row it said so.
     pub busy: u32,
-    pub rss_bytes: u64,
+    /// What its newest heartbeat says.
+    pub health: Health,
     pub tasks_done: u32,
+    /// How many attempts it may have at most, by its speed and its breaker, as of the last look.
+    usable: u32,
     room: Option<u32>,
 }
 
 impl Worker {
     fn room(&self) -> Option<u32> {
         let running = u32::try_from(self.attempts.len()).unwrap_or(u32::MAX);
-        let room = self.info.slots.saturating_sub(running);
-        (room > 0 && self.alive && !self.draining && !self.paused).then_some(room)
+        let room = self.usable.min(self.info.slots).saturating_sub(running);
+        let fit = matches!(self.detector.state(), Liveness::Healthy | Liveness::Rejoined);
+        (room > 0 && fit && !self.draining && !self.paused).then_some(room)
     }
 
-    pub(super) fn status(&self, now_ms: u64, interval_ms: u64) -> WorkerStatus {
-        let silent_ms = now_ms.saturating_sub(self.heard_ms);
-        let state = match (self.alive, self.draining) {
-            (false, _) => "failed",
-            (true, true) => "draining",
-            (true, false) if silent_ms > 3 * interval_ms.max(self.heartbeat_ms) => "degraded",
-            (true, false) => "healthy",
+    /// Whether it is not dead and has not left.
+    pub(super) fn is_alive(&self) -> bool {
+        self.detector.state() != Liveness::Dead
+    }
+
+    /// Whether it counts among those that should be there: drained workers and those that left in good order do not.
+    pub(super) fn takes_part(&self) -> bool {
+        !self.draining && !self.left
+    }
+
+    /// Looks again at how much it may be given: slow workers get less, one whose breaker is open gets nothing, and one that is on trial a single attempt.
+    pub(super) fn look(&mut self, config: &Config, now_ms: u64) -> Option<breaker::Change> {
+        let change = self.breaker.poll(now_ms);
+        let slots = self.speed.slots(&config.speculation, self.info.slots);
+        let running = u32::try_from(self.attempts.len()).unwrap_or(u32::MAX);
+        self.usable = match self.breaker.state() {
+            breaker::State::Closed => slots,
+            breaker::State::Open { .. } => 0,
+            breaker::State::HalfOpen if self.breaker.admits(&config.breaker, now_ms) => running.saturating_add(1),
+            breaker::State::HalfOpen => 0,
         };
+        change
+    }
+
+    pub(super) fn class(&self, config: &Config) -> Class {
+        health::class(self.detector.state(), self.breaker.state(), self.speed.is_slow(&config.speculation))
+    }
+
+    /// What the rules of health look at.
+    pub(super) fn figures(&self, config: &Config, now_ms: u64) -> WorkerFigures {
+        WorkerFigures {
+            liveness: self.detector.state(),
+            silence_ms: self.detector.silence_ms(now_ms),
+            errors: self.ended.totals(now_ms),
+            slow: self.speed.is_slow(&config.speculation),
+            speed_percent: self.speed.percent(),
+            memory_used_bytes: self.health.rss_bytes,
+            memory_bytes: self.info.memory_bytes,
+            disk_free_bytes: (self.health.disk_total_bytes > 0).then_some(self.health.disk_free_bytes),
+            disk_needed_bytes: 0,
+            failures_in_a_row: self.breaker.failures_in_a_row(),
+            critical: health::is_critical(&self.info.labels),
+        }
+    }
+
+    /// Why it is not healthy.
+    fn cause(&self, config: &Config, now_ms: u64) -> Option<String> {
+        let silence_ms = self.detector.silence_ms(now_ms);
+        match (self.detector.state(), self.breaker.state()) {
+            _ if self.left => None,
+            (Liveness::Dead, _) => Some(format!("nothing was heard of it for {silence_ms} ms")),
+            (_, breaker::State::Open { until_ms }) => Some(format!(
+                "its attempts failed again and again; a trial begins in {} ms",
+                until_ms.saturating_sub(now_ms)
+            )),
+            (Liveness::Suspect, _) => Some(format!("silent for {silence_ms} ms")),
+            (_, breaker::State::HalfOpen) => Some("its attempts failed again and again; it is on trial".to_owned()),
+            _ if self.speed.is_slow(&config.speculation) => {
+                Some(format!("slow: {} % of the median rate", self.speed.percent()))
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn status(&self, config: &Config, now_ms: u64) -> WorkerStatus {
+        let silent_ms = self.detector.silence_ms(now_ms);
+        let state = match (self.left, self.is_alive(), self.draining) {
+            (true, _, true) => "drained",
+            (true, _, false) => "left",
+            (false, true, true) => "draining",
+            (false, ..) => self.class(config).as_str(),
+        };
+        let health = &self.health;
         WorkerStatus {
             id: self.info.worker.clone(),
             state: state.to_owned(),
@@ -68,13 +174,30 @@ impl Worker {
             slots: self.info.slots,
             running: u32::try_from(self.attempts.len()).unwrap_or(u32::MAX),
             memory_bytes: self.info.memory_bytes,
-            rss_bytes: self.rss_bytes,
+            rss_bytes: health.rss_bytes,
             last_heard_ms: silent_ms,
             tasks_done: self.tasks_done,
             program: self.info.program.clone(),
             labels: self.info.labels.clone(),
+            cpu_permille: health.cpu_permille,
+            bytes_per_s: health.bytes_per_s,
+            disk_free_bytes: health.disk_free_bytes,
+            disk_total_bytes: health.disk_total_bytes,
+            errors_5min: health.errors_5min,
+            store_retries: health.store_retries,
+            throttled: health.throttled,
+            waiting_for: health.waiting_for.clone(),
+            cause: self.cause(config, now_ms),
+            alerts: Vec::new(),
         }
     }
+}
+
+/// What has changed about a worker since the last look.
+#[derive(Debug)]
+pub(super) struct Look {
+    pub liveness: Option<phi::Change>,
+    pub breaker: Option<breaker::Change>,
 }
 
 impl Workers {
@@ -86,8 +209,8 @@ impl Workers {
         self.all.iter()
     }
 
-    pub(super) fn alive(&self) -> u32 {
-        self.alive
+    pub(super) fn counts(&self) -> Counts {
+        self.counts
     }
 
     pub(super) fn free(&self) -> impl Iterator<Item = &WorkerId> {
@@ -97,13 +220,9 @@ impl Workers {
     /// Changes a worker and keeps the order of those with room.
     pub(super) fn update<R>(&mut self, id: &WorkerId, change: impl FnOnce(&mut Worker) -> R) -> Option<R> {
         let worker = self.all.get_mut(id)?;
-        let was_alive = worker.alive;
+        self.counts.take_away(worker);
         let result = change(worker);
-        match (was_alive, worker.alive) {
-            (false, true) => self.alive += 1,
-            (true, false) => self.alive -= 1,
-            _ => {}
-        }
+        self.counts.add(worker);
         let (before, after) = (worker.room, worker.room());
         worker.room = after;
         if before != after {
@@ -114,10 +233,11 @@ impl Workers {
     }
 
     /// Takes a new worker, or a new life of a known one, in. What it held before must have been taken back.
-    pub(super) fn admit(&mut self, register: Register, now_ms: u64, interval_ms: u64) -> Result<()> {
+    pub(super) fn admit(&mut self, register: Register, now_ms: u64, config: &Config) -> Result<()> {
         self.remove(&register.worker);
         if self.all.len() >= WORKERS_MAX {
-            let dead = self.all.iter().filter(|(_, worker)| !worker.alive).min_by_key(|(_, worker)| worker.heard_ms);
+            let dead = self.all.iter().filter(|(_, worker)| !worker.is_alive());
+            let dead = dead.max_by_key(|(_, worker)| worker.detector.silence_ms(now_ms));
             let Some(dead) = dead.map(|(id, _)| id.clone()) else {
                 return Err(Error::exhausted(format!("the pool has its limit of {WORKERS_MAX} workers")));
             };
@@ -126,42 +246,78 @@ impl Workers {
         let id = register.worker.clone();
         let draining = register.draining;
         let spread_ms = self.all.len() as u64 * 1000 / HEARTBEATS_A_SECOND;
+        let heartbeat_ms = config.heartbeat.interval_ms.max(spread_ms);
         let worker = Worker {
+            usable: register.slots,
             info: Register { held: Vec::new(), ..register },
-            alive: false,
+            detector: Detector::new(now_ms, heartbeat_ms),
+            breaker: Breaker::new(&config.breaker),
+            speed: Speed::default(),
+            ended: Sliding::new(config.alerts.error_window_ms),
             draining,
-            heartbeat_ms: interval_ms.max(spread_ms),
-            heard_ms: now_ms,
+            left: false,
+            heartbeat_ms,
             sequence: None,
             attempts: BTreeSet::new(),
             paused: false,
             busy: 0,
-            rss_bytes: 0,
+            health: Health::default(),
             tasks_done: 0,
             room: None,
         };
+        self.counts.add(&worker);
         self.all.insert(id.clone(), worker);
-        self.update(&id, |worker| worker.alive = true);
+        self.update(&id, |_| ());
         Ok(())
     }
 
     pub(super) fn remove(&mut self, id: &WorkerId) {
-        self.update(id, |worker| worker.alive = false);
-        self.all.remove(id);
+        let Some(worker) = self.all.remove(id) else { return };
+        self.counts.take_away(&worker);
+        worker.room.map(|room| self.free.remove(&(Reverse(room), id.clone())));
     }
 
     /// The leader was not there for a while: nobody's silence counts for that time.
-    pub(super) fn forgive(&mut self, gap_ms: u64, now_ms: u64) {
+    pub(super) fn forgive(&mut self, now_ms: u64, gap_ms: u64) {
         for worker in self.all.values_mut() {
-            worker.heard_ms = worker.heard_ms.saturating_add(gap_ms).min(now_ms);
+            worker.detector.forgive(now_ms, gap_ms);
         }
     }
 
-    /// Living workers that were silent for too long.
-    pub(super) fn silent(&self, now_ms: u64, dead_after_ms: u64) -> Vec<WorkerId> {
-        let dead =
-            |worker: &Worker| now_ms.saturating_sub(worker.heard_ms) > dead_after_ms.max(5 * worker.heartbeat_ms);
-        self.all.iter().filter(|(_, worker)| worker.alive && dead(worker)).map(|(id, _)| id.clone()).collect()
+    /// What silence, breakers and speed mean now: those that have changed.
+    pub(super) fn look(&mut self, config: &Config, now_ms: u64) -> Vec<(WorkerId, Look)> {
+        let mut changed = Vec::new();
+        for (id, worker) in &mut self.all {
+            self.counts.take_away(worker);
+            let liveness = worker.detector.check(&config.detector, now_ms);
+            let breaker = worker.look(config, now_ms);
+            self.counts.add(worker);
+            let (before, after) = (worker.room, worker.room());
+            worker.room = after;
+            if before != after {
+                before.map(|room| self.free.remove(&(Reverse(room), id.clone())));
+                after.map(|room| self.free.insert((Reverse(room), id.clone())));
+            }
+            if liveness.is_some() || breaker.is_some() {
+                changed.push((id.clone(), Look { liveness, breaker }));
+            }
+        }
+        changed
+    }
+
+    /// Slots of those that live and take part.
+    pub(super) fn slots(&self) -> u32 {
+        let there = self.all.values().filter(|worker| worker.is_alive() && worker.takes_part());
+        there.fold(0, |sum, worker| sum.saturating_add(worker.info.slots))
+    }
+
+    /// Forgets those that have left, or are dead, for long.
+    pub(super) fn forget(&mut self, now_ms: u64, forget_ms: u64) -> Vec<WorkerId> {
+        let gone = |worker: &Worker| !worker.is_alive() && worker.detector.silence_ms(now_ms) >= forget_ms;
+        let gone: Vec<WorkerId> =
+            self.all.iter().filter(|(_, worker)| gone(worker)).map(|(id, _)| id.clone()).collect();
+        gone.iter().for_each(|id| self.remove(id));
+        gone
     }
 
     /// Checks that the order of free workers is that of their slots.
@@ -171,9 +327,10 @@ impl Workers {
         if expected != self.free {
             return Err(format!("free workers are {:?}, but should be {expected:?}", self.free));
         }
-        let alive = self.all.values().filter(|worker| worker.alive).count();
-        if alive != self.alive as usize {
-            return Err(format!("{alive} workers live, but {} are counted", self.alive));
+        let mut counts = Counts::default();
+        self.all.values().for_each(|worker| counts.add(worker));
+        if counts != self.counts {
+            return Err(format!("the pool is {counts:?}, but counted as {:?}", self.counts));
         }
         match self.all.iter().find(|(_, worker)| worker.attempts.len() > worker.info.slots as usize) {
             Some((id, worker)) => {
@@ -188,7 +345,18 @@ impl Workers {
 ///
 /// # Errors
 /// `Invalid`, with the value and the bound.
-pub(super) fn validate(register: &Register) -> Result<()> {
+pub(super) fn validate(register: &Register, shared: &[(String, String)]) -> Result<()> {
+    let differs = |(name, ours): &(String, String)| {
+        let theirs = register.settings.iter().find(|(known, _)| known == name).map(|(_, value)| value)?;
+        (theirs != ours).then(|| format!("{name} is {theirs} there and {ours} here"))
+    };
+    if let Some(difference) = shared.iter().find_map(differs) {
+        let text = format!(
+            "worker {} on {} runs with other settings than the coordinator: {difference}; give both the same --profile and --config",
+            register.worker, register.host
+        );
+        return Err(Error::invalid(text));
+    }
     if register.slots == 0 || register.slots > SLOTS_MAX {
         return Err(Error::invalid(format!(
             "worker {} offers {} slots; 1 to {SLOTS_MAX} are allowed",
@@ -197,8 +365,12 @@ pub(super) fn validate(register: &Register) -> Result<()> {
     }
     let texts = [&register.program, &register.host]
         .into_iter()
-        .chain(register.labels.iter().flat_map(|(key, value)| [key, value]));
-    if register.labels.len() > LABELS_MAX || texts.into_iter().any(|text| text.len() > TEXT_BYTES_MAX) {
+        .chain(register.labels.iter().flat_map(|(key, value)| [key, value]))
+        .chain(register.settings.iter().flat_map(|(key, value)| [key, value]));
+    if register.labels.len() > LABELS_MAX
+        || register.settings.len() > LABELS_MAX
+        || texts.into_iter().any(|text| text.len() > TEXT_BYTES_MAX)
+    {
         let what = format!(
             "worker {} has more than {LABELS_MAX} labels, or one of more than {TEXT_BYTES_MAX} bytes",
             register.worker

@@ -6,7 +6,7 @@
 use muster_common::ids::{Epoch, JobId};
 use muster_common::{Error, Result};
 
-use super::record::{Entry, JobArchivedV1, Record};
+use super::record::{Entry, JobArchived, Record, digest};
 use crate::job::durable::{Durable, DurableJob};
 
 /// Size of one piece of a snapshot, in bytes as encoded; a single record that is larger stands alone.
@@ -38,7 +38,7 @@ impl Fold {
             return;
         }
         match entry.record {
-            Record::Snapshot { id, part, of, records } => self.push_piece(id, part, of, records),
+            Record::Snapshot { id, part, of, records, .. } => self.push_piece(id, part, of, records),
             record => {
                 self.awaited = None;
                 self.pieces.clear();
@@ -95,7 +95,7 @@ pub fn compact(durable: &Durable) -> Vec<Record> {
 
 fn compact_job(id: &JobId, job: &DurableJob, records: &mut Vec<Record>) {
     if let (true, Some(ended)) = (job.cleaned, &job.ended) {
-        records.push(Record::JobArchived(Box::new(JobArchivedV1 {
+        records.push(Record::JobArchived(Box::new(JobArchived {
             submitted: job.submitted.clone(),
             partitions: job.partitions(),
             commit_decided: job.commit_decided,
@@ -107,6 +107,7 @@ fn compact_job(id: &JobId, job: &DurableJob, records: &mut Vec<Record>) {
         return;
     }
     records.push(Record::JobSubmitted(Box::new(job.submitted.clone())));
+    records.extend(job.history().map(|history| Record::JobHistory(Box::new(history))));
     if let Some(chosen) = &job.boundaries {
         records.push(Record::BoundariesChosen {
             job: id.clone(),
@@ -115,23 +116,30 @@ fn compact_job(id: &JobId, job: &DurableJob, records: &mut Vec<Record>) {
             took_ms: job.times.sample_ms,
         });
     }
-    records.extend(job.runs.values().map(|run| Record::RunCommitted(Box::new(run.clone()))));
-    if let Some(runs) = &job.runs_pinned {
-        records.push(Record::RunsPinned { job: id.clone(), runs: runs.clone(), took_ms: job.times.sort_ms });
+    let runs = job.runs.values().map(|run| Record::RunCommitted(Box::new(run.clone())));
+    let pinned = job.runs_pinned.as_ref().map(|list| Record::RunsPinned {
+        job: id.clone(),
+        runs: list.clone(),
+        took_ms: job.times.sort_ms,
+    });
+    if job.runs_stale {
+        records.extend(pinned.into_iter().chain(runs));
+    } else {
+        records.extend(runs.chain(pinned));
     }
     for revoked in &job.revoked {
         let (partition, attempt, upload) = (revoked.partition, revoked.attempt, revoked.upload.clone());
         records.push(Record::UploadOpened { job: id.clone(), partition, attempt, upload });
         records.push(Record::UploadRevoked { job: id.clone(), partition, attempt });
     }
+    for open in job.uploads.values() {
+        let (partition, attempt, upload) = (open.partition, open.attempt, open.upload.clone());
+        records.push(Record::UploadOpened { job: id.clone(), partition, attempt, upload });
+    }
     for part in job.parts.values() {
         let (partition, attempt, upload) = (part.partition, part.attempt, part.upload.clone());
         records.push(Record::UploadOpened { job: id.clone(), partition, attempt, upload });
         records.push(Record::PartCommitted(Box::new(part.clone())));
-    }
-    for open in job.uploads.values() {
-        let (partition, attempt, upload) = (open.partition, open.attempt, open.upload.clone());
-        records.push(Record::UploadOpened { job: id.clone(), partition, attempt, upload });
     }
     if job.commit_decided {
         records.push(Record::CommitDecided { job: id.clone(), took_ms: job.times.merge_ms });
@@ -161,5 +169,8 @@ pub fn snapshot(durable: &Durable, id: u64) -> Result<Vec<Record>> {
     }
     let of =
         u32::try_from(pieces.len()).map_err(|_| Error::exhausted("a snapshot has more pieces than can be numbered"))?;
-    Ok((0..).zip(pieces).map(|(part, records)| Record::Snapshot { id, part, of, records }).collect())
+    Ok((0..)
+        .zip(pieces)
+        .map(|(part, records)| Record::Snapshot { id, part, of, digest: digest(&records), records })
+        .collect())
 }

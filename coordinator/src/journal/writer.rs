@@ -11,23 +11,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::{self, Either};
 use tokio::sync::{mpsc, watch};
 
 use muster_common::clock::Clock;
 use muster_common::ids::{DeploymentId, Epoch};
 use muster_common::ledger::{Appended, Ledger};
+use muster_common::planted::{self, Bug};
 use muster_common::{Error, ErrorKind, Result};
 
-use super::fold::Fold;
 use super::record::{self, Entry, Record};
+pub use super::replay::Replayed;
+use super::replay::replay;
 use crate::job::durable::Durable;
 
 /// Longest pause between tries, in milliseconds.
 const BACKOFF_MS_MAX: u64 = 2000;
 /// Tries of a refused append whose cause cannot be seen before the writer calls itself fenced.
 const UNSEEN_CONFLICTS_MAX: u32 = 10;
-/// Most epochs that may begin between reading the journal and beginning one's own.
-const BEGIN_TRIES_MAX: u32 = 100;
+/// Tries of reading a journal that has entries and shows none.
+const UNSEEN_ENTRIES_TRIES_MAX: u32 = 10;
 
 /// Writes the journal under one epoch.
 pub struct JournalWriter {
@@ -39,13 +42,10 @@ pub struct JournalWriter {
     stalled: watch::Sender<Option<String>>,
 }
 
-/// What a new leader finds.
-#[derive(Debug)]
-pub struct Replayed {
-    /// The state that the journal gives, the new epoch included.
-    pub durable: Durable,
-    /// Entries that contradicted it and were passed over.
-    pub refused: Vec<String>,
+/// A journal that was read, and in which nothing has been written yet.
+pub struct Candidate {
+    writer: JournalWriter,
+    replayed: Replayed,
 }
 
 /// What the writer's task is asked for.
@@ -83,26 +83,32 @@ pub enum Written {
 }
 
 impl JournalWriter {
-    /// Reads the journal and begins a new epoch, under which it writes from then on. Waits for a ledger that does not answer.
+    /// Reads the journal. Waits for a ledger that does not answer.
     ///
     /// # Errors
-    /// `Invalid` where an entry cannot be read (a newer build wrote it); `Fenced` where others keep beginning epochs.
+    /// As [`replay`](fn@replay): where the journal cannot be gone on from.
+    pub async fn read(
+        ledger: Arc<dyn Ledger>,
+        clock: Arc<dyn Clock>,
+        append_timeout: Duration,
+        stalled: watch::Sender<Option<String>>,
+    ) -> Result<Candidate> {
+        let mut writer = Self { ledger, clock, append_timeout, epoch: Epoch(0), last: 0, stalled };
+        let replayed = writer.replay().await?;
+        Ok(Candidate { writer, replayed })
+    }
+
+    /// Reads the journal and begins a new epoch at once.
+    ///
+    /// # Errors
+    /// As [`JournalWriter::read`] and [`Candidate::begin`].
     pub async fn begin(
         ledger: Arc<dyn Ledger>,
         clock: Arc<dyn Clock>,
         append_timeout: Duration,
         stalled: watch::Sender<Option<String>>,
     ) -> Result<(Self, Replayed)> {
-        let mut writer = Self { ledger, clock, append_timeout, epoch: Epoch(0), last: 0, stalled };
-        for _ in 0..BEGIN_TRIES_MAX {
-            let mut replayed = writer.replay().await?;
-            match writer.begin_epoch(&mut replayed.durable).await {
-                Ok(()) => return Ok((writer, replayed)),
-                Err(error) if error.kind == ErrorKind::Fenced => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Err(Error::new(ErrorKind::Fenced, format!("{BEGIN_TRIES_MAX} times another coordinator began an epoch first")))
+        Self::read(ledger, clock, append_timeout, stalled).await?.begin().await
     }
 
     /// The epoch that it writes under.
@@ -111,18 +117,26 @@ impl JournalWriter {
     }
 
     async fn replay(&mut self) -> Result<Replayed> {
-        let entries = self.read(1).await;
+        let entries = self.read_whole().await;
         self.last = match entries.last() {
             Some(entry) => entry.sequence,
             None => self.last_sequence().await,
         };
-        let mut fold = Fold::default();
-        for entry in entries {
-            let sequence = entry.sequence;
-            fold.push(record::decode(&entry.bytes).map_err(|e| e.at(format!("the journal's entry {sequence}")))?);
+        replay(entries)
+    }
+
+    /// The whole journal. One that has entries and shows none is read from a replica that lags: whoever took it for empty would begin another deployment in it. Only one
+    /// that stays so was emptied by hand.
+    async fn read_whole(&self) -> Vec<muster_common::ledger::Entry> {
+        let mut tries = 0;
+        loop {
+            let entries = self.entries_from(1).await;
+            let last = if entries.is_empty() { self.last_sequence().await } else { 0 };
+            if last == 0 || tries >= UNSEEN_ENTRIES_TRIES_MAX {
+                return entries;
+            }
+            self.wait(&mut tries, &format!("the journal's newest entry is {last}, but it shows none")).await;
         }
-        let (durable, refused) = fold.finish();
-        Ok(Replayed { durable, refused })
     }
 
     async fn begin_epoch(&mut self, durable: &mut Durable) -> Result<()> {
@@ -149,16 +163,24 @@ impl JournalWriter {
     /// # Errors
     /// `Fenced` where another record stands in its place; `Bug` where it is too large.
     pub async fn append(&mut self, record: &Record) -> Result<u64> {
-        let nonce = self.clock.random();
-        let bytes: Bytes = record::encode(&Entry { epoch: self.epoch, nonce, record: record.clone() })?.into();
+        let mut nonce = self.clock.random();
+        let mut bytes = self.encoded(nonce, record)?;
         let (mut tries, mut unseen) = (0, 0);
         loop {
-            let appended =
-                tokio::time::timeout(self.append_timeout, self.ledger.append(self.last, bytes.clone())).await;
+            let appending = self.ledger.append(self.last, bytes.clone());
+            let late = self.clock.pause(u64::try_from(self.append_timeout.as_millis()).unwrap_or(u64::MAX));
+            let appended = match future::select(appending, late).await {
+                Either::Left((appended, _)) => Some(appended),
+                Either::Right(_) => None,
+            };
             let trouble = match appended {
-                Ok(Appended::Applied { sequence }) => return Ok(self.applied(sequence)),
-                Ok(Appended::Full { why }) => format!("the journal is full: {why}"),
-                Ok(Appended::Conflict) => {
+                Some(Appended::Applied { sequence }) => return Ok(self.applied(sequence)),
+                Some(Appended::Full { why }) => format!("the journal is full: {why}"),
+                Some(Appended::Conflict) if planted::is(Bug::SkipEpochCheck) => {
+                    self.last = self.last_sequence().await;
+                    continue;
+                }
+                Some(Appended::Conflict) => {
                     if let Some(sequence) = self.find_own(nonce).await? {
                         return Ok(self.applied(sequence));
                     }
@@ -168,17 +190,30 @@ impl JournalWriter {
                     }
                     "the journal refuses an append, but shows no other record".to_owned()
                 }
-                Ok(Appended::Unknown { why }) => match self.find_own(nonce).await? {
+                Some(Appended::Unknown { .. }) if planted::is(Bug::UnknownIsFailed) => {
+                    return Err(Error::retry("an answer was lost"));
+                }
+                Some(Appended::Unknown { .. }) if planted::is(Bug::UnknownIsNew) => {
+                    self.last = self.last_sequence().await;
+                    nonce = self.clock.random();
+                    bytes = self.encoded(nonce, record)?;
+                    continue;
+                }
+                Some(Appended::Unknown { why }) => match self.find_own(nonce).await? {
                     Some(sequence) => return Ok(self.applied(sequence)),
                     None => format!("the journal does not answer: {why}"),
                 },
-                Err(_) => match self.find_own(nonce).await? {
+                None => match self.find_own(nonce).await? {
                     Some(sequence) => return Ok(self.applied(sequence)),
                     None => format!("the journal has not answered for {} ms", self.append_timeout.as_millis()),
                 },
             };
             self.wait(&mut tries, &trouble).await;
         }
+    }
+
+    fn encoded(&self, nonce: u64, record: &Record) -> Result<Bytes> {
+        Ok(record::encode(&Entry { epoch: self.epoch, nonce, record: record.clone() })?.into())
     }
 
     fn applied(&mut self, sequence: u64) -> u64 {
@@ -194,7 +229,7 @@ impl JournalWriter {
 
     /// Reads what stands after the newest known record. `None` where nothing does.
     async fn find_own(&self, nonce: u64) -> Result<Option<u64>> {
-        let tail = self.read(self.last + 1).await;
+        let tail = self.entries_from(self.last + 1).await;
         let Some(first) = tail.first() else { return Ok(None) };
         match record::decode(&first.bytes) {
             Ok(entry) if entry.nonce == nonce && entry.epoch == self.epoch => Ok(Some(first.sequence)),
@@ -203,7 +238,7 @@ impl JournalWriter {
         }
     }
 
-    async fn read(&self, first: u64) -> Vec<muster_common::ledger::Entry> {
+    async fn entries_from(&self, first: u64) -> Vec<muster_common::ledger::Entry> {
         let mut tries = 0;
         loop {
             match self.ledger.read_from(first).await {
@@ -231,7 +266,7 @@ impl JournalWriter {
         let full = (20_u64 << (*tries).min(10)).min(BACKOFF_MS_MAX);
         let pause_ms = full / 2 + self.clock.random() % (full / 2 + 1);
         *tries = tries.saturating_add(1);
-        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+        self.clock.pause(pause_ms).await;
     }
 
     async fn purge(&self, before: u64) {
@@ -251,6 +286,7 @@ impl JournalWriter {
                 }
                 Order::Append { token, record } => match self.append(&record).await {
                     Ok(sequence) => Written::Applied { token, sequence },
+                    Err(_) if planted::is(Bug::UnknownIsFailed) => continue,
                     Err(error) => Written::Stopped { error },
                 },
             };
@@ -259,6 +295,22 @@ impl JournalWriter {
                 return;
             }
         }
+    }
+}
+
+impl Candidate {
+    /// What was read.
+    pub fn replayed(&self) -> &Replayed {
+        &self.replayed
+    }
+
+    /// Begins a new epoch, under which the writer writes from then on.
+    ///
+    /// # Errors
+    /// `Fenced` where anything was appended since the journal was read: somebody else leads.
+    pub async fn begin(mut self) -> Result<(JournalWriter, Replayed)> {
+        self.writer.begin_epoch(&mut self.replayed.durable).await?;
+        Ok((self.writer, self.replayed))
     }
 }
 

@@ -4,6 +4,8 @@ use muster_common::adapters::memory::{Lost, MemoryLedger};
 use muster_common::clock::ManualClock;
 use muster_common::ids::JobId;
 
+use std::sync::atomic::Ordering::SeqCst;
+
 use super::*;
 
 fn job(id: &str) -> JobId {
@@ -24,11 +26,13 @@ impl Bench {
         Self { ledger: Arc::new(MemoryLedger::default()), clock: Arc::default() }
     }
 
-    async fn begin(&self) -> (JournalWriter, Replayed) {
+    async fn read(&self) -> Result<Candidate> {
         let (stalled, _) = watch::channel(None);
-        JournalWriter::begin(self.ledger.clone(), self.clock.clone(), Duration::from_secs(1), stalled)
-            .await
-            .expect("begin")
+        JournalWriter::read(self.ledger.clone(), self.clock.clone(), Duration::from_secs(1), stalled).await
+    }
+
+    async fn begin(&self) -> (JournalWriter, Replayed) {
+        self.read().await.expect("read").begin().await.expect("begin")
     }
 
     async fn kinds(&self) -> Vec<String> {
@@ -62,6 +66,17 @@ async fn the_older_leader_is_fenced() {
     assert!(error.kind == ErrorKind::Fenced && error.message.contains("epoch 1 is over"), "{error}");
     new.append(&forgotten("c")).await.expect("append");
     assert_eq!(bench.kinds().await.len(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_that_read_the_same_journal_one_begins() {
+    let bench = Bench::new();
+    for epoch in [1, 2] {
+        let (first, second) = (bench.read().await.expect("read"), bench.read().await.expect("read"));
+        assert_eq!(first.begin().await.expect("begin").0.epoch(), Epoch(epoch));
+        assert_eq!(second.begin().await.err().expect("beaten").kind, ErrorKind::Fenced);
+    }
+    assert_eq!(bench.kinds().await, ["e0 deployment-created", "e1 epoch-began", "e2 epoch-began"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -123,9 +138,7 @@ async fn a_journal_of_a_newer_build_is_refused() {
     bench.begin().await;
     let last = bench.ledger.last_sequence().await.expect("last");
     bench.ledger.append(last, Bytes::from_static(&[99, 1, 2])).await;
-    let (stalled, _) = watch::channel(None);
-    let begun = JournalWriter::begin(bench.ledger.clone(), bench.clock.clone(), Duration::from_secs(1), stalled).await;
-    let error = begun.err().expect("refused");
+    let error = bench.read().await.err().expect("refused");
     assert!(
         error.kind == ErrorKind::Invalid && error.message.contains("entry 3") && error.message.contains("version 99"),
         "{error}"
@@ -153,4 +166,46 @@ async fn the_writers_task_keeps_the_order_and_ends_when_fenced() {
     assert!(matches!(written.recv().await, Some(Written::Stopped { error }) if error.kind == ErrorKind::Fenced));
     assert!(written.recv().await.is_none());
     task.await.expect("task");
+}
+
+/// A ledger whose first reads come from a replica that has nothing yet.
+#[derive(Default)]
+struct Lagging {
+    inner: MemoryLedger,
+    lags: std::sync::atomic::AtomicU32,
+}
+
+#[async_trait::async_trait]
+impl Ledger for Lagging {
+    async fn read_from(&self, first: u64) -> Result<Vec<muster_common::ledger::Entry>> {
+        let entries = self.inner.read_from(first).await?;
+        let lags = self.lags.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+        Ok(if lags { Vec::new() } else { entries })
+    }
+
+    async fn last_sequence(&self) -> Result<u64> {
+        self.inner.last_sequence().await
+    }
+
+    async fn append(&self, expected_last: u64, bytes: Bytes) -> Appended {
+        self.inner.append(expected_last, bytes).await
+    }
+
+    async fn purge_before(&self, first_kept: u64) -> Result<()> {
+        self.inner.purge_before(first_kept).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lagging_replica_is_not_an_empty_journal() {
+    let ledger = Arc::new(Lagging::default());
+    let clock = Arc::new(ManualClock::default());
+    let begin = || {
+        let (stalled, _) = watch::channel(None);
+        JournalWriter::begin(ledger.clone(), clock.clone(), Duration::from_secs(1), stalled)
+    };
+    let (_, first) = begin().await.expect("begin");
+    ledger.lags.store(3, SeqCst);
+    let (second, replayed) = begin().await.expect("begin");
+    assert_eq!((second.epoch(), replayed.durable.deployment), (Epoch(2), first.durable.deployment));
 }

@@ -22,6 +22,20 @@ pub(super) struct BlockReader<W: Windows> {
     payload: Payload,
 }
 
+/// Why a block was not loaded.
+enum Fault<E> {
+    /// Its bytes could not be had.
+    Windows(E),
+    /// Its bytes are not what they should be.
+    Bytes(KernelError),
+}
+
+impl<E> From<KernelError> for Fault<E> {
+    fn from(why: KernelError) -> Self {
+        Self::Bytes(why)
+    }
+}
+
 /// Where the current block's payload is.
 #[derive(Clone, Copy)]
 enum Payload {
@@ -61,8 +75,25 @@ impl<W: Windows> BlockReader<W> {
         }
     }
 
-    /// Loads the next block and returns how many records it holds; `None` at the end of the piece.
+    /// Loads the next block and returns how many records it holds; `None` at the end of the piece. One that does not hold is asked for again.
     pub(super) fn next_block(&mut self) -> Result<Option<u32>, W::Error> {
+        let begin = self.read;
+        loop {
+            let why = match self.load_block() {
+                Ok(records) => return Ok(records),
+                Err(Fault::Windows(error)) => return Err(error),
+                Err(Fault::Bytes(why)) => why,
+            };
+            self.payload = Payload::Assembled;
+            self.window = None;
+            if !self.windows.rewind(begin)? {
+                return Err(why.into());
+            }
+            (self.used, self.read) = (0, begin);
+        }
+    }
+
+    fn load_block(&mut self) -> Result<Option<u32>, Fault<W::Error>> {
         self.payload = Payload::Assembled;
         self.assembled.clear();
         let left = self.piece.len - self.read;
@@ -88,7 +119,7 @@ impl<W: Windows> BlockReader<W> {
         KernelError::corrupt(format!("piece of input {}, before byte {at} of its run: {why}", self.number))
     }
 
-    fn header(&mut self) -> Result<BlockHeader, W::Error> {
+    fn header(&mut self) -> Result<BlockHeader, Fault<W::Error>> {
         let mut header = [0; BLOCK_HEADER_BYTES];
         let mut filled = 0;
         while filled < BLOCK_HEADER_BYTES {
@@ -101,7 +132,7 @@ impl<W: Windows> BlockReader<W> {
         Ok(BlockHeader::decode(&header))
     }
 
-    fn take_payload(&mut self, payload_bytes: usize) -> Result<(), W::Error> {
+    fn take_payload(&mut self, payload_bytes: usize) -> Result<(), Fault<W::Error>> {
         if self.available()?.len() >= payload_bytes {
             self.payload = Payload::Window { start: self.used, end: self.used + payload_bytes };
             self.consume(payload_bytes);
@@ -126,12 +157,12 @@ impl<W: Windows> BlockReader<W> {
     }
 
     /// The unused bytes of the window, never empty; fetches the next one when there are none. Too few bytes are an error.
-    fn available(&mut self) -> Result<&[u8], W::Error> {
+    fn available(&mut self) -> Result<&[u8], Fault<W::Error>> {
         while self.window.as_ref().is_none_or(|window| self.used >= window.as_ref().len()) {
             // Given back before the next is asked for: the caller may have no other.
             self.window = None;
             self.used = 0;
-            self.window = self.windows.next()?;
+            self.window = self.windows.next().map_err(Fault::Windows)?;
             if self.window.is_none() {
                 return Err(self.corrupt("it ends too early").into());
             }
@@ -139,11 +170,11 @@ impl<W: Windows> BlockReader<W> {
         Ok(self.window.as_ref().map_or(&[], |window| &window.as_ref()[self.used..]))
     }
 
-    fn expect_end(&mut self) -> Result<(), W::Error> {
+    fn expect_end(&mut self) -> Result<(), Fault<W::Error>> {
         let mut rest = self.window.take().map_or(0, |window| window.as_ref().len() - self.used);
         self.used = 0;
         while rest == 0 {
-            match self.windows.next()? {
+            match self.windows.next().map_err(Fault::Windows)? {
                 Some(window) => rest = window.as_ref().len(),
                 None => return Ok(()),
             }

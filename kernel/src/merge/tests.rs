@@ -169,3 +169,55 @@ fn an_error_of_the_sink_ends_the_merge() {
     let result = merge(&order(false), (None, None), inputs, &mut Failing(2));
     assert_eq!(result, Err(KernelError::InvalidSpec("cancelled".into())));
 }
+
+/// Windows that damage one byte for the first so many times that it is read.
+struct Flaky {
+    steps: Steps,
+    damaged: usize,
+    times: u32,
+    rewinds_max: u32,
+}
+
+impl Windows for Flaky {
+    type Buf = Vec<u8>;
+    type Error = KernelError;
+
+    fn next(&mut self) -> Result<Option<Vec<u8>>, KernelError> {
+        let begin = self.steps.at;
+        let mut window = self.steps.next()?;
+        if let Some(bytes) = &mut window
+            && self.times > 0
+            && (begin..begin + bytes.len()).contains(&self.damaged)
+        {
+            self.times -= 1;
+            bytes[self.damaged - begin] ^= 0x20;
+        }
+        Ok(window)
+    }
+
+    fn rewind(&mut self, at: u64) -> Result<bool, KernelError> {
+        self.steps.at = at as usize;
+        self.rewinds_max = self.rewinds_max.saturating_sub(1);
+        Ok(self.rewinds_max > 0)
+    }
+}
+
+#[test]
+fn a_block_that_does_not_hold_is_read_again() {
+    // Several blocks, so that some of the piece has gone out when the damage shows.
+    let lines: String = (0..40_000).map(|n| format!("{n:08}\n")).collect();
+    let len = piece(&lines, 1).windows.bytes.len();
+    for step in [4096, 70_000, 1 << 20] {
+        for damaged in [0, 3, 20, 66_000, 131_100, len - 1] {
+            let flaky = |times| {
+                let MergeInput { windows: steps, piece } = piece(&lines, step);
+                vec![MergeInput { windows: Flaky { steps, damaged, times, rewinds_max: 4 }, piece }]
+            };
+            let mut out = Keep::default();
+            merge(&order(false), (None, None), flaky(2), &mut out).expect("the third time it holds");
+            assert!(out.0 == lines.as_bytes(), "{damaged} by {step}");
+            let error = merge(&order(false), (None, None), flaky(9), &mut Keep::default()).expect_err("never holds");
+            assert!(matches!(error, KernelError::Corrupt { .. }), "{error}");
+        }
+    }
+}

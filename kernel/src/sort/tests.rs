@@ -111,3 +111,108 @@ fn sums_are_those_of_the_chunk() {
     sorter.reset();
     assert_eq!(sorter.sort().input_sums(), Sums::default());
 }
+
+/// Feeds all of it, leaving out what is too long; the lines that were taken and those that were not, each as (position, length).
+fn without_long_lines(sorter: &mut ChunkSorter, bytes: &[u8], step: usize) -> (Vec<String>, Vec<(u64, usize)>) {
+    let (mut taken, mut left_out) = (Vec::new(), Vec::new());
+    let mut keep = |sorter: &mut ChunkSorter| {
+        taken.extend(sorted(sorter).lines().map(str::to_owned));
+        sorter.reset();
+    };
+    let mut at = 0;
+    sorter.begin(0);
+    while at < bytes.len() {
+        let end = (at + step).min(bytes.len());
+        match sorter.feed(&bytes[at..end]) {
+            Ok(fed) => {
+                at += fed;
+                if at < end {
+                    keep(sorter);
+                }
+            }
+            Err(KernelError::RecordTooLong { .. } | KernelError::Budget { .. }) => {
+                let (position, held) = sorter.open_record();
+                let behind = position as usize + held.len();
+                assert_eq!(held, &bytes[position as usize..behind]);
+                let len = memchr::memchr(b'\n', &bytes[behind..]).unwrap_or(bytes.len() - behind) + held.len();
+                left_out.push((position, len));
+                sorter.discard_open();
+                at = (position as usize + len + 1).min(bytes.len());
+                sorter.begin(at as u64);
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    while !sorter.end_object().expect("the last line fits") {
+        keep(sorter);
+    }
+    keep(sorter);
+    taken.sort_unstable();
+    (taken, left_out)
+}
+
+#[test]
+fn long_lines_are_left_out_wherever_reads_and_chunks_end() {
+    let mut state = 7_u64;
+    for round in 0..40 {
+        let mut input = Vec::new();
+        for _ in 0..60 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let len = if state >> 60 < 3 { 95 + (state >> 40) % 12 } else { (state >> 40) % 20 };
+            input.extend(std::iter::repeat_n(b'a' + (state >> 35) as u8 % 26, len as usize));
+            input.push(b'\n');
+        }
+        if round % 2 == 0 {
+            input.pop();
+        }
+        let lines =
+            || input.split_inclusive(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\n").unwrap_or(line));
+        let mut expected: Vec<String> =
+            lines().filter(|line| line.len() <= 100).map(|line| String::from_utf8_lossy(line).into_owned()).collect();
+        expected.sort_unstable();
+        let mut position = 0;
+        let mut long = Vec::new();
+        for line in lines() {
+            if line.len() > 100 {
+                long.push((position, line.len()));
+            }
+            position += line.len() as u64 + 1;
+        }
+        for make in [lines_sorter, encoded_sorter] {
+            for budget in [600, 1000, 1 << 20] {
+                for step in [1, 7, 64, 5000] {
+                    let mut sorter = make(budget).with_record_bytes_max(100);
+                    let (taken, left_out) = without_long_lines(&mut sorter, &input, step);
+                    assert_eq!((&taken, &left_out), (&expected, &long), "round {round}, budget {budget} by {step}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_torn_record_can_be_left_out() {
+    let mut sorter =
+        ChunkSorter::new(Arc::new(Order::new(&SortSpec::new(Format::Fixed { len: 3 })).expect("a valid spec")), 1000);
+    sorter.begin(0);
+    assert_eq!(sorter.feed(b"defabcgh"), Ok(8));
+    assert!(matches!(sorter.end_object(), Err(KernelError::BadRecord { position: 6, .. })));
+    assert_eq!(sorter.open_record(), (6, &b"gh"[..]));
+    sorter.discard_open();
+    assert_eq!(sorter.end_object(), Ok(true));
+    sorter.begin(8);
+    assert_eq!(sorter.feed(b"aaa"), Ok(3));
+    assert_eq!(sorted(&mut sorter), "aaaabcdef");
+}
+
+#[test]
+fn refused_memory_is_an_error_or_an_earlier_chunk() {
+    let mut sorter = lines_sorter(16 << 20).with_memory_grant(|_| false);
+    sorter.begin(0);
+    assert!(matches!(sorter.feed(b"a\n"), Err(KernelError::Memory { .. })));
+    let mut sorter = lines_sorter(16 << 20).with_memory_grant(|bytes| bytes <= 1 << 20);
+    sorter.begin(0);
+    let input = b"some line\n".repeat(200_000);
+    let taken = sorter.feed(&input).expect("what is held is written first");
+    assert!(taken > 0 && taken < input.len());
+}

@@ -75,6 +75,22 @@ fn fixed_records_must_be_aligned_and_whole() {
 }
 
 #[test]
+fn a_torn_end_belongs_to_the_last_interval_where_it_may() {
+    let fixed = Format::Fixed { len: 3 };
+    for (begin, end, taken) in [(0, 3, "abc"), (3, 8, "defgh"), (6, 8, "gh"), (0, 8, "abcdefgh")] {
+        let interval = Interval { object: 0, begin, end };
+        let mut cutter = Cutter::lenient(&fixed, interval, 8).expect("may be torn");
+        let object = b"abcdefgh";
+        let cut = cutter.push(&object[cutter.read_from() as usize..]);
+        assert_eq!((&object[begin as usize..][cut.take], cut.done), (taken.as_bytes(), true));
+        assert_eq!(cutter.consumed(), begin..end);
+    }
+    for (begin, end) in [(0, 7), (1, 8), (4, 6)] {
+        assert!(Cutter::lenient(&fixed, Interval { object: 0, begin, end }, 8).is_err(), "{begin}..{end}");
+    }
+}
+
+#[test]
 fn splits_are_even_contiguous_and_complete() {
     let check = |sizes: &[u64], format: &Format, split_bytes, expect: &[&[(u32, u64, u64)]]| {
         let splits = plan_splits(sizes, format, split_bytes);

@@ -3,13 +3,14 @@
 //! A test opens a [`Sandbox`], which owns every file it makes. Within it, it runs the built `muster` program ([`Sandbox::muster`]), alone or as a
 //! [`Pool`] with a [`NatsServer`] and, where the data lies in a bucket, an [`S3Server`]. Where a test must hit a certain moment, it does not sleep:
 //! it puts a [`Gate`] between a process and its store, and holds requests there until it has done what it came for. What comes out is read back as
-//! an [`Output`] and compared with what [`oracle`] computed.
+//! an [`Output`] and compared with what [`oracle`] computed; what was done on the way is read from the [`Journal`].
 //!
 //! All waits are bounded ([`wait`]); every process ends with its test, even when the test is killed ([`process`]); logs of a failed test are printed.
 
 pub mod bucket;
 pub mod data;
 pub mod gate;
+pub mod journal;
 pub mod nats;
 pub mod oracle;
 pub mod output;
@@ -23,6 +24,7 @@ pub mod wait;
 
 pub use bucket::Bucket;
 pub use gate::Gate;
+pub use journal::Journal;
 pub use nats::NatsServer;
 pub use output::Output;
 pub use pool::Pool;

@@ -9,11 +9,15 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::gate::Gate;
+use super::journal::{self, Journal};
 use super::nats::NatsServer;
 use super::process::Process;
 use super::s3::S3Server;
 use super::sandbox::{Finished, Sandbox};
 use super::wait;
+
+/// The profile with quick heartbeats.
+const TESTING: &str = "testing";
 
 /// Where a pool keeps its scratch, and how its processes get to the store.
 #[derive(Debug)]
@@ -31,7 +35,9 @@ pub struct Pool<'a> {
     /// Its NATS server.
     pub nats: NatsServer,
     store: Store,
-    coordinator: Process,
+    profile: &'static str,
+    /// The first, and those that were added to it.
+    coordinators: Vec<Process>,
     workers: Vec<Process>,
     client_environment: Vec<(&'static str, String)>,
 }
@@ -40,15 +46,27 @@ impl<'a> Pool<'a> {
     /// Starts a pool on the file system, with its scratch in `<sandbox>/scratch`, and waits until all workers are registered.
     #[track_caller]
     pub fn on_folder(sandbox: &'a Sandbox, workers: usize) -> Self {
-        Self::start(sandbox, workers, Store::Folder(sandbox.path("scratch")), Vec::new())
+        Self::start(sandbox, workers, Store::Folder(sandbox.path("scratch")), Vec::new(), TESTING)
     }
 
     /// Starts a pool on a bucket, with its scratch below `s3://<bucket>/scratch`, and waits until all workers are registered.
     #[track_caller]
     pub fn on_bucket(sandbox: &'a Sandbox, workers: usize, s3: &S3Server, bucket: &str) -> Self {
+        Self::on_bucket_with(sandbox, workers, s3, bucket, TESTING)
+    }
+
+    /// The same with another profile than `testing`.
+    #[track_caller]
+    pub fn on_bucket_with(
+        sandbox: &'a Sandbox,
+        workers: usize,
+        s3: &S3Server,
+        bucket: &str,
+        profile: &'static str,
+    ) -> Self {
         let gates = (0..=workers).map(|_| Gate::before(s3.port())).collect();
         let store = Store::Bucket { url: format!("s3://{bucket}/scratch"), environment: s3.environment(), gates };
-        Self::start(sandbox, workers, store, s3.environment())
+        Self::start(sandbox, workers, store, s3.environment(), profile)
     }
 
     #[track_caller]
@@ -57,10 +75,13 @@ impl<'a> Pool<'a> {
         workers: usize,
         store: Store,
         client_environment: Vec<(&'static str, String)>,
+        profile: &'static str,
     ) -> Self {
         let nats = NatsServer::start(sandbox);
-        let coordinator = Process::spawn("coordinator", coordinator(sandbox, &nats, &store), &sandbox.logs());
-        let mut pool = Self { sandbox, nats, store, coordinator, workers: Vec::new(), client_environment };
+        let (coordinators, workers_started) = (Vec::new(), Vec::new());
+        let mut pool =
+            Self { sandbox, nats, store, profile, coordinators, workers: workers_started, client_environment };
+        pool.add_coordinator();
         for index in 0..workers {
             let started = pool.spawn_worker(index);
             pool.workers.push(started);
@@ -93,13 +114,36 @@ impl<'a> Pool<'a> {
 
     /// `kill -9` to the coordinator.
     pub fn kill_coordinator(&mut self) {
-        self.coordinator.kill();
+        self.coordinators[0].kill();
+    }
+
+    /// Starts one more coordinator, behind the same gate, and gives its number: the first is 0.
+    pub fn add_coordinator(&mut self) -> usize {
+        let added = self.spawn_coordinator(self.coordinators.len());
+        self.coordinators.push(added);
+        self.coordinators.len() - 1
+    }
+
+    /// One of the coordinators.
+    pub fn coordinator(&mut self, index: usize) -> &mut Process {
+        &mut self.coordinators[index]
+    }
+
+    fn spawn_coordinator(&self, index: usize) -> Process {
+        let name = if index == 0 { "coordinator".to_owned() } else { format!("coordinator-{index}") };
+        let mut command = self.sandbox.muster();
+        command.arg("coordinator").arg("--data-dir").arg(self.sandbox.path(format!("data-{name}"))).arg("--bucket");
+        match &self.store {
+            Store::Folder(path) => command.arg(path),
+            Store::Bucket { url, .. } => command.arg(url),
+        };
+        self.common(&mut command, 0);
+        Process::spawn(&name, command, &self.sandbox.logs())
     }
 
     /// Starts the coordinator again, in the same data folder.
     pub fn start_coordinator(&mut self) {
-        self.coordinator =
-            Process::spawn("coordinator", coordinator(self.sandbox, &self.nats, &self.store), &self.sandbox.logs());
+        self.coordinators[0] = self.spawn_coordinator(0);
     }
 
     /// `kill -9` to a worker.
@@ -127,7 +171,7 @@ impl<'a> Pool<'a> {
         let mut command = self.sandbox.muster();
         let data = self.sandbox.path(format!("data-{name}"));
         command.arg("worker").args(["--id", &name, "--threads", "1", "--memory", "256MiB"]).arg("--data-dir").arg(data);
-        common(&mut command, &self.nats, &self.store, index + 1);
+        self.common(&mut command, index + 1);
         Process::spawn(&name, command, &self.sandbox.logs())
     }
 
@@ -168,6 +212,18 @@ impl<'a> Pool<'a> {
     #[track_caller]
     pub fn sort<S: AsRef<OsStr>>(&self, job: &str, arguments: impl IntoIterator<Item = S>) -> Value {
         self.finish_sort(self.start_sort(job, arguments))
+    }
+
+    /// Checks that no finished work of a succeeded job was done again: by the journal, the workers' logs, and the job's own report.
+    ///
+    /// # Panics
+    /// Where some was.
+    #[track_caller]
+    pub fn assert_nothing_repeated(&self, job: &str, report: &Value) {
+        let begins = journal::begins_in(&self.sandbox.logs());
+        Journal::read(&self.nats.url()).work(job).assert_nothing_repeated(&begins, report);
+        let status = self.status(job).expect("an ended job stays known");
+        assert_eq!(status["repeated_tasks"], report["repeated_tasks"], "status and report of {job}");
     }
 
     /// Where a job stands, as `muster status` says; nothing while that cannot be asked.
@@ -221,29 +277,18 @@ impl<'a> Pool<'a> {
     #[track_caller]
     pub fn wait_for_workers(&mut self, count: usize) {
         wait::until(&format!("{count} workers to be registered"), wait::START_BOUND, || {
-            self.coordinator.assert_running();
+            self.coordinators[0].assert_running();
             self.workers.iter_mut().for_each(Process::assert_running);
             let listed = self.run(["workers", "--json"]);
             (listed.code == 0 && listed.json().as_array().is_some_and(|workers| workers.len() == count)).then_some(())
         });
     }
-}
 
-fn coordinator(sandbox: &Sandbox, nats: &NatsServer, store: &Store) -> Command {
-    let mut command = sandbox.muster();
-    command.arg("coordinator").arg("--data-dir").arg(sandbox.path("data-coordinator")).arg("--bucket");
-    match store {
-        Store::Folder(path) => command.arg(path),
-        Store::Bucket { url, .. } => command.arg(url),
-    };
-    common(&mut command, nats, store, 0);
-    command
-}
-
-/// What coordinator and workers share: the profile with quick heartbeats, NATS, and the store behind their gate.
-fn common(command: &mut Command, nats: &NatsServer, store: &Store, gate: usize) {
-    command.args(["--profile", "testing"]).env("NATS_URL", nats.url());
-    if let Store::Bucket { environment, gates, .. } = store {
-        command.envs(environment.iter().cloned()).env("AWS_ENDPOINT_URL", gates[gate].endpoint());
+    /// What coordinator and workers share: the profile, NATS, and the store behind their gate.
+    fn common(&self, command: &mut Command, gate: usize) {
+        command.args(["--profile", self.profile]).env("NATS_URL", self.nats.url());
+        if let Store::Bucket { environment, gates, .. } = &self.store {
+            command.envs(environment.iter().cloned()).env("AWS_ENDPOINT_URL", gates[gate].endpoint());
+        }
     }
 }

@@ -97,6 +97,16 @@ impl Process {
         wait::until(&name, bound, || self.poll())
     }
 
+    /// Waits until its log (standard error) holds a text, once it is there; gives the line.
+    ///
+    /// # Panics
+    /// When it does not within the bound.
+    #[track_caller]
+    pub fn wait_for_log(&self, text: &str, bound: Duration) -> String {
+        let name = format!("{:?} in the log of {} (process {})", text, self.name, self.id());
+        wait::until(&name, bound, || self.stderr().lines().find(|line| line.contains(text)).map(str::to_owned))
+    }
+
     /// Fails the test if it has ended, which it should not have.
     ///
     /// # Panics

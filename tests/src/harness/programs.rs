@@ -14,8 +14,10 @@ pub fn muster() -> PathBuf {
         return path;
     }
     let test = env::current_exe().expect("a test knows its own path");
-    // target/<profile>/deps/<test>
-    let profile = test.ancestors().nth(2).expect("a test lies in target/<profile>/deps");
+    // target/<profile>/deps/<test>, or target/<profile>/<program>
+    let folder = test.parent().expect("a program lies in a folder");
+    let profile =
+        if folder.ends_with("deps") { folder.parent().expect("deps lies in target/<profile>") } else { folder };
     let path = profile.join("muster");
     assert!(
         path.is_file(),

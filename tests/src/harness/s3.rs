@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use rustix::process::Signal;
+
 use super::bucket::{Bucket, Credentials};
 use super::ports::Ports;
 use super::process::Process;
@@ -82,6 +84,11 @@ impl S3Server {
     /// Its port.
     pub fn port(&self) -> u16 {
         self.ports.port(3)
+    }
+
+    /// Sends it a signal, if it still runs.
+    pub fn signal(&mut self, signal: Signal) {
+        self.process.signal(signal);
     }
 
     /// Makes a bucket, and gives the tests' own hand on it.

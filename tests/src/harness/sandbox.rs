@@ -9,9 +9,14 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::journal::{self, Journal};
+use super::nats::NatsServer;
 use super::output::Output;
 use super::process::{self, Process};
 use super::{programs, wait};
+
+/// Environment with which a run on this machine logs the attempts of its workers, as a worker of a pool always does.
+pub const LOG_ATTEMPTS: (&str, &str) = ("MUSTER_LOG", "warn,muster_worker=info");
 
 /// A folder that goes with the test (set `MUSTER_KEEP=1` to keep it), with `tmp/` as the temporary folder of everything that runs in it.
 #[derive(Debug)]
@@ -44,6 +49,11 @@ impl Sandbox {
             fs::create_dir(root.path().join(folder)).expect("a folder can be made");
         }
         Self { root }
+    }
+
+    /// Keeps the folder beyond the test.
+    pub fn keep(&mut self) {
+        self.root.disable_cleanup(true);
     }
 
     /// A path in it.
@@ -139,6 +149,21 @@ impl Sandbox {
         assert_eq!(report["parts"].as_u64(), Some(output.parts.len() as u64), "{report}");
         self.assert_no_temporaries();
         (report, output)
+    }
+
+    /// Checks that no finished work was done again in a run on this machine that kept its state in `data_dir`, also when that took several commands, whose logs lie here.
+    /// They must have run with [`LOG_ATTEMPTS`].
+    ///
+    /// # Panics
+    /// Where some was.
+    #[track_caller]
+    pub fn assert_nothing_repeated(&self, data_dir: &Path, last: &Finished) {
+        let report = last.json();
+        let mut begins = journal::begins_in(&self.logs());
+        begins.extend(journal::begins_of("the last run", &last.stderr));
+        let nats = NatsServer::on_store(self, data_dir.join("jetstream"));
+        let job = report["job"].as_str().expect("a report names its job");
+        Journal::read(&nats.url()).work(job).assert_nothing_repeated(&begins, &report);
     }
 
     /// Checks that what ran here left nothing in its temporary folder, waiting a little for children that are ending.

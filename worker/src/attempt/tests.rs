@@ -1,10 +1,15 @@
 //! Conversations: each line is an input and the effects that must follow, as short words.
 
 use super::*;
+use muster_common::config::{Config, Profile};
 use muster_common::ids::{Generation, Phase, TaskId};
 use muster_common::wire::{BlobRef, Work};
 
 const INCARNATION: Incarnation = Incarnation(7);
+
+fn repeat() -> Policy {
+    Config::profile(Profile::Production).expect("settings").retry.nats
+}
 
 fn attempt(index: u32) -> AttemptId {
     AttemptId { task: TaskId { phase: Phase::Merge, index }, generation: Generation(0), epoch: Epoch(1), nonce: 0 }
@@ -23,7 +28,8 @@ fn run(epoch: u64, index: u32) -> Input {
         job,
         attempt,
         plan,
-        work: Work::Sample,
+        work: Work::Sample { skip: Vec::new() },
+        memory_halvings: 0,
     }))
 }
 
@@ -72,7 +78,7 @@ fn word(effect: &Effect) -> String {
 
 /// A worker of two slots, one millisecond a line.
 fn converse(script: Vec<(Input, &str)>) -> Attempts {
-    let mut attempts = Attempts::new("w".parse().expect("id"), INCARNATION, 2);
+    let mut attempts = Attempts::new("w".parse().expect("id"), INCARNATION, 2, repeat());
     for (now_ms, (input, expected)) in (0..).zip(script) {
         let shown = format!("line {now_ms}: {input:?}");
         let effects: Vec<String> = attempts.step(now_ms, input).iter().map(word).collect();
@@ -114,6 +120,18 @@ fn slots_bound_what_runs_and_draining_takes_no_more() {
         (Input::Drain(Drain { epoch: Epoch(1) }), "done"),
         (run(1, 3), "busy"),
     ]);
+}
+
+#[test]
+fn a_worker_that_waits_for_its_store_takes_no_more_and_goes_on_with_what_it_has() {
+    let mut attempts = converse(vec![(registered(1, &[], &[]), ""), (run(1, 0), "accepted, start 0")]);
+    let words = |effects: Vec<Effect>| effects.iter().map(word).collect::<Vec<_>>().join(", ");
+    attempts.pause(true);
+    assert_eq!(words(attempts.step(9, run(1, 1))), "busy");
+    assert_eq!(words(attempts.step(9, run(1, 0))), "accepted");
+    assert_eq!(words(attempts.step(9, failed(0))), "send outcome 0 e1");
+    attempts.pause(false);
+    assert_eq!(words(attempts.step(9, run(1, 1))), "accepted, start 1");
 }
 
 #[test]
@@ -232,7 +250,7 @@ fn what_cannot_be_sent_fails() {
 
 #[test]
 fn memory_of_ended_attempts_is_bounded() {
-    let mut attempts = Attempts::new("w".parse().expect("id"), INCARNATION, 1);
+    let mut attempts = Attempts::new("w".parse().expect("id"), INCARNATION, 1, repeat());
     for index in 0..ENDED_MAX as u32 + 10 {
         attempts.step(0, cancel(1, index));
     }

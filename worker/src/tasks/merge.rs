@@ -5,21 +5,23 @@ use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
 use muster_common::names;
+use muster_common::plan::PinnedRun;
 use muster_common::store::BlobUrl;
-use muster_common::wire::{BlobRef, MergedPart, Outcome};
+use muster_common::wire::{BlobRef, DamageCause, MergedPart, Outcome};
 use muster_common::{Error, Result};
 use muster_kernel::part::{PartSummary, PartWriter};
 use muster_kernel::proof::{Sums, Tally};
-use muster_kernel::run::Piece;
+use muster_kernel::run::{Piece, RunIndex};
 use muster_kernel::splitters::Splitter;
 
 use super::runs::{
-    Bounds, MergeMemory, Source, bounds, find_damaged, merge_sources, open_upload, spill_error, write_run,
+    Bounds, MergeMemory, Source, bounds, find_damaged, merge_sources, open_upload, spill_error, to_spill_disk,
+    write_run,
 };
-use super::{Gate, Task};
-use crate::cache::Job;
+use super::{Counters, Gate, Task, repair};
+use crate::cache::{IndexError, Job};
 use crate::slots::Lease;
-use crate::transfer::{Object, PartSink, Uploaded, abandoned};
+use crate::transfer::{Object, PartSink, Upload, Uploaded, abandoned};
 
 /// Indexes that are read side by side.
 const INDEXES_IN_FLIGHT: usize = 8;
@@ -31,7 +33,7 @@ pub(super) async fn run(task: &Arc<Task>, splitters: Option<&BlobRef>, runs: &Bl
         let splitters = task.context.cache.splitters(splitters, job.order.unique()).await?;
         let sources = sources(task, splitters.len(), runs).await?;
         let part = names::part_name(task.run.attempt.task.index, &job.plan.extension);
-        let target = Object::open(&task.context.stores, job.plan.output.parse::<BlobUrl>()?.join(&part)).await?;
+        let target = Object::open(&task.stores, job.plan.output.parse::<BlobUrl>()?.join(&part)).await?;
         Ok((job, splitters, sources, target, task.spill_root().await?))
     });
     let (job, splitters, sources, target, spill_root) = prepared.await?;
@@ -41,12 +43,18 @@ pub(super) async fn run(task: &Arc<Task>, splitters: Option<&BlobRef>, runs: &Bl
     let upload = upload.await.map_err(|e| Error::bug(format!("opening an upload did not end: {e}")))??;
     // Nobody listens any more only when the attempt is being abandoned.
     drop(gate.opened.send(upload.clone()));
-    let open = upload.clone();
+    let (open, order) = (upload.clone(), job.order.clone());
     let merged = task.on_cpu(move |task, lease| {
         let merging = Merging { task, job: &job, splitters: &splitters, spill_root, rounds: 0 };
         merging.into_part(sources, target, open, lease)
     });
     let (summary, tally, uploaded) = merged.await?;
+    // Before the report: as long as this task is not done its job is not, and nobody sweeps what is written here.
+    let repaired = async {
+        repair::all(task, &order).await;
+        Ok(())
+    };
+    link.or_cancelled(repaired).await?;
     link.or_cancelled(async { gate.proceed.await.map_err(|_| abandoned()) }).await?;
     tracing::info!(bytes = uploaded.bytes, records = summary.sums.records, "merged");
     Ok(Outcome::Merged(MergedPart {
@@ -73,19 +81,69 @@ async fn sources(task: &Task, splitters: usize, runs: &BlobRef) -> Result<Vec<So
     }
     let found: Vec<Source> = futures::stream::iter(pinned.runs.clone())
         .map(|run| async move {
-            let object = Object::open(&task.context.stores, run.url.parse()?).await?;
-            let index = task.context.cache.index(&run, &object).await?;
+            let run = Arc::new(run);
+            let (copies, index) = open_run(task, &run).await?;
             let partitions = index.partitions();
             let piece = index.piece(partition).filter(|_| partitions as usize == splitters + 1);
             let piece = piece.ok_or_else(|| {
-                Error::corrupt(format!("the run {object} has {partitions} partitions, the job has {}", splitters + 1))
+                let (url, expected) = (&run.url, splitters + 1);
+                let error =
+                    Error::corrupt(format!("the run {url} has {partitions} partitions, the job has {expected}"));
+                task.link.findings.run_damaged(&run, DamageCause::Writer, error)
             })?;
-            Ok::<_, Error>(Source { object, piece })
+            Ok::<_, Error>(Source { copies, piece, run: Some(run) })
         })
         .buffered(INDEXES_IN_FLIGHT)
         .try_collect()
         .await?;
     Ok(found.into_iter().filter(|source| source.piece.len > 0).collect())
+}
+
+/// Opens a committed run: its index, and its copies, the one that gave the index first. An index that does not hold is read once more, then the next copy is asked.
+async fn open_run(task: &Task, run: &PinnedRun) -> Result<(Vec<Object>, Arc<RunIndex>)> {
+    let urls = [Some(&run.url), run.replica.as_ref()];
+    let mut copies = Vec::new();
+    for url in urls.into_iter().flatten() {
+        copies.push(Object::open(&task.stores, url.parse()?).await?);
+    }
+    let (mut away, mut damaged) = (None, None);
+    for number in 0..copies.len() {
+        let object = &copies[number];
+        let mut first: Option<(DamageCause, Error)> = None;
+        for _ in 0..2 {
+            match task.context.cache.index(run, object).await {
+                Ok(index) => {
+                    if let Some((_, error)) = first {
+                        let count = Counters::count(&task.link.findings.counters.read_again);
+                        tracing::warn!(run = %object, %error, cause = ?DamageCause::Network, count, "the index of a run read well again");
+                    }
+                    if number > 0 {
+                        let count = Counters::count(&task.link.findings.counters.from_replica);
+                        tracing::warn!(from = %run.url, to = %object, count, "reading a run from its other copy");
+                    }
+                    copies.swap(0, number);
+                    return Ok((copies, index));
+                }
+                Err(IndexError::Away(error)) => {
+                    away = Some(error);
+                    break;
+                }
+                Err(IndexError::Damaged(cause, error)) => first = Some((cause, error)),
+            }
+        }
+        damaged = damaged.or(first);
+        if number + 1 < copies.len()
+            && let Some((_, error)) = &damaged
+        {
+            task.link.findings.copy_failed(run, object, &copies[number + 1], error);
+        }
+    }
+    Err(match (away, damaged) {
+        // Whoever does not answer may have it whole.
+        (Some(error), _) => error,
+        (None, Some((cause, error))) => task.link.findings.run_damaged(run, cause, error),
+        (None, None) => Error::bug(format!("the run {} lies nowhere", run.url)),
+    })
 }
 
 /// A partition on its way to a part. Lives on a blocking thread.
@@ -123,7 +181,8 @@ impl Merging<'_> {
             level = self.round(&level, memory, &mut dropped)?;
         };
         let link = &self.task.link;
-        let mut out = PartWriter::new(PartSink::new(link, target, upload, memory.parts), self.job.order.clone());
+        let upload = Upload { object: target, id: upload };
+        let mut out = PartWriter::new(PartSink::new(link, vec![upload], memory.parts)?, self.job.order.clone());
         let progress = (!level.spilled).then_some(&self.task.progress.bytes_done);
         let merged = merge_sources(
             link,
@@ -136,7 +195,7 @@ impl Merging<'_> {
         );
         let tally = merged.map_err(|e| self.blame(e, &level.sources, level.spilled, memory))?;
         let (summary, sink) = out.finish()?;
-        let uploaded = sink.finish()?;
+        let uploaded = sink.finish()?.pop().ok_or_else(|| Error::bug("a part went nowhere"))?;
         let tally = Tally { kept: tally.kept, dropped: tally.dropped.plus(&dropped) };
         if tally.total() != expected || tally.kept != summary.sums || summary.bytes != uploaded.bytes {
             let partition = self.task.run.attempt.task.index;
@@ -163,18 +222,25 @@ impl Merging<'_> {
         for (number, group) in level.sources.chunks(memory.windows.fan_in).enumerate() {
             let url = self.spill_root.url.join(&format!("round-{}-{number:05}", self.rounds));
             let target = self.spill_root.sibling(url);
-            let spill = write_run(link, order, target, memory.parts, &self.task.temporary, |out| {
-                out.begin_partition()?;
-                let tally = merge_sources(link, order, self.bounds(), group, memory.windows.windows, progress, out);
-                dropped.merge(&tally.map_err(|e| self.blame(e, group, level.spilled, memory))?.dropped);
-                Ok(())
+            let bytes = group.iter().map(|source| source.piece.len).sum();
+            let (spill, of_group) = to_spill_disk(self.task, &target, bytes, || {
+                let mut of_group = Sums::default();
+                let targets = std::slice::from_ref(&target);
+                let spill = write_run(link, order, targets, memory.parts, &self.task.temporary, |out| {
+                    out.begin_partition()?;
+                    let tally = merge_sources(link, order, self.bounds(), group, memory.windows.windows, progress, out);
+                    of_group = tally.map_err(|e| self.blame(e, group, level.spilled, memory))?.dropped;
+                    Ok(())
+                })?;
+                Ok((spill, of_group))
             })?;
+            dropped.merge(&of_group);
             let piece = spill.index.piece(0).unwrap_or_default();
-            merged.push(Source { object: spill.object, piece });
+            merged.push(Source::of_spill(&spill, piece));
             if level.spilled {
-                for source in group {
+                for object in group.iter().flat_map(|source| &source.copies) {
                     // Early, for the sake of the disk; at the latest they go with the attempt.
-                    drop(link.wait(source.object.store.delete(source.object.key())));
+                    drop(link.wait(object.store.delete(object.key())));
                 }
             }
         }
@@ -200,7 +266,8 @@ struct Level {
 impl Level {
     fn memory(&self, lease: &mut Lease, to: &muster_common::store::Scheme, bytes: u64) -> MergeMemory {
         let pieces: Vec<Piece> = self.sources.iter().map(|source| source.piece).collect();
-        let from = self.sources.first().map_or(to, |source| source.object.url.scheme());
+        let from =
+            self.sources.first().and_then(|source| source.copies.first()).map_or(to, |object| object.url.scheme());
         MergeMemory::of(lease, from, &pieces, to, bytes)
     }
 }

@@ -32,14 +32,14 @@ pub(super) async fn run(task: &Task) -> Result<Outcome> {
     let seed = job.plan.sample_seed ^ u64::from(task.run.attempt.task.index).wrapping_mul(0xd134_2543_de82_ef95);
     let window_bytes = window_bytes(&job);
     let in_flight = if window_bytes > WINDOW_BYTES_MAX { 1 } else { IN_FLIGHT };
-    let windows = choose_windows(split, window_bytes, seed);
+    let windows = choose_windows(&split, window_bytes, seed);
     task.expect_bytes(windows.iter().map(Interval::len).sum());
     let per_window = (u64::from(job.plan.samples_per_split)).div_ceil(windows.len().max(1) as u64);
     let per_window = usize::try_from(per_window).unwrap_or(usize::MAX);
-    let (job_ref, objects_ref) = (&job, &objects);
+    let (job_ref, objects_ref, split_ref) = (&job, &objects, &split);
     let found: Vec<Vec<Splitter>> = futures::stream::iter(windows)
         .map(|window| async move {
-            let at = split.iter().position(|interval| interval.object == window.object).unwrap_or_default();
+            let at = split_ref.iter().position(|interval| interval.object == window.object).unwrap_or_default();
             sample_window(task, job_ref, &objects_ref[at], window, per_window).await
         })
         .buffered(in_flight)
@@ -55,9 +55,9 @@ pub(super) async fn run(task: &Task) -> Result<Outcome> {
         return Ok(Outcome::Sampled { samples });
     }
     let url = task.scratch_url(&job, &names::samples_path(&task.run.attempt))?;
-    task.results.completed(&Object::open(&task.context.stores, url.clone()).await?);
+    task.results.completed(&Object::open(&task.stores, url.clone()).await?);
     let bytes = encode(&samples);
-    let samples = task.context.retry.call(&url, || task.context.stores.put_ref(&url, bytes.clone())).await?;
+    let samples = task.link.retry.call(&url, || task.stores.put_ref(&url, bytes.clone())).await?;
     Ok(Outcome::SampledToScratch { samples })
 }
 
@@ -123,7 +123,7 @@ async fn sample_window(
     let mut end = window.end;
     loop {
         let span = Span { object: object.clone(), range: window.begin..end, access: Access::Cached };
-        let bytes = read(&task.context.retry, &span).await?;
+        let bytes = read(&task.link.retry, &span).await.map_err(|e| task.unreadable(window.object, e))?;
         let place = SampleWindow {
             position: base + window.begin,
             object_offset: window.begin,

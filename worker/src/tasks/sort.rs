@@ -2,19 +2,24 @@
 //! the worker's own disk and the spills are merged into the run.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use muster_common::store::{Access, Scheme};
+use muster_common::retry::Trouble;
+use muster_common::store::{Access, BlobUrl, Scheme};
 use muster_common::wire::{BlobRef, Outcome, SortedRun};
-use muster_common::{Error, Result};
+use muster_common::{Error, ErrorKind, Result};
+use muster_kernel::error::KernelError;
 use muster_kernel::order::Order;
 use muster_kernel::proof::{Interval, Sums};
+use muster_kernel::record::Format;
 use muster_kernel::run::Piece;
 use muster_kernel::sort::ChunkSorter;
 use muster_kernel::split::Cutter;
 use muster_kernel::splitters::Splitter;
 
-use super::runs::{MergeMemory, RunObject, locate, merge_runs, spill_error, write_run};
+use super::bad_records::{BadRecords, LeftOut};
+use super::runs::{MergeMemory, RunObject, locate, merge_runs, spill_error, to_spill_disk, write_run};
 use super::{Task, run_path};
 use crate::cache::Job;
 use crate::memory::{PartsPlan, WindowsPlan};
@@ -30,51 +35,125 @@ pub(super) async fn run(task: &Arc<Task>, splitters: Option<&BlobRef>) -> Result
         let job = task.context.cache.job(&task.run.plan).await?;
         let splitters = task.context.cache.splitters(splitters, job.order.unique()).await?;
         let objects = task.pinned_objects(&job).await?;
-        let target = Object::open(&task.context.stores, task.scratch_url(&job, &run_path(task))?).await?;
-        Ok((job, splitters, objects, target, task.spill_root().await?))
+        let targets = targets(task, &job).await?;
+        Ok((job, splitters, objects, targets, task.spill_root().await?))
     });
-    let (job, splitters, objects, target, spill_root) = prepared.await?;
-    task.expect_bytes(job.plan.split_bytes(task.run.attempt.task.index));
-    let (of_job, read_objects) = (job.clone(), objects.clone());
-    let sorted = task.on_cpu(move |task, lease| {
-        let split = task.split(&of_job)?.to_vec();
-        let mut sorter = lease.take_sorter(&of_job.order);
+    let (job, splitters, objects, targets, spill_root) = prepared.await?;
+    task.expect_bytes(task.split(&job)?.iter().map(Interval::len).sum());
+    let quarantine = Object::open(&task.stores, task.scratch_url(&job, &BadRecords::path(task))?).await?;
+    let work =
+        Arc::new(Inputs { job: job.clone(), splitters, objects: objects.clone(), targets, quarantine, spill_root });
+    let memory = link.retry.policy(Trouble::Memory).clone();
+    let (mut tries, mut halvings) = (1, task.run.memory_halvings);
+    let sorted = loop {
+        let inputs = work.clone();
+        let sorted = task.on_cpu(move |task, lease| inputs.sort(task, lease, halvings)).await;
+        match sorted {
+            Err(error) if error.is_out_of_memory() && memory.allows(tries, 0) => {
+                tries += 1;
+                halvings = halvings.saturating_add(1);
+                tracing::warn!(%error, halvings, "memory was refused: once more with a chunk of half the size");
+                task.temporary.remove_all().await;
+                task.results.remove_all().await;
+                task.progress.bytes_done.store(0, Ordering::Relaxed);
+            }
+            sorted => break sorted,
+        }
+    };
+    let sorted = match sorted {
+        // An object that ends too early has changed.
+        Err(error) if error.kind == ErrorKind::Corrupt => {
+            link.or_cancelled(task.check_pinned(&job, &objects)).await?;
+            return Err(error);
+        }
+        sorted => sorted?,
+    };
+    task.link.or_cancelled(task.check_pinned(&job, &objects)).await?;
+    tracing::info!(bytes = sorted.bytes, records = sorted.kept.records, spills = sorted.spills, "sorted");
+    Ok(Outcome::Sorted(Box::new(sorted)))
+}
+
+/// What a sort reads, and where it writes.
+struct Inputs {
+    job: Arc<Job>,
+    splitters: Arc<Vec<Splitter>>,
+    objects: Vec<Object>,
+    targets: Vec<Object>,
+    quarantine: Object,
+    spill_root: Object,
+}
+
+impl Inputs {
+    /// Sorts it all. Blocking.
+    fn sort(&self, task: &Task, lease: &mut Lease, halvings: u8) -> Result<SortedRun> {
+        let job = &self.job;
+        let split = task.split(job)?;
+        let mut sorter = lease.take_sorter(&job.order, halvings);
+        let io_bytes = lease.io_bytes();
+        let parts = PartsPlan::of(self.quarantine.url.scheme(), 0, io_bytes / 8);
         let mut sorting = Sorting {
             task,
-            job: &of_job,
-            splitters: &splitters,
+            job,
+            splitters: &self.splitters,
             sorter: &mut sorter,
-            io_bytes: lease.io_bytes(),
-            spill_root,
+            io_bytes,
+            spill_root: self.spill_root.clone(),
             spills: Vec::new(),
             spills_made: 0,
             input: Sums::default(),
+            bad: BadRecords::new(task, job, self.quarantine.clone(), parts),
         };
-        let intervals = sorting.consume(&split, &read_objects)?;
-        let (run, spills, input) = sorting.into_run(&target, lease)?;
-        // A sorter that a failed attempt leaves half full is not kept.
-        lease.keep_sorter(&of_job.order, sorter);
-        sorted_run(&run, input, intervals, spills)
-    });
-    let sorted = sorted.await?;
-    task.link.or_cancelled(task.check_pinned(&job, &objects)).await?;
-    tracing::info!(bytes = sorted.bytes, records = sorted.kept.records, spills = sorted.spills, "sorted");
-    Ok(Outcome::Sorted(sorted))
+        let intervals = sorting.consume(&split, &self.objects)?;
+        let (run, spills, read, left_out) = sorting.into_run(&self.targets, lease)?;
+        // A sorter that a failed attempt leaves half full is not kept, nor is one that is smaller than it may be.
+        if halvings == 0 {
+            lease.keep_sorter(&job.order, sorter);
+        }
+        sorted_run(&run, self.targets.get(1), read, left_out, intervals, spills)
+    }
 }
 
-/// The report of a run. What was kept and dropped must be what was read (P1).
-fn sorted_run(run: &RunObject, input: Sums, intervals: Vec<Interval>, spills: u32) -> Result<SortedRun> {
+/// Where the run goes: to scratch, and to the replica store where the job has one. Both stand before the report.
+async fn targets(task: &Task, job: &Job) -> Result<Vec<Object>> {
+    let path = run_path(task);
+    let mut targets = vec![Object::open(&task.stores, task.scratch_url(job, &path)?).await?];
+    if let Some(replica) = &job.plan.replica {
+        targets.push(Object::open(&task.stores, replica.parse::<BlobUrl>()?.join(&path)).await?);
+    }
+    Ok(targets)
+}
+
+/// The store whose parts must be the largest.
+fn most_demanding(targets: &[Object]) -> &Scheme {
+    let mut schemes = targets.iter().map(|target| target.url.scheme());
+    let first = schemes.next().unwrap_or(&Scheme::Memory);
+    schemes.find(|scheme| matches!(scheme, Scheme::S3 { .. })).unwrap_or(first)
+}
+
+/// The report of a run. What was kept and dropped must be what was sorted (P1).
+fn sorted_run(
+    run: &RunObject,
+    replica: Option<&Object>,
+    sorted: Sums,
+    left_out: LeftOut,
+    intervals: Vec<Interval>,
+    spills: u32,
+) -> Result<SortedRun> {
     let (kept, dropped) = (run.index.kept(), run.index.dropped());
-    if kept.plus(&dropped) != input {
-        return Err(Error::bug(format!("{} holds {kept} and drops {dropped}, but {input} were read", run.object)));
+    if kept.plus(&dropped) != sorted {
+        return Err(Error::bug(format!("{} holds {kept} and drops {dropped}, but {sorted} were read", run.object)));
     }
     Ok(SortedRun {
         url: run.object.to_string(),
+        replica: replica.map(Object::to_string),
         bytes: run.index.file_bytes(),
         index_digest: run.index.digest(),
-        input,
+        input: sorted.plus(&left_out.sums),
         kept,
         dropped,
+        skipped: left_out.sums,
+        quarantine: left_out.quarantine,
+        bad_records: left_out.listed,
         partition_bytes: run.index.pieces().iter().map(|piece| piece.len).collect(),
         intervals,
         spills,
@@ -92,7 +171,9 @@ struct Sorting<'a> {
     /// Spills that are not merged yet, in input order.
     spills: Vec<RunObject>,
     spills_made: u32,
+    /// Of what was sorted.
     input: Sums,
+    bad: BadRecords<'a>,
 }
 
 impl Sorting<'_> {
@@ -106,8 +187,9 @@ impl Sorting<'_> {
         let mut spans = Vec::with_capacity(split.len());
         for (interval, object) in split.iter().zip(objects) {
             let object_bytes = self.task.pinned(self.job, interval.object)?.bytes;
-            let cutter =
-                Cutter::new(self.order().format(), *interval, object_bytes).map_err(|e| Error::from(e).at(object))?;
+            let lenient = BadRecords::is_lenient(self.job);
+            let new = if lenient { Cutter::lenient } else { Cutter::new };
+            let cutter = new(self.order().format(), *interval, object_bytes).map_err(|e| Error::from(e).at(object))?;
             spans.push(Span {
                 object: object.clone(),
                 range: cutter.read_from()..interval.end,
@@ -141,7 +223,7 @@ impl Sorting<'_> {
         let mut begun = false;
         let mut at = span.range.start;
         while at < span.range.end {
-            let Some(bytes) = input.next_span()? else {
+            let Some(bytes) = input.next_span().map_err(|e| self.task.unreadable(interval.object, e))? else {
                 return Err(Error::bug(format!("the windows of {} end at byte {at}", span.object)));
             };
             at += bytes.len() as u64;
@@ -154,32 +236,80 @@ impl Sorting<'_> {
             at = range.end;
             step = (step * 2).min(self.io_bytes as u64 / 4).max(OVERRUN_BYTES);
             let beyond = Span { range, ..span.clone() };
-            let bytes = self.task.link.wait(read(&self.task.link.retry, &beyond))?;
+            let bytes = self.task.link.wait(read(&self.task.link.retry, &beyond));
+            let bytes = bytes.map_err(|e| self.task.unreadable(interval.object, e))?;
             self.take(cutter, interval, &bytes, &mut begun)?;
         }
-        while !self.sorter.end_object().map_err(|e| locate(self.job, e))? {
-            self.spill()?;
+        self.bad.end()?;
+        loop {
+            match self.sorter.end_object() {
+                Ok(true) => return Ok(()),
+                Ok(false) => self.spill()?,
+                Err(error) if self.bad.takes(&error) => {
+                    self.leave_out(interval, error)?;
+                    return self.bad.end();
+                }
+                Err(error) => return Err(locate(self.job, error)),
+            }
         }
-        Ok(())
+    }
+
+    /// Gives the sorter's open record up as malformed; the global position behind what is held of it.
+    fn leave_out(&mut self, interval: Interval, why: KernelError) -> Result<u64> {
+        let (position, held) = self.sorter.open_record();
+        let behind = position + held.len() as u64;
+        self.bad.begin(interval.object, position - self.base(interval), held, why)?;
+        self.sorter.discard_open();
+        Ok(behind)
+    }
+
+    /// Global position of the first byte of an interval's object.
+    fn base(&self, interval: Interval) -> u64 {
+        self.job.positions.get(interval.object as usize).copied().unwrap_or_default()
     }
 
     /// Feeds what belongs to the interval's records, spilling as the sorter fills.
     fn take(&mut self, cutter: &mut Cutter, interval: Interval, bytes: &Bytes, begun: &mut bool) -> Result<()> {
         let cut = cutter.push(bytes);
         let mut rest = &bytes[cut.take];
+        // Global position behind `rest`.
+        let end = self.base(interval) + cutter.consumed().end;
         if !rest.is_empty() && !*begun {
             *begun = true;
-            let base = self.job.positions.get(interval.object as usize).copied().unwrap_or_default();
-            self.sorter.begin(base + cutter.consumed().start);
+            self.sorter.begin(self.base(interval) + cutter.consumed().start);
         }
         while !rest.is_empty() {
-            let fed = self.sorter.feed(rest).map_err(|e| locate(self.job, e))?;
-            rest = &rest[fed..];
-            if !rest.is_empty() {
-                self.spill()?;
+            if self.bad.is_open() {
+                rest = self.bad.pass(rest, self.terminator())?;
+                if !self.bad.is_open() {
+                    self.sorter.begin(end - rest.len() as u64);
+                }
+                continue;
+            }
+            match self.sorter.feed(rest) {
+                Ok(fed) => {
+                    rest = &rest[fed..];
+                    if !rest.is_empty() {
+                        self.spill()?;
+                    }
+                }
+                Err(error) if self.bad.takes(&error) => {
+                    let behind = self.leave_out(interval, error)?;
+                    let left = usize::try_from(end.saturating_sub(behind)).unwrap_or(usize::MAX).min(rest.len());
+                    rest = &rest[rest.len() - left..];
+                }
+                Err(error) => return Err(locate(self.job, error)),
             }
         }
         Ok(())
+    }
+
+    /// What ends a record that is too long; records of a fixed length never are.
+    fn terminator(&self) -> u8 {
+        match *self.order().format() {
+            Format::Lines { terminator } => terminator,
+            Format::Fixed { .. } => 0,
+        }
     }
 
     /// A new object among this attempt's spills.
@@ -190,9 +320,12 @@ impl Sorting<'_> {
 
     /// Writes the chunk that is held to disk and makes room for the next.
     fn spill(&mut self) -> Result<()> {
+        let bytes = self.sorter.used_bytes() as u64;
         let target = self.next_spill();
-        let parts = PartsPlan::of(target.url.scheme(), self.sorter.used_bytes() as u64, self.io_bytes / 5 * 3);
-        let (spilled, input) = self.write_chunk(target, parts, false)?;
+        let parts = PartsPlan::of(target.url.scheme(), bytes, self.io_bytes / 5 * 3);
+        let task = self.task;
+        let (spilled, input) =
+            to_spill_disk(task, &target, bytes, || self.write_chunk(std::slice::from_ref(&target), parts, false))?;
         tracing::debug!(object = %spilled.object, bytes = spilled.index.file_bytes(), "spilled a chunk");
         self.input.merge(&input);
         self.spills.push(spilled);
@@ -200,40 +333,40 @@ impl Sorting<'_> {
     }
 
     /// Sorts and writes the chunk that is held, as the run or as a spill; returns its input sums, too. The sorter is empty then.
-    fn write_chunk(&mut self, target: Object, parts: PartsPlan, is_run: bool) -> Result<(RunObject, Sums)> {
+    fn write_chunk(&mut self, targets: &[Object], parts: PartsPlan, is_run: bool) -> Result<(RunObject, Sums)> {
         self.task.link.check()?;
         let leftovers = if is_run { &self.task.results } else { &self.task.temporary };
         let chunk = self.sorter.sort();
         let input = chunk.input_sums();
-        let written = write_run(&self.task.link, &self.job.order, target, parts, leftovers, |out| {
+        let written = write_run(&self.task.link, &self.job.order, targets, parts, leftovers, |out| {
             chunk.write(self.splitters, out).map(drop)
         })?;
         self.sorter.reset();
         Ok((written, input))
     }
 
-    /// Ends the split: the run, how often was spilled, and the sums of what was read.
-    fn into_run(mut self, target: &Object, lease: &mut Lease) -> Result<(RunObject, u32, Sums)> {
+    /// Ends the split: the run, how often was spilled, the sums of what was sorted, and what was left out.
+    fn into_run(mut self, targets: &[Object], lease: &mut Lease) -> Result<(RunObject, u32, Sums, LeftOut)> {
         if self.spills.is_empty() {
-            let parts = PartsPlan::of(target.url.scheme(), self.sorter.used_bytes() as u64, self.io_bytes);
-            let (run, input) = self.write_chunk(target.clone(), parts, true)?;
-            return Ok((run, 0, input));
+            let parts = PartsPlan::of(most_demanding(targets), self.sorter.used_bytes() as u64, self.io_bytes);
+            let (run, input) = self.write_chunk(targets, parts, true)?;
+            return Ok((run, 0, input, self.bad.finish()?));
         }
         if !self.sorter.is_empty() {
             self.spill()?;
         }
         let spills = self.spills_made;
-        let run = self.merge_spills(target, lease)?;
-        Ok((run, spills, self.input))
+        let run = self.merge_spills(targets, lease)?;
+        Ok((run, spills, self.input, self.bad.finish()?))
     }
 
     /// Merges the spills, in rounds where they are more than memory allows at once, into the run.
-    fn merge_spills(&mut self, target: &Object, lease: &mut Lease) -> Result<RunObject> {
+    fn merge_spills(&mut self, targets: &[Object], lease: &mut Lease) -> Result<RunObject> {
         let run_bytes: u64 = self.spills.iter().map(|spill| spill.index.file_bytes()).sum();
         loop {
-            let memory = self.merge_memory(lease, target.url.scheme(), run_bytes);
+            let memory = self.merge_memory(lease, most_demanding(targets), run_bytes);
             if self.spills.len() <= memory.windows.fan_in {
-                return self.merge_group(0..self.spills.len(), target.clone(), memory, true);
+                return self.merge_group(0..self.spills.len(), targets, memory, true);
             }
             let memory = self.merge_memory(lease, self.spill_root.url.scheme(), run_bytes);
             tracing::info!(spills = self.spills.len(), fan_in = memory.windows.fan_in, "merging spills in rounds");
@@ -241,7 +374,10 @@ impl Sorting<'_> {
             for begin in (0..self.spills.len()).step_by(memory.windows.fan_in) {
                 let group = begin..(begin + memory.windows.fan_in).min(self.spills.len());
                 let target = self.next_spill();
-                merged.push(self.merge_group(group.clone(), target, memory, false)?);
+                let bytes = self.spills[group.clone()].iter().map(|spill| spill.index.file_bytes()).sum();
+                let targets = std::slice::from_ref(&target);
+                let write = || self.merge_group(group.clone(), targets, memory, false);
+                merged.push(to_spill_disk(self.task, &target, bytes, write)?);
                 for spill in &self.spills[group] {
                     // Early, for the sake of the disk; at the latest they go with the attempt.
                     drop(self.task.link.wait(spill.object.store.delete(spill.object.key())));
@@ -263,14 +399,14 @@ impl Sorting<'_> {
     fn merge_group(
         &self,
         group: std::ops::Range<usize>,
-        target: Object,
+        targets: &[Object],
         memory: MergeMemory,
         is_run: bool,
     ) -> Result<RunObject> {
         let spills = &self.spills[group];
         let leftovers = if is_run { &self.task.results } else { &self.task.temporary };
         let link = &self.task.link;
-        write_run(link, self.order(), target, memory.parts, leftovers, |out| {
+        write_run(link, self.order(), targets, memory.parts, leftovers, |out| {
             for spill in spills {
                 out.add_dropped(&spill.index.dropped());
             }

@@ -1,10 +1,11 @@
 //! Whole small jobs through the task functions: plan, sample, sort, merge, compared with the kernel's oracle; and what happens when something is wrong.
 
 use muster_common::buffer::BufferPool;
+use muster_common::config::{Config, Profile};
 use muster_common::ids::{AttemptId, Epoch, Generation, Incarnation, Phase, TaskId};
-use muster_common::plan::{PinnedObject, PinnedRun, PinnedRuns, Plan};
+use muster_common::plan::{BadRecords, PinnedObject, PinnedRun, PinnedRuns, Plan};
 use muster_common::store::{Blobs, Scheme};
-use muster_common::wire::{BlobRef, MergedPart, SortedRun};
+use muster_common::wire::{BlobRef, DamageCause, MergedPart, SortedRun};
 use muster_common::{ErrorKind, ids::JobId};
 use muster_kernel::proof::{Sums, tiles};
 use muster_kernel::record::Format;
@@ -26,6 +27,8 @@ const TINY: Budget =
 struct World {
     context: Arc<Context>,
     bucket: Arc<Shaky>,
+    /// Where replicas go.
+    other: Arc<Shaky>,
     disk: Arc<Shaky>,
     plan: Plan,
     plan_ref: BlobRef,
@@ -34,10 +37,12 @@ struct World {
 
 impl World {
     async fn new(spec: SortSpec, objects: &[Vec<u8>], split_bytes: u64, partitions: u32, budget: Budget) -> Self {
-        let (bucket, disk) = (Arc::new(Shaky::default()), Arc::new(Shaky::default()));
-        let stores = Stores::new(BufferPool::new(1 << 20));
+        let (bucket, other, disk) =
+            (Arc::new(Shaky::default()), Arc::new(Shaky::default()), Arc::new(Shaky::default()));
+        let stores = Stores::new(BufferPool::new(1 << 20), &Config::profile(Profile::Testing).expect("settings").store);
         stores.insert(Scheme::Memory, bucket.clone()).await;
         stores.insert(Scheme::File, disk.clone()).await;
+        stores.insert(Scheme::S3 { bucket: "other".to_owned() }, other.clone()).await;
         let mut pinned = Vec::new();
         for (number, object) in objects.iter().enumerate() {
             let key = format!("in/{number:05}");
@@ -61,12 +66,28 @@ impl World {
             uploads_before: Vec::new(),
             fsync: false,
             attempts_max: 4,
+            replica: None,
+            bad_records: BadRecords::Fail,
+            settings: None,
         };
-        let spills = "file:///spill".parse().expect("url");
+        let spills = Spills::new("file:///spill".parse().expect("url"));
         let context = Arc::new(Context::new(stores.clone(), retry(), budget, 2, spills));
         let plan_url = "memory:///scratch/plan".parse().expect("url");
         let plan_ref = stores.put_ref(&plan_url, plan.to_bytes().expect("plan")).await.expect("plan");
-        Self { context, bucket, disk, plan, plan_ref, nonce: 0 }
+        Self { context, bucket, other, disk, plan, plan_ref, nonce: 0 }
+    }
+
+    /// Changes the plan.
+    async fn replan(&mut self, change: impl FnOnce(&mut Plan)) {
+        change(&mut self.plan);
+        self.plan_ref = self.put("plan-2", self.plan.to_bytes().expect("plan")).await;
+    }
+
+    /// Gives the worker other limits.
+    fn limit(&mut self, budget: Budget, limits: SorterLimits) {
+        let Context { stores, retry, spills, .. } = &*self.context;
+        let (stores, retry, spills) = (stores.clone(), retry.clone(), spills.clone());
+        self.context = Arc::new(Context::limited(stores, retry, budget, 2, spills, limits));
     }
 
     async fn put(&self, name: &str, bytes: Vec<u8>) -> BlobRef {
@@ -85,6 +106,7 @@ impl World {
             attempt,
             plan: self.plan_ref.clone(),
             work,
+            memory_halvings: 0,
         };
         let cancel = CancellationToken::new();
         (Arc::new(Task::new(self.context.clone(), run, cancel.clone(), Arc::default())), cancel)
@@ -99,7 +121,7 @@ impl World {
     async fn sample(&mut self) -> Vec<Splitter> {
         let mut samples = Vec::new();
         for index in 0..self.plan.splits.len() as u32 {
-            match self.run(Phase::Sample, index, Work::Sample).await.0 {
+            match self.run(Phase::Sample, index, Work::Sample { skip: Vec::new() }).await.0 {
                 Outcome::Sampled { samples: more } => samples.extend(more),
                 other => panic!("{other:?}"),
             }
@@ -115,9 +137,10 @@ impl World {
     async fn sort(&mut self, splitters: &BlobRef) -> Vec<(AttemptId, SortedRun)> {
         let mut runs = Vec::new();
         for index in 0..self.plan.splits.len() as u32 {
-            let (outcome, task) = self.run(Phase::Sort, index, Work::Sort { splitters: Some(splitters.clone()) }).await;
+            let (outcome, task) =
+                self.run(Phase::Sort, index, Work::Sort { splitters: Some(splitters.clone()), skip: Vec::new() }).await;
             match outcome {
-                Outcome::Sorted(run) => runs.push((task.run.attempt, run)),
+                Outcome::Sorted(run) => runs.push((task.run.attempt, *run)),
                 other => panic!("{other:?}"),
             }
         }
@@ -128,6 +151,7 @@ impl World {
         let pin = |(attempt, run): &(AttemptId, SortedRun)| PinnedRun {
             attempt: *attempt,
             url: run.url.clone(),
+            replica: run.replica.clone(),
             bytes: run.bytes,
             index_digest: run.index_digest,
         };
@@ -169,7 +193,8 @@ impl World {
         let runs: Vec<SortedRun> = runs.into_iter().map(|(_, run)| run).collect();
         let sum = |of: fn(&SortedRun) -> &Sums| runs.iter().fold(Sums::default(), |sums, run| sums.plus(of(run)));
         assert_eq!(sum(|run| &run.kept), kept.plus(&dropped));
-        assert_eq!(sum(|run| &run.input), kept.plus(&dropped).plus(&sum(|run| &run.dropped)));
+        let left_out = sum(|run| &run.dropped).plus(&sum(|run| &run.skipped));
+        assert_eq!(sum(|run| &run.input), kept.plus(&dropped).plus(&left_out));
         assert_eq!(self.disk.contents().await, (vec![], 0), "spills are gone");
         assert_eq!(self.bucket.inner.open_uploads(), 0);
         (parts, runs)
@@ -200,6 +225,11 @@ async fn conclude(task: &Arc<Task>) -> Outcome {
         }
     });
     task.conclude(Gate { opened, proceed }).await
+}
+
+fn oracle_records(spec: &SortSpec, objects: &[Vec<u8>]) -> u64 {
+    let sorted = sort_reference(spec, objects).expect("oracle");
+    sorted.iter().filter(|&&byte| byte == b'\n').count() as u64
 }
 
 fn failure(outcome: Outcome) -> Error {
@@ -290,57 +320,385 @@ async fn changed_input_fails_and_is_named() {
     let mut world = World::new(lines(false), &objects, 50_000, 2, AMPLE).await;
     let splitters = world.splitters().await;
     world.bucket.put("in/00000", objects[0].clone().into()).await.expect("put");
-    for work in [Work::Sample, Work::Sort { splitters: Some(splitters.clone()) }] {
+    for work in [Work::Sample { skip: Vec::new() }, Work::Sort { splitters: Some(splitters.clone()), skip: Vec::new() }]
+    {
         let error = failure(world.run(Phase::Sort, 0, work).await.0);
         assert_eq!(error.kind, ErrorKind::Invalid);
         assert!(error.message.starts_with("input changed during the job: memory:///in/00000"), "{error}");
     }
-    world.bucket.delete("in/00000").await.expect("delete");
-    let error = failure(world.run(Phase::Sort, 0, Work::Sort { splitters: Some(splitters) }).await.0);
-    assert!(error.message.contains("memory:///in/00000: it is gone"), "{error}");
     assert_eq!(world.scratch().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_unreadable_input_is_named_and_can_be_left_out() {
+    let objects = [random_lines(50_000, 8), random_lines(30_000, 9)];
+    let mut world = World::new(lines(false), &objects, 100_000, 2, AMPLE).await;
+    let splitters = world.splitters().await;
+    world.bucket.delete("in/00001").await.expect("delete");
+    let sort = |skip| Work::Sort { splitters: Some(splitters.clone()), skip };
+    for (phase, work) in [(Phase::Sample, Work::Sample { skip: Vec::new() }), (Phase::Sort, sort(Vec::new()))] {
+        match world.run(phase, 0, work).await.0 {
+            Outcome::InputUnreadable { object: 1, error } => {
+                assert!(error.message.contains("in/00001"), "{error}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(world.scratch().await, Vec::<String>::new());
+    assert!(matches!(world.run(Phase::Sample, 0, Work::Sample { skip: vec![1] }).await.0, Outcome::Sampled { .. }));
+    match world.run(Phase::Sort, 0, sort(vec![1])).await.0 {
+        Outcome::Sorted(run) => {
+            assert_eq!(tiles(&run.intervals, &[objects[0].len() as u64]), Ok(()));
+            assert_eq!(run.kept.records, oracle_records(&lines(false), &objects[..1]));
+        }
+        other => panic!("{other:?}"),
+    }
+    match world.run(Phase::Sort, 0, sort(vec![0, 1])).await.0 {
+        Outcome::Sorted(run) => assert_eq!((run.kept, run.intervals), (Sums::default(), vec![])),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_is_no_fault_of_the_input() {
+    let mut world = World::new(lines(false), &[random_lines(50_000, 8)], 100_000, 1, AMPLE).await;
+    world.bucket.failing_reads.store(u32::MAX, Ordering::SeqCst);
+    let error = failure(world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await.0);
+    assert_eq!(error.kind, ErrorKind::Retry);
 }
 
 #[tokio::test]
 async fn a_malformed_record_is_named_with_its_object() {
     let objects = [vec![b'a'; 40], vec![b'b'; 45]];
     let mut world = World::new(SortSpec::new(Format::Fixed { len: 10 }), &objects, 1000, 1, AMPLE).await;
-    let error = failure(world.run(Phase::Sort, 0, Work::Sort { splitters: None }).await.0);
+    let error = failure(world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await.0);
     assert_eq!(error.kind, ErrorKind::Invalid);
     assert!(error.message.contains("memory:///in/00001") && error.message.contains("byte 40"), "{error}");
 }
 
-/// A job that is sorted, and the change to be made to its first run before it is merged.
-async fn merge_damaged(damage: impl AsyncFnOnce(&Shaky, &str, Vec<u8>)) -> (World, Error, String) {
-    let mut world = World::new(lines(false), &[random_lines(100_000, 9)], 30_000, 1, AMPLE).await;
-    let splitters = world.splitters().await;
-    let runs = world.sort(&splitters).await;
-    let runs_ref = world.pin(&runs).await;
-    let url = runs[1].1.url.clone();
-    let key = url.trim_start_matches("memory:///").to_owned();
-    let bytes = world.bucket.read(&key, 0..runs[1].1.bytes, muster_common::store::Access::Once).await.expect("read");
-    damage(&world.bucket, &key, bytes.to_vec()).await;
-    let (outcome, _) = world.run(Phase::Merge, 0, Work::Merge { splitters: Some(splitters), runs: runs_ref }).await;
-    (world, failure(outcome), url)
+/// A malformed record: object, offset, bytes.
+type Malformed = (u32, u64, Vec<u8>);
+
+/// What a naive reader says: the sound records of each object, and the others.
+fn naive(format: &Format, objects: &[Vec<u8>], record_bytes_max: usize) -> (Vec<Vec<u8>>, Vec<Malformed>) {
+    let (mut sound, mut bad) = (Vec::new(), Vec::new());
+    for (number, object) in (0..).zip(objects) {
+        let mut kept = Vec::new();
+        let mut offset = 0;
+        let records: Vec<&[u8]> = match *format {
+            Format::Lines { terminator } => object.split_inclusive(|&byte| byte == terminator).collect(),
+            Format::Fixed { len } => object.chunks(len as usize).collect(),
+        };
+        for record in records {
+            let body = if matches!(format, Format::Lines { .. }) {
+                record.strip_suffix(b"\n").unwrap_or(record)
+            } else {
+                record
+            };
+            let torn = matches!(*format, Format::Fixed { len } if record.len() < len as usize);
+            if torn || body.len() > record_bytes_max {
+                bad.push((number, offset, body.to_vec()));
+            } else {
+                kept.extend_from_slice(record);
+            }
+            offset += record.len() as u64;
+        }
+        sound.push(kept);
+    }
+    (sound, bad)
+}
+
+fn unbase64(text: &str) -> Vec<u8> {
+    const LETTERS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let letters: Vec<u32> = text.bytes().filter_map(|b| LETTERS.find(b as char)).map(|at| at as u32).collect();
+    let groups = letters.chunks(4).flat_map(|group| {
+        let word = (0..4).fold(0, |word, at| word << 6 | group.get(at).copied().unwrap_or(0));
+        word.to_be_bytes()[1..group.len()].to_vec()
+    });
+    groups.collect()
 }
 
 #[tokio::test]
-async fn damaged_runs_are_named_and_leave_no_part() {
-    async fn expect(damage: impl AsyncFnOnce(&Shaky, &str, Vec<u8>)) {
-        let (world, error, url) = merge_damaged(damage).await;
-        assert_eq!(error.kind, ErrorKind::Corrupt, "{error}");
-        assert!(error.message.contains(&url), "{error}");
-        assert_eq!(world.bucket.inner.open_uploads(), 0);
+async fn malformed_records_are_left_out_and_kept() {
+    let long = |len: usize| [vec![b'L'; len], b"\n".to_vec()].concat();
+    let with_long = |seed: u64, lens: &[usize]| {
+        let mut object = random_lines(60_000, seed);
+        object.push(b'\n');
+        for &len in lens {
+            object.extend(long(len));
+            object.extend(random_lines(20_000, seed + len as u64));
+            object.push(b'\n');
+        }
+        object
+    };
+    let mut unended = with_long(3, &[4001]);
+    unended.extend(vec![b'x'; 90_000]);
+    let of_lines = [with_long(1, &[4001, 70_000, 4000]), long(5000), unended, vec![]];
+    let of_fixed = [vec![b'b'; 4000], vec![b'a'; 40_017], b"short".to_vec(), random_lines(90_000, 8)];
+    for (spec, objects, limit) in [
+        (lines(false), &of_lines, 4000),
+        (lines(true), &of_lines, 4000),
+        (SortSpec::new(Format::Fixed { len: 100 }), &of_fixed, 1 << 30),
+    ] {
+        for budget in [AMPLE, TINY] {
+            for policy in [BadRecords::Skip, BadRecords::Quarantine] {
+                let mut world = World::new(spec.clone(), objects, 30_000, 3, budget).await;
+                world.replan(|plan| plan.bad_records = policy).await;
+                world.limit(budget, SorterLimits { record_bytes_max: limit, ..SorterLimits::default() });
+                let (sound, bad) = naive(&spec.format, objects, limit as usize);
+                let (parts, runs) = world.output().await;
+                assert!(parts.concat() == sort_reference(&spec, &sound).expect("oracle"), "what is sound is sorted");
+                let mut skipped = Sums::default();
+                bad.iter().for_each(|(_, _, body)| skipped.add(body));
+                assert_eq!(runs.iter().fold(Sums::default(), |sums, run| sums.plus(&run.skipped)), skipped);
+                let mut listed: Vec<_> = runs
+                    .iter()
+                    .flat_map(|run| &run.bad_records)
+                    .map(|bad| (bad.object, bad.offset, bad.bytes))
+                    .collect();
+                listed.sort_unstable();
+                let expected: Vec<_> = bad.iter().map(|(object, at, body)| (*object, *at, body.len() as u64)).collect();
+                assert_eq!(listed, expected);
+                let mut kept = Vec::new();
+                for pointer in runs.iter().filter_map(|run| run.quarantine.as_ref()) {
+                    let text = world.context.stores.get_ref(pointer, 1 << 30).await.expect("quarantine");
+                    for line in std::str::from_utf8(&text).expect("UTF-8").lines() {
+                        let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+                        let object: u32 = line["object"].as_str().expect("url")[14..].parse().expect("number");
+                        let data = unbase64(line["data"].as_str().expect("data"));
+                        assert_eq!(line["bytes"].as_u64(), Some(data.len() as u64));
+                        assert!(line["reason"].as_str().is_some_and(|reason| !reason.is_empty()));
+                        kept.push((object, line["offset"].as_u64().expect("offset"), data));
+                    }
+                }
+                kept.sort_unstable();
+                assert!(kept == if policy == BadRecords::Quarantine { bad } else { vec![] }, "what is kept");
+            }
+        }
     }
-    expect(async |bucket, key, _| bucket.delete(key).await.expect("delete")).await;
-    expect(async |bucket, key, bytes| bucket.put(key, bytes[..1000].to_vec().into()).await.expect("put")).await;
-    for at in [5, 10_000, 31_000] {
-        expect(async |bucket, key, mut bytes| {
-            let at = at.min(bytes.len() - 1);
-            bytes[at] ^= 0x10;
-            bucket.put(key, bytes.into()).await.expect("put");
-        })
-        .await;
+}
+
+#[tokio::test]
+async fn a_line_that_only_this_workers_memory_does_not_hold_is_not_malformed() {
+    let object = [random_lines(10_000, 1), vec![b'x'; 60_000], b"\n".to_vec()].concat();
+    let mut world = World::new(lines(false), &[object], 100_000, 1, TINY).await;
+    world.replan(|plan| plan.bad_records = BadRecords::Skip).await;
+    let error = failure(world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await.0);
+    assert_eq!(error.kind, ErrorKind::Exhausted);
+    assert!(error.message.contains("memory:///in/00000") && !error.is_out_of_memory(), "{error}");
+}
+
+#[tokio::test]
+async fn refused_memory_halves_the_chunk_or_ends_the_attempt_and_says_so() {
+    let mut world = World::new(lines(false), &[random_lines(9_000_000, 1)], 10_000_000, 1, AMPLE).await;
+    let sort = || Work::Sort { splitters: None, skip: Vec::new() };
+    world.limit(AMPLE, SorterLimits { grant: |bytes| bytes <= 2 << 20, ..SorterLimits::default() });
+    match world.run(Phase::Sort, 0, sort()).await.0 {
+        Outcome::Sorted(run) => assert!(run.spills > 2, "{} spills", run.spills),
+        other => panic!("{other:?}"),
+    }
+    world.limit(AMPLE, SorterLimits { grant: |_| false, ..SorterLimits::default() });
+    let standing = world.scratch().await;
+    let error = failure(world.run(Phase::Sort, 0, sort()).await.0);
+    assert!(error.is_out_of_memory() && error.kind.is_retryable(), "{error}");
+    assert_eq!((world.scratch().await, world.bucket.inner.open_uploads()), (standing, 0));
+}
+
+#[tokio::test]
+async fn a_leader_can_ask_for_smaller_chunks() {
+    let budget = Budget { sorter_bytes: 8 << 20, slot_bytes: 24 << 20, ..AMPLE };
+    let mut world = World::new(lines(false), &[random_lines(4_000_000, 1)], 10_000_000, 1, budget).await;
+    let mut spills = Vec::new();
+    for halvings in [0, 2, 9] {
+        let (task, _) = world.task(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() });
+        let Ok(mut task) = Arc::try_unwrap(task) else { panic!("shared") };
+        task.run.memory_halvings = halvings;
+        match conclude(&Arc::new(task)).await {
+            Outcome::Sorted(run) => spills.push(run.spills),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(spills[0] == 0 && 0 < spills[1] && spills[1] < spills[2], "{spills:?}");
+}
+
+#[tokio::test]
+async fn a_full_spill_disk_is_cleaned_once_then_left_to_another_worker() {
+    for failing in [1, u32::MAX] {
+        let mut world = World::new(lines(false), &[random_lines(600_000, 10)], 600_000, 1, TINY).await;
+        world.disk.full_parts.store(failing, Ordering::SeqCst);
+        let outcome = world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await.0;
+        match (failing, outcome) {
+            (1, Outcome::Sorted(run)) => assert!(run.spills > 0),
+            (_, Outcome::Failed { error }) => {
+                assert!(failing > 1 && error.kind.is_retryable() && error.message.contains("disk full"), "{error}");
+            }
+            (_, other) => panic!("{other:?}"),
+        }
+        assert_eq!(world.disk.contents().await, (vec![], 0));
+    }
+}
+
+/// A job that is sorted and about to be merged.
+struct Sorted {
+    world: World,
+    runs: Vec<(AttemptId, SortedRun)>,
+    merge: Work,
+}
+
+impl Sorted {
+    async fn new(replica: bool, budget: Budget) -> Self {
+        let mut world = World::new(lines(false), &[random_lines(100_000, 9)], 30_000, 1, budget).await;
+        if replica {
+            world.replan(|plan| plan.replica = Some("s3://other/scratch".to_owned())).await;
+        }
+        let splitters = world.splitters().await;
+        let runs = world.sort(&splitters).await;
+        let merge = Work::Merge { splitters: Some(splitters), runs: world.pin(&runs).await };
+        Self { world, runs, merge }
+    }
+
+    fn key(&self) -> String {
+        self.runs[1].1.url.trim_start_matches("memory:///").to_owned()
+    }
+
+    async fn damage(&self, store: &Shaky, key: &str, damage: &Damage) {
+        let bytes = store.inner.head(key).await.expect("a run").bytes;
+        let mut bytes =
+            store.inner.read(key, 0..bytes, muster_common::store::Access::Once).await.expect("read").to_vec();
+        match *damage {
+            Damage::Gone => return store.delete(key).await.expect("delete"),
+            Damage::Short => bytes.truncate(1000),
+            Damage::Flipped(at) => {
+                let at = at.min(bytes.len() - 1);
+                bytes[at] ^= 0x10;
+            }
+        }
+        store.put(key, bytes.into()).await.expect("put");
+    }
+
+    async fn merge(&mut self) -> Outcome {
+        let outcome = self.world.run(Phase::Merge, 0, self.merge.clone()).await.0;
+        if !matches!(outcome, Outcome::Merged(_)) {
+            assert_eq!(self.world.bucket.inner.open_uploads(), 0);
+        }
+        outcome
+    }
+
+    async fn expect_merged(&mut self) {
+        let expected = sort_reference(&lines(false), &[random_lines(100_000, 9)]).expect("oracle");
+        match self.merge().await {
+            Outcome::Merged(part) => assert!(self.world.complete(0, &part).await == expected, "the part differs"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn expect_damaged(&self, outcome: Outcome, expected: DamageCause) {
+        match outcome {
+            Outcome::RunDamaged { split, run, cause, error } => {
+                assert_eq!((split, run, cause), (1, self.runs[1].0, expected), "{error}");
+                assert!(error.message.contains(&self.runs[1].1.url), "{error}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// What becomes of a committed run.
+#[derive(Debug)]
+enum Damage {
+    Gone,
+    Short,
+    Flipped(usize),
+}
+
+/// All kinds of it: in the first block, in a later one, in the index, in the footer.
+const DAMAGES: [Damage; 6] = [
+    Damage::Gone,
+    Damage::Short,
+    Damage::Flipped(5),
+    Damage::Flipped(10_000),
+    Damage::Flipped(30_100),
+    Damage::Flipped(usize::MAX),
+];
+
+#[tokio::test]
+async fn damaged_runs_are_named_and_leave_no_part() {
+    for damage in &DAMAGES {
+        for budget in [AMPLE, TINY] {
+            let mut sorted = Sorted::new(false, budget).await;
+            sorted.damage(&sorted.world.bucket, &sorted.key(), damage).await;
+            let outcome = sorted.merge().await;
+            sorted.expect_damaged(outcome, DamageCause::Store);
+        }
+    }
+}
+
+#[tokio::test]
+async fn bytes_that_were_damaged_on_their_way_are_read_again() {
+    // An index and a piece of each of four runs.
+    for number in 1..=8 {
+        let mut sorted = Sorted::new(false, AMPLE).await;
+        sorted.world.bucket.flip_run_read.store(number, Ordering::SeqCst);
+        sorted.expect_merged().await;
+        let counted = sorted.world.context.counters.read_again.load(Ordering::Relaxed);
+        assert_eq!(counted, 1, "read {number}");
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_is_not_what_was_committed_is_its_writers_fault() {
+    let mut sorted = Sorted::new(false, AMPLE).await;
+    let other = sorted.runs[2].1.clone();
+    // Sound in itself, and of the right length, but another run.
+    sorted.runs[1].1 = SortedRun { bytes: other.bytes, ..sorted.runs[1].1.clone() };
+    let key = other.url.trim_start_matches("memory:///");
+    let bytes = sorted.world.bucket.read(key, 0..other.bytes, muster_common::store::Access::Once).await.expect("read");
+    sorted.world.bucket.put(&sorted.key(), bytes).await.expect("put");
+    let Work::Merge { splitters, .. } = sorted.merge.clone() else { unreachable!() };
+    sorted.merge = Work::Merge { splitters, runs: sorted.world.pin(&sorted.runs).await };
+    let outcome = sorted.merge().await;
+    sorted.expect_damaged(outcome, DamageCause::Writer);
+}
+
+#[tokio::test]
+async fn with_a_replica_no_single_damage_is_felt() {
+    for damage in &DAMAGES {
+        let mut sorted = Sorted::new(true, AMPLE).await;
+        sorted.damage(&sorted.world.bucket, &sorted.key(), damage).await;
+        sorted.expect_merged().await;
+        let counters = &sorted.world.context.counters;
+        assert_eq!(counters.from_replica.load(Ordering::Relaxed), 1, "{damage:?}");
+        assert_eq!(counters.repaired.load(Ordering::Relaxed), 1, "{damage:?}");
+        assert_eq!(sorted.world.bucket.inner.open_uploads(), 0);
+        // The primary is whole again: it alone is enough now.
+        sorted.world.other.delete(&sorted.key()).await.expect("delete");
+        sorted.expect_merged().await;
+    }
+    let mut sorted = Sorted::new(true, AMPLE).await;
+    sorted.damage(&sorted.world.other, &sorted.key(), &Damage::Flipped(usize::MAX)).await;
+    sorted.expect_merged().await;
+    sorted.damage(&sorted.world.bucket, &sorted.key(), &Damage::Flipped(9000)).await;
+    // Each copy holds where the other does not.
+    sorted.expect_merged().await;
+    for store in [&sorted.world.bucket, &sorted.world.other] {
+        sorted.damage(store, &sorted.key(), &Damage::Flipped(5)).await;
+    }
+    let outcome = sorted.merge().await;
+    sorted.expect_damaged(outcome, DamageCause::Store);
+}
+
+#[tokio::test]
+async fn a_replica_that_is_away_fails_the_sort_for_now() {
+    for budget in [AMPLE, TINY] {
+        let sorted = Sorted::new(true, budget).await;
+        let mut world = sorted.world;
+        let standing = (world.scratch().await, world.other.contents().await);
+        world.other.away.store(true, Ordering::SeqCst);
+        let error = failure(world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await.0);
+        assert_eq!(error.kind, ErrorKind::Retry, "{error}");
+        world.other.away.store(false, Ordering::SeqCst);
+        assert_eq!((world.scratch().await, world.other.contents().await), standing);
+        assert_eq!(world.disk.contents().await, (vec![], 0));
     }
 }
 
@@ -351,7 +709,7 @@ async fn a_cancelled_or_failed_attempt_leaves_nothing() {
     let runs = world.sort(&splitters).await;
     let runs_ref = world.pin(&runs).await;
     let standing = world.scratch().await;
-    let sort = Work::Sort { splitters: Some(splitters.clone()) };
+    let sort = Work::Sort { splitters: Some(splitters.clone()), skip: Vec::new() };
     let merge = Work::Merge { splitters: Some(splitters), runs: runs_ref };
     world.bucket.hanging_part.store(1, Ordering::SeqCst);
     for (phase, work) in [(Phase::Sort, sort), (Phase::Merge, merge)] {
@@ -395,7 +753,7 @@ async fn a_merge_waits_for_its_upload_to_be_recorded() {
 #[tokio::test]
 async fn results_of_an_attempt_that_does_not_count_go() {
     let mut world = World::new(lines(false), &[random_lines(10_000, 12)], 10_000, 1, AMPLE).await;
-    let (outcome, task) = world.run(Phase::Sort, 0, Work::Sort { splitters: None }).await;
+    let (outcome, task) = world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await;
     assert!(matches!(outcome, Outcome::Sorted(_)));
     assert_eq!(world.scratch().await.len(), 1);
     task.results.remove_all().await;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use muster_common::buffer::ALIGN;
+use muster_common::retry::Retry;
 use muster_common::store::{Access, Scheme};
 use muster_common::{Error, Result};
 use muster_kernel::merge::Windows;
@@ -132,7 +133,7 @@ impl Windows for Prefetch {
 }
 
 /// Reads one span, trying again as settings say.
-pub(crate) async fn read(retry: &crate::retry::Retry, span: &Span) -> Result<Bytes> {
+pub(crate) async fn read(retry: &Retry, span: &Span) -> Result<Bytes> {
     let Span { object, range, access } = span;
     retry.call(object, || object.store.read(object.key(), range.clone(), *access)).await
 }

@@ -70,6 +70,18 @@ impl Leftovers {
         }
     }
 
+    /// Removes what is noted of one object, best effort.
+    pub(crate) async fn remove(&self, object: &Object) {
+        let of_object: Vec<Leftover> =
+            self.lock().extract_if(.., |leftover| leftover.object().url == object.url).collect();
+        Self { list: Arc::new(Mutex::new(of_object)) }.remove_all().await;
+    }
+
+    /// Forgets an object that stays.
+    pub(crate) fn keep(&self, object: &Object) {
+        self.lock().retain(|leftover| leftover.object().url != object.url);
+    }
+
     /// Whether nothing is noted.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {

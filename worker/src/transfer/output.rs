@@ -1,7 +1,8 @@
-//! Writes an object as a multipart upload, part by part, while the next part fills.
+//! Writes an object as a multipart upload, part by part, while the next part fills; into two stores at once where every run lies twice.
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use muster_common::buffer::{ALIGN, Buffer};
 use muster_common::store::PartAt;
 use muster_common::{Error, Result};
@@ -13,6 +14,14 @@ use crate::memory::{PART_SLACK_BYTES, PartsPlan};
 
 /// Most parts of one object (S3's own limit).
 const PARTS_MAX: u32 = 10_000;
+
+/// An open upload.
+#[derive(Clone)]
+pub(crate) struct Upload {
+    pub(crate) object: Object,
+    /// The store's id of it.
+    pub(crate) id: String,
+}
 
 /// What a finished upload has: everything that completing it takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,32 +35,32 @@ pub(crate) struct Uploaded {
 /// The kernel's sink over an open upload. Parts are multiples of [`ALIGN`], the last one apart; what is beyond stays for the next.
 pub(crate) struct PartSink {
     link: Link,
-    object: Object,
-    upload: String,
+    uploads: Vec<Upload>,
     plan: PartsPlan,
     buffer: Buffer,
     next: PartAt,
-    in_flight: VecDeque<AbortOnDropHandle<Result<String>>>,
-    tags: Vec<String>,
+    /// Of each part its writes, one for each upload.
+    in_flight: VecDeque<Vec<AbortOnDropHandle<Result<String>>>>,
+    /// By upload.
+    tags: Vec<Vec<String>>,
 }
 
 impl PartSink {
-    /// A sink that writes to `upload` of `object`.
-    pub(crate) fn new(link: &Link, object: Object, upload: String, plan: PartsPlan) -> Self {
-        Self {
-            buffer: link.buffers.take(plan.part_bytes + PART_SLACK_BYTES),
+    /// A sink that writes the same bytes to all of `uploads`.
+    pub(crate) fn new(link: &Link, uploads: Vec<Upload>, plan: PartsPlan) -> Result<Self> {
+        Ok(Self {
+            buffer: link.buffers.try_take(plan.part_bytes + PART_SLACK_BYTES)?,
             link: link.clone(),
-            object,
-            upload,
+            tags: vec![Vec::new(); uploads.len()],
+            uploads,
             plan,
             next: PartAt { index: 0, offset: 0 },
             in_flight: VecDeque::new(),
-            tags: Vec::new(),
-        }
+        })
     }
 
-    /// Ships what is left and waits for all parts. An empty object has one empty part.
-    pub(crate) fn finish(mut self) -> Result<Uploaded> {
+    /// Ships what is left and waits for all parts; what each upload has. An empty object has one empty part.
+    pub(crate) fn finish(mut self) -> Result<Vec<Uploaded>> {
         if !self.buffer.is_empty() || self.next.index == 0 {
             let last = std::mem::replace(&mut self.buffer, self.link.buffers.take(0));
             self.ship(last)?;
@@ -59,32 +68,35 @@ impl PartSink {
         while !self.in_flight.is_empty() {
             self.settle_one()?;
         }
-        Ok(Uploaded { tags: self.tags, bytes: self.next.offset })
+        let bytes = self.next.offset;
+        Ok(self.tags.into_iter().map(|tags| Uploaded { tags, bytes }).collect())
     }
 
     fn ship(&mut self, part: Buffer) -> Result<()> {
         if self.next.index >= PARTS_MAX {
             let why = format!(
                 "{} would have more than {PARTS_MAX} parts of {} bytes; more --memory helps",
-                self.object, self.plan.part_bytes
+                self.uploads.first().map(|upload| upload.object.to_string()).unwrap_or_default(),
+                self.plan.part_bytes
             );
             return Err(Error::exhausted(why));
         }
         let at = self.next;
         self.next = PartAt { index: at.index + 1, offset: at.offset + part.len() as u64 };
-        let (object, upload) = (self.object.clone(), self.upload.clone());
-        // The buffer is given away, so a part is tried once here; the S3 client has retries of its own, and a disk that fails once is not asked again.
-        let task = self.link.handle.spawn(async move {
-            object.store.upload_part(object.key(), &upload, at, part).await.map_err(|e| e.at(&object))
-        });
-        self.in_flight.push_back(AbortOnDropHandle::new(task));
+        let part = Bytes::from(part);
+        let write = |upload: &Upload| {
+            let (Upload { object, id }, part, retry) = (upload.clone(), part.clone(), self.link.retry.clone());
+            AbortOnDropHandle::new(self.link.handle.spawn(async move {
+                retry.call(&object, || object.store.upload_part(object.key(), &id, at, part.clone())).await
+            }))
+        };
+        self.in_flight.push_back(self.uploads.iter().map(write).collect());
         Ok(())
     }
 
     fn settle_one(&mut self) -> Result<()> {
-        if let Some(task) = self.in_flight.pop_front() {
-            let tag = self.link.wait(async { joined(task.await) })?;
-            self.tags.push(tag);
+        for (tags, task) in self.tags.iter_mut().zip(self.in_flight.pop_front().into_iter().flatten()) {
+            tags.push(self.link.wait(async { joined(task.await) })?);
         }
         Ok(())
     }
@@ -96,7 +108,7 @@ impl PartSink {
             self.settle_one()?;
         }
         let cut = self.buffer.len() / ALIGN * ALIGN;
-        let mut next = self.link.buffers.take(self.plan.part_bytes + PART_SLACK_BYTES);
+        let mut next = self.link.buffers.try_take(self.plan.part_bytes + PART_SLACK_BYTES)?;
         self.buffer.split_tail_into(cut, &mut next);
         let part = std::mem::replace(&mut self.buffer, next);
         self.ship(part)

@@ -18,6 +18,7 @@ fn link() -> Link {
         retry: retry(),
         buffers: BufferPool::new(1 << 20),
         disk: Arc::new(Semaphore::new(2)),
+        findings: Findings::default(),
     }
 }
 
@@ -35,12 +36,12 @@ async fn write(link: &Link, object: &Object, leftovers: &Leftovers, data: Vec<u8
     leftovers.opened(object, &upload);
     let (link, target, id) = (link.clone(), object.clone(), upload.clone());
     let written = tokio::task::spawn_blocking(move || {
-        let mut sink = PartSink::new(&link, target, id, PLAN);
+        let mut sink = PartSink::new(&link, vec![Upload { object: target, id }], PLAN)?;
         for piece in data.chunks(10_007) {
             sink.buffer().extend_from_slice(piece);
             sink.flushed()?;
         }
-        sink.finish()
+        Ok::<_, Error>(sink.finish()?.remove(0))
     });
     let uploaded = written.await.expect("blocking task")?;
     object.store.complete_upload(object.key(), &upload, &uploaded.tags, uploaded.bytes, false).await?;

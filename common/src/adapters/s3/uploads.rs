@@ -120,6 +120,9 @@ impl Lister {
                 )));
             }
         }
+        if matches!(status.as_u16(), 429 | 503) {
+            return Err(Error::throttled(format!("cannot list uploads below {place}: the server answers {status}")));
+        }
         if status.is_client_error() {
             return Err(Error::invalid(format!("cannot list uploads below {place}: the server answers {status}")));
         }

@@ -24,7 +24,7 @@ fn holding(phase: Phase) -> World {
     world
 }
 
-fn reply_to(world: &World, to: ReplyTo) -> &'static str {
+pub(super) fn reply_to(world: &World, to: ReplyTo) -> &'static str {
     match world.replies.get(&to) {
         Some(Reply::Report(ReportReply::Recorded { .. })) => "recorded",
         Some(Reply::Report(ReportReply::Revoked { .. })) => "revoked",
@@ -34,11 +34,11 @@ fn reply_to(world: &World, to: ReplyTo) -> &'static str {
     }
 }
 
-fn error_of(world: &mut World) -> String {
+pub(super) fn error_of(world: &mut World) -> String {
     world.status("j1").and_then(|status| status.error).unwrap_or_default()
 }
 
-fn said(world: &World, text: &str) -> bool {
+pub(super) fn said(world: &World, text: &str) -> bool {
     world.log.iter().any(|line| line.contains(text))
 }
 
@@ -292,6 +292,20 @@ fn a_task_that_fails_again_and_again_fails_the_job() {
 }
 
 #[test]
+fn a_worker_that_keeps_failing_does_not_use_up_the_tries_while_another_is_busy() {
+    let mut world = world(1);
+    world.join("w2", 1);
+    world.hold("w2", &[Phase::Sort]);
+    world.worker_mut("w1").fails = Some(Error::new(ErrorKind::Exhausted, "no space left on device"));
+    world.submit(spec("j1"));
+    world.pass(60);
+    let status = world.status("j1").expect("status");
+    assert_eq!((status.state, status.error), (JobState::Sorting, None), "half of the tries are kept for w2");
+    assert!(status.retries >= 1, "w1 was tried again: {}", status.retries);
+    assert_eq!(world.settle_after_finishing("j1"), JobState::Succeeded);
+}
+
+#[test]
 fn an_error_that_repeating_does_not_mend_fails_the_job_at_once() {
     let mut world = world(1);
     world.worker_mut("w1").fails = Some(Error::invalid("file:///in/0: malformed record at byte 7"));
@@ -323,8 +337,10 @@ fn one_process_for_each_worker_id() {
     let before = world.granted.len();
     world.join("w1", 2);
     assert!(said(&world, "is taken by a live process"), "{:#?}", world.log);
-    // It is silent (it was killed): the new one gets in, and the tasks go out again.
-    world.now_ms += 2_500;
+    // It is silent (it was killed) and suspect: the new one gets in at once, and the tasks go out again.
+    world.kill("w1");
+    world.pass(4);
+    assert!(said(&world, "worker-suspect"), "{:#?}", world.log);
     world.join("w1", 2);
     assert!(world.granted.len() >= before + 2, "{:#?}", world.log);
     assert_eq!(world.settle("j1"), JobState::Succeeded);
@@ -389,7 +405,7 @@ fn an_attempt_that_its_worker_forgot_is_lost() {
 fn a_worker_that_leaves_hands_its_attempts_back() {
     let mut world = holding(Phase::Sort);
     world.leave("w1");
-    assert!(world.status("j1").expect("status").waiting_for.is_some_and(|what| what == "workers"));
+    assert!(world.status("j1").expect("status").waiting_for.is_some_and(|what| what.contains("workers")));
     world.join("w2", 1);
     assert_eq!(world.settle("j1"), JobState::Succeeded);
     assert_eq!(world.status("j1").expect("status").retries, 0);

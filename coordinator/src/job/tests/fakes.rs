@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use muster_common::ids::{AttemptId, Epoch, Incarnation, JobId, Phase, WorkerId};
-use muster_common::plan::Plan;
+use muster_common::plan::{PinnedRuns, Plan};
 use muster_common::wire::{
-    AttemptProgress, Health, Heartbeat, HeldAttempt, MergedPart, Outcome, Register, RegisterReply, Report, ReportReply,
-    RunAttempt, RunReply, SortedRun, WorkerState,
+    AttemptProgress, DamageCause, Health, Heartbeat, HeldAttempt, MergedPart, Outcome, Register, RegisterReply, Report,
+    ReportReply, RunAttempt, RunReply, SortedRun, Work, WorkerState,
 };
-use muster_common::{Error, Result, names};
-use muster_kernel::proof::Sums;
+use muster_common::{Error, ErrorKind, Result, names};
+use muster_kernel::proof::{Interval, Sums};
 use muster_kernel::splitters::Splitter;
 
 use super::world::{RECORD_BYTES, World, worker};
@@ -42,6 +42,24 @@ pub(super) struct FakeWorker {
     pub held: BTreeMap<AttemptId, RunAttempt>,
     /// What it would fail with, next time.
     pub fails: Option<Error>,
+    /// What it says of itself in heartbeats, and how far it says that its attempts are.
+    pub health: Health,
+    pub bytes_done: u64,
+}
+
+fn skipped(run: &RunAttempt) -> Vec<u32> {
+    match &run.work {
+        Work::Sample { skip } | Work::Sort { skip, .. } => skip.clone(),
+        Work::Merge { .. } => Vec::new(),
+    }
+}
+
+/// What a split reads, without objects that are left out.
+fn read(plan: &Plan, split: u32, skip: &[u32]) -> (Vec<Interval>, Sums) {
+    let pieces = plan.splits[split as usize].iter().filter(|piece| !skip.contains(&piece.object));
+    let intervals: Vec<Interval> = pieces.copied().collect();
+    let bytes = intervals.iter().map(Interval::len).sum();
+    (intervals, Sums { records: bytes / RECORD_BYTES, bytes, hash: u64::from(split) + 1 })
 }
 
 impl World {
@@ -58,6 +76,8 @@ impl World {
             dead: false,
             held: BTreeMap::new(),
             fails: None,
+            health: Health::default(),
+            bytes_done: 1,
         };
         self.workers.insert(worker(id), fake);
         self.register(&worker(id));
@@ -78,6 +98,9 @@ impl World {
             labels: Vec::new(),
             draining: false,
             held,
+            wire: 2,
+            settings: Vec::new(),
+            inputs: Vec::new(),
         };
         let asked = register.held.iter().map(|held| held.attempt).collect();
         self.registrations.insert(to, (id.clone(), asked));
@@ -157,8 +180,8 @@ impl World {
         let progress = |run: &RunAttempt| AttemptProgress {
             job: run.job.clone(),
             attempt: run.attempt,
-            bytes_done: 1,
-            bytes_total: 2,
+            bytes_done: fake.bytes_done,
+            bytes_total: 2 * RECORD_BYTES * 100,
         };
         self.inbox.push_back(Input::Heartbeat(Box::new(Heartbeat {
             worker: id.clone(),
@@ -167,7 +190,7 @@ impl World {
             sequence: fake.sequence,
             state,
             attempts: fake.held.values().map(progress).collect(),
-            health: Health::default(),
+            health: fake.health.clone(),
         })));
     }
 
@@ -210,6 +233,9 @@ impl World {
     pub(super) fn result(&mut self, run: &RunAttempt) -> Outcome {
         let plan = self.plan(run);
         let index = run.attempt.task.index;
+        if let Some(trouble) = self.unreadable(run, &plan).or_else(|| self.damaged(run)) {
+            return trouble;
+        }
         match run.attempt.task.phase {
             Phase::Sample => {
                 let samples = (0..plan.samples_per_split.min(5))
@@ -217,21 +243,24 @@ impl World {
                 Outcome::Sampled { samples: samples.collect() }
             }
             Phase::Sort => {
-                let bytes = plan.split_bytes(index);
-                let input = Sums { records: bytes / RECORD_BYTES, bytes, hash: u64::from(index) + 1 };
+                let (intervals, input) = read(&plan, index, &skipped(run));
                 let url = format!("{}/{}", plan.scratch, names::run_path(&run.attempt));
                 self.objects.insert(url.clone(), Vec::new());
-                Outcome::Sorted(SortedRun {
+                Outcome::Sorted(Box::new(SortedRun {
                     url,
-                    bytes,
+                    replica: None,
+                    bytes: input.bytes,
                     index_digest: 1,
                     input,
                     kept: input,
                     dropped: Sums::default(),
+                    skipped: Sums::default(),
+                    quarantine: None,
+                    bad_records: Vec::new(),
                     partition_bytes: Vec::new(),
-                    intervals: plan.splits[index as usize].clone(),
+                    intervals,
                     spills: 0,
-                })
+                }))
             }
             Phase::Merge => {
                 let upload = format!("u{}", self.alias(run.attempt));
@@ -246,12 +275,41 @@ impl World {
         }
     }
 
+    /// An object of the split that cannot be read.
+    fn unreadable(&self, run: &RunAttempt, plan: &Plan) -> Option<Outcome> {
+        let skip = skipped(run);
+        let pieces =
+            plan.splits.get(run.attempt.task.index as usize).filter(|_| run.attempt.task.phase != Phase::Merge)?;
+        let object =
+            pieces.iter().map(|piece| piece.object).find(|at| !skip.contains(at) && self.broken.contains_key(at))?;
+        Some(Outcome::InputUnreadable { object, error: self.broken[&object].clone() })
+    }
+
+    /// A run of a merge's list that is not there.
+    fn damaged(&self, run: &RunAttempt) -> Option<Outcome> {
+        let Work::Merge { runs, .. } = &run.work else { return None };
+        if self.lost.is_empty() {
+            return None;
+        }
+        let list = PinnedRuns::from_bytes(self.objects.get(&runs.url)?).expect("list of runs");
+        let (split, lost) = (0..).zip(&list.runs).find(|(_, run)| !self.objects.contains_key(&run.url))?;
+        let error = Error::new(ErrorKind::NotFound, "no such object");
+        Some(Outcome::RunDamaged { split, run: lost.attempt, cause: DamageCause::Store, error })
+    }
+
     /// The part of a partition: the first gets the hash of everything, so that all of them sum to the input.
-    pub(super) fn part(&self, run: &RunAttempt, upload: String) -> Outcome {
+    pub(super) fn part(&mut self, run: &RunAttempt, upload: String) -> Outcome {
+        if let Some(trouble) = self.damaged(run) {
+            return trouble;
+        }
+        let plan = self.plan(run);
         let index = run.attempt.task.index;
         let durable = &self.machine.durable().jobs[&run.job];
         let partitions = u64::from(durable.partitions());
-        let total = durable.run_totals.kept;
+        let left_out: Vec<u32> = durable.skipped_objects.keys().copied().collect();
+        let splits = durable.submitted.splits;
+        let whole = || (0..splits).fold(Sums::default(), |sum, split| sum.plus(&read(&plan, split, &left_out).1));
+        let total = *self.sums.entry((run.job.clone(), left_out.len())).or_insert_with(whole);
         let share = total.records / partitions;
         let first = total.records - share * (partitions - 1);
         let records = if index == 0 { first } else { share };
@@ -329,8 +387,8 @@ impl World {
 
     /// A re-granted attempt goes on: a merge with a journalled upload reports on its part.
     fn work_again(&mut self, id: &WorkerId, run: &RunAttempt) {
-        let open = self.machine.durable().jobs.get(&run.job).and_then(|job| job.uploads.get(&run.attempt.task.index));
-        match open.filter(|upload| upload.attempt == run.attempt).map(|upload| upload.upload.clone()) {
+        let open = self.machine.durable().jobs.get(&run.job).and_then(|job| job.upload(&run.attempt));
+        match open.map(|upload| upload.upload.clone()) {
             _ if self.committed_part(run).is_some() => {
                 let upload = self.committed_part(run).unwrap_or_default();
                 let merged = self.part(run, upload);

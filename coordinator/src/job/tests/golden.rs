@@ -12,7 +12,7 @@ impl World {
             Effect::Append { record, .. } => format!("journal   {}", describe_record(record)),
             Effect::PurgeJournal { before } => format!("purge     before {before}"),
             Effect::Reply { to, reply } => self.describe_reply(*to, reply),
-            Effect::SendRun { worker, run } => {
+            Effect::SendRun { worker, run, .. } => {
                 format!("run       {worker}: {} {} (a{})", run.job, run.attempt.task, self.alias(run.attempt))
             }
             Effect::SendCancel { worker, cancel } => {
@@ -26,6 +26,7 @@ impl World {
                 Broadcast::PhaseBegins { phase, .. } => format!("tell      {job}: {phase} begins"),
                 Broadcast::Ended { .. } => format!("tell      {job}: ended"),
             },
+            Effect::LimitStores(limits) => format!("limit     {:?} a second", limits.requests_per_s),
             Effect::Progress(status) => {
                 let waiting =
                     status.waiting_for.as_ref().map(|what| format!(", waiting for {what}")).unwrap_or_default();
@@ -35,6 +36,7 @@ impl World {
                     status.job, status.state, status.tasks_done, status.tasks_total
                 )
             }
+            Effect::DeadLetter(letter) => format!("letter    {}: {} attempts", letter.job, letter.attempts.len()),
             Effect::Event(event) => format!("event     {} {}: {}", event.severity, event.kind, event.text),
             Effect::ListInput { spec, .. } => format!("store     {}: list input", spec.job),
             Effect::WriteObject { url, .. } => format!("store     write {}", kind_of(url.name())),
@@ -85,6 +87,10 @@ fn describe_record(record: &Record) -> String {
     match record {
         Record::JobSubmitted(submitted) => format!("{kind} {}: {} splits", submitted.job, submitted.splits),
         Record::BoundariesChosen { job, partitions, .. } => format!("{kind} {job}: {partitions} partitions"),
+        Record::AttemptFailed(failed) => format!("{kind} {}: {}", failed.job, failed.attempt.task),
+        Record::GenerationBegan(began) => format!("{kind} {}: {} g{}", began.job, began.split, began.generation),
+        Record::ObjectSkipped { job, object, .. } => format!("{kind} {job}: {object}"),
+        Record::JobHistory(history) => format!("{kind} {}", history.job),
         Record::RunCommitted(run) => format!("{kind} {}: {}", run.job, run.split),
         Record::UploadOpened { job, partition, .. } | Record::UploadRevoked { job, partition, .. } => {
             format!("{kind} {job}: {partition}")

@@ -4,7 +4,11 @@
 mod cases;
 mod fakes;
 mod golden;
+mod left_out;
+mod lineage;
+mod pool;
 mod random;
 mod scripts;
+mod stragglers;
 mod sweep;
 mod world;

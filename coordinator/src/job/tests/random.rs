@@ -2,7 +2,9 @@
 //! everything is healed, and every job must end: succeeded whole, or failed or cancelled with nothing left.
 
 use muster_common::api::JobState;
+use muster_common::config::Config;
 use muster_common::ids::Phase;
+use muster_common::plan::BadInputs;
 use muster_common::{Error, ErrorKind};
 
 use super::world::{World, config, job, spec};
@@ -27,8 +29,17 @@ impl Dice {
 fn act(world: &mut World, dice: &mut Dice) {
     let (id, name) = (dice.pick(&WORKERS), dice.pick(&JOBS));
     let known = world.workers.contains_key(&super::world::worker(id));
-    match dice.below(16) {
-        0 | 1 => drop(world.submit(spec(name))),
+    match dice.below(18) {
+        0 | 1 => {
+            let mut spec = spec(name);
+            spec.bad_inputs = if name == "j2" { BadInputs::Skip } else { BadInputs::Fail };
+            world.submit(spec);
+        }
+        14 => world.lose_run(name, dice.below(3) as u32),
+        15 if dice.below(3) == 0 => {
+            let error = Error::new(dice.pick(&[ErrorKind::Retry, ErrorKind::NotFound]), "unreadable");
+            world.broken.insert(dice.below(2) as u32, error);
+        }
         2 => world.join(id, 1 + dice.below(3) as u32),
         3 if known => world.kill(id),
         4 if known => world.wake(id),
@@ -57,6 +68,7 @@ fn act(world: &mut World, dice: &mut Dice) {
 fn heal(world: &mut World) {
     world.crash_at = None;
     world.store_fails.clear();
+    world.broken.clear();
     let ids: Vec<String> = world.workers.keys().map(ToString::to_string).collect();
     for id in ids {
         world.worker_mut(&id).fails = None;
@@ -66,8 +78,19 @@ fn heal(world: &mut World) {
     world.join("w9", 2);
 }
 
-fn check(seed: u64) -> JobState {
-    let mut world = World::new(config());
+/// Attempts that stand still are slow after a second and hang after three; two losses are a wave.
+fn impatient() -> Config {
+    let mut config = config();
+    config.speculation.runtime_min_ms = 1000;
+    config.speculation.hang_ms = 3000;
+    config.speculation.samples_min = 1;
+    config.recovery.wave_losses_min = 2;
+    config.speculation.slots_percent = 50;
+    config
+}
+
+fn check(seed: u64) -> (JobState, Seen) {
+    let mut world = World::new(impatient());
     world.pump();
     let mut dice = Dice(Nonces(seed));
     for _ in 0..80 {
@@ -92,12 +115,25 @@ fn check(seed: u64) -> JobState {
         first = first.or(Some(state));
     }
     assert_eq!(world.machine.counters().illegal, 0, "seed {seed}: illegal transitions");
-    first.unwrap_or(JobState::Submitted)
+    let said = |kind: &str| world.log.iter().any(|line| line.contains(kind));
+    let seen = Seen { second: said("speculation-began"), hung: said("attempt-hung"), wave: said("wave-began") };
+    (first.unwrap_or(JobState::Submitted), seen)
+}
+
+/// What a conversation met with.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    second: bool,
+    hung: bool,
+    wave: bool,
 }
 
 #[test]
 fn jobs_end_whatever_happens() {
-    let mut states: Vec<JobState> = (0..500).map(check).collect();
+    let (mut states, seen): (Vec<JobState>, Vec<Seen>) = (0..500).map(check).unzip();
+    let count = |what: fn(&Seen) -> bool| seen.iter().filter(|seen| what(seen)).count();
+    let (second, hung, wave) = (count(|seen| seen.second), count(|seen| seen.hung), count(|seen| seen.wave));
+    assert!(second > 10 && hung > 20 && wave > 5, "second attempts {second}, hung ones {hung}, waves {wave}");
     states.sort_unstable();
     states.dedup();
     assert!(

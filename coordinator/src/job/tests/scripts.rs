@@ -3,8 +3,9 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use muster_common::Error;
 use muster_common::ids::Phase;
+use muster_common::plan::BadInputs;
+use muster_common::{Error, ErrorKind};
 
 use super::world::{World, config, spec};
 
@@ -56,6 +57,15 @@ fn act(world: &mut World, command: &str) {
         ["finish-one", id] => world.finish_one(id),
         ["kill", id] => world.kill(id),
         ["wake", id] => world.wake(id),
+        ["submit", id, "skipping", "inputs"] => {
+            let mut spec = spec(id);
+            spec.bad_inputs = BadInputs::Skip;
+            world.submit(spec);
+        }
+        ["lose-run", id, split] => world.lose_run(id, split.parse().expect("split")),
+        ["unreadable", object, text @ ..] => {
+            world.broken.insert(object.parse().expect("object"), Error::new(ErrorKind::NotFound, text.join(" ")));
+        }
         ["leave", id] => world.leave(id),
         ["restart"] => {
             world.crash();
@@ -106,6 +116,16 @@ fn jobs_are_cancelled() {
 #[test]
 fn two_jobs_share_the_pool() {
     check("fair_share");
+}
+
+#[test]
+fn runs_are_lost_while_merging() {
+    check("lost_runs");
+}
+
+#[test]
+fn an_input_object_cannot_be_read() {
+    check("bad_inputs");
 }
 
 #[test]

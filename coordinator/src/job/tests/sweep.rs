@@ -1,6 +1,9 @@
 //! The crash-point sweep: one small job; the coordinator is killed before each effect in turn, another takes over, and the job ends as if nothing had happened.
 
 use muster_common::api::JobState;
+use muster_common::ids::Phase;
+use muster_common::plan::BadInputs;
+use muster_common::{Error, ErrorKind};
 
 use super::world::{World, config, job, listing, spec};
 
@@ -59,6 +62,63 @@ fn a_crash_while_snapshots_are_written_costs_nothing() {
         world.crash_at = Some(at);
         world.join("w1", 2);
         world.submit(spec("j1"));
+        check_end(&mut world, &format!("crash before effect {at}"));
+    }
+}
+
+/// A job of two runs lost while it merges, up to its end; the coordinator is killed before effect `crash_at`.
+fn lose_runs(crash_at: Option<u64>) -> World {
+    let mut world = begin(1);
+    world.hold("w1", &[Phase::Merge]);
+    world.hold("w2", &[Phase::Merge]);
+    world.submit(spec("j1"));
+    world.lose_run("j1", 0);
+    world.lose_run("j1", 2);
+    world.crash_at = crash_at.map(|at| world.effects + at);
+    world.hold("w1", &[]);
+    world.hold("w2", &[]);
+    world.finish("w1");
+    world.finish("w2");
+    world
+}
+
+#[test]
+fn a_crash_while_lost_runs_are_made_again_costs_nothing() {
+    let mut world = lose_runs(None);
+    let before = world.effects;
+    check_end(&mut world, "without a crash");
+    assert_eq!(world.status("j1").expect("status").repeated_tasks, 2);
+    assert!(before > 20, "{before}");
+    for at in 0..world.effects {
+        let mut world = lose_runs(Some(at));
+        check_end(&mut world, &format!("crash before effect {at} after the loss"));
+        world.crash_at = None;
+        assert_eq!(world.status("j1").expect("status").repeated_tasks, 2, "crash before effect {at}");
+    }
+}
+
+fn skip_object(crash_at: Option<u64>) -> World {
+    let mut world = World::new(config());
+    world.crash_at = crash_at;
+    world.join("w1", 1);
+    world.join("w2", 1);
+    world.hold("w2", &[Phase::Sort]);
+    let mut spec = spec("j1");
+    spec.bad_inputs = BadInputs::Skip;
+    world.submit(spec);
+    world.broken.insert(1, Error::new(ErrorKind::NotFound, "gone"));
+    world.hold("w2", &[]);
+    world.finish("w2");
+    world
+}
+
+#[test]
+fn a_crash_while_an_object_is_left_out_costs_nothing() {
+    let mut world = skip_object(None);
+    check_end(&mut world, "without a crash");
+    assert!(world.status("j1").expect("status").repeated_tasks > 0, "runs held records of it");
+    for at in 0..world.effects {
+        let mut world = skip_object(Some(at));
         check_end(&mut world, &format!("crash before effect {at}"));
     }
 }

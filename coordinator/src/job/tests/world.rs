@@ -3,18 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use muster_common::api::{JobState, JobStatus};
+use muster_common::api::{DeadLetter, JobState, JobStatus};
 use muster_common::config::{Config, Profile};
 use muster_common::ids::{AttemptId, Epoch, Incarnation, JobId, Phase, WorkerId};
-use muster_common::plan::{JobSpec, PinnedObject, Plan, Sizing};
+use muster_common::plan::{BadInputs, BadRecords, JobSpec, PinnedObject, Plan, Sizing};
 use muster_common::wire::{BlobRef, Outcome, RunAttempt, RunReply, WorkerState};
 use muster_common::{Error, Result};
+use muster_kernel::proof::Sums;
 use muster_kernel::record::Format;
 use muster_kernel::spec::SortSpec;
 
 use super::fakes::{FakeWorker, Unacknowledged};
 use crate::job::durable::Durable;
-use crate::job::io::{Effect, Input, Listing, Reply, ReplyTo};
+use crate::job::io::{Effect, Input, Listing, Publication, Reply, ReplyTo};
 use crate::job::{Machine, invariant};
 use crate::journal::fold::Fold;
 use crate::journal::record::{self, Entry, Record};
@@ -42,6 +43,10 @@ pub(super) fn spec(id: &str) -> JobSpec {
         overwrite: false,
         fsync: false,
         sizing: Sizing { partitions: Some(3), split_bytes: Some(100 * RECORD_BYTES), ..Sizing::default() },
+        replica: None,
+        bad_records: BadRecords::Fail,
+        bad_inputs: BadInputs::Fail,
+        settings: None,
     }
 }
 
@@ -64,6 +69,17 @@ pub(super) struct World {
     pub workers: BTreeMap<WorkerId, FakeWorker>,
     pub objects: BTreeMap<String, Vec<u8>>,
     pub uploads: BTreeSet<(String, String)>,
+    /// The last manifest of each job, and what it was published with.
+    pub publications: BTreeMap<JobId, Publication>,
+    pub letters: Vec<DeadLetter>,
+    /// Second scratches that were cleaned.
+    pub replicas_cleaned: Vec<String>,
+    /// Runs that the store has lost.
+    pub lost: BTreeSet<String>,
+    /// What the splits of a job sum to, by the number of objects that are left out.
+    pub sums: BTreeMap<(JobId, usize), Sums>,
+    /// Input objects that cannot be read.
+    pub broken: BTreeMap<u32, Error>,
     pub opened: BTreeSet<AttemptId>,
     pub completed: BTreeMap<String, String>,
     pub published: Vec<JobId>,
@@ -87,6 +103,7 @@ pub(super) struct World {
     pub effects: u64,
     pub crashes: u32,
     pub granted: Vec<(JobId, AttemptId)>,
+    pub limits: Vec<Option<u32>>,
     pub log: Vec<String>,
     pub aliases: BTreeMap<AttemptId, usize>,
 }
@@ -107,6 +124,12 @@ impl World {
             workers: BTreeMap::new(),
             objects: BTreeMap::new(),
             uploads: BTreeSet::new(),
+            publications: BTreeMap::new(),
+            letters: Vec::new(),
+            replicas_cleaned: Vec::new(),
+            lost: BTreeSet::new(),
+            sums: BTreeMap::new(),
+            broken: BTreeMap::new(),
             opened: BTreeSet::new(),
             completed: BTreeMap::new(),
             published: Vec::new(),
@@ -125,6 +148,7 @@ impl World {
             effects: 0,
             crashes: 0,
             granted: Vec::new(),
+            limits: Vec::new(),
             log: Vec::new(),
             aliases: BTreeMap::new(),
         };
@@ -331,7 +355,7 @@ impl World {
                 }
                 self.replies.insert(to, reply);
             }
-            Effect::SendRun { worker, run } => self.run(&worker, &run),
+            Effect::SendRun { worker, run, .. } => self.run(&worker, &run),
             Effect::SendCancel { worker, cancel } => {
                 let answered = self.workers.get(&worker).is_some_and(|fake| !fake.dead);
                 if answered {
@@ -340,6 +364,8 @@ impl World {
                 self.inbox.push_back(Input::CancelAnswered { job: cancel.job, attempt: cancel.attempt, answered });
             }
             Effect::SendDrain { .. } | Effect::Broadcast { .. } | Effect::Progress(_) | Effect::Event(_) => {}
+            Effect::DeadLetter(letter) => self.letters.push(*letter),
+            Effect::LimitStores(limits) => self.limits.push(limits.requests_per_s),
             Effect::ListInput { spec, ticket, .. } => {
                 let result = self.store("list").map(|()| self.listing.clone());
                 self.inbox.push_back(Input::Listed { job: spec.job.clone(), ticket, result });
@@ -386,6 +412,7 @@ impl World {
             }
             Effect::Publish { job, publication } => {
                 if fails.is_ok() {
+                    self.publications.insert(job.clone(), Publication::clone(&publication));
                     for part in publication.parts {
                         let open = self.uploads.remove(&(part.url.to_string(), part.upload.clone()));
                         let before = self.completed.insert(part.url.to_string(), part.upload.clone());
@@ -401,6 +428,7 @@ impl World {
             }
             Effect::CleanUp { job, leftovers } => {
                 if fails.is_ok() {
+                    self.replicas_cleaned.extend(leftovers.replica.iter().map(ToString::to_string));
                     let scratch = leftovers.scratch.to_string();
                     self.objects.retain(|url, _| !url.starts_with(&scratch));
                     for (url, upload) in leftovers.uploads {
@@ -465,12 +493,22 @@ impl World {
         if self.checks && attempt.task.phase == Phase::Merge {
             for run in durable.runs.values() {
                 assert!(
-                    self.objects.contains_key(&run.url),
+                    self.objects.contains_key(&run.url) || self.lost.contains(&run.url),
                     "the committed run {} is gone\n{}",
                     run.url,
                     self.log.join("\n")
                 );
             }
+        }
+    }
+
+    /// The store loses the committed run of a split.
+    pub(super) fn lose_run(&mut self, id: &str, split: u32) {
+        let run = self.machine.durable().jobs.get(&job(id)).and_then(|job| job.runs.get(&split));
+        if let Some(url) = run.map(|run| run.url.clone()) {
+            self.objects.remove(&url);
+            self.lost.insert(url);
+            self.log.push(format!("-- the run of split {split} is lost"));
         }
     }
 

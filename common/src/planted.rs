@@ -1,0 +1,61 @@
+//! Planted bugs, with which the simulation's checker is tried: each takes one promise's guard away. They exist under the feature `planted-bugs` alone; without it
+//! [`is`] is always false, and the compiler removes what depends on it.
+
+/// A guard that is taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bug {
+    /// The leader takes reports of any epoch.
+    SkipEpochCheck,
+    /// A task that is committed is committed again.
+    AcceptSecondCommit,
+    /// What a listing shows in OUTPUT is taken for the job's own.
+    TrustListing,
+    /// Nobody compares sums.
+    DropSums,
+    /// Nobody looks whether the intervals tile the input.
+    DropTiling,
+    /// An append whose answer was lost is taken for one that does not stand.
+    UnknownIsFailed,
+    /// An append whose answer was lost is made again, as another.
+    UnknownIsNew,
+    /// The clean-up removes all scratch that it finds, whosever job it is.
+    CleanByAge,
+    /// Equal keys are divided under `-u`.
+    SplitEqualKeys,
+}
+
+/// All of them, by name.
+pub const BUGS: [(&str, Bug); 9] = [
+    ("skip the epoch check", Bug::SkipEpochCheck),
+    ("accept the second commit", Bug::AcceptSecondCommit),
+    ("trust a listing", Bug::TrustListing),
+    ("drop the sum check", Bug::DropSums),
+    ("drop the tiling check", Bug::DropTiling),
+    ("treat unknown as failed", Bug::UnknownIsFailed),
+    ("retry an unknown as new", Bug::UnknownIsNew),
+    ("clean up by age alone", Bug::CleanByAge),
+    ("split equal keys under -u", Bug::SplitEqualKeys),
+];
+
+#[cfg(feature = "planted-bugs")]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Plants a bug in this thread, or takes it out again.
+#[cfg(feature = "planted-bugs")]
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.with(|planted| planted.set(bug));
+}
+
+/// Whether this bug is planted.
+#[cfg(feature = "planted-bugs")]
+pub fn is(bug: Bug) -> bool {
+    PLANTED.with(|planted| planted.get() == Some(bug))
+}
+
+/// Whether this bug is planted: never.
+#[cfg(not(feature = "planted-bugs"))]
+pub const fn is(_bug: Bug) -> bool {
+    false
+}

@@ -1,0 +1,77 @@
+//! What people are told beyond events: the dead letter of a job that fails, and the malformed records that were left out.
+
+use muster_common::Error;
+use muster_common::api::{DeadLetter, FailedAttempt};
+use muster_common::ids::{JobId, TaskId};
+use muster_common::wire::SortedRun;
+
+use super::Machine;
+use super::durable::Failure;
+use super::io::Effect;
+use super::status::skipped_objects;
+
+/// Most malformed records that a job names one by one.
+const PLACES_KEPT: usize = 20;
+/// Most attempts in one dead letter: it must fit into a message.
+const ATTEMPTS_MAX: usize = 500;
+/// Most input objects in one.
+const OBJECTS_MAX: usize = 100;
+
+impl Machine {
+    /// Sends the history of a job that fails where it outlives the job.
+    pub(super) fn dead_letter(&mut self, job: &JobId, error: &Error) {
+        let Some((durable, active)) = self.both(job) else { return };
+        let told = |(task, failure): (&TaskId, &Failure)| FailedAttempt {
+            task: task.to_string(),
+            generation: failure.attempt.generation.0,
+            attempt: failure.attempt.to_string(),
+            worker: failure.worker.clone(),
+            kind: format!("{:?}", failure.kind).to_lowercase(),
+            error: failure.error.clone(),
+            unix_ms: active.failed_unix_ms.get(&failure.attempt).copied(),
+        };
+        let on_its_way: Vec<(TaskId, Failure)> = self
+            .ledger
+            .records()
+            .filter_map(|record| match record {
+                crate::journal::record::Record::AttemptFailed(failed) if failed.job == *job => {
+                    Some((failed.attempt.task, Failure::from(&**failed)))
+                }
+                _ => None,
+            })
+            .collect();
+        let journalled = durable.failures.iter().flat_map(|(task, all)| all.iter().map(move |failure| (task, failure)));
+        let all = journalled.chain(on_its_way.iter().map(|(task, failure)| (task, failure)));
+        // The last are those that the job fails of.
+        let mut attempts: Vec<FailedAttempt> = all.map(told).collect();
+        attempts.drain(..attempts.len().saturating_sub(ATTEMPTS_MAX));
+        let letter = DeadLetter {
+            unix_ms: self.unix_ms(),
+            epoch: self.epoch.0,
+            job: job.clone(),
+            error: error.message.clone(),
+            skipped_objects: skipped_objects(durable, Some(active), OBJECTS_MAX),
+            attempts,
+        };
+        self.out.push(Effect::DeadLetter(Box::new(letter)));
+    }
+
+    /// Keeps the places of malformed records that a sort task has left out.
+    pub(super) fn note_bad_records(&mut self, job: &JobId, run: &SortedRun) {
+        let Some(active) = self.active.get_mut(job) else { return };
+        for bad in &run.bad_records {
+            active.bad_records.insert((bad.object, bad.offset), bad.clone());
+        }
+        while active.bad_records.len() > PLACES_KEPT {
+            active.bad_records.pop_last();
+        }
+        let Some(first) = run.bad_records.first() else { return };
+        let object = active.plan.as_ref().and_then(|plan| plan.objects.get(first.object as usize));
+        let url = object.map(|object| object.url.clone()).unwrap_or_default();
+        let text = format!(
+            "{} malformed records are left out, the first of them at byte {} of {url}: {}",
+            run.skipped.records, first.offset, first.reason
+        );
+        self.event(Some(job), "warning", "bad-records", text);
+    }
+}

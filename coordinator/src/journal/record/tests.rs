@@ -1,0 +1,228 @@
+//! Golden bytes: journals that exist must stay readable for ever. A test that fails here means that the format has changed: make a new version instead.
+
+use muster_common::error::ErrorKind;
+use muster_common::ids::{Epoch, Generation, Phase, TaskId};
+use muster_common::wire::{BlobRef, DamageCause};
+use muster_kernel::proof::{Interval, Sums};
+
+use super::v1::{
+    EntryV1, JobArchivedV1, JobEndedV1, JobSubmittedV1, PartCommittedV1, RecordV1, RunCommittedV1, TotalsV1,
+};
+use super::*;
+
+fn attempt(phase: Phase, index: u32) -> AttemptId {
+    AttemptId { task: TaskId { phase, index }, generation: Generation(0), epoch: Epoch(3), nonce: 0xabc }
+}
+
+fn job() -> JobId {
+    "j1".parse().expect("job id")
+}
+
+fn blob(url: &str) -> BlobRef {
+    BlobRef { url: url.to_owned(), bytes: 300, digest: 7 }
+}
+
+fn sums(records: u64) -> Sums {
+    Sums { records, bytes: 10 * records, hash: 0x1234 }
+}
+
+fn submitted() -> JobSubmittedV1 {
+    JobSubmittedV1 {
+        job: job(),
+        order: 1,
+        spec_json: "{}".to_owned(),
+        output: "file:///o".to_owned(),
+        output_existed: true,
+        extension: "txt".to_owned(),
+        scratch: "file:///s".to_owned(),
+        plan: blob("file:///p"),
+        splits: 2,
+        partitions: 3,
+        input_bytes: 4,
+        attempts_max: 5,
+        submitted_unix_ms: 6,
+        took_ms: 7,
+    }
+}
+
+fn ended() -> JobEndedV1 {
+    JobEndedV1 { job: job(), outcome: JobOutcome::Failed, error: Some("why".to_owned()), retries: 2, took_ms: 9 }
+}
+
+/// Every variant of version 1, in its order.
+fn records_v1() -> Vec<RecordV1> {
+    let totals = TotalsV1 { input: sums(1), kept: sums(2), dropped: sums(0), bytes: 5 };
+    vec![
+        RecordV1::DeploymentCreated { deployment: "d1".parse().expect("deployment id") },
+        RecordV1::EpochBegan { epoch: Epoch(3), nonce: 300 },
+        RecordV1::JobSubmitted(Box::new(submitted())),
+        RecordV1::BoundariesChosen { job: job(), splitters: Some(blob("file:///b")), partitions: 3, took_ms: 1 },
+        RecordV1::RunCommitted(Box::new(RunCommittedV1 {
+            job: job(),
+            split: 1,
+            attempt: attempt(Phase::Sort, 1),
+            url: "file:///r".to_owned(),
+            bytes: 400,
+            index_digest: 8,
+            input: sums(3),
+            kept: sums(2),
+            dropped: sums(1),
+            intervals: vec![Interval { object: 0, begin: 1, end: 300 }],
+        })),
+        RecordV1::RunsPinned { job: job(), runs: blob("file:///l"), took_ms: 2 },
+        RecordV1::UploadOpened { job: job(), partition: 2, attempt: attempt(Phase::Merge, 2), upload: "u".to_owned() },
+        RecordV1::UploadRevoked { job: job(), partition: 2, attempt: attempt(Phase::Merge, 2) },
+        RecordV1::PartCommitted(Box::new(PartCommittedV1 {
+            job: job(),
+            partition: 2,
+            attempt: attempt(Phase::Merge, 2),
+            upload: "u".to_owned(),
+            tags: vec!["t".to_owned()],
+            bytes: 20,
+            checksum: 9,
+            kept: sums(2),
+            dropped: sums(0),
+            first_key: vec![1],
+            last_key: vec![2, 3],
+        })),
+        RecordV1::CommitDecided { job: job(), took_ms: 3 },
+        RecordV1::JobEnded(Box::new(ended())),
+        RecordV1::JobCleaned { job: job() },
+        RecordV1::JobForgotten { job: job() },
+        RecordV1::JobArchived(Box::new(JobArchivedV1 {
+            submitted: submitted(),
+            partitions: 3,
+            commit_decided: false,
+            ended: ended(),
+            times: Times { plan_ms: 1, sample_ms: 2, sort_ms: 3, merge_ms: 4, commit_ms: 5 },
+            run_totals: totals,
+            part_totals: totals,
+        })),
+        RecordV1::Snapshot { id: 5, part: 0, of: 2, records: vec![RecordV1::JobForgotten { job: job() }] },
+    ]
+}
+
+/// Every variant of version 2, in its order: those of version 1 lifted, with what is new filled in, and those that are new.
+fn records_v2() -> Vec<Record> {
+    let failed = |index| AttemptFailed {
+        job: job(),
+        attempt: attempt(Phase::Sort, index),
+        worker: worker(),
+        kind: ErrorKind::Corrupt,
+        error: "why".to_owned(),
+    };
+    let mut records: Vec<Record> = records_v1().into_iter().map(Record::from).collect();
+    for record in &mut records {
+        match record {
+            Record::JobSubmitted(submitted) => submitted.replica = Some("file:///s2".to_owned()),
+            Record::RunCommitted(run) => {
+                run.worker = Some(worker());
+                run.replica = Some("file:///r2".to_owned());
+                run.skipped = sums(4);
+                run.quarantine = Some(blob("file:///q"));
+            }
+            Record::PartCommitted(part) => part.worker = Some(worker()),
+            Record::JobEnded(ended) => {
+                ended.repeated = 3;
+                ended.unix_ms = 77;
+                ended.recoveries = vec![Recovery {
+                    kind: "store".to_owned(),
+                    attempts: 4,
+                    recovered: 3,
+                    given_up: 1,
+                    took_ms_sum: 500,
+                    took_ms_max: 300,
+                }];
+            }
+            _ => {}
+        }
+    }
+    let history = JobHistory {
+        job: job(),
+        retries: 2,
+        repeated: 1,
+        generations: vec![(1, Generation(2))],
+        failures: vec![failed(0)],
+        skipped_objects: vec![(5, "unreadable".to_owned())],
+    };
+    let began = GenerationBegan {
+        job: job(),
+        split: 1,
+        generation: Generation(2),
+        lost: attempt(Phase::Sort, 1),
+        cause: DamageCause::Store,
+        why: "gone".to_owned(),
+    };
+    records.extend([
+        Record::AttemptFailed(Box::new(failed(1))),
+        Record::GenerationBegan(Box::new(began)),
+        Record::ObjectSkipped { job: job(), object: 5, why: "unreadable".to_owned() },
+        Record::JobHistory(Box::new(history)),
+    ]);
+    records
+}
+
+fn worker() -> WorkerId {
+    "w1".parse().expect("worker id")
+}
+
+/// Entries as they were first written, in hexadecimal, one a line.
+const GOLDEN_V1: &str = include_str!("golden/journal_v1.hex");
+const GOLDEN_V2: &str = include_str!("golden/journal_v2.hex");
+const NONCE: u64 = 0xffff_ffff_ffff_ffff;
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(line: &str) -> Vec<u8> {
+    (0..line.len() / 2).map(|at| u8::from_str_radix(&line[2 * at..2 * at + 2], 16).expect("hex")).collect()
+}
+
+/// A journal that a former build wrote is read, and means in this version what it meant in that one.
+#[test]
+fn journals_of_version_1_stay_readable() {
+    let golden: Vec<&str> = GOLDEN_V1.lines().collect();
+    let entries: Vec<EntryV1> =
+        records_v1().into_iter().map(|record| EntryV1 { epoch: Epoch(3), nonce: NONCE, record }).collect();
+    let written: Vec<String> = entries.iter().map(|entry| hex(&wire::frame(1, entry).expect("encode"))).collect();
+    assert_eq!(written, golden);
+    for (line, expected) in golden.iter().zip(entries) {
+        assert_eq!(decode(&unhex(line)).expect("decode"), Entry::from(expected));
+    }
+}
+
+#[test]
+fn journals_of_version_2_keep_their_bytes() {
+    let entries: Vec<Entry> =
+        records_v2().into_iter().map(|record| Entry { epoch: Epoch(3), nonce: NONCE, record }).collect();
+    let written: Vec<String> = entries.iter().map(|entry| hex(&encode(entry).expect("encode"))).collect();
+    if std::env::var_os("UPDATE_GOLDEN_JOURNAL").is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/journal/record/golden/journal_v2.hex");
+        std::fs::write(path, written.join("\n") + "\n").expect("write");
+    }
+    assert_eq!(written, GOLDEN_V2.lines().collect::<Vec<_>>());
+    for (line, expected) in GOLDEN_V2.lines().zip(entries) {
+        assert_eq!(decode(&unhex(line)).expect("decode"), expected);
+    }
+}
+
+#[test]
+fn what_is_no_entry_is_refused() {
+    let sound =
+        encode(&Entry { epoch: Epoch(1), nonce: 1, record: Record::JobCleaned { job: job() } }).expect("encode");
+    for end in 0..sound.len() {
+        assert!(decode(&sound[..end]).is_err(), "cut at {end}");
+    }
+    let newer = [&[JOURNAL_VERSION + 1], &sound[1..]].concat();
+    assert!(decode(&newer).expect_err("newer").message.contains("version 3"));
+    assert!(decode(&[&sound[..], b"x"].concat()).is_err());
+}
+
+#[test]
+fn a_record_that_is_too_large_is_a_bug() {
+    let upload = "x".repeat(wire::MESSAGE_BYTES_MAX);
+    let record = Record::UploadOpened { job: job(), partition: 0, attempt: attempt(Phase::Merge, 0), upload };
+    let error = encode(&Entry { epoch: Epoch(1), nonce: 1, record }).expect_err("too large");
+    assert!(error.message.contains("upload-opened"), "{error}");
+}

@@ -1,0 +1,407 @@
+//! What must hold: after every entry of the journal, every call to the store, every answer and every step of a leader; and at the end.
+
+use muster_common::api::{JobState, Manifest};
+use muster_common::ids::{JobId, Phase};
+use muster_common::names;
+use muster_common::store::BlobUrl;
+use muster_common::wire::{Outcome, Report, RunAttempt};
+use muster_coordinator::job::durable::DurableJob;
+use muster_coordinator::job::io::Reply;
+use muster_coordinator::journal::record::{JobOutcome, PartCommitted, Record, RunCommitted};
+use muster_kernel::run::{RunFooter, RunIndex};
+
+use super::core::{Core, Node, Way};
+use super::exec::lock;
+use super::store::Call;
+use super::world::World;
+
+/// The key of an object's URL.
+fn key_of(url: &str) -> String {
+    url.parse::<BlobUrl>().map(|url| url.key().to_owned()).unwrap_or_default()
+}
+
+/// A record in a few words.
+pub fn describe(record: &Record) -> String {
+    match record {
+        Record::RunCommitted(run) => format!("run-committed {} {}", run.job, run.attempt),
+        Record::PartCommitted(part) => format!("part-committed {} {}", part.job, part.attempt),
+        Record::UploadOpened { job, attempt, upload, .. } => format!("upload-opened {job} {attempt} {upload}"),
+        Record::UploadRevoked { job, attempt, .. } => format!("upload-revoked {job} {attempt}"),
+        Record::EpochBegan { epoch, .. } => format!("epoch-began {epoch}"),
+        Record::JobSubmitted(submitted) => format!("job-submitted {}", submitted.job),
+        Record::BoundariesChosen { job, partitions, .. } => format!("boundaries-chosen {job}, {partitions} partitions"),
+        Record::RunsPinned { job, .. } => format!("runs-pinned {job}"),
+        Record::CommitDecided { job, .. } => format!("commit-decided {job}"),
+        Record::JobEnded(ended) => {
+            let error = ended.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
+            format!("job-ended {} {:?}{error}", ended.job, ended.outcome)
+        }
+        Record::JobCleaned { job } | Record::JobForgotten { job } => format!("{} {job}", record.kind()),
+        other => other.kind().to_owned(),
+    }
+}
+
+impl Core {
+    /// An entry lands: what it names must exist, and be what it says.
+    pub(super) fn check_record(&mut self, _node: Node, record: &Record) {
+        match record {
+            Record::RunCommitted(run) => self.check_run(run),
+            Record::PartCommitted(part) => self.check_part(part),
+            Record::UploadRevoked { .. } => self.mark("upload revoked"),
+            Record::GenerationBegan(_) => self.mark("lineage re-run during merging"),
+            Record::JobEnded(ended) => self.mark(match ended.outcome {
+                JobOutcome::Succeeded => "job succeeded",
+                JobOutcome::Failed => "job failed",
+                JobOutcome::Cancelled => "job cancelled",
+            }),
+            _ => {}
+        }
+    }
+
+    fn check_run(&mut self, run: &RunCommitted) {
+        let key = key_of(&run.url);
+        if self.store.rotted.contains(&key) {
+            return;
+        }
+        let sound = self.store.objects.get(&key).is_some_and(|object| {
+            let footer_at = object.bytes.len().saturating_sub(RunFooter::LEN);
+            object.bytes.len() as u64 == run.bytes
+                && RunFooter::decode(&object.bytes[footer_at..], run.bytes)
+                    .is_ok_and(|footer| footer.index_digest() == run.index_digest && self.reads(&object.bytes, &footer))
+        });
+        if !sound {
+            self.violate(format!("data: the committed run {} does not exist as it is named", run.url));
+        }
+    }
+
+    fn reads(&self, bytes: &[u8], footer: &RunFooter) -> bool {
+        let at = usize::try_from(footer.index_offset()).unwrap_or(usize::MAX).min(bytes.len());
+        RunIndex::decode(&bytes[at..bytes.len() - RunFooter::LEN], footer).is_ok()
+    }
+
+    fn check_part(&mut self, part: &PartCommitted) {
+        let whole = self.store.uploads.get(&part.upload).map(|open| {
+            let whole = open.whole();
+            (whole.len() as u64, muster_common::wire::digest(&whole))
+        });
+        if whole != Some((part.bytes, part.checksum)) {
+            self.violate(format!(
+                "data: part {} of {} is committed with {} bytes, but its upload {} holds {whole:?}",
+                part.partition, part.job, part.bytes, part.upload
+            ));
+        }
+    }
+
+    /// A call reaches the store: it must not take away what counts, nor show what is not decided.
+    pub(super) fn check_store_call(&mut self, node: Node, call: &Call) {
+        let what = match call {
+            Call::Delete { key } => self.why_keep(key),
+            Call::Abort { upload, .. } => self.why_keep_open(upload),
+            Call::Complete { key, upload, .. } => self.why_not_visible(key, Some(upload)),
+            Call::Put { key, .. } => self.why_not_visible(key, None),
+            _ => None,
+        };
+        if let Some(why) = what {
+            let name = self.nodes[node].name.clone();
+            self.violate(format!("data: {name} {}: {why}", brief(call)));
+        }
+    }
+
+    /// Why an object must stay.
+    fn why_keep(&self, key: &str) -> Option<String> {
+        if self.store.foreign.contains(key) && self.replaced_by(key).is_none() {
+            return Some("it is not this deployment's, or not yet replaced".to_owned());
+        }
+        for (id, job) in &self.ledger.truth.jobs {
+            let is = |url: &str| key_of(url) == *key;
+            let live = !job.state.is_terminal();
+            let pinned = job.runs_pinned.as_ref().is_some_and(|runs| is(&runs.url));
+            let splitters = job.boundaries.as_ref().and_then(|chosen| chosen.splitters.as_ref());
+            let needed = is(&job.submitted.plan.url)
+                || pinned
+                || splitters.is_some_and(|splitters| is(&splitters.url))
+                || job.runs.values().any(|run| is(&run.url));
+            if live && needed {
+                return Some(format!("job {id} is {} and needs it", job.state));
+            }
+            if job.state == JobState::Succeeded && self.newest_of_output(id, job) && is_output(job, key) {
+                return Some(format!("it is the output of job {id}, which has succeeded"));
+            }
+        }
+        None
+    }
+
+    /// Whether no later job has taken this one's OUTPUT.
+    fn newest_of_output(&self, id: &JobId, job: &DurableJob) -> bool {
+        let later = |(other, theirs): (&JobId, &DurableJob)| {
+            other != id
+                && theirs.submitted.output == job.submitted.output
+                && theirs.submitted.order > job.submitted.order
+                && theirs.commit_decided
+        };
+        !self.ledger.truth.jobs.iter().any(later)
+    }
+
+    /// The job that may replace what stood in its OUTPUT.
+    fn replaced_by(&self, key: &str) -> Option<&JobId> {
+        let below = |job: &DurableJob| {
+            let output = key_of(&job.submitted.output);
+            key.strip_prefix(output.as_str()).is_some_and(|rest| rest.starts_with('/'))
+        };
+        self.ledger.truth.jobs.iter().find(|(_, job)| job.commit_decided && below(job)).map(|(id, _)| id)
+    }
+
+    fn why_keep_open(&self, upload: &str) -> Option<String> {
+        if self.store.foreign.contains(upload) {
+            return Some("it was open before, and is somebody else's".to_owned());
+        }
+        let needed = |job: &DurableJob| {
+            let ended = matches!(job.state, JobState::Failed | JobState::Cancelled);
+            !ended && job.parts.values().any(|part| part.upload == upload)
+        };
+        let open = self.store.uploads.contains_key(upload);
+        let found = self.ledger.truth.jobs.iter().find(|(_, job)| open && needed(job));
+        found.map(|(id, job)| format!("it is a committed part of job {id}, which is {}", job.state))
+    }
+
+    fn why_not_visible(&self, key: &str, upload: Option<&String>) -> Option<String> {
+        let of = |job: &&DurableJob| {
+            let output = key_of(&job.submitted.output);
+            let rest = key.strip_prefix(output.as_str()).and_then(|rest| rest.strip_prefix('/'));
+            rest.is_some_and(|rest| names::is_output_name(rest, &job.submitted.extension))
+        };
+        let jobs: Vec<&DurableJob> = self.ledger.truth.jobs.values().filter(of).collect();
+        if jobs.is_empty() {
+            return None;
+        }
+        let may = |job: &&&DurableJob| {
+            job.commit_decided
+                && upload.is_none_or(|upload| {
+                    // Parts are forgotten with the clean-up; whoever repeats a completion then finds it done.
+                    job.cleaned || job.parts.values().any(|part| part.upload == *upload) || self.is_manifest(key)
+                })
+        };
+        match jobs.iter().find(may) {
+            Some(_) => None,
+            None => Some("OUTPUT would change before the commit is decided".to_owned()),
+        }
+    }
+
+    fn is_manifest(&self, key: &str) -> bool {
+        key.ends_with(names::SUCCESS)
+    }
+
+    /// A worker is told that its report is recorded: the journal must say so.
+    pub(super) fn check_recorded(&mut self, report: &Report) {
+        let index = report.attempt.task.index;
+        let Some(job) = self.ledger.truth.jobs.get(&report.job).filter(|job| !job.cleaned) else { return };
+        let upload = |upload: &str| {
+            job.upload(&report.attempt).is_some_and(|open| open.upload == upload)
+                || job.revoked.iter().any(|gone| gone.attempt == report.attempt)
+                || job.parts.get(&index).is_some_and(|part| part.attempt == report.attempt)
+        };
+        let stands = match &report.outcome {
+            Outcome::Sorted(_) => {
+                let lost = job.generation(index) > report.attempt.generation;
+                lost || job.runs.get(&index).is_some_and(|run| run.attempt == report.attempt)
+            }
+            Outcome::Merged(_) => job.parts.get(&index).is_some_and(|part| part.attempt == report.attempt),
+            Outcome::UploadOpened { upload: id } => upload(id),
+            Outcome::Sampled { .. }
+            | Outcome::SampledToScratch { .. }
+            | Outcome::Failed { .. }
+            | Outcome::RunDamaged { .. }
+            | Outcome::InputUnreadable { .. } => true,
+        };
+        if !stands {
+            self.violate(format!(
+                "recovery: the report on {} is acknowledged before its record stands",
+                report.attempt
+            ));
+        }
+    }
+}
+
+fn is_output(job: &DurableJob, key: &str) -> bool {
+    let output = key_of(&job.submitted.output);
+    let rest = key.strip_prefix(output.as_str()).and_then(|rest| rest.strip_prefix('/'));
+    let part = |partition| names::part_name(partition, &job.submitted.extension);
+    rest.is_some_and(|rest| rest == names::SUCCESS || (0..job.partitions()).any(|partition| part(partition) == rest))
+}
+
+fn brief(call: &Call) -> String {
+    match call {
+        Call::Delete { key } => format!("deletes {key}"),
+        Call::Abort { key, upload } => format!("aborts {upload} of {key}"),
+        Call::Complete { key, upload, .. } => format!("completes {upload} of {key}"),
+        Call::Put { key, .. } => format!("writes {key}"),
+        other => format!("{other:?}"),
+    }
+}
+
+impl World {
+    /// The newest leader holds what the journal says, whenever nothing of it is on its way.
+    pub(super) fn check_leader(&mut self, at: usize) {
+        let Some(super::coordinator::Role::Leads(leader)) = &self.coordinators[at].role else { return };
+        let core = &mut *lock(&self.shared);
+        let newest = leader.machine.epoch() == core.ledger.truth.epoch;
+        if newest && leader.unacknowledged == 0 && *leader.machine.durable() != core.ledger.truth {
+            let (durable, truth) = (leader.machine.durable(), &core.ledger.truth);
+            let differs: Vec<String> = truth
+                .jobs
+                .keys()
+                .chain(durable.jobs.keys())
+                .filter(|job| truth.jobs.get(job) != durable.jobs.get(job))
+                .map(ToString::to_string)
+                .collect();
+            core.violate(format!("recovery: the leader's state is not that of the journal: {differs:?}"));
+        }
+        if leader.machine.counters().illegal > 0 {
+            core.violate("states: the leader met with a record that contradicts its state".to_owned());
+        }
+    }
+
+    /// Nothing is granted by the newest leader that is committed already.
+    pub(super) fn check_grant(&mut self, run: &RunAttempt) {
+        let core = &mut *lock(&self.shared);
+        let truth = &core.ledger.truth;
+        let Some(job) = truth.jobs.get(&run.job).filter(|_| run.epoch == truth.epoch) else { return };
+        let index = run.attempt.task.index;
+        let committed = match run.attempt.task.phase {
+            Phase::Sample => job.boundaries.is_some(),
+            Phase::Sort => job.runs.contains_key(&index),
+            Phase::Merge => job.parts.contains_key(&index),
+        };
+        if committed {
+            core.violate(format!("authority: {} of {} is granted, but its task is committed", run.attempt, run.job));
+        }
+    }
+
+    /// What a client is told of success must be so.
+    pub(super) fn check_api_answer(&mut self, reply: &Reply) {
+        let Reply::Job(status) = reply else { return };
+        let core = &mut *lock(&self.shared);
+        let known = core.ledger.truth.jobs.get(&status.job).map(|job| job.state);
+        if status.state == JobState::Succeeded && known.is_some_and(|state| state != JobState::Succeeded) {
+            core.violate(format!("a client is told that {} has succeeded, but it is {known:?}", status.job));
+        }
+    }
+
+    /// The end: outputs, leftovers, and the journal as a new leader would read it.
+    pub(super) fn check_end(&mut self) {
+        let core = &mut *lock(&self.shared);
+        let (replayed, refused) = core.ledger.replay();
+        if !refused.is_empty() || replayed != core.ledger.truth {
+            core.violate(format!("recovery: the journal does not fold to what was written to it: {refused:?}"));
+        }
+        for client in &self.clients {
+            let Some(job) = core.ledger.truth.jobs.get(&client.spec.job).cloned() else { continue };
+            if job.state == JobState::Succeeded {
+                if core.newest_of_output(&client.spec.job, &job)
+                    && let Err(why) = check_output(core, &job, &client.reference)
+                {
+                    core.violate(format!("job {}: {why}", client.spec.job));
+                }
+            } else if !job.commit_decided {
+                check_rolled_back(core, client);
+            }
+            if job.state == JobState::Failed
+                && let Some(error) = job.ended.as_ref().and_then(|ended| ended.error.clone())
+                && !self.allowed.allows(&error)
+            {
+                core.violate(format!("liveness: job {} failed without a cause in this run: {error}", client.spec.job));
+            }
+        }
+        check_leftovers(core);
+    }
+}
+
+fn check_output(core: &Core, job: &DurableJob, reference: &[u8]) -> Result<(), String> {
+    let output = key_of(&job.submitted.output);
+    let object = |name: &str| core.store.objects.get(&format!("{output}/{name}"));
+    let success = object(names::SUCCESS).ok_or("it has succeeded, but _SUCCESS is not there")?;
+    let manifest: Manifest = serde_json::from_slice(&success.bytes).map_err(|e| format!("its manifest: {e}"))?;
+    if manifest.job != job.submitted.job {
+        return Err(format!("_SUCCESS is that of job {}", manifest.job));
+    }
+    let mut whole: Vec<u8> = Vec::new();
+    for part in &manifest.parts {
+        let object = object(&part.name).ok_or_else(|| format!("{} is not there", part.name))?;
+        if object.bytes.len() as u64 != part.bytes {
+            return Err(format!("{} has {} bytes, not {}", part.name, object.bytes.len(), part.bytes));
+        }
+        whole.extend_from_slice(&object.bytes);
+    }
+    if whole != reference {
+        let (found, expected) = (whole.len(), reference.len());
+        return Err(format!("its output is not that of the reference ({found} bytes, {expected} expected)"));
+    }
+    let prefix = format!("{output}/");
+    let parts: Vec<&str> = manifest.parts.iter().map(|part| part.name.as_str()).collect();
+    let names = core.store.objects.keys().filter_map(|key| key.strip_prefix(&prefix));
+    let scratch = |name: &&str| name.split('/').next() == Some(names::SCRATCH_DIR);
+    match names.filter(|name| !scratch(name)).find(|name| *name != names::SUCCESS && !parts.contains(name)) {
+        Some(name) => Err(format!("{name} lies in OUTPUT and is none of its parts")),
+        None => Ok(()),
+    }
+}
+
+/// A job that did not come to its commit has left OUTPUT as it was.
+fn check_rolled_back(core: &mut Core, client: &super::world::Client) {
+    let output = format!("{}/", key_of(&client.spec.output));
+    let shared = core
+        .ledger
+        .truth
+        .jobs
+        .values()
+        .any(|job| job.commit_decided && format!("{}/", key_of(&job.submitted.output)) == output);
+    if shared {
+        return;
+    }
+    let scratch = |key: &str| key.split('/').any(|segment| segment == names::SCRATCH_DIR);
+    let found: Vec<(String, usize)> = core
+        .store
+        .objects
+        .iter()
+        .filter(|(key, _)| key.starts_with(&output) && !scratch(key))
+        .map(|(key, object)| (key.clone(), object.bytes.len()))
+        .collect();
+    let before: Vec<(String, usize)> = client.before.iter().map(|(key, bytes)| (key.clone(), bytes.len())).collect();
+    if found != before {
+        core.violate(format!("job {}: OUTPUT was {before:?}, and is {found:?}", client.spec.job));
+    }
+}
+
+/// Nothing is left but what somebody made after the clean-up who died before it could be told.
+fn check_leftovers(core: &mut Core) {
+    let scratch = |key: &str| key.split('/').any(|segment| segment == names::SCRATCH_DIR);
+    let mut left = Vec::new();
+    let objects = core.store.objects.iter().filter(|(key, _)| scratch(key) && !core.store.foreign.contains(*key));
+    left.extend(objects.map(|(key, object)| (key.clone(), object.made)));
+    let uploads = core.store.uploads.iter().filter(|(id, _)| !core.store.foreign.contains(*id));
+    left.extend(uploads.map(|(id, upload)| (format!("{id} of {}", upload.key), upload.made)));
+    let missing: Vec<String> = core
+        .store
+        .foreign
+        .iter()
+        .filter(|what| !core.store.objects.contains_key(*what) && !core.store.uploads.contains_key(*what))
+        .filter(|what| core.replaced_by(what).is_none())
+        .cloned()
+        .collect();
+    if !missing.is_empty() {
+        core.violate(format!("data: what is not this deployment's is gone: {missing:?}"));
+    }
+    for (what, made) in left {
+        let Some((node, life)) = made.by else { continue };
+        // Whoever is cut off for good was never told.
+        let cut = core.is_cut(node, Way::NatsIn) || core.is_cut(node, Way::NatsOut);
+        let dead = cut || !core.nodes[node].up || core.nodes[node].life != life;
+        let coordinator = core.nodes[node].name.starts_with('c');
+        if dead || coordinator || !made.known {
+            core.mark("clean-up race");
+        } else {
+            let name = core.nodes[node].name.clone();
+            core.violate(format!("P8: {what} is left, made at {} us by {name}, which still runs", made.at_us));
+        }
+    }
+}

@@ -1,0 +1,717 @@
+//! A coordinator process in the simulation: the program's own machine, journal writer and work with the stores, between the simulated bus, journal and store.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+use muster_common::ids::{AttemptId, Epoch, JobId, WorkerId};
+use muster_common::names::Verb;
+use muster_common::wire::{self, CommandReply, Heartbeat, LeaderBeat, Register, Report, ReportReply, RunReply};
+use muster_common::{Error, Result};
+use muster_coordinator::Fence;
+use muster_coordinator::election::{self, Answer, Election, Settings, Sign};
+use muster_coordinator::job::io::{Effect, Input, Reply, ReplyTo};
+use muster_coordinator::job::{Machine, invariant};
+use muster_coordinator::journal::writer::{Candidate, JournalWriter, Order, Replayed, Written};
+
+use super::bus::Message;
+use super::core::{Event, MS, Node, SimClock, Way};
+use super::exec::lock;
+use super::ledger::LedgerPort;
+use super::world::{Done, World};
+
+/// Longest pause between two looks at the clock, in microseconds.
+const TICK_US: u64 = 100 * MS;
+/// The same, of one that stands by: several in the time that counts as a pause.
+const STAND_BY_TICK_US: u64 = 30 * MS;
+/// Most effects of one step.
+const EFFECTS_MAX: usize = 10_000;
+
+/// Who waits for an answer.
+enum Asker {
+    Worker(Node, u64),
+    Client(Node, u64),
+}
+
+/// What a command was about.
+enum Command {
+    Run(WorkerId, JobId, AttemptId),
+    Cancel(JobId, AttemptId),
+    Drain,
+}
+
+/// A term of leading.
+pub struct Leader {
+    /// The program's own.
+    pub machine: Machine,
+    orders: mpsc::UnboundedSender<Order>,
+    written: mpsc::UnboundedReceiver<Written>,
+    stalled: watch::Receiver<Option<String>>,
+    askers: BTreeMap<ReplyTo, Asker>,
+    next_asker: u64,
+    commands: BTreeMap<u64, Command>,
+    /// Records that were asked for and are not acknowledged.
+    pub unacknowledged: usize,
+    beat_due_ms: u64,
+    tick_due_ms: u64,
+    beats: u64,
+    connected: bool,
+    fence: Fence,
+    fence_due_ms: u64,
+    looking: Arc<AtomicU64>,
+    /// When it last looked at the clock, to notice that it was stopped.
+    looked_ms: u64,
+    /// It asks the journal whether it still leads; what has come for it meanwhile.
+    asking: Option<Vec<Message>>,
+}
+
+/// What a coordinator does.
+pub enum Role {
+    /// It watches the leader.
+    StandsBy,
+    /// It reads the journal and begins an epoch.
+    Begins,
+    /// It leads.
+    Leads(Box<Leader>),
+}
+
+/// A coordinator.
+pub struct Coordinator {
+    /// Its place.
+    pub node: Node,
+    /// What it does, while it runs.
+    pub role: Option<Role>,
+    /// The program's own; none while the process does not run.
+    pub election: Option<Election>,
+    /// What it has read of the journal, and how often it has begun to.
+    read: Option<(Candidate, watch::Receiver<Option<String>>)>,
+    readings: u64,
+    question: Option<u64>,
+    connected: bool,
+    /// Nobody starts it again.
+    pub gone: bool,
+}
+
+impl Coordinator {
+    /// A coordinator that is not started.
+    pub fn new(node: Node) -> Self {
+        let (role, election, read, question) = (None, None, None, None);
+        Self { node, role, election, read, readings: 0, question, connected: true, gone: false }
+    }
+}
+
+impl World {
+    /// The first of the coordinators that leads under the newest epoch.
+    pub fn leader(&self) -> Option<&Leader> {
+        let leaders = self.coordinators.iter().filter_map(|coordinator| match &coordinator.role {
+            Some(Role::Leads(leader)) => Some(&**leader),
+            _ => None,
+        });
+        leaders.max_by_key(|leader| leader.machine.epoch())
+    }
+
+    /// Starts a coordinator's process.
+    pub fn start_coordinator(&mut self, at: usize) {
+        let coordinator = &mut self.coordinators[at];
+        if coordinator.role.is_some() || coordinator.gone {
+            return;
+        }
+        let node = coordinator.node;
+        let core = &mut *lock(&self.shared);
+        core.nodes[node].up = true;
+        core.nodes[node].life += 1;
+        let (life, seed) = (core.nodes[node].life, core.nodes[node].dice.next());
+        core.node_line(node, &"starts");
+        core.after(0, Event::Tick { node, life });
+        let settings =
+            Settings { silence_ms: self.config.leader.silence_ms, beat_ms: self.config.heartbeat.interval_ms };
+        coordinator.election = Some(Election::new(settings, seed));
+        coordinator.connected = true;
+        coordinator.role = Some(Role::StandsBy);
+    }
+
+    /// The process is gone, from one moment to the next.
+    pub fn kill_coordinator(&mut self, at: usize, restart_us: Option<u64>) {
+        let coordinator = &mut self.coordinators[at];
+        let node = coordinator.node;
+        let Some(role) = coordinator.role.take() else { return };
+        (coordinator.election, coordinator.read, coordinator.question) = (None, None, None);
+        coordinator.readings += 1;
+        self.executor.kill(node);
+        drop(role);
+        let core = &mut *lock(&self.shared);
+        core.nodes[node].up = false;
+        core.nodes[node].paused_until_us = 0;
+        core.node_line(node, &"is gone");
+        if let Some(restart_us) = restart_us {
+            core.after(restart_us, Event::Restart { node });
+        }
+    }
+
+    /// Its term, or its try, is over: it stands by again, with nothing of it.
+    fn step_down(&mut self, at: usize, epoch: Epoch, error: &Error) {
+        let node = self.coordinators[at].node;
+        self.executor.kill(node);
+        {
+            let core = &mut *lock(&self.shared);
+            core.node_line(node, &format!("steps down: {error}"));
+            if error.kind == muster_common::ErrorKind::Fenced {
+                core.mark("old leader fenced");
+            }
+        }
+        self.coordinators[at].role = Some(Role::StandsBy);
+        self.elect(at, election::Input::Lost { epoch });
+    }
+
+    pub(super) fn tick_coordinator(&mut self, at: usize) {
+        let node = self.coordinators[at].node;
+        let now_ms = lock(&self.shared).local_ms(node);
+        match self.coordinators[at].role.as_ref().map(|role| matches!(role, Role::Leads(_))) {
+            Some(false) if matches!(self.coordinators[at].role, Some(Role::StandsBy)) => {
+                let up = !self.is_cut_off(node);
+                let was_up = std::mem::replace(&mut self.coordinators[at].connected, up);
+                let input = if up == was_up { election::Input::Tick } else { election::Input::Connection { up } };
+                self.elect(at, input);
+            }
+            Some(true) if self.leads_surely(at, None) => self.look_at_clock(at, now_ms),
+            _ => {}
+        }
+        if self.coordinators[at].role.is_some() {
+            let core = &mut *lock(&self.shared);
+            let life = core.nodes[node].life;
+            let leads = matches!(self.coordinators[at].role, Some(Role::Leads(_)));
+            core.after(if leads { TICK_US } else { STAND_BY_TICK_US }, Event::Tick { node, life });
+        }
+    }
+
+    /// A fact for the election, and what follows.
+    fn elect(&mut self, at: usize, input: election::Input) {
+        let node = self.coordinators[at].node;
+        let now_ms = lock(&self.shared).local_ms(node);
+        let Some(election) = self.coordinators[at].election.as_mut() else { return };
+        for effect in election.step(now_ms, input) {
+            match effect {
+                election::Effect::Ask => self.ask_who_leads(at),
+                election::Effect::ReadJournal => self.read_journal(at),
+                election::Effect::Forget => {
+                    self.coordinators[at].read = None;
+                    self.coordinators[at].readings += 1;
+                }
+                election::Effect::Follow(epoch) => {
+                    lock(&self.shared).node_line(node, &format!("stands by epoch {epoch}"));
+                }
+                election::Effect::Begin(cause) => {
+                    lock(&self.shared).node_line(node, &format!("tries to lead: {cause}"));
+                    self.begin_epoch(at);
+                }
+            }
+        }
+    }
+
+    /// On a subject that only leaders listen to; the server knows at once where there is none.
+    fn ask_who_leads(&mut self, at: usize) {
+        let node = self.coordinators[at].node;
+        self.requests += 1;
+        let request = self.requests;
+        self.coordinators[at].question = Some(request);
+        let leads = |other: &Coordinator| matches!(other.role, Some(Role::Leads(_) | Role::Begins));
+        let nobody = !self.coordinators.iter().any(leads);
+        let bound_ms = self.config.leader.silence_ms / 2;
+        {
+            let core = &mut *lock(&self.shared);
+            let (life, bound_us) = (core.nodes[node].life, core.local_us(node, bound_ms));
+            core.after(bound_us, Event::Unanswered { node, life, request });
+        }
+        if nobody && !self.is_cut_off(node) {
+            let answer = Message::Leads { request, epoch: Epoch(0) };
+            lock(&self.shared).after(2 * MS, Event::Deliver { to: node, message: answer });
+        } else {
+            self.send_to_leaders(node, &Message::WhoLeads { from: node, request });
+        }
+    }
+
+    fn read_journal(&mut self, at: usize) {
+        let node = self.coordinators[at].node;
+        self.coordinators[at].read = None;
+        self.coordinators[at].readings += 1;
+        let reading = self.coordinators[at].readings;
+        let (sender, stalled) = watch::channel(None);
+        let ledger = Arc::new(LedgerPort { shared: self.shared.clone(), node });
+        let clock = Arc::new(SimClock { shared: self.shared.clone(), node });
+        let append_timeout = Duration::from_millis(self.config.journal.append_timeout_ms);
+        let done = self.done.clone();
+        self.executor.spawn(node, async move {
+            let read = JournalWriter::read(ledger, clock, append_timeout, sender).await;
+            lock(&done).push_back((node, Done::Read(reading, Box::new(read), stalled)));
+        });
+    }
+
+    pub(super) fn journal_read(
+        &mut self,
+        at: usize,
+        reading: u64,
+        read: Result<Candidate>,
+        stalled: watch::Receiver<Option<String>>,
+    ) {
+        if self.coordinators[at].readings != reading || self.coordinators[at].election.is_none() {
+            return;
+        }
+        match read {
+            Ok(candidate) => {
+                let found = &candidate.replayed().durable;
+                let input = election::Input::JournalRead { deployment: found.deployment.clone(), epoch: found.epoch };
+                self.coordinators[at].read = Some((candidate, stalled));
+                self.elect(at, input);
+            }
+            Err(error) => lock(&self.shared).violate(format!("recovery: the journal cannot be read: {error}")),
+        }
+    }
+
+    fn is_cut_off(&self, node: Node) -> bool {
+        let core = lock(&self.shared);
+        core.is_cut(node, Way::NatsIn) || core.is_cut(node, Way::NatsOut)
+    }
+
+    /// Appends an epoch after what was read.
+    fn begin_epoch(&mut self, at: usize) {
+        let node = self.coordinators[at].node;
+        let Some((candidate, stalled)) = self.coordinators[at].read.take() else { return };
+        self.coordinators[at].role = Some(Role::Begins);
+        let epoch = candidate.replayed().durable.epoch;
+        let done = self.done.clone();
+        self.executor.spawn(node, async move {
+            let begun = candidate.begin().await;
+            lock(&done).push_back((node, Done::Begun(epoch, Box::new(begun), stalled)));
+        });
+    }
+
+    /// It is made to take the leader for gone, whoever leads.
+    pub(super) fn usurp(&mut self, at: usize) {
+        let node = self.coordinators[at].node;
+        if !matches!(self.coordinators[at].role, Some(Role::StandsBy)) {
+            return;
+        }
+        lock(&self.shared).node_line(node, &"takes the leader for gone");
+        self.coordinators[at].role = Some(Role::Begins);
+        let ledger = Arc::new(LedgerPort { shared: self.shared.clone(), node });
+        let clock = Arc::new(SimClock { shared: self.shared.clone(), node });
+        let append_timeout = Duration::from_millis(self.config.journal.append_timeout_ms);
+        let (sender, stalled) = watch::channel(None);
+        let done = self.done.clone();
+        self.executor.spawn(node, async move {
+            let begun = JournalWriter::begin(ledger, clock, append_timeout, sender).await;
+            lock(&done).push_back((node, Done::Begun(Epoch(0), Box::new(begun), stalled)));
+        });
+    }
+
+    pub(super) fn begun(
+        &mut self,
+        at: usize,
+        epoch: Epoch,
+        begun: Result<(JournalWriter, Replayed)>,
+        stalled: watch::Receiver<Option<String>>,
+    ) {
+        let node = self.coordinators[at].node;
+        if !matches!(self.coordinators[at].role, Some(Role::Begins)) {
+            return;
+        }
+        let (writer, replayed) = match begun {
+            Ok(begun) => begun,
+            Err(error) => return self.step_down(at, epoch, &error),
+        };
+        if !replayed.refused.is_empty() {
+            lock(&self.shared).violate(format!("recovery: the journal contradicts itself: {:?}", replayed.refused));
+        }
+        let machine = match Machine::new(self.config.clone(), None, replayed.durable) {
+            Ok(machine) => machine,
+            Err(error) => return lock(&self.shared).violate(format!("recovery: no machine: {error}")),
+        };
+        let others = self.coordinators.iter().filter(|other| matches!(other.role, Some(Role::Leads(_)))).count();
+        {
+            let core = &mut *lock(&self.shared);
+            core.node_line(node, &format!("leads under epoch {}", machine.epoch()));
+            if machine.epoch().0 > 1 {
+                core.mark("take-over");
+            }
+            if others > 0 {
+                core.mark("two leaders at once");
+            }
+        }
+        let (orders, taken) = mpsc::unbounded_channel();
+        let (answers, written) = mpsc::unbounded_channel();
+        self.executor.spawn(node, writer.serve(taken, answers));
+        let looked_ms = lock(&self.shared).local_ms(node);
+        let unix_ms = 1_700_000_000_000 + looked_ms;
+        let ledger = Arc::new(LedgerPort { shared: self.shared.clone(), node });
+        let clock = Arc::new(SimClock { shared: self.shared.clone(), node });
+        let fence = Fence::new(ledger, clock, machine.epoch(), self.config.leader.silence_ms / 2);
+        self.coordinators[at].role = Some(Role::Leads(Box::new(Leader {
+            machine,
+            orders,
+            written,
+            stalled,
+            askers: BTreeMap::new(),
+            next_asker: 0,
+            commands: BTreeMap::new(),
+            unacknowledged: 0,
+            beat_due_ms: 0,
+            tick_due_ms: 0,
+            beats: 0,
+            connected: true,
+            fence,
+            fence_due_ms: looked_ms + self.config.leader.silence_ms,
+            looking: Arc::default(),
+            looked_ms,
+            asking: None,
+        })));
+        self.feed(at, Input::Began { unix_ms });
+    }
+
+    fn leader_mut(&mut self, at: usize) -> Option<&mut Leader> {
+        match &mut self.coordinators[at].role {
+            Some(Role::Leads(leader)) => Some(leader),
+            _ => None,
+        }
+    }
+
+    /// What the writer has answered since the last look.
+    pub(super) fn take_written(&mut self, at: usize) -> bool {
+        let Some(leader) = self.leader_mut(at) else { return false };
+        if let Some(error) = leader.fence.over() {
+            let epoch = leader.machine.epoch();
+            self.step_down(at, epoch, &error);
+            return true;
+        }
+        if leader.stalled.has_changed().unwrap_or(false) {
+            let why = leader.stalled.borrow_and_update().clone();
+            self.feed(at, Input::JournalStalled { why });
+            return true;
+        }
+        match leader.written.try_recv() {
+            Ok(Written::Applied { token, sequence }) => {
+                leader.unacknowledged = leader.unacknowledged.saturating_sub(1);
+                self.feed(at, Input::Appended { token, sequence });
+                true
+            }
+            Ok(Written::Stopped { error }) => {
+                let epoch = leader.machine.epoch();
+                self.step_down(at, epoch, &error);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Whether it may go on. After a pause of its own it asks the journal first, and what has come for it waits for the answer.
+    fn leads_surely(&mut self, at: usize, message: Option<&Message>) -> bool {
+        let node = self.coordinators[at].node;
+        let now_ms = lock(&self.shared).local_ms(node);
+        let pause_ms = self.config.leader.silence_ms / 2;
+        let done = self.done.clone();
+        let Some(leader) = self.leader_mut(at) else { return false };
+        if let Some(waiting) = &mut leader.asking {
+            waiting.extend(message.cloned());
+            return false;
+        }
+        let gap_ms = now_ms.saturating_sub(leader.looked_ms);
+        leader.looked_ms = now_ms;
+        if gap_ms <= pause_ms {
+            return true;
+        }
+        leader.asking = Some(message.cloned().into_iter().collect());
+        let fence = leader.fence.clone();
+        self.executor.spawn(node, async move {
+            // Where it is over, the fence says so itself.
+            if fence.check_anew().await.is_ok() {
+                lock(&done).push_back((node, Done::Leads));
+            }
+        });
+        lock(&self.shared).node_line(node, &format!("was stopped for {gap_ms} ms: does it lead still?"));
+        false
+    }
+
+    /// The journal says that it still leads: what waited is handled.
+    pub(super) fn leads_still(&mut self, at: usize) {
+        let node = self.coordinators[at].node;
+        let now_ms = lock(&self.shared).local_ms(node);
+        let Some(leader) = self.leader_mut(at) else { return };
+        leader.looked_ms = now_ms;
+        for message in leader.asking.take().unwrap_or_default() {
+            self.coordinator_hears(at, message);
+        }
+    }
+
+    fn look_at_clock(&mut self, at: usize, now_ms: u64) {
+        let node = self.coordinators[at].node;
+        let up = !self.is_cut_off(node);
+        let (interval_ms, silence_ms) = (self.config.heartbeat.interval_ms, self.config.leader.silence_ms);
+        let Some(leader) = self.leader_mut(at) else { return };
+        if now_ms >= leader.beat_due_ms {
+            leader.beat_due_ms = now_ms + interval_ms;
+            let beat = LeaderBeat {
+                deployment: leader.machine.deployment().clone(),
+                epoch: leader.machine.epoch(),
+                sequence: leader.beats,
+            };
+            leader.beats += 1;
+            if let Ok(frame) = wire::encode(&beat) {
+                self.send_to_all(node, &Message::Beat(frame));
+            }
+        }
+        let Some(leader) = self.leader_mut(at) else { return };
+        if now_ms >= leader.fence_due_ms && leader.looking.load(SeqCst) == 0 {
+            leader.fence_due_ms = now_ms + silence_ms;
+            let (fence, looking) = (leader.fence.clone(), leader.looking.clone());
+            looking.store(1, SeqCst);
+            self.executor.spawn(node, async move {
+                drop(fence.check_anew().await);
+                looking.store(0, SeqCst);
+            });
+        }
+        let Some(leader) = self.leader_mut(at) else { return };
+        let due = leader.machine.next_due_ms().is_some_and(|due_ms| now_ms >= due_ms);
+        if now_ms < leader.tick_due_ms && !due {
+            return;
+        }
+        leader.tick_due_ms = now_ms + TICK_US / MS;
+        if up != leader.connected {
+            leader.connected = up;
+            if up {
+                let fence = leader.fence.clone();
+                self.executor.spawn(node, async move { drop(fence.check_anew().await) });
+            }
+            self.feed(at, Input::Connection { up });
+        }
+        self.feed(at, Input::Tick);
+    }
+
+    /// Steps the machine and carries out what it asks for, as far as the process lives.
+    pub(super) fn feed(&mut self, at: usize, input: Input) {
+        let node = self.coordinators[at].node;
+        let now_ms = lock(&self.shared).local_ms(node);
+        let Some(leader) = self.leader_mut(at) else { return };
+        let effects = leader.machine.step(now_ms, input);
+        let broken = invariant::check(&leader.machine);
+        if let Err(broken) = broken {
+            lock(&self.shared).violate(format!("invariant: {broken}"));
+        }
+        if effects.len() > EFFECTS_MAX {
+            lock(&self.shared).violate(format!("bounds: a step has {} effects", effects.len()));
+        }
+        for effect in effects {
+            if !self.survives_effect(at) {
+                return;
+            }
+            self.perform(at, effect);
+        }
+        self.check_leader(at);
+    }
+
+    fn perform(&mut self, at: usize, effect: Effect) {
+        let node = self.coordinators[at].node;
+        match effect {
+            Effect::Append { token, record } => {
+                let Some(leader) = self.leader_mut(at) else { return };
+                leader.unacknowledged += 1;
+                // A writer that has ended says so by its last answer.
+                drop(leader.orders.send(Order::Append { token, record }));
+            }
+            Effect::PurgeJournal { before } => {
+                let Some(leader) = self.leader_mut(at) else { return };
+                drop(leader.orders.send(Order::Purge { before }));
+            }
+            Effect::Reply { to, reply } => self.reply(at, to, reply),
+            Effect::SendRun { worker, peer, run } => {
+                let command = Command::Run(worker.clone(), run.job.clone(), run.attempt);
+                self.note_grant(node, &worker, &run);
+                self.command(at, &worker, Verb::Run, wire::encode_for(peer, &*run), command);
+            }
+            Effect::SendCancel { worker, cancel } => {
+                let command = Command::Cancel(cancel.job.clone(), cancel.attempt);
+                self.command(at, &worker, Verb::Cancel, wire::encode(&cancel), command);
+            }
+            Effect::SendDrain { worker, drain } => {
+                self.command(at, &worker, Verb::Drain, wire::encode(&drain), Command::Drain);
+            }
+            Effect::Event(event) => {
+                let core = &mut *lock(&self.shared);
+                match event.kind.as_str() {
+                    "worker-lost" => core.mark("worker declared dead"),
+                    "worker-back" => core.mark("worker rejoined"),
+                    _ => {}
+                }
+                if event.severity != "info" || event.kind == "phase-began" {
+                    let job = event.job.as_ref().map(|job| format!(" [{job}]")).unwrap_or_default();
+                    core.node_line(node, &format!("{}{job}: {}", event.kind, event.text));
+                }
+            }
+            Effect::Broadcast { .. } | Effect::Progress(_) | Effect::DeadLetter(_) | Effect::LimitStores(_) => {}
+            other => {
+                let (stores, done) = (self.stores[node].clone(), self.done.clone());
+                let Some(fence) = self.leader_mut(at).map(|leader| leader.fence.clone()) else { return };
+                self.executor.spawn(node, async move {
+                    if let Some(input) = muster_coordinator::carry_out_on_stores(&stores, &fence, other).await {
+                        lock(&done).push_back((node, Done::Input(Box::new(input))));
+                    }
+                });
+            }
+        }
+    }
+
+    fn note_grant(&mut self, node: Node, worker: &WorkerId, run: &muster_common::wire::RunAttempt) {
+        self.check_grant(run);
+        lock(&self.shared).node_line(node, &format!("grants {} of {} to {worker}", run.attempt, run.job));
+    }
+
+    fn command(&mut self, at: usize, worker: &WorkerId, verb: Verb, frame: Result<Vec<u8>>, command: Command) {
+        let node = self.coordinators[at].node;
+        let Ok(frame) = frame else { return };
+        self.requests += 1;
+        let request = self.requests;
+        let time_out_ms = self.config.tasks.command_retry_ms;
+        let Some(leader) = self.leader_mut(at) else { return };
+        leader.commands.insert(request, command);
+        let to = self.workers.iter().find(|known| known.id == *worker).map(|known| known.node);
+        let core = &mut *lock(&self.shared);
+        let (life, time_out_us) = (core.nodes[node].life, core.local_us(node, time_out_ms));
+        core.after(time_out_us, Event::Unanswered { node, life, request });
+        if let Some(to) = to {
+            core.send(node, to, Message::Command { from: node, request, worker: worker.clone(), verb, frame });
+        }
+    }
+
+    fn reply(&mut self, at: usize, to: ReplyTo, reply: Reply) {
+        let node = self.coordinators[at].node;
+        self.check_report_reply(node, to, &reply);
+        let Some(asker) = self.leader_mut(at).and_then(|leader| leader.askers.remove(&to)) else { return };
+        let frame = match &reply {
+            Reply::Register(reply) => wire::encode(reply),
+            Reply::Report(reply) => wire::encode(reply),
+            Reply::Phase(reply) => wire::encode(reply),
+            _ => Ok(Vec::new()),
+        };
+        match (asker, frame) {
+            (Asker::Worker(to, request), Ok(frame)) => {
+                lock(&self.shared).send(node, to, Message::Answer { request, frame });
+            }
+            (Asker::Client(to, request), _) => {
+                self.check_api_answer(&reply);
+                lock(&self.shared).send(node, to, Message::ApiAnswer { request, reply: Box::new(reply) });
+            }
+            (_, Err(error)) => lock(&self.shared).violate(format!("an answer cannot be encoded: {error}")),
+        }
+    }
+
+    fn admit(&mut self, at: usize, asker: Asker) -> Option<ReplyTo> {
+        let leader = self.leader_mut(at)?;
+        leader.next_asker += 1;
+        let to = ReplyTo(leader.next_asker);
+        leader.askers.insert(to, asker);
+        Some(to)
+    }
+
+    pub(super) fn coordinator_hears(&mut self, at: usize, message: Message) {
+        let node = self.coordinators[at].node;
+        let now_ms = lock(&self.shared).local_ms(node);
+        match &message {
+            Message::Beat(frame) => {
+                let beat = wire::decode::<LeaderBeat>(frame).ok();
+                let sign = beat.map(|beat| Sign { deployment: Some(beat.deployment), epoch: beat.epoch });
+                if matches!(self.coordinators[at].role, Some(Role::StandsBy)) {
+                    self.elect(at, election::Input::Beat(sign));
+                }
+                return;
+            }
+            Message::Leads { request, epoch } => {
+                if self.coordinators[at].question == Some(*request) {
+                    self.coordinators[at].question = None;
+                    let answer = if *epoch == Epoch(0) { Answer::Nobody } else { Answer::Leads(*epoch) };
+                    self.elect(at, election::Input::Asked(answer));
+                }
+                return;
+            }
+            _ => {}
+        }
+        if !self.leads_surely(at, Some(&message)) {
+            return;
+        }
+        let Some(leader) = self.leader_mut(at) else { return };
+        if let Message::WhoLeads { from, request } = message {
+            let epoch = leader.machine.epoch();
+            return lock(&self.shared).send(node, from, Message::Leads { request, epoch });
+        }
+        let unix_ms = 1_700_000_000_000 + now_ms;
+        let input = match message {
+            Message::Heartbeat(frame) => wire::decode::<Heartbeat>(&frame).ok().map(|h| Input::Heartbeat(Box::new(h))),
+            Message::Register { from, request, frame } => wire::decode::<Register>(&frame).ok().and_then(|register| {
+                let to = self.admit(at, Asker::Worker(from, request))?;
+                Some(Input::Register { to, register: Box::new(register) })
+            }),
+            Message::Report { from, request, frame } => wire::decode(&frame).ok().and_then(|report| {
+                let to = self.admit(at, Asker::Worker(from, request))?;
+                let report: Box<Report> = Box::new(report);
+                self.reports.insert((node, to), report.clone());
+                Some(Input::Report { to, report })
+            }),
+            Message::Answer { request, frame } => self.command_answered(at, request, Some(&frame)),
+            Message::Submit { from, request, spec } => {
+                let to = self.admit(at, Asker::Client(from, request));
+                to.map(|to| Input::Submit { to, spec, unix_ms })
+            }
+            Message::Cancel { from, request, job } => {
+                self.admit(at, Asker::Client(from, request)).map(|to| Input::Cancel { to, job })
+            }
+            Message::Status { from, request, job } => {
+                self.admit(at, Asker::Client(from, request)).map(|to| Input::AskStatus { to, job })
+            }
+            Message::Drain { from, request, worker } => {
+                self.admit(at, Asker::Client(from, request)).map(|to| Input::Drain { to, worker })
+            }
+            Message::Beat(_)
+            | Message::Command { .. }
+            | Message::ApiAnswer { .. }
+            | Message::WhoLeads { .. }
+            | Message::Leads { .. } => None,
+        };
+        if let Some(input) = input {
+            self.feed(at, input);
+        }
+    }
+
+    pub(super) fn coordinator_unanswered(&mut self, at: usize, request: u64) {
+        if self.coordinators[at].question == Some(request) {
+            self.coordinators[at].question = None;
+            return self.elect(at, election::Input::Asked(Answer::Silence));
+        }
+        if let Some(input) = self.command_answered(at, request, None) {
+            self.feed(at, input);
+        }
+    }
+
+    fn command_answered(&mut self, at: usize, request: u64, frame: Option<&[u8]>) -> Option<Input> {
+        let command = self.leader_mut(at)?.commands.remove(&request)?;
+        let none = || Error::retry("the worker has not answered");
+        Some(match command {
+            Command::Run(worker, job, attempt) => {
+                let reply = frame.map_or_else(|| Err(none()), wire::decode::<RunReply>);
+                Input::RunAnswered { worker, job, attempt, reply }
+            }
+            Command::Cancel(job, attempt) => {
+                let answered = frame.is_some_and(|frame| wire::decode::<CommandReply>(frame).is_ok());
+                Input::CancelAnswered { job, attempt, answered }
+            }
+            Command::Drain => return None,
+        })
+    }
+
+    /// A worker's report is answered: what is called recorded must be.
+    pub(super) fn check_report_reply(&mut self, node: Node, to: ReplyTo, reply: &Reply) {
+        let Some(report) = self.reports.remove(&(node, to)) else { return };
+        if let Reply::Report(ReportReply::Recorded { .. }) = reply {
+            lock(&self.shared).check_recorded(&report);
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! The deterministic simulation: real machines, real journal writer, real kernel and real work with the stores, in one thread with one queue of events; everything that
+//! may fail, fails as a seed says. The same seed gives the same run.
+//!
+//! ```text
+//! world (queue, faults, heal) ──▶ coordinator / worker (the program's machines) ──▶ bus, ledger, store (simulated, with faults)
+//!         │                                   ▲                                          │
+//!         └── checker ◀── every entry, call, answer and step                             └─ futures polled by exec
+//! ```
+
+#![expect(clippy::cast_possible_truncation, reason = "numbers here are small by the way they are drawn")]
+
+pub mod bus;
+pub mod checker;
+pub mod coordinator;
+pub mod core;
+pub mod dice;
+pub mod exec;
+pub mod faults;
+pub mod ledger;
+pub mod many;
+pub mod store;
+pub mod sweep;
+pub mod tasks;
+pub mod trace;
+pub mod worker;
+pub mod world;
+
+pub use world::{CrashAt, RunReport, Setting};
+
+/// Runs one seed.
+pub fn run(setting: &Setting) -> RunReport {
+    world::World::new(setting).run()
+}
+
+/// The setting of a plain seed.
+pub fn seed(seed: u64, traces: bool) -> Setting {
+    Setting { seed, traces, weights: None, fixed: false, crash_at: None }
+}

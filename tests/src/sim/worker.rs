@@ -1,0 +1,442 @@
+//! A worker process in the simulation: the program's own machines ([`Attempts`], [`Presence`]) between the simulated bus and the attempts' work.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use muster_common::ids::{Incarnation, WorkerId};
+use muster_common::names::Verb;
+use muster_common::store::Stores;
+use muster_common::wire::{
+    self, AttemptProgress, Health, Heartbeat, LeaderBeat, Outcome, Register, RegisterReply, Report, ReportReply,
+    RunAttempt, WorkerState,
+};
+use muster_common::{Error, Result};
+use muster_worker::attempt::{Attempts, Effect, Input, Key};
+use muster_worker::presence::{Admitted, Presence};
+
+use super::bus::Message;
+use super::core::{Event, MS, Node, S, SimClock};
+use super::exec::lock;
+use super::tasks::{Attempt, Harm, Signals, remove_all};
+use super::world::{Done, World};
+
+/// How often its loop looks at the time, in microseconds.
+const TICK_US: u64 = 50 * MS;
+/// How long a supervisor takes to start it again.
+const RESTART_US: u64 = 2 * S;
+/// How long a leaving worker waits for its attempts to end.
+const LEAVE_US: u64 = 5 * S;
+
+/// What a request was about.
+enum Asked {
+    Register(Vec<Key>),
+    Report(Key),
+}
+
+/// One life of a worker.
+pub struct Life {
+    incarnation: Incarnation,
+    /// What it holds.
+    pub attempts: Attempts,
+    presence: Presence,
+    work: BTreeMap<Key, Arc<Signals>>,
+    asked: BTreeMap<u64, Asked>,
+    /// It ends now; until then it waits for its attempts.
+    leaving_until_us: Option<u64>,
+    spills: usize,
+}
+
+/// A worker.
+pub struct Worker {
+    /// Its place.
+    pub node: Node,
+    /// Its identity.
+    pub id: WorkerId,
+    slots: u32,
+    /// The process, while it runs.
+    pub life: Option<Life>,
+    /// Nobody starts it again.
+    pub gone: bool,
+    /// It was told to end.
+    pub stops: bool,
+}
+
+impl Worker {
+    /// A worker that is not started.
+    pub fn new(node: Node, id: WorkerId, slots: u32) -> Self {
+        Self { node, id, slots, life: None, gone: false, stops: false }
+    }
+}
+
+impl World {
+    /// Starts a worker's process.
+    pub fn start_worker(&mut self, at: usize) {
+        let worker = &mut self.workers[at];
+        if worker.life.is_some() || worker.gone {
+            return;
+        }
+        let core = &mut *lock(&self.shared);
+        let info = &mut core.nodes[worker.node];
+        info.up = true;
+        info.life += 1;
+        let life = info.life;
+        let incarnation = Incarnation(info.dice.next());
+        let spills = 2 << info.dice.within(10, 15);
+        let now_ms = core.local_ms(worker.node);
+        core.node_line(worker.node, &"starts");
+        core.after(0, Event::Tick { node: worker.node, life });
+        worker.life = Some(Life {
+            incarnation,
+            attempts: Attempts::new(worker.id.clone(), incarnation, worker.slots, self.config.retry.nats.clone()),
+            presence: Presence::new(worker.id.clone(), &self.config, now_ms),
+            work: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            leaving_until_us: None,
+            spills,
+        });
+        worker.stops = false;
+    }
+
+    /// The process is gone, from one moment to the next.
+    pub fn kill_worker(&mut self, at: usize, restart_us: Option<u64>) {
+        let worker = &mut self.workers[at];
+        let node = worker.node;
+        if worker.life.take().is_none() {
+            return;
+        }
+        self.executor.kill(node);
+        let core = &mut *lock(&self.shared);
+        core.nodes[node].up = false;
+        core.nodes[node].paused_until_us = 0;
+        core.node_line(node, &"is gone");
+        if let Some(restart_us) = restart_us {
+            core.after(restart_us, Event::Restart { node });
+        }
+    }
+
+    pub(super) fn tick_worker(&mut self, at: usize) {
+        let node = self.workers[at].node;
+        let (now_us, now_ms) = {
+            let core = lock(&self.shared);
+            (core.now_us, core.local_ms(node))
+        };
+        if self.workers[at].stops {
+            self.workers[at].stops = false;
+            if let Some(life) = &mut self.workers[at].life {
+                life.presence.stop(now_ms);
+            }
+            self.step_worker(at, Input::Stop, None);
+        }
+        self.step_worker(at, Input::Tick, None);
+        let Some(life) = self.workers[at].life.as_mut() else { return };
+        if let Some(until_us) = life.leaving_until_us {
+            if life.attempts.is_idle() || now_us >= until_us {
+                return self.end_worker(at);
+            }
+        } else {
+            if life.presence.asks_admission(now_ms, &life.attempts) {
+                self.ask_admission(at);
+            }
+            let Some(life) = self.workers[at].life.as_mut() else { return };
+            if let Some(state) = life.presence.heartbeat_due(now_ms, &life.attempts) {
+                self.beat(at, state);
+            }
+            let Some(life) = self.workers[at].life.as_mut() else { return };
+            if life.presence.end(now_ms, &life.attempts).is_some() {
+                self.leave(at);
+            }
+        }
+        let core = &mut *lock(&self.shared);
+        let (pause_us, life) = (TICK_US * core.nodes[node].slow.min(4), core.nodes[node].life);
+        core.after(pause_us, Event::Tick { node, life });
+    }
+
+    fn leave(&mut self, at: usize) {
+        self.beat(at, WorkerState::Leaving);
+        self.step_worker(at, Input::Leave, None);
+        let now_us = lock(&self.shared).now_us;
+        if let Some(life) = self.workers[at].life.as_mut() {
+            life.leaving_until_us = Some(now_us + LEAVE_US);
+        }
+    }
+
+    fn end_worker(&mut self, at: usize) {
+        self.kill_worker(at, Some(RESTART_US));
+    }
+
+    fn step_worker(&mut self, at: usize, input: Input, reply: Option<(Node, u64)>) {
+        let node = self.workers[at].node;
+        let now_ms = lock(&self.shared).local_ms(node);
+        let Some(life) = self.workers[at].life.as_mut() else { return };
+        let effects = life.attempts.step(now_ms, input);
+        for effect in effects {
+            if !self.survives_worker_effect(at) {
+                return;
+            }
+            self.carry_out_worker(at, effect, reply);
+        }
+    }
+
+    fn carry_out_worker(&mut self, at: usize, effect: Effect, reply: Option<(Node, u64)>) {
+        let node = self.workers[at].node;
+        let now_ms = lock(&self.shared).local_ms(node);
+        match effect {
+            Effect::AnswerRun(answer) => self.answer_command(node, reply, wire::encode(&answer)),
+            Effect::Answer(answer) => self.answer_command(node, reply, wire::encode(&answer)),
+            Effect::Start(run) => self.start_attempt(at, *run),
+            Effect::Proceed(key) => {
+                if let Some(signals) = self.signals(at, &key) {
+                    signals.proceed.set();
+                }
+            }
+            Effect::Abandon(key) => {
+                lock(&self.shared).node_line(node, &format!("abandons {} of {}", key.attempt, key.job));
+                if let Some(signals) = self.signals(at, &key) {
+                    signals.cancelled.set();
+                }
+            }
+            Effect::CleanUp(key) => {
+                let Some(life) = self.workers[at].life.as_mut() else { return };
+                if let Some(signals) = life.work.remove(&key) {
+                    let stores = self.stores[node].clone();
+                    self.executor.spawn(node, async move { remove_all(&stores, &signals).await });
+                }
+            }
+            Effect::Keep(key) => {
+                if let Some(life) = self.workers[at].life.as_mut() {
+                    life.work.remove(&key);
+                }
+            }
+            Effect::Send(report) => self.send_report(at, &report),
+            Effect::Register => {
+                if let Some(life) = self.workers[at].life.as_mut() {
+                    life.presence.register_now(now_ms);
+                }
+            }
+        }
+    }
+
+    fn signals(&self, at: usize, key: &Key) -> Option<Arc<Signals>> {
+        self.workers[at].life.as_ref()?.work.get(key).cloned()
+    }
+
+    fn answer_command(&mut self, node: Node, reply: Option<(Node, u64)>, frame: Result<Vec<u8>>) {
+        if let (Some((to, request)), Ok(frame)) = (reply, frame) {
+            lock(&self.shared).send(node, to, Message::Answer { request, frame });
+        }
+    }
+
+    fn start_attempt(&mut self, at: usize, run: RunAttempt) {
+        let node = self.workers[at].node;
+        let Some(life) = self.workers[at].life.as_mut() else { return };
+        let key = Key { job: run.job.clone(), attempt: run.attempt };
+        let signals = Arc::new(Signals::default());
+        life.work.insert(key.clone(), signals.clone());
+        let running = life.work.len();
+        let sorter_bytes = life.spills;
+        let harm = {
+            let core = &mut *lock(&self.shared);
+            core.node_line(node, &format!("begins {} of {}", key.attempt, key.job));
+            let (exhaust, bad_memory, torn) = (core.weights.exhaust, core.weights.bad_memory, core.weights.torn_split);
+            let dice = &mut core.nodes[node].dice;
+            let harm = Harm {
+                exhausts: dice.chance(exhaust),
+                bad_memory: dice.chance(bad_memory),
+                torn_split: dice.chance(torn),
+            };
+            if harm.bad_memory {
+                core.mark("bad memory");
+            }
+            if running > 64 {
+                core.violate(format!("bounds: a worker runs {running} attempts"));
+            }
+            harm
+        };
+        let (stores, shared) = (self.stores[node].clone(), self.shared.clone());
+        let clock = Arc::new(SimClock { shared: shared.clone(), node });
+        let attempt = Attempt { stores, clock, shared, run, signals, sorter_bytes, harm };
+        let (done, of) = (self.done.clone(), key.clone());
+        self.executor.spawn(node, async move {
+            let opened = |upload| lock(&done).push_back((node, Done::Opened { key: of.clone(), upload }));
+            let outcome = attempt.conclude(opened).await;
+            lock(&done).push_back((node, Done::Finished { key, outcome }));
+        });
+    }
+
+    pub(super) fn attempt_opened(&mut self, at: usize, key: Key, upload: String) {
+        self.step_worker(at, Input::Opened { key, upload }, None);
+    }
+
+    pub(super) fn attempt_finished(&mut self, at: usize, key: Key, outcome: Outcome) {
+        if let Outcome::Failed { error } = &outcome {
+            let node = self.workers[at].node;
+            lock(&self.shared).node_line(node, &format!("{} fails: {error}", key.attempt));
+        }
+        self.step_worker(at, Input::Finished { key, outcome }, None);
+    }
+
+    fn request(&mut self, at: usize, asked: Asked) -> u64 {
+        self.requests += 1;
+        let request = self.requests;
+        let node = self.workers[at].node;
+        if let Some(life) = self.workers[at].life.as_mut() {
+            life.asked.insert(request, asked);
+        }
+        let core = &mut *lock(&self.shared);
+        let time_out_us = core.local_us(node, self.config.nats.request_timeout_ms);
+        let life = core.nodes[node].life;
+        core.after(time_out_us, Event::Unanswered { node, life, request });
+        request
+    }
+
+    fn ask_admission(&mut self, at: usize) {
+        let Some(life) = self.workers[at].life.as_ref() else { return };
+        let held = life.attempts.held();
+        let asked = held.iter().map(|held| Key { job: held.job.clone(), attempt: held.attempt }).collect();
+        let register = Register {
+            worker: self.workers[at].id.clone(),
+            incarnation: life.incarnation,
+            program: "simulation".to_owned(),
+            host: self.workers[at].id.to_string(),
+            slots: self.workers[at].slots,
+            memory_bytes: 1 << 30,
+            labels: Vec::new(),
+            draining: life.attempts.is_draining(),
+            held,
+            wire: wire::WIRE_VERSION,
+            settings: Vec::new(),
+            inputs: Vec::new(),
+        };
+        let request = self.request(at, Asked::Register(asked));
+        let from = self.workers[at].node;
+        if let Ok(frame) = wire::encode(&register) {
+            self.send_to_leaders(from, &Message::Register { from, request, frame });
+        }
+    }
+
+    fn send_report(&mut self, at: usize, report: &Report) {
+        let key = Key { job: report.job.clone(), attempt: report.attempt };
+        let request = self.request(at, Asked::Report(key));
+        let from = self.workers[at].node;
+        if let Ok(frame) = wire::encode(report) {
+            self.send_to_leaders(from, &Message::Report { from, request, frame });
+        }
+    }
+
+    fn beat(&mut self, at: usize, state: WorkerState) {
+        let (id, node) = (self.workers[at].id.clone(), self.workers[at].node);
+        let Some(life) = self.workers[at].life.as_mut() else { return };
+        let Some(epoch) = life.attempts.registered() else { return };
+        let progress = |key: &Key| {
+            let signals = life.work.get(key)?;
+            let bytes_done = signals.bytes_done.load(Ordering::Relaxed);
+            Some(AttemptProgress {
+                job: key.job.clone(),
+                attempt: key.attempt,
+                bytes_done,
+                bytes_total: bytes_done + 1,
+            })
+        };
+        let heartbeat = Heartbeat {
+            worker: id,
+            incarnation: life.incarnation,
+            epoch,
+            sequence: life.presence.next_sequence(),
+            state,
+            attempts: life.attempts.running().filter_map(progress).collect(),
+            health: Health::default(),
+        };
+        if let Ok(frame) = wire::encode(&heartbeat) {
+            self.send_to_leaders(node, &Message::Heartbeat(frame));
+        }
+    }
+
+    pub(super) fn worker_hears(&mut self, at: usize, message: Message) {
+        let node = self.workers[at].node;
+        let now_ms = lock(&self.shared).local_ms(node);
+        let Some(life) = self.workers[at].life.as_mut() else { return };
+        match message {
+            Message::Beat(frame) => {
+                let Ok(beat) = wire::decode::<LeaderBeat>(&frame) else { return };
+                life.presence.heard(now_ms);
+                if life.presence.note_deployment(&beat.deployment).is_some() {
+                    self.step_worker(at, Input::NewDeployment, None);
+                }
+                self.step_worker(at, Input::Beat { epoch: beat.epoch }, None);
+            }
+            Message::Command { from, request, verb, frame, .. } => {
+                let input = match verb {
+                    Verb::Run => wire::decode(&frame).map(|run| Input::Run(Box::new(run))),
+                    Verb::Cancel => wire::decode(&frame).map(Input::Cancel),
+                    Verb::Drain => wire::decode(&frame).map(Input::Drain),
+                    _ => return,
+                };
+                life.presence.heard(now_ms);
+                if let Ok(input) = input {
+                    self.step_worker(at, input, Some((from, request)));
+                }
+            }
+            Message::Answer { request, frame } => match life.asked.remove(&request) {
+                Some(Asked::Register(asked)) => self.registered(at, asked, wire::decode::<RegisterReply>(&frame)),
+                Some(Asked::Report(key)) => {
+                    let reply = wire::decode::<ReportReply>(&frame).ok();
+                    if matches!(reply, Some(ReportReply::Revoked { .. })) {
+                        lock(&self.shared).mark("zombie report");
+                    }
+                    if let Some(life) = self.workers[at].life.as_mut() {
+                        life.presence.heard(now_ms);
+                    }
+                    self.step_worker(at, Input::Answered { key, reply }, None);
+                }
+                None => {}
+            },
+            _ => {}
+        }
+    }
+
+    pub(super) fn worker_unanswered(&mut self, at: usize, request: u64) {
+        let Some(life) = self.workers[at].life.as_mut() else { return };
+        match life.asked.remove(&request) {
+            Some(Asked::Register(asked)) => self.registered(at, asked, Err(Error::retry("no answer"))),
+            Some(Asked::Report(key)) => self.step_worker(at, Input::Answered { key, reply: None }, None),
+            None => {}
+        }
+    }
+
+    fn registered(&mut self, at: usize, asked: Vec<Key>, reply: Result<RegisterReply>) {
+        let node = self.workers[at].node;
+        let (now_ms, random) = {
+            let core = &mut *lock(&self.shared);
+            (core.local_ms(node), core.nodes[node].dice.next())
+        };
+        let Some(life) = self.workers[at].life.as_mut() else { return };
+        match life.presence.answered(now_ms, random, reply) {
+            Ok(Some(Admitted { deployment, epoch, regranted, .. })) => {
+                {
+                    let core = &mut *lock(&self.shared);
+                    core.node_line(node, &format!("is registered under epoch {epoch}, {} go on", regranted.len()));
+                    if !regranted.is_empty() {
+                        core.mark("re-grant");
+                    }
+                }
+                let Some(life) = self.workers[at].life.as_mut() else { return };
+                if life.presence.note_deployment(&deployment).is_some() {
+                    self.step_worker(at, Input::NewDeployment, None);
+                }
+                self.step_worker(at, Input::Registered { epoch, asked, regranted }, None);
+            }
+            Ok(None) => {}
+            // Its supervisor starts it again.
+            Err(_) => self.leave(at),
+        }
+    }
+}
+
+/// The worker's stores: its own connection to the one store.
+pub async fn own_stores(shared: super::core::Shared, node: Node, limits: &muster_common::config::Store) -> Stores {
+    let stores = Stores::new(muster_common::buffer::BufferPool::new(1 << 20), limits);
+    let scheme = muster_common::store::Scheme::S3 { bucket: super::world::BUCKET.to_owned() };
+    stores.insert(scheme, Arc::new(super::store::StorePort { shared, node })).await;
+    stores
+}

@@ -1,0 +1,816 @@
+//! The world: one thread, one queue of events ordered by time, and everybody in it.
+//!
+//! A run has a safety phase, in which whatever the seed draws goes wrong, and a liveness phase: a core of processes is healed, the faults of the others become
+//! permanent, and every job must end within a bound, succeeded or for a cause that the seed allows.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use futures::FutureExt;
+use tokio::sync::watch;
+
+use muster_common::config::{Config, Profile};
+use muster_common::ids::{Epoch, JobId};
+use muster_common::plan::{BadInputs, BadRecords, JobSpec, Sizing};
+use muster_common::store::Stores;
+use muster_common::wire::{Outcome, Report};
+use muster_common::{Error, Result};
+use muster_coordinator::job::io::{Input, RefusalCode, Reply, ReplyTo};
+use muster_coordinator::journal::writer::{Candidate, JournalWriter, Replayed};
+use muster_kernel::record::Format;
+use muster_kernel::reference::sort_reference;
+use muster_kernel::spec::{KeyDef, SortSpec};
+use muster_worker::attempt::Key;
+
+use super::bus::Message;
+use super::coordinator::{Coordinator, Role};
+use super::core::{Core, Event, MS, Node, S, Shared, Way};
+use super::dice::Dice;
+use super::exec::{Executor, lock};
+use super::faults::{Kind, Reach, Weights};
+use super::trace::Trace;
+use super::worker::{Worker, own_stores};
+
+/// The bucket of all jobs.
+pub const BUCKET: &str = "sim";
+/// A healed run must come to its end within this.
+const LIVENESS_US: u64 = 240 * S;
+/// After the last job is cleaned, those who were away come back and let go.
+const SETTLE_US: u64 = 8 * S;
+/// A run that takes more events than this goes in circles.
+const EVENTS_MAX: u64 = 5_000_000;
+
+/// What a process's future has come to.
+pub enum Done {
+    /// Work with the stores.
+    Input(Box<Input>),
+    /// A coordinator has begun an epoch, or not.
+    Begun(Epoch, Box<Result<(JournalWriter, Replayed)>>, watch::Receiver<Option<String>>),
+    /// A coordinator has read the journal, for the how-manieth time.
+    Read(u64, Box<Result<Candidate>>, watch::Receiver<Option<String>>),
+    /// A leader that was stopped has asked, and leads still.
+    Leads,
+    /// A merge has opened its upload.
+    #[expect(missing_docs, reason = "an attempt and its upload")]
+    Opened { key: Key, upload: String },
+    /// An attempt has ended.
+    #[expect(missing_docs, reason = "an attempt and what came of it")]
+    Finished { key: Key, outcome: Outcome },
+}
+
+/// A client and its job.
+pub struct Client {
+    /// What it asks for.
+    pub spec: JobSpec,
+    /// What it must get.
+    pub reference: Vec<u8>,
+    /// What stood in OUTPUT before.
+    pub before: BTreeMap<String, Vec<u8>>,
+    submit_us: u64,
+    cancel_us: Option<u64>,
+    accepted: bool,
+    refused: Option<Error>,
+    request: u64,
+}
+
+/// Causes of failure that a run may have.
+#[derive(Debug, Clone, Default)]
+pub struct Allowed {
+    /// Words, one of which an error must hold.
+    causes: Vec<&'static str>,
+}
+
+impl Allowed {
+    fn of(weights: &Weights) -> Self {
+        let mut causes = Vec::new();
+        let mut allow = |when: bool, words: &[&'static str]| {
+            if when {
+                causes.extend_from_slice(words);
+            }
+        };
+        allow(!weights.is_calm(), &["tasks.attempts_max"]);
+        allow(weights.flip_read > 0 || weights.short_read > 0, &["has digest", "ended early", "do not match"]);
+        allow(weights.rot > 0, &["generations_max", "repeated_max"]);
+        allow(weights.bad_memory > 0, &["were read"]);
+        allow(weights.torn_split > 0, &["conservation"]);
+        Self { causes }
+    }
+
+    /// Whether an error is one of them.
+    pub fn allows(&self, error: &str) -> bool {
+        self.causes.iter().any(|cause| error.contains(cause))
+    }
+}
+
+/// Where a process is killed, for sweeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CrashAt {
+    /// Before a coordinator's effect of this number.
+    BeforeEffect(u64),
+    /// After it.
+    AfterEffect(u64),
+    /// Before a worker's effect of this number, calls to the store among them.
+    WorkerEffect(u64),
+}
+
+/// How a world is made.
+#[derive(Debug, Clone)]
+pub struct Setting {
+    /// Its seed.
+    pub seed: u64,
+    /// Whether lines are kept.
+    pub traces: bool,
+    /// The faults; else what the seed draws.
+    pub weights: Option<Weights>,
+    /// The tiny fixed job of sweeps, instead of what the seed draws.
+    pub fixed: bool,
+    /// A crash of sweeps.
+    pub crash_at: Option<CrashAt>,
+}
+
+/// What came of a run.
+#[derive(Debug, Clone)]
+pub struct RunReport {
+    /// The first thing that must not happen.
+    pub violation: Option<String>,
+    /// The trace's hash.
+    pub hash: u64,
+    /// The trace's lines, where they were kept.
+    pub trace: String,
+    /// Marks.
+    pub reach: Reach,
+    /// Events that were handled.
+    pub events: u64,
+    /// Simulated time, in microseconds.
+    pub time_us: u64,
+    /// Effects of coordinators and workers.
+    pub effects: (u64, u64),
+    /// What could go wrong.
+    pub weights: Weights,
+}
+
+/// See the module.
+pub struct World {
+    /// What all share.
+    pub shared: Shared,
+    /// The settings of all processes.
+    pub config: Config,
+    /// Their futures.
+    pub executor: Executor,
+    /// The coordinators.
+    pub coordinators: Vec<Coordinator>,
+    /// The workers.
+    pub workers: Vec<Worker>,
+    /// Each process's stores, by node.
+    pub stores: Vec<Stores>,
+    /// What futures have come to.
+    pub done: Arc<Mutex<VecDeque<(Node, Done)>>>,
+    /// Clients.
+    pub clients: Vec<Client>,
+    client_node: Node,
+    /// Numbers of requests.
+    pub requests: u64,
+    /// Reports that wait for their answer.
+    pub reports: BTreeMap<(Node, ReplyTo), Box<Report>>,
+    /// Causes of failure that this run may have.
+    pub allowed: Allowed,
+    dice: Dice,
+    kinds: Vec<Kind>,
+    crash_at: Option<CrashAt>,
+    armed: Option<(usize, u64, bool)>,
+    effects: (u64, u64),
+    healed: bool,
+    heal_us: u64,
+    events: u64,
+}
+
+thread_local! {
+    static CONFIG: Option<Config> = Config::profile(Profile::Testing).ok();
+}
+
+fn config(dice: &mut Dice) -> Config {
+    let mut config = CONFIG.with(Clone::clone).unwrap_or_else(|| unreachable!("the embedded settings are sound"));
+    config.journal.snapshot_after = dice.pick(&[5, 30, 20_000]);
+    config.tasks.attempts_max = dice.pick(&[4, 8, 16]) as u32;
+    config.heartbeat.interval_ms = 200;
+    config
+}
+
+impl World {
+    /// Makes the world of a setting.
+    pub fn new(setting: &Setting) -> Self {
+        let seed = setting.seed;
+        let mut dice = Dice::of(seed, "world");
+        let drawn = Weights::draw(&mut Dice::of(seed, "weights"));
+        let weights = setting.weights.clone().unwrap_or(drawn);
+        let (kinds, fault_events) = (weights.kinds(), weights.events);
+        let allowed = Allowed::of(&weights);
+        let mut core = Core::new(seed, weights, Trace::new(setting.traces));
+        let skews = dice.below(3) == 0 && !setting.fixed;
+        let config = config(&mut dice);
+        let (coordinators, workers) =
+            if setting.fixed { (1, 2) } else { (dice.pick(&[1, 2, 2, 3]), dice.pick(&[1, 2, 3, 3, 5, 8, 12])) };
+        let mut world_coordinators = Vec::new();
+        for at in 0..coordinators {
+            let node = core.add_node(seed, &format!("c{}", at + 1), skews);
+            world_coordinators.push(Coordinator::new(node));
+        }
+        let mut world_workers = Vec::new();
+        for at in 0..workers {
+            let name = format!("w{}", at + 1);
+            let node = core.add_node(seed, &name, skews);
+            let slots = if setting.fixed { 1 } else { dice.within(1, 3) as u32 };
+            if let Ok(id) = name.parse() {
+                world_workers.push(Worker::new(node, id, slots));
+            }
+        }
+        let client_node = core.add_node(seed, "client", false);
+        let clients = if setting.fixed { fixed_client(&mut core) } else { draw_clients(&mut core, seed) };
+        for (job, client) in clients.iter().enumerate() {
+            core.at(client.submit_us, Event::Client { job });
+        }
+        for _ in 0..fault_events {
+            let at_us = dice.within(200 * MS, 9 * S);
+            core.at(at_us, Event::Fault);
+        }
+        let heal_us = 10 * S + dice.below(10 * S);
+        core.at(heal_us, Event::Heal);
+        let shared: Shared = Arc::new(Mutex::new(core));
+        let nodes = lock(&shared).nodes.len();
+        let stores =
+            (0..nodes).filter_map(|node| own_stores(shared.clone(), node, &config.store).now_or_never()).collect();
+        let mut world = Self {
+            shared,
+            config,
+            executor: Executor::default(),
+            coordinators: world_coordinators,
+            workers: world_workers,
+            stores,
+            done: Arc::default(),
+            clients,
+            client_node,
+            requests: 0,
+            reports: BTreeMap::new(),
+            allowed,
+            dice: Dice::of(seed, "faults"),
+            kinds,
+            crash_at: setting.crash_at,
+            armed: None,
+            effects: (0, 0),
+            healed: false,
+            heal_us,
+            events: 0,
+        };
+        for at in 0..world.coordinators.len() {
+            world.start_coordinator(at);
+        }
+        for at in 0..world.workers.len() {
+            world.start_worker(at);
+        }
+        world
+    }
+
+    /// Runs to the end.
+    pub fn run(mut self) -> RunReport {
+        let mut settled_us = None;
+        loop {
+            self.settle();
+            let now_us = lock(&self.shared).now_us;
+            if lock(&self.shared).violation.is_some() {
+                break;
+            }
+            if settled_us.is_none() && self.is_over() {
+                self.heal();
+                settled_us = Some(now_us + SETTLE_US);
+            }
+            if settled_us.is_some_and(|settled_us| now_us >= settled_us) {
+                self.check_end();
+                break;
+            }
+            if self.healed && settled_us.is_none() && now_us > self.heal_us + LIVENESS_US {
+                let open = self.open_jobs();
+                lock(&self.shared).violate(format!("liveness: {open:?} long after everything was healed"));
+                break;
+            }
+            self.events += 1;
+            if self.events > EVENTS_MAX {
+                lock(&self.shared).violate("liveness: the run goes in circles".to_owned());
+                break;
+            }
+            let Some(event) = lock(&self.shared).take_next() else { break };
+            self.handle(event);
+        }
+        for at in 0..self.coordinators.len() {
+            self.executor.kill(self.coordinators[at].node);
+        }
+        for at in 0..self.workers.len() {
+            self.executor.kill(self.workers[at].node);
+        }
+        let core = &mut *lock(&self.shared);
+        RunReport {
+            violation: core.violation.take(),
+            hash: core.trace.hash(),
+            trace: core.trace.text(),
+            reach: std::mem::take(&mut core.reach),
+            events: self.events,
+            time_us: core.now_us,
+            effects: self.effects,
+            weights: core.weights.clone(),
+        }
+    }
+
+    /// Lets futures go on, and hands what they come to to their processes, until nothing moves.
+    fn settle(&mut self) {
+        loop {
+            self.executor.run();
+            let next = lock(&self.done).pop_front();
+            if let Some((node, done)) = next {
+                self.take_done(node, done);
+                continue;
+            }
+            let mut moved = false;
+            for at in 0..self.coordinators.len() {
+                moved |= self.take_written(at);
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    fn take_done(&mut self, node: Node, done: Done) {
+        let coordinator = self.coordinators.iter().position(|coordinator| coordinator.node == node);
+        let worker = self.workers.iter().position(|worker| worker.node == node);
+        match (done, coordinator, worker) {
+            (Done::Input(input), Some(at), _) => self.feed(at, *input),
+            (Done::Begun(epoch, begun, stalled), Some(at), _) => self.begun(at, epoch, *begun, stalled),
+            (Done::Read(reading, read, stalled), Some(at), _) => self.journal_read(at, reading, *read, stalled),
+            (Done::Leads, Some(at), _) => self.leads_still(at),
+            (Done::Opened { key, upload }, _, Some(at)) => self.attempt_opened(at, key, upload),
+            (Done::Finished { key, outcome }, _, Some(at)) => self.attempt_finished(at, key, outcome),
+            _ => {}
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let node = match &event {
+            Event::Tick { node, .. } | Event::Timer { node, .. } | Event::Unanswered { node, .. } => Some(*node),
+            Event::Deliver { to, .. } => Some(*to),
+            _ => None,
+        };
+        // A stopped process finds what has come for it when it goes on.
+        if let Some(node) = node {
+            let core = &mut *lock(&self.shared);
+            if let Some(until_us) = core.paused_until(node) {
+                return core.at(until_us, event);
+            }
+        }
+        match event {
+            Event::Tick { node, life } => self.tick(node, life),
+            Event::StoreApply(op) => self.store_applies(op),
+            Event::StoreAnswer(op) => {
+                let core = &mut *lock(&self.shared);
+                match core.store_caller(op).and_then(|node| core.paused_until(node)) {
+                    Some(until_us) => core.at(until_us, Event::StoreAnswer(op)),
+                    None => core.store_answers(op),
+                }
+            }
+            Event::LedgerApply(op) => lock(&self.shared).apply_ledger(op),
+            Event::LedgerAnswer(op) => {
+                let core = &mut *lock(&self.shared);
+                match core.ledger_caller(op).and_then(|node| core.paused_until(node)) {
+                    Some(until_us) => core.at(until_us, Event::LedgerAnswer(op)),
+                    None => core.answer_arrives(op),
+                }
+            }
+            Event::Timer { timer, .. } => lock(&self.shared).timer_due(timer),
+            Event::Deliver { to, message } => self.deliver(to, message),
+            Event::Unanswered { node, life, request } => {
+                if lock(&self.shared).nodes[node].life != life {
+                    return;
+                }
+                match self.place(node) {
+                    Place::Coordinator(at) => self.coordinator_unanswered(at, request),
+                    Place::Worker(at) => self.worker_unanswered(at, request),
+                    Place::Client => {}
+                }
+            }
+            Event::Fault => self.fault(),
+            Event::Restart { node } => match self.place(node) {
+                Place::Coordinator(at) => self.start_coordinator(at),
+                Place::Worker(at) => self.start_worker(at),
+                Place::Client => {}
+            },
+            Event::Client { job } => self.client(job),
+            Event::Heal => self.heal(),
+        }
+    }
+
+    fn store_applies(&mut self, op: u64) {
+        let caller = lock(&self.shared).store_caller(op);
+        lock(&self.shared).apply_store(op);
+        if let Some(Place::Worker(at)) = caller.map(|node| self.place(node)) {
+            self.survives_worker_effect(at);
+        }
+    }
+
+    fn tick(&mut self, node: Node, life: u32) {
+        {
+            let core = lock(&self.shared);
+            if !core.nodes[node].up || core.nodes[node].life != life {
+                return;
+            }
+        }
+        match self.place(node) {
+            Place::Coordinator(at) => self.tick_coordinator(at),
+            Place::Worker(at) => self.tick_worker(at),
+            Place::Client => {}
+        }
+    }
+
+    fn deliver(&mut self, to: Node, message: Message) {
+        {
+            let core = lock(&self.shared);
+            if core.is_cut(to, Way::NatsIn) || (to != self.client_node && !core.nodes[to].up) {
+                return;
+            }
+        }
+        match self.place(to) {
+            Place::Coordinator(at) => self.coordinator_hears(at, message),
+            Place::Worker(at) => self.worker_hears(at, message),
+            Place::Client => self.client_hears(message),
+        }
+    }
+
+    fn place(&self, node: Node) -> Place {
+        let coordinators = self.coordinators.len();
+        match node {
+            at if at < coordinators => Place::Coordinator(at),
+            at if at < coordinators + self.workers.len() => Place::Worker(at - coordinators),
+            _ => Place::Client,
+        }
+    }
+
+    /// Sends to all coordinators that lead, as a subject does.
+    pub(super) fn send_to_leaders(&mut self, from: Node, message: &Message) {
+        for coordinator in &self.coordinators {
+            if matches!(coordinator.role, Some(Role::Leads(_))) {
+                lock(&self.shared).send(from, coordinator.node, message.clone());
+            }
+        }
+    }
+
+    /// Sends to all processes but oneself.
+    pub(super) fn send_to_all(&mut self, from: Node, message: &Message) {
+        let nodes = self.coordinators.iter().map(|c| c.node).chain(self.workers.iter().map(|w| w.node));
+        for to in nodes.filter(|to| *to != from) {
+            lock(&self.shared).send(from, to, message.clone());
+        }
+    }
+
+    // --- crashes at an effect ---
+
+    /// Counts an effect of a coordinator; `false` where it dies before carrying it out.
+    pub(super) fn survives_effect(&mut self, at: usize) -> bool {
+        let number = self.effects.0;
+        self.effects.0 += 1;
+        let due = match (&mut self.armed, self.crash_at) {
+            (Some((armed, left, _)), _) if *armed == at => {
+                *left = left.saturating_sub(1);
+                *left == 0
+            }
+            (_, Some(CrashAt::BeforeEffect(crash))) => crash == number,
+            (_, Some(CrashAt::AfterEffect(crash))) => crash + 1 == number,
+            _ => false,
+        };
+        if due {
+            self.armed = None;
+            self.kill_coordinator(at, Some(S));
+        }
+        !due
+    }
+
+    /// Counts an effect of a worker; `false` where it dies before carrying it out.
+    pub(super) fn survives_worker_effect(&mut self, at: usize) -> bool {
+        let number = self.effects.1;
+        self.effects.1 += 1;
+        let due = self.crash_at == Some(CrashAt::WorkerEffect(number));
+        if due {
+            self.kill_worker(at, Some(S));
+        }
+        !due
+    }
+
+    // --- faults ---
+
+    fn fault(&mut self) {
+        if self.healed {
+            return;
+        }
+        let kind = self.dice.pick(&self.kinds);
+        let coordinator = usize::try_from(self.dice.below(self.coordinators.len() as u64)).unwrap_or_default();
+        let worker = usize::try_from(self.dice.below(self.workers.len() as u64)).unwrap_or_default();
+        let (short_us, long_us) = (self.dice.within(100 * MS, 3 * S), self.dice.within(3 * S, 9 * S));
+        let any = match self.dice.below(3) {
+            0 => self.coordinators[coordinator].node,
+            _ => self.workers[worker].node,
+        };
+        let while_us = if self.dice.below(2) == 0 { short_us } else { long_us };
+        let steps = self.dice.within(1, 40);
+        let until_us = lock(&self.shared).now_us + while_us;
+        lock(&self.shared).line(&"fault", &format!("{kind:?} for {} ms", while_us / MS));
+        match kind {
+            Kind::CrashWorker => self.kill_worker(worker, Some(short_us)),
+            Kind::StopWorker => self.workers[worker].stops = true,
+            Kind::CrashCoordinator => self.kill_coordinator(coordinator, Some(while_us)),
+            Kind::CrashAtEffect => self.armed = Some((coordinator, steps, true)),
+            Kind::SecondLeader => self.usurp(coordinator),
+            _ => {
+                let (coordinator, worker) = (self.coordinators[coordinator].node, self.workers[worker].node);
+                let core = &mut *lock(&self.shared);
+                let cut = |core: &mut Core, node: Node, ways: &[Way]| {
+                    for way in ways {
+                        core.nodes[node].cut_until_us[*way as usize] = until_us;
+                    }
+                };
+                match kind {
+                    Kind::PauseWorker => core.nodes[worker].paused_until_us = until_us,
+                    Kind::PauseCoordinator => core.nodes[coordinator].paused_until_us = until_us,
+                    Kind::SlowWorker => core.nodes[worker].slow = 20,
+                    Kind::CutNats => cut(core, any, &[Way::NatsIn, Way::NatsOut]),
+                    Kind::CutStore => cut(core, any, &[Way::StoreIn, Way::StoreOut]),
+                    Kind::CutNatsIn => cut(core, any, &[Way::NatsIn]),
+                    Kind::CutNatsOut => cut(core, any, &[Way::NatsOut]),
+                    Kind::CutStoreAnswers => cut(core, any, &[Way::StoreIn]),
+                    Kind::RestartServer => core.server_away_until_us = until_us,
+                    Kind::StoreAway => core.store_away_until_us = until_us,
+                    _ => core.clogged_until_us = until_us,
+                }
+            }
+        }
+    }
+
+    /// The faults end for a core of processes, and become permanent for some of the others.
+    fn heal(&mut self) {
+        if std::mem::replace(&mut self.healed, true) {
+            return;
+        }
+        {
+            let core = &mut *lock(&self.shared);
+            core.line(&"world", &"is healed");
+            self.heal_us = core.now_us;
+            core.weights = Weights::default();
+            core.clogged_until_us = 0;
+            core.server_away_until_us = 0;
+            core.store_away_until_us = 0;
+            let now_us = core.now_us;
+            for info in &mut core.nodes {
+                info.cut_until_us = [0; 4];
+                info.slow = 1;
+                info.paused_until_us = info.paused_until_us.min(now_us);
+            }
+        }
+        self.armed = None;
+        let over = self.is_over();
+        let core_worker = usize::try_from(self.dice.below(self.workers.len() as u64)).unwrap_or_default();
+        let core_coordinator = usize::try_from(self.dice.below(self.coordinators.len() as u64)).unwrap_or_default();
+        for at in 0..self.workers.len() {
+            let lost = at != core_worker && self.dice.below(4) == 0 && !over;
+            match (lost, self.dice.below(2)) {
+                (true, 0) => {
+                    self.kill_worker(at, None);
+                    self.workers[at].gone = true;
+                }
+                (true, _) => {
+                    let node = self.workers[at].node;
+                    let info = &mut lock(&self.shared).nodes[node];
+                    info.cut_until_us[Way::NatsIn as usize] = u64::MAX;
+                    info.cut_until_us[Way::NatsOut as usize] = u64::MAX;
+                }
+                _ => self.start_worker(at),
+            }
+        }
+        for at in 0..self.coordinators.len() {
+            if at != core_coordinator && self.dice.below(4) == 0 && !over {
+                self.kill_coordinator(at, None);
+                self.coordinators[at].gone = true;
+            } else {
+                self.start_coordinator(at);
+            }
+        }
+    }
+
+    // --- clients ---
+
+    fn client(&mut self, job: usize) {
+        let (now_us, from) = (lock(&self.shared).now_us, self.client_node);
+        let client = &self.clients[job];
+        if client.refused.is_some() || self.is_closed(job) {
+            return;
+        }
+        let cancels = client.cancel_us.is_some_and(|cancel_us| now_us >= cancel_us);
+        self.requests += 1;
+        let request = self.requests;
+        let id = client.spec.job.clone();
+        let message = match (client.accepted, cancels) {
+            (false, _) => Message::Submit { from, request, spec: Box::new(client.spec.clone()) },
+            (true, true) => Message::Cancel { from, request, job: id },
+            (true, false) => Message::Status { from, request, job: id },
+        };
+        self.clients[job].request = request;
+        self.send_to_leaders(from, &message);
+        let pause_us = if self.clients[job].accepted { 2 * S } else { S };
+        lock(&self.shared).after(pause_us, Event::Client { job });
+    }
+
+    fn client_hears(&mut self, message: Message) {
+        let Message::ApiAnswer { request, reply } = message else { return };
+        let Some(client) = self.clients.iter_mut().find(|client| client.request == request) else { return };
+        match *reply {
+            Reply::Job(status) => {
+                client.accepted = true;
+                if status.state.is_terminal() {
+                    client.cancel_us = None;
+                }
+            }
+            Reply::Refused { code: RefusalCode::BadRequest, error } if !client.accepted => {
+                lock(&self.shared).line(&"client", &format!("is refused: {error}"));
+                client.refused = Some(error);
+            }
+            Reply::Refused { code, .. } if client.accepted && code == RefusalCode::Conflict => client.cancel_us = None,
+            _ => {}
+        }
+    }
+
+    fn is_closed(&self, job: usize) -> bool {
+        let core = lock(&self.shared);
+        let client = &self.clients[job];
+        match core.ledger.truth.jobs.get(&client.spec.job) {
+            Some(job) => job.cleaned,
+            None => client.refused.is_some(),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        (0..self.clients.len()).all(|job| self.is_closed(job))
+    }
+
+    fn open_jobs(&self) -> Vec<String> {
+        let core = lock(&self.shared);
+        let open = self.clients.iter().filter_map(|client| {
+            let job: &JobId = &client.spec.job;
+            match core.ledger.truth.jobs.get(job) {
+                Some(known) if known.cleaned => None,
+                Some(known) => Some(format!("{job} is {}", known.state)),
+                None => Some(format!("{job} is not accepted")),
+            }
+        });
+        open.collect()
+    }
+}
+
+enum Place {
+    Coordinator(usize),
+    Worker(usize),
+    Client,
+}
+
+fn url(key: &str) -> String {
+    format!("s3://{BUCKET}/{key}")
+}
+
+/// Input of a job: records over a small alphabet, so that many keys are equal.
+fn draw_input(dice: &mut Dice, format: &Format) -> Vec<Vec<u8>> {
+    let objects = dice.within(1, 3);
+    let records = dice.pick(&[0, 1, 20, 60, 60, 200, 600]);
+    let letters = dice.pick(&[2, 4, 26]);
+    let mut made = Vec::new();
+    for _ in 0..objects {
+        let mut bytes = Vec::new();
+        for _ in 0..dice.below(records / objects + 1) {
+            match *format {
+                Format::Fixed { len } => bytes.extend((0..len).map(|_| b'a' + dice.below(letters) as u8)),
+                Format::Lines { terminator } => {
+                    let length = dice.below(14);
+                    bytes.extend((0..length).map(|_| b'a' + dice.below(letters) as u8));
+                    bytes.push(terminator);
+                }
+            }
+        }
+        made.push(bytes);
+    }
+    made
+}
+
+fn draw_clients(core: &mut Core, seed: u64) -> Vec<Client> {
+    let mut dice = Dice::of(seed, "jobs");
+    let jobs = dice.pick(&[1, 1, 2, 3]);
+    let shared_bucket = dice.below(2) == 0;
+    foreign(core, "scratch/_muster/dother/j9/sort-00000.g0.e1.0000000000000001.run");
+    let mut clients: Vec<Client> = Vec::new();
+    for job in 0..jobs {
+        let format = if dice.below(2) == 0 {
+            Format::Fixed { len: dice.within(4, 12) as u32 }
+        } else {
+            Format::Lines { terminator: b'\n' }
+        };
+        let mut sort = SortSpec::new(format);
+        if let Format::Fixed { .. } = sort.format
+            && dice.below(2) == 0
+        {
+            sort.keys = vec![KeyDef::Range { offset: dice.below(2) as u32, len: dice.within(1, 2) as u32 }];
+        }
+        sort.unique = dice.below(3) == 0;
+        let input = draw_input(&mut dice, &sort.format);
+        let again = job > 0 && dice.below(4) == 0;
+        let output = if again { clients[0].spec.output.clone() } else { url(&format!("out{job}")) };
+        let overwrite = again || dice.below(4) == 0;
+        let mut before = BTreeMap::new();
+        if !again && overwrite {
+            for name in ["part-00000.dat", "old.txt", "_SUCCESS"] {
+                let (key, bytes) = (format!("out{job}/{name}"), format!("old {name}").into_bytes());
+                core.store.place(&key, bytes.clone());
+                core.store.foreign.insert(key.clone());
+                before.insert(key, bytes);
+            }
+        } else if again {
+            before = clients[0].before.clone();
+        }
+        if dice.below(4) == 0 {
+            let upload = core.store.place_upload(&format!("out{job}/part-00000.dat"));
+            core.store.foreign.insert(upload);
+        }
+        let total: usize = input.iter().map(Vec::len).sum();
+        let splits = dice.within(1, 6);
+        let spec = JobSpec {
+            job: format!("j{job}").parse().unwrap_or_else(|_| unreachable!("a plain name is a job id")),
+            inputs: vec![url(&format!("in{job}"))],
+            output,
+            bucket: shared_bucket.then(|| url("scratch")),
+            sort,
+            auto_format: false,
+            extension: "dat".to_owned(),
+            overwrite,
+            fsync: dice.below(4) == 0,
+            sizing: Sizing {
+                partitions: Some(dice.within(1, 5) as u32),
+                split_bytes: Some((total as u64 / splits).max(16)),
+                ..Sizing::default()
+            },
+            replica: None,
+            bad_records: BadRecords::Fail,
+            bad_inputs: BadInputs::Fail,
+            settings: None,
+        };
+        let submit_us = dice.below(3 * S);
+        let cancel_us = (dice.below(6) == 0).then(|| submit_us + dice.below(5 * S));
+        clients.push(client(core, job, spec, input, before, submit_us, cancel_us));
+    }
+    clients
+}
+
+fn foreign(core: &mut Core, key: &str) {
+    core.store.place(key, b"somebody else's".to_vec());
+    core.store.foreign.insert(key.to_owned());
+}
+
+fn client(
+    core: &mut Core,
+    job: usize,
+    spec: JobSpec,
+    input: Vec<Vec<u8>>,
+    before: BTreeMap<String, Vec<u8>>,
+    submit_us: u64,
+    cancel_us: Option<u64>,
+) -> Client {
+    let reference = sort_reference(&spec.sort, &input).unwrap_or_default();
+    for (number, bytes) in input.into_iter().enumerate() {
+        let key = format!("in{job}/{number}");
+        core.store.place(&key, bytes);
+        core.store.foreign.insert(key);
+    }
+    Client { spec, reference, before, submit_us, cancel_us, accepted: false, refused: None, request: 0 }
+}
+
+/// The job of sweeps: 24 records in two objects, three splits, two partitions.
+fn fixed_client(core: &mut Core) -> Vec<Client> {
+    let record = |n: u32| format!("{:04}", (n * 7919) % 24).into_bytes();
+    let input = vec![(0..12).flat_map(record).collect(), (12..24).flat_map(record).collect()];
+    let spec = JobSpec {
+        job: "j0".parse().unwrap_or_else(|_| unreachable!("a plain name is a job id")),
+        inputs: vec![url("in0")],
+        output: url("out0"),
+        bucket: None,
+        sort: SortSpec::new(Format::Fixed { len: 4 }),
+        auto_format: false,
+        extension: "dat".to_owned(),
+        overwrite: false,
+        fsync: false,
+        sizing: Sizing { partitions: Some(2), split_bytes: Some(32), ..Sizing::default() },
+        replica: None,
+        bad_records: BadRecords::Fail,
+        bad_inputs: BadInputs::Fail,
+        settings: None,
+    };
+    vec![client(core, 0, spec, input, BTreeMap::new(), 0, None)]
+}

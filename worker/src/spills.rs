@@ -1,0 +1,152 @@
+//! The folder of this worker's spills: who uses it, whether it has room, and what may be removed when it has none.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use muster_common::store::BlobUrl;
+use muster_common::{Error, Result};
+
+/// Spare space beside what a spill needs, in percent of it.
+const SPARE_PERCENT: u64 = 20;
+
+/// The folder. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Spills {
+    /// Where spills go: used by nothing else.
+    pub(crate) root: BlobUrl,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// The subfolders of attempts that are at work.
+    live: Mutex<HashSet<String>>,
+    /// Whether this process alone lives under its worker's id, so that what stands beside the folder is of earlier lives.
+    alone: AtomicBool,
+    free: fn(&Path) -> Option<u64>,
+}
+
+impl Spills {
+    /// A folder that nobody uses yet.
+    pub(crate) fn new(root: BlobUrl) -> Self {
+        Self::measured(root, free_bytes)
+    }
+
+    /// The same with another way to see how much is free.
+    pub(crate) fn measured(root: BlobUrl, free: fn(&Path) -> Option<u64>) -> Self {
+        Self { root, shared: Arc::new(Shared { live: Mutex::default(), alone: AtomicBool::new(false), free }) }
+    }
+
+    /// An attempt begins to use its subfolder.
+    pub(crate) fn begin(&self, name: &str) {
+        self.shared.live.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+    }
+
+    /// An attempt has ended.
+    pub(crate) fn end(&self, name: &str) {
+        self.shared.live.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// From now on what earlier lives of this worker left may go.
+    pub(crate) fn is_alone(&self) {
+        self.shared.alone.store(true, Ordering::Relaxed);
+    }
+
+    /// Checks that `bytes` and some spare fit; cleans up once if they do not. Blocking.
+    pub(crate) fn ensure_room(&self, bytes: u64) -> Result<()> {
+        let Some(folder) = self.root.file_path() else { return Ok(()) };
+        let needed = bytes.saturating_add(bytes / 100 * SPARE_PERCENT);
+        let free = || (self.shared.free)(&folder).filter(|&free| free < needed);
+        if free().is_none() {
+            return Ok(());
+        }
+        self.clean();
+        match free() {
+            None => Ok(()),
+            Some(free) => Err(Error::exhausted(format!(
+                "disk full: {} has {free} bytes free, a spill of {bytes} with {SPARE_PERCENT} % to spare needs {needed}; \
+                 the task goes to another worker",
+                folder.display()
+            ))),
+        }
+    }
+
+    /// Removes what nobody uses any more: subfolders of ended attempts, and folders of earlier lives. Blocking, best effort.
+    pub(crate) fn clean(&self) {
+        let Some(own) = self.root.file_path() else { return };
+        let live = self.shared.live.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let ended =
+            |path: &PathBuf| path.file_name().is_none_or(|name| name.to_str().is_none_or(|name| !live.contains(name)));
+        for path in entries(&own).filter(ended) {
+            remove(&path, "an ended attempt");
+        }
+        if self.shared.alone.load(Ordering::Relaxed)
+            && let Some(parent) = own.parent()
+        {
+            for path in entries(parent).filter(|path| *path != own) {
+                remove(&path, "an earlier life");
+            }
+        }
+    }
+}
+
+fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+fn remove(path: &Path, of: &str) {
+    match std::fs::remove_dir_all(path) {
+        Ok(()) => tracing::info!(path = %path.display(), "removed spills of {of}"),
+        Err(error) => tracing::warn!(path = %path.display(), %error, "cannot remove spills of {of}"),
+    }
+}
+
+fn free_bytes(folder: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(folder).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use muster_common::ErrorKind;
+
+    /// As much as the folder beside does not take of 1000 bytes.
+    fn of_1000(own: &Path) -> Option<u64> {
+        fn size(path: &Path) -> u64 {
+            let meta = std::fs::symlink_metadata(path).expect("there");
+            if meta.is_dir() { entries(path).map(|path| size(&path)).sum() } else { meta.len() }
+        }
+        Some(1000_u64.saturating_sub(size(own.parent().expect("a parent"))))
+    }
+
+    #[test]
+    fn what_nobody_uses_makes_room() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let own = dir.path().join("2");
+        let put = |path: &str, bytes: usize| {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().expect("a parent")).expect("folder");
+            std::fs::write(path, vec![0; bytes]).expect("file");
+        };
+        put("1/a/spill", 300);
+        put("2/live/spill", 100);
+        put("2/ended/spill", 200);
+        let spills = Spills::measured(BlobUrl::from_path(&own).expect("url"), of_1000);
+        spills.begin("live");
+        spills.ensure_room(300).expect("360 of 400");
+        assert!(own.join("ended/spill").exists(), "not cleaned without need");
+        spills.ensure_room(400).expect("480 of 600");
+        assert!(!own.join("ended").exists() && own.join("live/spill").exists() && dir.path().join("1/a").exists());
+        let error = spills.ensure_room(600).expect_err("720 of 600");
+        assert_eq!(error.kind, ErrorKind::Exhausted);
+        assert!(error.message.starts_with("disk full") && error.kind.is_retryable(), "{error}");
+        spills.is_alone();
+        spills.ensure_room(600).expect("720 of 900");
+        assert!(!dir.path().join("1").exists() && own.join("live/spill").exists());
+        spills.end("live");
+        spills.ensure_room(800).expect("960 of 1000");
+        assert!(!own.join("live").exists());
+    }
+}

@@ -1,0 +1,231 @@
+//! Malformed records of a split: counted, listed, and where the job asks for it kept as JSON lines in scratch, from where they are committed with their task.
+//!
+//! A record may be longer than memory, so nothing here holds one: bytes go through a hash and, encoded, into an upload. Which records are malformed depends on the input
+//! alone, never on a worker's memory.
+
+use muster_common::names;
+use muster_common::plan::BadRecords as Policy;
+use muster_common::wire::{BadRecord, BlobRef};
+use muster_common::{Error, Result};
+use muster_kernel::error::KernelError;
+use muster_kernel::proof::{StreamHash, Sums};
+use muster_kernel::run::Sink;
+
+use super::Task;
+use super::runs::{locate, open_upload};
+use crate::cache::Job;
+use crate::memory::PartsPlan;
+use crate::transfer::{Object, PartSink, Upload};
+
+/// Malformed records of one split that its report lists.
+const LISTED_MAX: usize = 32;
+/// Bytes that are encoded in one go: a multiple of three.
+const ENCODE_BYTES: usize = 48 << 10;
+
+/// What was left out of a split.
+#[derive(Debug, Default)]
+pub(super) struct LeftOut {
+    pub(super) sums: Sums,
+    pub(super) listed: Vec<BadRecord>,
+    pub(super) quarantine: Option<BlobRef>,
+}
+
+/// The malformed records of a split, as they come. Lives on a blocking thread.
+pub(super) struct BadRecords<'a> {
+    task: &'a Task,
+    job: &'a Job,
+    target: Object,
+    parts: PartsPlan,
+    open: Option<Open>,
+    left_out: LeftOut,
+    quarantine: Option<Quarantine>,
+}
+
+/// The one whose end is not reached.
+struct Open {
+    record: BadRecord,
+    hash: StreamHash,
+    why: KernelError,
+}
+
+impl<'a> BadRecords<'a> {
+    /// None yet; `target` is where they would be kept, by parts of `parts`.
+    pub(super) fn new(task: &'a Task, job: &'a Job, target: Object, parts: PartsPlan) -> Self {
+        Self { task, job, target, parts, open: None, left_out: LeftOut::default(), quarantine: None }
+    }
+
+    /// The place of an attempt's quarantined records, below the job's scratch.
+    pub(super) fn path(task: &Task) -> String {
+        names::bad_records_path(&task.run.attempt)
+    }
+
+    /// Whether torn ends of objects are left out rather than refused.
+    pub(super) fn is_lenient(job: &Job) -> bool {
+        job.plan.bad_records != Policy::Fail
+    }
+
+    /// Whether the record that an error blames is to be left out. One that only this worker's memory does not hold may turn out to be too long for all.
+    pub(super) fn takes(&self, error: &KernelError) -> bool {
+        Self::is_lenient(self.job)
+            && matches!(
+                error,
+                KernelError::BadRecord { .. } | KernelError::RecordTooLong { .. } | KernelError::Budget { .. }
+            )
+    }
+
+    /// Whether a record has begun here whose end is not reached.
+    pub(super) fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// A malformed record begins at `offset` of an object, with the bytes that are held of it.
+    pub(super) fn begin(&mut self, object: u32, offset: u64, held: &[u8], why: KernelError) -> Result<()> {
+        let reason = match &why {
+            KernelError::BadRecord { reason, .. } => reason.to_string(),
+            _ => format!("it is longer than the limit of {} bytes", self.task.context.record_bytes_max),
+        };
+        if self.job.plan.bad_records == Policy::Quarantine {
+            let quarantine = match self.quarantine.take() {
+                Some(quarantine) => quarantine,
+                None => Quarantine::open(self.task, self.target.clone(), self.parts)?,
+            };
+            let url = &self.task.pinned(self.job, object)?.url;
+            let quoted = |text: &str| serde_json::Value::from(text).to_string();
+            let head = format!(r#"{{"object":{},"offset":{offset},"reason":{},"data":""#, quoted(url), quoted(&reason));
+            self.quarantine.insert(quarantine).write(head.as_bytes())?;
+        }
+        let record = BadRecord { object, offset, bytes: 0, reason };
+        self.open = Some(Open { record, hash: StreamHash::default(), why });
+        self.push(held)
+    }
+
+    /// More of its bytes, the terminator apart.
+    fn push(&mut self, bytes: &[u8]) -> Result<()> {
+        if let Some(open) = &mut self.open {
+            open.hash.update(bytes);
+        }
+        match &mut self.quarantine {
+            Some(quarantine) => quarantine.push(bytes),
+            None => Ok(()),
+        }
+    }
+
+    /// Goes on with the record that is open up to its terminator; what follows that, and nothing where it goes on.
+    pub(super) fn pass<'b>(&mut self, bytes: &'b [u8], terminator: u8) -> Result<&'b [u8]> {
+        match memchr::memchr(terminator, bytes) {
+            Some(end) => {
+                self.push(&bytes[..end])?;
+                self.end()?;
+                Ok(&bytes[end + 1..])
+            }
+            None => self.push(bytes).map(|()| &bytes[bytes.len()..]),
+        }
+    }
+
+    /// The record that is open ends.
+    pub(super) fn end(&mut self) -> Result<()> {
+        let Some(Open { mut record, hash, why }) = self.open.take() else { return Ok(()) };
+        record.bytes = hash.bytes();
+        if matches!(why, KernelError::Budget { .. }) && record.bytes <= self.task.context.record_bytes_max {
+            return Err(locate(self.job, why));
+        }
+        tracing::warn!(object = record.object, offset = record.offset, bytes = record.bytes, reason = %record.reason, "left out a malformed record");
+        let bytes = usize::try_from(record.bytes).map_err(|_| Error::bug("a record longer than memory can address"))?;
+        self.left_out.sums.add_hashed(bytes, hash.digest());
+        if let Some(quarantine) = &mut self.quarantine {
+            quarantine.end_data()?;
+            quarantine.write(format!("\",\"bytes\":{}}}\n", record.bytes).as_bytes())?;
+        }
+        if self.left_out.listed.len() < LISTED_MAX {
+            self.left_out.listed.push(record);
+        }
+        Ok(())
+    }
+
+    /// What was left out; what is kept of it stands then.
+    pub(super) fn finish(mut self) -> Result<LeftOut> {
+        if let Some(quarantine) = self.quarantine.take() {
+            self.left_out.quarantine = Some(quarantine.finish(self.task)?);
+        }
+        Ok(self.left_out)
+    }
+}
+
+/// The object that keeps them.
+struct Quarantine {
+    upload: Upload,
+    sink: PartSink,
+    hash: StreamHash,
+    /// Bytes of the current record that do not fill a group of three yet.
+    carried: Vec<u8>,
+}
+
+impl Quarantine {
+    fn open(task: &Task, target: Object, parts: PartsPlan) -> Result<Self> {
+        let upload = Upload { id: open_upload(&task.link, &target, &task.results)?, object: target };
+        let sink = PartSink::new(&task.link, vec![upload.clone()], parts)?;
+        Ok(Self { upload, sink, hash: StreamHash::default(), carried: Vec::new() })
+    }
+
+    fn write(&mut self, text: &[u8]) -> Result<()> {
+        self.hash.update(text);
+        self.sink.buffer().extend_from_slice(text);
+        self.sink.flushed()
+    }
+
+    fn push(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(ENCODE_BYTES - self.carried.len()));
+            bytes = later;
+            self.carried.extend_from_slice(now);
+            let whole = self.carried.len() / 3 * 3;
+            let text = base64(&self.carried[..whole]);
+            self.carried.drain(..whole);
+            self.write(&text)?;
+        }
+        Ok(())
+    }
+
+    fn end_data(&mut self) -> Result<()> {
+        let rest = std::mem::take(&mut self.carried);
+        self.write(&base64(&rest))
+    }
+
+    fn finish(self, task: &Task) -> Result<BlobRef> {
+        let (Upload { object, id }, link) = (&self.upload, &task.link);
+        let uploaded = self.sink.finish()?.pop().ok_or_else(|| Error::bug("malformed records went nowhere"))?;
+        let complete = || object.store.complete_upload(object.key(), id, &uploaded.tags, uploaded.bytes, false);
+        link.handle.block_on(link.retry.call(object, complete))?;
+        task.results.completed(object);
+        Ok(BlobRef { url: object.to_string(), bytes: uploaded.bytes, digest: self.hash.digest() })
+    }
+}
+
+/// Standard Base64 with padding.
+fn base64(bytes: &[u8]) -> Vec<u8> {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = Vec::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let at = |index: usize| u32::from(group.get(index).copied().unwrap_or(0));
+        let word = at(0) << 16 | at(1) << 8 | at(2);
+        for letter in 0..4 {
+            let known = letter <= group.len();
+            text.push(if known { LETTERS[(word >> (18 - 6 * letter) & 63) as usize] } else { b'=' });
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::base64;
+
+    #[test]
+    fn base64_is_that_of_rfc_4648() {
+        let expected = ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"];
+        for (len, expected) in expected.into_iter().enumerate() {
+            assert_eq!(base64(&b"foobar"[..len]), expected.as_bytes());
+        }
+        assert_eq!(base64(&[0xfb, 0xff, 0xbf]), b"+/+/");
+    }
+}
