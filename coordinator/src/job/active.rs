@@ -27,9 +27,6 @@ const HALVINGS_MAX: u8 = 3;
 /// What stands in the history of an attempt whose worker died.
 pub(super) const DIED: &str = "its worker is dead";
 
-/// An ended job holds its claim on OUTPUT for this many tries of its clean-up.
-const CLEANING_TRIES_CLAIMED: u32 = 3;
-
 /// What the machine needs of a request while its job runs. Fields that a newer build wrote are left alone; a request that cannot be read asks for nothing special.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -167,11 +164,6 @@ impl Active {
             speculations: 0,
             failures_in_a_row: 0,
         })
-    }
-
-    /// Ended, but its leftovers cannot be removed: nobody else is kept waiting for that.
-    pub(super) fn is_stuck_cleaning(&self) -> bool {
-        self.stage == Stage::Cleaning && self.tries >= CLEANING_TRIES_CLAIMED
     }
 
     /// Ended, and nobody writes to its scratch any more, as far as is known.

@@ -46,11 +46,7 @@ fn check_claims(machine: &Machine) -> Result<(), String> {
         .iter()
         .filter(|(job, _)| !machine.active.contains_key(*job))
         .map(|(job, planning)| (job, &planning.places.output));
-    let active = machine
-        .active
-        .iter()
-        .filter(|(_, active)| !active.is_stuck_cleaning())
-        .map(|(job, active)| (job, &active.output));
+    let active = machine.active.iter().map(|(job, active)| (job, &active.output));
     let claims: Vec<_> = planning.chain(active).collect();
     for (at, (job, output)) in claims.iter().enumerate() {
         if let Some((other, _)) = claims.iter().skip(at + 1).find(|(_, other)| overlap(output, other)) {

@@ -101,7 +101,10 @@ impl Machine {
             tasks.revoke(task.index, attempt);
         }
         self.touch(job);
-        self.append(Record::UploadRevoked { job: job.clone(), partition: task.index, attempt }, Waiters::default());
+        // A rival's dismissal may have asked for it already, and the task waits for that.
+        if !self.is_being_revoked(job, &attempt) {
+            self.append(Record::UploadRevoked { job: job.clone(), partition: task.index, attempt }, Waiters::default());
+        }
         true
     }
 

@@ -102,11 +102,7 @@ impl Machine {
     /// The job whose OUTPUT overlaps this one's.
     fn claimed_by(&self, places: &Places) -> Option<(JobId, String)> {
         let planning = self.planning.iter().map(|(job, planning)| (job, &planning.places.output));
-        let active = self
-            .active
-            .iter()
-            .filter(|(_, active)| !active.is_stuck_cleaning())
-            .map(|(job, active)| (job, &active.output));
+        let active = self.active.iter().map(|(job, active)| (job, &active.output));
         let mut claims = planning.chain(active);
         claims
             .find(|(_, output)| overlap(output, &places.output))
