@@ -38,19 +38,25 @@ fn a_missing_input() {
     check(&sandbox, &["no-such-*.log"], 1, &["no-such-*.log"]);
 }
 
+/// `muster` without the rights of root: who reads everything by two capabilities is without them like any other user.
+fn as_a_common_user(sandbox: &Sandbox) -> Command {
+    let command = sandbox.muster();
+    if !rustix::process::geteuid().is_root() {
+        return command;
+    }
+    let program = command.get_program().to_owned();
+    let mut command = sandbox.clean_command("setpriv");
+    command.args(["--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all", "--"]).arg(program);
+    command
+}
+
 #[test]
 fn an_unreadable_file() {
     let sandbox = Sandbox::new();
     let secret = sandbox.file("in/secret", log_lines(100, 1));
     sandbox.file("in/open", log_lines(100, 2));
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o000)).unwrap();
-    let mut command = sandbox.muster();
-    if rustix::process::geteuid().is_root() {
-        // Root reads everything by these two capabilities; without them it is like any other user.
-        let program = command.get_program().to_owned();
-        command = sandbox.clean_command("setpriv");
-        command.args(["--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all", "--"]).arg(program);
-    }
+    let mut command = as_a_common_user(&sandbox);
     command.args(["sort", "in", "-o", "out", "--local=2"]);
     let done = sandbox.run_command(command, wait::RUN_BOUND);
     done.expect_code(1).expect_error(&["secret", "permission denied"]);
@@ -296,4 +302,57 @@ fn a_failed_job_leaves_an_old_output_as_it_was() {
     let after = Output::of_folder(sandbox.path("out"));
     after.assert_is(&oracle::fixed(&fs::read(good).unwrap(), 100, 0, 10));
     assert!(after.parts == before.parts && after.success == before.success);
+}
+
+#[test]
+fn torn_files_are_skipped_or_quarantined_and_counted() {
+    for keep in [false, true] {
+        let sandbox = Sandbox::new();
+        let (whole, torn) = (records(2_000, Keys::Random, 1), records(1_000, Keys::Random, 2));
+        sandbox.file("in/whole", &whole);
+        let torn_path = sandbox.file("in/torn", &torn[..99_942]);
+        let policy = if keep { "quarantine" } else { "skip" };
+        let output = sandbox.path("out");
+        let (report, _) =
+            sandbox.sort_here(&output, ["in", "--format", "fixed:100", "-k", "0:10", "--bad-records", policy]);
+        assert_eq!(report["skipped_records"], 1, "{report}");
+        assert_eq!(report["records"], 2_999, "{report}");
+
+        let mut there = Output::of_folder(&output);
+        let success = there.success.as_ref().expect("it has succeeded").to_string();
+        assert!(success.contains("torn"), "_SUCCESS says what was left out: {success}");
+        let kept = std::mem::take(&mut there.others);
+        there.assert_is(&oracle::fixed(&[&torn[..99_900], &whole].concat(), 100, 0, 10));
+        if !keep {
+            assert_eq!(kept, Vec::<String>::new());
+            continue;
+        }
+        assert_eq!(kept.len(), 1, "{kept:?}");
+        assert!(kept[0].starts_with("_quarantine/"), "{kept:?}");
+        let line = fs::read_to_string(output.join(&kept[0])).unwrap();
+        let line: serde_json::Value = serde_json::from_str(line.trim_end()).expect("one JSON line");
+        assert!(line["object"].as_str().is_some_and(|object| object.ends_with(arg(&torn_path))), "{line}");
+        assert_eq!(line["offset"], 99_900, "{line}");
+        let data = sandbox.file("data.b64", line["data"].as_str().expect("the bytes in base64"));
+        let mut decode = sandbox.clean_command("base64");
+        decode.arg("--decode").arg(&data);
+        let bytes = decode.output().expect("base64 runs").stdout;
+        assert_eq!(bytes, &torn[99_900..99_942]);
+    }
+}
+
+#[test]
+fn an_unreadable_file_can_be_left_out() {
+    let sandbox = Sandbox::new();
+    let secret = sandbox.file("in/secret", log_lines(100, 1));
+    let open = sandbox.file("in/open", log_lines(100, 2));
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o000)).unwrap();
+    let mut command = as_a_common_user(&sandbox);
+    command.args(["sort", "in", "-o", "out", "--local=2", "--json", "--bad-inputs", "skip"]);
+    let report = sandbox.run_command(command, wait::RUN_BOUND).expect_code(0).json();
+    assert_eq!(report["skipped_objects"], 1, "{report}");
+    let output = Output::of_folder(sandbox.path("out"));
+    let success = output.success.as_ref().expect("it has succeeded").to_string();
+    assert!(success.contains("secret"), "_SUCCESS names what was left out: {success}");
+    output.assert_is(&oracle::gnu_sort(&[], &[&open]));
 }

@@ -255,6 +255,17 @@ fn a_second_worker_under_the_same_id_is_refused() {
 }
 
 #[test]
+fn settings_that_differ_are_refused_with_both_values() {
+    let sandbox = Sandbox::new();
+    let pool = Pool::on_folder(&sandbox, 1);
+    // The pool has the profile `testing`.
+    let mut other = pool.client(["worker", "--id", "worker-1", "--profile", "production", "--data-dir"]);
+    other.arg(sandbox.path("data-other"));
+    let refused = sandbox.run_command(other, Duration::from_secs(60)).expect_code(1);
+    refused.expect_error(&["worker-1", "heartbeat.interval_ms is 1000 there and 200 here"]);
+}
+
+#[test]
 fn a_worker_that_is_asked_to_stop_does_so_gracefully() {
     let sandbox = Sandbox::new();
     let data = records(10_000, Keys::Random, 5);

@@ -1,6 +1,6 @@
 //! What `--format auto` refuses: input that is not plain lines, told by its name or its first bytes. Its bytes would sort, but into something that nobody can read.
 
-use muster_common::plan::PinnedObject;
+use muster_common::plan::{BadInputs, PinnedObject};
 use muster_common::store::{Access, BlobUrl, Stores};
 use muster_common::{Error, Result};
 
@@ -42,11 +42,15 @@ const MAGIC: [(&[u8], &str); 7] = [
     (b"Obj\x01", "Avro"),
 ];
 
-/// Looks at names and first bytes.
+/// Looks at names and first bytes. One that cannot be read is passed over where such objects may be left out.
 ///
 /// # Errors
 /// `Invalid`, naming the object and what it seems to be; else as a read.
-pub(super) async fn refuse_other_formats(stores: &Stores, objects: &[PinnedObject]) -> Result<()> {
+pub(super) async fn refuse_other_formats(
+    stores: &Stores,
+    objects: &[PinnedObject],
+    unreadable: BadInputs,
+) -> Result<()> {
     for object in objects {
         let url: BlobUrl = object.url.parse()?;
         if let Some(what) = by_name(url.name()) {
@@ -56,8 +60,11 @@ pub(super) async fn refuse_other_formats(stores: &Stores, objects: &[PinnedObjec
     for object in objects.iter().filter(|object| object.bytes > 0).take(LOOKED_AT_MAX) {
         let url: BlobUrl = object.url.parse()?;
         let store = stores.open(&url).await?;
-        let bytes =
-            store.read(url.key(), 0..object.bytes.min(MAGIC_BYTES), Access::Cached).await.map_err(|e| e.at(&url))?;
+        let bytes = match store.read(url.key(), 0..object.bytes.min(MAGIC_BYTES), Access::Cached).await {
+            Ok(bytes) => bytes,
+            Err(_) if unreadable == BadInputs::Skip => continue,
+            Err(error) => return Err(error.at(&url)),
+        };
         if let Some(what) = by_magic(&bytes) {
             return Err(refusal(&url, what));
         }

@@ -9,7 +9,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use globset::{GlobBuilder, GlobMatcher};
 
 use muster_common::names::{self, SCRATCH_DIR};
-use muster_common::plan::{JobSpec, OBJECTS_MAX, PinnedObject};
+use muster_common::plan::{BadInputs, JobSpec, OBJECTS_MAX, PinnedObject};
 use muster_common::store::{Access, BlobMeta, BlobUrl, Blobs, Stores};
 use muster_common::{Error, ErrorKind, Result};
 
@@ -48,9 +48,12 @@ pub(super) async fn list_input(stores: &Stores, spec: &JobSpec, places: &Places)
             return Err(Error::invalid(format!("the input has more than {OBJECTS_MAX} objects")));
         }
     }
-    try_reading(stores, &objects).await?;
+    // What may be left out is found unreadable by the task that reads it, which says so in the journal.
+    if spec.bad_inputs == BadInputs::Fail {
+        try_reading(stores, &objects).await?;
+    }
     if spec.auto_format {
-        refuse_other_formats(stores, &objects).await?;
+        refuse_other_formats(stores, &objects, spec.bad_inputs).await?;
     }
     let replaced = look_at_output(stores, spec, &places.output).await?;
     let uploads_before = open_uploads(stores, &places.output).await?;
