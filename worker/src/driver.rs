@@ -69,6 +69,8 @@ pub(crate) struct Driver {
     attempts: Attempts,
     work: HashMap<Key, Work>,
     tasks: JoinSet<()>,
+    /// Requests to the coordinator that wait for their answer.
+    asking: JoinSet<()>,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
     presence: Presence,
     gauge: Gauge,
@@ -103,6 +105,7 @@ impl Driver {
             attempts: Attempts::new(options.id.clone(), incarnation, options.threads.max(1), config.retry.nats.clone()),
             work: HashMap::new(),
             tasks: JoinSet::new(),
+            asking: JoinSet::new(),
             events: mpsc::channel(EVENTS_MAX),
             presence: Presence::new(options.id.clone(), config, clock.now_ms()),
             gauge: Gauge::new(std::thread::available_parallelism().map_or(1, usize::from), options.memory_bytes),
@@ -201,7 +204,7 @@ impl Driver {
 
     fn send(&mut self, report: Report) {
         let (requests, events) = (self.requests.clone(), self.events.0.clone());
-        self.tasks.spawn(async move {
+        self.asking.spawn(async move {
             let key = Key { job: report.job.clone(), attempt: report.attempt };
             let reply = requests.report(&report).await;
             // The loop has ended if nobody receives.
@@ -293,7 +296,7 @@ impl Driver {
     }
 
     async fn on_tick(&mut self) {
-        while self.tasks.try_join_next().is_some() {}
+        while self.tasks.try_join_next().is_some() || self.asking.try_join_next().is_some() {}
         let now_ms = self.clock.now_ms();
         self.attempts.pause(self.guards.waiting_for().is_some());
         if self.guards.probe_due() {
@@ -331,7 +334,7 @@ impl Driver {
         };
         let version = self.presence.wire_version();
         let (requests, events) = (self.requests.clone(), self.events.0.clone());
-        self.tasks.spawn(async move {
+        self.asking.spawn(async move {
             let reply = requests.register(&register, version).await;
             drop(events.send(Event::Registered { asked, reply }).await);
         });
@@ -398,8 +401,9 @@ impl Driver {
         if tokio::time::timeout(CLEAN_UP_TIMEOUT, cleaned).await.is_err() {
             tracing::warn!("abandoned attempts did not end in time; the leader removes what they made");
         }
-        // The receiver is closed first: requests that still wait for their answer give it to nobody.
+        // Who leaves needs no answers any more; the coordinator may have gone before.
         self.events.1.close();
+        self.asking.abort_all();
         let joined = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(CLEAN_UP_TIMEOUT, joined).await.is_err() {
             self.tasks.abort_all();
