@@ -63,6 +63,21 @@ build_release() {
     [ -x "$muster" ] || die "cargo built no $muster"
 }
 
+# build_older [COMMIT]: builds the newest version in the history that speaks the wire version before this one, and exports its path as MUSTER_OLD_BIN.
+build_older() {
+    local newer commit folder
+    newer=$(git -C "$root" log -1 --format=%H -S'WIRE_VERSION: u8 = 2' -- common/src/wire.rs 2>/dev/null) || true
+    commit=$(git -C "$root" rev-parse --verify --quiet "${1:-$newer^}^{commit}") ||
+        die "the older version is not in this history (a shallow clone, or none?)"
+    folder="$(target_dir)/older"
+    say "building the older version, ${commit:0:12}"
+    rm -rf "$folder/source"
+    mkdir -p "$folder/source"
+    git -C "$root" archive "$commit" | tar -x -C "$folder/source"
+    CARGO_TARGET_DIR=$folder/build cargo build --manifest-path "$folder/source/Cargo.toml" --locked --package muster
+    export MUSTER_OLD_BIN=$folder/build/debug/muster
+}
+
 # concatenated DIRECTORY: the bytes of its parts, in order.
 concatenated() {
     find "$1" -maxdepth 1 -name 'part-*' -print0 | LC_ALL=C sort -z | xargs -0 -r cat --

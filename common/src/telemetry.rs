@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::FmtSpan;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,7 +17,7 @@ pub enum LogFormat {
 }
 
 /// Sends log lines of this process to `writer`. `MUSTER_LOG` sets the filter (as `RUST_LOG` does elsewhere); else `level` holds for muster, and `warn` for its libraries
-/// unless `level` is `off`.
+/// unless `level` is `off`. With `MUSTER_LOG_SPANS=1` each span (an attempt, an append to the journal, a heartbeat, a report) that ends writes a line with its times.
 /// A second call changes nothing.
 pub fn init<W>(format: LogFormat, level: &str, writer: W)
 where
@@ -26,7 +27,9 @@ where
     let libraries = if level == "off" { "off" } else { "warn" };
     let default = ours.iter().fold(libraries.to_owned(), |filter, name| format!("{filter},{name}={level}"));
     let filter = EnvFilter::try_from_env("MUSTER_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    let spans = std::env::var_os("MUSTER_LOG_SPANS").is_some_and(|value| value == "1");
+    let ends = if spans { FmtSpan::CLOSE } else { FmtSpan::NONE };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_span_events(ends).with_writer(writer);
     // An error means that logging was set up before, as it is by an embedding program or another test.
     drop(match format {
         LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),

@@ -22,6 +22,7 @@ use muster_common::{Error, ErrorKind, Result};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::attempt::{Attempts, Effect, Input, Key};
 use crate::guard::Guards;
@@ -206,7 +207,7 @@ impl Driver {
         let (requests, events) = (self.requests.clone(), self.events.0.clone());
         self.asking.spawn(async move {
             let key = Key { job: report.job.clone(), attempt: report.attempt };
-            let reply = requests.report(&report).await;
+            let reply = requests.report(&report).instrument(tracing::debug_span!("report")).await;
             // The loop has ended if nobody receives.
             drop(events.send(Event::Reported { key, reply }).await);
         });
@@ -361,7 +362,8 @@ impl Driver {
             attempts: attempts.collect(),
             health,
         };
-        if let Err(error) = self.requests.heartbeat(&heartbeat).await {
+        let sent = self.requests.heartbeat(&heartbeat).instrument(tracing::debug_span!("heartbeat")).await;
+        if let Err(error) = sent {
             tracing::warn!(%error, "a heartbeat was not sent");
         }
     }

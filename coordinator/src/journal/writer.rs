@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::{self, Either};
 use tokio::sync::{mpsc, watch};
+use tracing::Instrument;
 
 use muster_common::clock::Clock;
 use muster_common::ids::{DeploymentId, Epoch};
@@ -284,11 +285,13 @@ impl JournalWriter {
                     self.purge(before).await;
                     continue;
                 }
-                Order::Append { token, record } => match self.append(&record).await {
-                    Ok(sequence) => Written::Applied { token, sequence },
-                    Err(_) if planted::is(Bug::UnknownIsFailed) => continue,
-                    Err(error) => Written::Stopped { error },
-                },
+                Order::Append { token, record } => {
+                    match self.append(&record).instrument(tracing::debug_span!("append")).await {
+                        Ok(sequence) => Written::Applied { token, sequence },
+                        Err(_) if planted::is(Bug::UnknownIsFailed) => continue,
+                        Err(error) => Written::Stopped { error },
+                    }
+                }
             };
             let stop = matches!(answer, Written::Stopped { .. });
             if answers.send(answer).is_err() || stop {

@@ -12,6 +12,7 @@ use super::gate::Gate;
 use super::journal::{self, Journal};
 use super::nats::NatsServer;
 use super::process::Process;
+use super::programs;
 use super::s3::S3Server;
 use super::sandbox::{Finished, Sandbox};
 use super::wait;
@@ -40,19 +41,29 @@ pub struct Pool<'a> {
     coordinators: Vec<Process>,
     workers: Vec<Process>,
     client_environment: Vec<(&'static str, String)>,
+    /// The `muster` that whatever is started next runs: this build's unless it is changed.
+    pub program: PathBuf,
 }
 
 impl<'a> Pool<'a> {
     /// Starts a pool on the file system, with its scratch in `<sandbox>/scratch`, and waits until all workers are registered.
     #[track_caller]
     pub fn on_folder(sandbox: &'a Sandbox, workers: usize) -> Self {
-        Self::start(sandbox, workers, Store::Folder(sandbox.path("scratch")), Vec::new(), TESTING)
+        let store = Store::Folder(sandbox.path("scratch"));
+        Self::start(programs::muster(), sandbox, workers, store, Vec::new(), TESTING)
     }
 
     /// Starts a pool on a bucket, with its scratch below `s3://<bucket>/scratch`, and waits until all workers are registered.
     #[track_caller]
     pub fn on_bucket(sandbox: &'a Sandbox, workers: usize, s3: &S3Server, bucket: &str) -> Self {
         Self::on_bucket_with(sandbox, workers, s3, bucket, TESTING)
+    }
+
+    /// The same with another `muster`.
+    #[track_caller]
+    pub fn on_bucket_by(program: PathBuf, sandbox: &'a Sandbox, workers: usize, s3: &S3Server, bucket: &str) -> Self {
+        let store = Self::before_bucket(workers, s3, bucket);
+        Self::start(program, sandbox, workers, store, s3.environment(), TESTING)
     }
 
     /// The same with another profile than `testing`.
@@ -64,13 +75,18 @@ impl<'a> Pool<'a> {
         bucket: &str,
         profile: &'static str,
     ) -> Self {
+        let store = Self::before_bucket(workers, s3, bucket);
+        Self::start(programs::muster(), sandbox, workers, store, s3.environment(), profile)
+    }
+
+    fn before_bucket(workers: usize, s3: &S3Server, bucket: &str) -> Store {
         let gates = (0..=workers).map(|_| Gate::before(s3.port())).collect();
-        let store = Store::Bucket { url: format!("s3://{bucket}/scratch"), environment: s3.environment(), gates };
-        Self::start(sandbox, workers, store, s3.environment(), profile)
+        Store::Bucket { url: format!("s3://{bucket}/scratch"), environment: s3.environment(), gates }
     }
 
     #[track_caller]
     fn start(
+        program: PathBuf,
         sandbox: &'a Sandbox,
         workers: usize,
         store: Store,
@@ -80,7 +96,7 @@ impl<'a> Pool<'a> {
         let nats = NatsServer::start(sandbox);
         let (coordinators, workers_started) = (Vec::new(), Vec::new());
         let mut pool =
-            Self { sandbox, nats, store, profile, coordinators, workers: workers_started, client_environment };
+            Self { sandbox, nats, store, profile, coordinators, workers: workers_started, client_environment, program };
         pool.add_coordinator();
         for index in 0..workers {
             let started = pool.spawn_worker(index);
@@ -131,7 +147,7 @@ impl<'a> Pool<'a> {
 
     fn spawn_coordinator(&self, index: usize) -> Process {
         let name = if index == 0 { "coordinator".to_owned() } else { format!("coordinator-{index}") };
-        let mut command = self.sandbox.muster();
+        let mut command = self.sandbox.clean_command(&self.program);
         command.arg("coordinator").arg("--data-dir").arg(self.sandbox.path(format!("data-{name}"))).arg("--bucket");
         match &self.store {
             Store::Folder(path) => command.arg(path),
@@ -168,7 +184,7 @@ impl<'a> Pool<'a> {
 
     fn spawn_worker(&self, index: usize) -> Process {
         let name = format!("worker-{index}");
-        let mut command = self.sandbox.muster();
+        let mut command = self.sandbox.clean_command(&self.program);
         let data = self.sandbox.path(format!("data-{name}"));
         command.arg("worker").args(["--id", &name, "--threads", "1", "--memory", "256MiB"]).arg("--data-dir").arg(data);
         self.common(&mut command, index + 1);
@@ -177,7 +193,7 @@ impl<'a> Pool<'a> {
 
     /// A `muster` command of a user of this pool.
     pub fn client<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
-        let mut command = self.sandbox.muster();
+        let mut command = self.sandbox.clean_command(&self.program);
         command.args(arguments).env("NATS_URL", self.nats.url()).envs(self.client_environment.iter().cloned());
         command
     }

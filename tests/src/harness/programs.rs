@@ -27,6 +27,18 @@ pub fn muster() -> PathBuf {
     path
 }
 
+/// A `muster` that speaks the version of wire and journal before this one's: `MUSTER_OLD_BIN`, which `deploy/test-upgrade.sh` builds from the project's history.
+///
+/// # Panics
+/// Where there is none.
+pub fn old_muster() -> PathBuf {
+    let path = env::var_os("MUSTER_OLD_BIN").map(PathBuf::from);
+    let path = path
+        .expect("MUSTER_OLD_BIN is not set: deploy/test-upgrade.sh builds the older muster and runs this test with it");
+    assert!(path.is_file(), "MUSTER_OLD_BIN is {}, which is no file", path.display());
+    path
+}
+
 /// The nats-server: `MUSTER_NATS_SERVER`, else the one in `.tools/bin`, else the one on `PATH`.
 ///
 /// # Panics
