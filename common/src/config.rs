@@ -129,6 +129,7 @@ section!(Store {
     client_retries_max: u32,
     call_timeout_ms: u64,
     list_timeout_ms: u64,
+    replica_after_ms: u64,
 });
 section!(Faults { enabled: bool });
 section!(Retry {
@@ -305,6 +306,7 @@ impl Config {
             ("store.request_timeout_ms", self.store.request_timeout_ms),
             ("store.call_timeout_ms", self.store.call_timeout_ms),
             ("store.list_timeout_ms", self.store.list_timeout_ms),
+            ("store.replica_after_ms", self.store.replica_after_ms),
             ("sizes.split_bytes_min", self.sizes.split_bytes_min),
             ("sizes.partition_bytes_min", self.sizes.partition_bytes_min),
             ("sizes.samples_per_partition", u64::from(self.sizes.samples_per_partition)),

@@ -101,7 +101,10 @@ impl Driver {
         Ok(Self {
             requests: Requests::new(client, names.clone(), timeout, options.faults.clone()),
             names,
-            context: Arc::new(Context::new(stores, retry, budget, options.threads, Spills::new(spills))),
+            context: Arc::new(
+                Context::new(stores, retry, budget, options.threads, Spills::new(spills))
+                    .waiting_for_copies(Duration::from_millis(config.store.replica_after_ms)),
+            ),
             guards,
             attempts: Attempts::new(options.id.clone(), incarnation, options.threads.max(1), config.retry.nats.clone()),
             work: HashMap::new(),

@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use muster_common::error::OUT_OF_MEMORY;
@@ -45,6 +46,8 @@ const JOBS_COUNTED_MAX: usize = 64;
 const REPAIRS_KNOWN_MAX: usize = 1024;
 /// Objects that are looked at side by side.
 const HEADS_IN_FLIGHT: usize = 16;
+/// How long one copy of a run is waited for unless settings say otherwise.
+const REPLICA_AFTER: Duration = Duration::from_secs(10);
 /// Files that are read side by side for each attempt.
 const DISK_READS_PER_SLOT: usize = 4;
 
@@ -63,6 +66,8 @@ pub(crate) struct Context {
     /// URLs of copies of runs that were or are made anew, the oldest first.
     repaired: Mutex<VecDeque<String>>,
     disk: Arc<Semaphore>,
+    /// How long one copy of a run is waited for where there is another.
+    pub(crate) replica_after: Duration,
 }
 
 impl Context {
@@ -95,7 +100,14 @@ impl Context {
             counters: Arc::default(),
             repaired: Mutex::default(),
             disk,
+            replica_after: REPLICA_AFTER,
         }
+    }
+
+    /// The same with another patience with the copies of runs.
+    pub(crate) fn waiting_for_copies(mut self, replica_after: Duration) -> Self {
+        self.replica_after = replica_after;
+        self
     }
 
     /// Whether a copy of a run is to be made anew by who asks: nobody here has tried yet.

@@ -30,6 +30,8 @@ pub(crate) struct Shaky {
     pub(crate) reading_max: AtomicUsize,
     /// No call is answered.
     pub(crate) away: AtomicBool,
+    /// Reads of runs never end.
+    pub(crate) hanging_runs: AtomicBool,
     /// Of the reads of runs, the number (from 1; 0 is none) of the one that gives a wrong byte, once.
     pub(crate) flip_run_read: AtomicU32,
     /// Keys of the uploads that were opened.
@@ -82,6 +84,9 @@ impl Blobs for Shaky {
         let failing = self.failing_reads.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         if failing.is_ok() {
             return Err(Error::retry("the store is busy"));
+        }
+        if key.ends_with(".run") && self.hanging_runs.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
         }
         let bytes = self.inner.read(key, range, access).await?;
         let left = |left: u32| left.checked_sub(1);

@@ -15,6 +15,7 @@ pub(crate) use output::{PartSink, Upload, Uploaded};
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use muster_common::buffer::BufferPool;
 use muster_common::retry::Retry;
@@ -30,17 +31,25 @@ use crate::tasks::Findings;
 pub(crate) struct Object {
     pub(crate) store: Arc<dyn Blobs>,
     pub(crate) url: Arc<BlobUrl>,
+    /// How long its store may take to give a range, tries and waits included, where the bytes can be had elsewhere.
+    pub(crate) patience: Option<Duration>,
 }
 
 impl Object {
     /// The object at `url`, with its store opened.
     pub(crate) async fn open(stores: &Stores, url: BlobUrl) -> Result<Self> {
-        Ok(Self { store: stores.open(&url).await?, url: Arc::new(url) })
+        Ok(Self { store: stores.open(&url).await?, url: Arc::new(url), patience: None })
     }
 
     /// Another object of the same store.
     pub(crate) fn sibling(&self, url: BlobUrl) -> Self {
-        Self { store: self.store.clone(), url: Arc::new(url) }
+        Self { store: self.store.clone(), url: Arc::new(url), patience: self.patience }
+    }
+
+    /// The same, waited for so long at most.
+    pub(crate) fn within(mut self, patience: Option<Duration>) -> Self {
+        self.patience = patience;
+        self
     }
 
     pub(crate) fn key(&self) -> &str {

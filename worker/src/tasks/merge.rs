@@ -103,11 +103,21 @@ async fn sources(task: &Task, splitters: usize, runs: &BlobRef) -> Result<Vec<So
 async fn open_run(task: &Task, run: &PinnedRun) -> Result<(Vec<Object>, Arc<RunIndex>)> {
     let urls = [Some(&run.url), run.replica.as_ref()];
     let mut copies = Vec::new();
+    let patience = run.replica.is_some().then_some(task.context.replica_after);
     for url in urls.into_iter().flatten() {
-        copies.push(Object::open(&task.stores, url.parse()?).await?);
+        copies.push(Object::open(&task.stores, url.parse()?).await?.within(patience));
     }
-    let (mut away, mut damaged) = (None, None);
-    for number in 0..copies.len() {
+    let (mut away, mut damaged): (Option<(usize, Error)>, _) = (None, None);
+    for turn in 0..=copies.len() {
+        let number = match &away {
+            _ if turn < copies.len() => turn,
+            // No copy is to be had. One that did not answer in time may be whole: it is waited for as any object is.
+            Some((number, _)) if copies[*number].patience.is_some() => *number,
+            _ => break,
+        };
+        if turn == copies.len() {
+            copies[number].patience = None;
+        }
         let object = &copies[number];
         let mut first: Option<(DamageCause, Error)> = None;
         for _ in 0..2 {
@@ -121,18 +131,19 @@ async fn open_run(task: &Task, run: &PinnedRun) -> Result<(Vec<Object>, Arc<RunI
                         let count = Counters::count(&task.link.findings.counters.from_replica);
                         tracing::warn!(from = %run.url, to = %object, count, "reading a run from its other copy");
                     }
+                    copies[number].patience = patience;
                     copies.swap(0, number);
                     return Ok((copies, index));
                 }
                 Err(IndexError::Away(error)) => {
-                    away = Some(error);
+                    away = Some((number, error));
                     break;
                 }
                 Err(IndexError::Damaged(cause, error)) => first = Some((cause, error)),
             }
         }
         damaged = damaged.or(first);
-        if number + 1 < copies.len()
+        if turn + 1 < copies.len()
             && let Some((_, error)) = &damaged
         {
             task.link.findings.copy_failed(run, object, &copies[number + 1], error);
@@ -140,7 +151,7 @@ async fn open_run(task: &Task, run: &PinnedRun) -> Result<(Vec<Object>, Arc<RunI
     }
     Err(match (away, damaged) {
         // Whoever does not answer may have it whole.
-        (Some(error), _) => error,
+        (Some((_, error)), _) => error,
         (None, Some((cause, error))) => task.link.findings.run_damaged(run, cause, error),
         (None, None) => Error::bug(format!("the run {} lies nowhere", run.url)),
     })

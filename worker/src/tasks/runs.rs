@@ -234,6 +234,10 @@ impl PieceWindows {
             tracing::warn!(run = %self.source.copies[self.copy], error = %why, "reading a piece of a run once more");
         }
         self.at = at;
+        // Each copy was given its time: now the store is waited for as any other.
+        if self.trouble.reads > READS_OF_COPY {
+            self.source.copies[self.copy].patience = None;
+        }
         self.prefetch = read_copy(&self.link, &self.source, self.copy, at, self.plan, self.progress.clone())?;
         Ok(true)
     }

@@ -688,6 +688,33 @@ async fn with_a_replica_no_single_damage_is_felt() {
 }
 
 #[tokio::test]
+async fn a_store_that_gives_no_answer_is_not_waited_for_where_there_is_a_replica() {
+    let after = std::time::Duration::from_millis(20);
+    let mut sorted = Sorted::new(true, AMPLE).await;
+    let context = Arc::get_mut(&mut sorted.world.context).expect("nobody else holds it");
+    context.replica_after = after;
+    sorted.world.bucket.hanging_runs.store(true, Ordering::SeqCst);
+    sorted.expect_merged().await;
+    assert!(sorted.world.context.counters.from_replica.load(Ordering::Relaxed) >= 1);
+
+    // The index is known by now; its pieces are had from the replica all the same.
+    sorted.expect_merged().await;
+
+    // With the other away as well, the first is waited for until it answers: here, once the other has been asked.
+    sorted.world.other.away.store(true, Ordering::SeqCst);
+    let (bucket, counters) = (sorted.world.bucket.clone(), sorted.world.context.counters.clone());
+    let asked = counters.from_replica.load(Ordering::Relaxed);
+    let answers = tokio::spawn(async move {
+        while counters.from_replica.load(Ordering::Relaxed) == asked {
+            tokio::time::sleep(after / 10).await;
+        }
+        bucket.hanging_runs.store(false, Ordering::SeqCst);
+    });
+    sorted.expect_merged().await;
+    answers.await.expect("the other was asked");
+}
+
+#[tokio::test]
 async fn a_replica_that_is_away_fails_the_sort_for_now() {
     for budget in [AMPLE, TINY] {
         let sorted = Sorted::new(true, budget).await;

@@ -135,5 +135,9 @@ impl Windows for Prefetch {
 /// Reads one span, trying again as settings say.
 pub(crate) async fn read(retry: &Retry, span: &Span) -> Result<Bytes> {
     let Span { object, range, access } = span;
-    retry.call(object, || object.store.read(object.key(), range.clone(), *access)).await
+    let reading = retry.call(object, || object.store.read(object.key(), range.clone(), *access));
+    let Some(patience) = object.patience else { return reading.await };
+    tokio::time::timeout(patience, reading).await.unwrap_or_else(|_| {
+        Err(Error::retry(format!("{object} was not read within {} ms (store.replica_after_ms)", patience.as_millis())))
+    })
 }

@@ -23,7 +23,7 @@ fn link() -> Link {
 }
 
 fn object(store: Arc<dyn Blobs>, url: &str) -> Object {
-    Object { store, url: Arc::new(url.parse().expect("url")) }
+    Object { store, url: Arc::new(url.parse().expect("url")), patience: None }
 }
 
 fn data(bytes: usize) -> Vec<u8> {
