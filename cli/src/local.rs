@@ -82,6 +82,7 @@ pub(crate) async fn run(
     options: &LocalOptions,
     progress: &mut Progress,
 ) -> Result<JobStatus, Exit> {
+    crate::open_files::make_room(options.workers.saturating_mul(options.slots()))?;
     let folder = Folder::open(options.data_dir.as_deref())?;
     folder.adopt_job(&mut spec, options.job_id_given)?;
     // Spawned on this thread, the process's first: the server dies with the thread that spawns it.

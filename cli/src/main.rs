@@ -7,6 +7,7 @@ mod cmd;
 mod exit;
 mod local;
 mod nats_context;
+mod open_files;
 mod output;
 mod progress;
 

@@ -356,3 +356,20 @@ fn an_unreadable_file_can_be_left_out() {
     assert!(success.contains("secret"), "_SUCCESS names what was left out: {success}");
     output.assert_is(&oracle::gnu_sort(&[], &[&open]));
 }
+
+#[test]
+fn too_few_files_may_be_open() {
+    let sandbox = Sandbox::new();
+    let input = sandbox.file("in", log_lines(100, 1));
+    let run = |limits: &str| {
+        let mut command = sandbox.clean_command("sh");
+        command.args(["-c", &format!("{limits} && exec \"$@\""), "sh"]).arg(sandbox.muster().get_program());
+        command.args(["sort", "in", "-o", "out", "--local=2"]);
+        sandbox.run_command(command, wait::RUN_BOUND)
+    };
+    run("ulimit -n 100").expect_code(1).expect_error(&["may open 100 files", "ulimit -n"]);
+    assert_nothing_left(&sandbox);
+    // Where only the soft limit is low, it is raised.
+    run("ulimit -S -n 100").expect_code(0);
+    Output::of_folder(sandbox.path("out")).assert_is(&oracle::gnu_sort(&[], &[&input]));
+}

@@ -34,6 +34,7 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
     refuse(!args.input_dir.is_empty(), "--input-dir")?;
     let config = cmd::settings(&args.settings)?;
     let settings = nats_context::find_or_default(&args.nats).map_err(|e| Exit::usage(e.message))?;
+    crate::open_files::make_room(args.threads.unwrap_or_else(cmd::cores))?;
     let data_dir = open_data_dir(args.data_dir.as_deref())?;
     let clock = SystemClock::default();
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
