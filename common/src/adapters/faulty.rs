@@ -172,6 +172,10 @@ impl Ledger for FaultyLedger {
         self.around("read", self.inner.last_sequence()).await
     }
 
+    async fn newest(&self) -> Result<Option<Entry>> {
+        self.around("read", self.inner.newest()).await
+    }
+
     async fn append(&self, expected_last: u64, bytes: Bytes) -> Appended {
         let site = Site::new(Component::Ledger, "append");
         let Some(hit) = self.faults.meet(site, Scope::default(), "").await else {

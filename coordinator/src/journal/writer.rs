@@ -30,8 +30,6 @@ use crate::job::durable::Durable;
 const BACKOFF_MS_MAX: u64 = 2000;
 /// Tries of a refused append whose cause cannot be seen before the writer calls itself fenced.
 const UNSEEN_CONFLICTS_MAX: u32 = 10;
-/// Tries of reading a journal that has entries and shows none.
-const UNSEEN_ENTRIES_TRIES_MAX: u32 = 10;
 
 /// Writes the journal under one epoch.
 pub struct JournalWriter {
@@ -118,25 +116,29 @@ impl JournalWriter {
     }
 
     async fn replay(&mut self) -> Result<Replayed> {
-        let entries = self.read_whole().await;
-        self.last = match entries.last() {
-            Some(entry) => entry.sequence,
-            None => self.last_sequence().await,
-        };
+        let (entries, last) = self.read_whole().await;
+        self.last = last;
         replay(entries)
     }
 
-    /// The whole journal. One that has entries and shows none is read from a replica that lags: whoever took it for empty would begin another deployment in it. Only one
-    /// that stays so was emptied by hand.
-    async fn read_whole(&self) -> Vec<muster_common::ledger::Entry> {
+    /// The whole journal, and its newest sequence number. One that has entries and shows none is read from a replica that lags: whoever took it for empty would begin
+    /// another deployment in it. However long that lasts, what tells it from one that was emptied by hand is the newest entry, with which no replica answers; and the number
+    /// is asked for before, so that what somebody else appends meanwhile is a conflict.
+    async fn read_whole(&self) -> (Vec<muster_common::ledger::Entry>, u64) {
         let mut tries = 0;
         loop {
             let entries = self.entries_from(1).await;
-            let last = if entries.is_empty() { self.last_sequence().await } else { 0 };
-            if last == 0 || tries >= UNSEEN_ENTRIES_TRIES_MAX {
-                return entries;
+            if let Some(newest) = entries.last() {
+                let last = newest.sequence;
+                return (entries, last);
             }
-            self.wait(&mut tries, &format!("the journal's newest entry is {last}, but it shows none")).await;
+            let last = self.last_sequence().await;
+            let trouble = match self.ledger.newest().await {
+                Ok(None) => return (entries, last),
+                Ok(Some(newest)) => format!("the journal's newest entry is {}, but it shows none", newest.sequence),
+                Err(error) => error.message,
+            };
+            self.wait(&mut tries, &trouble).await;
         }
     }
 

@@ -168,11 +168,12 @@ async fn the_writers_task_keeps_the_order_and_ends_when_fenced() {
     task.await.expect("task");
 }
 
-/// A ledger whose first reads come from a replica that has nothing yet.
+/// A ledger whose first reads come from a replica that has nothing yet, and in which somebody else may be quicker.
 #[derive(Default)]
 struct Lagging {
     inner: MemoryLedger,
     lags: std::sync::atomic::AtomicU32,
+    races: std::sync::atomic::AtomicBool,
 }
 
 #[async_trait::async_trait]
@@ -185,6 +186,16 @@ impl Ledger for Lagging {
 
     async fn last_sequence(&self) -> Result<u64> {
         self.inner.last_sequence().await
+    }
+
+    async fn newest(&self) -> Result<Option<muster_common::ledger::Entry>> {
+        let newest = self.inner.newest().await?;
+        if self.races.swap(false, SeqCst) {
+            let record = Record::DeploymentCreated { deployment: "d1".parse().expect("id") };
+            let entry = record::encode(&Entry { epoch: Epoch(0), nonce: 1, record }).expect("encode");
+            self.inner.append(self.inner.last_sequence().await?, entry.into()).await;
+        }
+        Ok(newest)
     }
 
     async fn append(&self, expected_last: u64, bytes: Bytes) -> Appended {
@@ -205,7 +216,31 @@ async fn a_lagging_replica_is_not_an_empty_journal() {
         JournalWriter::begin(ledger.clone(), clock.clone(), Duration::from_secs(1), stalled)
     };
     let (_, first) = begin().await.expect("begin");
-    ledger.lags.store(3, SeqCst);
-    let (second, replayed) = begin().await.expect("begin");
-    assert_eq!((second.epoch(), replayed.durable.deployment), (Epoch(2), first.durable.deployment));
+    for (lags, epoch) in [(3, 2), (100, 3)] {
+        ledger.lags.store(lags, SeqCst);
+        let (next, replayed) = begin().await.expect("begin");
+        assert_eq!((next.epoch(), &replayed.durable.deployment), (Epoch(epoch), &first.durable.deployment));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_that_find_the_journal_empty_one_makes_the_deployment() {
+    let ledger = Arc::new(Lagging::default());
+    ledger.races.store(true, SeqCst);
+    let (stalled, _) = watch::channel(None);
+    let clock = Arc::new(ManualClock::default());
+    let begun = JournalWriter::begin(ledger.clone(), clock, Duration::from_secs(1), stalled).await;
+    assert_eq!(begun.err().expect("beaten").kind, ErrorKind::Fenced);
+    assert_eq!(ledger.last_sequence().await.expect("last"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_journal_that_was_emptied_by_hand_begins_anew() {
+    let bench = Bench::new();
+    let (_, first) = bench.begin().await;
+    let last = bench.ledger.last_sequence().await.expect("last");
+    bench.ledger.purge_before(last + 1).await.expect("purge");
+    let (next, replayed) = bench.begin().await;
+    assert_eq!(next.epoch(), Epoch(1));
+    assert_ne!(replayed.durable.deployment, first.durable.deployment);
 }
