@@ -28,6 +28,8 @@ pub(crate) struct Shaky {
     /// Reads at this moment, and the most there were.
     reading: AtomicUsize,
     pub(crate) reading_max: AtomicUsize,
+    /// So many of the next aborts fail with passing trouble.
+    pub(crate) failing_aborts: AtomicU32,
     /// No call is answered.
     pub(crate) away: AtomicBool,
     /// Reads of runs never end.
@@ -131,6 +133,9 @@ impl Blobs for Shaky {
     }
 
     async fn abort_upload(&self, key: &str, upload: &str) -> Result<()> {
+        if self.failing_aborts.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+            return Err(Error::retry("the store is busy"));
+        }
         self.inner.abort_upload(key, upload).await
     }
 

@@ -7,8 +7,10 @@ use muster_common::Result;
 
 use super::Object;
 
-/// Bound of one removal; what cannot be removed in time is left to the leader, which knows the attempt.
+/// Bound of one removal with its repeats; what cannot be removed in time stays noted for the next try, and is left to the leader after that.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause before a removal that failed in passing is tried again, and twice as long each time after that.
+const REMOVAL_PAUSE: Duration = Duration::from_millis(200);
 
 /// Something in a store.
 #[derive(Clone)]
@@ -20,7 +22,19 @@ pub(crate) enum Leftover {
 }
 
 impl Leftover {
+    /// Removes it, however often the store fails in passing: what an attempt leaves after its job was cleaned, nobody else knows.
     async fn remove(&self) -> Result<()> {
+        let mut pause = REMOVAL_PAUSE;
+        loop {
+            match self.try_removing().await {
+                Err(error) if error.kind.is_passing() => tokio::time::sleep(pause).await,
+                removed => return removed,
+            }
+            pause = pause.saturating_mul(2);
+        }
+    }
+
+    async fn try_removing(&self) -> Result<()> {
         match self {
             Leftover::Object(object) => object.store.delete(object.key()).await,
             Leftover::Upload(object, upload) => object.store.abort_upload(object.key(), upload).await,
@@ -57,16 +71,20 @@ impl Leftovers {
         list.push(Leftover::Object(object.clone()));
     }
 
-    /// Removes everything that is noted, best effort: what fails is logged.
+    /// Removes everything that is noted, best effort: what fails is logged, and stays noted.
     pub(crate) async fn remove_all(&self) {
         let list = std::mem::take(&mut *self.lock());
         for leftover in list {
             let object = leftover.object();
             match tokio::time::timeout(REMOVAL_TIMEOUT, leftover.remove()).await {
-                Ok(Ok(())) => tracing::debug!(%object, "removed what an attempt left"),
+                Ok(Ok(())) => {
+                    tracing::debug!(%object, "removed what an attempt left");
+                    continue;
+                }
                 Ok(Err(error)) => tracing::warn!(%object, %error, "cannot remove what an attempt left"),
                 Err(_) => tracing::warn!(%object, "removing what an attempt left took too long"),
             }
+            self.lock().push(leftover);
         }
     }
 
@@ -74,7 +92,9 @@ impl Leftovers {
     pub(crate) async fn remove(&self, object: &Object) {
         let of_object: Vec<Leftover> =
             self.lock().extract_if(.., |leftover| leftover.object().url == object.url).collect();
-        Self { list: Arc::new(Mutex::new(of_object)) }.remove_all().await;
+        let removed = Self { list: Arc::new(Mutex::new(of_object)) };
+        removed.remove_all().await;
+        self.lock().append(&mut removed.lock());
     }
 
     /// Forgets an object that stays.

@@ -131,6 +131,22 @@ async fn a_failed_upload_is_aborted() {
     assert!(leftovers.is_empty());
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_removed_is_tried_again_and_stays_noted() {
+    for (failing, left) in [(5, 0), (1000, 1)] {
+        let store = Arc::new(Shaky::default());
+        let leftovers = Leftovers::default();
+        let object = object(store.clone(), "memory:///a");
+        leftovers.opened(&object, &store.open_upload("a").await.expect("open"));
+        store.failing_aborts.store(failing, Ordering::SeqCst);
+        leftovers.remove_all().await;
+        assert_eq!((store.inner.open_uploads(), leftovers.is_empty()), (left, left == 0), "{failing} failures");
+        store.failing_aborts.store(0, Ordering::SeqCst);
+        leftovers.remove_all().await;
+        assert_eq!((store.inner.open_uploads(), leftovers.is_empty()), (0, true), "{failing} failures");
+    }
+}
+
 #[tokio::test]
 async fn a_cancelled_upload_stops_waiting() {
     let store = Arc::new(Shaky::default());
