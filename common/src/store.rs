@@ -21,10 +21,13 @@ use crate::adapters::faulty::FaultyBlobs;
 use crate::adapters::retrying::RetryingBlobs;
 use crate::buffer::BufferPool;
 use crate::config;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::faults::{Component as Disturbed, Faults, Scope};
 use crate::retry::Retry;
 use crate::wire::BlobRef;
+
+/// Tries of a read that gives damaged bytes.
+const DAMAGED_READS_MAX: u32 = 3;
 
 /// Where an object, or all objects below a prefix, lie.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -419,10 +422,10 @@ impl Stores {
         Ok(pointer)
     }
 
-    /// Reads what a pointer points to, and checks length and digest.
+    /// Reads what a pointer points to, and checks length and digest. What does not hold is read again: it may have been damaged on its way.
     ///
     /// # Errors
-    /// `Corrupt` where they differ, `Invalid` beyond `bytes_max`; else as [`Blobs::read`].
+    /// `Corrupt` where they differ each time, `Invalid` beyond `bytes_max`; else as [`Blobs::read`].
     pub async fn get_ref(&self, pointer: &BlobRef, bytes_max: u64) -> Result<Bytes> {
         let url: BlobUrl = pointer.url.parse()?;
         if pointer.bytes > bytes_max {
@@ -431,19 +434,58 @@ impl Stores {
                 pointer.bytes
             )));
         }
-        let bytes =
-            self.open(&url).await?.read(url.key(), 0..pointer.bytes, Access::Cached).await.map_err(|e| e.at(&url))?;
-        let digest = crate::wire::digest(&bytes);
-        if digest != pointer.digest {
-            return Err(Error::corrupt(format!("{url} has digest {digest:016x}, not {:016x}", pointer.digest)));
+        let store = self.open(&url).await?;
+        read_whole(|| async {
+            let bytes = store.read(url.key(), 0..pointer.bytes, Access::Cached).await.map_err(|e| e.at(&url))?;
+            let digest = crate::wire::digest(&bytes);
+            if digest != pointer.digest {
+                return Err(Error::corrupt(format!("{url} has digest {digest:016x}, not {:016x}", pointer.digest)));
+            }
+            Ok(bytes)
+        })
+        .await
+    }
+}
+
+/// Reads what may have been damaged on its way: again, a few times, as long as what comes is [`ErrorKind::Corrupt`].
+///
+/// # Errors
+/// The last one of `read`; the first of another kind.
+pub async fn read_whole<T, F: Future<Output = Result<T>>>(mut read: impl FnMut() -> F) -> Result<T> {
+    let mut tries = 1;
+    loop {
+        match read().await {
+            Err(error) if error.kind == ErrorKind::Corrupt && tries < DAMAGED_READS_MAX => {
+                tracing::warn!(%error, "reading it again");
+                tries += 1;
+            }
+            read => return read,
         }
-        Ok(bytes)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_was_damaged_on_its_way_is_read_again() {
+        let corrupt = || Error::corrupt("flipped");
+        for (damaged, expected, tries) in [(0, Ok(7), 1), (2, Ok(7), 3), (3, Err(corrupt()), 3)] {
+            let tried = std::cell::Cell::new(0);
+            let read = read_whole(|| async {
+                tried.set(tried.get() + 1);
+                if tried.get() > damaged { Ok(7) } else { Err(corrupt()) }
+            });
+            assert_eq!((read.await, tried.get()), (expected, tries), "{damaged} damaged reads");
+        }
+        let tried = std::cell::Cell::new(0);
+        let read = read_whole(|| async {
+            tried.set(tried.get() + 1);
+            Err::<(), _>(Error::retry("away"))
+        });
+        assert!(read.await.is_err() && tried.get() == 1, "other trouble has policies of its own");
+    }
 
     #[test]
     fn urls_parse_and_print() {

@@ -1,7 +1,7 @@
 //! What `--format auto` refuses: input that is not plain lines, told by its name or its first bytes. Its bytes would sort, but into something that nobody can read.
 
 use muster_common::plan::{BadInputs, PinnedObject};
-use muster_common::store::{Access, BlobUrl, Stores};
+use muster_common::store::{Access, BlobUrl, Stores, read_whole};
 use muster_common::{Error, Result};
 
 /// Objects whose first bytes are looked at; names are looked at in all.
@@ -60,7 +60,8 @@ pub(super) async fn refuse_other_formats(
     for object in objects.iter().filter(|object| object.bytes > 0).take(LOOKED_AT_MAX) {
         let url: BlobUrl = object.url.parse()?;
         let store = stores.open(&url).await?;
-        let bytes = match store.read(url.key(), 0..object.bytes.min(MAGIC_BYTES), Access::Cached).await {
+        let start = 0..object.bytes.min(MAGIC_BYTES);
+        let bytes = match read_whole(|| store.read(url.key(), start.clone(), Access::Cached)).await {
             Ok(bytes) => bytes,
             Err(_) if unreadable == BadInputs::Skip => continue,
             Err(error) => return Err(error.at(&url)),

@@ -10,7 +10,7 @@ use globset::{GlobBuilder, GlobMatcher};
 
 use muster_common::names::{self, SCRATCH_DIR};
 use muster_common::plan::{BadInputs, JobSpec, OBJECTS_MAX, PinnedObject};
-use muster_common::store::{Access, BlobMeta, BlobUrl, Blobs, Stores};
+use muster_common::store::{Access, BlobMeta, BlobUrl, Blobs, Stores, read_whole};
 use muster_common::{Error, ErrorKind, Result};
 
 use super::formats::refuse_other_formats;
@@ -166,11 +166,8 @@ async fn try_reading(stores: &Stores, objects: &[PinnedObject]) -> Result<()> {
     let try_one = |text: String| async move {
         let url: BlobUrl = text.parse()?;
         let store = stores.open(&url).await?;
-        store
-            .read(url.key(), 0..1, Access::Cached)
-            .await
-            .map(drop)
-            .map_err(|e| e.at(format!("INPUT {url} cannot be read")))
+        let read = read_whole(|| store.read(url.key(), 0..1, Access::Cached)).await;
+        read.map(drop).map_err(|e| e.at(format!("INPUT {url} cannot be read")))
     };
     let tried: Vec<String> =
         objects.iter().filter(|object| object.bytes > 0).take(TRIED_MAX).map(|object| object.url.clone()).collect();
