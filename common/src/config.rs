@@ -128,6 +128,7 @@ section!(Store {
     request_timeout_ms: u64,
     client_retries_max: u32,
     call_timeout_ms: u64,
+    late_sweep_ms: u64,
     list_timeout_ms: u64,
     replica_after_ms: u64,
 });
@@ -305,6 +306,7 @@ impl Config {
             ("store.connect_timeout_ms", self.store.connect_timeout_ms),
             ("store.request_timeout_ms", self.store.request_timeout_ms),
             ("store.call_timeout_ms", self.store.call_timeout_ms),
+            ("store.late_sweep_ms", self.store.late_sweep_ms),
             ("store.list_timeout_ms", self.store.list_timeout_ms),
             ("store.replica_after_ms", self.store.replica_after_ms),
             ("sizes.split_bytes_min", self.sizes.split_bytes_min),

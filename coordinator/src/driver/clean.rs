@@ -45,6 +45,24 @@ pub(super) async fn clean_up(stores: &Stores, fence: &Fence, leftovers: Leftover
     Ok(())
 }
 
+/// Removes what has come to the scratches of a job since they were cleaned, and says how much that was.
+///
+/// # Errors
+/// As [`clean_up`].
+pub(super) async fn sweep_late(stores: &Stores, fence: &Fence, scratches: &[BlobUrl]) -> Result<u64> {
+    let mut found = 0;
+    for scratch in scratches {
+        let store = stores.open(scratch).await?;
+        let open = store.list_uploads(scratch.key(), UPLOADS_MAX).await.map_err(|e| e.at(scratch))?.len();
+        let left = store.list(scratch.key(), LISTED_MAX).await.map_err(|e| e.at(scratch))?.len();
+        if open + left > 0 {
+            sweep(stores, fence, scratch, "").await?;
+        }
+        found += (open + left) as u64;
+    }
+    Ok(found)
+}
+
 /// Removes all of a scratch, one object of it last.
 async fn sweep(stores: &Stores, fence: &Fence, scratch: &BlobUrl, last: &str) -> Result<()> {
     let store = stores.open(scratch).await?;

@@ -133,6 +133,9 @@ pub async fn carry_out_on_stores(stores: &Stores, fence: &Fence, effect: Effect)
         Effect::CleanUp { job, leftovers } => {
             Input::Cleaned { job, result: clean::clean_up(stores, fence, *leftovers).await }
         }
+        Effect::SweepLate { job, scratch } => {
+            Input::SweptLate { job, result: clean::sweep_late(stores, fence, &scratch).await }
+        }
         Effect::Append { .. }
         | Effect::PurgeJournal { .. }
         | Effect::Reply { .. }
@@ -198,6 +201,7 @@ pub(super) fn on_panic(effect: &Effect) -> Option<Input> {
         }
         Effect::Publish { job, .. } => Input::Published { job: of(job), result: Err(bug()) },
         Effect::CleanUp { job, .. } => Input::Cleaned { job: of(job), result: Err(bug()) },
+        Effect::SweepLate { job, .. } => Input::SweptLate { job: of(job), result: Err(bug()) },
         _ => return None,
     })
 }

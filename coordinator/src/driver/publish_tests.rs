@@ -205,3 +205,17 @@ async fn clean_up_leaves_only_what_is_not_the_jobs() {
         assert_eq!(open.len(), 2);
     }
 }
+
+#[tokio::test]
+async fn what_came_late_goes_and_nothing_else() {
+    let bench = Bench::new(&["out/_muster/d1/j1/sort.run", "out/_muster/d1/j2/sort.run", "out/part-00000.txt"]).await;
+    bench.upload("out/_muster/d1/j1/other.run", "late").await;
+    bench.upload("out/part-00000.txt", "somebody's").await;
+    let scratch = [url("out/_muster/d1/j1")];
+    for found in [2, 0] {
+        let swept = crate::driver::clean::sweep_late(&bench.stores, &bench.fence, &scratch).await;
+        assert_eq!(swept.expect("sweep"), found);
+    }
+    assert_eq!(bench.keys().await, ["out/_muster/d1/j2/sort.run", "out/part-00000.txt"]);
+    assert_eq!(bench.memory.open_uploads(), 1);
+}

@@ -23,6 +23,8 @@ use crate::membership::health::Subject;
 const LET_GO_MS: u64 = 300;
 /// Pause between two looks for ended jobs that are old, in milliseconds.
 const RETENTION_MS: u64 = 60_000;
+/// Tries of a late sweep; what it does not find in so many is for `doctor` to find.
+const LATE_SWEEPS_MAX: u32 = 5;
 /// Version of the manifest.
 const MANIFEST_VERSION: u32 = 1;
 
@@ -245,7 +247,59 @@ impl Machine {
         self.forget_alerts(&Subject::Job(job.clone()));
         self.event(Some(job), "info", "job-cleaned", "scratch and unfinished uploads are gone");
         self.urgent.insert(job.clone());
+        self.after(self.config.store.late_sweep_ms, Timer::SweepLate(job.clone()));
         self.forget_old();
+    }
+
+    /// The clean-up of a former leader may not have been looked over.
+    pub(super) fn sweep_late_again(&mut self, unix_ms: u64) {
+        let late_ms = self.config.store.late_sweep_ms;
+        let fresh = |job: &DurableJob| {
+            let ended_ms = job.ended.as_ref().map_or(0, |ended| ended.unix_ms);
+            job.cleaned && unix_ms.saturating_sub(ended_ms) <= 2 * late_ms
+        };
+        let jobs: Vec<JobId> =
+            self.durable.jobs.iter().filter(|(_, job)| fresh(job)).map(|(id, _)| id.clone()).collect();
+        for job in jobs {
+            self.after(late_ms, Timer::SweepLate(job));
+        }
+    }
+
+    /// A request to the store may be on its way for longer than the worker lives that sent it, and longer than its job. What it makes bears the job's name in scratch,
+    /// where nobody else has business; an upload into OUTPUT is not known by its name, and is left to `doctor`.
+    pub(super) fn sweep_late(&mut self, job: &JobId) {
+        let Some(durable) = self.durable.jobs.get(job).filter(|durable| durable.cleaned) else {
+            self.sweeping.remove(job);
+            return;
+        };
+        let submitted = &durable.submitted;
+        let urls = std::iter::once(&submitted.scratch).chain(&submitted.replica);
+        let scratch: Vec<BlobUrl> = urls.filter_map(|url| url.parse().ok()).collect();
+        self.sweeping.entry(job.clone()).or_default();
+        self.out.push(Effect::SweepLate { job: job.clone(), scratch });
+    }
+
+    pub(super) fn swept_late(&mut self, job: &JobId, result: Result<u64>) {
+        let Some(tries) = self.sweeping.get_mut(job) else { return };
+        match result {
+            Err(_) if *tries + 1 < LATE_SWEEPS_MAX => {
+                *tries += 1;
+                let pause_ms = self.config.retry.store.pause_ms(*tries, self.jitter.next());
+                self.after(pause_ms, Timer::SweepLate(job.clone()));
+            }
+            Err(error) => {
+                self.sweeping.remove(job);
+                self.event(Some(job), "warning", "late-sweep-failed", error.message);
+            }
+            Ok(found) => {
+                self.sweeping.remove(job);
+                if found > 0 {
+                    let text =
+                        format!("{found} objects and uploads came to its scratch after the clean-up, and are gone");
+                    self.event(Some(job), "info", "late-leftovers", text);
+                }
+            }
+        }
     }
 
     /// Forgets ended jobs beyond the number, or the age, that is kept.
@@ -258,7 +312,7 @@ impl Machine {
             .durable
             .jobs
             .iter()
-            .filter(|(known, job)| job.cleaned && !forgotten(known))
+            .filter(|(known, job)| job.cleaned && !forgotten(known) && !self.sweeping.contains_key(*known))
             .map(|(id, job)| (job.submitted.order, job.ended.as_ref().map_or(0, |ended| ended.unix_ms), id.clone()))
             .collect();
         closed.sort_unstable();

@@ -195,6 +195,13 @@ pub enum Input {
         /// Whether nothing is left.
         result: Result<()>,
     },
+    /// What came of [`Effect::SweepLate`].
+    SweptLate {
+        /// The job.
+        job: JobId,
+        /// How much was found, and is gone.
+        result: Result<u64>,
+    },
 }
 
 /// What stands in the stores before a job begins.
@@ -446,5 +453,12 @@ pub enum Effect {
         job: JobId,
         /// What.
         leftovers: Box<Leftovers>,
+    },
+    /// Remove what has come to the scratch of a job after its clean-up.
+    SweepLate {
+        /// Which job.
+        job: JobId,
+        /// Its scratch, and its second one.
+        scratch: Vec<BlobUrl>,
     },
 }

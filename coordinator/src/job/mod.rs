@@ -89,6 +89,8 @@ pub struct Machine {
     timers: BTreeSet<(u64, Timer)>,
     grace_until_ms: Option<u64>,
     tickets: Tickets,
+    /// Jobs whose scratch is swept once more, and how often that has failed. Until it has ended they are not forgotten, so that nobody takes their names.
+    sweeping: BTreeMap<JobId, u32>,
     next_order: u64,
     /// When ended jobs are looked through for old ones.
     retention_due_ms: u64,
@@ -132,6 +134,8 @@ enum Timer {
     Abort(JobId, AttemptId),
     /// Workers that do not confirm that they let go are no longer waited for.
     LetGo(JobId),
+    /// The scratch of a job that was cleaned is looked at once more.
+    SweepLate(JobId),
 }
 
 /// Numbers the objects that are written, and knows for whom.
@@ -197,6 +201,7 @@ impl Machine {
             timers: BTreeSet::new(),
             grace_until_ms: None,
             tickets: Tickets::default(),
+            sweeping: BTreeMap::new(),
             next_order,
             retention_due_ms: 0,
             too_few_since_ms: None,
@@ -264,6 +269,7 @@ impl Machine {
             Input::UploadAborted { job, attempt, result } => self.upload_aborted(&job, &attempt, result),
             Input::Published { job, result } => self.published(&job, result),
             Input::Cleaned { job, result } => self.cleaned(&job, result),
+            Input::SweptLate { job, result } => self.swept_late(&job, result),
         }
         self.schedule();
         self.publish_urgent();
@@ -320,6 +326,7 @@ impl Machine {
             Timer::Store(job) => self.retry_store_step(&job),
             Timer::Abort(job, attempt) => self.abort_revoked(&job, &attempt),
             Timer::LetGo(job) => self.stop_waiting(&job),
+            Timer::SweepLate(job) => self.sweep_late(&job),
         }
     }
 

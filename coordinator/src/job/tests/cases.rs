@@ -506,6 +506,56 @@ fn ended_jobs_are_forgotten_in_order() {
     assert_eq!(known, ["c", "d"]);
 }
 
+/// A world whose job has ended, been cleaned, and been given something since.
+fn late_leftovers() -> (World, String) {
+    let mut world = world(2);
+    world.submit(spec("j1"));
+    assert_eq!(world.settle("j1"), JobState::Succeeded);
+    let scratch = world.machine.durable().jobs[&job("j1")].submitted.scratch.clone();
+    let late = format!("{scratch}/sort-00000.g0.e1.0000000000000001.run");
+    world.objects.insert(late.clone(), vec![1]);
+    (world, late)
+}
+
+#[test]
+fn what_comes_after_the_clean_up_goes_with_a_late_sweep() {
+    let (mut world, late) = late_leftovers();
+    let late_ms = world.config.store.late_sweep_ms;
+    world.tick(late_ms - 1);
+    assert!(world.objects.contains_key(&late));
+    world.store_fails.entry("sweep").or_default().push_back(Error::retry("away"));
+    world.tick(1);
+    assert!(world.objects.contains_key(&late), "the store was away");
+    world.pass(20);
+    assert!(!world.objects.contains_key(&late) && said(&world, "late-leftovers"));
+    let sweeps = |world: &World| world.log.iter().filter(|line| line.contains("came late")).count();
+    let before = sweeps(&world);
+    world.pass(20);
+    assert_eq!(sweeps(&world), before, "once is enough");
+}
+
+#[test]
+fn a_new_leader_looks_over_the_clean_up_of_the_one_before() {
+    let (mut world, late) = late_leftovers();
+    world.crash();
+    world.pass(1);
+    let late_ms = world.config.store.late_sweep_ms;
+    world.tick(late_ms);
+    assert!(!world.objects.contains_key(&late));
+}
+
+#[test]
+fn a_late_sweep_gives_up_and_lets_the_job_be_forgotten() {
+    let (mut world, late) = late_leftovers();
+    let away = || Error::retry("away");
+    world.store_fails.entry("sweep").or_default().extend((0..100).map(|_| away()));
+    let late_ms = world.config.store.late_sweep_ms;
+    world.tick(late_ms);
+    world.pass(60);
+    assert!(world.objects.contains_key(&late) && said(&world, "late-sweep-failed"));
+    assert!(world.machine.sweeping.is_empty());
+}
+
 #[test]
 fn a_compacted_journal_folds_to_the_same_state() {
     let mut world = world(1);

@@ -51,6 +51,7 @@ impl World {
             Effect::Publish { job, publication } => {
                 format!("store     {job}: publish {} parts", publication.parts.len())
             }
+            Effect::SweepLate { job, .. } => format!("store     {job}: look for what came late"),
             Effect::CleanUp { job, leftovers } => {
                 let prune = if leftovers.empty_output.is_some() { ", prune OUTPUT" } else { "" };
                 format!("store     {job}: clean up, abort {} uploads{prune}", leftovers.uploads.len())

@@ -382,6 +382,7 @@ impl World {
             Effect::AbortUpload { .. } => "abort",
             Effect::Publish { .. } => "publish",
             Effect::CleanUp { .. } => "clean",
+            Effect::SweepLate { .. } => "sweep",
             _ => "",
         });
         let input = match effect {
@@ -438,6 +439,13 @@ impl World {
                     self.uploads.retain(|(url, _)| !url.starts_with(&output));
                 }
                 Input::Cleaned { job, result: fails }
+            }
+            Effect::SweepLate { job, scratch } => {
+                let before = self.objects.len();
+                if fails.is_ok() {
+                    self.objects.retain(|url, _| !scratch.iter().any(|scratch| url.starts_with(&scratch.to_string())));
+                }
+                Input::SweptLate { job, result: fails.map(|()| (before - self.objects.len()) as u64) }
             }
             other => panic!("not for the store: {other:?}"),
         };
