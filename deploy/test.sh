@@ -3,8 +3,11 @@
 #
 #   deploy/test.sh [--all] [FILTER...]
 #
-#   --all       also what is too long for every commit: tests whose names begin with long_, and the examples in the documentation
+#   --all       also what is too long for every commit: tests whose names begin with long_, the simulation's search for planted bugs, and the
+#               examples in the documentation
 #   FILTER      run only tests whose names contain one of these
+#
+# MUSTER_SIM_SECONDS is how long the simulation plays fresh seeds (120 here, 20 where only the tests are run).
 set -euo pipefail
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -32,6 +35,7 @@ MUSTER_NATS_SERVER=$(command -v nats-server)
 MUSTER_S3_SERVER=$(command -v weed)
 export MUSTER_NATS_SERVER MUSTER_S3_SERVER
 unset MUSTER_BIN # what is tested is what is built below
+export MUSTER_SIM_SECONDS="${MUSTER_SIM_SECONDS:-120}"
 
 step "format"
 cargo fmt --version >/dev/null 2>&1 || die "rustfmt is missing: 'rustup component add rustfmt'"
@@ -40,6 +44,13 @@ cargo fmt --all --check || die "not formatted: run 'cargo fmt --all'"
 step "lints"
 cargo clippy --version >/dev/null 2>&1 || die "clippy is missing: 'rustup component add clippy'"
 cargo clippy --workspace --all-targets --locked -- -D warnings
+
+if $all; then
+    # Before the build, because it leaves a simulation with the feature where the plain one belongs. --test makes the dependencies those of the build.
+    step "planted bugs"
+    cargo build --workspace --bin sim --test sim --features muster-tests/planted-bugs --locked
+    "$(target_dir)/debug/sim" bugs
+fi
 
 # One selection of packages and targets, so that program and tests come from one build.
 step "build"

@@ -45,6 +45,51 @@ fn many_seeds_reach_every_mark() {
     assert!(many.missed().is_empty(), "not reached: {:?}", many.missed());
 }
 
+#[test]
+fn kept_scripts_hold() {
+    let scripts = sim::script::kept().expect("scripts");
+    assert!(scripts.len() >= 12, "{} scripts", scripts.len());
+    for script in scripts {
+        let (report, kept) = sim::script::play(&script, true);
+        assert_eq!(kept, Ok(()), "{}: {}\n{}", script.name, script.about, report.trace);
+    }
+}
+
+#[test]
+fn what_a_script_does_not_mean_is_refused() {
+    let sound = "# It shows.\njob j0\non record job-submitted: kill leader 1000\nexpect j0 succeeded\n";
+    assert!(sim::script::Script::parse("sound", sound).is_ok());
+    for (from, to) in [
+        ("kill", "slay"),
+        ("record", "recrod"),
+        ("j0 succeeded", "j0"),
+        ("job j0", "job j0 recrods=1"),
+        ("# It shows.", ""),
+    ] {
+        let broken = sound.replacen(from, to, 1);
+        assert!(sim::script::Script::parse("broken", &broken).is_err(), "{broken}");
+    }
+    let script = sim::script::Script::parse("other", &sound.replace("succeeded", "failed")).expect("script");
+    assert_eq!(sim::script::play(&script, false).1, Err("job j0 is succeeded, not failed".to_owned()));
+}
+
+/// Each script that names a planted bug must find it, or it shows nothing.
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn kept_scripts_find_their_planted_bugs() {
+    use muster_common::planted::{BUGS, plant};
+
+    let scripts = sim::script::kept().expect("scripts");
+    for (name, bug) in BUGS {
+        let script = scripts.iter().find(|script| script.bug.as_deref() == Some(name));
+        let script = script.unwrap_or_else(|| panic!("no script for '{name}'"));
+        plant(Some(bug));
+        let (report, kept) = sim::script::play(script, false);
+        plant(None);
+        assert!(kept.is_err() && report.violation.is_some(), "{}: '{name}' is not found: {kept:?}", script.name);
+    }
+}
+
 #[cfg(feature = "planted-bugs")]
 #[test]
 fn long_every_planted_bug_is_found() {

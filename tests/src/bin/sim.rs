@@ -1,4 +1,4 @@
-//! The simulation by hand: `sim run --seeds N [--from S] [--seconds T]`, `sim replay SEED`, `sim sweep`, `sim bugs` (with the feature `planted-bugs`).
+//! The simulation by hand: `sim run --seeds N [--from S] [--seconds T]`, `sim replay SEED`, `sim sweep`, `sim script [NAME]`, `sim bugs` (with the feature `planted-bugs`).
 
 #![expect(clippy::print_stdout, reason = "this is a command for people")]
 
@@ -39,6 +39,7 @@ fn main() -> ExitCode {
             println!("{} runs, {} broken", swept.runs, swept.broken.len());
             swept.broken.is_empty()
         }
+        Some("script") => scripts(args.get(1).map(String::as_str)),
         Some("bugs") => bugs(),
         _ => usage(),
     };
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> bool {
-    println!("sim run --seeds N [--from S] [--seconds T] | sim replay SEED | sim sweep | sim bugs");
+    println!("sim run --seeds N [--from S] [--seconds T] | sim replay SEED | sim sweep | sim script [NAME] | sim bugs");
     false
 }
 
@@ -88,6 +89,26 @@ fn replay(seed: u64) -> bool {
         println!("VIOLATION {violation}");
     }
     report.violation.is_none()
+}
+
+/// Plays kept scripts; one that is named is shown line by line.
+fn scripts(name: Option<&str>) -> bool {
+    let scripts = match sim::script::kept() {
+        Ok(scripts) => scripts,
+        Err(error) => {
+            println!("{error}");
+            return false;
+        }
+    };
+    let chosen = scripts.iter().filter(|script| name.is_none_or(|name| name == script.name));
+    let kept = chosen.map(|script| {
+        let (report, kept) = sim::script::play(script, name.is_some());
+        print!("{}", report.trace);
+        println!("{} s, {:?}", report.time_us / 1_000_000, report.reach);
+        println!("{}: {}", script.name, kept.as_ref().err().map_or("holds", String::as_str));
+        kept.is_ok()
+    });
+    kept.fold((false, true), |(_, all), one| (true, all && one)) == (true, true)
 }
 
 #[cfg(feature = "planted-bugs")]

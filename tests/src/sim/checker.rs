@@ -12,7 +12,7 @@ use muster_kernel::run::{RunFooter, RunIndex};
 
 use super::core::{Core, Node, Way};
 use super::exec::lock;
-use super::store::Call;
+use super::store::{Call, Made};
 use super::world::World;
 
 /// The key of an object's URL.
@@ -93,7 +93,7 @@ impl Core {
     }
 
     /// A call reaches the store: it must not take away what counts, nor show what is not decided.
-    pub(super) fn check_store_call(&mut self, node: Node, call: &Call) {
+    pub(super) fn check_store_call(&mut self, node: Node, call: &Call, late: bool) {
         let what = match call {
             Call::Delete { key } => self.why_keep(key),
             Call::Abort { upload, .. } => self.why_keep_open(upload),
@@ -101,6 +101,22 @@ impl Core {
             Call::Put { key, .. } => self.why_not_visible(key, None),
             _ => None,
         };
+        if let Call::Delete { key } | Call::Abort { key, .. } = call
+            && self.of_cleaned_job(key)
+        {
+            self.mark("late sweep");
+        }
+        // By name, long after it was right to do so: no store call of today makes sure of what it meets.
+        if let Call::Delete { key } | Call::Put { key, .. } = call
+            && late
+            && self.store.objects.contains_key(key)
+            && (what.is_some() || self.is_manifest(key))
+            && self.ledger.truth.jobs.values().any(|job| job.commit_decided && is_output(job, key))
+        {
+            self.mark("late change of OUTPUT by name");
+            self.store.changed_late.insert(key.clone());
+            return;
+        }
         if let Some(why) = what {
             let name = self.nodes[node].name.clone();
             self.violate(format!("data: {name} {}: {why}", brief(call)));
@@ -319,6 +335,9 @@ impl World {
 fn check_output(core: &Core, job: &DurableJob, reference: &[u8]) -> Result<(), String> {
     let output = key_of(&job.submitted.output);
     let object = |name: &str| core.store.objects.get(&format!("{output}/{name}"));
+    if core.store.changed_late.iter().any(|key| is_output(job, key)) {
+        return Ok(());
+    }
     let success = object(names::SUCCESS).ok_or("it has succeeded, but _SUCCESS is not there")?;
     let manifest: Manifest = serde_json::from_slice(&success.bytes).map_err(|e| format!("its manifest: {e}"))?;
     if manifest.job != job.submitted.job {
@@ -372,14 +391,8 @@ fn check_rolled_back(core: &mut Core, client: &super::world::Client) {
     }
 }
 
-/// Nothing is left but what somebody made after the clean-up who died before it could be told.
+/// Nothing is left of what a job knows: all of its scratch, and in OUTPUT what somebody made who is still there.
 fn check_leftovers(core: &mut Core) {
-    let scratch = |key: &str| key.split('/').any(|segment| segment == names::SCRATCH_DIR);
-    let mut left = Vec::new();
-    let objects = core.store.objects.iter().filter(|(key, _)| scratch(key) && !core.store.foreign.contains(*key));
-    left.extend(objects.map(|(key, object)| (key.clone(), object.made)));
-    let uploads = core.store.uploads.iter().filter(|(id, _)| !core.store.foreign.contains(*id));
-    left.extend(uploads.map(|(id, upload)| (format!("{id} of {}", upload.key), upload.made)));
     let missing: Vec<String> = core
         .store
         .foreign
@@ -391,17 +404,46 @@ fn check_leftovers(core: &mut Core) {
     if !missing.is_empty() {
         core.violate(format!("data: what is not this deployment's is gone: {missing:?}"));
     }
+    for (what, made) in core.late_in_scratch() {
+        core.violate(format!("P8: {what} is left, made at {} us", made.at_us));
+    }
+    let uploads =
+        core.store.uploads.iter().filter(|(id, open)| !core.store.foreign.contains(*id) && !is_scratch(&open.key));
+    let left: Vec<(String, Made)> = uploads.map(|(id, open)| (format!("{id} of {}", open.key), open.made)).collect();
     for (what, made) in left {
         let Some((node, life)) = made.by else { continue };
-        // Whoever is cut off for good was never told.
+        // Whoever is cut off for good was never told; and who is dead, or never heard of it, cannot take it back.
         let cut = core.is_cut(node, Way::NatsIn) || core.is_cut(node, Way::NatsOut);
-        let dead = cut || !core.nodes[node].up || core.nodes[node].life != life;
-        let coordinator = core.nodes[node].name.starts_with('c');
-        if dead || coordinator || !made.known {
-            core.mark("clean-up race");
+        if cut || !core.nodes[node].up || core.nodes[node].life != life || !made.known {
+            core.mark("orphan upload in OUTPUT");
         } else {
             let name = core.nodes[node].name.clone();
             core.violate(format!("P8: {what} is left, made at {} us by {name}, which still runs", made.at_us));
         }
+    }
+}
+
+fn is_scratch(key: &str) -> bool {
+    key.split('/').any(|segment| segment == names::SCRATCH_DIR)
+}
+
+impl Core {
+    /// Whether a key lies in the scratch, or the second scratch, of a job that was cleaned.
+    fn of_cleaned_job(&self, key: &str) -> bool {
+        let inside = |url: &String| key.strip_prefix(key_of(url).as_str()).is_some_and(|rest| rest.starts_with('/'));
+        let cleaned = self.ledger.truth.jobs.values().filter(|job| job.cleaned);
+        cleaned.map(|job| &job.submitted).any(|job| inside(&job.scratch) || job.replica.as_ref().is_some_and(inside))
+    }
+
+    /// What lies in the scratch of jobs that were cleaned, but for what somebody makes who is cut off for good and was never told.
+    pub(super) fn late_in_scratch(&self) -> Vec<(String, Made)> {
+        let objects = self.store.objects.iter().map(|(key, object)| (key, key.clone(), object.made));
+        let uploads =
+            self.store.uploads.iter().map(|(id, open)| (&open.key, format!("{id} of {}", open.key), open.made));
+        let told = |made: &Made| {
+            made.by.is_none_or(|(node, _)| !self.is_cut(node, Way::NatsIn) && !self.is_cut(node, Way::NatsOut))
+        };
+        let left = objects.chain(uploads).filter(|(key, _, made)| self.of_cleaned_job(key) && told(made));
+        left.map(|(_, what, made)| (what, made)).collect()
     }
 }

@@ -13,7 +13,9 @@ use super::dice::Dice;
 use super::exec::lock;
 use super::faults::{Reach, Weights};
 use super::ledger::SimLedger;
+use super::script::{Act, Action, Fate, Happens, Script, Whom};
 use super::store::SimStore;
+use super::tasks::Harm;
 use super::trace::Trace;
 
 /// A process: its place in the list of all.
@@ -40,6 +42,7 @@ pub enum Event {
     Deliver { to: Node, message: Message },
     Unanswered { node: Node, life: u32, request: u64 },
     Fault,
+    Act(Act),
     Restart { node: Node },
     Client { job: usize },
     Heal,
@@ -120,6 +123,10 @@ pub struct Core {
     pub server_away_until_us: u64,
     /// The object store answers nobody until then.
     pub store_away_until_us: u64,
+    /// Reads of the journal miss its newest entries until then.
+    pub stale_until_us: u64,
+    /// What a script does.
+    pub script: Option<Script>,
     /// How often what goes wrong.
     pub weights: Weights,
     /// The object store.
@@ -148,6 +155,8 @@ impl Core {
             clogged_until_us: 0,
             server_away_until_us: 0,
             store_away_until_us: 0,
+            stale_until_us: 0,
+            script: None,
             weights,
             store: SimStore::new(seed),
             ledger: SimLedger::new(seed),
@@ -157,6 +166,19 @@ impl Core {
             reach: Reach::new(),
             violation: None,
         }
+    }
+
+    /// Asks the script what is to be done with what goes out, and with an attempt. What it does to processes comes next.
+    pub fn meets(&mut self, happens: Happens<'_>, caller: Node) -> (Option<Fate>, Harm) {
+        let (mut fate, mut harm) = (None, Harm::default());
+        for action in self.script.as_mut().map(|script| script.meets(happens)).unwrap_or_default() {
+            match action {
+                Action::Fate(of) => fate = Some(of),
+                Action::Harm(of) => harm = of,
+                Action::Act(act) => self.after(0, Event::Act(act.of_caller(caller))),
+            }
+        }
+        (fate, harm)
     }
 
     /// Takes a process in.
@@ -324,8 +346,10 @@ impl Drop for Sleep {
 
 /// A call to a service, and its answer once it is there.
 pub struct Op<C, A> {
-    /// Who calls.
+    /// Who calls, in which life.
     pub node: Node,
+    /// See there.
+    pub life: u32,
     /// What, until it is carried out.
     pub call: Option<C>,
     /// What came of it, until the caller has it.
@@ -349,9 +373,9 @@ impl<C, A> Default for Ops<C, A> {
 
 impl<C, A> Ops<C, A> {
     /// Takes a call in.
-    pub fn begin(&mut self, node: Node, call: C) -> u64 {
+    pub fn begin(&mut self, (node, life): (Node, u32), call: C) -> u64 {
         self.next += 1;
-        self.all.insert(self.next, Op { node, call: Some(call), answer: None, arrived: false, waker: None });
+        self.all.insert(self.next, Op { node, life, call: Some(call), answer: None, arrived: false, waker: None });
         self.next
     }
 
@@ -367,6 +391,11 @@ impl<C, A> Ops<C, A> {
         if let Some(waker) = found.waker.take() {
             waker.wake();
         }
+    }
+
+    /// Calls that are not carried out.
+    pub fn under_way(&self) -> impl Iterator<Item = &C> {
+        self.all.values().filter_map(|op| op.call.as_ref())
     }
 
     /// The caller looks for its answer.

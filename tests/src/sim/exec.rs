@@ -66,6 +66,11 @@ impl Executor {
         }
     }
 
+    /// Whether a process has a future that has not ended.
+    pub fn is_busy(&self, node: Node) -> bool {
+        self.running.values().any(|running| running.node == node)
+    }
+
     /// A process is gone, and its futures with it.
     pub fn kill(&mut self, node: Node) {
         self.running.retain(|_, running| running.node != node);

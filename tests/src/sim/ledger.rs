@@ -18,6 +18,7 @@ use muster_coordinator::journal::record::{self, Record};
 use super::core::{Core, Event, MS, Node, Ops, S, Shared, Way};
 use super::dice::Dice;
 use super::exec::lock;
+use super::script::{Fate, Happens};
 
 /// Room for the newest entries that a lagging replica misses.
 const STALE_MAX: u64 = 3;
@@ -105,7 +106,8 @@ impl Core {
             self.weights.ledger_fails,
         );
         let append = matches!(call, Call::Append { .. });
-        let op = self.ledger.ops.begin(node, call);
+        let fate = self.append_fate(node, &call);
+        let op = self.ledger.ops.begin((node, self.nodes[node].life), call);
         let dice = &mut self.ledger.dice;
         let go_us = dice.within(200, 3 * MS);
         let (applied, lost, late) = (dice.chance(applied), dice.chance(lost), dice.chance(late));
@@ -113,18 +115,22 @@ impl Core {
         let unknown = || Answer::Appended(Appended::Unknown { why: "the answer was lost".to_owned() });
         let cut = self.is_cut(node, Way::NatsOut);
         match append {
-            true if cut || lost => {
+            true if fate == Some(Fate::LoseCall) || (fate.is_none() && (cut || lost)) => {
                 self.mark("unknown outcome not applied");
                 self.answer_ledger(op, unknown(), 5 * MS);
             }
-            true if full => {
+            true if full && fate.is_none() => {
                 let answer = Answer::Appended(Appended::Full { why: "no room".to_owned() });
                 self.answer_ledger(op, answer, go_us);
             }
-            true if applied => {
+            true if fate == Some(Fate::LoseAnswer) || (applied && fate.is_none()) => {
                 self.mark("unknown outcome applied");
                 self.preset(op, unknown());
                 self.after(go_us, Event::LedgerApply(op));
+            }
+            true if fate.is_some() => {
+                let delay_us = if let Some(Fate::DelayUs(delay_us)) = fate { delay_us } else { go_us };
+                self.after(delay_us, Event::LedgerApply(op));
             }
             true if late => {
                 self.preset(op, unknown());
@@ -137,6 +143,13 @@ impl Core {
             _ => self.after(go_us, Event::LedgerApply(op)),
         }
         op
+    }
+
+    fn append_fate(&mut self, node: Node, call: &Call) -> Option<Fate> {
+        let Call::Append { bytes, .. } = call else { return None };
+        self.script.as_ref()?;
+        let entry = record::decode(bytes).ok()?;
+        self.meets(Happens::Append(entry.record.kind()), node).0
     }
 
     fn ledger_failure(&mut self, op: u64) -> Answer {
@@ -180,6 +193,7 @@ impl Core {
             }
             Call::Read { first } => {
                 let missing = if self.ledger.dice.chance(stale) { self.ledger.dice.within(1, STALE_MAX) } else { 0 };
+                let missing = if self.now_us < self.stale_until_us { STALE_MAX } else { missing };
                 if missing > 0 {
                     self.mark("stale read");
                 }
@@ -248,6 +262,7 @@ impl Core {
                 }
             }
         }
+        self.meets(Happens::Record(entry.record.kind()), node);
     }
 }
 

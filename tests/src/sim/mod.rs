@@ -18,6 +18,7 @@ pub mod exec;
 pub mod faults;
 pub mod ledger;
 pub mod many;
+pub mod script;
 pub mod store;
 pub mod sweep;
 pub mod tasks;
@@ -34,5 +35,5 @@ pub fn run(setting: &Setting) -> RunReport {
 
 /// The setting of a plain seed.
 pub fn seed(seed: u64, traces: bool) -> Setting {
-    Setting { seed, traces, weights: None, fixed: false, crash_at: None }
+    Setting { seed, traces, weights: None, fixed: false, crash_at: None, script: None }
 }

@@ -14,6 +14,7 @@ use muster_common::{Error, ErrorKind, Result};
 use super::core::{Core, Event, MS, Node, Ops, S, Shared, Way};
 use super::dice::Dice;
 use super::exec::lock;
+use super::script::{Fate, Happens};
 
 /// After so long a caller gives up.
 const TIME_OUT_US: u64 = 10 * S;
@@ -99,6 +100,8 @@ pub struct SimStore {
     pub foreign: BTreeSet<String>,
     /// Runs that were damaged.
     pub rotted: BTreeSet<String>,
+    /// What stood in an OUTPUT and was changed by name, by a call that came after its caller had given up: a limit that `ARCHITECTURE.md` names.
+    pub changed_late: BTreeSet<String>,
 }
 
 /// Whether a key lies below a folder.
@@ -124,6 +127,21 @@ fn late(what: &str) -> Error {
 }
 
 impl Call {
+    fn verb(&self) -> &'static str {
+        match self {
+            Call::List { .. } => "list",
+            Call::Head { .. } => "head",
+            Call::Read { .. } => "read",
+            Call::Put { .. } => "put",
+            Call::Open { .. } => "open",
+            Call::Part { .. } => "part",
+            Call::Complete { .. } => "complete",
+            Call::Abort { .. } => "abort",
+            Call::ListUploads { .. } => "uploads",
+            Call::Delete { .. } => "delete",
+        }
+    }
+
     fn key(&self) -> &str {
         match self {
             Call::List { prefix } | Call::ListUploads { prefix } => prefix,
@@ -150,6 +168,7 @@ impl SimStore {
             counter: 0,
             foreign: BTreeSet::new(),
             rotted: BTreeSet::new(),
+            changed_late: BTreeSet::new(),
         }
     }
 
@@ -168,6 +187,12 @@ impl SimStore {
         let made = Made { by: None, at_us: 0, known: true };
         self.uploads.insert(id.clone(), Upload { key: key.to_owned(), parts: BTreeMap::new(), made });
         id
+    }
+
+    /// Whether something is on its way that may make something.
+    pub fn is_changing(&self) -> bool {
+        let makes = |call: &Call| matches!(call, Call::Open { .. } | Call::Put { .. } | Call::Complete { .. });
+        self.ops.under_way().any(makes)
     }
 
     fn list(&self, prefix: &str) -> Vec<BlobMeta> {
@@ -219,9 +244,9 @@ fn meta(key: &str, object: &Object) -> BlobMeta {
 
 impl Core {
     fn begin_store(&mut self, node: Node, call: Call) -> u64 {
-        let key = call.key().to_owned();
+        let (key, verb) = (call.key().to_owned(), call.verb());
         let reads = matches!(call, Call::Read { .. });
-        let op = self.store.ops.begin(node, call);
+        let op = self.store.ops.begin((node, self.nodes[node].life), call);
         let slow = self.nodes[node].slow;
         let weights = self.weights.clone();
         let dice = &mut self.store.dice;
@@ -234,6 +259,10 @@ impl Core {
         );
         let (short, long_us) = (dice.chance(weights.short_read), dice.within(S, 25 * S));
         let soon = dice.chance(500_000);
+        if let (Some(fate), _) = self.meets(Happens::Call(verb, &key), node) {
+            self.store_fate(op, fate, &key, go_us);
+            return op;
+        }
         if refuse {
             self.answer_store(op, Err(Error::retry(format!("{key}: 503 SlowDown"))), go_us);
         } else if lose_call || self.is_cut(node, Way::StoreOut) {
@@ -257,6 +286,23 @@ impl Core {
         op
     }
 
+    fn store_fate(&mut self, op: u64, fate: Fate, key: &str, go_us: u64) {
+        match fate {
+            Fate::LoseCall => self.answer_store(op, Err(late(key)), TIME_OUT_US),
+            Fate::LoseAnswer => {
+                self.preset_store(op, Err(Error::retry(format!("{key}: the connection was reset"))));
+                self.after(go_us, Event::StoreApply(op));
+            }
+            Fate::DelayUs(delay_us) => {
+                if delay_us > TIME_OUT_US {
+                    self.preset_store(op, Err(late(key)));
+                    self.after(TIME_OUT_US, Event::StoreAnswer(op));
+                }
+                self.after(delay_us, Event::StoreApply(op));
+            }
+        }
+    }
+
     fn preset_store(&mut self, op: u64, answer: Result<Answer>) {
         if let Some(op) = self.store.ops.get_mut(op) {
             op.answer = Some(answer);
@@ -273,12 +319,13 @@ impl Core {
 
     /// A call reaches the store.
     pub fn apply_store(&mut self, op: u64) {
-        let Some((call, node)) = self.store.ops.get_mut(op).and_then(|op| Some((op.call.take()?, op.node))) else {
-            return;
-        };
-        self.check_store_call(node, &call);
-        let known = self.store.ops.get_mut(op).is_some_and(|op| op.answer.is_none() && !op.arrived);
-        let made = Made { by: Some((node, self.nodes[node].life)), at_us: self.now_us, known };
+        let Some(waiting) = self.store.ops.get_mut(op) else { return };
+        let (node, life, gave_up) = (waiting.node, waiting.life, waiting.arrived);
+        let known = waiting.answer.is_none() && !waiting.arrived;
+        let Some(call) = waiting.call.take() else { return };
+        let late = gave_up || self.nodes[node].life != life || !self.nodes[node].up;
+        self.check_store_call(node, &call, late);
+        let made = Made { by: Some((node, life)), at_us: self.now_us, known };
         let answer = self.carry_out_call(made, call);
         let back_us = self.store.dice.within(300, 6 * MS) * self.nodes[node].slow;
         if let Some(waiting) = self.store.ops.get_mut(op).filter(|waiting| !waiting.arrived) {

@@ -13,7 +13,14 @@ pub struct Swept {
 }
 
 fn fixed(crash_at: Option<CrashAt>) -> RunReport {
-    super::run(&Setting { seed: 1, traces: false, weights: Some(Weights::default()), fixed: true, crash_at })
+    super::run(&Setting {
+        seed: 1,
+        traces: false,
+        weights: Some(Weights::default()),
+        fixed: true,
+        crash_at,
+        script: None,
+    })
 }
 
 /// Kills the coordinator before and after each of its effects, and a worker before each of its own; only every `stride`th point is tried.

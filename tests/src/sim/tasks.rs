@@ -29,6 +29,9 @@ use super::exec::{Flag, lock};
 
 /// Tries of one store call, as the settings have it.
 const TRIES_MAX: u32 = 6;
+/// The bound of removing one thing with its repeats, and the first pause between two of them, as in the program.
+const REMOVAL_TIMEOUT_MS: u64 = 30_000;
+const REMOVAL_PAUSE_MS: u64 = 200;
 /// Bytes of one part of an upload: small, so that an object has several.
 const PART_BYTES: usize = 3000;
 
@@ -148,7 +151,7 @@ impl Attempt {
         match result {
             Ok(outcome) => outcome,
             Err(error) => {
-                remove_all(&self.stores, &self.signals).await;
+                remove_all(&self.stores, &self.clock, &self.signals).await;
                 match lock(&self.signals.damaged).take() {
                     Some(run) if error.kind == ErrorKind::Corrupt => {
                         let (split, cause) = (run.task.index, DamageCause::Store);
@@ -493,19 +496,34 @@ fn missing_is_corrupt(error: Error) -> Error {
     }
 }
 
-/// Removes what an attempt made; what cannot be removed is left to the leader.
-pub async fn remove_all(stores: &Stores, signals: &Signals) {
+/// Removes what an attempt made, within the bound of the program; what cannot be removed stays noted for the next try, and is left to the leader after that.
+pub async fn remove_all(stores: &Stores, clock: &SimClock, signals: &Signals) {
     let list = std::mem::take(&mut *lock(&signals.results));
     for leftover in list {
-        let url = match &leftover {
-            Leftover::Object(url) | Leftover::Upload(url, _) => url,
+        let removed = {
+            let removal = std::pin::pin!(remove(stores, clock, &leftover));
+            matches!(future::select(removal, clock.pause(REMOVAL_TIMEOUT_MS)).await, Either::Left((Ok(()), _)))
         };
-        let Ok(store) = stores.open(url).await else { continue };
-        // Best effort, as in the program.
-        drop(match &leftover {
+        if !removed {
+            lock(&signals.results).push(leftover);
+        }
+    }
+}
+
+async fn remove(stores: &Stores, clock: &SimClock, leftover: &Leftover) -> Result<()> {
+    let (Leftover::Object(url) | Leftover::Upload(url, _)) = leftover;
+    let store = stores.open(url).await?;
+    let mut pause_ms = REMOVAL_PAUSE_MS;
+    loop {
+        let removed = match leftover {
             Leftover::Object(url) => store.delete(url.key()).await,
             Leftover::Upload(url, upload) => store.abort_upload(url.key(), upload).await,
-        });
+        };
+        match removed {
+            Err(error) if error.kind.is_passing() => clock.pause(pause_ms).await,
+            removed => return removed,
+        }
+        pause_ms = pause_ms.saturating_mul(2);
     }
 }
 

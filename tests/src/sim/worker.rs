@@ -18,6 +18,7 @@ use muster_worker::presence::{Admitted, Presence};
 use super::bus::Message;
 use super::core::{Event, MS, Node, S, SimClock};
 use super::exec::lock;
+use super::script::Happens;
 use super::tasks::{Attempt, Harm, Signals, remove_all};
 use super::world::{Done, World};
 
@@ -200,7 +201,8 @@ impl World {
                 let Some(life) = self.workers[at].life.as_mut() else { return };
                 if let Some(signals) = life.work.remove(&key) {
                     let stores = self.stores[node].clone();
-                    self.executor.spawn(node, async move { remove_all(&stores, &signals).await });
+                    let clock = SimClock { shared: self.shared.clone(), node };
+                    self.executor.spawn(node, async move { remove_all(&stores, &clock, &signals).await });
                 }
             }
             Effect::Keep(key) => {
@@ -238,12 +240,13 @@ impl World {
         let harm = {
             let core = &mut *lock(&self.shared);
             core.node_line(node, &format!("begins {} of {}", key.attempt, key.job));
+            let (_, scripted) = core.meets(Happens::Begin(&key.attempt.task.phase.to_string()), node);
             let (exhaust, bad_memory, torn) = (core.weights.exhaust, core.weights.bad_memory, core.weights.torn_split);
             let dice = &mut core.nodes[node].dice;
             let harm = Harm {
-                exhausts: dice.chance(exhaust),
-                bad_memory: dice.chance(bad_memory),
-                torn_split: dice.chance(torn),
+                exhausts: dice.chance(exhaust) || scripted.exhausts,
+                bad_memory: dice.chance(bad_memory) || scripted.bad_memory,
+                torn_split: dice.chance(torn) || scripted.torn_split,
             };
             if harm.bad_memory {
                 core.mark("bad memory");

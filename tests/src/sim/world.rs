@@ -28,6 +28,7 @@ use super::core::{Core, Event, MS, Node, S, Shared, Way};
 use super::dice::Dice;
 use super::exec::{Executor, lock};
 use super::faults::{Kind, Reach, Weights};
+use super::script::{Act, JobLine, Script, Whom};
 use super::trace::Trace;
 use super::worker::{Worker, own_stores};
 
@@ -37,6 +38,8 @@ pub const BUCKET: &str = "sim";
 const LIVENESS_US: u64 = 240 * S;
 /// After the last job is cleaned, those who were away come back and let go.
 const SETTLE_US: u64 = 8 * S;
+/// And at most so much longer until what they have begun has ended.
+const UNSETTLED_US: u64 = 120 * S;
 /// A run that takes more events than this goes in circles.
 const EVENTS_MAX: u64 = 5_000_000;
 
@@ -77,15 +80,15 @@ pub struct Client {
 #[derive(Debug, Clone, Default)]
 pub struct Allowed {
     /// Words, one of which an error must hold.
-    causes: Vec<&'static str>,
+    causes: Vec<String>,
 }
 
 impl Allowed {
-    fn of(weights: &Weights) -> Self {
-        let mut causes = Vec::new();
-        let mut allow = |when: bool, words: &[&'static str]| {
+    fn of(weights: &Weights, script: Option<&Script>) -> Self {
+        let mut causes: Vec<String> = script.map(|script| script.causes.clone()).unwrap_or_default();
+        let mut allow = |when: bool, words: &[&str]| {
             if when {
-                causes.extend_from_slice(words);
+                causes.extend(words.iter().map(|word| (*word).to_owned()));
             }
         };
         allow(!weights.is_calm(), &["tasks.attempts_max"]);
@@ -98,7 +101,7 @@ impl Allowed {
 
     /// Whether an error is one of them.
     pub fn allows(&self, error: &str) -> bool {
-        self.causes.iter().any(|cause| error.contains(cause))
+        self.causes.iter().any(|cause| error.contains(cause.as_str()))
     }
 }
 
@@ -126,6 +129,8 @@ pub struct Setting {
     pub fixed: bool,
     /// A crash of sweeps.
     pub crash_at: Option<CrashAt>,
+    /// A script, which says who is there and what happens.
+    pub script: Option<Script>,
 }
 
 /// What came of a run.
@@ -147,6 +152,8 @@ pub struct RunReport {
     pub effects: (u64, u64),
     /// What could go wrong.
     pub weights: Weights,
+    /// How the jobs have ended that were accepted.
+    pub ends: BTreeMap<String, String>,
 }
 
 /// See the module.
@@ -193,6 +200,8 @@ fn config(dice: &mut Dice) -> Config {
     config.journal.snapshot_after = dice.pick(&[5, 30, 20_000]);
     config.tasks.attempts_max = dice.pick(&[4, 8, 16]) as u32;
     config.heartbeat.interval_ms = 200;
+    // Longer than the longest way of a call.
+    config.store.late_sweep_ms = 30_000;
     config
 }
 
@@ -204,12 +213,18 @@ impl World {
         let drawn = Weights::draw(&mut Dice::of(seed, "weights"));
         let weights = setting.weights.clone().unwrap_or(drawn);
         let (kinds, fault_events) = (weights.kinds(), weights.events);
-        let allowed = Allowed::of(&weights);
+        let allowed = Allowed::of(&weights, setting.script.as_ref());
         let mut core = Core::new(seed, weights, Trace::new(setting.traces));
         let skews = dice.below(3) == 0 && !setting.fixed;
-        let config = config(&mut dice);
-        let (coordinators, workers) =
-            if setting.fixed { (1, 2) } else { (dice.pick(&[1, 2, 2, 3]), dice.pick(&[1, 2, 3, 3, 5, 8, 12])) };
+        let mut config = config(&mut dice);
+        let (coordinators, workers) = match &setting.script {
+            Some(script) => (script.coordinators, script.workers),
+            None if setting.fixed => (1, 2),
+            None => (dice.pick(&[1, 2, 2, 3]), dice.pick(&[1, 2, 3, 3, 5, 8, 12])),
+        };
+        if setting.script.is_some() {
+            (config.journal.snapshot_after, config.tasks.attempts_max) = (20_000, 8);
+        }
         let mut world_coordinators = Vec::new();
         for at in 0..coordinators {
             let node = core.add_node(seed, &format!("c{}", at + 1), skews);
@@ -225,7 +240,15 @@ impl World {
             }
         }
         let client_node = core.add_node(seed, "client", false);
-        let clients = if setting.fixed { fixed_client(&mut core) } else { draw_clients(&mut core, seed) };
+        let clients = match &setting.script {
+            Some(script) => script_clients(&mut core, script),
+            None if setting.fixed => fixed_client(&mut core),
+            None => draw_clients(&mut core, seed),
+        };
+        for (at_us, act) in setting.script.iter().flat_map(Script::timed) {
+            core.at(at_us, Event::Act(act));
+        }
+        core.script.clone_from(&setting.script);
         for (job, client) in clients.iter().enumerate() {
             core.at(client.submit_us, Event::Client { job });
         }
@@ -283,7 +306,8 @@ impl World {
                 self.heal();
                 settled_us = Some(now_us + SETTLE_US);
             }
-            if settled_us.is_some_and(|settled_us| now_us >= settled_us) {
+            let waited_us = settled_us.map(|settled_us| now_us.saturating_sub(settled_us));
+            if waited_us.is_some_and(|waited_us| waited_us > UNSETTLED_US || (waited_us > 0 && self.is_settled())) {
                 self.check_end();
                 break;
             }
@@ -316,6 +340,7 @@ impl World {
             time_us: core.now_us,
             effects: self.effects,
             weights: core.weights.clone(),
+            ends: core.ledger.truth.jobs.iter().map(|(id, job)| (id.to_string(), job.state.to_string())).collect(),
         }
     }
 
@@ -396,6 +421,7 @@ impl World {
                 }
             }
             Event::Fault => self.fault(),
+            Event::Act(act) => self.act(&act),
             Event::Restart { node } => match self.place(node) {
                 Place::Coordinator(at) => self.start_coordinator(at),
                 Place::Worker(at) => self.start_worker(at),
@@ -550,6 +576,53 @@ impl World {
         }
     }
 
+    /// Does what a script says.
+    fn act(&mut self, act: &Act) {
+        lock(&self.shared).line(&"script", &format!("{act:?}"));
+        let now_us = lock(&self.shared).now_us;
+        let (whom, for_us) = match act {
+            Act::Kill(whom, for_us) | Act::Pause(whom, for_us) | Act::Cut(whom, _, for_us) => (whom, *for_us),
+            Act::Stop(whom) | Act::Slow(whom) | Act::Usurp(whom) => (whom, 0),
+            Act::StaleReads(for_us) => {
+                lock(&self.shared).stale_until_us = now_us + for_us;
+                return;
+            }
+        };
+        let Some(node) = self.node_of(whom) else {
+            return lock(&self.shared).violate(format!("the script speaks of {whom:?}, who is not there"));
+        };
+        match (act, self.place(node)) {
+            (Act::Kill(..), Place::Coordinator(at)) => self.kill_coordinator(at, Some(for_us)),
+            (Act::Kill(..), Place::Worker(at)) => self.kill_worker(at, Some(for_us)),
+            (Act::Usurp(_), Place::Coordinator(at)) => self.usurp(at),
+            (Act::Stop(_), Place::Worker(at)) => self.workers[at].stops = true,
+            (Act::Slow(_), _) => lock(&self.shared).nodes[node].slow = 20,
+            (Act::Pause(..), _) => lock(&self.shared).nodes[node].paused_until_us = now_us + for_us,
+            (Act::Cut(_, ways, _), _) => {
+                for way in ways {
+                    lock(&self.shared).nodes[node].cut_until_us[*way as usize] = now_us + for_us;
+                }
+            }
+            _ => lock(&self.shared).violate(format!("the script cannot do that: {act:?}")),
+        }
+    }
+
+    fn node_of(&self, whom: &Whom) -> Option<Node> {
+        match whom {
+            Whom::Named(name) => lock(&self.shared).nodes.iter().position(|info| info.name == *name),
+            Whom::Node(node) => Some(*node),
+            Whom::Caller => None,
+            Whom::Leader => {
+                let leads = |at: &usize| match &self.coordinators[*at].role {
+                    Some(Role::Leads(leader)) => Some(leader.machine.epoch()),
+                    _ => None,
+                };
+                let newest = (0..self.coordinators.len()).filter(|at| leads(at).is_some()).max_by_key(leads)?;
+                Some(self.coordinators[newest].node)
+            }
+        }
+    }
+
     /// The faults end for a core of processes, and become permanent for some of the others.
     fn heal(&mut self) {
         if std::mem::replace(&mut self.healed, true) {
@@ -571,7 +644,8 @@ impl World {
             }
         }
         self.armed = None;
-        let over = self.is_over();
+        // A script says itself who is lost for good: nobody.
+        let over = self.is_over() || lock(&self.shared).script.is_some();
         let core_worker = usize::try_from(self.dice.below(self.workers.len() as u64)).unwrap_or_default();
         let core_coordinator = usize::try_from(self.dice.below(self.coordinators.len() as u64)).unwrap_or_default();
         for at in 0..self.workers.len() {
@@ -653,6 +727,13 @@ impl World {
 
     fn is_over(&self) -> bool {
         (0..self.clients.len()).all(|job| self.is_closed(job))
+    }
+
+    /// Whether no worker that runs is at work on anything, nothing is on its way to the store, and nothing waits there for a late sweep.
+    fn is_settled(&self) -> bool {
+        let busy = |worker: &Worker| worker.life.is_some() && self.executor.is_busy(worker.node);
+        let core = &*lock(&self.shared);
+        !self.workers.iter().any(busy) && !core.store.is_changing() && core.late_in_scratch().is_empty()
     }
 
     fn open_jobs(&self) -> Vec<String> {
@@ -813,4 +894,63 @@ fn fixed_client(core: &mut Core) -> Vec<Client> {
         settings: None,
     };
     vec![client(core, 0, spec, input, BTreeMap::new(), 0, None)]
+}
+
+/// The jobs of a script: records of the same length, in two objects.
+fn script_clients(core: &mut Core, script: &Script) -> Vec<Client> {
+    foreign(core, "scratch/_muster/dother/j9/sort-00000.g0.e1.0000000000000001.run");
+    for key in &script.uploads {
+        let upload = core.store.place_upload(key);
+        core.store.foreign.insert(upload);
+    }
+    script.jobs.iter().enumerate().map(|(number, line)| script_client(core, number, line)).collect()
+}
+
+fn script_client(core: &mut Core, number: usize, line: &JobLine) -> Client {
+    let len = line.number("fixed", 4).max(1);
+    let (records, keys) = (line.number("records", 24), line.number("keys", 10_000).max(1));
+    let terminator = line.says("lines").then_some(b'\n');
+    let record = |n: u64| {
+        let text = format!("{:0width$}", n.wrapping_mul(7919) % 10_000 % keys, width = len as usize);
+        text.into_bytes().into_iter().chain(terminator).collect::<Vec<u8>>()
+    };
+    let half = records.div_ceil(2);
+    let input: Vec<Vec<u8>> = vec![(0..half).flat_map(record).collect(), (half..records).flat_map(record).collect()];
+    let total: u64 = input.iter().map(|object| object.len() as u64).sum();
+    let format =
+        if line.says("lines") { Format::Lines { terminator: b'\n' } } else { Format::Fixed { len: len as u32 } };
+    let mut sort = SortSpec::new(format);
+    sort.unique = line.says("unique");
+    let name = line.text("output").map_or_else(|| format!("out{number}"), str::to_owned);
+    let mut before = BTreeMap::new();
+    if line.says("overwrite") {
+        for old in ["part-00000.dat", "old.txt", "_SUCCESS"] {
+            let (key, bytes) = (format!("{name}/{old}"), format!("old {old}").into_bytes());
+            core.store.place(&key, bytes.clone());
+            core.store.foreign.insert(key.clone());
+            before.insert(key, bytes);
+        }
+    }
+    let ms = |word: &str| line.text(word).map(|_| line.number(word, 0) * MS);
+    let spec = JobSpec {
+        job: line.id.parse().unwrap_or_else(|_| unreachable!("a script names its jobs plainly")),
+        inputs: vec![url(&format!("in{number}"))],
+        output: url(&name),
+        bucket: line.says("bucket").then(|| url("scratch")),
+        sort,
+        auto_format: false,
+        extension: "dat".to_owned(),
+        overwrite: line.says("overwrite"),
+        fsync: false,
+        sizing: Sizing {
+            partitions: Some(line.number("partitions", 2) as u32),
+            split_bytes: Some((total / line.number("splits", 3).max(1)).max(16)),
+            ..Sizing::default()
+        },
+        replica: line.says("replica").then(|| url("second")),
+        bad_records: BadRecords::Fail,
+        bad_inputs: BadInputs::Fail,
+        settings: None,
+    };
+    client(core, number, spec, input, before, ms("submit").unwrap_or(0), ms("cancel"))
 }
