@@ -290,7 +290,9 @@ impl Driver {
     async fn on_registered(&mut self, asked: Vec<Key>, reply: Result<RegisterReply>) -> Result<()> {
         let admitted = self.presence.answered(self.clock.now_ms(), self.clock.random(), reply)?;
         let Some(Admitted { first, deployment, epoch, regranted }) = admitted else { return Ok(()) };
-        tracing::info!(worker = %self.options.id, %epoch, %deployment, regranted = regranted.len(), "registered");
+        if self.attempts.registered() != Some(epoch) {
+            tracing::info!(worker = %self.options.id, %epoch, %deployment, regranted = regranted.len(), "registered");
+        }
         if first {
             self.sweep_spills();
         }

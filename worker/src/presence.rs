@@ -14,6 +14,9 @@ use crate::attempt::Attempts;
 const HEARTBEAT_MS: std::ops::RangeInclusive<u64> = 50..=60_000;
 /// How long a worker takes "not yet" for an answer, in times that a silent worker takes to be dead.
 const REFUSED_DEAD_TIMES: u64 = 3;
+/// Heartbeats after which a worker registers again, though nothing seems wrong: heartbeats are not answered, so a leader that knows it no longer, or takes a former life of
+/// it for the one that lives (its registration came late), could not say so.
+const CONFIRM_BEATS: u64 = 30;
 
 /// When to ask for admission.
 #[derive(Debug, Default)]
@@ -21,6 +24,8 @@ struct Admission {
     in_flight: bool,
     tries: u32,
     due_ms: u64,
+    /// When a leader last said that it knows this process.
+    confirmed_ms: u64,
     /// Since when leaders have been saying "not yet"; a former life of this worker may take so long to be forgotten, another live process never is.
     refused_since_ms: Option<u64>,
 }
@@ -116,7 +121,9 @@ impl Presence {
 
     /// Whether to ask for admission now. Once it says so, it waits for [`Presence::answered`].
     pub fn asks_admission(&mut self, now_ms: u64, attempts: &Attempts) -> bool {
-        let asks = attempts.registered().is_none() && !self.admission.in_flight && self.admission.due_ms <= now_ms;
+        let old = now_ms >= self.admission.confirmed_ms.saturating_add(CONFIRM_BEATS * self.heartbeat_ms);
+        let due = (attempts.registered().is_none() || old) && self.admission.due_ms <= now_ms;
+        let asks = due && !self.admission.in_flight;
         self.admission.in_flight |= asks;
         asks
     }
@@ -137,6 +144,7 @@ impl Presence {
         match reply {
             Ok(RegisterReply::Accepted { deployment, epoch, heartbeat_ms, regranted }) => {
                 self.leader_heard_ms = now_ms;
+                self.admission.confirmed_ms = now_ms;
                 self.admission.tries = 0;
                 self.admission.refused_since_ms = None;
                 self.heartbeat_ms = heartbeat_ms.clamp(*HEARTBEAT_MS.start(), *HEARTBEAT_MS.end());
@@ -249,6 +257,29 @@ mod tests {
         assert!(!presence.asks_admission(20, &attempts));
         presence.register_now(30);
         assert!(presence.asks_admission(30, &attempts));
+    }
+
+    #[test]
+    fn it_registers_again_now_and_then() {
+        let (mut presence, mut attempts) = begin();
+        let deployment: DeploymentId = "d1".parse().expect("id");
+        let accepted = || {
+            Ok(RegisterReply::Accepted {
+                deployment: deployment.clone(),
+                epoch: Epoch(1),
+                heartbeat_ms: 1000,
+                regranted: Vec::new(),
+            })
+        };
+        assert!(presence.asks_admission(0, &attempts));
+        presence.answered(10, 0, accepted()).expect("it goes on");
+        let (asked, regranted) = (Vec::new(), Vec::new());
+        attempts.step(10, crate::attempt::Input::Registered { epoch: Epoch(1), asked, regranted });
+        assert!(!presence.asks_admission(30_009, &attempts));
+        assert!(presence.asks_admission(30_010, &attempts), "nobody may know it any more");
+        assert!(!presence.asks_admission(30_011, &attempts), "one question at a time");
+        presence.answered(30_020, 0, accepted()).expect("it goes on");
+        assert!(!presence.asks_admission(60_019, &attempts) && presence.asks_admission(60_020, &attempts));
     }
 
     #[test]
