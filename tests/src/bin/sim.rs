@@ -5,7 +5,6 @@
 use std::process::ExitCode;
 
 use muster_common::clock::{Clock, SystemClock};
-use muster_tests::sim::faults::MARKS_PENDING;
 use muster_tests::sim::many::Many;
 use muster_tests::sim::{self, sweep::sweep};
 
@@ -71,7 +70,6 @@ fn run(from: u64, seeds: u64, seconds: Option<u64>) -> bool {
         seeds * 1000 / ms
     );
     many.reach.iter().for_each(|(mark, count)| println!("{count:>10} {mark}"));
-    println!("pending: {MARKS_PENDING:?}");
     let missed = many.missed();
     if !missed.is_empty() {
         println!("not reached: {missed:?}");

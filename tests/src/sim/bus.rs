@@ -6,6 +6,7 @@ use muster_common::plan::JobSpec;
 use muster_coordinator::job::io::Reply;
 
 use super::core::{Core, Event, MS, Node, S, Way};
+use super::script::{Fate, Happens};
 
 /// What is sent. Frames are real ones: they are written and read by the program's own code.
 #[derive(Debug, Clone)]
@@ -80,6 +81,14 @@ impl Core {
         let (lost, doubled) = (dice.chance(lose), dice.chance(double));
         let delays: Vec<u64> = (0..=u32::from(doubled)).map(|_| delay_us(dice, late)).collect();
         if lost || self.is_cut(from, Way::NatsOut) {
+            return;
+        }
+        if let Message::Register { .. } = &message
+            && let (Some(fate), _) = self.meets(Happens::Register, from)
+        {
+            if let Fate::DelayUs(delay_us) = fate {
+                self.after(delay_us, Event::Deliver { to, message });
+            }
             return;
         }
         let slow = self.nodes[from].slow.max(self.nodes[to].slow);

@@ -63,6 +63,10 @@ impl Core {
         if self.store.rotted.contains(&key) {
             return;
         }
+        let stands = |key: &String| self.store.rotted.contains(key) || self.store.objects.contains_key(key);
+        if let Some(url) = run.replica.as_ref().filter(|url| !stands(&key_of(url))) {
+            return self.violate(format!("data: the replica {url} of a committed run does not stand"));
+        }
         let sound = self.store.objects.get(&key).is_some_and(|object| {
             let footer_at = object.bytes.len().saturating_sub(RunFooter::LEN);
             object.bytes.len() as u64 == run.bytes
@@ -103,6 +107,7 @@ impl Core {
         };
         if let Call::Delete { key } | Call::Abort { key, .. } = call
             && self.of_cleaned_job(key)
+            && self.nodes[node].name.starts_with('c')
         {
             self.mark("late sweep");
         }
@@ -136,7 +141,8 @@ impl Core {
             let needed = is(&job.submitted.plan.url)
                 || pinned
                 || splitters.is_some_and(|splitters| is(&splitters.url))
-                || job.runs.values().any(|run| is(&run.url));
+                || job.runs.values().any(|run| is(&run.url) || run.replica.as_deref().is_some_and(is))
+                || job.runs.values().any(|run| run.quarantine.as_ref().is_some_and(|lines| is(&lines.url)));
             if live && needed {
                 return Some(format!("job {id} is {} and needs it", job.state));
             }
@@ -359,7 +365,14 @@ fn check_output(core: &Core, job: &DurableJob, reference: &[u8]) -> Result<(), S
     let parts: Vec<&str> = manifest.parts.iter().map(|part| part.name.as_str()).collect();
     let names = core.store.objects.keys().filter_map(|key| key.strip_prefix(&prefix));
     let scratch = |name: &&str| name.split('/').next() == Some(names::SCRATCH_DIR);
-    match names.filter(|name| !scratch(name)).find(|name| *name != names::SUCCESS && !parts.contains(name)) {
+    for file in &manifest.quarantine {
+        if object(&file.name).is_none_or(|object| object.bytes.len() as u64 != file.bytes) {
+            return Err(format!("{} is not there as the manifest names it", file.name));
+        }
+    }
+    let quarantined = |name: &str| manifest.quarantine.iter().any(|file| file.name == name);
+    let belongs = |name: &str| name == names::SUCCESS || parts.contains(&name) || quarantined(name);
+    match names.filter(|name| !scratch(name)).find(|name| !belongs(name)) {
         Some(name) => Err(format!("{name} lies in OUTPUT and is none of its parts")),
         None => Ok(()),
     }

@@ -9,7 +9,9 @@ use tokio::sync::{mpsc, watch};
 
 use muster_common::ids::{AttemptId, Epoch, JobId, WorkerId};
 use muster_common::names::Verb;
-use muster_common::wire::{self, CommandReply, Heartbeat, LeaderBeat, Register, Report, ReportReply, RunReply};
+use muster_common::wire::{
+    self, CommandReply, Heartbeat, LeaderBeat, Outcome, Register, Report, ReportReply, RunReply,
+};
 use muster_common::{Error, Result};
 use muster_coordinator::Fence;
 use muster_coordinator::election::{self, Answer, Election, Settings, Sign};
@@ -541,6 +543,10 @@ impl World {
                 match event.kind.as_str() {
                     "worker-lost" => core.mark("worker declared dead"),
                     "worker-back" => core.mark("worker rejoined"),
+                    "speculation-began" => {
+                        let task = event.text.split(' ').next().unwrap_or_default().to_owned();
+                        core.speculated.extend(event.job.clone().map(|job| (job, task)));
+                    }
                     _ => {}
                 }
                 if event.severity != "info" || event.kind == "phase-began" {
@@ -653,6 +659,7 @@ impl World {
             Message::Report { from, request, frame } => wire::decode(&frame).ok().and_then(|report| {
                 let to = self.admit(at, Asker::Worker(from, request))?;
                 let report: Box<Report> = Box::new(report);
+                self.note_race(&report);
                 self.reports.insert((node, to), report.clone());
                 Some(Input::Report { to, report })
             }),
@@ -678,6 +685,22 @@ impl World {
         };
         if let Some(input) = input {
             self.feed(at, input);
+        }
+    }
+
+    /// Whether both attempts of a task have come to a result.
+    fn note_race(&mut self, report: &Report) {
+        let core = &mut *lock(&self.shared);
+        let (attempt, index) = (report.attempt, report.attempt.task.index);
+        let Some(job) = core.ledger.truth.jobs.get(&report.job) else { return };
+        let committed = match &report.outcome {
+            Outcome::Sorted(_) => job.runs.get(&index).map(|run| run.attempt),
+            Outcome::Merged(_) => job.parts.get(&index).map(|part| part.attempt),
+            _ => None,
+        };
+        let other = committed.is_some_and(|other| other != attempt && other.generation == attempt.generation);
+        if other && core.speculated.contains(&(report.job.clone(), attempt.task.to_string())) {
+            core.mark("speculation race");
         }
     }
 

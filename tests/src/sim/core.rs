@@ -13,7 +13,7 @@ use super::dice::Dice;
 use super::exec::lock;
 use super::faults::{Reach, Weights};
 use super::ledger::SimLedger;
-use super::script::{Act, Action, Fate, Happens, Script, Whom};
+use super::script::{Act, Action, Fate, Happens, Script};
 use super::store::SimStore;
 use super::tasks::Harm;
 use super::trace::Trace;
@@ -125,6 +125,8 @@ pub struct Core {
     pub store_away_until_us: u64,
     /// Reads of the journal miss its newest entries until then.
     pub stale_until_us: u64,
+    /// Tasks that were given a second attempt.
+    pub speculated: std::collections::BTreeSet<(muster_common::ids::JobId, String)>,
     /// What a script does.
     pub script: Option<Script>,
     /// How often what goes wrong.
@@ -156,6 +158,7 @@ impl Core {
             server_away_until_us: 0,
             store_away_until_us: 0,
             stale_until_us: 0,
+            speculated: std::collections::BTreeSet::new(),
             script: None,
             weights,
             store: SimStore::new(seed),

@@ -12,7 +12,7 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+type Work = Pin<Box<dyn Future<Output = ()>>>;
 
 struct Awake {
     id: u64,
@@ -41,7 +41,7 @@ pub struct Executor {
 
 impl Executor {
     /// Takes a process's future; it is polled with the next [`Executor::run`].
-    pub fn spawn(&mut self, node: Node, work: impl Future<Output = ()> + Send + 'static) {
+    pub fn spawn(&mut self, node: Node, work: impl Future<Output = ()> + 'static) {
         self.next += 1;
         let id = self.next;
         let waker = Waker::from(Arc::new(Awake { id, ready: self.ready.clone() }));

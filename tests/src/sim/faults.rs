@@ -69,10 +69,11 @@ pub enum Kind {
     StoreAway,
     Clog,
     SecondLeader,
+    ChangeInput,
 }
 
 /// All kinds.
-pub const KINDS: [Kind; 16] = [
+pub const KINDS: [Kind; 17] = [
     Kind::CrashWorker,
     Kind::PauseWorker,
     Kind::SlowWorker,
@@ -89,6 +90,7 @@ pub const KINDS: [Kind; 16] = [
     Kind::StoreAway,
     Kind::Clog,
     Kind::SecondLeader,
+    Kind::ChangeInput,
 ];
 
 impl Weights {
@@ -138,7 +140,7 @@ impl Weights {
         }
         if dice.below(4) > 0 {
             weights.events = 1 + dice.below(2 + 2 * level) as u32;
-            weights.kinds = (dice.next() as u32 | dice.next() as u32) & 0xffff;
+            weights.kinds = (dice.next() as u32 | dice.next() as u32) & 0x1_ffff;
         }
         weights
     }
@@ -181,10 +183,12 @@ pub const MARKS: &[&str] = &[
     "input torn",
     "snapshot",
     "spill",
+    "speculation race",
+    "replica fall-back",
+    "quarantine",
+    "hand-back",
+    "input changed",
     "job succeeded",
     "job failed",
     "job cancelled",
 ];
-
-/// Marks of features that are not built yet.
-pub const MARKS_PENDING: &[&str] = &["speculation race", "replica fall-back", "quarantine"];

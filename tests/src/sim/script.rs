@@ -12,7 +12,8 @@
 //! expect mark NAME
 //! ```
 //!
-//! Triggers: `at MS`; `on record KIND` (it lands); `on append KIND` and `on call VERB TEXT` (it goes out; TEXT is part of the key); `on begin PHASE` (a worker begins an attempt).
+//! Triggers: `at MS`; `on record KIND` (it lands); `on append KIND` and `on call VERB TEXT` (it goes out; TEXT is part of the key); `on begin PHASE` (a worker begins an attempt); `on register` (it asks
+//! to be let in).
 //! `#N` means the N-th time, `#all` every time; without it the first.
 //! Actions on what goes out: `lose call`, `lose answer`, `delay MS`. On an attempt: `exhaust`, `bad memory`, `torn split`. On a process, which is `c1`, `w1`, `caller` (whose
 //! call or attempt it is) or `leader`: `kill P MS`, `pause P MS`, `stop P`, `slow P`, `usurp P`, `cut P nats | nats-in | nats-out | store | store-answers MS`. And `stale reads MS`.
@@ -89,6 +90,7 @@ enum Trigger {
     Append(String),
     Call(String, String),
     Begin(String),
+    Register,
 }
 
 /// What is done.
@@ -163,6 +165,7 @@ pub enum Happens<'a> {
     Append(&'a str),
     Call(&'a str, &'a str),
     Begin(&'a str),
+    Register,
 }
 
 impl Trigger {
@@ -171,6 +174,7 @@ impl Trigger {
             (Trigger::Record(kind), Happens::Record(is)) | (Trigger::Append(kind), Happens::Append(is)) => kind == is,
             (Trigger::Call(verb, text), Happens::Call(is, key)) => verb == is && key.contains(text.as_str()),
             (Trigger::Begin(phase), Happens::Begin(is)) => phase == is,
+            (Trigger::Register, Happens::Register) => true,
             _ => false,
         }
     }
@@ -289,6 +293,7 @@ fn rule(line: &str) -> Result<Rule, String> {
         ["on", "record", kind] => Trigger::Record((*kind).to_owned()),
         ["on", "append", kind] => Trigger::Append((*kind).to_owned()),
         ["on", "call", verb, text] => Trigger::Call((*verb).to_owned(), (*text).to_owned()),
+        ["on", "register"] => Trigger::Register,
         ["on", "begin", phase] => Trigger::Begin((*phase).to_owned()),
         _ => return Err("not a trigger".to_owned()),
     };

@@ -9,16 +9,16 @@ use futures::future::{self, Either};
 
 use muster_common::clock::Clock;
 use muster_common::ids::AttemptId;
-use muster_common::plan::{PLAN_BYTES_MAX, PinnedRun, PinnedRuns, Plan};
+use muster_common::plan::{BadRecords, PLAN_BYTES_MAX, PinnedRun, PinnedRuns, Plan};
 use muster_common::planted::{self, Bug};
 use muster_common::store::{Access, BlobUrl, PartAt, Stores};
-use muster_common::wire::{BlobRef, DamageCause, MergedPart, Outcome, RunAttempt, SortedRun, Work};
+use muster_common::wire::{BadRecord, BlobRef, DamageCause, MergedPart, Outcome, RunAttempt, SortedRun, Work, digest};
 use muster_common::{Error, ErrorKind, Result, names};
 use muster_kernel::error::KernelError;
 use muster_kernel::merge::{MergeInput, Windows, merge};
 use muster_kernel::order::Order;
 use muster_kernel::part::PartWriter;
-use muster_kernel::proof::{Interval, Sums};
+use muster_kernel::proof::{Interval, StreamHash, Sums};
 use muster_kernel::run::{Piece, RecordSink, RunFooter, RunIndex, RunWriter, Sink};
 use muster_kernel::sort::ChunkSorter;
 use muster_kernel::split::Cutter;
@@ -42,8 +42,10 @@ pub struct Signals {
     pub cancelled: Flag,
     /// The leader knows of its upload: go on.
     pub proceed: Flag,
-    /// How far it is.
+    /// How far it is, and how far it has to go.
     pub bytes_done: AtomicU64,
+    /// See there; 0 until that is known.
+    pub bytes_total: AtomicU64,
     /// Whether its upload was reported as opened.
     pub opened: AtomicBool,
     /// The run that a merge found damaged.
@@ -266,29 +268,56 @@ impl Attempt {
         if self.harm.exhausts {
             return Err(Error::exhausted("no memory for the chunk"));
         }
-        let mut chunks = Chunks::new(&job, &splitters, self.sorter_bytes);
-        let mut intervals = Vec::new();
         let split = self.split(&job)?;
+        self.signals.bytes_total.store(split.iter().map(Interval::len).sum(), Ordering::Relaxed);
+        let mut chunks = Chunks::new(&job, &splitters, self.sorter_bytes);
+        let mut bad = LeftOut::default();
+        let mut intervals = Vec::new();
         let taken = if self.harm.torn_split { split.len() - 1 } else { split.len() };
         if taken < split.len() {
             lock(&self.shared).mark("input torn");
         }
         for interval in &split[..taken] {
-            let consumed = self.or_cancelled(self.consume(&job, *interval, &mut chunks)).await?;
+            let consumed = match self.or_cancelled(self.consume(&job, *interval, &mut chunks, &mut bad)).await {
+                // An object that ends too early has changed.
+                Err(error) if error.kind == ErrorKind::Corrupt => {
+                    self.or_cancelled(self.check_pinned(&job)).await?;
+                    return Err(error);
+                }
+                consumed => consumed?,
+            };
             intervals.push(Interval { object: interval.object, begin: consumed.start, end: consumed.end });
             self.signals.bytes_done.fetch_add(interval.len(), Ordering::Relaxed);
         }
         let spills = chunks.spills.len();
-        let (input, index, bytes) = chunks.finish(self.harm.bad_memory)?;
+        let (sorted, index, bytes) = chunks.finish(self.harm.bad_memory)?;
+        let input = sorted.plus(&bad.sums);
         if spills > 0 {
             lock(&self.shared).mark("spill");
         }
-        let url = job.plan.scratch.parse::<BlobUrl>()?.join(&names::run_path(&self.run.attempt));
-        self.write_run(&url, &bytes).await?;
+        let scratch = job.plan.scratch.parse::<BlobUrl>()?;
+        let url = scratch.join(&names::run_path(&self.run.attempt));
+        self.write_object(&url, &bytes).await?;
+        let replica = match &job.plan.replica {
+            Some(second) => Some(second.parse::<BlobUrl>()?.join(&names::run_path(&self.run.attempt))),
+            None => None,
+        };
+        if let Some(replica) = &replica {
+            self.write_object(replica, &bytes).await?;
+        }
+        let quarantine = match &bad.lines {
+            lines if lines.is_empty() || job.plan.bad_records != BadRecords::Quarantine => None,
+            lines => {
+                let url = scratch.join(&names::bad_records_path(&self.run.attempt));
+                self.write_object(&url, lines).await?;
+                lock(&self.shared).mark("quarantine");
+                Some(BlobRef { url: url.to_string(), bytes: lines.len() as u64, digest: digest(lines) })
+            }
+        };
         self.or_cancelled(self.check_pinned(&job)).await?;
         let (kept, dropped) = (index.kept(), index.dropped());
-        if kept.plus(&dropped) != input && !planted::is(Bug::DropSums) {
-            return Err(Error::bug(format!("{url} holds {kept} and drops {dropped}, but {input} were read")));
+        if kept.plus(&dropped) != sorted && !planted::is(Bug::DropSums) {
+            return Err(Error::bug(format!("{url} holds {kept} and drops {dropped}, but {sorted} were read")));
         }
         Ok(Outcome::Sorted(Box::new(SortedRun {
             url: url.to_string(),
@@ -300,17 +329,25 @@ impl Attempt {
             partition_bytes: index.pieces().iter().map(|piece| piece.len).collect(),
             intervals,
             spills: u32::try_from(spills).unwrap_or(u32::MAX),
-            replica: None,
-            skipped: Sums::default(),
-            quarantine: None,
-            bad_records: Vec::new(),
+            replica: replica.map(|url| url.to_string()),
+            skipped: bad.sums,
+            quarantine,
+            bad_records: bad.listed,
         })))
     }
 
-    async fn consume(&self, job: &Job, interval: Interval, chunks: &mut Chunks<'_>) -> Result<std::ops::Range<u64>> {
+    async fn consume(
+        &self,
+        job: &Job,
+        interval: Interval,
+        chunks: &mut Chunks<'_>,
+        bad: &mut LeftOut,
+    ) -> Result<std::ops::Range<u64>> {
         let pinned = &job.plan.objects[interval.object as usize];
         let url: BlobUrl = pinned.url.parse()?;
-        let mut cutter = Cutter::new(job.order.format(), interval, pinned.bytes)?;
+        let lenient = job.plan.bad_records != BadRecords::Fail;
+        let new = if lenient { Cutter::lenient } else { Cutter::new };
+        let mut cutter = new(job.order.format(), interval, pinned.bytes)?;
         let mut at = cutter.read_from();
         let mut begun = false;
         let mut end = interval.end;
@@ -332,14 +369,24 @@ impl Attempt {
                 break;
             }
         }
-        while !chunks.sorter.end_object()? {
-            chunks.spill()?;
+        loop {
+            match chunks.sorter.end_object() {
+                Ok(true) => return Ok(cutter.consumed()),
+                Ok(false) => chunks.spill()?,
+                Err(error @ KernelError::BadRecord { .. }) if lenient => {
+                    let (position, held) = chunks.sorter.open_record();
+                    let offset = position - job.positions[interval.object as usize];
+                    bad.take(interval.object, offset, held, &error);
+                    chunks.sorter.discard_open();
+                    return Ok(cutter.consumed());
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
-        Ok(cutter.consumed())
     }
 
-    /// Uploads a run. Not cut short by a cancel once it is opened, as in the program: it must be known what stands.
-    async fn write_run(&self, url: &BlobUrl, bytes: &[u8]) -> Result<()> {
+    /// Uploads a run, or what is kept beside it. Not cut short by a cancel once it is opened, as in the program: it must be known what stands.
+    async fn write_object(&self, url: &BlobUrl, bytes: &[u8]) -> Result<()> {
         self.check()?;
         let store = self.stores.open(url).await?;
         let upload = self.call(|| store.open_upload(url.key())).await?;
@@ -347,7 +394,7 @@ impl Attempt {
         let tags = self.or_cancelled(self.upload(url, &upload, bytes)).await?;
         self.call(|| store.complete_upload(url.key(), &upload, &tags, bytes.len() as u64, false)).await?;
         let mut results = lock(&self.signals.results);
-        results.clear();
+        results.retain(|leftover| !matches!(leftover, Leftover::Upload(of, _) if of == url));
         results.push(Leftover::Object(url.clone()));
         Ok(())
     }
@@ -378,14 +425,9 @@ impl Attempt {
             let pinned = PinnedRuns::from_bytes(&self.fetch(runs).await?)?;
             let mut sources = Vec::new();
             for run in &pinned.runs {
-                let piece = match self.piece(run, index, splitters.len()).await.map_err(missing_is_corrupt) {
-                    // Once more: it may have been damaged on its way only.
-                    Err(error) if error.kind == ErrorKind::Corrupt => {
-                        let again = self.piece(run, index, splitters.len()).await.map_err(missing_is_corrupt);
-                        again.inspect_err(|_| self.found_damaged(run))?
-                    }
-                    piece => piece?,
-                };
+                let read =
+                    async |copy: &PinnedRun| self.piece(copy, index, splitters.len()).await.map_err(missing_is_corrupt);
+                let piece = self.of_copies(run, read).await?;
                 if piece.len > 0 {
                     sources.push((run, piece));
                 }
@@ -404,47 +446,27 @@ impl Attempt {
         let upload = self.call(|| store.open_upload(target.key())).await?;
         lock(&self.signals.results).push(Leftover::Upload(target.clone(), upload.clone()));
         opened(upload.clone());
-        let mut pieces = Vec::new();
-        for (run, piece) in &sources {
-            let url: BlobUrl = run.url.parse()?;
-            let read = self.read(&url, piece.offset..piece.offset + piece.len);
-            let bytes = match self.or_cancelled(read).await.map_err(missing_is_corrupt) {
-                Err(error) if error.kind == ErrorKind::Corrupt => {
-                    let again = self.read(&url, piece.offset..piece.offset + piece.len);
-                    let again = self.or_cancelled(again).await.map_err(missing_is_corrupt);
-                    again.inspect_err(|_| self.found_damaged(run))?
-                }
-                bytes => bytes?,
-            };
-            pieces.push(bytes);
-            self.signals.bytes_done.fetch_add(piece.len, Ordering::Relaxed);
-        }
+        self.signals.bytes_total.store(sources.iter().map(|(_, piece)| piece.len).sum(), Ordering::Relaxed);
         let bounds =
             (index.checked_sub(1).and_then(|below| splitters.get(below as usize)), splitters.get(index as usize));
+        let mut pieces = Vec::new();
+        for (run, piece) in &sources {
+            // A piece is doubted alone before it counts, as blocks are in the program.
+            let read = async |copy: &PinnedRun| {
+                let url: BlobUrl = copy.url.parse()?;
+                let read = self.or_cancelled(self.read(&url, piece.offset..piece.offset + piece.len));
+                let bytes = read.await.map_err(missing_is_corrupt)?;
+                let alone = vec![MergeInput { windows: Whole(Some(bytes.clone())), piece: *piece }];
+                merge(&job.order, bounds, alone, &mut Nowhere).map_err(|e: Error| e.at(format!("the run {url}")))?;
+                Ok(bytes)
+            };
+            pieces.push(self.of_copies(run, read).await?);
+            self.signals.bytes_done.fetch_add(piece.len, Ordering::Relaxed);
+        }
         let input = |at: usize| MergeInput { windows: Whole(Some(pieces[at].clone())), piece: sources[at].1 };
         let mut out = PartWriter::new(Shipped::default(), job.order.clone());
         let merged = merge(&job.order, bounds, (0..sources.len()).map(input).collect(), &mut out);
-        let tally = match merged {
-            Ok(tally) => tally,
-            Err(error) if error.kind == ErrorKind::Corrupt => {
-                // Whose the damage is: read each again, alone.
-                for (run, piece) in &sources {
-                    let url: BlobUrl = run.url.parse()?;
-                    let again = self.or_cancelled(self.read(&url, piece.offset..piece.offset + piece.len)).await;
-                    let again = again.map_err(missing_is_corrupt).inspect_err(|_| self.found_damaged(run))?;
-                    let alone = vec![MergeInput { windows: Whole(Some(again)), piece: *piece }];
-                    match merge(&job.order, bounds, alone, &mut Nowhere) {
-                        Err(found) if found.kind == ErrorKind::Corrupt => {
-                            self.found_damaged(run);
-                            return Err(found.at(format!("the run {}", run.url)));
-                        }
-                        _ => {}
-                    }
-                }
-                return Err(Error::retry(format!("bytes of a run were damaged on their way: {error}")));
-            }
-            Err(error) => return Err(error),
-        };
+        let tally = merged?;
         let (summary, sink) = out.finish()?;
         let tags = self.or_cancelled(self.upload(&target, &upload, &sink.buffer)).await?;
         let expected = sources.iter().fold(Sums::default(), |sums, (_, piece)| sums.plus(&piece.sums));
@@ -466,6 +488,27 @@ impl Attempt {
             first_key: summary.first_key.unwrap_or_default(),
             last_key: summary.last_key.unwrap_or_default(),
         }))
+    }
+
+    /// What is read of a run: of each copy twice, because it may be damaged on its way only; the run is damaged when none is sound.
+    async fn of_copies<T>(&self, run: &PinnedRun, read: impl AsyncFn(&PinnedRun) -> Result<T>) -> Result<T> {
+        let second = run.replica.clone().map(|url| PinnedRun { url, ..run.clone() });
+        let mut found = Error::corrupt("no copy");
+        for (number, copy) in std::iter::once(run).chain(&second).enumerate() {
+            for _ in 0..2 {
+                match read(copy).await {
+                    Err(error) if error.kind == ErrorKind::Corrupt => found = error,
+                    sound => {
+                        if number > 0 && sound.is_ok() {
+                            lock(&self.shared).mark("replica fall-back");
+                        }
+                        return sound;
+                    }
+                }
+            }
+        }
+        self.found_damaged(run);
+        Err(found)
     }
 
     fn found_damaged(&self, run: &PinnedRun) {
@@ -524,6 +567,25 @@ async fn remove(stores: &Stores, clock: &SimClock, leftover: &Leftover) -> Resul
             removed => return removed,
         }
         pause_ms = pause_ms.saturating_mul(2);
+    }
+}
+
+/// Malformed records of a split: here only the torn ends of objects.
+#[derive(Default)]
+struct LeftOut {
+    sums: Sums,
+    listed: Vec<BadRecord>,
+    lines: Vec<u8>,
+}
+
+impl LeftOut {
+    fn take(&mut self, object: u32, offset: u64, held: &[u8], why: &KernelError) {
+        let mut hash = StreamHash::default();
+        hash.update(held);
+        self.sums.add_hashed(held.len(), hash.digest());
+        let record = BadRecord { object, offset, bytes: held.len() as u64, reason: why.to_string() };
+        self.lines.extend(format!("{object} {offset} {held:02x?}\n").into_bytes());
+        self.listed.push(record);
     }
 }
 

@@ -154,6 +154,9 @@ impl World {
     }
 
     fn leave(&mut self, at: usize) {
+        if self.workers[at].life.as_ref().is_some_and(|life| life.attempts.running().next().is_some()) {
+            lock(&self.shared).mark("hand-back");
+        }
         self.beat(at, WorkerState::Leaving);
         self.step_worker(at, Input::Leave, None);
         let now_us = lock(&self.shared).now_us;
@@ -334,12 +337,8 @@ impl World {
         let progress = |key: &Key| {
             let signals = life.work.get(key)?;
             let bytes_done = signals.bytes_done.load(Ordering::Relaxed);
-            Some(AttemptProgress {
-                job: key.job.clone(),
-                attempt: key.attempt,
-                bytes_done,
-                bytes_total: bytes_done + 1,
-            })
+            let bytes_total = signals.bytes_total.load(Ordering::Relaxed);
+            Some(AttemptProgress { job: key.job.clone(), attempt: key.attempt, bytes_done, bytes_total })
         };
         let heartbeat = Heartbeat {
             worker: id,
@@ -416,7 +415,7 @@ impl World {
         let Some(life) = self.workers[at].life.as_mut() else { return };
         match life.presence.answered(now_ms, random, reply) {
             Ok(Some(Admitted { deployment, epoch, regranted, .. })) => {
-                {
+                if life.attempts.registered() != Some(epoch) {
                     let core = &mut *lock(&self.shared);
                     core.node_line(node, &format!("is registered under epoch {epoch}, {} go on", regranted.len()));
                     if !regranted.is_empty() {

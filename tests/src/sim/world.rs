@@ -94,6 +94,7 @@ impl Allowed {
         allow(!weights.is_calm(), &["tasks.attempts_max"]);
         allow(weights.flip_read > 0 || weights.short_read > 0, &["has digest", "ended early", "do not match"]);
         allow(weights.rot > 0, &["generations_max", "repeated_max"]);
+        allow(weights.kinds().contains(&Kind::ChangeInput), &["input changed during the job"]);
         allow(weights.bad_memory > 0, &["were read"]);
         allow(weights.torn_split > 0, &["conservation"]);
         Self { causes }
@@ -202,6 +203,9 @@ fn config(dice: &mut Dice) -> Config {
     config.heartbeat.interval_ms = 200;
     // Longer than the longest way of a call.
     config.store.late_sweep_ms = 30_000;
+    config.worker.drain_ms = dice.pick(&[20, 300, 30_000]);
+    config.speculation.runtime_min_ms = dice.pick(&[100, 300, 1000]);
+    config.speculation.slots_percent = dice.pick(&[10, 50, 100]);
     config
 }
 
@@ -551,6 +555,7 @@ impl World {
             Kind::CrashCoordinator => self.kill_coordinator(coordinator, Some(while_us)),
             Kind::CrashAtEffect => self.armed = Some((coordinator, steps, true)),
             Kind::SecondLeader => self.usurp(coordinator),
+            Kind::ChangeInput => self.change_input(steps),
             _ => {
                 let (coordinator, worker) = (self.coordinators[coordinator].node, self.workers[worker].node);
                 let core = &mut *lock(&self.shared);
@@ -574,6 +579,26 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Somebody writes to the input of a job that is accepted. What stands there then is no longer what was pinned: the job may fail, but never mix the two.
+    fn change_input(&mut self, steps: u64) {
+        let core = &mut *lock(&self.shared);
+        let runs =
+            |client: &&Client| core.ledger.truth.jobs.get(&client.spec.job).is_some_and(|job| !job.state.is_terminal());
+        let Some(input) = self.clients.iter().find(runs).and_then(|client| client.spec.inputs.first()) else { return };
+        let prefix = format!("{}/", input.trim_start_matches(&url("")));
+        let keys: Vec<String> = core.store.objects.keys().filter(|key| key.starts_with(&prefix)).cloned().collect();
+        let Some(key) = keys.get(steps as usize % keys.len().max(1)) else { return };
+        let mut bytes = core.store.objects.get(key).map(|object| object.bytes.to_vec()).unwrap_or_default();
+        // Of the same length, or shorter by half.
+        if steps % 2 == 0 {
+            bytes.truncate(bytes.len() / 2);
+        } else {
+            bytes.iter_mut().for_each(|byte| *byte = byte.wrapping_add(1));
+        }
+        core.store.place(key, bytes);
+        core.mark("input changed");
     }
 
     /// Does what a script says.
@@ -802,7 +827,10 @@ fn draw_clients(core: &mut Core, seed: u64) -> Vec<Client> {
             sort.keys = vec![KeyDef::Range { offset: dice.below(2) as u32, len: dice.within(1, 2) as u32 }];
         }
         sort.unique = dice.below(3) == 0;
-        let input = draw_input(&mut dice, &sort.format);
+        let mut input = draw_input(&mut dice, &sort.format);
+        let lenient = dice.pick(&[BadRecords::Fail, BadRecords::Fail, BadRecords::Skip, BadRecords::Quarantine]);
+        let torn = dice.within(1, 3) as usize;
+        let replica = dice.below(4) == 0;
         let again = job > 0 && dice.below(4) == 0;
         let output = if again { clients[0].spec.output.clone() } else { url(&format!("out{job}")) };
         let overwrite = again || dice.below(4) == 0;
@@ -838,11 +866,16 @@ fn draw_clients(core: &mut Core, seed: u64) -> Vec<Client> {
                 split_bytes: Some((total as u64 / splits).max(16)),
                 ..Sizing::default()
             },
-            replica: None,
-            bad_records: BadRecords::Fail,
+            replica: replica.then(|| url("second")),
+            bad_records: lenient,
             bad_inputs: BadInputs::Fail,
             settings: None,
         };
+        if let (Format::Fixed { .. }, true, Some(last)) =
+            (&spec.sort.format, lenient != BadRecords::Fail, input.last_mut())
+        {
+            last.extend(std::iter::repeat_n(b'!', torn));
+        }
         let submit_us = dice.below(3 * S);
         let cancel_us = (dice.below(6) == 0).then(|| submit_us + dice.below(5 * S));
         clients.push(client(core, job, spec, input, before, submit_us, cancel_us));
@@ -864,13 +897,24 @@ fn client(
     submit_us: u64,
     cancel_us: Option<u64>,
 ) -> Client {
-    let reference = sort_reference(&spec.sort, &input).unwrap_or_default();
+    let whole: Vec<Vec<u8>> = input.iter().map(|object| without_torn_end(&spec, object)).collect();
+    let reference = sort_reference(&spec.sort, &whole).unwrap_or_default();
     for (number, bytes) in input.into_iter().enumerate() {
         let key = format!("in{job}/{number}");
         core.store.place(&key, bytes);
         core.store.foreign.insert(key);
     }
     Client { spec, reference, before, submit_us, cancel_us, accepted: false, refused: None, request: 0 }
+}
+
+/// What of an object is records, where the rest may be left out.
+fn without_torn_end(spec: &JobSpec, object: &[u8]) -> Vec<u8> {
+    match spec.sort.format {
+        Format::Fixed { len } if spec.bad_records != BadRecords::Fail => {
+            object[..object.len() / len as usize * len as usize].to_vec()
+        }
+        _ => object.to_vec(),
+    }
 }
 
 /// The job of sweeps: 24 records in two objects, three splits, two partitions.
