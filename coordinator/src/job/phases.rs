@@ -166,7 +166,9 @@ impl Machine {
         }
         self.wrote(&job);
         let Some(active) = self.active.get_mut(&job) else { return };
-        let again = active.repair.as_mut().filter(|repair| repair.step == RepairStep::Pinning(ticket));
+        let works = active.stage == Stage::Working;
+        // A job that is about to end needs no list any more: its record would come after that of the end.
+        let again = active.repair.as_mut().filter(|repair| works && repair.step == RepairStep::Pinning(ticket));
         if again.is_none() && active.stage != Stage::PinningRuns {
             return;
         }

@@ -94,6 +94,23 @@ fn a_stale_report_without_excuse_counts_as_a_try() {
 }
 
 #[test]
+fn a_list_of_runs_that_is_written_while_the_job_is_cancelled_is_not_pinned() {
+    let mut world = merging();
+    let (attempt, run) = (world.held("w1")[0], run_of(&world, 1));
+    world.report(&worker("w1"), &job("j1"), attempt, damaged(1, run));
+    world.store_holds = true;
+    world.pass(1);
+    // The sort task is done anew; its new list of runs is being written.
+    assert_eq!(world.machine.durable().jobs[&job("j1")].runs.len(), 3);
+    world.journal_holds = true;
+    world.cancel("j1");
+    world.release_store();
+    world.acknowledge_held();
+    assert_eq!(world.machine.counters().illegal, 0);
+    assert_eq!(release(&mut world), JobState::Cancelled);
+}
+
+#[test]
 fn a_run_that_is_made_anew_must_sum_to_the_lost_one() {
     let mut world = merging();
     let (attempt, run) = (world.held("w1")[0], run_of(&world, 0));
