@@ -16,7 +16,8 @@
 //! to be let in).
 //! `#N` means the N-th time, `#all` every time; without it the first.
 //! Actions on what goes out: `lose call`, `lose answer`, `delay MS`. On an attempt: `exhaust`, `bad memory`, `torn split`. On a process, which is `c1`, `w1`, `caller` (whose
-//! call or attempt it is) or `leader`: `kill P MS`, `pause P MS`, `stop P`, `slow P`, `usurp P`, `cut P nats | nats-in | nats-out | store | store-answers MS`. And `stale reads MS`.
+//! call or attempt it is) or `leader`: `kill P MS`, `pause P MS`, `stop P`, `slow P`, `usurp P`, `cut P nats | nats-in | nats-out | store | store-answers MS`. And `stale reads MS`,
+//! `lose run TEXT` (the store loses runs whose key holds it), `cancel jN` (the N-th job, from 0).
 
 use std::collections::BTreeMap;
 
@@ -124,6 +125,8 @@ pub enum Act {
     Usurp(Whom),
     Cut(Whom, Vec<Way>, u64),
     StaleReads(u64),
+    LoseRun(String),
+    Cancel(usize),
 }
 
 impl Act {
@@ -321,6 +324,8 @@ fn action(text: &str) -> Result<Action, String> {
         ["slow", name] => Action::Act(Act::Slow(whom(name))),
         ["usurp", name] => Action::Act(Act::Usurp(whom(name))),
         ["cut", name, way, ms] => Action::Act(Act::Cut(whom(name), ways(way)?, us(ms)?)),
+        ["lose", "run", text] => Action::Act(Act::LoseRun((*text).to_owned())),
+        ["cancel", job] => Action::Act(Act::Cancel(number(job.trim_start_matches('j'))? as usize)),
         ["stale", "reads", ms] => Action::Act(Act::StaleReads(us(ms)?)),
         _ => return Err(format!("{text}: not an action")),
     })

@@ -608,6 +608,23 @@ impl World {
         let (whom, for_us) = match act {
             Act::Kill(whom, for_us) | Act::Pause(whom, for_us) | Act::Cut(whom, _, for_us) => (whom, *for_us),
             Act::Stop(whom) | Act::Slow(whom) | Act::Usurp(whom) => (whom, 0),
+            Act::LoseRun(text) => {
+                let store = &mut lock(&self.shared).store;
+                let lost = store.objects.keys().filter(|key| key.ends_with(".run") && key.contains(text.as_str()));
+                let lost: Vec<String> = lost.cloned().collect();
+                for key in lost {
+                    store.objects.remove(&key);
+                    store.rotted.insert(key);
+                }
+                return;
+            }
+            Act::Cancel(job) => {
+                if let Some(client) = self.clients.get_mut(*job) {
+                    client.cancel_us = Some(now_us);
+                    lock(&self.shared).after(0, Event::Client { job: *job });
+                }
+                return;
+            }
             Act::StaleReads(for_us) => {
                 lock(&self.shared).stale_until_us = now_us + for_us;
                 return;
