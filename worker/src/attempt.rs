@@ -305,9 +305,11 @@ impl Attempts {
             return effects.push(Effect::Register);
         }
         self.known = epoch;
-        self.registered = Some(epoch);
+        // Reports go on beside a registration that only confirms another: what its answer does not name may be committed by now, and if it does not count, its report will
+        // be told so.
+        let confirms = self.registered.replace(epoch) == Some(epoch);
         // Only what the leader was asked about: it may have granted more since.
-        for key in asked.iter().filter(|key| !regranted.contains(&key.attempt)) {
+        for key in asked.iter().filter(|key| !confirms && !regranted.contains(&key.attempt)) {
             self.abandon(key, effects);
         }
         for report in self.held.values_mut().filter_map(|held| held.report.as_mut()) {

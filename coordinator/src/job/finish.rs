@@ -25,6 +25,8 @@ const LET_GO_MS: u64 = 300;
 const RETENTION_MS: u64 = 60_000;
 /// Tries of a late sweep; what it does not find in so many is for `doctor` to find.
 const LATE_SWEEPS_MAX: u32 = 5;
+/// Jobs of former leaders whose scratch a new one looks over.
+const LATE_SWEPT_JOBS_MAX: usize = 100;
 /// Version of the manifest.
 const MANIFEST_VERSION: u32 = 1;
 
@@ -251,17 +253,13 @@ impl Machine {
         self.forget_old();
     }
 
-    /// The clean-up of a former leader may not have been looked over.
-    pub(super) fn sweep_late_again(&mut self, unix_ms: u64) {
-        let late_ms = self.config.store.late_sweep_ms;
-        let fresh = |job: &DurableJob| {
-            let ended_ms = job.ended.as_ref().map_or(0, |ended| ended.unix_ms);
-            job.cleaned && unix_ms.saturating_sub(ended_ms) <= 2 * late_ms
-        };
-        let jobs: Vec<JobId> =
-            self.durable.jobs.iter().filter(|(_, job)| fresh(job)).map(|(id, _)| id.clone()).collect();
-        for job in jobs {
-            self.after(late_ms, Timer::SweepLate(job));
+    /// The clean-ups of a former leader may not have been looked over: which of them is not known, so the newest are.
+    pub(super) fn sweep_late_again(&mut self) {
+        let cleaned = self.durable.jobs.iter().filter(|(_, job)| job.cleaned);
+        let mut jobs: Vec<(u64, JobId)> = cleaned.map(|(id, job)| (job.submitted.order, id.clone())).collect();
+        jobs.sort_unstable();
+        for (_, job) in jobs.into_iter().rev().take(LATE_SWEPT_JOBS_MAX) {
+            self.after(self.config.store.late_sweep_ms, Timer::SweepLate(job));
         }
     }
 

@@ -27,7 +27,7 @@ impl Machine {
                 Err(error) => self.event(Some(job), "error", "record-refused", error.message),
             }
         }
-        self.sweep_late_again(unix_ms);
+        self.sweep_late_again();
         self.event(
             None,
             "info",

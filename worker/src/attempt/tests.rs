@@ -177,6 +177,17 @@ fn a_new_leader_regrants_or_the_attempt_ends() {
 }
 
 #[test]
+fn a_registration_that_confirms_another_takes_nothing_away() {
+    converse(vec![
+        (registered(1, &[], &[]), ""),
+        (run(1, 0), "accepted, start 0"),
+        (registered(1, &[0], &[]), ""),
+        (failed(0), "send outcome 0 e1"),
+        (registered(2, &[0], &[]), "clean-up 0"),
+    ]);
+}
+
+#[test]
 fn reports_are_sent_until_acknowledged() {
     let mut attempts = converse(vec![
         (registered(1, &[], &[]), ""),
