@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use muster_common::ids::{AttemptId, JobId, WorkerId};
-use muster_common::wire::{AttemptProgress, Drain, Heartbeat, PhaseReply, Register, RegisterReply, WorkerState};
+use muster_common::wire::{
+    AttemptProgress, Drain, Heartbeat, HeldAttempt, PhaseReply, Register, RegisterReply, WorkerState,
+};
 use muster_common::{Error, ErrorKind};
 
 use super::active::Stage;
@@ -69,8 +71,9 @@ impl Machine {
             self.workers.admit(register, self.now_ms, &self.config)?;
             self.event(None, "info", "worker-joined", text);
         }
-        let regranted: Vec<AttemptId> =
-            held.iter().filter(|held| self.regrant(&id, held)).map(|held| held.attempt).collect();
+        let mut goes_on =
+            |held: &&HeldAttempt| if same_life { self.still_runs(&id, held) } else { self.regrant(&id, held) };
+        let regranted: Vec<AttemptId> = held.iter().filter(|held| goes_on(held)).map(|held| held.attempt).collect();
         let heartbeat_ms = self.workers.get(&id).map_or(interval_ms, |worker| worker.heartbeat_ms);
         Ok(RegisterReply::Accepted { deployment: self.deployment.clone(), epoch: self.epoch, heartbeat_ms, regranted })
     }

@@ -59,6 +59,14 @@ impl Machine {
         }
     }
 
+    /// Whether an attempt that a worker holds is still this leader's, who has let the same life of that worker in before. What it has taken back since stays taken back: an
+    /// order to abandon it may be on its way, and would remove a result that counts by then.
+    pub(super) fn still_runs(&self, worker: &WorkerId, held: &HeldAttempt) -> bool {
+        let HeldAttempt { job, attempt: id } = held;
+        let runs = |active: &Active| active.attempt(id).is_some_and(|attempt| attempt.worker == *worker);
+        self.is_committed(job, id) || self.active.get(job).is_some_and(runs)
+    }
+
     /// Whether an attempt that a worker holds goes on under this epoch: nobody else has its task, and if it has an upload, the journal knows it as this attempt's.
     /// One whose result is committed goes on too, to be acknowledged: the acknowledgement was lost, and a worker that were told to abandon it would remove what counts.
     pub(super) fn regrant(&mut self, worker: &WorkerId, held: &HeldAttempt) -> bool {

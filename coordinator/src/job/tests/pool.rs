@@ -50,6 +50,22 @@ fn a_silent_worker_is_suspect_then_dead_then_back() {
 }
 
 #[test]
+fn what_was_taken_back_is_not_granted_again_to_the_same_life() {
+    let mut world = pool(config(), 1, Phase::Sort);
+    world.submit(spec("j1"));
+    let held = world.held("w1")[0];
+    world.kill("w1");
+    world.pass(10);
+    assert!(said(&world, "worker-lost"));
+    world.worker_mut("w1").dead = false;
+    // An order to abandon what it holds may be on its way.
+    world.register(&worker("w1"));
+    world.pump();
+    assert!(!world.held("w1").contains(&held), "{:#?}", world.log);
+    assert_eq!(world.settle_after_finishing("j1"), JobState::Succeeded);
+}
+
+#[test]
 fn a_crashed_worker_is_dead_within_eight_seconds() {
     let mut world = pool(config(), 2, Phase::Sort);
     world.submit(spec("j1"));
