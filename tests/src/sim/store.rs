@@ -461,6 +461,15 @@ impl Future for Calling {
     }
 }
 
+impl Drop for Calling {
+    /// Whoever waited has gone, with its process or its term: it never hears what came of the call.
+    fn drop(&mut self) {
+        if let Some(op) = lock(&self.shared).store.ops.get_mut(self.op) {
+            op.arrived = true;
+        }
+    }
+}
+
 impl StorePort {
     fn call(&self, call: Call) -> Calling {
         Calling { shared: self.shared.clone(), node: self.node, call: Some(call), op: 0 }
