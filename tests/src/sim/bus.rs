@@ -73,7 +73,6 @@ pub enum Message {
 
 impl Core {
     /// Sends a message; it may be lost, doubled or late.
-    #[expect(clippy::needless_pass_by_value, reason = "whoever sends a message has no more use for it")]
     pub fn send(&mut self, from: Node, to: Node, message: Message) {
         let weights = &self.weights;
         let (lose, double, late) = (weights.lose, weights.double, weights.late);

@@ -592,7 +592,7 @@ impl World {
         let Some(key) = keys.get(steps as usize % keys.len().max(1)) else { return };
         let mut bytes = core.store.objects.get(key).map(|object| object.bytes.to_vec()).unwrap_or_default();
         // Of the same length, or shorter by half.
-        if steps % 2 == 0 {
+        if steps.is_multiple_of(2) {
             bytes.truncate(bytes.len() / 2);
         } else {
             bytes.iter_mut().for_each(|byte| *byte = byte.wrapping_add(1));
