@@ -273,7 +273,7 @@ impl State {
     /// Whether a second request may go out; it counts then.
     fn begin_hedge(&mut self, hedge: &Hedge) -> bool {
         let share = (self.hedges + 1).saturating_mul(100) <= self.reads.saturating_mul(u64::from(hedge.share_percent));
-        let may = share && self.hedges_now < HEDGES_MAX && self.limit.is_none();
+        let may = share && self.hedges_now < HEDGES_MAX && self.limit.is_none() && self.leader.is_none();
         if may {
             self.hedges += 1;
             self.hedges_now += 1;

@@ -47,6 +47,9 @@ impl Reading {
     }
 }
 
+/// How long after a retry a standstill is the store's: the longest call and the longest pause before it (`store.call_timeout_ms`, `[retry.throttle]`).
+const RETRYING_MS: u64 = 150_000;
+
 /// What is between two heartbeats.
 #[derive(Debug)]
 pub(crate) struct Gauge {
@@ -59,6 +62,8 @@ pub(crate) struct Gauge {
     errors: Errors,
     /// The store was in trouble, and nothing has moved since.
     stalled: bool,
+    /// When a store error was retried last.
+    retried_ms: Option<u64>,
 }
 
 impl Gauge {
@@ -72,6 +77,7 @@ impl Gauge {
             bytes_per_s: 0,
             errors: Errors::default(),
             stalled: false,
+            retried_ms: None,
         }
     }
 
@@ -94,7 +100,13 @@ impl Gauge {
                 self.bytes_per_s = u64::try_from(u128::from(bytes) * 1000 / u128::from(since_ms)).unwrap_or(u64::MAX);
             }
             self.errors.add(reading.now_ms, u32::try_from(retries).unwrap_or(u32::MAX));
-            self.stalled = reading.running > 0 && bytes == 0 && (self.stalled || retries > 0);
+            if retries > 0 {
+                self.retried_ms = Some(reading.now_ms);
+            }
+            // One retry excuses no more than what a call may take: after that whoever does not move hangs.
+            let lately = self.retried_ms.is_some_and(|at| reading.now_ms.saturating_sub(at) <= RETRYING_MS);
+            let stalls = self.stalled || retries > 0;
+            self.stalled = reading.running > 0 && bytes == 0 && stalls && lately;
         }
         let health = Health {
             rss_bytes: reading.rss_bytes,
@@ -227,6 +239,9 @@ mod tests {
         assert_eq!(at(4000, 2, 10, 1), None);
         assert_eq!(at(5000, 3, 10, 1).as_deref(), Some("store"));
         assert_eq!(at(6000, 3, 10, 0), None, "nothing runs");
+        assert_eq!(at(7000, 4, 10, 1).as_deref(), Some("store"));
+        assert_eq!(at(7000 + RETRYING_MS, 4, 10, 1).as_deref(), Some("store"));
+        assert_eq!(at(7001 + RETRYING_MS, 4, 10, 1), None, "no call takes so long: it hangs");
     }
 
     #[test]

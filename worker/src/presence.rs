@@ -51,6 +51,8 @@ pub struct Presence {
     silence_ms: u64,
     /// Whether it was said that it is missed.
     missed: bool,
+    /// When a draining worker hands back what it has.
+    drain_by_ms: Option<u64>,
     /// When a stopping worker gives up on finishing.
     stop_by_ms: Option<u64>,
 }
@@ -86,6 +88,7 @@ impl Presence {
             leader_heard_ms: now_ms,
             silence_ms: config.leader.silence_ms,
             missed: false,
+            drain_by_ms: None,
             stop_by_ms: None,
         }
     }
@@ -204,13 +207,16 @@ impl Presence {
         self.stop_by_ms.is_some()
     }
 
-    /// Whether it is time to end, and how.
-    pub fn end(&self, now_ms: u64, attempts: &Attempts) -> Option<Result<Exit>> {
+    /// Whether it is time to end, and how. One that is drained hands back what it has not finished within the same bound as one that is stopped.
+    pub fn end(&mut self, now_ms: u64, attempts: &Attempts) -> Option<Result<Exit>> {
         let waited_ms = self.waited_ms(now_ms);
         let idle = attempts.is_idle();
         match self.stop_by_ms {
             Some(by_ms) => (idle || now_ms >= by_ms).then_some(Ok(Exit::Stopped)),
-            None if idle && attempts.is_draining() => Some(Ok(Exit::Drained)),
+            None if attempts.is_draining() => {
+                let by_ms = *self.drain_by_ms.get_or_insert(now_ms + self.drain_ms);
+                (idle || now_ms >= by_ms).then_some(Ok(Exit::Drained))
+            }
             None if waited_ms >= self.coordinator_wait_ms => Some(Err(Error::retry(format!(
                 "no coordinator was heard of for {waited_ms} ms (worker.coordinator_wait_ms); is one running?"
             )))),

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use muster_common::store::BlobUrl;
@@ -19,7 +19,21 @@ pub(crate) struct Spills {
     shared: Arc<Shared>,
 }
 
+/// Room on the disk that a spill which is being written may take.
+pub(crate) struct Room {
+    bytes: u64,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.shared.reserved.fetch_sub(self.bytes, Ordering::SeqCst);
+    }
+}
+
 struct Shared {
+    /// Bytes that are reserved.
+    reserved: AtomicU64,
     /// The subfolders of attempts that are at work.
     live: Mutex<HashSet<String>>,
     /// Whether this process alone lives under its worker's id, so that what stands beside the folder is of earlier lives.
@@ -35,7 +49,15 @@ impl Spills {
 
     /// The same with another way to see how much is free.
     pub(crate) fn measured(root: BlobUrl, free: fn(&Path) -> Option<u64>) -> Self {
-        Self { root, shared: Arc::new(Shared { live: Mutex::default(), alone: AtomicBool::new(false), free }) }
+        Self {
+            root,
+            shared: Arc::new(Shared {
+                reserved: AtomicU64::new(0),
+                live: Mutex::default(),
+                alone: AtomicBool::new(false),
+                free,
+            }),
+        }
     }
 
     /// An attempt begins to use its subfolder.
@@ -53,17 +75,21 @@ impl Spills {
         self.shared.alone.store(true, Ordering::Relaxed);
     }
 
-    /// Checks that `bytes` and some spare fit; cleans up once if they do not. Blocking.
-    pub(crate) fn ensure_room(&self, bytes: u64) -> Result<()> {
-        let Some(folder) = self.root.file_path() else { return Ok(()) };
+    /// Reserves `bytes` and some spare, until what is given is dropped; cleans up once if they do not fit beside what others have reserved. Blocking.
+    pub(crate) fn ensure_room(&self, bytes: u64) -> Result<Room> {
         let needed = bytes.saturating_add(bytes / 100 * SPARE_PERCENT);
+        let room = Room { bytes: needed, shared: self.shared.clone() };
+        let before = self.shared.reserved.fetch_add(needed, Ordering::SeqCst);
+        let Some(folder) = self.root.file_path() else { return Ok(room) };
+        // What another is about to write is as good as gone; what it has written is counted twice until it is done, which errs to the safe side.
+        let needed = needed.saturating_add(before);
         let free = || (self.shared.free)(&folder).filter(|&free| free < needed);
         if free().is_none() {
-            return Ok(());
+            return Ok(room);
         }
         self.clean();
         match free() {
-            None => Ok(()),
+            None => Ok(room),
             Some(free) => Err(Error::exhausted(format!(
                 "disk full: {} has {free} bytes free, a spill of {bytes} with {SPARE_PERCENT} % to spare needs {needed}; \
                  the task goes to another worker",
@@ -75,11 +101,13 @@ impl Spills {
     /// Removes what nobody uses any more: subfolders of ended attempts, and folders of earlier lives. Blocking, best effort.
     pub(crate) fn clean(&self) {
         let Some(own) = self.root.file_path() else { return };
-        let live = self.shared.live.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let ended =
-            |path: &PathBuf| path.file_name().is_none_or(|name| name.to_str().is_none_or(|name| !live.contains(name)));
-        for path in entries(&own).filter(ended) {
-            remove(&path, "an ended attempt");
+        for path in entries(&own) {
+            // An attempt that begins meanwhile must not lose its new folder: it waits, for one folder at most.
+            let live = self.shared.live.lock().unwrap_or_else(PoisonError::into_inner);
+            let name = path.file_name().and_then(|name| name.to_str());
+            if name.is_none_or(|name| !live.contains(name)) {
+                remove(&path, "an ended attempt");
+            }
         }
         if self.shared.alone.load(Ordering::Relaxed)
             && let Some(parent) = own.parent()
@@ -139,7 +167,7 @@ mod tests {
         assert!(own.join("ended/spill").exists(), "not cleaned without need");
         spills.ensure_room(400).expect("480 of 600");
         assert!(!own.join("ended").exists() && own.join("live/spill").exists() && dir.path().join("1/a").exists());
-        let error = spills.ensure_room(600).expect_err("720 of 600");
+        let error = spills.ensure_room(600).err().expect("720 of 600");
         assert_eq!(error.kind, ErrorKind::Exhausted);
         assert!(error.message.starts_with("disk full") && error.kind.is_retryable(), "{error}");
         spills.is_alone();
@@ -148,5 +176,10 @@ mod tests {
         spills.end("live");
         spills.ensure_room(800).expect("960 of 1000");
         assert!(!own.join("live").exists());
+        // What one attempt is about to write is not there for another.
+        let held = spills.ensure_room(500).expect("600 of 1000");
+        assert!(spills.ensure_room(400).is_err(), "480 beside 600 of 1000");
+        drop(held);
+        spills.ensure_room(400).expect("480 of 1000");
     }
 }

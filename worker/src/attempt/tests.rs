@@ -5,6 +5,9 @@ use muster_common::config::{Config, Profile};
 use muster_common::ids::{Generation, Phase, TaskId};
 use muster_common::wire::{BlobRef, Work};
 
+use crate::Exit;
+use crate::presence::Presence;
+
 const INCARNATION: Incarnation = Incarnation(7);
 
 fn repeat() -> Policy {
@@ -120,6 +123,19 @@ fn slots_bound_what_runs_and_draining_takes_no_more() {
         (Input::Drain(Drain { epoch: Epoch(1) }), "done"),
         (run(1, 3), "busy"),
     ]);
+}
+
+#[test]
+fn a_drained_worker_hands_back_what_it_has_not_finished_within_a_bound() {
+    let config = Config::profile(Profile::Production).expect("settings");
+    let bound_ms = config.worker.drain_ms;
+    let drain = || (Input::Drain(Drain { epoch: Epoch(1) }), "done");
+    let busy = converse(vec![(registered(1, &[], &[]), ""), (run(1, 0), "accepted, start 0"), drain()]);
+    let mut presence = Presence::new("w".parse().expect("id"), &config, 0);
+    assert!(presence.end(1000, &busy).is_none() && presence.end(999 + bound_ms, &busy).is_none());
+    assert_eq!(presence.end(1000 + bound_ms, &busy), Some(Ok(Exit::Drained)));
+    let idle = converse(vec![(registered(1, &[], &[]), ""), drain()]);
+    assert_eq!(Presence::new("w".parse().expect("id"), &config, 0).end(1000, &idle), Some(Ok(Exit::Drained)));
 }
 
 #[test]

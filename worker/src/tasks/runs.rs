@@ -93,7 +93,7 @@ pub(super) fn to_spill_disk<T>(
     mut write: impl FnMut() -> Result<T>,
 ) -> Result<T> {
     let spills = &task.context.spills;
-    spills.ensure_room(bytes)?;
+    let _room = spills.ensure_room(bytes)?;
     let full = |error: &Error| error.kind == ErrorKind::Exhausted && !error.is_out_of_memory();
     let (policy, mut tries) = (task.link.retry.policy(retry::Trouble::Disk).clone(), 1);
     loop {
