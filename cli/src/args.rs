@@ -231,8 +231,8 @@ pub(crate) struct WorkerArgs {
     /// A label of this worker, for people and for placement
     #[arg(long = "label", value_name = "K=V", value_parser = parse_label)]
     pub(crate) labels: Vec<(String, String)>,
-    /// Not built yet: a folder that only this worker can read
-    #[arg(long, value_name = "DIR", hide = true)]
+    /// A folder that this worker alone can read: `muster sort workers:/` reads what lies in it. May be repeated; links below it are not followed
+    #[arg(long, value_name = "DIR")]
     pub(crate) input_dir: Vec<PathBuf>,
     /// Inject faults into this process, where that is enabled (see --help)
     #[arg(long, value_name = "SPEC", long_help = FAULTS_HELP)]
@@ -268,7 +268,7 @@ pub(crate) struct CoordinatorArgs {
 #[derive(Debug, Args)]
 #[command(disable_help_flag = true, disable_version_flag = true)]
 pub(crate) struct SortArgs {
-    /// Files, folders, prefixes and globs; names beginning with _ or . are not read from folders
+    /// Files, folders, prefixes and globs; names beginning with _ or . are not read from folders. In a pool workers:/ is what workers offer with --input-dir, workers:/PATH some of it
     #[arg(required = true, value_name = "INPUT")]
     pub(crate) inputs: Vec<String>,
     /// Folder or prefix for the parts; must be empty or absent without --overwrite

@@ -175,6 +175,7 @@ async fn start_parts(
             data_dir: folder.path().join("spill"),
             host: "localhost".to_owned(),
             program: env!("CARGO_PKG_VERSION").to_owned(),
+            input_dirs: Vec::new(),
             faults: None,
         };
         let client = nats::connect(&settings, config, &format!("muster worker local-{number}")).await?;

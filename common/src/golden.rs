@@ -368,9 +368,14 @@ fn new_in_2(lines: &mut Lines) {
     };
     lines.message("run-sort", &run);
     lines.message("store-limits", &StoreLimits { epoch: Epoch(3), requests_per_s: Some(50) });
-    lines.message("list-inputs", &ListInputs { epoch: Epoch(3), pattern: "*.txt".into() });
-    let file = LocalFile { path: "/data/a".into(), bytes: 10, version: "v".into() };
-    lines.message("list-listed", &ListReply::Listed { files: vec![file] });
+    lines.message(
+        "list-inputs",
+        &ListInputs { epoch: Epoch(3), pattern: "*.txt".into(), after: Some("/data/0".into()) },
+    );
+    let file = LocalFile { path: "/data/a".into(), bytes: 10, version: "v".into(), head: Ok(b"head".to_vec()) };
+    let closed = LocalFile { path: "/data/b".into(), head: Err(Error::invalid("no")), ..file.clone() };
+    let listed = ListReply::Listed { files: vec![file, closed], next: Some("/data/b".into()) };
+    lines.message("list-listed", &listed);
     lines.message("list-refused", &ListReply::Refused { error: Error::invalid("none") });
 }
 

@@ -11,6 +11,7 @@ pub mod faults;
 #[cfg(test)]
 mod golden;
 pub mod ids;
+pub mod inputs;
 pub mod ledger;
 pub mod names;
 pub mod plan;

@@ -30,7 +30,7 @@ pub const INPUTS_MAX: usize = 10_000;
 pub struct JobSpec {
     /// Chosen by the client; a repeat with the same id and request is the same job.
     pub job: JobId,
-    /// Objects, folders, prefixes and globs, as absolute paths or URLs.
+    /// Objects, folders, prefixes and globs, as absolute paths or URLs; `workers:/` and a path or glob for what workers offer of their own ([`crate::inputs`]).
     pub inputs: Vec<String>,
     /// The folder or prefix that parts go to, as an absolute path or URL.
     pub output: String,
@@ -180,7 +180,20 @@ pub struct PinnedRun {
     pub index_digest: u64,
 }
 
+impl PinnedObject {
+    /// The name of the worker that alone can read it; none where every process can.
+    pub fn owner(&self) -> Option<&str> {
+        self.url.strip_prefix("worker://")?.split('/').next()
+    }
+}
+
 impl Plan {
+    /// The name of the worker that alone can read a split; none where every worker can.
+    pub fn owner(&self, split: u32) -> Option<&str> {
+        let piece = self.splits.get(split as usize)?.first()?;
+        self.objects.get(piece.object as usize)?.owner()
+    }
+
     /// The global position of each object's first byte, and the input's size as last element.
     pub fn positions(&self) -> Vec<u64> {
         let mut positions = Vec::with_capacity(self.objects.len() + 1);
@@ -214,7 +227,7 @@ impl Plan {
         }
     }
 
-    /// Reads a stored plan and checks that its pieces lie within its objects.
+    /// Reads a stored plan and checks that its pieces lie within its objects, and that no split mixes what different workers alone can read.
     ///
     /// # Errors
     /// `Invalid` where it is malformed.
@@ -231,6 +244,14 @@ impl Plan {
                     plan.job
                 )));
             }
+        }
+        let owner = |piece: &Interval| plan.objects.get(piece.object as usize).and_then(PinnedObject::owner);
+        let mixed = |split: &Vec<Interval>| split.windows(2).any(|pair| owner(&pair[0]) != owner(&pair[1]));
+        if plan.splits.iter().any(mixed) {
+            return Err(Error::invalid(format!(
+                "the plan of job {} has a split that no single worker can read",
+                plan.job
+            )));
         }
         Ok(plan)
     }

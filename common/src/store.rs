@@ -1,6 +1,6 @@
 //! The object store as the program sees it: blob URLs and the port [`Blobs`].
 //!
-//! A blob URL is `s3://bucket/key` or `file:///absolute/path`. Contracts that callers rely on: `put` and `complete_upload` make an object appear whole or not at all;
+//! A blob URL is `s3://bucket/key`, `file:///absolute/path`, or `worker://id/absolute/path` for a file that one worker alone can read. Contracts that callers rely on: `put` and `complete_upload` make an object appear whole or not at all;
 //! `complete_upload`, `abort_upload` and `delete` are idempotent; an upload that was aborted can never be completed; every call that [`Stores`] gives out ends within the time-outs of the settings.
 //! Adapters: [`crate::adapters::local`], [`crate::adapters::s3`], [`crate::adapters::memory`]; [`crate::conformance`] is the suite that all pass.
 
@@ -23,6 +23,8 @@ use crate::buffer::BufferPool;
 use crate::config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::faults::{Component as Disturbed, Faults, Scope};
+use crate::ids::WorkerId;
+use crate::plan::TEXT_BYTES_MAX;
 use crate::retry::Retry;
 use crate::wire::BlobRef;
 
@@ -49,6 +51,18 @@ pub enum Scheme {
     },
     /// An in-memory store, for tests.
     Memory,
+    /// The file system of one worker, of which nobody else reads anything.
+    Worker {
+        /// Which worker.
+        id: WorkerId,
+    },
+}
+
+impl Scheme {
+    /// Whether reading it reads a disk of this machine.
+    pub fn is_on_disk(&self) -> bool {
+        matches!(self, Scheme::File | Scheme::Worker { .. })
+    }
 }
 
 impl BlobUrl {
@@ -103,6 +117,21 @@ impl BlobUrl {
         Ok(Self { scheme: Scheme::File, key: segments.join("/") })
     }
 
+    /// The file at an absolute path of one worker.
+    ///
+    /// # Errors
+    /// `Invalid` where the path is not absolute, not normalised (an empty, `.` or `..` segment), or longer than [`TEXT_BYTES_MAX`].
+    pub fn of_worker(id: &WorkerId, path: &str) -> Result<Self> {
+        let key = path.strip_prefix('/').filter(|key| path.len() <= TEXT_BYTES_MAX && is_normal(key));
+        match key {
+            Some(key) => Ok(Self { scheme: Scheme::Worker { id: id.clone() }, key: key.to_owned() }),
+            None => {
+                let start: String = path.chars().take(200).collect();
+                Err(Error::invalid(format!("{start:?} is no absolute and normalised path of worker {id}")))
+            }
+        }
+    }
+
     /// Whether `other` is this URL or lies below it.
     pub fn contains(&self, other: &BlobUrl) -> bool {
         let base = self.key.trim_end_matches('/');
@@ -124,8 +153,14 @@ impl fmt::Display for BlobUrl {
             Scheme::File => write!(f, "file:///{}", self.key),
             Scheme::S3 { bucket } => write!(f, "s3://{bucket}/{}", self.key),
             Scheme::Memory => write!(f, "memory:///{}", self.key),
+            Scheme::Worker { id } => write!(f, "worker://{id}/{}", self.key),
         }
     }
+}
+
+/// Whether a key has segments, none of which is empty, `.` or `..`, and no NUL byte.
+pub fn is_normal(key: &str) -> bool {
+    !key.contains('\0') && key.split('/').all(|segment| !matches!(segment, "" | "." | ".."))
 }
 
 impl FromStr for BlobUrl {
@@ -163,6 +198,11 @@ impl FromStr for BlobUrl {
                 })
             }
             "memory" => Ok(Self { scheme: Scheme::Memory, key: rest.trim_start_matches('/').to_owned() }),
+            "worker" => {
+                let (id, _) = rest.split_once('/').unwrap_or((rest, ""));
+                let worker = id.parse().map_err(|e| Error::invalid(format!("{text:?}: {e}")))?;
+                Self::of_worker(&worker, &rest[id.len()..])
+            }
             "gs" | "az" => {
                 Err(Error::invalid(format!("{text:?}: {scheme}:// is not built yet; use s3://, file:// or a path")))
             }
@@ -366,6 +406,12 @@ impl Stores {
         self.layers.faults.as_ref()
     }
 
+    /// Puts a store in place of the one that its scheme would open, within the time-outs of the settings.
+    pub async fn insert_bounded(&self, scheme: Scheme, store: Arc<dyn Blobs>) {
+        let store = Arc::new(BoundedBlobs::new(store, &self.limits));
+        self.insert(scheme, store).await;
+    }
+
     /// Puts a store in place of the one that its scheme would open.
     pub async fn insert(&self, scheme: Scheme, store: Arc<dyn Blobs>) {
         self.opened.lock().await.insert(scheme, store);
@@ -389,6 +435,11 @@ impl Stores {
             Scheme::File => Arc::new(crate::adapters::local::LocalBlobs::new(self.buffers.clone())),
             Scheme::S3 { bucket } => Arc::new(crate::adapters::s3::S3Blobs::from_env(bucket, &self.limits)?),
             Scheme::Memory => Arc::new(crate::adapters::memory::MemoryBlobs::default()),
+            Scheme::Worker { id } => {
+                return Err(Error::invalid(format!(
+                    "{url} can be read by worker {id} alone; as INPUT write workers:/PATH"
+                )));
+            }
         };
         let store: Arc<dyn Blobs> = Arc::new(BoundedBlobs::new(store, &self.limits));
         opened.insert(url.scheme().clone(), store.clone());
@@ -499,6 +550,12 @@ mod tests {
         check("s3://bucket", Some("s3://bucket/"));
         check("s3://B/a", None);
         check("s3://bucket/../a", None);
+        check("worker://w1/a/b", Some("worker://w1/a/b"));
+        for text in
+            ["worker://w1/a/../b", "worker://w1/a//b", "worker://w1/", "worker://w1", "worker:///a", "worker://w.1/a"]
+        {
+            check(text, None);
+        }
         check("gs://bucket/a", None);
         check("relative", None);
         check("file://host/a", None);

@@ -26,6 +26,9 @@ pub const MESSAGE_BYTES_MAX: usize = 960 * 1024;
 /// Samples beyond this many bytes travel through scratch instead of the message.
 pub const INLINE_SAMPLES_BYTES_MAX: usize = 256 * 1024;
 
+/// First bytes of a file that a listing shows, at most.
+pub const HEAD_BYTES_MAX: usize = 16;
+
 /// What travels between coordinator and workers.
 pub trait Message: Sized {
     /// As a frame that a peer of wire version `peer` reads.
@@ -638,17 +641,21 @@ pub struct StoreLimits {
 pub struct ListInputs {
     /// The leader's term.
     pub epoch: Epoch,
-    /// A path or glob below the worker's input folders; empty for all files.
+    /// A path or glob below the worker's input folders ([`crate::inputs::Pattern`]); empty for all files.
     pub pattern: String,
+    /// Where the answer before ended: only paths behind it, in byte order, are asked for.
+    pub after: Option<String>,
 }
 
 /// The answer to [`ListInputs`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ListReply {
-    /// The files, by path.
+    /// The next files.
     Listed {
-        /// What is there.
+        /// What is there, in byte order of the paths.
         files: Vec<LocalFile>,
+        /// Where to go on, as [`ListInputs::after`]; none when this is all.
+        next: Option<String>,
     },
     /// Refused, and why.
     Refused {
@@ -666,6 +673,8 @@ pub struct LocalFile {
     pub bytes: u64,
     /// What its store tells versions apart by.
     pub version: String,
+    /// Its first bytes, at most [`HEAD_BYTES_MAX`], or why it cannot be read.
+    pub head: Result<Vec<u8>>,
 }
 
 /// A worker's question where a job stands, when it has missed a hint.

@@ -9,17 +9,19 @@ use std::time::Duration;
 
 use async_nats::{Client, Message, Subject};
 use futures::StreamExt;
+use muster_common::adapters::own_files::{OwnFiles, Page};
 use muster_common::clock::Clock;
 use muster_common::ids::{DeploymentId, Incarnation};
+use muster_common::inputs::Pattern;
 use muster_common::names::{Names, Verb};
 use muster_common::retry::Retry;
-use muster_common::store::{BlobUrl, Stores};
+use muster_common::store::{BlobUrl, Scheme, Stores};
 use muster_common::wire::{
-    self, AttemptProgress, Health, Heartbeat, LeaderBeat, Outcome, Register, RegisterReply, Report, ReportReply,
-    RunAttempt, StoreLimits, WorkerState,
+    self, AttemptProgress, Health, Heartbeat, LeaderBeat, ListInputs, ListReply, Outcome, Register, RegisterReply,
+    Report, ReportReply, RunAttempt, StoreLimits, WorkerState,
 };
 use muster_common::{Error, ErrorKind, Result};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -39,6 +41,8 @@ use crate::{Exit, WorkerOptions};
 const TICK: Duration = Duration::from_millis(50);
 /// Events that may wait for the loop; attempts and requests wait beyond that.
 const EVENTS_MAX: usize = 1024;
+/// Pages of its own input that are listed side by side.
+const LISTINGS_AT_ONCE: usize = 4;
 /// How long a leaving worker takes to remove what its abandoned attempts made.
 const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -75,6 +79,9 @@ pub(crate) struct Driver {
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
     presence: Presence,
     gauge: Gauge,
+    /// The folders that this worker offers as input, and a turn at listing them: each takes a thread and memory.
+    own_files: Option<OwnFiles>,
+    listing: Arc<Semaphore>,
     /// Input bytes that attempts did which have ended.
     bytes_ended: u64,
 }
@@ -97,6 +104,7 @@ impl Driver {
         let guards = Arc::new(Guards::new(config.hedge.clone(), config.retry.store.total_ms, clock.clone()));
         let stores = stores.guarded(guards.clone());
         let spills = spill_folder(&options, incarnation).await?;
+        let own_files = offer_input(&stores, &options, clock.clone()).await?;
         tracing::info!(worker = %options.id, slots = options.threads, memory_bytes = options.memory_bytes, sorter_bytes = budget.sorter_bytes, "worker starts");
         Ok(Self {
             requests: Requests::new(client, names.clone(), timeout, options.faults.clone()),
@@ -113,6 +121,8 @@ impl Driver {
             events: mpsc::channel(EVENTS_MAX),
             presence: Presence::new(options.id.clone(), config, clock.now_ms()),
             gauge: Gauge::new(std::thread::available_parallelism().map_or(1, usize::from), options.memory_bytes),
+            own_files,
+            listing: Arc::new(Semaphore::new(LISTINGS_AT_ONCE)),
             bytes_ended: 0,
             incarnation,
             clock,
@@ -249,7 +259,7 @@ impl Driver {
             Some(Verb::Run) => wire::decode(&message.payload).map(|run| Input::Run(Box::new(run))),
             Some(Verb::Cancel) => wire::decode(&message.payload).map(Input::Cancel),
             Some(Verb::Drain) => wire::decode(&message.payload).map(Input::Drain),
-            Some(Verb::List) => Err(Error::invalid("this worker offers no files of its own")),
+            Some(Verb::List) => return self.on_list(message).await,
             None => Err(Error::invalid(format!("{token:?} is no command"))),
         };
         match input {
@@ -259,6 +269,48 @@ impl Driver {
             }
             Err(error) => tracing::warn!(%error, subject = %message.subject, "a command cannot be read"),
         }
+    }
+
+    /// Says which files it offers; the answer is made beside the loop, for a disk may be slow.
+    async fn on_list(&mut self, message: Message) {
+        let list: ListInputs = match wire::decode(&message.payload) {
+            Ok(list) => list,
+            Err(error) => return tracing::warn!(%error, subject = %message.subject, "a command cannot be read"),
+        };
+        self.presence.heard(self.clock.now_ms());
+        let (own, turn) = match self.may_list(&list) {
+            Ok(may) => may,
+            Err(error) => return self.answer(message.reply.as_ref(), &ListReply::Refused { error }).await,
+        };
+        let requests = self.requests.clone();
+        self.tasks.spawn(async move {
+            let listed = match Pattern::new(&list.pattern) {
+                Ok(pattern) => own.page(pattern, list.after).await,
+                Err(error) => Err(error),
+            };
+            let answer = match listed {
+                Ok(Page { files, next }) => ListReply::Listed { files, next },
+                Err(error) => ListReply::Refused { error },
+            };
+            drop(turn);
+            let Some(reply) = message.reply else { return };
+            if let Err(error) = requests.answer(reply, &answer).await {
+                tracing::warn!(%error, "a command goes unanswered");
+            }
+        });
+    }
+
+    /// What there is to list, and a turn at it.
+    fn may_list(&self, list: &ListInputs) -> Result<(OwnFiles, OwnedSemaphorePermit)> {
+        let id = &self.options.id;
+        let Some(own) = &self.own_files else {
+            return Err(Error::invalid(format!("worker {id} offers no input (--input-dir)")));
+        };
+        if self.attempts.registered().is_none_or(|epoch| list.epoch < epoch) {
+            return Err(Error::retry(format!("worker {id} is not registered in epoch {}", list.epoch)));
+        }
+        let turn = self.listing.clone().try_acquire_owned();
+        Ok((own.clone(), turn.map_err(|_| Error::retry(format!("worker {id} is busy with other listings")))?))
     }
 
     async fn on_event(&mut self, event: Event) -> Result<()> {
@@ -336,7 +388,7 @@ impl Driver {
             held,
             wire: wire::WIRE_VERSION,
             settings: self.options.config.shared(),
-            inputs: Vec::new(),
+            inputs: self.own_files.as_ref().map(OwnFiles::folders).unwrap_or_default(),
         };
         let version = self.presence.wire_version();
         let (requests, events) = (self.requests.clone(), self.events.0.clone());
@@ -451,6 +503,25 @@ async fn attend(task: Arc<Task>, key: Key, proceed: oneshot::Receiver<()>, event
         outcome = &mut conclusion => outcome,
     };
     drop(events.send(Event::Finished { key, outcome }).await);
+}
+
+/// The folders that this worker offers as input, put where its attempts find them.
+async fn offer_input(stores: &Stores, options: &WorkerOptions, clock: Arc<dyn Clock>) -> Result<Option<OwnFiles>> {
+    if options.input_dirs.is_empty() {
+        return Ok(None);
+    }
+    let own = OwnFiles::new(&options.input_dirs, stores.buffers().clone(), clock)?;
+    let spills = options.data_dir.canonicalize();
+    let spills = spills.map_err(|e| Error::invalid(format!("cannot use {}: {e}", options.data_dir.display())))?;
+    if let Some(folder) = own.folders().iter().find(|folder| spills.starts_with(folder)) {
+        let data_dir = options.data_dir.display();
+        return Err(Error::invalid(format!(
+            "the data directory {data_dir} lies in the input folder {folder}, and would be read as input"
+        )));
+    }
+    stores.insert_bounded(Scheme::Worker { id: options.id.clone() }, Arc::new(own.clone())).await;
+    tracing::info!(worker = %options.id, folders = ?own.folders(), "offers input");
+    Ok(Some(own))
 }
 
 /// The folder for the spills of this life of the worker: its own, so that two lives never meet.

@@ -111,7 +111,7 @@ impl Guards {
 impl Layer for Guards {
     fn over(&self, scheme: &Scheme, store: Arc<dyn Blobs>) -> Arc<dyn Blobs> {
         let name = match scheme {
-            Scheme::File => return store,
+            Scheme::File | Scheme::Worker { .. } => return store,
             Scheme::S3 { bucket } => format!("s3://{bucket}"),
             Scheme::Memory => "memory://".to_owned(),
         };

@@ -58,6 +58,8 @@ pub struct WorkerOptions {
     pub host: String,
     /// The program's version, for people.
     pub program: String,
+    /// Folders whose files this worker alone can read and offers as input.
+    pub input_dirs: Vec<PathBuf>,
     /// Faults to inject, where somebody asked for it.
     pub faults: Option<Arc<Faults>>,
 }
@@ -75,7 +77,7 @@ pub enum Exit {
 ///
 /// # Errors
 /// `Retry` where a supervisor should start it again: no coordinator was heard of for `worker.coordinator_wait_ms`, or the connection to NATS is closed for good. `Invalid`
-/// where the leader refuses this worker, for instance because another process lives under its id, or where `data_dir` cannot be used.
+/// where the leader refuses this worker, for instance because another process lives under its id, or where `data_dir` or one of `input_dirs` cannot be used.
 pub async fn run(
     client: async_nats::Client,
     stores: Stores,

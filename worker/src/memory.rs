@@ -97,7 +97,7 @@ fn sizes(scheme: &Scheme) -> Sizes {
             part_min: S3_PART_BYTES_MIN,
             in_flight_max: 8,
         },
-        Scheme::File | Scheme::Memory => Sizes {
+        Scheme::File | Scheme::Memory | Scheme::Worker { .. } => Sizes {
             window_ideal: MIB,
             window_good: 256 * KIB,
             window_min: 64 * KIB,

@@ -7,6 +7,7 @@ use muster_common::adapters::nats;
 use muster_common::clock::{Clock, SystemClock};
 use muster_common::config::Config;
 use muster_common::ids::{InvalidId, JobId};
+use muster_common::inputs;
 use muster_common::plan::{BadInputs, BadRecords, JobSpec, Sizing};
 use muster_kernel::record::Format;
 
@@ -58,8 +59,7 @@ fn refuse_misplaced(args: &SortArgs) -> Result<(), Exit> {
 
 fn job_spec(args: &SortArgs, config: &Config, in_pool: bool) -> Result<JobSpec, Exit> {
     let sort = order::spec(&args.order, Format::Lines { terminator: b'\n' })?;
-    let inputs: Result<Vec<String>, Exit> =
-        args.inputs.iter().map(|text| cmd::blob_url(text).map(|url| url.to_string())).collect();
+    let inputs: Result<Vec<String>, Exit> = args.inputs.iter().map(|text| input(text, in_pool)).collect();
     let job: JobId = match &args.job_id {
         Some(id) => id.parse().map_err(|e: InvalidId| Exit::usage(e.to_string()))?,
         None => new_job_id()?,
@@ -100,6 +100,18 @@ fn job_spec(args: &SortArgs, config: &Config, in_pool: bool) -> Result<JobSpec, 
         // A coordinator that runs here has the same settings already.
         settings: if in_pool { cmd::job_settings(&args.settings)? } else { None },
     })
+}
+
+/// An INPUT as the coordinator takes it.
+fn input(text: &str, in_pool: bool) -> Result<String, Exit> {
+    match inputs::of_workers(text) {
+        None => cmd::blob_url(text).map(|url| url.to_string()),
+        Some(Err(error)) => Err(Exit::usage(error.message)),
+        Some(Ok(_)) if !in_pool => Err(Exit::usage(format!(
+            "INPUT {text} means files that the workers of a pool offer; a run here has none: name the files themselves, or a pool with --nats"
+        ))),
+        Some(Ok(_)) => Ok(text.to_owned()),
+    }
 }
 
 fn new_job_id() -> Result<JobId, Exit> {
@@ -238,6 +250,17 @@ mod tests {
             let text = format!("{exit:?}");
             assert!(text.contains(expected) && text.contains("code: 2"), "{options}: {text}");
         }
+    }
+
+    #[test]
+    fn files_of_workers_need_a_pool() {
+        let exit = check("muster sort workers:/ -o /out").expect_err("no pool");
+        assert!(
+            format!("{exit:?}").contains("code: 2") && format!("{exit:?}").contains("a run here has none"),
+            "{exit:?}"
+        );
+        assert_eq!(input("workers:/logs/*.txt", true).expect("input"), "workers:/logs/*.txt");
+        assert!(format!("{:?}", input("workers:/../x", true)).contains("code: 2"));
     }
 
     #[test]

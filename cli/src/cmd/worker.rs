@@ -13,7 +13,7 @@ use muster_worker::{WorkerOptions, idle_buffer_bytes};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::WorkerArgs;
-use crate::cmd::{self, refuse};
+use crate::cmd;
 use crate::exit::Exit;
 use crate::nats_context;
 
@@ -31,7 +31,6 @@ struct DataDir {
 /// Works until it is asked to end.
 pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
     cmd::log(args.settings.log_format, "info");
-    refuse(!args.input_dir.is_empty(), "--input-dir")?;
     let config = cmd::settings(&args.settings)?;
     let settings = nats_context::find_or_default(&args.nats).map_err(|e| Exit::usage(e.message))?;
     crate::open_files::make_room(args.threads.unwrap_or_else(cmd::cores))?;
@@ -49,6 +48,7 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
         data_dir: data_dir.path.clone(),
         host,
         program: env!("CARGO_PKG_VERSION").to_owned(),
+        input_dirs: args.input_dir,
         faults: faults.clone(),
     };
     tracing::info!(worker = %id, nats = %settings.public_url(), memory_bytes = options.memory_bytes, threads = options.threads, "worker starts");

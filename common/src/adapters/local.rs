@@ -30,7 +30,7 @@ const FOLDER_TRIES_MAX: u32 = 5;
 /// Files that a search for uploads looks at, at most.
 const OBJECTS_WALKED_MAX: usize = 10_000_000;
 /// Deepest nesting of folders that a listing follows.
-const DEPTH_MAX: usize = 64;
+pub(super) const DEPTH_MAX: usize = 64;
 
 /// All files of this machine, by absolute path. Keys lack the leading slash.
 #[derive(Debug, Clone)]
@@ -49,7 +49,10 @@ impl LocalBlobs {
 
 impl LocalBlobs {
     /// Runs file work off the async threads, a bounded number of calls at once.
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    pub(super) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let turn = self.turns.clone().acquire_owned().await;
         let turn = turn.map_err(|e| Error::bug(format!("file work is no longer taken: {e}")))?;
         // The turn goes with the work, not with the caller, who may be gone before the work ends.
@@ -67,7 +70,7 @@ fn path_of(key: &str) -> PathBuf {
 }
 
 /// Names the path and sorts the error by what can be done about it.
-fn file_error(path: &Path, doing: &str, error: &io::Error) -> Error {
+pub(super) fn file_error(path: &Path, doing: &str, error: &io::Error) -> Error {
     let kind = match error.kind() {
         io::ErrorKind::NotFound => ErrorKind::NotFound,
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => ErrorKind::Exhausted,
@@ -86,7 +89,7 @@ fn version_of(meta: &fs::Metadata) -> String {
     format!("{}.{:09}-{}-{}", meta.mtime(), meta.mtime_nsec(), meta.size(), meta.ino())
 }
 
-fn blob_meta(key: &str, meta: &fs::Metadata) -> BlobMeta {
+pub(super) fn blob_meta(key: &str, meta: &fs::Metadata) -> BlobMeta {
     let modified_ms = meta.mtime().saturating_mul(1000).saturating_add(meta.mtime_nsec() / 1_000_000);
     BlobMeta {
         key: key.to_owned(),
@@ -271,10 +274,22 @@ fn read_at(path: &Path, file: &File, buffer: &mut Buffer, wanted: usize, offset:
 
 fn read_range(buffers: &BufferPool, path: &Path, range: Range<u64>, access: Access) -> Result<Bytes> {
     let bytes = range.end.saturating_sub(range.start);
+    let direct = access == Access::Once && bytes >= DIRECT_BYTES_MIN;
+    read_opened(buffers, path, range, || open_for(path, OFlags::RDONLY, direct, "read"))
+}
+
+/// Reads exactly a range of the file that `open` gives, which also says whether it is read past the page cache.
+pub(super) fn read_opened(
+    buffers: &BufferPool,
+    path: &Path,
+    range: Range<u64>,
+    open: impl FnOnce() -> Result<(File, bool)>,
+) -> Result<Bytes> {
+    let bytes = range.end.saturating_sub(range.start);
     if bytes == 0 {
         return Ok(Bytes::new());
     }
-    let (file, direct) = open_for(path, OFlags::RDONLY, access == Access::Once && bytes >= DIRECT_BYTES_MIN, "read")?;
+    let (file, direct) = open()?;
     let align = ALIGN as u64;
     let first = if direct { range.start / align * align } else { range.start };
     let wanted = if direct { (range.end - first).next_multiple_of(align) } else { bytes };

@@ -7,5 +7,6 @@ pub mod journal;
 pub mod local;
 pub mod memory;
 pub mod nats;
+pub mod own_files;
 pub mod retrying;
 pub mod s3;

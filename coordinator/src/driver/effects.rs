@@ -9,18 +9,30 @@ use muster_common::error::{Error, Result};
 use muster_common::faults;
 use muster_common::ids::{AttemptId, JobId, WorkerId};
 use muster_common::names::{Names, Verb};
-use muster_common::plan::{PLAN_BYTES_MAX, Plan};
+use muster_common::plan::{JobSpec, PLAN_BYTES_MAX, Plan};
 use muster_common::store::{BlobUrl, Stores};
-use muster_common::wire::{self, BlobRef, CancelAttempt, CommandReply, Message, RunAttempt, RunReply};
+use muster_common::wire::{self, BlobRef, CancelAttempt, CommandReply, ListInputs, Message, RunAttempt, RunReply};
 use muster_kernel::splitters::{self, Splitter};
 
 use super::fence::Fence;
+use super::offers::{self, Offered};
 use super::{clean, listing, publish};
-use crate::job::io::{Effect, Input};
+use crate::job::io::{Effect, Input, Listing, Offer, Places};
 use crate::job::plan;
 
 /// Largest object of samples that is read back, in bytes.
 const SAMPLES_BYTES_MAX: u64 = 64 << 20;
+
+/// How long workers are waited for.
+#[derive(Clone, Copy)]
+pub(super) struct Timeouts {
+    /// One command.
+    pub(super) command: Duration,
+    /// One page of a listing.
+    pub(super) page: Duration,
+    /// All listings of one request.
+    pub(super) listing: Duration,
+}
 
 /// What effects are carried out with. Cloning shares it.
 #[derive(Clone)]
@@ -28,7 +40,7 @@ pub(super) struct Hands {
     pub(super) client: Client,
     pub(super) names: Names,
     pub(super) stores: Stores,
-    pub(super) command_timeout: Duration,
+    pub(super) timeouts: Timeouts,
     /// Asked before each step that changes a store.
     pub(super) fence: Fence,
 }
@@ -43,6 +55,10 @@ impl Hands {
                 let _: Result<CommandReply> = self.command(&worker, Verb::Drain, wire::WIRE_VERSION, &drain).await;
                 return None;
             }
+            Effect::ListInput { spec, places, offers, ticket } => {
+                let result = self.list_input(&spec, &places, &offers).await;
+                Input::Listed { job: spec.job.clone(), ticket, result }
+            }
             Effect::ChooseSplitters { job, samples, partitions, unique, url } => {
                 let chosen = tokio::task::spawn_blocking(move || plan::splitters(samples, partitions, unique)).await;
                 let chosen = chosen.map_err(|e| Error::bug(format!("splitters could not be chosen: {e}")));
@@ -53,6 +69,14 @@ impl Hands {
             }
             effect => return carry_out_on_stores(&self.stores, &self.fence, effect).await,
         })
+    }
+
+    async fn list_input(&self, spec: &JobSpec, places: &Places, offers: &[Offer]) -> Result<Listing> {
+        let ask = |offer: Offer, question: ListInputs| async move {
+            self.command_within(self.timeouts.page, &offer.worker, Verb::List, offer.peer, &question).await
+        };
+        let offered = offers::list(spec, offers, self.fence.epoch(), self.timeouts.listing, ask).await?;
+        listing::list_input(&self.stores, spec, places, (offers, &offered)).await
     }
 
     /// What faults make of a message; `word` is its name there.
@@ -73,8 +97,19 @@ impl Hands {
         Input::CancelAnswered { job: cancel.job, attempt: cancel.attempt, answered: reply.is_ok() }
     }
 
-    /// A request to a worker. The bound is ours, not the client's: a request that waits for a connection would not count its own.
     async fn command<C: Message, R: Message>(&self, worker: &WorkerId, verb: Verb, peer: u8, command: &C) -> Result<R> {
+        self.command_within(self.timeouts.command, worker, verb, peer, command).await
+    }
+
+    /// A request to a worker. The bound is ours, not the client's: a request that waits for a connection would not count its own.
+    async fn command_within<C: Message, R: Message>(
+        &self,
+        bound: Duration,
+        worker: &WorkerId,
+        verb: Verb,
+        peer: u8,
+        command: &C,
+    ) -> Result<R> {
         let bytes = wire::encode_for(peer, command)?;
         let unheard = |why: &str| Error::retry(format!("worker {worker} does not answer: injected fault: {why}"));
         let fate = self.fate("command").await;
@@ -83,23 +118,20 @@ impl Hands {
             faults::Message::Twice => {
                 let first = self.client.request(self.names.command(worker, verb), bytes.clone().into());
                 // What becomes of the first is nobody's concern: a repeat is harmless.
-                drop(tokio::time::timeout(self.command_timeout, first).await);
+                drop(tokio::time::timeout(bound, first).await);
             }
             faults::Message::Refused => return Err(unheard("the connection is broken")),
             faults::Message::Lost => {
-                tokio::time::sleep(self.command_timeout).await;
+                tokio::time::sleep(bound).await;
                 return Err(unheard("the message is lost"));
             }
         }
         let request = self.client.request(self.names.command(worker, verb), bytes.into());
-        match tokio::time::timeout(self.command_timeout, request).await {
+        match tokio::time::timeout(bound, request).await {
             Ok(Ok(_)) if fate == faults::Message::AnswerLost => Err(unheard("the answer is lost")),
             Ok(Ok(message)) => wire::decode(&message.payload),
             Ok(Err(error)) => Err(Error::retry(format!("worker {worker} does not answer: {error}"))),
-            Err(_) => Err(Error::retry(format!(
-                "worker {worker} has not answered for {} ms",
-                self.command_timeout.as_millis()
-            ))),
+            Err(_) => Err(Error::retry(format!("worker {worker} has not answered for {} ms", bound.as_millis()))),
         }
     }
 }
@@ -108,8 +140,8 @@ impl Hands {
 /// Whatever changes a store asks the fence first; once that is over, what comes out is no input for anybody.
 pub async fn carry_out_on_stores(stores: &Stores, fence: &Fence, effect: Effect) -> Option<Input> {
     Some(match effect {
-        Effect::ListInput { spec, places, ticket } => {
-            let result = listing::list_input(stores, &spec, &places).await;
+        Effect::ListInput { spec, places, offers, ticket } => {
+            let result = listing::list_input(stores, &spec, &places, (&offers, &Offered::default())).await;
             Input::Listed { job: spec.job.clone(), ticket, result }
         }
         Effect::WriteObject { url, bytes, ticket } => {

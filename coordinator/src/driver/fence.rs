@@ -53,6 +53,11 @@ impl Moment {
 }
 
 impl Fence {
+    /// Whose epoch it guards.
+    pub(super) fn epoch(&self) -> Epoch {
+        self.shared.epoch
+    }
+
     /// Asks this ledger for a leader of this epoch; one question takes no longer than `timeout_ms`.
     pub fn new(ledger: Arc<dyn Ledger>, clock: Arc<dyn Clock>, epoch: Epoch, timeout_ms: u64) -> Self {
         let (over, _) = watch::channel(None);

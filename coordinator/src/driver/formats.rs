@@ -4,6 +4,8 @@ use muster_common::plan::{BadInputs, PinnedObject};
 use muster_common::store::{Access, BlobUrl, Stores, read_whole};
 use muster_common::{Error, Result};
 
+use super::offers::Offered;
+
 /// Objects whose first bytes are looked at; names are looked at in all.
 const LOOKED_AT_MAX: usize = 256;
 const MAGIC_BYTES: u64 = 16;
@@ -50,6 +52,7 @@ pub(super) async fn refuse_other_formats(
     stores: &Stores,
     objects: &[PinnedObject],
     unreadable: BadInputs,
+    offered: &Offered,
 ) -> Result<()> {
     for object in objects {
         let url: BlobUrl = object.url.parse()?;
@@ -59,9 +62,15 @@ pub(super) async fn refuse_other_formats(
     }
     for object in objects.iter().filter(|object| object.bytes > 0).take(LOOKED_AT_MAX) {
         let url: BlobUrl = object.url.parse()?;
-        let store = stores.open(&url).await?;
-        let start = 0..object.bytes.min(MAGIC_BYTES);
-        let bytes = match read_whole(|| store.read(url.key(), start.clone(), Access::Cached)).await {
+        let read = match offered.heads.get(&object.url) {
+            Some(head) => head.clone().map(Into::into),
+            None => {
+                let store = stores.open(&url).await?;
+                let start = 0..object.bytes.min(MAGIC_BYTES);
+                read_whole(|| store.read(url.key(), start.clone(), Access::Cached)).await
+            }
+        };
+        let bytes = match read {
             Ok(bytes) => bytes,
             Err(_) if unreadable == BadInputs::Skip => continue,
             Err(error) => return Err(error.at(&url)),

@@ -1,20 +1,23 @@
 //! What stands in the stores before a job begins: its input, pinned with size and version, and what is in OUTPUT.
 //!
 //! Objects come in the order of the arguments, those of one folder or glob in byte order of their keys. Names with a segment that begins with `_` or `.` are no input,
-//! unless an argument names the object itself.
+//! unless an argument names the object itself. What workers offer of their own (`workers:/`) has been asked for before (`offers.rs`): in the order of their ids, then of
+//! the paths.
 
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use globset::{GlobBuilder, GlobMatcher};
 
+use muster_common::inputs;
 use muster_common::names::{self, SCRATCH_DIR};
 use muster_common::plan::{BadInputs, JobSpec, OBJECTS_MAX, PinnedObject};
 use muster_common::store::{Access, BlobMeta, BlobUrl, Blobs, Stores, read_whole};
 use muster_common::{Error, ErrorKind, Result};
 
 use super::formats::refuse_other_formats;
-use crate::job::io::{Listing, Places};
+use super::offers::Offered;
+use crate::job::io::{Listing, Offer, Places};
 use crate::job::overlap;
 
 /// Objects of which a first byte is read, so that one that cannot be read is named at once. With more, the task that reads it names it.
@@ -33,9 +36,22 @@ struct Expanded {
 ///
 /// # Errors
 /// `Invalid` or `NotFound`, naming the argument or the object; `Retry` where the store does not answer.
-pub(super) async fn list_input(stores: &Stores, spec: &JobSpec, places: &Places) -> Result<Listing> {
+pub(super) async fn list_input(
+    stores: &Stores,
+    spec: &JobSpec,
+    places: &Places,
+    (offers, offered): (&[Offer], &Offered),
+) -> Result<Listing> {
     let mut objects: Vec<PinnedObject> = Vec::new();
+    check_offered_folders(offers, places)?;
     for text in &spec.inputs {
+        if inputs::of_workers(text).is_some() {
+            let found = offered.objects.get(text);
+            let found = found.ok_or_else(|| Error::bug(format!("INPUT {text} was not asked for")))?;
+            objects.extend(found.iter().cloned());
+            check_count(&objects)?;
+            continue;
+        }
         let expanded = expand(stores, text).await?;
         check_overlap(&expanded, places)?;
         let Expanded { objects: found, url, .. } = expanded;
@@ -44,21 +60,44 @@ pub(super) async fn list_input(stores: &Stores, spec: &JobSpec, places: &Places)
             bytes: meta.bytes,
             version: meta.version,
         }));
-        if objects.len() > OBJECTS_MAX {
-            return Err(Error::invalid(format!("the input has more than {OBJECTS_MAX} objects")));
-        }
+        check_count(&objects)?;
     }
     // What may be left out is found unreadable by the task that reads it, which says so in the journal.
     if spec.bad_inputs == BadInputs::Fail {
-        try_reading(stores, &objects).await?;
+        try_reading(stores, &objects, offered).await?;
     }
     if spec.auto_format {
-        refuse_other_formats(stores, &objects, spec.bad_inputs).await?;
+        refuse_other_formats(stores, &objects, spec.bad_inputs, offered).await?;
     }
     let replaced = look_at_output(stores, spec, &places.output).await?;
     let uploads_before = open_uploads(stores, &places.output).await?;
     let output_existed = is_folder(&places.output).await.unwrap_or(true);
     Ok(Listing { objects, replaced, uploads_before, output_existed })
+}
+
+fn check_count(objects: &[PinnedObject]) -> Result<()> {
+    if objects.len() > OBJECTS_MAX {
+        return Err(Error::invalid(format!("the input has more than {OBJECTS_MAX} objects")));
+    }
+    Ok(())
+}
+
+/// Paths mean the same to all processes of a pool, so an OUTPUT below a folder that a worker offers would be the next run's input.
+fn check_offered_folders(offers: &[Offer], places: &Places) -> Result<()> {
+    let output = &places.output;
+    for offer in offers {
+        for folder in &offer.folders {
+            let folder: BlobUrl = folder.parse()?;
+            if overlap(&folder, output) {
+                let worker = &offer.worker;
+                let text = format!(
+                    "OUTPUT {output} overlaps {folder}, which worker {worker} offers as input; choose another OUTPUT"
+                );
+                return Err(Error::invalid(text));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Whether a path is a folder; none for what is no path.
@@ -162,15 +201,23 @@ fn check_overlap(expanded: &Expanded, places: &Places) -> Result<()> {
     Ok(())
 }
 
-async fn try_reading(stores: &Stores, objects: &[PinnedObject]) -> Result<()> {
+async fn try_reading(stores: &Stores, objects: &[PinnedObject], offered: &Offered) -> Result<()> {
+    let heads = objects.iter().filter_map(|object| Some((&object.url, offered.heads.get(&object.url)?)));
+    for (url, head) in heads {
+        head.as_ref().map_err(|e| e.clone().at(format!("INPUT {url} cannot be read")))?;
+    }
     let try_one = |text: String| async move {
         let url: BlobUrl = text.parse()?;
         let store = stores.open(&url).await?;
         let read = read_whole(|| store.read(url.key(), 0..1, Access::Cached)).await;
         read.map(drop).map_err(|e| e.at(format!("INPUT {url} cannot be read")))
     };
-    let tried: Vec<String> =
-        objects.iter().filter(|object| object.bytes > 0).take(TRIED_MAX).map(|object| object.url.clone()).collect();
+    let tried: Vec<String> = objects
+        .iter()
+        .filter(|object| object.bytes > 0 && object.owner().is_none())
+        .take(TRIED_MAX)
+        .map(|object| object.url.clone())
+        .collect();
     stream::iter(tried.into_iter().map(try_one)).buffer_unordered(TRIED_AT_ONCE).try_collect::<()>().await
 }
 

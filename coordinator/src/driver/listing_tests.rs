@@ -40,7 +40,7 @@ fn spec(inputs: &[&str], output: &str, overwrite: bool) -> JobSpec {
 
 async fn list(keys: &[&str], spec: &JobSpec) -> Result<Listing> {
     let places = plan::places(spec, None, &"d1".parse().expect("deployment id")).expect("places");
-    list_input(&stores(keys).await, spec, &places).await
+    list_input(&stores(keys).await, spec, &places, (&[], &Offered::default())).await
 }
 
 async fn check(keys: &[&str], inputs: &[&str], expected: Result<&[&str], &str>) {
@@ -103,6 +103,6 @@ async fn output_must_be_apart_and_empty() {
 async fn what_cannot_be_read_is_named() {
     let url: BlobUrl = "memory:///in/gone".parse().expect("url");
     let gone = PinnedObject { url: url.to_string(), bytes: 5, version: "v".to_owned() };
-    let error = try_reading(&stores(&[]).await, &[gone]).await.expect_err("unreadable");
+    let error = try_reading(&stores(&[]).await, &[gone], &Offered::default()).await.expect_err("unreadable");
     assert!(error.message.contains("memory:///in/gone cannot be read"), "{error}");
 }

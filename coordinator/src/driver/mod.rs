@@ -36,6 +36,7 @@ pub(crate) mod effects;
 pub(crate) mod fence;
 mod formats;
 mod listing;
+mod offers;
 mod publish;
 
 use crate::api::{self, ControlApi};
@@ -44,7 +45,7 @@ use crate::job::io::{Effect, Input, RefusalCode};
 use crate::journal::writer::{JournalWriter, Order, Written};
 use crate::stand_by::SUBSCRIBE_TIMEOUT;
 use asker::{Asker, Askers};
-use effects::Hands;
+use effects::{Hands, Timeouts};
 use fence::Fence;
 
 /// Longest pause between two looks at the clock, in milliseconds.
@@ -140,7 +141,11 @@ impl Driver {
         let (answers, written) = mpsc::unbounded_channel();
         let mut writers = JoinSet::new();
         writers.spawn(writer.serve(orders_taken, answers));
-        let command_timeout = Duration::from_millis(config.tasks.command_retry_ms);
+        let timeouts = Timeouts {
+            command: Duration::from_millis(config.tasks.command_retry_ms),
+            page: Duration::from_millis(config.nats.request_timeout_ms),
+            listing: Duration::from_millis(config.store.list_timeout_ms),
+        };
         let now_ms = clock.now_ms();
         let fence = Fence::new(ledger, clock.clone(), machine.epoch(), config.leader.silence_ms / 2);
         let over = fence.watch();
@@ -148,7 +153,7 @@ impl Driver {
         Ok(Self {
             machine,
             clock,
-            hands: Hands { client, names, stores, command_timeout, fence },
+            hands: Hands { client, names, stores, timeouts, fence },
             config,
             askers: Askers::default(),
             tasks: JoinSet::new(),

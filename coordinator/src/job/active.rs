@@ -18,6 +18,7 @@ use serde::Deserialize;
 
 use super::durable::DurableJob;
 use super::io::ReplyTo;
+use super::owners::Owners;
 use super::recoveries::Recoveries;
 use crate::membership::breaker::Ticket;
 use crate::membership::speculation::{Pace, Rates};
@@ -80,6 +81,8 @@ pub(super) struct Active {
     pub stage: Stage,
     /// None until it is read back after a take-over.
     pub plan: Option<Arc<Plan>>,
+    /// Who alone can read which splits of the plan.
+    pub owners: Owners,
     /// None while no phase is at hand.
     pub tasks: Option<PhaseTasks>,
     /// Lost runs that are made again while the job merges.
@@ -129,6 +132,7 @@ impl Active {
     pub(super) fn new(job: &DurableJob, plan: Option<Arc<Plan>>, config: &Config, now_ms: u64) -> Result<Self> {
         let submitted = &job.submitted;
         let asked = Asked::of(&submitted.spec_json);
+        let owners = plan.as_deref().map(Owners::of).transpose()?.unwrap_or_default();
         Ok(Self {
             order: submitted.order,
             output: submitted.output.parse()?,
@@ -140,6 +144,7 @@ impl Active {
             config: Arc::new(config.for_job(asked.settings.as_deref()).unwrap_or_else(|_| config.clone())),
             stage: Stage::Working,
             plan,
+            owners,
             tasks: None,
             repair: None,
             losing: BTreeSet::new(),

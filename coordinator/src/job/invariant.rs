@@ -26,6 +26,13 @@ pub fn check(machine: &Machine) -> Result<(), String> {
         for tasks in active.all_tasks() {
             check_tasks(id, durable, tasks)?;
             for attempt in tasks.running_attempts() {
+                if let Some(owner) = active.owners.of_task(attempt.id.task).filter(|owner| **owner != attempt.worker) {
+                    let worker = &attempt.worker;
+                    return Err(format!(
+                        "{} of job {id} runs on {worker}, but {owner} alone can read its input",
+                        attempt.id
+                    ));
+                }
                 running.entry(attempt.worker.clone()).or_default().insert((id.clone(), attempt.id));
             }
         }

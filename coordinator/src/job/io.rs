@@ -217,6 +217,19 @@ pub struct Listing {
     pub output_existed: bool,
 }
 
+/// A worker that offers folders of its own as input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// Who.
+    pub worker: WorkerId,
+    /// Its host, for messages to people.
+    pub host: String,
+    /// The newest wire version that it speaks.
+    pub peer: u8,
+    /// The folders, as absolute paths.
+    pub folders: Vec<String>,
+}
+
 /// Where a job reads and writes, as [`Effect::ListInput`] needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Places {
@@ -390,6 +403,8 @@ pub enum Effect {
         spec: Arc<JobSpec>,
         /// Where it reads and writes.
         places: Places,
+        /// The workers to ask, by id, where the request means files of theirs.
+        offers: Vec<Offer>,
         /// Comes back.
         ticket: u64,
     },

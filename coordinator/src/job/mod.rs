@@ -10,6 +10,7 @@
 //! pool.rs      registration, heartbeats            ledger.rs    records out, acknowledgements in
 //! inputs.rs    objects that cannot be read         lineage.rs   runs that are lost, and made anew
 //! watch.rs     silence, hangs, waves, alerts       stragglers.rs  second attempts of slow tasks
+//! owners.rs    inputs that one worker alone can read
 //! ```
 //!
 //! **Persist before tell.** A decision leaves as [`Effect::Append`]. Nothing else happens until [`Input::Appended`] is back; then the record is folded into
@@ -33,6 +34,7 @@ pub mod io;
 mod ledger;
 mod letters;
 mod lineage;
+mod owners;
 mod phases;
 pub mod plan;
 mod pool;
@@ -292,6 +294,7 @@ impl Machine {
         self.workers.forgive(now_ms, missed_ms);
         for job in self.active.values_mut() {
             job.moved_ms = job.moved_ms.saturating_add(missed_ms).min(now_ms);
+            job.owners.forgive(now_ms, missed_ms);
         }
         self.too_few_since_ms = self.too_few_since_ms.map(|since| since.saturating_add(missed_ms).min(now_ms));
     }
@@ -310,6 +313,7 @@ impl Machine {
             }
         }
         self.watch_pool();
+        self.watch_owners();
         self.watch_phases();
         if self.now_ms >= self.retention_due_ms {
             self.forget_old();

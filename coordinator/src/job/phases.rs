@@ -208,9 +208,11 @@ impl Machine {
         let fits = |plan: &SharedPlan| plan.job == *job && plan.splits.len() == durable.submitted.splits as usize;
         match result {
             Ok(plan) if fits(&plan) => {
-                active.plan = Some(plan);
                 active.moved(self.now_ms);
                 let stage = active.stage;
+                if let Err(error) = self.adopt_plan(job, plan) {
+                    return self.store_trouble(job, error);
+                }
                 self.touch(job);
                 if stage == Stage::AwaitingPlan { self.publish(job) } else { self.advance(job) }
             }
@@ -282,6 +284,9 @@ impl Machine {
         if !matches!(active.stage, Stage::Working | Stage::Choosing | Stage::PinningRuns) {
             return None;
         }
+        if let Some(error) = self.owner_overdue(active) {
+            return Some(error);
+        }
         let phases = &active.config.phases;
         let (setting, limit_ms) = match durable.state {
             JobState::Sorting => ("phases.sort_ms", phases.sort_ms),
@@ -291,8 +296,9 @@ impl Machine {
         let alone_ms = self.too_few_since_ms.map_or(0, |since| self.now_ms.saturating_sub(since.max(active.began_ms)));
         let still_ms = self.now_ms.saturating_sub(active.moved_ms);
         let state = durable.state;
-        let trouble =
-            active.trouble.as_ref().map(|trouble| format!(" (it waits for the store: {trouble})")).unwrap_or_default();
+        let trouble = active.trouble.as_ref().map(|trouble| format!(" (it waits for the store: {trouble})"));
+        let trouble = trouble.or_else(|| Some(format!(" (it waits for {})", self.waiting_for_owner(active)?)));
+        let trouble = trouble.unwrap_or_default();
         if alone_ms > phases.register_ms {
             let (few, limit_ms) = (self.too_few().unwrap_or_default(), phases.register_ms);
             Some(Error::exhausted(format!(

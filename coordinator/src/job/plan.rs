@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use muster_common::config::Config;
 use muster_common::ids::DeploymentId;
+use muster_common::inputs;
 use muster_common::names;
 use muster_common::plan::{BadRecords, INPUTS_MAX, JobSpec, PARTITIONS_MAX, Plan, TEXT_BYTES_MAX};
 use muster_common::planted::{self, Bug};
@@ -47,6 +48,9 @@ pub fn validate(spec: &JobSpec) -> Result<()> {
     if let Some(long) = texts.clone().find(|text| text.len() > TEXT_BYTES_MAX) {
         let start: String = long.chars().take(40).collect();
         return invalid(format!("{start}… has {} bytes, the limit is {TEXT_BYTES_MAX}", long.len()));
+    }
+    if let Some(Err(error)) = spec.inputs.iter().filter_map(|text| inputs::of_workers(text)).find(Result::is_err) {
+        return Err(error);
     }
     let sound = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     let extension = &spec.extension;
@@ -138,7 +142,7 @@ pub fn make(spec: &JobSpec, places: &Places, listing: &Listing, config: &Config)
             "splits of {split_bytes} bytes make more than {SPLITS_MAX} sort tasks of {total} bytes"
         )));
     }
-    let splits = limit_pieces(plan_splits(&sizes, &spec.sort.format, split_bytes), PIECES_MAX);
+    let splits = limit_pieces(split_by_owner(listing, &spec.sort.format, split_bytes)?, PIECES_MAX);
     if splits.len() > SPLITS_MAX {
         return Err(Error::invalid(format!("{} sort tasks are more than the limit of {SPLITS_MAX}", splits.len())));
     }
@@ -165,6 +169,22 @@ pub fn make(spec: &JobSpec, places: &Places, listing: &Listing, config: &Config)
         bad_records: spec.bad_records,
         settings: spec.settings.clone(),
     })
+}
+
+/// Splits of about `split_bytes`, none of which holds objects that different workers alone can read.
+fn split_by_owner(listing: &Listing, format: &Format, split_bytes: u64) -> Result<Vec<Vec<Interval>>> {
+    let mut splits = Vec::new();
+    let mut base = 0_u32;
+    for group in listing.objects.chunk_by(|a, b| a.owner() == b.owner()) {
+        let sizes: Vec<u64> = group.iter().map(|object| object.bytes).collect();
+        for mut split in plan_splits(&sizes, format, split_bytes) {
+            split.iter_mut().for_each(|piece| piece.object += base);
+            splits.push(split);
+        }
+        let count = u32::try_from(group.len()).ok().and_then(|count| base.checked_add(count));
+        base = count.ok_or_else(|| Error::invalid("the input has more objects than can be numbered"))?;
+    }
+    Ok(splits)
 }
 
 fn asked(by_request: Option<u64>, by_settings: u64) -> Option<u64> {

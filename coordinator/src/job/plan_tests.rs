@@ -144,3 +144,32 @@ fn splitters_are_fewer_where_keys_are_few() {
     assert_eq!(splitters(samples(&["a"; 9]), 4, true).expect("splitters").len(), 1);
     assert!(splitters(Vec::new(), 4, true).expect("splitters").is_empty());
 }
+
+#[test]
+fn splits_keep_to_one_owner_and_tile_as_ever() {
+    let object =
+        |(url, bytes): &(&str, u64)| PinnedObject { url: (*url).to_owned(), bytes: *bytes, version: "v".to_owned() };
+    let of = [
+        ("file:///a", 100),
+        ("worker://w1/a", 30),
+        ("worker://w1/b", 0),
+        ("worker://w1/c", 170),
+        ("worker://w2/a", 10),
+        ("file:///b", 10),
+    ];
+    let listing = Listing { objects: of.iter().map(object).collect(), ..listing(&[]) };
+    let spec = JobSpec { sizing: Sizing { split_bytes: Some(100), ..Sizing::default() }, ..spec() };
+    let config = Config::profile(Profile::Production).expect("config");
+    let places = places(&spec, None, &"d1".parse().expect("id")).expect("places");
+    let plan = make(&spec, &places, &listing, &config).expect("plan");
+    let owners: Vec<Option<&str>> = (0..plan.splits.len() as u32).map(|split| plan.owner(split)).collect();
+    assert_eq!(owners, [None, Some("w1"), Some("w1"), Some("w2"), None]);
+    let sizes: Vec<u64> = of.iter().map(|(_, bytes)| *bytes).collect();
+    let intervals: Vec<Interval> = plan.splits.iter().flatten().copied().collect();
+    muster_kernel::proof::tiles(&intervals, &sizes).expect("tiles");
+    let stored = plan.to_bytes().expect("bytes");
+    assert_eq!(Plan::from_bytes(&stored).expect("plan"), plan);
+    let mixed = Plan { splits: vec![plan.splits.concat()], ..plan };
+    let error = Plan::from_bytes(&mixed.to_bytes().expect("bytes")).expect_err("mixed");
+    assert!(error.message.contains("no single worker can read"), "{error}");
+}

@@ -81,6 +81,9 @@ impl Machine {
         if active.stage != Stage::Working || id.epoch > self.epoch || id.generation != generation {
             return false;
         }
+        if active.owners.of_task(id.task).is_some_and(|owner| owner != worker) {
+            return false;
+        }
         if let Some(attempt) = active.attempt(id) {
             return attempt.worker == *worker;
         }

@@ -1,6 +1,7 @@
 //! Which task goes to which worker, and what becomes of an attempt that ends without a result.
 //!
-//! Fair: the next task is that of the job with the fewest running attempts, earlier jobs first. It goes to the worker with the most room that has not failed it yet.
+//! Fair: the next task is that of the job with the fewest running attempts, earlier jobs first. It goes to the worker with the most room that has not failed it yet; one whose
+//! input a single worker can read goes to that worker alone (`owners.rs`).
 //! An attempt is only this leader's word: it is not journalled, and lost with the leader unless its worker still holds it.
 
 use muster_common::ids::{AttemptId, Generation, Phase, TaskId, WorkerId};
@@ -71,10 +72,15 @@ impl Machine {
         self.runnable.iter().find_map(|(_, _, job)| {
             let active = self.active.get(job)?;
             let tasks = active.granted_from()?;
-            tasks.queue.iter().find_map(|&index| {
-                let worker = self.worker_for(active.attempts_max, tasks.history.get(&index))?;
-                Some((job.clone(), tasks.task(index), worker.clone()))
-            })
+            // A slot of theirs is the only one that such tasks can have.
+            let owned = self.next_owned(active);
+            let next = owned.or_else(|| {
+                active
+                    .owners
+                    .free_tasks(tasks)
+                    .find_map(|index| Some((index, self.worker_for(active.attempts_max, tasks.history.get(&index))?)))
+            });
+            next.map(|(index, worker)| (job.clone(), tasks.task(index), worker.clone()))
         })
     }
 

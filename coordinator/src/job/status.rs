@@ -120,6 +120,9 @@ impl Machine {
         if let Some(few) = self.too_few().filter(|_| needs_workers) {
             return Some(format!("workers ({few})"));
         }
+        if let Some(owner) = self.waiting_for_owner(active).filter(|_| needs_workers) {
+            return Some(owner);
+        }
         if let Some(rate) = self.limits.rate_per_s().filter(|_| needs_workers && active.running() > 0) {
             return Some(format!("store: it asks for fewer requests; {rate} a second are allowed"));
         }

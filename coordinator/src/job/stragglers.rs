@@ -16,7 +16,7 @@ impl Machine {
         let seconds = |active: &Active| active.all_tasks().map(|tasks| tasks.seconds).sum::<u32>();
         let mut speculating: u32 = self.active.values().map(seconds).sum();
         let all_wait = self.journal_stalled.is_some() || self.limits.rate_per_s().is_some() || !self.connected;
-        let may_begin = self.runnable.is_empty() && !all_wait && self.too_few().is_none();
+        let may_begin = !self.free_tasks_wait() && !all_wait && self.too_few().is_none();
         let jobs: Vec<JobId> = self.active.keys().cloned().collect();
         for job in jobs {
             let chosen = self.stragglers(&job, slots, speculating);
@@ -44,7 +44,10 @@ impl Machine {
         let running = tasks.running_attempts().map(|attempt| progress(attempt, fair_ms, size));
         tasks.pace = tasks.rates.pace(settings, tasks.total(), running);
         let Some(pace) = tasks.pace.filter(|_| calm) else { return Vec::new() };
-        let candidates = single_attempts(durable, tasks).map(|attempt| (attempt.id, progress(attempt, fair_ms, size)));
+        // What one worker alone can read has no second attempt elsewhere.
+        let owners = &active.owners;
+        let single = single_attempts(durable, tasks).filter(|attempt| owners.of_task(attempt.id.task).is_none());
+        let candidates = single.map(|attempt| (attempt.id, progress(attempt, fair_ms, size)));
         pace.choose(settings, slots, speculating, candidates)
     }
 
@@ -63,6 +66,9 @@ impl Machine {
     fn second_worker(&self, job: &JobId, id: &AttemptId) -> Option<WorkerId> {
         let tasks = self.active.get(job)?.tasks.as_ref()?;
         let first = &tasks.attempt(id)?.worker;
+        if self.active.get(job)?.owners.of_task(id.task).is_some() {
+            return None;
+        }
         let tried = tasks.history.get(&id.task.index).map(|history| history.tried.as_slice()).unwrap_or_default();
         let others = || self.workers.free().filter(|worker| *worker != first);
         others().take(tried.len() + 1).find(|worker| !tried.contains(worker)).or_else(|| others().next()).cloned()

@@ -12,7 +12,7 @@ use muster_common::{Error, Result};
 use muster_kernel::proof::Sums;
 
 use super::active::{Active, Waiters};
-use super::io::{Effect, Listing, Places, RefusalCode, Reply, ReplyTo};
+use super::io::{Effect, Listing, Offer, Places, RefusalCode, Reply, ReplyTo};
 use super::{JOBS_MAX, JobId, Machine, SharedPlan, overlap, plan};
 use crate::journal::record::{JobSubmitted, Record};
 
@@ -55,7 +55,7 @@ impl Machine {
             return;
         }
         match self.admit(&spec) {
-            Ok(places) => self.begin_planning(to, spec, places, unix_ms),
+            Ok((places, offers)) => self.begin_planning(to, spec, (places, offers), unix_ms),
             Err((code, error)) => self.refuse(to, code, error),
         }
     }
@@ -67,7 +67,7 @@ impl Machine {
     }
 
     /// Checks all that can be checked without a look at the stores.
-    fn admit(&self, spec: &JobSpec) -> Result<Places, (RefusalCode, Error)> {
+    fn admit(&self, spec: &JobSpec) -> Result<(Places, Vec<Offer>), (RefusalCode, Error)> {
         let bad = |error| (RefusalCode::BadRequest, error);
         if let Some(why) = &self.journal_stalled {
             return Err((
@@ -95,7 +95,7 @@ impl Machine {
                 let text = format!("OUTPUT {} is claimed by job {job} ({output}); wait for its end", places.output);
                 Err((RefusalCode::Conflict, Error::invalid(text)))
             }
-            None => Ok(places),
+            None => Ok((places, self.offers(spec)?)),
         }
     }
 
@@ -109,11 +109,11 @@ impl Machine {
             .map(|(job, output)| (job.clone(), output.to_string()))
     }
 
-    fn begin_planning(&mut self, to: ReplyTo, spec: JobSpec, places: Places, unix_ms: u64) {
+    fn begin_planning(&mut self, to: ReplyTo, spec: JobSpec, (places, offers): (Places, Vec<Offer>), unix_ms: u64) {
         let job = spec.job.clone();
         let spec = Arc::new(spec);
         let ticket = self.tickets.issue(&job);
-        self.out.push(Effect::ListInput { spec: spec.clone(), places: places.clone(), ticket });
+        self.out.push(Effect::ListInput { spec: spec.clone(), places: places.clone(), offers, ticket });
         let planning = Planning {
             spec,
             places,

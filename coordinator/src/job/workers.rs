@@ -6,9 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use muster_common::api::WorkerStatus;
 use muster_common::config::Config;
 use muster_common::ids::{AttemptId, JobId, WorkerId};
+use muster_common::inputs::FOLDERS_MAX;
+use muster_common::store::BlobUrl;
 use muster_common::wire::{Health, Register};
 use muster_common::{Error, Result};
 
+use super::overlap;
 use crate::membership::breaker::{self, Breaker};
 use crate::membership::health::{self, Class, WorkerFigures};
 use crate::membership::phi::{self, Detector, Liveness};
@@ -90,13 +93,17 @@ impl Worker {
     fn room(&self) -> Option<u32> {
         let running = u32::try_from(self.attempts.len()).unwrap_or(u32::MAX);
         let room = self.usable.min(self.info.slots).saturating_sub(running);
-        let fit = matches!(self.detector.state(), Liveness::Healthy | Liveness::Rejoined);
-        (room > 0 && fit && !self.draining && !self.paused).then_some(room)
+        (room > 0 && self.is_heard() && !self.draining && !self.paused).then_some(room)
     }
 
     /// Whether it is not dead and has not left.
     pub(super) fn is_alive(&self) -> bool {
         self.detector.state() != Liveness::Dead
+    }
+
+    /// Whether it answers, as far as its heartbeats say.
+    pub(super) fn is_heard(&self) -> bool {
+        matches!(self.detector.state(), Liveness::Healthy | Liveness::Rejoined)
     }
 
     /// Whether it counts among those that should be there: drained workers and those that left in good order do not.
@@ -215,6 +222,11 @@ impl Workers {
 
     pub(super) fn free(&self) -> impl Iterator<Item = &WorkerId> {
         self.free.iter().map(|(_, id)| id)
+    }
+
+    /// Whether a worker can be given an attempt.
+    pub(super) fn has_room(&self, id: &WorkerId) -> bool {
+        self.all.get(id).is_some_and(|worker| worker.room.is_some())
     }
 
     /// Changes a worker and keeps the order of those with room.
@@ -376,6 +388,24 @@ pub(super) fn validate(register: &Register, shared: &[(String, String)]) -> Resu
             register.worker
         );
         return Err(Error::invalid(what));
+    }
+    validate_folders(register)
+}
+
+/// Checks the folders that a worker offers: what lies in them is told apart by its path.
+fn validate_folders(register: &Register) -> Result<()> {
+    let (id, folders) = (&register.worker, &register.inputs);
+    if folders.len() > FOLDERS_MAX {
+        let count = folders.len();
+        return Err(Error::invalid(format!(
+            "worker {id} offers {count} input folders; at most {FOLDERS_MAX} are allowed"
+        )));
+    }
+    let urls = folders.iter().map(|folder| BlobUrl::of_worker(id, folder)).collect::<Result<Vec<BlobUrl>>>()?;
+    for (at, folder) in urls.iter().enumerate() {
+        if let Some(other) = urls.iter().skip(at + 1).find(|other| overlap(folder, other)) {
+            return Err(Error::invalid(format!("the input folders {folder} and {other} overlap")));
+        }
     }
     Ok(())
 }

@@ -40,6 +40,8 @@ pub struct Pool<'a> {
     /// The first, and those that were added to it.
     coordinators: Vec<Process>,
     workers: Vec<Process>,
+    /// The folders that each worker offers as input.
+    offers: Vec<Vec<PathBuf>>,
     client_environment: Vec<(&'static str, String)>,
     /// The `muster` that whatever is started next runs: this build's unless it is changed.
     pub program: PathBuf,
@@ -49,8 +51,14 @@ impl<'a> Pool<'a> {
     /// Starts a pool on the file system, with its scratch in `<sandbox>/scratch`, and waits until all workers are registered.
     #[track_caller]
     pub fn on_folder(sandbox: &'a Sandbox, workers: usize) -> Self {
+        Self::on_folder_offering(sandbox, vec![Vec::new(); workers])
+    }
+
+    /// The same with one worker for each of these lists of folders, which it offers as input.
+    #[track_caller]
+    pub fn on_folder_offering(sandbox: &'a Sandbox, offers: Vec<Vec<PathBuf>>) -> Self {
         let store = Store::Folder(sandbox.path("scratch"));
-        Self::start(programs::muster(), sandbox, workers, store, Vec::new(), TESTING)
+        Self::start(programs::muster(), sandbox, offers, store, Vec::new(), TESTING)
     }
 
     /// Starts a pool on a bucket, with its scratch below `s3://<bucket>/scratch`, and waits until all workers are registered.
@@ -59,11 +67,18 @@ impl<'a> Pool<'a> {
         Self::on_bucket_with(sandbox, workers, s3, bucket, TESTING)
     }
 
+    /// The same with one worker for each of these lists of folders, which it offers as input.
+    #[track_caller]
+    pub fn on_bucket_offering(sandbox: &'a Sandbox, offers: Vec<Vec<PathBuf>>, s3: &S3Server, bucket: &str) -> Self {
+        let store = Self::before_bucket(offers.len(), s3, bucket);
+        Self::start(programs::muster(), sandbox, offers, store, s3.environment(), TESTING)
+    }
+
     /// The same with another `muster`.
     #[track_caller]
     pub fn on_bucket_by(program: PathBuf, sandbox: &'a Sandbox, workers: usize, s3: &S3Server, bucket: &str) -> Self {
         let store = Self::before_bucket(workers, s3, bucket);
-        Self::start(program, sandbox, workers, store, s3.environment(), TESTING)
+        Self::start(program, sandbox, vec![Vec::new(); workers], store, s3.environment(), TESTING)
     }
 
     /// The same with another profile than `testing`.
@@ -76,7 +91,7 @@ impl<'a> Pool<'a> {
         profile: &'static str,
     ) -> Self {
         let store = Self::before_bucket(workers, s3, bucket);
-        Self::start(programs::muster(), sandbox, workers, store, s3.environment(), profile)
+        Self::start(programs::muster(), sandbox, vec![Vec::new(); workers], store, s3.environment(), profile)
     }
 
     fn before_bucket(workers: usize, s3: &S3Server, bucket: &str) -> Store {
@@ -88,15 +103,16 @@ impl<'a> Pool<'a> {
     fn start(
         program: PathBuf,
         sandbox: &'a Sandbox,
-        workers: usize,
+        offers: Vec<Vec<PathBuf>>,
         store: Store,
         client_environment: Vec<(&'static str, String)>,
         profile: &'static str,
     ) -> Self {
         let nats = NatsServer::start(sandbox);
-        let (coordinators, workers_started) = (Vec::new(), Vec::new());
+        let (coordinators, workers) = (Vec::new(), Vec::new());
         let mut pool =
-            Self { sandbox, nats, store, profile, coordinators, workers: workers_started, client_environment, program };
+            Self { sandbox, nats, store, profile, coordinators, workers, offers, client_environment, program };
+        let workers = pool.offers.len();
         pool.add_coordinator();
         for index in 0..workers {
             let started = pool.spawn_worker(index);
@@ -187,8 +203,16 @@ impl<'a> Pool<'a> {
         let mut command = self.sandbox.clean_command(&self.program);
         let data = self.sandbox.path(format!("data-{name}"));
         command.arg("worker").args(["--id", &name, "--threads", "1", "--memory", "256MiB"]).arg("--data-dir").arg(data);
+        for folder in self.offers.get(index).into_iter().flatten() {
+            command.arg("--input-dir").arg(folder);
+        }
         self.common(&mut command, index + 1);
         Process::spawn(&name, command, &self.sandbox.logs())
+    }
+
+    /// What a worker offers as input from its next start on.
+    pub fn offer(&mut self, index: usize, folders: Vec<PathBuf>) {
+        self.offers[index] = folders;
     }
 
     /// A `muster` command of a user of this pool.

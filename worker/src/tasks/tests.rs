@@ -1,8 +1,9 @@
 //! Whole small jobs through the task functions: plan, sample, sort, merge, compared with the kernel's oracle; and what happens when something is wrong.
 
+use muster_common::adapters::own_files::OwnFiles;
 use muster_common::buffer::BufferPool;
 use muster_common::config::{Config, Profile};
-use muster_common::ids::{AttemptId, Epoch, Generation, Incarnation, Phase, TaskId};
+use muster_common::ids::{AttemptId, Epoch, Generation, Incarnation, Phase, TaskId, WorkerId};
 use muster_common::plan::{BadRecords, PinnedObject, PinnedRun, PinnedRuns, Plan};
 use muster_common::store::{Blobs, Scheme};
 use muster_common::wire::{BlobRef, DamageCause, MergedPart, SortedRun};
@@ -786,4 +787,52 @@ async fn results_of_an_attempt_that_does_not_count_go() {
     task.results.remove_all().await;
     assert_eq!(world.scratch().await, Vec::<String>::new());
     assert_eq!(task.progress.bytes_done.load(Ordering::Relaxed), task.progress.bytes_total.load(Ordering::Relaxed));
+}
+
+/// What a plan names is read only where this worker offers it.
+#[tokio::test]
+async fn a_plan_leads_a_worker_nowhere_else() {
+    let objects = [random_lines(50_000, 8)];
+    let dir = tempfile::tempdir().expect("temp dir");
+    let root = dir.path().canonicalize().expect("root");
+    for name in ["own/a", "secret"] {
+        let path = root.join(name);
+        std::fs::create_dir_all(path.parent().expect("folder")).expect("folder");
+        std::fs::write(path, &objects[0]).expect("file");
+    }
+    std::os::unix::fs::symlink("../secret", root.join("own/link")).expect("link");
+    let mut world = World::new(lines(false), &objects, 50_000, 2, AMPLE).await;
+    let clock = Arc::new(muster_common::clock::ManualClock::default());
+    let own = OwnFiles::new(&[root.join("own")], BufferPool::new(0), clock).expect("offers");
+    let id: WorkerId = "w1".parse().expect("id");
+    world.context.stores.insert(Scheme::Worker { id: id.clone() }, Arc::new(own.clone())).await;
+    let url = |worker: &str, name: &str| format!("worker://{worker}{}/{name}", root.display());
+    let a: BlobUrl = url("w1", "own/a").parse().expect("url");
+    let meta = own.head(a.key()).await.expect("head");
+    let mut pin = PinnedObject { url: a.to_string(), bytes: meta.bytes, version: meta.version };
+    world.replan(|plan| plan.objects[0] = pin.clone()).await;
+    let splitters = world.splitters().await;
+    let sort = || Work::Sort { splitters: Some(splitters.clone()), skip: Vec::new() };
+    assert!(matches!(world.run(Phase::Sort, 0, sort()).await.0, Outcome::Sorted(_)));
+    for (url, expected) in [
+        (url("w1", "secret"), "not below the folders that this worker offers"),
+        (url("w1", "own/link"), "symbolic link"),
+        (url("w2", "own/a"), "can be read by worker w2 alone"),
+        (url("w1", "own/../secret"), "no absolute and normalised path"),
+    ] {
+        pin.url = url;
+        world.replan(|plan| plan.objects[0] = pin.clone()).await;
+        for (phase, work) in [(Phase::Sample, Work::Sample { skip: Vec::new() }), (Phase::Sort, sort())] {
+            let error = match world.run(phase, 0, work).await.0 {
+                Outcome::Failed { error } | Outcome::InputUnreadable { error, .. } => error,
+                other => panic!("{}: {other:?}", pin.url),
+            };
+            assert!(error.kind == ErrorKind::Invalid && error.message.contains(expected), "{}: {error}", pin.url);
+        }
+    }
+    pin.url = a.to_string();
+    std::fs::write(root.join("own/a"), b"other\n").expect("file");
+    world.replan(|plan| plan.objects[0] = pin.clone()).await;
+    let error = failure(world.run(Phase::Sort, 0, sort()).await.0);
+    assert!(error.message.starts_with("input changed during the job: worker://w1/"), "{error}");
 }

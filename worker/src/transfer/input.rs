@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use muster_common::buffer::ALIGN;
 use muster_common::retry::Retry;
-use muster_common::store::{Access, Scheme};
+use muster_common::store::Access;
 use muster_common::{Error, Result};
 use muster_kernel::merge::Windows;
 use tokio_util::task::AbortOnDropHandle;
@@ -113,7 +113,7 @@ impl Prefetch {
             let Some(span) = self.spans.next() else { return };
             let (retry, disk) = (self.link.retry.clone(), self.link.disk.clone());
             let task = self.link.handle.spawn(async move {
-                let on_disk = *span.object.url.scheme() == Scheme::File;
+                let on_disk = span.object.url.scheme().is_on_disk();
                 let _turn = if on_disk { disk.acquire().await.ok() } else { None };
                 read(&retry, &span).await
             });

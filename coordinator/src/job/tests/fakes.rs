@@ -32,6 +32,8 @@ pub(super) struct FakeWorker {
     /// Under which epoch it is registered.
     pub registered: Option<Epoch>,
     pub slots: u32,
+    /// The folders that it offers as input.
+    pub inputs: Vec<String>,
     pub sequence: u64,
     /// Of which phases it accepts orders and then does nothing.
     pub holds: BTreeSet<Phase>,
@@ -64,12 +66,18 @@ fn read(plan: &Plan, split: u32, skip: &[u32]) -> (Vec<Interval>, Sums) {
 
 impl World {
     pub(super) fn join(&mut self, id: &str, slots: u32) {
+        self.join_with(id, slots, &[]);
+    }
+
+    /// A worker, or a new life of one, that offers folders as input.
+    pub(super) fn join_with(&mut self, id: &str, slots: u32, inputs: &[&str]) {
         let fake = FakeWorker {
             id: worker(id),
             incarnation: 1 + self.workers.get(&worker(id)).map_or(0, |old| old.incarnation),
             epoch: Epoch(0),
             registered: None,
             slots,
+            inputs: inputs.iter().map(ToString::to_string).collect(),
             sequence: 0,
             holds: BTreeSet::new(),
             answers: None,
@@ -100,7 +108,7 @@ impl World {
             held,
             wire: 2,
             settings: Vec::new(),
-            inputs: Vec::new(),
+            inputs: fake.inputs.clone(),
         };
         let asked = register.held.iter().map(|held| held.attempt).collect();
         self.registrations.insert(to, (id.clone(), asked));

@@ -6,6 +6,7 @@ mod fakes;
 mod golden;
 mod left_out;
 mod lineage;
+mod owners;
 mod pool;
 mod random;
 mod scripts;

@@ -86,6 +86,8 @@ pub(super) struct World {
     pub replies: BTreeMap<ReplyTo, Reply>,
     pub specs: BTreeMap<JobId, JobSpec>,
     pub listing: Listing,
+    /// Who was asked for files of its own, last.
+    pub asked_for_files: Vec<WorkerId>,
     pub plans: BTreeMap<String, Arc<Plan>>,
     /// Errors that the next store calls of a kind (second word of their line) end in.
     pub store_fails: BTreeMap<&'static str, VecDeque<Error>>,
@@ -136,6 +138,7 @@ impl World {
             replies: BTreeMap::new(),
             specs: BTreeMap::new(),
             listing: listing(&[150, 150]),
+            asked_for_files: Vec::new(),
             plans: BTreeMap::new(),
             store_fails: BTreeMap::new(),
             lies: |_| {},
@@ -366,7 +369,8 @@ impl World {
             Effect::SendDrain { .. } | Effect::Broadcast { .. } | Effect::Progress(_) | Effect::Event(_) => {}
             Effect::DeadLetter(letter) => self.letters.push(*letter),
             Effect::LimitStores(limits) => self.limits.push(limits.requests_per_s),
-            Effect::ListInput { spec, ticket, .. } => {
+            Effect::ListInput { spec, offers, ticket, .. } => {
+                self.asked_for_files = offers.into_iter().map(|offer| offer.worker).collect();
                 let result = self.store("list").map(|()| self.listing.clone());
                 self.inbox.push_back(Input::Listed { job: spec.job.clone(), ticket, result });
             }

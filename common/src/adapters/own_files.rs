@@ -1,0 +1,388 @@
+//! The folders of which a worker offers the files as input (`--input-dir`), as a store that can only be read.
+//!
+//! A plan, and so whoever writes one, names the files that a worker reads. So every path is resolved by the kernel beneath one of the folders (`openat2`), anew with
+//! each call: `..`, an absolute path or a symbolic link cannot lead out, whatever happens to the tree meanwhile. Links below a folder are not followed at all: what they
+//! refer to inside the folder is offered under its own name, and what lies outside is not offered.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+use super::local::{DEPTH_MAX, LocalBlobs, blob_meta, file_error, read_opened};
+use crate::buffer::BufferPool;
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::inputs::{FOLDERS_MAX, Pattern};
+use crate::names;
+use crate::plan::TEXT_BYTES_MAX;
+use crate::store::{Access, BlobMeta, Blobs, OpenUpload, PartAt, is_normal};
+use crate::wire::{HEAD_BYTES_MAX, LocalFile};
+
+/// Bytes of a page of a listing, about: half of what a message may have.
+const PAGE_BYTES_MAX: usize = crate::wire::MESSAGE_BYTES_MAX / 2;
+/// What a file takes in a page beside its path, its version and its error, at most.
+const FILE_OVERHEAD_BYTES: usize = 64;
+/// A page ends after so long, so that its request is answered in time.
+const PAGE_MS: u64 = 1000;
+/// Most entries of one folder.
+const ENTRIES_MAX: usize = 1_000_000;
+/// Tries of a resolution that a concurrent renaming disturbs.
+const RESOLVE_TRIES_MAX: u32 = 16;
+
+/// The folders, and how their files are read.
+#[derive(Clone)]
+pub struct OwnFiles {
+    folders: Arc<[Folder]>,
+    files: LocalBlobs,
+    buffers: BufferPool,
+    clock: Arc<dyn Clock>,
+}
+
+/// One folder that is offered.
+#[derive(Debug, Clone)]
+struct Folder {
+    /// Without symbolic links.
+    path: PathBuf,
+    text: String,
+}
+
+/// Some of the files, in byte order of their paths.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// What is there.
+    pub files: Vec<LocalFile>,
+    /// Behind which path to go on; none when this is all.
+    pub next: Option<String>,
+}
+
+impl OwnFiles {
+    /// Offers what lies in these folders.
+    ///
+    /// # Errors
+    /// `Invalid` where one is no folder, cannot be read, lies in another one, is not valid UTF-8, where there are too many, or where the system cannot confine paths.
+    pub fn new(folders: &[PathBuf], buffers: BufferPool, clock: Arc<dyn Clock>) -> Result<Self> {
+        if folders.len() > FOLDERS_MAX {
+            return Err(Error::invalid(format!("{} input folders, at most {FOLDERS_MAX} are allowed", folders.len())));
+        }
+        let mut opened = folders.iter().map(|path| Folder::open(path)).collect::<Result<Vec<Folder>>>()?;
+        opened.sort_by(|a, b| a.as_prefix().cmp(&b.as_prefix()));
+        if let Some(pair) = opened.windows(2).find(|pair| pair[1].path.starts_with(&pair[0].path)) {
+            let (outer, inner) = (&pair[0].text, &pair[1].text);
+            return Err(Error::invalid(format!("the input folder {inner} is, or lies in, the input folder {outer}")));
+        }
+        let files = LocalBlobs::new(buffers.clone());
+        Ok(Self { folders: opened.into(), files, buffers, clock })
+    }
+
+    /// The folders as absolute paths without symbolic links, in byte order.
+    pub fn folders(&self) -> Vec<String> {
+        self.folders.iter().map(|folder| folder.text.clone()).collect()
+    }
+
+    /// The next files that match, behind `after`.
+    ///
+    /// # Errors
+    /// `Invalid` where a name is not valid UTF-8 or a folder cannot be listed; `Exhausted` where one is too large or nested too deeply.
+    pub async fn page(&self, pattern: Pattern, after: Option<String>) -> Result<Page> {
+        let own = self.clone();
+        self.files
+            .blocking(move || {
+                let Some(first) = own.folders.first() else { return Ok(Page { files: Vec::new(), next: None }) };
+                let mut walk = Walk {
+                    folder: first,
+                    pattern: &pattern,
+                    after: after.as_deref(),
+                    page: Page { files: Vec::new(), next: None },
+                    bytes: 0,
+                    looked: None,
+                    full: false,
+                    clock: &*own.clock,
+                    until_ms: own.clock.now_ms().saturating_add(PAGE_MS),
+                };
+                for folder in &*own.folders {
+                    walk.folder = folder;
+                    walk.below("", 0)?;
+                }
+                let next = if walk.full { walk.looked } else { None };
+                Ok(Page { next, ..walk.page })
+            })
+            .await
+    }
+
+    /// The folder that a key lies in, and its path below it.
+    fn resolve(&self, key: &str) -> Result<(Folder, String)> {
+        let path = format!("/{key}");
+        let within = |folder: &Folder| Some((folder.clone(), path.strip_prefix(&folder.as_prefix())?.to_owned()));
+        let found = self.folders.iter().find_map(within).filter(|_| is_normal(key));
+        found.ok_or_else(|| {
+            Error::invalid(format!("{path} is not below the folders that this worker offers (--input-dir)"))
+        })
+    }
+}
+
+impl Folder {
+    fn open(path: &Path) -> Result<Self> {
+        let refuse = |why: String| Error::invalid(format!("cannot offer the input folder {}: {why}", path.display()));
+        let path = path.canonicalize().map_err(|e| refuse(e.to_string()))?;
+        let text = path.to_str().ok_or_else(|| refuse("its path is not valid UTF-8".to_owned()))?.to_owned();
+        if path.parent().is_none() || text.len() > TEXT_BYTES_MAX {
+            return Err(refuse("it must not be the root of the file system, nor have an overlong path".to_owned()));
+        }
+        let folder = Self { path, text };
+        match folder.beneath(".", OFlags::RDONLY | OFlags::DIRECTORY) {
+            Ok(_) => Ok(folder),
+            Err(Errno::NOSYS | Errno::PERM) => {
+                Err(refuse("this system has no openat2, which keeps paths inside (Linux 5.6 or newer)".to_owned()))
+            }
+            Err(e) => Err(refuse(e.to_string())),
+        }
+    }
+
+    /// What every path below it begins with.
+    fn as_prefix(&self) -> String {
+        format!("{}/", self.text)
+    }
+
+    /// Opens what has this path below the folder, and lies there.
+    fn beneath(&self, relative: &str, flags: OFlags) -> Result<File, Errno> {
+        let parent = rustix::fs::open(&self.path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let mut tries = 1;
+        loop {
+            // A pipe that nobody writes to must not hold the thread; a mere look never does.
+            let unheld = if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NONBLOCK };
+            let flags = flags | OFlags::CLOEXEC | unheld;
+            match rustix::fs::openat2(&parent, relative, flags, Mode::empty(), resolve) {
+                Err(Errno::AGAIN | Errno::INTR) if tries < RESOLVE_TRIES_MAX => tries += 1,
+                opened => return opened.map(File::from),
+            }
+        }
+    }
+
+    /// The same, with the error in words.
+    fn open_beneath(&self, relative: &str, flags: OFlags) -> Result<File> {
+        let path = self.path.join(relative);
+        self.beneath(relative, flags).map_err(|e| match e {
+            Errno::LOOP | Errno::XDEV => {
+                Error::invalid(format!("{} is reached by a symbolic link, and those are not followed", path.display()))
+            }
+            e => file_error(&path, "open", &e.into()),
+        })
+    }
+
+    /// What stands at a path; none where that is no regular file.
+    fn look(&self, relative: &str) -> Result<Option<BlobMeta>> {
+        let path = self.path.join(relative);
+        let file = self.open_beneath(relative, OFlags::PATH)?;
+        let meta = file.metadata().map_err(|e| file_error(&path, "look at", &e))?;
+        let key = format!("{}{relative}", self.as_prefix());
+        Ok(meta.is_file().then(|| blob_meta(key.trim_start_matches('/'), &meta)))
+    }
+
+    fn read(&self, buffers: &BufferPool, relative: &str, range: Range<u64>) -> Result<Bytes> {
+        let path = self.path.join(relative);
+        read_opened(buffers, &path, range, || {
+            let file = self.open_beneath(relative, OFlags::RDONLY)?;
+            let meta = file.metadata().map_err(|e| file_error(&path, "look at", &e))?;
+            if !meta.is_file() {
+                return Err(Error::invalid(format!("{} is not a regular file", path.display())));
+            }
+            Ok((file, false))
+        })
+    }
+}
+
+/// A walk through the folders in byte order of the paths, from one path on, until a page is full.
+struct Walk<'a> {
+    folder: &'a Folder,
+    pattern: &'a Pattern,
+    after: Option<&'a str>,
+    page: Page,
+    bytes: usize,
+    /// The last path that was decided on.
+    looked: Option<String>,
+    full: bool,
+    clock: &'a dyn Clock,
+    until_ms: u64,
+}
+
+impl Walk<'_> {
+    fn below(&mut self, folder: &str, depth: usize) -> Result<()> {
+        let place = || self.folder.path.join(folder).display().to_string();
+        if depth > DEPTH_MAX {
+            return Err(Error::exhausted(format!("{} is nested deeper than {DEPTH_MAX} folders", place())));
+        }
+        for (name, is_folder) in self.entries(folder)? {
+            if self.full {
+                return Ok(());
+            }
+            // A folder's name ends in the slash by which it is sorted.
+            let relative = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+            let path = format!("{}{relative}", self.folder.as_prefix());
+            if is_folder {
+                let passed = self.after.is_some_and(|after| after >= path.as_str() && !after.starts_with(&path));
+                let relative = relative.trim_end_matches('/');
+                if !passed && self.pattern.may_match_below(relative) {
+                    self.below(relative, depth + 1)?;
+                }
+            } else if self.after.is_none_or(|after| path.as_str() > after) && self.pattern.matches(&relative) {
+                self.take(&relative, path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Names in the byte order of the paths that they begin, folders with a slash behind.
+    fn entries(&self, relative: &str) -> Result<Vec<(String, bool)>> {
+        let path = self.folder.path.join(relative);
+        let failed = |e: Errno| file_error(&path, "list", &e.into());
+        let place = if relative.is_empty() { "." } else { relative };
+        let opened = match self.folder.open_beneath(place, OFlags::RDONLY | OFlags::DIRECTORY) {
+            Ok(opened) => opened,
+            // It went away, or became something else, since it was seen.
+            Err(error) if !relative.is_empty() && error.kind == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut entries = Vec::new();
+        for entry in Dir::read_from(&opened).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let Ok(name) = name.to_str() else {
+                let name = name.to_string_lossy();
+                if !names::is_input_name(&name) {
+                    continue;
+                }
+                return Err(Error::invalid(format!("the name {}/{name} is not valid UTF-8", path.display())));
+            };
+            match self.kind(relative, name, entry.file_type())? {
+                FileType::Directory => entries.push((format!("{name}/"), true)),
+                FileType::RegularFile => entries.push((name.to_owned(), false)),
+                _ => {}
+            }
+            if entries.len() > ENTRIES_MAX {
+                return Err(Error::exhausted(format!("{} has more than {ENTRIES_MAX} entries", path.display())));
+            }
+        }
+        entries.sort_unstable();
+        Ok(entries)
+    }
+
+    /// Some file systems do not say with the name what it stands for.
+    fn kind(&self, folder: &str, name: &str, said: FileType) -> Result<FileType> {
+        if said != FileType::Unknown {
+            return Ok(said);
+        }
+        let relative = if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
+        let path = self.folder.path.join(&relative);
+        let file = match self.folder.beneath(&relative, OFlags::PATH) {
+            Ok(file) => file,
+            Err(Errno::NOENT | Errno::LOOP) => return Ok(FileType::Unknown),
+            Err(e) => return Err(file_error(&path, "look at", &e.into())),
+        };
+        let meta = file.metadata().map_err(|e| file_error(&path, "look at", &e))?;
+        Ok(match (meta.is_dir(), meta.is_file()) {
+            (true, _) => FileType::Directory,
+            (_, true) => FileType::RegularFile,
+            _ => FileType::Unknown,
+        })
+    }
+
+    fn take(&mut self, relative: &str, path: String) -> Result<()> {
+        if path.len() > TEXT_BYTES_MAX {
+            return Err(Error::invalid(format!("a path of {} bytes, the limit is {TEXT_BYTES_MAX}", path.len())));
+        }
+        let late = self.looked.is_some() && self.clock.now_ms() >= self.until_ms;
+        if late || self.bytes >= PAGE_BYTES_MAX {
+            self.full = true;
+            return Ok(());
+        }
+        let meta = match self.folder.look(relative) {
+            Ok(Some(meta)) => meta,
+            // It went away between the listing and the look, or is something else now.
+            Ok(None) => return Ok(()),
+            Err(error) if error.kind == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let range = 0..meta.bytes.min(HEAD_BYTES_MAX as u64);
+        let head = self.folder.read(&BufferPool::new(0), relative, range).map(|bytes| bytes.to_vec());
+        let said = head.as_ref().map_or_else(|error| error.message.len(), Vec::len);
+        self.bytes += path.len() + meta.version.len() + said + FILE_OVERHEAD_BYTES;
+        self.looked = Some(path.clone());
+        self.page.files.push(LocalFile { path, bytes: meta.bytes, version: meta.version, head });
+        Ok(())
+    }
+}
+
+/// Nothing is ever written to a folder that is offered.
+fn only_read<T>() -> Result<T> {
+    Err(Error::invalid("the folders that a worker offers as input are only read"))
+}
+
+#[async_trait]
+impl Blobs for OwnFiles {
+    async fn list(&self, _prefix: &str, _limit: usize) -> Result<Vec<BlobMeta>> {
+        Err(Error::bug("the folders that a worker offers are listed page by page"))
+    }
+
+    async fn head(&self, key: &str) -> Result<BlobMeta> {
+        let (folder, relative) = self.resolve(key)?;
+        self.files
+            .blocking(move || {
+                let path = folder.path.join(&relative);
+                let found = folder.look(&relative)?;
+                found.ok_or_else(|| Error::invalid(format!("{} is not a regular file", path.display())))
+            })
+            .await
+    }
+
+    async fn read(&self, key: &str, range: Range<u64>, _access: Access) -> Result<Bytes> {
+        let (folder, relative) = self.resolve(key)?;
+        let buffers = self.buffers.clone();
+        self.files.blocking(move || folder.read(&buffers, &relative, range)).await
+    }
+
+    async fn put(&self, _key: &str, _bytes: Bytes) -> Result<()> {
+        only_read()
+    }
+
+    async fn open_upload(&self, _key: &str) -> Result<String> {
+        only_read()
+    }
+
+    async fn upload_part(&self, _key: &str, _upload: &str, _at: PartAt, _data: Bytes) -> Result<String> {
+        only_read()
+    }
+
+    async fn complete_upload(&self, _: &str, _: &str, _: &[String], _: u64, _: bool) -> Result<()> {
+        only_read()
+    }
+
+    async fn abort_upload(&self, _key: &str, _upload: &str) -> Result<()> {
+        only_read()
+    }
+
+    async fn list_uploads(&self, _prefix: &str, _limit: usize) -> Result<Vec<OpenUpload>> {
+        Ok(Vec::new())
+    }
+
+    async fn delete(&self, _key: &str) -> Result<()> {
+        only_read()
+    }
+
+    async fn prune(&self, _prefix: &str) -> Result<()> {
+        only_read()
+    }
+}
+
+#[cfg(test)]
+#[path = "own_files_tests.rs"]
+mod tests;
