@@ -419,6 +419,8 @@ fn what_version_2_brought_keeps_its_bytes() {
 fn an_old_peer_is_spoken_to_in_its_version() {
     let run = wire::decode::<RunAttempt>(&golden(V2, "run-sort")).expect("run");
     assert!(wire::encode_for(1, &run).expect_err("objects to leave out").message.contains("version 1"));
+    let register = wire::decode::<Register>(&golden(V2, "register")).expect("register");
+    assert!(wire::encode_for(1, &register).expect_err("input folders").message.contains("version 1"));
     let damaged = wire::decode::<Report>(&golden(V2, "report-run-damaged")).expect("report");
     let plain = wire::decode::<Report>(&wire::encode_for(1, &damaged).expect("encodes")).expect("report");
     assert_eq!(plain.outcome, Outcome::Failed { error: Error::corrupt("flipped") });

@@ -199,6 +199,11 @@ impl TryFrom<Register> for RegisterV1 {
 
     fn try_from(register: Register) -> Result<Self> {
         let Register { worker, incarnation, program, host, slots, memory_bytes, labels, draining, held, .. } = register;
+        if !register.inputs.is_empty() {
+            return Err(Error::invalid(format!(
+                "a leader of wire version 1 knows nothing of the input that worker {worker} offers"
+            )));
+        }
         Ok(Self { worker, incarnation, program, host, slots, memory_bytes, labels, draining, held })
     }
 }

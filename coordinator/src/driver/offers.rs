@@ -36,7 +36,7 @@ pub(super) struct Offered {
 /// Lists what `offers` have for the INPUTs of a request. `ask` sends one question to one worker; nothing takes longer than `bound`.
 ///
 /// # Errors
-/// `NotFound` where nobody offers what an INPUT means; `Retry` where a worker does not answer, and `Corrupt` where it says what cannot be true, naming it.
+/// `NotFound` where nobody offers what an INPUT means; `Exhausted` where a worker does not answer, and `Corrupt` where it says what cannot be true, naming it.
 pub(super) async fn list<F>(
     spec: &JobSpec,
     offers: &[Offer],
@@ -49,7 +49,7 @@ where
 {
     let listed = list_unbounded(spec, offers, epoch, ask);
     tokio::time::timeout(bound, listed).await.unwrap_or_else(|_| {
-        Err(Error::retry(format!(
+        Err(Error::exhausted(format!(
             "workers did not list their input within {} ms (store.list_timeout_ms)",
             bound.as_millis()
         )))
@@ -155,7 +155,10 @@ where
             Ok(ListReply::Refused { error }) | Err(error) => error,
         };
         if !error.kind.is_passing() || tries >= TRIES_MAX {
-            return Err(error.at(format!("worker {} on {} does not list its input", offer.worker, offer.host)));
+            // No passing trouble any more: whoever asked is to hear the worker's name, not to ask again.
+            let kind = if error.kind.is_passing() { ErrorKind::Exhausted } else { error.kind };
+            let place = format!("worker {} on {} does not list its input", offer.worker, offer.host);
+            return Err(Error::new(kind, error.message).at(place));
         }
         tries += 1;
         tokio::time::sleep(PAUSE).await;

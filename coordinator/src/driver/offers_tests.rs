@@ -107,7 +107,7 @@ async fn a_worker_that_does_not_answer_is_asked_again_and_then_named() {
     assert_eq!(urls(&offered, "workers:/").len(), 2);
     let error = list_of(&["workers:/"], (0..9).map(|_| away()).collect()).await.expect_err("away");
     assert!(
-        error.kind == ErrorKind::Retry && error.message.contains("worker w1 on host does not list its input"),
+        error.kind == ErrorKind::Exhausted && error.message.contains("worker w1 on host does not list its input"),
         "{error}"
     );
     let refused = Ok(ListReply::Refused { error: Error::invalid("no folder") });

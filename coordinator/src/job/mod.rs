@@ -90,6 +90,8 @@ pub struct Machine {
     runnable: BTreeSet<(u32, u64, JobId)>,
     timers: BTreeSet<(u64, Timer)>,
     grace_until_ms: Option<u64>,
+    /// When this leader began.
+    led_since_ms: u64,
     tickets: Tickets,
     /// Jobs whose scratch is swept once more, and how often that has failed. Until it has ended they are not forgotten, so that nobody takes their names.
     sweeping: BTreeMap<JobId, u32>,
@@ -202,6 +204,7 @@ impl Machine {
             runnable: BTreeSet::new(),
             timers: BTreeSet::new(),
             grace_until_ms: None,
+            led_since_ms: 0,
             tickets: Tickets::default(),
             sweeping: BTreeMap::new(),
             next_order,

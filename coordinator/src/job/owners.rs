@@ -9,14 +9,17 @@ use std::ops::Range;
 
 use muster_common::ids::{AttemptId, JobId, Phase, TaskId, WorkerId};
 use muster_common::inputs;
-use muster_common::plan::{JobSpec, Plan};
+use muster_common::plan::{JobSpec, PinnedObject, Plan};
 use muster_common::{Error, Result};
 
 use super::active::{Active, PhaseTasks, Stage, TaskState};
-use super::io::{Offer, RefusalCode};
+use super::io::{Listing, Offer, RefusalCode};
 use super::schedule::TakenBack;
 use super::workers::Worker;
 use super::{Machine, SharedPlan};
+
+/// Workers that are named with the number of their files.
+const OWNERS_SHOWN: usize = 10;
 
 /// Who may read the splits of a job.
 #[derive(Debug, Default)]
@@ -120,6 +123,13 @@ impl Machine {
         if !spec.inputs.iter().any(|text| inputs::of_workers(text).is_some()) {
             return Ok(Vec::new());
         }
+        let left_ms = (self.led_since_ms + self.config.tasks.regrant_grace_ms).saturating_sub(self.now_ms);
+        if left_ms > 0 {
+            let text = format!(
+                "this coordinator has just begun, and workers that offer input may still be registering; try again in {left_ms} ms"
+            );
+            return Err((RefusalCode::Later, Error::retry(text)));
+        }
         let mut offers = Vec::new();
         for (id, worker) in self.workers.iter().filter(|(_, worker)| !worker.info.inputs.is_empty()) {
             if worker.left || (worker.draining && !worker.is_alive()) {
@@ -150,6 +160,21 @@ impl Machine {
             return Err((RefusalCode::BadRequest, Error::invalid(text)));
         }
         Ok(offers)
+    }
+
+    /// Says whose files a job is going to sort.
+    pub(super) fn tell_offers(&mut self, job: &JobId, listing: &Listing) {
+        let mut files: BTreeMap<&str, usize> = BTreeMap::new();
+        listing.objects.iter().filter_map(PinnedObject::owner).for_each(|owner| *files.entry(owner).or_default() += 1);
+        let shown: Vec<String> =
+            files.iter().take(OWNERS_SHOWN).map(|(owner, count)| format!("{count} of {owner}")).collect();
+        if shown.is_empty() {
+            return;
+        }
+        let more = files.len().saturating_sub(OWNERS_SHOWN);
+        let rest = if more > 0 { format!(" and {more} more workers") } else { String::new() };
+        let text = format!("files that workers offer: {}{rest}", shown.join(", "));
+        self.event(Some(job), "info", "input-offered", text);
     }
 
     /// The plan of a job is here. Attempts that were re-granted before, to somebody who cannot read their input, are taken back.

@@ -12,6 +12,7 @@ use super::{JobId, Machine, Timer};
 impl Machine {
     pub(super) fn take_over(&mut self, unix_ms: u64) {
         self.unix_zero_ms = unix_ms.saturating_sub(self.now_ms);
+        self.led_since_ms = self.now_ms;
         let open: Vec<JobId> =
             self.durable.jobs.iter().filter(|(_, job)| !job.cleaned).map(|(id, _)| id.clone()).collect();
         let mut held_back = false;

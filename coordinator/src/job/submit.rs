@@ -130,6 +130,9 @@ impl Machine {
 
     pub(super) fn listed(&mut self, job: &JobId, ticket: u64, result: Result<Listing>) {
         self.tickets.redeem(ticket);
+        if self.planning.get(job).is_some_and(|planning| planning.ticket == ticket) {
+            result.iter().for_each(|listing| self.tell_offers(job, listing));
+        }
         let Some(planning) = self.planning.get_mut(job).filter(|planning| planning.ticket == ticket) else { return };
         let made = result.and_then(|listing| {
             planning.output_existed = listing.output_existed;

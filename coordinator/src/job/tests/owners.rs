@@ -1,6 +1,7 @@
 //! Inputs that one worker alone can read: who gets their tasks, and what becomes of a job whose owner is away.
 
 use muster_common::api::JobState;
+use muster_common::config::Config;
 use muster_common::ids::{AttemptId, Phase};
 use muster_common::plan::{JobSpec, PinnedObject};
 use muster_common::wire::{DamageCause, Outcome, WorkerState};
@@ -24,9 +25,16 @@ fn local(id: &str) -> JobSpec {
     JobSpec { inputs: vec!["workers:/".to_owned()], ..spec(id) }
 }
 
+/// A leader that has led for long enough to know its workers.
+fn settled(config: Config) -> World {
+    let mut world = World::new(config);
+    world.pass(4);
+    world
+}
+
 /// Two workers that offer `/data`, and one that does not. `w1` has splits 0 and 1, `w2` splits 2 to 4.
 fn pool() -> World {
-    let mut world = World::new(config());
+    let mut world = settled(config());
     world.join_with("w1", 1, &["/data"]);
     world.join_with("w2", 2, &["/data"]);
     world.join("w3", 4);
@@ -61,6 +69,7 @@ fn waits(world: &mut World) -> String {
 fn tasks_go_to_the_owner_and_merges_to_anybody() {
     let mut world = sorting();
     assert_eq!(world.asked_for_files, [worker("w1"), worker("w2")]);
+    assert!(said(&world, "input-offered: files that workers offer: 1 of w1, 2 of w2"), "{:#?}", world.log);
     assert_eq!((sorts(&world.held("w1")), sorts(&world.held("w2"))), (vec![0], vec![2, 3]));
     assert!(world.held("w3").is_empty(), "it can read nothing of it");
     for id in ["w1", "w2", "w3"] {
@@ -79,7 +88,7 @@ fn tasks_go_to_the_owner_and_merges_to_anybody() {
 
 #[test]
 fn one_split_never_holds_what_two_workers_own() {
-    let mut world = World::new(config());
+    let mut world = settled(config());
     for id in ["w1", "w2"] {
         world.join_with(id, 4, &["/data"]);
     }
@@ -244,7 +253,7 @@ fn a_slow_owner_gets_no_rival() {
     let mut config = config();
     config.speculation.samples_min = 1;
     config.speculation.slots_percent = 100;
-    let mut world = World::new(config);
+    let mut world = settled(config);
     world.join_with("w1", 1, &["/data"]);
     world.join_with("w2", 1, &["/data"]);
     world.join("w3", 4);
@@ -332,6 +341,9 @@ fn a_request_is_refused_where_an_offer_would_be_missing() {
         let to = world.submit(local("j1"));
         world.refusal(to).expect("refused")
     };
+    let (code, text) = refused(&mut world);
+    assert!(code == 503 && text.contains("may still be registering"), "{code} {text}");
+    world.pass(4);
     let (code, text) = refused(&mut world);
     assert!(code == 400 && text.contains("--input-dir"), "{code} {text}");
     world.join_with("w2", 1, &["/data"]);
