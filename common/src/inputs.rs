@@ -51,10 +51,7 @@ impl Pattern {
         }
         let wild = path.find(['*', '?', '[', '{']);
         let base = wild.map_or(path, |at| path[..at].rsplit_once('/').map_or("", |(base, _)| base));
-        let glob = match wild {
-            Some(_) => Some(GlobBuilder::new(text).literal_separator(true).build()),
-            None => None,
-        };
+        let glob = wild.map(|_| GlobBuilder::new(text).literal_separator(true).build());
         let glob = glob.transpose().map_err(|e| Error::invalid(format!("not a valid pattern: {e}")))?;
         Ok(Self { text: text.to_owned(), base: base.to_owned(), glob: glob.map(|glob| glob.compile_matcher()) })
     }

@@ -71,7 +71,7 @@ impl OwnFiles {
             return Err(Error::invalid(format!("{} input folders, at most {FOLDERS_MAX} are allowed", folders.len())));
         }
         let mut opened = folders.iter().map(|path| Folder::open(path)).collect::<Result<Vec<Folder>>>()?;
-        opened.sort_by(|a, b| a.as_prefix().cmp(&b.as_prefix()));
+        opened.sort_by_key(Folder::as_prefix);
         if let Some(pair) = opened.windows(2).find(|pair| pair[1].path.starts_with(&pair[0].path)) {
             let (outer, inner) = (&pair[0].text, &pair[1].text);
             return Err(Error::invalid(format!("the input folder {inner} is, or lies in, the input folder {outer}")));
