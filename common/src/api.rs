@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use muster_kernel::proof::Sums;
 
 use crate::ids::{JobId, Phase, WorkerId};
+use crate::wire::Mended;
 
 /// Names a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -283,6 +284,9 @@ pub struct WorkerStatus {
     /// What it waits for, where it does not move.
     #[serde(default)]
     pub waiting_for: Option<String>,
+    /// Troubles of reading that it got over by itself, since its process began.
+    #[serde(default)]
+    pub mended: Mended,
     /// Why it is not healthy.
     #[serde(default)]
     pub cause: Option<String>,

@@ -15,9 +15,9 @@ use crate::ids::{AttemptId, Epoch, Generation, Incarnation, Phase, TaskId};
 use crate::plan::{BadInputs, BadRecords, JobSpec, PinnedObject, PinnedRun, PinnedRuns, Plan, Sizing};
 use crate::wire::{
     self, AttemptProgress, BadRecord, BlobRef, Broadcast, CancelAttempt, CommandReply, DamageCause, Drain, Health,
-    Heartbeat, HeldAttempt, LeaderBeat, ListInputs, ListReply, LocalFile, MergedPart, Message, Outcome, PhaseQuery,
-    PhaseReply, Register, RegisterReply, Report, ReportReply, RunAttempt, RunReply, SortedRun, StoreLimits, Work,
-    WorkerState,
+    Heartbeat, HeldAttempt, LeaderBeat, ListInputs, ListReply, LocalFile, Mended, MergedPart, Message, Outcome,
+    PhaseQuery, PhaseReply, Register, RegisterReply, Report, ReportReply, RunAttempt, RunReply, SortedRun, StoreLimits,
+    Work, WorkerState,
 };
 
 const V1: &str = include_str!("golden/v1.txt");
@@ -314,6 +314,7 @@ fn new_in_2(lines: &mut Lines) {
         errors_5min: 9,
         throttled: 10,
         waiting_for: Some("store".into()),
+        mended: Mended { hedged_reads: 11, read_again: 12, from_replica: 13, repaired: 14 },
     };
     let heartbeat = Heartbeat {
         worker: "w1".parse().expect("id"),

@@ -352,6 +352,21 @@ pub struct Health {
     pub throttled: u64,
     /// What it waits for, where it does not get on.
     pub waiting_for: Option<String>,
+    /// Troubles that it got over without anybody else.
+    pub mended: Mended,
+}
+
+/// Troubles of reading that a worker got over by itself, since its process began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mended {
+    /// Reads that took long and were asked for a second time.
+    pub hedged_reads: u64,
+    /// Pieces of runs that were damaged on their way and read well again.
+    pub read_again: u64,
+    /// Runs that were read from their replica.
+    pub from_replica: u64,
+    /// Copies of runs that were made anew from the other copy.
+    pub repaired: u64,
 }
 
 /// The leader's order to run an attempt. Repeating it is harmless.

@@ -45,11 +45,17 @@ impl<'a> Merging<'a> {
         runs
     }
 
-    /// Lets the job go on to its end, checks its bytes and that nothing is left, and gives its report.
     #[track_caller]
     fn finish(self) -> Value {
+        self.finish_and(|_| {})
+    }
+
+    /// Lets the job go on to its end, looks at the pool, checks the job's bytes and that nothing is left, and gives its report.
+    #[track_caller]
+    fn finish_and(self, look: impl FnOnce(&Pool<'_>)) -> Value {
         self.pool.each_worker_gate(Gate::open);
         let report = self.pool.finish_sort(self.sort);
+        look(&self.pool);
         Output::of_bucket(&self.bucket, "out").assert_is(&oracle::fixed(&self.data, 100, 0, 10));
         wait::until_empty("in scratch", || self.bucket.list("scratch"));
         wait::until_empty("in the replica", || self.bucket.list("second"));
@@ -104,6 +110,12 @@ fn a_replica_makes_up_for_a_lost_run() {
     let copies = merging.bucket.list("second");
     assert!(copies.iter().filter(|key| key.ends_with(".run")).count() >= runs.len(), "{copies:?}");
     runs.iter().for_each(|key| merging.bucket.delete(key));
-    let report = merging.finish();
+    let report = merging.finish_and(|pool| {
+        wait::until("workers to say that they read from the replica", wait::RUN_BOUND, || {
+            let workers = pool.run(["workers", "--json"]).json();
+            let of = |worker: &Value| worker["mended"]["from_replica"].as_u64().unwrap_or(0);
+            (workers.as_array()?.iter().map(of).sum::<u64>() > 0).then_some(())
+        });
+    });
     assert_eq!(report["repeated_tasks"], 0, "{report}");
 }

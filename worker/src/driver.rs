@@ -434,6 +434,7 @@ impl Driver {
             running: self.work.len(),
             store_retries: self.context.retry.retried(),
             throttled: self.guards.throttled(),
+            mended: self.context.counters.mended(self.guards.hedged()),
             ..Reading::take(self.clock.now_ms(), &self.options.data_dir)
         };
         let figures = self.gauge.figures(reading);

@@ -98,6 +98,11 @@ impl Guards {
         }
     }
 
+    /// Second requests so far.
+    pub(crate) fn hedged(&self) -> u64 {
+        self.lock().values().map(|gate| gate.hedged.load(Ordering::Relaxed)).sum()
+    }
+
     /// Answers "slow down" so far.
     pub(crate) fn throttled(&self) -> u64 {
         self.lock().values().map(|gate| gate.lock().throttled).sum()

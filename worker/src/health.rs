@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use muster_common::wire::Health;
+use muster_common::wire::{Health, Mended};
 
 /// Errors are counted in so many slots of so many milliseconds: five minutes in all.
 const SLOTS: usize = 30;
@@ -28,6 +28,7 @@ pub(crate) struct Reading {
     pub(crate) store_retries: u64,
     /// How often stores said "slow down" so far.
     pub(crate) throttled: u64,
+    pub(crate) mended: Mended,
 }
 
 impl Reading {
@@ -120,6 +121,7 @@ impl Gauge {
             errors_5min: self.errors.count(reading.now_ms),
             throttled: reading.throttled,
             waiting_for: self.stalled.then(|| "store".to_owned()),
+            mended: reading.mended,
         };
         self.last = Some(reading);
         health

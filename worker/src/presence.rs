@@ -23,6 +23,8 @@ const CONFIRM_BEATS: u64 = 30;
 struct Admission {
     in_flight: bool,
     tries: u32,
+    /// Of these, those that a leader may have heard.
+    unanswered: u32,
     due_ms: u64,
     /// When a leader last said that it knows this process.
     confirmed_ms: u64,
@@ -131,9 +133,10 @@ impl Presence {
         asks
     }
 
-    /// The wire version to ask in: an old leader passes over what it cannot read, so after two tries in this version that went unanswered come two in the last.
+    /// The wire version to ask in: an old leader passes over what it cannot read, so after two tries in this version that somebody heard and nobody answered come two in
+    /// the last.
     pub fn wire_version(&self) -> u8 {
-        if self.admission.tries % 4 < 2 { WIRE_VERSION } else { WIRE_VERSION_OLDEST }
+        if self.admission.unanswered % 4 < 2 { WIRE_VERSION } else { WIRE_VERSION_OLDEST }
     }
 
     /// Takes what came of asking for admission; `random` spreads the next try.
@@ -149,6 +152,7 @@ impl Presence {
                 self.leader_heard_ms = now_ms;
                 self.admission.confirmed_ms = now_ms;
                 self.admission.tries = 0;
+                self.admission.unanswered = 0;
                 self.admission.refused_since_ms = None;
                 self.heartbeat_ms = heartbeat_ms.clamp(*HEARTBEAT_MS.start(), *HEARTBEAT_MS.end());
                 self.heartbeat_due_ms = 0;
@@ -170,10 +174,12 @@ impl Presence {
             }
             Ok(RegisterReply::Refused { error }) => Err(error.at(format!("worker {} was refused", self.worker))),
             Err(error) if error.kind == ErrorKind::Invalid => {
+                self.admission.unanswered += 1;
                 tracing::warn!(%error, "the answer to a registration cannot be read");
                 Ok(None)
             }
             Err(error) => {
+                self.admission.unanswered += u32::from(error.kind != ErrorKind::NotFound);
                 tracing::warn!(%error, waited_ms = self.waited_ms(now_ms), "waiting for coordinator");
                 Ok(None)
             }
@@ -263,6 +269,21 @@ mod tests {
         assert!(!presence.asks_admission(20, &attempts));
         presence.register_now(30);
         assert!(presence.asks_admission(30, &attempts));
+    }
+
+    #[test]
+    fn only_a_leader_that_heard_and_did_not_answer_is_taken_for_an_old_one() {
+        let (mut presence, _) = begin();
+        let nobody = || Err(Error::new(ErrorKind::NotFound, "nobody listens"));
+        for _ in 0..5 {
+            presence.answered(0, 0, nobody()).expect("it goes on");
+            assert_eq!(presence.wire_version(), WIRE_VERSION);
+        }
+        let versions = [WIRE_VERSION, WIRE_VERSION_OLDEST, WIRE_VERSION_OLDEST, WIRE_VERSION];
+        for expected in versions {
+            presence.answered(0, 0, Err(Error::retry("no answer"))).expect("it goes on");
+            assert_eq!(presence.wire_version(), expected);
+        }
     }
 
     #[test]

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use async_nats::{Client, Subject, Subscriber};
+use async_nats::{Client, RequestErrorKind, Subject, Subscriber};
 use muster_common::faults::{self, Faults};
 use muster_common::names::Names;
 use muster_common::wire::{
     self, Heartbeat, Message, Outcome, Register, RegisterReply, Report, ReportReply, WIRE_VERSION,
 };
-use muster_common::{Error, Result};
+use muster_common::{Error, ErrorKind, Result};
 
 /// Bound of handing a message to the client.
 const PUBLISH_TIMEOUT: Duration = Duration::from_millis(500);
@@ -129,7 +129,10 @@ impl Requests {
         if fate == faults::Message::AnswerLost {
             return Err(in_vain("the answer is lost"));
         }
-        let answer = answer.map_err(|e| Error::retry(format!("no answer on {subject}: {e}")))?;
+        let answer = answer.map_err(|e| match e.kind() {
+            RequestErrorKind::NoResponders => Error::new(ErrorKind::NotFound, format!("nobody listens to {subject}")),
+            _ => Error::retry(format!("no answer on {subject}: {e}")),
+        })?;
         wire::decode(&answer.payload).map_err(|e| e.at(subject))
     }
 }

@@ -2,6 +2,7 @@
 
 use muster_common::api::WorkerStatus;
 use muster_common::ids::{InvalidId, WorkerId};
+use muster_common::wire::Mended;
 use serde::Serialize;
 
 use crate::args::{ClientArgs, DrainArgs};
@@ -113,8 +114,23 @@ fn line(worker: &WorkerStatus) -> String {
     let waiting = worker.waiting_for.as_ref().map(|what| format!(" (waiting for {})", output::plain(what)));
     let cause = worker.cause.as_ref().map(|why| format!(" ({})", output::plain(why)));
     let alerts: Vec<String> = worker.alerts.iter().map(|name| output::plain(&format!(" !{name}"))).collect();
-    let notes = [labels.concat(), waiting.unwrap_or_default(), cause.unwrap_or_default(), alerts.concat()];
+    let notes =
+        [labels.concat(), waiting.unwrap_or_default(), cause.unwrap_or_default(), mended(worker), alerts.concat()];
     row(&cells, &format!("{}{}", output::plain(&worker.host), notes.concat()))
+}
+
+/// What it got over by itself, where there was anything.
+fn mended(worker: &WorkerStatus) -> String {
+    let Mended { hedged_reads, read_again, from_replica, repaired } = worker.mended;
+    let figures = [
+        (hedged_reads, "slow reads asked twice"),
+        (read_again, "pieces read again"),
+        (from_replica, "runs from replicas"),
+        (repaired, "copies repaired"),
+    ];
+    let said: Vec<String> =
+        figures.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+    if said.is_empty() { String::new() } else { format!(" ({})", said.join(", ")) }
 }
 
 /// Lets a worker finish and leave.
@@ -159,12 +175,13 @@ mod tests {
             disk_total_bytes: 200_000_000_000,
             errors_5min: 3,
             waiting_for: Some("store".to_owned()),
+            mended: Mended { hedged_reads: 2, repaired: 1, ..Mended::default() },
             cause: Some("slow: 20 % of the median rate".to_owned()),
             alerts: vec!["slow-progress".to_owned()],
             ..worker("degraded")
         };
         let words: Vec<String> = line(&worker).split_whitespace().map(str::to_owned).collect();
-        let expected = "w1 degraded 1/2 7 87 % 200 MB 1.00 GB 50.0 GB (25 %) 12.0 MB/s 3 0.12 s h1 zone=a (waiting for store) (slow: 20 % of the median rate) !slow-progress";
+        let expected = "w1 degraded 1/2 7 87 % 200 MB 1.00 GB 50.0 GB (25 %) 12.0 MB/s 3 0.12 s h1 zone=a (waiting for store) (slow: 20 % of the median rate) (2 slow reads asked twice, 1 copies repaired) !slow-progress";
         assert_eq!(words.join(" "), expected);
     }
 }

@@ -194,6 +194,7 @@ impl Worker {
             store_retries: health.store_retries,
             throttled: health.throttled,
             waiting_for: health.waiting_for.clone(),
+            mended: health.mended,
             cause: self.cause(config, now_ms),
             alerts: Vec::new(),
         }

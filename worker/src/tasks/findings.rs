@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use muster_common::plan::PinnedRun;
-use muster_common::wire::{DamageCause, Outcome};
+use muster_common::wire::{DamageCause, Mended, Outcome};
 use muster_common::{Error, ErrorKind};
 
 use crate::transfer::Object;
@@ -24,6 +24,17 @@ pub(crate) struct Counters {
 impl Counters {
     pub(crate) fn count(counter: &AtomicU64) -> u64 {
         counter.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// The figures for people.
+    pub(crate) fn mended(&self, hedged_reads: u64) -> Mended {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Mended {
+            hedged_reads,
+            read_again: of(&self.read_again),
+            from_replica: of(&self.from_replica),
+            repaired: of(&self.repaired),
+        }
     }
 }
 
