@@ -117,6 +117,10 @@ pub(super) struct Active {
     pub moved_ms: u64,
     /// Tries of the store step at hand.
     pub tries: u32,
+    /// Since when it fails.
+    pub failing_ms: Option<u64>,
+    /// The clean-up was given up: what it leaves is for `doctor`.
+    pub given_up: bool,
     /// What the store step at hand waits for.
     pub trouble: Option<String>,
     /// When progress was last published, and whether there is news.
@@ -163,6 +167,8 @@ impl Active {
             before_ms: 0,
             moved_ms: now_ms,
             tries: 0,
+            failing_ms: None,
+            given_up: false,
             trouble: None,
             published_ms: 0,
             news: false,
@@ -253,10 +259,17 @@ impl Active {
         }
     }
 
+    /// The step with the store at hand failed once more: for how long it does by now, in milliseconds.
+    pub(super) fn failed_again(&mut self, now_ms: u64) -> u64 {
+        self.tries = self.tries.saturating_add(1);
+        now_ms.saturating_sub(*self.failing_ms.get_or_insert(now_ms))
+    }
+
     /// A step with the store went well, or another one begins.
     pub(super) fn moved(&mut self, now_ms: u64) {
         self.moved_ms = now_ms;
         self.tries = 0;
+        self.failing_ms = None;
         self.recoveries.store_mended(now_ms);
         self.trouble = None;
         self.news = true;

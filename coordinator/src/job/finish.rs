@@ -232,7 +232,10 @@ impl Machine {
                 self.append(Record::JobCleaned { job: job.clone() }, Waiters::default());
             }
             Err(error) => {
-                active.tries = active.tries.saturating_add(1);
+                let (lasted_ms, limit_ms) = (active.failed_again(self.now_ms), active.config.phases.clean_ms);
+                if lasted_ms > limit_ms {
+                    return self.give_up_cleaning(job, lasted_ms, &error);
+                }
                 active.trouble = Some(error.message.clone());
                 let pause_ms = self.config.retry.store.pause_ms(active.tries, self.jitter.next());
                 if active.tries == 1 {
@@ -243,11 +246,28 @@ impl Machine {
         }
     }
 
-    /// Nothing is left: the job is history, of which a bounded part is kept.
+    /// The store keeps the clean-up from ending: OUTPUT and the job's slot are free again all the same, and what is left is for people.
+    fn give_up_cleaning(&mut self, job: &JobId, lasted_ms: u64, error: &Error) {
+        let Some(active) = self.active.get_mut(job) else { return };
+        let (limit_ms, scratch) = (active.config.phases.clean_ms, active.scratch.clone());
+        active.given_up = true;
+        active.stage = Stage::Closing;
+        active.moved(self.now_ms);
+        let text = format!(
+            "it failed for {lasted_ms} ms, the limit is {limit_ms} ms (phases.clean_ms): {}; what is left, in {scratch} and as open uploads, `muster doctor --mend` finds",
+            error.message
+        );
+        self.event(Some(job), "error", "clean-up-given-up", text);
+        self.append(Record::JobCleaned { job: job.clone() }, Waiters::default());
+    }
+
+    /// Nothing is left, or nothing more can be done: the job is history, of which a bounded part is kept.
     pub(super) fn closed(&mut self, job: &JobId) {
-        self.active.remove(job);
+        let given_up = self.active.remove(job).is_some_and(|active| active.given_up);
         self.forget_alerts(&Subject::Job(job.clone()));
-        self.event(Some(job), "info", "job-cleaned", "scratch and unfinished uploads are gone");
+        if !given_up {
+            self.event(Some(job), "info", "job-cleaned", "scratch and unfinished uploads are gone");
+        }
         self.urgent.insert(job.clone());
         self.after(self.config.store.late_sweep_ms, Timer::SweepLate(job.clone()));
         self.forget_old();

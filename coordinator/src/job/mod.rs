@@ -298,6 +298,7 @@ impl Machine {
         for job in self.active.values_mut() {
             job.moved_ms = job.moved_ms.saturating_add(missed_ms).min(now_ms);
             job.owners.forgive(now_ms, missed_ms);
+            job.failing_ms = job.failing_ms.map(|since| since.saturating_add(missed_ms).min(now_ms));
         }
         self.too_few_since_ms = self.too_few_since_ms.map(|since| since.saturating_add(missed_ms).min(now_ms));
     }

@@ -222,14 +222,16 @@ impl Machine {
     }
 
     /// A step with the store went wrong. Trouble that may pass is waited out, within the phase's bound; other trouble ends the job, unless its commit is
-    /// decided: then giving up is the last resort.
+    /// decided: then giving up is the last resort. It is only given up here, where the store has just answered: no call of it is under way that could
+    /// still publish something.
     pub(super) fn store_trouble(&mut self, job: &JobId, error: Error) {
         let Some((durable, _)) = self.both(job) else { return };
-        let decided = durable.commit_decided;
+        let decided = durable.commit_decided && durable.ended.is_none();
         let Some(active) = self.active.get_mut(job) else { return };
-        active.tries = active.tries.saturating_add(1);
+        let (lasted_ms, limit_ms) = (active.failed_again(self.now_ms), active.config.phases.commit_ms);
         let passing = error.kind.is_passing() || (decided && error.kind == ErrorKind::Exhausted);
-        if passing || (decided && active.tries < HOPELESS_TRIES_MAX) {
+        let too_long = decided && lasted_ms > limit_ms;
+        if !too_long && (passing || (decided && active.tries < HOPELESS_TRIES_MAX)) {
             let pause_ms = self.config.retry.store.pause_ms(active.tries, self.jitter.next());
             active.recoveries.store_trouble(self.now_ms);
             active.trouble = Some(error.message.clone());
@@ -239,8 +241,13 @@ impl Machine {
             }
             self.after(pause_ms, Timer::Store(job.clone()));
         } else if decided {
+            let how_long = if too_long {
+                format!("it failed for {lasted_ms} ms, the limit is {limit_ms} ms (phases.commit_ms): ")
+            } else {
+                String::new()
+            };
             let text = format!(
-                "the commit is decided, but cannot be carried out; OUTPUT is not whole and has no _SUCCESS: {}",
+                "the commit is decided, but cannot be carried out; OUTPUT is not whole and has no _SUCCESS: {how_long}{}",
                 error.message
             );
             self.give_up_commit(job, Error::new(error.kind, text));

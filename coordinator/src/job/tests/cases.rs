@@ -456,6 +456,59 @@ fn a_commit_that_cannot_be_carried_out_ends_with_its_cause() {
 }
 
 #[test]
+fn a_commit_that_the_store_refuses_for_too_long_ends_with_its_cause() {
+    let mut config = config();
+    config.phases.commit_ms = 20_000;
+    let mut world = World::new(config);
+    world.join("w1", 2);
+    world.store_fails.entry("publish").or_default().extend((0..1000).map(|_| Error::retry("503 of the store")));
+    world.submit(spec("j1"));
+    world.pass(15);
+    assert_eq!(world.status("j1").expect("status").state, JobState::Committing, "it may pass yet");
+    assert_eq!(world.settle("j1"), JobState::Failed);
+    let error = error_of(&mut world);
+    for part in ["OUTPUT is not whole", "phases.commit_ms", "503 of the store"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    assert!(world.uploads.is_empty() && world.objects.is_empty(), "{:?} {:?}", world.uploads, world.objects);
+}
+
+#[test]
+fn the_leaders_own_absence_does_not_end_a_commit() {
+    let mut config = config();
+    config.phases.commit_ms = 20_000;
+    let mut world = World::new(config);
+    world.join("w1", 2);
+    world.store_fails.entry("publish").or_default().extend((0..4).map(|_| Error::retry("503")));
+    world.submit(spec("j1"));
+    world.now_ms += 60_000;
+    world.feed(Input::Tick);
+    assert_eq!(world.settle("j1"), JobState::Succeeded);
+}
+
+#[test]
+fn a_clean_up_that_fails_for_too_long_is_given_up_and_its_output_is_free() {
+    let mut config = config();
+    config.phases.clean_ms = 20_000;
+    let mut world = World::new(config);
+    world.join("w1", 2);
+    world.store_fails.entry("clean").or_default().extend((0..1000).map(|_| Error::retry("access to /out-j1 denied")));
+    world.submit(spec("j1"));
+    world.pass(15);
+    assert!(!world.status("j1").expect("status").cleaned, "it may pass yet");
+    assert_eq!(world.settle("j1"), JobState::Succeeded);
+    for part in ["clean-up-given-up", "phases.clean_ms", "access to /out-j1 denied", "doctor --mend"] {
+        assert!(said(&world, part), "{part}: {:#?}", world.log);
+    }
+    assert!(!said(&world, "unfinished uploads are gone"), "nobody knows that");
+    world.store_fails.clear();
+    let mut again = spec("j2");
+    again.output = "/out-j1".to_owned();
+    world.submit(again);
+    assert_eq!(world.settle("j2"), JobState::Succeeded);
+}
+
+#[test]
 fn a_job_without_workers_ends() {
     let mut world = World::new(config());
     world.submit(spec("j1"));
