@@ -122,7 +122,15 @@ section!(Journal {
     ended_age_ms: u64,
 });
 section!(Tasks { attempts_max: u32, regrant_grace_ms: u64, command_retry_ms: u64 });
-section!(Phases { register_ms: u64, sample_ms: u64, sort_ms: u64, merge_ms: u64, commit_ms: u64, clean_ms: u64 });
+section!(Phases {
+    register_ms: u64,
+    sample_ms: u64,
+    sort_ms: u64,
+    shuffle_ms: u64,
+    merge_ms: u64,
+    commit_ms: u64,
+    clean_ms: u64
+});
 section!(Store {
     connect_timeout_ms: u64,
     request_timeout_ms: u64,

@@ -296,6 +296,7 @@ impl Machine {
         }
         let phases = &active.config.phases;
         let (setting, limit_ms) = match durable.state {
+            JobState::Sorting if active.stage == Stage::PinningRuns => ("phases.shuffle_ms", phases.shuffle_ms),
             JobState::Sorting => ("phases.sort_ms", phases.sort_ms),
             JobState::Merging => ("phases.merge_ms", phases.merge_ms),
             _ => ("phases.sample_ms", phases.sample_ms),

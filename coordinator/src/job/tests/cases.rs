@@ -535,6 +535,22 @@ fn a_phase_that_does_not_move_ends() {
 }
 
 #[test]
+fn a_shuffle_barrier_that_the_store_holds_up_has_a_bound_of_its_own() {
+    let mut config = config();
+    config.phases.shuffle_ms = 20_000;
+    let mut world = World::new(config);
+    world.join("w1", 1);
+    world.hold("w1", &[Phase::Sort]);
+    world.submit(spec("j1"));
+    world.store_fails.entry("write").or_default().extend((0..1000).map(|_| Error::retry("503")));
+    world.hold("w1", &[]);
+    world.finish("w1");
+    assert_eq!(world.settle("j1"), JobState::Failed);
+    let error = error_of(&mut world);
+    assert!(error.contains("phases.shuffle_ms") && error.contains("503"), "{error}");
+}
+
+#[test]
 fn no_new_jobs_while_the_journal_is_stalled() {
     let mut world = world(1);
     world.feed(Input::JournalStalled { why: Some("full".to_owned()) });
