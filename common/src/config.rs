@@ -176,6 +176,28 @@ impl Retry {
             Trouble::Input => &self.input,
         }
     }
+
+    /// These policies with those of one job's settings over them: for who knows no more of the settings than this.
+    ///
+    /// # Errors
+    /// `Invalid`, naming what is unknown or cannot work.
+    pub fn for_job(&self, settings: Option<&str>) -> Result<Self> {
+        let Some(settings) = settings else { return Ok(self.clone()) };
+        let mut overlay: toml::Table =
+            settings.parse().map_err(|e| Error::invalid(format!("not valid settings of a job: {e}")))?;
+        let Some(toml::Value::Table(own)) = overlay.remove("retry") else { return Ok(self.clone()) };
+        let mut merged =
+            toml::Table::try_from(self).map_err(|e| Error::bug(format!("settings cannot be written: {e}")))?;
+        lay_over(&mut merged, own);
+        let retry: Retry =
+            merged.try_into().map_err(|e| Error::invalid(format!("not valid settings of a job: {e}")))?;
+        retry.validate()?;
+        Ok(retry)
+    }
+
+    fn validate(&self) -> Result<()> {
+        Trouble::ALL.into_iter().try_for_each(|trouble| self.of(trouble).validate(&format!("retry.{trouble}")))
+    }
 }
 
 /// Named sets of settings.
@@ -344,9 +366,7 @@ impl Config {
         {
             return Err(Error::invalid("a size's _min is greater than its _max"));
         }
-        for trouble in Trouble::ALL {
-            self.retry.of(trouble).validate(&format!("retry.{trouble}"))?;
-        }
+        self.retry.validate()?;
         self.validate_membership()
     }
 
@@ -468,6 +488,20 @@ mod tests {
             let error = config.for_job(Some(text)).expect_err(text);
             assert!(error.message.contains(expected), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn who_knows_only_the_policies_takes_a_jobs_own_from_the_same_text() {
+        let config = Config::profile(Profile::Testing).expect("profile");
+        let check = |settings: Option<&str>| {
+            let expected = config.for_job(settings).expect("settings").retry;
+            assert_eq!(config.retry.for_job(settings).expect("policies"), expected, "{settings:?}");
+        };
+        check(None);
+        check(Some("[phases]\nsort_ms = 5\n"));
+        check(Some("[retry.store]\nattempts_max = 77\n[tasks]\nattempts_max = 9\n"));
+        let refused = config.retry.for_job(Some("[retry.store]\njitter_percent = 101\n")).expect_err("refused");
+        assert!(refused.message.contains("retry.store.jitter_percent"), "{refused}");
     }
 
     #[test]

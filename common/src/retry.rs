@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -230,6 +230,8 @@ impl RecoveryStats {
 #[derive(Clone)]
 pub struct Retry {
     policies: Arc<config::Retry>,
+    /// Those that go before them, once they are known.
+    own: Arc<OnceLock<config::Retry>>,
     clock: Arc<dyn Clock>,
     counts: Arc<Counts>,
 }
@@ -266,14 +268,27 @@ struct Failures {
 impl Retry {
     /// Tries by these policies, and counts from nothing.
     pub fn new(policies: config::Retry, clock: Arc<dyn Clock>) -> Self {
-        Self { policies: Arc::new(policies), clock, counts: Arc::default() }
+        Self { policies: Arc::new(policies), own: Arc::default(), clock, counts: Arc::default() }
     }
 
     /// The same policies with counts of their own, for instance of one job; they are added here too.
     #[must_use]
     pub fn counting_apart(&self) -> Self {
         let counts = Counts { stats: Mutex::default(), above: Some(self.counts.clone()) };
-        Self { policies: self.policies.clone(), clock: self.clock.clone(), counts: Arc::new(counts) }
+        let (policies, clock) = (self.policies.clone(), self.clock.clone());
+        Self { policies, own: Arc::default(), clock, counts: Arc::new(counts) }
+    }
+
+    /// From now on, these clones of it go by the settings of one job, laid over the usual ones. They are read once: a job's settings do not change.
+    ///
+    /// # Errors
+    /// As [`config::Retry::for_job`]; the usual policies stay.
+    pub fn follow(&self, settings: Option<&str>) -> Result<()> {
+        if settings.is_some() && self.own.get().is_none() {
+            // Whoever else was quicker set the same.
+            drop(self.own.set(self.policies.for_job(settings)?));
+        }
+        Ok(())
     }
 
     /// What was counted so far.
@@ -289,7 +304,7 @@ impl Retry {
 
     /// The policy of one kind.
     pub fn policy(&self, trouble: Trouble) -> &Policy {
-        self.policies.of(trouble)
+        self.own.get().unwrap_or(&self.policies).of(trouble)
     }
 
     /// Makes a store call until it succeeds, fails for good, or has been tried often enough; the error then names `place`.
@@ -377,7 +392,7 @@ impl Retry {
             failures.since_ms = now_ms;
         }
         let tries = failures.tries.entry(kind).and_modify(|tries| *tries += 1).or_insert(1);
-        let policy = self.policies.of(kind);
+        let policy = self.policy(kind);
         let since_ms = now_ms.saturating_sub(failures.since_ms);
         if !policy.allows(*tries, since_ms) {
             self.counts.count(|stats| stats.gave_up(kind));
@@ -514,6 +529,19 @@ mod tests {
         sum.merge(&other.stats());
         assert_eq!(sum, all.stats());
         assert_eq!(all.retried(), 6);
+    }
+
+    #[test]
+    fn one_that_counts_apart_follows_a_jobs_settings_and_the_others_do_not() {
+        let all = retry();
+        let one = all.counting_apart();
+        let clone = one.clone();
+        one.follow(Some("[retry.store]\nattempts_max = 77\n")).expect("settings");
+        let tries = |retry: &Retry| retry.policy(Trouble::Store).attempts_max;
+        assert_eq!((tries(&one), tries(&clone)), (77, 77));
+        assert_ne!(tries(&all), 77);
+        assert_ne!(tries(&all.counting_apart()), 77);
+        assert!(all.follow(Some("nonsense")).is_err());
     }
 
     #[test]

@@ -216,10 +216,21 @@ impl Task {
     }
 
     async fn work(self: &Arc<Self>, gate: Gate) -> Result<Outcome> {
+        self.follow_settings().await?;
         self.step("begin").await?;
         let outcome = self.work_undisturbed(gate).await?;
         self.step("end").await?;
         Ok(outcome)
+    }
+
+    /// Tries again as the job's own settings say. They are in its plan, which has to be read first.
+    async fn follow_settings(&self) -> Result<()> {
+        let job = self.link.or_cancelled(self.context.cache.job(&self.run.plan)).await?;
+        if let Err(error) = self.link.retry.follow(job.plan.settings.as_deref()) {
+            // They were sound when the job was taken on; a build that knows them no longer goes by its own.
+            tracing::warn!(%error, "the job's own settings are passed over");
+        }
+        Ok(())
     }
 
     /// A point at which faults can be injected.

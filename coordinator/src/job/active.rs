@@ -40,6 +40,16 @@ impl Asked {
     fn of(spec_json: &str) -> Self {
         serde_json::from_str(spec_json).unwrap_or_default()
     }
+
+    /// They were sound when the job was taken on; a build that knows them no longer goes by its own.
+    fn settings(&self, config: &Config) -> Config {
+        config.for_job(self.settings.as_deref()).unwrap_or_else(|_| config.clone())
+    }
+}
+
+/// The coordinator's settings with those of a job over them.
+pub(super) fn settings_of(job: &DurableJob, config: &Config) -> Config {
+    Asked::of(&job.submitted.spec_json).settings(config)
 }
 
 /// What happens to a job at the moment. One thing at a time: whoever starts the next step sets the stage, so no effect goes out twice.
@@ -144,8 +154,7 @@ impl Active {
             replica: submitted.replica.as_deref().map(str::parse).transpose()?,
             attempts_max: submitted.attempts_max,
             bad_inputs: asked.bad_inputs,
-            // They were sound when the job was taken on; a build that knows them no longer goes by its own.
-            config: Arc::new(config.for_job(asked.settings.as_deref()).unwrap_or_else(|_| config.clone())),
+            config: Arc::new(asked.settings(config)),
             stage: Stage::Working,
             plan,
             owners,

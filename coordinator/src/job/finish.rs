@@ -11,7 +11,7 @@ use muster_common::wire::{BlobRef, Broadcast, CancelAttempt};
 use muster_common::{Error, ErrorKind, Result};
 use muster_kernel::proof::Sums;
 
-use super::active::{Active, Attempt, Stage, Waiters};
+use super::active::{Active, Attempt, Stage, Waiters, settings_of};
 use super::durable::DurableJob;
 use super::io::{Effect, Leftovers, Publication, PublishedPart, RefusalCode, ReplyTo};
 use super::status::{recoveries, skipped_objects};
@@ -237,7 +237,7 @@ impl Machine {
                     return self.give_up_cleaning(job, lasted_ms, &error);
                 }
                 active.trouble = Some(error.message.clone());
-                let pause_ms = self.config.retry.store.pause_ms(active.tries, self.jitter.next());
+                let pause_ms = active.config.retry.store.pause_ms(active.tries, self.jitter.next());
                 if active.tries == 1 {
                     self.event(Some(job), "warning", "clean-up-failed", error.message);
                 }
@@ -302,7 +302,9 @@ impl Machine {
         match result {
             Err(_) if *tries + 1 < LATE_SWEEPS_MAX => {
                 *tries += 1;
-                let pause_ms = self.config.retry.store.pause_ms(*tries, self.jitter.next());
+                let own = self.durable.jobs.get(job).map(|durable| settings_of(durable, &self.config));
+                let retry = own.as_ref().map_or(&self.config.retry, |own| &own.retry);
+                let pause_ms = retry.store.pause_ms(*tries, self.jitter.next());
                 self.after(pause_ms, Timer::SweepLate(job.clone()));
             }
             Err(error) => {

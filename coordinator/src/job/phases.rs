@@ -232,7 +232,7 @@ impl Machine {
         let passing = error.kind.is_passing() || (decided && error.kind == ErrorKind::Exhausted);
         let too_long = decided && lasted_ms > limit_ms;
         if !too_long && (passing || (decided && active.tries < HOPELESS_TRIES_MAX)) {
-            let pause_ms = self.config.retry.store.pause_ms(active.tries, self.jitter.next());
+            let pause_ms = active.config.retry.store.pause_ms(active.tries, self.jitter.next());
             active.recoveries.store_trouble(self.now_ms);
             active.trouble = Some(error.message.clone());
             active.news = true;

@@ -289,7 +289,9 @@ impl Machine {
         } else if delayed {
             let tries = self.tries(job, id.task);
             let (phase, index) = (id.task.phase, id.task.index);
-            let pause_ms = self.config.retry.task.pause_ms(tries, self.jitter.next());
+            let own = self.active.get(job).map(|active| active.config.clone());
+            let retry = own.as_ref().map_or(&self.config.retry, |own| &own.retry);
+            let pause_ms = retry.task.pause_ms(tries, self.jitter.next());
             self.after(pause_ms, Timer::Requeue(job.clone(), phase, index));
         } else if limited {
             self.watch.limited.push_back((job.clone(), id.task.phase, id.task.index));
@@ -416,7 +418,7 @@ impl Machine {
                 if awaited {
                     active.trouble = Some(error.message);
                 }
-                let pause_ms = self.config.retry.abort.pause_ms(tries + 1, self.jitter.next());
+                let pause_ms = active.config.retry.abort.pause_ms(tries + 1, self.jitter.next());
                 self.after(pause_ms, Timer::Abort(job.clone(), *attempt));
             }
         }

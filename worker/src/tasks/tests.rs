@@ -836,3 +836,17 @@ async fn a_plan_leads_a_worker_nowhere_else() {
     let error = failure(world.run(Phase::Sort, 0, sort()).await.0);
     assert!(error.message.starts_with("input changed during the job: worker://w1/"), "{error}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_job_tries_as_often_as_its_own_settings_say() {
+    for (settings, enough) in [(None, false), (Some("[retry.store]\nattempts_max = 200\ntotal_ms = 0\n"), true)] {
+        let spec = SortSpec::new(Format::Fixed { len: 10 });
+        let mut world = World::new(spec, &[vec![7; 100]], 100, 2, AMPLE).await;
+        world.replan(|plan| plan.settings = settings.map(str::to_owned)).await;
+        // The plan itself is read by the worker's own settings.
+        world.sample().await;
+        world.bucket.failing_reads.store(50, Ordering::SeqCst);
+        let outcome = world.run(Phase::Sample, 0, Work::Sample { skip: Vec::new() }).await.0;
+        assert_eq!(matches!(outcome, Outcome::Sampled { .. }), enough, "{settings:?}: {outcome:?}");
+    }
+}

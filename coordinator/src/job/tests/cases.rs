@@ -509,6 +509,33 @@ fn a_clean_up_that_fails_for_too_long_is_given_up_and_its_output_is_free() {
 }
 
 #[test]
+fn a_job_waits_as_its_own_settings_say() {
+    let slowly = |kind: &str| {
+        format!("[retry.{kind}]\nstrategy = \"fixed\"\npause_ms = 30000\npause_max_ms = 30000\njitter_percent = 0\n")
+    };
+    let begin = |kind: &str, step: &'static str| {
+        let mut world = world(2);
+        let mut spec = spec("j1");
+        spec.settings = Some(slowly(kind));
+        if step == "task" {
+            world.worker_mut("w1").fails = Some(Error::retry("once"));
+        } else {
+            world.store_fails.entry(step).or_default().push_back(Error::retry("once"));
+        }
+        world.submit(spec);
+        world
+    };
+    for (kind, step) in [("store", "choose"), ("store", "publish"), ("store", "clean"), ("task", "task")] {
+        let mut world = begin(kind, step);
+        world.pass(28);
+        assert!(!world.status("j1").expect("status").cleaned, "{kind} of {step}: the usual pause is short");
+        world.pass(8);
+        assert_eq!(world.settle("j1"), JobState::Succeeded, "{kind} of {step}");
+        assert!(world.now_ms < 50_000, "{kind} of {step}: {} ms", world.now_ms);
+    }
+}
+
+#[test]
 fn a_job_without_workers_ends() {
     let mut world = World::new(config());
     world.submit(spec("j1"));
