@@ -15,7 +15,7 @@ use super::active::{Active, Attempt, Stage, Waiters, settings_of};
 use super::durable::DurableJob;
 use super::io::{Effect, Leftovers, Publication, PublishedPart, RefusalCode, ReplyTo};
 use super::status::{recoveries, skipped_objects};
-use super::{JobId, Machine, SharedPlan, Timer};
+use super::{JOBS_MAX, JobId, Machine, SharedPlan, Timer};
 use crate::journal::record::{JobEnded, JobOutcome, Record};
 use crate::membership::health::Subject;
 
@@ -269,7 +269,7 @@ impl Machine {
             self.event(Some(job), "info", "job-cleaned", "scratch and unfinished uploads are gone");
         }
         self.urgent.insert(job.clone());
-        self.after(self.config.store.late_sweep_ms, Timer::SweepLate(job.clone()));
+        self.will_sweep_late(job.clone());
         self.forget_old();
     }
 
@@ -279,8 +279,16 @@ impl Machine {
         let mut jobs: Vec<(u64, JobId)> = cleaned.map(|(id, job)| (job.submitted.order, id.clone())).collect();
         jobs.sort_unstable();
         for (_, job) in jobs.into_iter().rev().take(LATE_SWEPT_JOBS_MAX) {
-            self.after(self.config.store.late_sweep_ms, Timer::SweepLate(job));
+            self.will_sweep_late(job);
         }
+    }
+
+    /// From here on it is not forgotten, however many others end meanwhile, until it was swept; beyond a number of them the sweep is left out if it is.
+    fn will_sweep_late(&mut self, job: JobId) {
+        if self.sweeping.len() < JOBS_MAX {
+            self.sweeping.entry(job.clone()).or_default();
+        }
+        self.after(self.config.store.late_sweep_ms, Timer::SweepLate(job));
     }
 
     /// A request to the store may be on its way for longer than the worker lives that sent it, and longer than its job. What it makes bears the job's name in scratch,

@@ -93,7 +93,7 @@ pub struct Machine {
     /// When this leader began.
     led_since_ms: u64,
     tickets: Tickets,
-    /// Jobs whose scratch is swept once more, and how often that has failed. Until it has ended they are not forgotten, so that nobody takes their names.
+    /// Cleaned jobs whose scratch is to be swept once more, and how often that has failed. Until it has ended they are not forgotten, so that nobody takes their names.
     sweeping: BTreeMap<JobId, u32>,
     next_order: u64,
     /// When ended jobs are looked through for old ones.

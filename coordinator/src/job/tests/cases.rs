@@ -598,8 +598,14 @@ fn ended_jobs_are_forgotten_in_order() {
         world.submit(spec(id));
         assert_eq!(world.settle(id), JobState::Succeeded);
     }
-    let known: Vec<String> = world.machine.durable().jobs.keys().map(ToString::to_string).collect();
-    assert_eq!(known, ["c", "d"]);
+    let known =
+        |world: &World| -> Vec<String> { world.machine.durable().jobs.keys().map(ToString::to_string).collect() };
+    assert_eq!(known(&world), ["a", "b", "c", "d"], "each is swept once more before it is forgotten");
+    let late_ms = world.config.store.late_sweep_ms;
+    world.tick(late_ms);
+    world.pass(61);
+    assert_eq!(known(&world), ["c", "d"]);
+    assert_eq!(world.log.iter().filter(|line| line.contains("came late")).count(), 4);
 }
 
 /// A world whose job has ended, been cleaned, and been given something since.

@@ -228,6 +228,7 @@ fn a_job_may_have_its_own_settings() {
 fn ended_jobs_are_forgotten_when_they_are_old() {
     let mut config = config();
     config.journal.ended_age_ms = 120_000;
+    config.store.late_sweep_ms = 100_000;
     let mut world = World::new(config);
     world.join("w1", 1);
     world.submit(spec("j1"));
