@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use muster_common::names::{self, SCRATCH_DIR};
-use muster_common::plan::{PLAN_BYTES_MAX, Plan};
+use muster_common::plan::{BadRecords, PLAN_BYTES_MAX, Plan};
 use muster_common::planted::{self, Bug};
 use muster_common::store::{BlobUrl, OpenUpload, Scheme, Stores};
 use muster_common::{ErrorKind, Result};
@@ -21,8 +21,6 @@ use crate::job::io::Leftovers;
 const LISTED_MAX: usize = 1_000_000;
 /// Open uploads that one listing may give.
 pub(super) const UPLOADS_MAX: usize = 100_000;
-/// Parts whose own key is asked for open uploads, where the store may not list those below a prefix.
-const ASKED_MAX: u32 = 1000;
 
 /// Removes the leftovers. Harmless where that has happened before.
 ///
@@ -98,10 +96,9 @@ async fn plan_of(stores: &Stores, leftovers: &Leftovers) -> Result<Option<Plan>>
 async fn unknown_uploads(stores: &Stores, leftovers: &Leftovers, plan: &Plan) -> Result<Vec<(BlobUrl, String)>> {
     let Leftovers { output, partitions, .. } = leftovers;
     let store = stores.open(output).await?;
-    let part = |partition: u32| output.join(&names::part_name(partition, &plan.extension));
     let mut asked = vec![output.clone()];
     if matches!(output.scheme(), Scheme::S3 { .. }) {
-        asked.extend((0..(*partitions).min(ASKED_MAX)).map(part));
+        asked.extend(own_objects(output, *partitions, plan));
     }
     let ask = |url: BlobUrl| {
         let store = store.clone();
@@ -109,14 +106,21 @@ async fn unknown_uploads(stores: &Stores, leftovers: &Leftovers, plan: &Plan) ->
     };
     let open: BTreeSet<OpenUpload> =
         stream::iter(asked.into_iter().map(ask)).buffer_unordered(AT_ONCE).try_fold(BTreeSet::new(), collect).await?;
-    let own: BTreeSet<String> =
-        (0..*partitions).map(part).chain([output.join(names::SUCCESS)]).map(|url| url.key().to_owned()).collect();
+    let own: BTreeSet<String> = own_objects(output, *partitions, plan).map(|url| url.key().to_owned()).collect();
     let before: BTreeSet<&String> = plan.uploads_before.iter().collect();
     let trusts = planted::is(Bug::TrustListing);
     let quarantine = output.join(names::QUARANTINE_DIR);
     let is_own = |key: &String| own.contains(key) || quarantine.contains(&output.with_key(key.clone()));
     let fresh = open.into_iter().filter(|open| (trusts || !before.contains(&open.upload)) && is_own(&open.key));
     Ok(fresh.map(|open| (output.with_key(open.key), open.upload)).collect())
+}
+
+/// All that a job may have begun to upload into OUTPUT. Some stores list open uploads by the whole key only, so each is asked for.
+fn own_objects(output: &BlobUrl, partitions: u32, plan: &Plan) -> impl Iterator<Item = BlobUrl> {
+    let parts = (0..partitions).map(|partition| names::part_name(partition, &plan.extension));
+    let splits = if plan.bad_records == BadRecords::Quarantine { plan.splits.len() } else { 0 };
+    let quarantine = (0..u32::try_from(splits).unwrap_or(u32::MAX)).map(names::quarantine_path);
+    parts.chain([names::SUCCESS.to_owned()]).chain(quarantine).map(|name| output.join(&name))
 }
 
 async fn collect(mut all: BTreeSet<OpenUpload>, some: Vec<OpenUpload>) -> Result<BTreeSet<OpenUpload>> {
@@ -154,7 +158,45 @@ fn folders(scratch: &BlobUrl) -> Vec<BlobUrl> {
 
 #[cfg(test)]
 mod tests {
+    use muster_kernel::record::Format;
+    use muster_kernel::spec::SortSpec;
+
     use super::*;
+
+    fn plan(splits: usize, bad_records: BadRecords) -> Plan {
+        Plan {
+            job: "j1".parse().expect("job id"),
+            sort: SortSpec::new(Format::Lines { terminator: b'\n' }),
+            objects: Vec::new(),
+            splits: vec![Vec::new(); splits],
+            partitions: 1,
+            sample_seed: 0,
+            samples_per_split: 1,
+            output: "s3://bucket/out".to_owned(),
+            extension: "txt".to_owned(),
+            scratch: "s3://bucket/_muster/d1/j1".to_owned(),
+            replaced: Vec::new(),
+            uploads_before: Vec::new(),
+            fsync: false,
+            attempts_max: 1,
+            replica: None,
+            bad_records,
+            settings: None,
+        }
+    }
+
+    #[test]
+    fn every_object_of_the_job_is_asked_for_open_uploads() {
+        let output: BlobUrl = "s3://bucket/out".parse().expect("url");
+        let keys = |partitions: u32, plan: &Plan| -> Vec<String> {
+            own_objects(&output, partitions, plan).map(|url| url.key().to_owned()).collect()
+        };
+        let all = ["out/part-00000.txt", "out/part-00001.txt", "out/_SUCCESS", "out/_quarantine/split-00000.jsonl"];
+        assert_eq!(keys(2, &plan(1, BadRecords::Quarantine)), all);
+        assert_eq!(keys(2, &plan(1, BadRecords::Skip)), all[..3]);
+        assert_eq!(keys(0, &plan(1, BadRecords::Fail)), ["out/_SUCCESS"]);
+        assert_eq!(keys(50_000, &plan(9, BadRecords::Quarantine)).len(), 50_010);
+    }
 
     #[test]
     fn only_own_folders_are_pruned() {
