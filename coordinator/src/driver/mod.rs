@@ -2,6 +2,7 @@
 //! effects in their order. It decides nothing.
 //!
 //! What is published from the loop (answers, beats, progress) is sent only while the connection stands and within a short bound: all of it is repeated or asked for again.
+//! Events are not, so they wait for the connection ([`unsent`]).
 //! What waits (commands, stores) runs in tasks of its own and comes back as an input. Records go to the journal's writer in the order in which the machine gave them.
 //!
 //! A term ends when somebody else is known to lead ([`fence`], or an append that is refused), and a loop that was paused for long asks before it does anything else. What
@@ -38,6 +39,7 @@ mod formats;
 mod listing;
 mod offers;
 mod publish;
+mod unsent;
 
 use crate::api::{self, ControlApi};
 use crate::job::Machine;
@@ -47,6 +49,7 @@ use crate::stand_by::SUBSCRIBE_TIMEOUT;
 use asker::{Asker, Askers};
 use effects::{Hands, Timeouts};
 use fence::Fence;
+use unsent::Unsent;
 
 /// Longest pause between two looks at the clock, in milliseconds.
 const TICK_MS: u64 = 100;
@@ -93,6 +96,7 @@ pub(crate) struct Driver {
     fence_due_ms: u64,
     looking: Option<AbortHandle>,
     connected: bool,
+    unsent: Unsent,
     /// Becomes an error when somebody else is known to lead.
     over: watch::Receiver<Option<Error>>,
     cause: String,
@@ -169,6 +173,7 @@ impl Driver {
             fence_due_ms: now_ms + config_silence_ms,
             looking: None,
             connected: true,
+            unsent: Unsent::default(),
             over,
             cause,
             damage,
@@ -188,9 +193,11 @@ impl Driver {
     async fn lead(&mut self, shutdown: &mut watch::Receiver<bool>) -> Result<()> {
         let unix_ms = self.clock.unix_ms();
         self.feed(Input::Began { unix_ms }).await?;
-        self.publish_event(self.about("info", "took-over", self.cause.clone())).await;
+        let took_over = self.about("info", "took-over", self.cause.clone());
+        self.publish_event(took_over).await;
         for damage in std::mem::take(&mut self.damage) {
-            self.publish_event(self.about("error", "journal-damaged", damage)).await;
+            let damaged = self.about("error", "journal-damaged", damage);
+            self.publish_event(damaged).await;
         }
         let pause_ms = self.config.leader.silence_ms / 2;
         let mut looked_ms = self.clock.now_ms();
@@ -342,6 +349,7 @@ impl Driver {
                 self.feed(Input::Connection { up }).await?;
             }
             self.feed(Input::Tick).await?;
+            self.publish_unsent().await;
         }
         if now_ms >= self.fence_due_ms && self.looking.as_ref().is_none_or(AbortHandle::is_finished) {
             // Whoever took over may be gone again before it was heard; a leader with nothing to write would never find out.
@@ -467,7 +475,7 @@ impl Driver {
         self.tasks.spawn(async move { work.await.unwrap_or(on_panic) });
     }
 
-    async fn publish_event(&self, event: Event) {
+    async fn publish_event(&mut self, event: Event) {
         let event = Event { unix_ms: self.clock.unix_ms(), ..event };
         let (job, epoch) = (event.job.as_ref().map(JobId::as_str), event.epoch);
         match event.severity.as_str() {
@@ -475,9 +483,28 @@ impl Driver {
             "warning" => tracing::warn!(job, epoch, kind = event.kind, "{}", event.text),
             _ => tracing::info!(job, epoch, kind = event.kind, "{}", event.text),
         }
+        self.unsent.keep(event);
+        self.publish_unsent().await;
+    }
+
+    /// Sends the events that wait, in order, if the connection stands. One that goes down on the way keeps what has not been handed over.
+    async fn publish_unsent(&mut self) {
+        if self.unsent.is_empty() || self.hands.client.connection_state() != State::Connected {
+            return;
+        }
+        for event in self.unsent.take() {
+            if self.hands.client.connection_state() == State::Connected {
+                self.send_event(&event).await;
+            } else {
+                self.unsent.keep(event);
+            }
+        }
+    }
+
+    async fn send_event(&self, event: &Event) {
         let names = &self.hands.names;
         let subject = event.job.as_ref().map_or_else(|| names.deployment_event(), |job| names.event(job));
-        self.publish_json("event", subject, &event).await;
+        self.publish_json("event", subject, event).await;
     }
 
     async fn publish_frame<T: wire::Message>(&self, word: &'static str, subject: String, message: &T) {
