@@ -19,6 +19,8 @@ use crate::membership::phi::Liveness;
 const MISSING_BEATS_MAX: u64 = 3;
 /// Most orders to abandon that one heartbeat brings about; the next brings the rest.
 const CANCELS_MAX: usize = 64;
+/// Characters of what a worker waits for that are told.
+pub(super) const WAITING_CHARS_MAX: usize = 200;
 
 impl Machine {
     pub(super) fn register(&mut self, to: ReplyTo, register: Register) {
@@ -123,15 +125,18 @@ impl Machine {
         self.beats(&id);
         let news = self.workers.update(&id, |worker| {
             worker.sequence = Some(sequence);
+            let waited = worker.waits_for_store().is_some();
             let before = std::mem::replace(&mut worker.health, health).throttled;
             // The first heartbeat that this leader sees speaks of what was before it.
             let more = newest.map_or(0, |_| worker.health.throttled.saturating_sub(before));
             let was_draining = worker.draining;
             worker.draining |= state == WorkerState::Draining;
-            (was_draining, more)
+            let waits = worker.waits_for_store().map(str::to_owned);
+            (was_draining, more, waited, waits)
         });
-        let (was_draining, more) = news.unwrap_or_default();
+        let (was_draining, more, waited, waits) = news.unwrap_or_default();
         self.limits.throttled(more);
+        self.store_heard_of(&id, waited, waits.as_deref());
         match state {
             WorkerState::Leaving => return self.left(&id),
             WorkerState::Active if was_draining => self.send_drain(&id),
@@ -139,6 +144,18 @@ impl Machine {
         }
         self.take_progress(&id, &attempts);
         self.find_missing(&id, &attempts);
+    }
+
+    /// Tells people when a worker begins to wait for a store, and when it no longer does.
+    fn store_heard_of(&mut self, id: &WorkerId, waited: bool, waits: Option<&str>) {
+        match (waited, waits) {
+            (false, Some(what)) => {
+                let what: String = what.chars().take(WAITING_CHARS_MAX).collect();
+                self.event(None, "warning", "worker-cut-off", format!("{id} lives, but waits for {what}"));
+            }
+            (true, None) => self.event(None, "info", "worker-store-back", format!("{id} has its store again")),
+            (true, Some(_)) | (false, None) => {}
+        }
     }
 
     fn take_progress(&mut self, id: &WorkerId, attempts: &[AttemptProgress]) {

@@ -123,6 +123,9 @@ impl Machine {
         if let Some(owner) = self.waiting_for_owner(active).filter(|_| needs_workers) {
             return Some(owner);
         }
+        if let Some(what) = self.all_wait_for(active).filter(|_| needs_workers) {
+            return Some(format!("{what} (all workers)"));
+        }
         if let Some(rate) = self.limits.rate_per_s().filter(|_| needs_workers && active.running() > 0) {
             return Some(format!("store: it asks for fewer requests; {rate} a second are allowed"));
         }

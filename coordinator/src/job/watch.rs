@@ -12,6 +12,7 @@ use muster_common::{Error, ErrorKind};
 use super::Machine;
 use super::active::{Active, Attempt, Stage};
 use super::io::Effect;
+use super::pool::WAITING_CHARS_MAX;
 use super::schedule::TakenBack;
 use super::workers::{Look, Worker};
 use crate::membership::breaker::{self, State, Ticket};
@@ -36,6 +37,8 @@ pub(super) struct Watch {
     pub limited: VecDeque<(JobId, Phase, u32)>,
     /// How many had fallen silent together, while they have not come back.
     partition: Option<u32>,
+    /// What all living workers wait for, where that is a store.
+    all_wait_for: Option<String>,
     /// Times in a row that the journal's writer could not write.
     journal_failures: u32,
 }
@@ -61,6 +64,7 @@ impl Machine {
             self.find_hung();
             self.speculate();
             self.watch_partition();
+            self.watch.all_wait_for = store_of_all(self.workers.iter().map(|(_, worker)| worker));
             self.watch_health();
             for id in self.workers.forget(self.now_ms, self.config.pool.forget_ms) {
                 self.forget_alerts(&Subject::Worker(id));
@@ -361,6 +365,14 @@ impl Machine {
         self.tell_alerts(transitions);
     }
 
+    /// The store that keeps all workers of a job waiting: those that are at work on it, or where there is none, all that live.
+    pub(super) fn all_wait_for(&self, active: &Active) -> Option<String> {
+        if active.running() == 0 {
+            return self.watch.all_wait_for.clone();
+        }
+        store_of_all(active.running_attempts().filter_map(|attempt| self.workers.get(&attempt.worker)))
+    }
+
     fn deployment_figures(&mut self) -> DeploymentFigures {
         let waiting = |active: &Active| active.all_tasks().map(|tasks| tasks.queue.len()).sum::<usize>();
         let tasks_waiting: usize = self.active.values().map(waiting).sum();
@@ -416,6 +428,13 @@ impl Machine {
         let alerts = raised.map(|alert| alert.rule.as_str().to_owned()).collect();
         WorkerStatus { alerts, ..worker.status(&self.config, self.now_ms) }
     }
+}
+
+/// What the first of these workers waits for, if each that lives waits for a store.
+fn store_of_all<'a>(workers: impl Iterator<Item = &'a Worker>) -> Option<String> {
+    let mut waits = workers.filter(|worker| worker.is_alive()).map(Worker::waits_for_store);
+    let first = waits.next()??;
+    waits.all(|what| what.is_some()).then(|| first.chars().take(WAITING_CHARS_MAX).collect())
 }
 
 /// Whether an attempt failed by a fault of its worker. Bad input, a store that is away or what somebody else wrote is none.

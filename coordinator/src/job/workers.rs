@@ -23,6 +23,8 @@ pub(super) const WORKERS_MAX: usize = 20_000;
 /// Most attempts that one worker may offer to run at once.
 pub(super) const SLOTS_MAX: u32 = 4096;
 const TEXT_BYTES_MAX: usize = 256;
+/// How a worker that waits for a store begins to say so.
+const STORE: &str = "store";
 const LABELS_MAX: usize = 64;
 /// Heartbeats of the whole pool in a second are about this many.
 const HEARTBEATS_A_SECOND: u64 = 1000;
@@ -126,7 +128,14 @@ impl Worker {
     }
 
     pub(super) fn class(&self, config: &Config) -> Class {
-        health::class(self.detector.state(), self.breaker.state(), self.speed.is_slow(&config.speculation))
+        let waits = self.waits_for_store().is_some();
+        health::class(self.detector.state(), self.breaker.state(), self.speed.is_slow(&config.speculation), waits)
+    }
+
+    /// The store that it waits for, in its own words.
+    pub(super) fn waits_for_store(&self) -> Option<&str> {
+        let named = |what: &str| what == STORE || what.strip_prefix(STORE).is_some_and(|name| name.starts_with(' '));
+        self.health.waiting_for.as_deref().filter(|what| named(what))
     }
 
     /// What the rules of health look at.
@@ -161,6 +170,7 @@ impl Worker {
             _ if self.speed.is_slow(&config.speculation) => {
                 Some(format!("slow: {} % of the median rate", self.speed.percent()))
             }
+            _ if self.waits_for_store().is_some() => Some("it cannot reach its store".to_owned()),
             _ => None,
         }
     }

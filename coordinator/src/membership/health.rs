@@ -23,7 +23,7 @@ const DISK_BAND_PERCENT: u64 = 25;
 pub enum Class {
     /// None of the below.
     Healthy,
-    /// Suspect, slow, or its breaker is half-open.
+    /// Suspect, slow, waiting for a store, or its breaker is half-open.
     Degraded,
     /// Dead, or its breaker is open.
     Failed,
@@ -41,11 +41,11 @@ impl Class {
 }
 
 /// The class of a worker.
-pub fn class(liveness: Liveness, breaker: breaker::State, slow: bool) -> Class {
+pub fn class(liveness: Liveness, breaker: breaker::State, slow: bool, waits: bool) -> Class {
     match (liveness, breaker) {
         (Liveness::Dead, _) | (_, breaker::State::Open { .. }) => Class::Failed,
         (Liveness::Suspect, _) | (_, breaker::State::HalfOpen) => Class::Degraded,
-        _ if slow => Class::Degraded,
+        _ if slow || waits => Class::Degraded,
         (Liveness::Healthy | Liveness::Rejoined, breaker::State::Closed) => Class::Healthy,
     }
 }

@@ -173,7 +173,10 @@ fn classes_follow_detector_breaker_and_speed() {
         (Liveness::Dead, State::Closed, false, Class::Failed),
         (Liveness::Dead, State::HalfOpen, true, Class::Failed),
     ] {
-        assert_eq!(class(liveness, breaker, slow), expected, "{liveness:?} {breaker:?} {slow}");
+        assert_eq!(class(liveness, breaker, slow, false), expected, "{liveness:?} {breaker:?} {slow}");
+        // Without its store even a quick worker is not healthy.
+        let waits = expected.max(Class::Degraded);
+        assert_eq!(class(liveness, breaker, slow, true), waits, "{liveness:?} {breaker:?} {slow}, without its store");
     }
     let shares = Shares::count([Class::Healthy, Class::Failed, Class::Healthy, Class::Degraded]);
     assert_eq!(shares, Shares { healthy: 2, degraded: 1, failed: 1 });

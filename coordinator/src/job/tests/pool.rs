@@ -3,7 +3,7 @@
 use muster_common::api::{JobState, WorkerStatus};
 use muster_common::config::Config;
 use muster_common::ids::Phase;
-use muster_common::wire::Outcome;
+use muster_common::wire::{Outcome, RunReply};
 use muster_common::{Error, ErrorKind};
 
 use super::cases::{error_of, reply_to, said};
@@ -126,6 +126,49 @@ fn nobody_hangs_who_says_what_for_or_who_progresses() {
     assert!(!said(&world, "attempt-hung"));
     assert_eq!(listed(&mut world, "w1").waiting_for, None);
     assert_eq!(world.settle_after_finishing("j1"), JobState::Succeeded);
+}
+
+#[test]
+fn a_job_whose_workers_all_wait_for_a_store_says_so() {
+    let mut config = config();
+    config.speculation.slots_percent = 0;
+    let mut world = pool(config, 2, Phase::Sort);
+    world.hold("w2", &[Phase::Sort]);
+    world.submit(spec("j1"));
+    assert!(!world.held("w1").is_empty() && !world.held("w2").is_empty());
+    let waiting = |world: &mut World| world.status("j1").expect("status").waiting_for;
+    let wait = |world: &mut World, id: &str, what: Option<&str>| {
+        world.worker_mut(id).health.waiting_for = what.map(str::to_owned);
+        world.pass(2);
+    };
+    wait(&mut world, "w1", Some("store s3://b"));
+    assert_eq!(waiting(&mut world), None, "the other one works");
+    let status = listed(&mut world, "w1");
+    assert_eq!((status.state.as_str(), status.cause.as_deref()), ("degraded", Some("it cannot reach its store")));
+    assert_eq!(listed(&mut world, "w2").state, "healthy");
+    wait(&mut world, "w2", Some("store s3://b"));
+    assert_eq!(waiting(&mut world).as_deref(), Some("store s3://b (all workers)"));
+    world.pass(100);
+    assert!(!said(&world, "slow-progress"), "the store is the cause, and named");
+    assert_eq!((count(&world, "worker-cut-off"), count(&world, "worker-store-back")), (2, 0), "once for each");
+    wait(&mut world, "w1", Some("storehouse"));
+    wait(&mut world, "w2", None);
+    assert_eq!(waiting(&mut world), None);
+    assert_eq!((count(&world, "worker-cut-off"), count(&world, "worker-store-back")), (2, 2));
+    assert_eq!(listed(&mut world, "w1").state, "healthy");
+    assert_eq!(world.settle_after_finishing("j1"), JobState::Succeeded);
+}
+
+#[test]
+fn a_job_without_attempts_waits_for_the_store_that_all_workers_wait_for() {
+    let mut world = World::new(config());
+    world.join("w1", 1);
+    world.worker_mut("w1").health.waiting_for = Some("store".to_owned());
+    world.worker_mut("w1").answers = Some(Ok(RunReply::Busy));
+    world.tick(1000);
+    world.submit(spec("j1"));
+    let status = world.status("j1").expect("status");
+    assert_eq!((status.attempts_running, status.waiting_for.as_deref()), (0, Some("store (all workers)")));
 }
 
 #[test]
