@@ -108,6 +108,8 @@ pub(super) struct Active {
     pub recoveries: Recoveries,
     /// Merges under way that may read an older list of runs than the journal has.
     pub older_list: BTreeSet<AttemptId>,
+    /// Merges whose worker died, and whose uploads are being revoked.
+    pub bereaved: BTreeSet<AttemptId>,
     /// Its place in the machine's order of runnable jobs, while it has one.
     pub runnable: Option<u32>,
     /// Taken over: nothing is granted before workers had time to register again.
@@ -166,6 +168,7 @@ impl Active {
             failed_unix_ms: BTreeMap::new(),
             recoveries: Recoveries::of(job, now_ms),
             older_list: BTreeSet::new(),
+            bereaved: BTreeSet::new(),
             runnable: None,
             held_back: false,
             samples: Vec::new(),
@@ -534,6 +537,13 @@ impl PhaseTasks {
         if matches!(self.states.get(index as usize), Some(TaskState::Delayed | TaskState::Revoking(_))) {
             self.put(index, TaskState::Waiting);
             self.queue.insert(index);
+        }
+    }
+
+    /// A revoked task whose upload is gone waits all the same.
+    pub(super) fn delay(&mut self, index: u32) {
+        if matches!(self.states.get(index as usize), Some(TaskState::Revoking(_))) {
+            self.put(index, TaskState::Delayed);
         }
     }
 

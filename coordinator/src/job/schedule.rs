@@ -278,6 +278,9 @@ impl Machine {
         let Some(attempt) = tasks.stop(id, next) else { return };
         active.news = true;
         active.older_list.remove(id);
+        if has_upload && alone && matches!(why, TakenBack::Died(_)) {
+            active.bereaved.insert(*id);
+        }
         self.workers.update(&attempt.worker, |worker| worker.attempts.remove(&(job.clone(), *id)));
         self.end_with(job, &attempt, why);
         let exhausted = self.remember(job, id, &attempt.worker, why);
@@ -412,8 +415,19 @@ impl Machine {
         let state = tasks.and_then(|tasks| tasks.state(attempt.task));
         let awaited = matches!(state, Some(TaskState::Revoking(revoked)) if revoked == attempt);
         match result {
-            Ok(()) if awaited => self.requeue(job, attempt.task.phase, attempt.task.index),
-            Ok(()) => {}
+            Ok(()) if awaited => {
+                let (phase, index) = (attempt.task.phase, attempt.task.index);
+                // Its upload had to go first; from here on it is a lost task like any other.
+                if active.bereaved.remove(attempt) && !self.ramp.take(self.now_ms) {
+                    active.tasks_of_mut(phase).into_iter().for_each(|tasks| tasks.delay(index));
+                    self.watch.limited.push_back((job.clone(), phase, index));
+                } else {
+                    self.requeue(job, phase, index);
+                }
+            }
+            Ok(()) => {
+                active.bereaved.remove(attempt);
+            }
             Err(error) => {
                 if awaited {
                     active.trouble = Some(error.message);

@@ -238,6 +238,35 @@ fn a_wave_of_losses_is_recovered_from_slowly_and_sheds_new_jobs() {
 }
 
 #[test]
+fn merges_whose_uploads_are_revoked_in_a_wave_recover_slowly_too() {
+    let mut config = config();
+    config.speculation.slots_percent = 0;
+    let mut world = World::new(config);
+    for n in 0..10 {
+        world.join(&format!("w{n}"), 1);
+        world.hold(&format!("w{n}"), &[Phase::Merge]);
+    }
+    world.listing = listing(&[1000]);
+    let mut spec = spec("j1");
+    spec.sizing.partitions = Some(10);
+    world.submit(spec);
+    (0..10).for_each(|n| world.open_uploads(&format!("w{n}")));
+    assert_eq!(world.uploads.len(), 10);
+    (0..8).for_each(|n| world.kill(&format!("w{n}")));
+    world.join("w10", 16);
+    world.hold("w10", &[Phase::Merge]);
+    let before = world.granted.len();
+    while count(&world, "worker-lost:") < 8 {
+        world.tick(100);
+    }
+    assert_eq!(world.uploads.len(), 2, "what the lost ones had open is gone at once");
+    assert!(world.granted.len() < before + 4, "{} at once", world.granted.len() - before);
+    world.pass(30);
+    assert_eq!(world.granted.len(), before + 8, "each goes out again");
+    assert_eq!(world.settle_after_finishing("j1"), JobState::Succeeded);
+}
+
+#[test]
 fn workers_cut_off_together_are_a_partition_and_heal() {
     let mut world = World::new(config());
     for n in 0..4 {
