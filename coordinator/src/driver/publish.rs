@@ -15,7 +15,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use muster_common::names::SUCCESS;
 use muster_common::plan::PinnedObject;
-use muster_common::store::{Access, BlobUrl, Blobs, PartAt, Stores};
+use muster_common::store::{Access, BlobUrl, Blobs, PartAt, Stores, read_whole};
 use muster_common::wire::{BlobRef, Digester};
 use muster_common::{Error, ErrorKind, Result};
 
@@ -39,7 +39,7 @@ pub(super) async fn publish(stores: &Stores, fence: &Fence, publication: &Public
     if !stands(&store, &success, &publication.manifest).await {
         remove_old(&store, fence, &success).await?;
         for (lines, to) in &publication.quarantine {
-            copy(stores, fence, lines, to, publication.sync).await?;
+            read_whole(|| copy(stores, fence, lines, to, publication.sync)).await?;
         }
         complete(&store, fence, publication).await?;
         fence.check().await?;
@@ -119,7 +119,7 @@ fn named(publication: &Publication) -> impl Iterator<Item = &BlobUrl> {
     publication.parts.iter().map(|part| &part.url).chain(publication.quarantine.iter().map(|(_, to)| to))
 }
 
-/// Copies an object piece by piece. It appears only if its bytes are what the journal says they are.
+/// Copies an object piece by piece, once. It appears only if its bytes are what the journal says they are.
 async fn copy(stores: &Stores, fence: &Fence, from: &BlobRef, to: &BlobUrl, sync: bool) -> Result<()> {
     let source: BlobUrl = from.url.parse()?;
     let (reader, writer) = (stores.open(&source).await?, stores.open(to).await?);

@@ -133,6 +133,8 @@ pub(super) struct Active {
     pub failing_ms: Option<u64>,
     /// The clean-up was given up: what it leaves is for `doctor`.
     pub given_up: bool,
+    /// Those of them that failed in a way that does not pass.
+    pub hopeless: u32,
     /// What the store step at hand waits for.
     pub trouble: Option<String>,
     /// When progress was last published, and whether there is news.
@@ -181,6 +183,7 @@ impl Active {
             tries: 0,
             failing_ms: None,
             given_up: false,
+            hopeless: 0,
             trouble: None,
             published_ms: 0,
             news: false,
@@ -280,7 +283,7 @@ impl Active {
     /// A step with the store went well, or another one begins.
     pub(super) fn moved(&mut self, now_ms: u64) {
         self.moved_ms = now_ms;
-        self.tries = 0;
+        (self.tries, self.hopeless) = (0, 0);
         self.failing_ms = None;
         self.recoveries.store_mended(now_ms);
         self.trouble = None;

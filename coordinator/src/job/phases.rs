@@ -231,7 +231,8 @@ impl Machine {
         let (lasted_ms, limit_ms) = (active.failed_again(self.now_ms), active.config.phases.commit_ms);
         let passing = error.kind.is_passing() || (decided && error.kind == ErrorKind::Exhausted);
         let too_long = decided && lasted_ms > limit_ms;
-        if !too_long && (passing || (decided && active.tries < HOPELESS_TRIES_MAX)) {
+        active.hopeless += u32::from(!passing);
+        if !too_long && (passing || (decided && active.hopeless < HOPELESS_TRIES_MAX)) {
             let pause_ms = active.config.retry.store.pause_ms(active.tries, self.jitter.next());
             active.recoveries.store_trouble(self.now_ms);
             active.trouble = Some(error.message.clone());

@@ -659,6 +659,16 @@ fn a_late_sweep_gives_up_and_lets_the_job_be_forgotten() {
 }
 
 #[test]
+fn waiting_for_the_store_does_not_count_towards_giving_up_a_commit() {
+    let mut world = world(2);
+    let fails = world.store_fails.entry("publish").or_default();
+    fails.extend((0..10).map(|_| Error::retry("503")));
+    fails.extend((1..crate::job::phases::HOPELESS_TRIES_MAX).map(|_| Error::corrupt("flipped")));
+    world.submit(spec("j1"));
+    assert_eq!(world.settle("j1"), JobState::Succeeded);
+}
+
+#[test]
 fn a_compacted_journal_folds_to_the_same_state() {
     let mut world = world(1);
     world.join("w2", 1);
