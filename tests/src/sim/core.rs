@@ -127,6 +127,8 @@ pub struct Core {
     pub stale_until_us: u64,
     /// Tasks that were given a second attempt.
     pub speculated: std::collections::BTreeSet<(muster_common::ids::JobId, String)>,
+    /// Reads whose answer is to be flipped.
+    pub flips: std::collections::BTreeSet<u64>,
     /// What a script does.
     pub script: Option<Script>,
     /// How often what goes wrong.
@@ -159,6 +161,7 @@ impl Core {
             store_away_until_us: 0,
             stale_until_us: 0,
             speculated: std::collections::BTreeSet::new(),
+            flips: std::collections::BTreeSet::new(),
             script: None,
             weights,
             store: SimStore::new(seed),

@@ -4,7 +4,7 @@
 //! # What it shows.
 //! bug NAME                     planted, it must be found (optional)
 //! coordinators N  |  workers N
-//! job ID [fixed=LEN | lines] [records=N] [keys=N] [splits=N] [partitions=N] [output=NAME] [submit=MS] [cancel=MS] [unique] [overwrite] [bucket] [replica] [skip | quarantine]
+//! job ID [fixed=LEN | lines] [records=N] [keys=N] [splits=N] [partitions=N] [output=NAME] [submit=MS] [cancel=MS] [unique] [overwrite] [bucket] [replica] [torn=N] [skip | quarantine]
 //! upload KEY                   an upload that somebody else has open there
 //! TRIGGER [#N]: ACTION[; ACTION]...
 //! expect ID succeeded | failed | cancelled
@@ -14,8 +14,8 @@
 //!
 //! Triggers: `at MS`; `on record KIND` (it lands); `on append KIND` and `on call VERB TEXT` (it goes out; TEXT is part of the key); `on begin PHASE` (a worker begins an attempt); `on register` (it asks
 //! to be let in).
-//! `#N` means the N-th time, `#all` every time; without it the first.
-//! Actions on what goes out: `lose call`, `lose answer`, `delay MS`. On an attempt: `exhaust`, `bad memory`, `torn split`. On a process, which is `c1`, `w1`, `caller` (whose
+//! `#N` means the N-th time, `#N-M` those between, `#all` every time; without it the first.
+//! Actions on what goes out: `lose call`, `lose answer`, `delay MS`, `refuse`, `flip` (a call of the store, once). On an attempt: `exhaust`, `bad memory`, `torn split`. On a process, which is `c1`, `w1`, `caller` (whose
 //! call or attempt it is) or `leader`: `kill P MS`, `pause P MS`, `stop P`, `slow P`, `usurp P`, `cut P nats | nats-in | nats-out | store | store-answers MS`. And `stale reads MS`,
 //! `lose run TEXT` (the store loses runs whose key holds it), `cancel jN` (the N-th job, from 0).
 
@@ -78,8 +78,8 @@ impl JobLine {
 #[derive(Debug, Clone)]
 struct Rule {
     trigger: Trigger,
-    /// The how-manieth time; none is every time.
-    nth: Option<u64>,
+    /// The how-manieth times; none is every time.
+    nth: Option<std::ops::RangeInclusive<u64>>,
     seen: u64,
     actions: Vec<Action>,
 }
@@ -111,6 +111,8 @@ pub enum Action {
 pub enum Fate {
     LoseCall,
     LoseAnswer,
+    Refuse,
+    Flip,
     DelayUs(u64),
 }
 
@@ -189,7 +191,7 @@ impl Script {
         let mut actions = Vec::new();
         for rule in self.rules.iter_mut().filter(|rule| rule.trigger.is_met(happens)) {
             rule.seen += 1;
-            if rule.nth.is_none_or(|nth| nth == rule.seen) {
+            if rule.nth.as_ref().is_none_or(|nth| nth.contains(&rule.seen)) {
                 actions.extend(rule.actions.iter().cloned());
             }
         }
@@ -254,7 +256,8 @@ fn us(text: &str) -> Result<u64, String> {
 }
 
 fn job_line(text: &str) -> Result<JobLine, String> {
-    const WORDS: [&str; 15] = [
+    const WORDS: [&str; 16] = [
+        "torn",
         "fixed",
         "lines",
         "records",
@@ -287,8 +290,11 @@ fn rule(line: &str) -> Result<Rule, String> {
     let (trigger, actions) = line.split_once(": ").ok_or("no action")?;
     let (trigger, nth) = match trigger.rsplit_once(" #") {
         Some((trigger, "all")) => (trigger, None),
-        Some((trigger, nth)) => (trigger, Some(number(nth)?)),
-        None => (trigger, Some(1)),
+        Some((trigger, nth)) => {
+            let (first, last) = nth.split_once('-').unwrap_or((nth, nth));
+            (trigger, Some(number(first)?..=number(last)?))
+        }
+        None => (trigger, Some(1..=1)),
     };
     let words: Vec<&str> = trigger.split(' ').collect();
     let trigger = match words.as_slice() {
@@ -314,6 +320,8 @@ fn action(text: &str) -> Result<Action, String> {
     Ok(match words.as_slice() {
         ["lose", "call"] => Action::Fate(Fate::LoseCall),
         ["lose", "answer"] => Action::Fate(Fate::LoseAnswer),
+        ["refuse"] => Action::Fate(Fate::Refuse),
+        ["flip"] => Action::Fate(Fate::Flip),
         ["delay", ms] => Action::Fate(Fate::DelayUs(us(ms)?)),
         ["exhaust"] => Action::Harm(Harm { exhausts: true, ..Harm::default() }),
         ["bad", "memory"] => Action::Harm(Harm { bad_memory: true, ..Harm::default() }),

@@ -293,6 +293,11 @@ impl Core {
                 self.preset_store(op, Err(Error::retry(format!("{key}: the connection was reset"))));
                 self.after(go_us, Event::StoreApply(op));
             }
+            Fate::Refuse => self.answer_store(op, Err(Error::retry(format!("{key}: 503 SlowDown"))), go_us),
+            Fate::Flip => {
+                self.flips.insert(op);
+                self.after(go_us, Event::StoreApply(op));
+            }
             Fate::DelayUs(delay_us) => {
                 if delay_us > TIME_OUT_US {
                     self.preset_store(op, Err(late(key)));
@@ -326,7 +331,10 @@ impl Core {
         let late = gave_up || self.nodes[node].life != life || !self.nodes[node].up;
         self.check_store_call(node, &call, late);
         let made = Made { by: Some((node, life)), at_us: self.now_us, known };
-        let answer = self.carry_out_call(made, call);
+        let mut answer = self.carry_out_call(made, call);
+        if let (true, Ok(Answer::Bytes(bytes))) = (self.flips.remove(&op), &mut answer) {
+            *bytes = flipped(bytes, &mut self.store.dice);
+        }
         let back_us = self.store.dice.within(300, 6 * MS) * self.nodes[node].slow;
         if let Some(waiting) = self.store.ops.get_mut(op).filter(|waiting| !waiting.arrived) {
             waiting.answer.get_or_insert(answer);

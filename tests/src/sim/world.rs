@@ -976,7 +976,9 @@ fn script_client(core: &mut Core, number: usize, line: &JobLine) -> Client {
         text.into_bytes().into_iter().chain(terminator).collect::<Vec<u8>>()
     };
     let half = records.div_ceil(2);
-    let input: Vec<Vec<u8>> = vec![(0..half).flat_map(record).collect(), (half..records).flat_map(record).collect()];
+    let torn = std::iter::repeat_n(b'!', line.number("torn", 0) as usize);
+    let input: Vec<Vec<u8>> =
+        vec![(0..half).flat_map(record).collect(), (half..records).flat_map(record).chain(torn).collect()];
     let total: u64 = input.iter().map(|object| object.len() as u64).sum();
     let format =
         if line.says("lines") { Format::Lines { terminator: b'\n' } } else { Format::Fixed { len: len as u32 } };
@@ -1009,7 +1011,11 @@ fn script_client(core: &mut Core, number: usize, line: &JobLine) -> Client {
             ..Sizing::default()
         },
         replica: line.says("replica").then(|| url("second")),
-        bad_records: BadRecords::Fail,
+        bad_records: match (line.says("skip"), line.says("quarantine")) {
+            (true, _) => BadRecords::Skip,
+            (_, true) => BadRecords::Quarantine,
+            _ => BadRecords::Fail,
+        },
         bad_inputs: BadInputs::Fail,
         settings: None,
     };
