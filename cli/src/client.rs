@@ -71,12 +71,15 @@ impl Api {
     /// One call, repeated while there is no leader or it says "later", up to the patience. All calls are harmless to repeat.
     async fn call<Q: Serialize, A: DeserializeOwned>(&self, call: &str, query: &Q) -> Result<A> {
         let body = serde_json::to_vec(query).map_err(|e| Error::bug(format!("cannot encode a request: {e}")))?;
+        // Why a coordinator that is there said "later" last.
+        let mut later = None;
         let attempts = async {
             let mut delay = RETRY_DELAY_FIRST;
             let mut told = false;
             loop {
                 match self.call_once(call, &body).await {
-                    Err(error) if error.kind == ErrorKind::Retry => {
+                    Err(error) if error.kind.is_passing() => {
+                        later = (error.kind == ErrorKind::Throttled).then(|| error.message.clone());
                         if !told && delay >= RETRY_DELAY_MAX {
                             tracing::warn!(%error, "waiting for coordinator");
                             told = true;
@@ -92,9 +95,10 @@ impl Api {
             Ok(result) => result,
             Err(_) => {
                 let waited = self.patience.as_secs();
-                Err(Error::retry(format!(
-                    "no coordinator answered within {waited} s; start one with: muster coordinator"
-                )))
+                Err(Error::retry(match later {
+                    Some(why) => format!("the coordinator has refused the request {call} for {waited} s: {why}"),
+                    None => format!("no coordinator answered within {waited} s; start one with: muster coordinator"),
+                }))
             }
         }
     }
@@ -114,7 +118,7 @@ impl Api {
             let message = header(ERROR_HEADER).unwrap_or_else(|| format!("error {code}"));
             let kind = match code.as_str() {
                 "404" => ErrorKind::NotFound,
-                "503" => ErrorKind::Retry,
+                "503" => ErrorKind::Throttled,
                 "500" => ErrorKind::Bug,
                 _ => ErrorKind::Invalid,
             };
