@@ -39,7 +39,7 @@ fn a_healthy_deployment_has_no_problem() {
     let bucket = s3.bucket("data");
     let mut pool = Pool::on_bucket(&sandbox, 2, &s3, "data");
     let scratch = bucket.url("scratch");
-    let arguments = ["--bucket", &scratch, "--monitor", &pool.nats.monitor()];
+    let arguments = ["--bucket", &scratch, "--monitor", &pool.nats.server(0).monitor()];
     let report = doctor(&pool, &arguments, 0);
     assert_eq!(report["problems"], 0, "{report:#}");
     assert_found(&report, "nats-version", "ok", "nats-server 2.");

@@ -231,7 +231,7 @@ fn the_nats_server_dies_while_sorting() {
     let s3 = S3Server::start(&sandbox);
     let mut scene = Scene::start(&sandbox, &s3, |_| {});
     scene.pool.hold_in_the_midst_of("job", "sorting");
-    scene.pool.nats.crash_and_restart(&sandbox);
+    scene.pool.nats.server(0).crash_and_restart(&sandbox);
     scene.finish();
 }
 

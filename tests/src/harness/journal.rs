@@ -12,6 +12,8 @@ use muster_common::names::{DEFAULT_NAMESPACE, Names};
 use muster_coordinator::journal::record::{self, Entry, Record};
 use serde_json::Value;
 
+use super::nats::addresses;
+
 /// How long an order that was sent before a commit may be on its way to a worker that runs: one that begins later was sent after it.
 const ORDER_UNDER_WAY: Duration = Duration::from_secs(5);
 /// Bound of one request to the stream.
@@ -219,7 +221,7 @@ fn parse_attempt(text: &str) -> Option<AttemptId> {
 }
 
 async fn read_stream(nats_url: &str) -> Result<Vec<(SystemTime, Entry)>, String> {
-    let client = async_nats::connect(nats_url).await.map_err(|e| e.to_string())?;
+    let client = async_nats::connect(addresses(nats_url)).await.map_err(|e| e.to_string())?;
     let context = async_nats::jetstream::context::ContextBuilder::new().timeout(REQUEST_BOUND).build(client);
     let name = Names::new(DEFAULT_NAMESPACE).journal_stream();
     let stream = context.get_stream(&name).await.map_err(|e| format!("{name}: {e}"))?;

@@ -1,7 +1,7 @@
 //! Real servers, real processes, and independent computations to hold their results against.
 //!
 //! A test opens a [`Sandbox`], which owns every file it makes. Within it, it runs the built `muster` program ([`Sandbox::muster`]), alone or as a
-//! [`Pool`] with a [`NatsServer`] and, where the data lies in a bucket, an [`S3Server`]. Where a test must hit a certain moment, it does not sleep:
+//! [`Pool`] with a [`NatsServer`] or a cluster of them and, where the data lies in a bucket, an [`S3Server`]. Where a test must hit a certain moment, it does not sleep:
 //! it puts a [`Gate`] between a process and its store, and holds requests there until it has done what it came for. What comes out is read back as
 //! an [`Output`] and compared with what [`oracle`] computed; what was done on the way is read from the [`Journal`].
 //!
@@ -25,7 +25,7 @@ pub mod wait;
 pub use bucket::Bucket;
 pub use gate::Gate;
 pub use journal::Journal;
-pub use nats::NatsServer;
+pub use nats::{Nats, NatsServer};
 pub use output::Output;
 pub use pool::Pool;
 pub use process::Process;

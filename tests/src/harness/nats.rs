@@ -1,4 +1,4 @@
-//! A real nats-server with JetStream that syncs before it acknowledges, on a port of its own choice.
+//! Real nats-servers with JetStream that sync before they acknowledge: one on ports of its own choice, or three that are a cluster.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -6,20 +6,39 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use muster_common::names::{DEFAULT_NAMESPACE, Names};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use super::ports::Ports;
 use super::process::Process;
 use super::sandbox::Sandbox;
 use super::{programs, wait};
+
+/// Servers of a cluster.
+pub const MEMBERS: usize = 3;
+/// Bound of one request to a server that may have no quorum.
+const REQUEST_BOUND: Duration = Duration::from_secs(2);
 
 /// A server that ends with the test.
 #[derive(Debug)]
 pub struct NatsServer {
     process: Process,
-    store: PathBuf,
+    setup: Setup,
     address: SocketAddr,
     monitor: SocketAddr,
+}
+
+/// What a server is started with, the first time and again.
+#[derive(Debug, Clone)]
+struct Setup {
+    name: String,
+    store: PathBuf,
+    /// Nothing where it may choose.
+    port: Option<u16>,
+    /// Settings of JetStream, and others, beside those that all have.
+    jetstream: String,
+    more: String,
 }
 
 impl NatsServer {
@@ -29,13 +48,20 @@ impl NatsServer {
     /// Where it does not within [`wait::START_BOUND`].
     #[track_caller]
     pub fn start(sandbox: &Sandbox) -> Self {
-        Self::start_on(sandbox, sandbox.path("nats/store"), None)
+        Self::on_store(sandbox, sandbox.path("nats/store"))
     }
 
     /// Starts one on a store that another server has left.
     #[track_caller]
     pub fn on_store(sandbox: &Sandbox, store: PathBuf) -> Self {
-        Self::start_on(sandbox, store, None)
+        Self::start_with(sandbox, Setup::single(store))
+    }
+
+    /// Starts one whose JetStream may write so many bytes, those reserved for streams among them.
+    #[track_caller]
+    pub fn with_room_for(sandbox: &Sandbox, bytes: u64) -> Self {
+        let setup = Setup::single(sandbox.path("nats/store"));
+        Self::start_with(sandbox, Setup { jetstream: format!(", max_file_store: {bytes}"), ..setup })
     }
 
     /// Ends it as a crash would, and starts it again on the same port and store.
@@ -53,7 +79,7 @@ impl NatsServer {
     /// Starts it again on the same port and store, and waits until it answers.
     #[track_caller]
     pub fn start_again(&mut self, sandbox: &Sandbox) {
-        *self = Self::start_on(sandbox, self.store.clone(), Some(self.address.port()));
+        *self = Self::start_with(sandbox, Setup { port: Some(self.port()), ..self.setup.clone() });
     }
 
     /// Sends it a signal, if it still runs.
@@ -77,26 +103,168 @@ impl NatsServer {
     }
 
     #[track_caller]
-    fn start_on(sandbox: &Sandbox, store: PathBuf, port: Option<u16>) -> Self {
-        let home = sandbox.path("nats");
-        fs::create_dir_all(&home).expect("a folder can be made");
-        let port = port.map_or("-1".to_owned(), |port| port.to_string());
-        let settings = format!(
-            "listen: \"127.0.0.1:{port}\"\nhttp: \"127.0.0.1:-1\"\nports_file_dir: {home:?}\njetstream {{ store_dir: {store:?}, sync_interval: always }}\n"
-        );
-        let config = sandbox.file("nats/nats.conf", settings);
-        let mut command = sandbox.clean_command(programs::nats_server());
-        command.arg("-c").arg(config);
-        let mut process = Process::spawn("nats-server", command, &sandbox.logs());
-        let ports: PathBuf = home.join(format!("nats-server_{}.ports", process.id()));
-        let (address, monitor) = wait::until("nats-server to answer", wait::START_BOUND, || {
+    fn start_with(sandbox: &Sandbox, setup: Setup) -> Self {
+        let (mut process, ports) = setup.spawn(sandbox);
+        let (address, monitor) = wait::until(&format!("{} to answer", setup.name), wait::START_BOUND, || {
             process.assert_running();
             let address = announced(&ports, "nats", "nats://")?;
             let monitor = announced(&ports, "monitoring", "http://")?;
             greets(address).then_some((address, monitor))
         });
-        Self { process, store, address, monitor }
+        Self { process, setup, address, monitor }
     }
+}
+
+impl Setup {
+    fn single(store: PathBuf) -> Self {
+        let (jetstream, more) = (String::new(), String::new());
+        Self { name: "nats-server".to_owned(), store, port: None, jetstream, more }
+    }
+
+    /// Starts the process; gives it with the file in which it will announce its ports.
+    fn spawn(&self, sandbox: &Sandbox) -> (Process, PathBuf) {
+        let Self { name, store, port, jetstream, more } = self;
+        let home = sandbox.path("nats");
+        fs::create_dir_all(&home).expect("a folder can be made");
+        let port = port.map_or("-1".to_owned(), |port| port.to_string());
+        let settings = format!(
+            "listen: \"127.0.0.1:{port}\"\nhttp: \"127.0.0.1:-1\"\nports_file_dir: {home:?}\n\
+             jetstream {{ store_dir: {store:?}, sync_interval: always{jetstream} }}\n{more}"
+        );
+        let config = sandbox.file(format!("nats/{name}.conf"), settings);
+        let mut command = sandbox.clean_command(programs::nats_server());
+        command.arg("-c").arg(config);
+        let process = Process::spawn(name, command, &sandbox.logs());
+        let ports = home.join(format!("nats-server_{}.ports", process.id()));
+        (process, ports)
+    }
+}
+
+/// The servers of a pool: one, or [`MEMBERS`] that are a cluster. Each may be lost and come back.
+#[derive(Debug)]
+pub struct Nats {
+    servers: Vec<NatsServer>,
+    /// Claimed as long as the servers may start again.
+    _ports: Option<Ports>,
+}
+
+impl From<NatsServer> for Nats {
+    fn from(server: NatsServer) -> Self {
+        Self { servers: vec![server], _ports: None }
+    }
+}
+
+impl Nats {
+    /// Starts a cluster, and waits until JetStream has its leader and every server knows it.
+    ///
+    /// # Panics
+    /// Where it has none within [`wait::START_BOUND`].
+    #[track_caller]
+    pub fn cluster(sandbox: &Sandbox) -> Self {
+        let ports = Ports::claim();
+        let route = |member| format!("127.0.0.1:{}", ports.port((MEMBERS + member) as u16));
+        let routes: Vec<String> = (0..MEMBERS).map(|member| format!("nats-route://{}", route(member))).collect();
+        let server = |member| {
+            let name = format!("nats-{member}");
+            let (store, port) = (sandbox.path(format!("nats/{name}")), Some(ports.port(member as u16)));
+            let listen = route(member);
+            let more =
+                format!("server_name: {name}\ncluster {{ name: tests, listen: {listen:?}, routes: {routes:?} }}\n");
+            NatsServer::start_with(sandbox, Setup { name, store, port, jetstream: String::new(), more })
+        };
+        let servers = (0..MEMBERS).map(server).collect();
+        let cluster = Self { servers, _ports: Some(ports) };
+        cluster.wait_for_quorum();
+        cluster
+    }
+
+    /// Waits until JetStream answers through every server: that takes a leader, and a way to it.
+    #[track_caller]
+    pub fn wait_for_quorum(&self) {
+        for server in &self.servers {
+            let what = format!("JetStream to answer through {}", server.setup.name);
+            wait::until(&what, wait::START_BOUND, || ask(&server.url(), async |js| js.query_account().await.ok()));
+        }
+    }
+
+    /// What clients connect to: all of its servers.
+    pub fn url(&self) -> String {
+        self.servers.iter().map(NatsServer::url).collect::<Vec<_>>().join(",")
+    }
+
+    /// One of its servers, to be struck.
+    pub fn server(&mut self, index: usize) -> &mut NatsServer {
+        &mut self.servers[index]
+    }
+
+    /// Which server leads the stream of the journal.
+    ///
+    /// # Panics
+    /// Where none does within [`wait::START_BOUND`].
+    #[track_caller]
+    pub fn journal_leader(&self) -> usize {
+        let stream = Names::new(DEFAULT_NAMESPACE).journal_stream();
+        wait::until(&format!("a leader of {stream}"), wait::START_BOUND, || {
+            let leader =
+                ask(&self.url(), async |js| js.get_stream(&stream).await.ok()?.get_info().await.ok()?.cluster?.leader)?;
+            self.servers.iter().position(|server| server.setup.name == leader)
+        })
+    }
+
+    /// Waits until the journal stands on every server as its leader has it, so that another one may go.
+    #[track_caller]
+    pub fn wait_for_replicas(&self) {
+        let stream = Names::new(DEFAULT_NAMESPACE).journal_stream();
+        wait::until(&format!("the replicas of {stream}"), wait::START_BOUND, || {
+            let cluster =
+                ask(&self.url(), async |js| js.get_stream(&stream).await.ok()?.get_info().await.ok()?.cluster)?;
+            let current = cluster.replicas.iter().filter(|replica| replica.current && !replica.offline).count();
+            (cluster.leader.is_some() && current + 1 == self.servers.len()).then_some(())
+        });
+    }
+
+    /// Makes a stream, and writes to it until JetStream has no room for anything more, in any stream.
+    ///
+    /// # Panics
+    /// Where the stream cannot be made.
+    #[track_caller]
+    pub fn fill(&self, stream: &str) {
+        let filled = ask(&self.url(), async |js| {
+            let subjects = vec![stream.to_owned()];
+            let config =
+                async_nats::jetstream::stream::Config { name: stream.to_owned(), subjects, ..Default::default() };
+            js.create_stream(config).await.unwrap_or_else(|e| panic!("{stream} cannot be made: {e}"));
+            for size in [512 << 10, 32 << 10, 1 << 10, 1] {
+                while js.publish(stream.to_owned(), vec![b'x'; size].into()).await.ok()?.await.is_ok() {}
+            }
+            Some(())
+        });
+        assert!(filled.is_some(), "{stream} cannot be written to");
+    }
+
+    /// Removes such a stream.
+    ///
+    /// # Panics
+    /// Where it cannot.
+    #[track_caller]
+    pub fn remove(&self, stream: &str) {
+        let removed = ask(&self.url(), async |js| js.delete_stream(stream).await.ok());
+        assert!(removed.is_some_and(|removed| removed.success), "{stream} cannot be removed");
+    }
+}
+
+/// One question to JetStream; nothing where no server is there.
+fn ask<T>(url: &str, question: impl AsyncFnOnce(async_nats::jetstream::Context) -> Option<T>) -> Option<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let client = async_nats::connect(addresses(url)).await.ok()?;
+        question(async_nats::jetstream::context::ContextBuilder::new().timeout(REQUEST_BOUND).build(client)).await
+    })
+}
+
+/// The servers of a URL as the program takes it, for a client of our own.
+pub fn addresses(url: &str) -> Vec<String> {
+    url.split(',').map(str::to_owned).collect()
 }
 
 /// An address in a server's file of ports, once it is there and whole.

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::gate::Gate;
 use super::journal::{self, Journal};
-use super::nats::NatsServer;
+use super::nats::{Nats, NatsServer};
 use super::process::Process;
 use super::programs;
 use super::s3::S3Server;
@@ -33,10 +33,12 @@ enum Store {
 #[derive(Debug)]
 pub struct Pool<'a> {
     sandbox: &'a Sandbox,
-    /// Its NATS server.
-    pub nats: NatsServer,
+    /// Its NATS server, or servers.
+    pub nats: Nats,
     store: Store,
     profile: &'static str,
+    /// Settings of coordinator and workers beside the profile.
+    settings: Option<PathBuf>,
     /// The first, and those that were added to it.
     coordinators: Vec<Process>,
     workers: Vec<Process>,
@@ -58,7 +60,7 @@ impl<'a> Pool<'a> {
     #[track_caller]
     pub fn on_folder_offering(sandbox: &'a Sandbox, offers: Vec<Vec<PathBuf>>) -> Self {
         let store = Store::Folder(sandbox.path("scratch"));
-        Self::start(programs::muster(), sandbox, offers, store, Vec::new(), TESTING)
+        Self::start(programs::muster(), sandbox, offers, store, Vec::new(), TESTING, None)
     }
 
     /// Starts a pool on a bucket, with its scratch below `s3://<bucket>/scratch`, and waits until all workers are registered.
@@ -78,7 +80,7 @@ impl<'a> Pool<'a> {
     #[track_caller]
     pub fn on_bucket_by(program: PathBuf, sandbox: &'a Sandbox, workers: usize, s3: &S3Server, bucket: &str) -> Self {
         let store = Self::before_bucket(workers, s3, bucket);
-        Self::start(program, sandbox, vec![Vec::new(); workers], store, s3.environment(), TESTING)
+        Self::start(program, sandbox, vec![Vec::new(); workers], store, s3.environment(), TESTING, None)
     }
 
     /// The same with another profile than `testing`.
@@ -91,7 +93,22 @@ impl<'a> Pool<'a> {
         profile: &'static str,
     ) -> Self {
         let store = Self::before_bucket(workers, s3, bucket);
-        Self::start(programs::muster(), sandbox, vec![Vec::new(); workers], store, s3.environment(), profile)
+        Self::start(programs::muster(), sandbox, vec![Vec::new(); workers], store, s3.environment(), profile, None)
+    }
+
+    /// The same on these servers, with settings (TOML) of coordinator and workers.
+    #[track_caller]
+    pub fn on_nats(
+        nats: Nats,
+        settings: &str,
+        sandbox: &'a Sandbox,
+        workers: usize,
+        s3: &S3Server,
+        bucket: &str,
+    ) -> Self {
+        let store = Self::before_bucket(workers, s3, bucket);
+        let given = Some((nats, sandbox.file("pool.toml", settings)));
+        Self::start(programs::muster(), sandbox, vec![Vec::new(); workers], store, s3.environment(), TESTING, given)
     }
 
     fn before_bucket(workers: usize, s3: &S3Server, bucket: &str) -> Store {
@@ -107,12 +124,25 @@ impl<'a> Pool<'a> {
         store: Store,
         client_environment: Vec<(&'static str, String)>,
         profile: &'static str,
+        given: Option<(Nats, PathBuf)>,
     ) -> Self {
-        let nats = NatsServer::start(sandbox);
-        let (coordinators, workers) = (Vec::new(), Vec::new());
-        let mut pool =
-            Self { sandbox, nats, store, profile, coordinators, workers, offers, client_environment, program };
-        let workers = pool.offers.len();
+        let (nats, settings) = match given {
+            Some((nats, settings)) => (nats, Some(settings)),
+            None => (NatsServer::start(sandbox).into(), None),
+        };
+        let workers = offers.len();
+        let mut pool = Self {
+            sandbox,
+            nats,
+            store,
+            profile,
+            settings,
+            coordinators: Vec::new(),
+            workers: Vec::new(),
+            offers,
+            client_environment,
+            program,
+        };
         pool.add_coordinator();
         for index in 0..workers {
             let started = pool.spawn_worker(index);
@@ -327,6 +357,9 @@ impl<'a> Pool<'a> {
     /// What coordinator and workers share: the profile, NATS, and the store behind their gate.
     fn common(&self, command: &mut Command, gate: usize) {
         command.args(["--profile", self.profile]).env("NATS_URL", self.nats.url());
+        if let Some(settings) = &self.settings {
+            command.arg("--config").arg(settings);
+        }
         if let Store::Bucket { environment, gates, .. } = &self.store {
             command.envs(environment.iter().cloned()).env("AWS_ENDPOINT_URL", gates[gate].endpoint());
         }
