@@ -324,9 +324,9 @@ impl Round<'_, '_> {
         }
     }
 
-    /// Nothing of an ended job lies in the bucket or in folders.
+    /// Nothing of an ended job lies in the bucket, in folders, or on the NATS server: who reads a stream takes its reader away.
     fn assert_nothing_left(&mut self) {
-        let places: [(&str, List); 5] = [
+        let places: [(&str, List); 6] = [
             ("objects in scratch", |stage, _| stage.bucket.list("scratch")),
             ("open uploads", |stage, _| stage.bucket.uploads()),
             ("files in scratch", |_, sandbox| files_below(&sandbox.path("scratch"))),
@@ -334,6 +334,7 @@ impl Round<'_, '_> {
                 [stage.bucket.list("out"), files_below(&sandbox.path("out"))].concat()
             }),
             ("spills of dead workers", |stage, _| stage.stale_spills()),
+            ("streams that are not muster's, or consumers", |stage, _| stage.nats.strange_streams_and_consumers()),
         ];
         for (what, list) in places {
             let mut last = Vec::new();

@@ -1,11 +1,13 @@
 //! Real nats-servers with JetStream that sync before they acknowledge: one on ports of its own choice, or three that are a cluster.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use futures::TryStreamExt;
 use muster_common::names::{DEFAULT_NAMESPACE, Names};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -100,6 +102,29 @@ impl NatsServer {
     /// `host:port` of its monitoring port.
     pub fn monitor(&self) -> String {
         self.monitor.to_string()
+    }
+
+    /// Streams beside muster's three, those of them that are missing, and consumers on any; or that it does not answer.
+    pub fn strange_streams_and_consumers(&self) -> Vec<String> {
+        let names = Names::new(DEFAULT_NAMESPACE);
+        let mut missing = BTreeSet::from([names.journal_stream(), names.events_stream(), names.dead_letters_stream()]);
+        let strange = ask(&self.url(), async |js| {
+            let mut strange = Vec::new();
+            let mut streams = js.stream_names();
+            while let Some(name) = streams.try_next().await.ok()? {
+                let stream = js.get_stream(&name).await.ok()?;
+                let mut consumers = stream.consumer_names();
+                while let Some(consumer) = consumers.try_next().await.ok()? {
+                    strange.push(format!("consumer {consumer} of {name}"));
+                }
+                if !missing.remove(&name) {
+                    strange.push(format!("stream {name}"));
+                }
+            }
+            strange.extend(missing.iter().map(|name| format!("no stream {name}")));
+            Some(strange)
+        });
+        strange.unwrap_or_else(|| vec!["JetStream does not answer".to_owned()])
     }
 
     #[track_caller]
