@@ -73,7 +73,7 @@ impl<'a> Pool<'a> {
     #[track_caller]
     pub fn on_bucket_offering(sandbox: &'a Sandbox, offers: Vec<Vec<PathBuf>>, s3: &S3Server, bucket: &str) -> Self {
         let store = Self::before_bucket(offers.len(), s3, bucket);
-        Self::start(programs::muster(), sandbox, offers, store, s3.environment(), TESTING)
+        Self::start(programs::muster(), sandbox, offers, store, s3.environment(), TESTING, None)
     }
 
     /// The same with another `muster`.
