@@ -129,12 +129,12 @@ pub(super) struct Active {
     pub moved_ms: u64,
     /// Tries of the store step at hand.
     pub tries: u32,
+    /// Those of them that failed in a way that does not pass.
+    pub hopeless: u32,
     /// Since when it fails.
     pub failing_ms: Option<u64>,
     /// The clean-up was given up: what it leaves is for `doctor`.
     pub given_up: bool,
-    /// Those of them that failed in a way that does not pass.
-    pub hopeless: u32,
     /// What the store step at hand waits for.
     pub trouble: Option<String>,
     /// When progress was last published, and whether there is news.
