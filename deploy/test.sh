@@ -7,7 +7,7 @@
 #               examples in the documentation
 #   FILTER      run only tests whose names contain one of these
 #
-# MUSTER_SIM_SECONDS is how long the simulation plays fresh seeds (120 here, 20 where only the tests are run).
+# MUSTER_SIM_SECONDS is how long the simulation plays fresh seeds (30 here, 20 where only the tests are run).
 set -euo pipefail
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -35,7 +35,7 @@ MUSTER_NATS_SERVER=$(command -v nats-server)
 MUSTER_S3_SERVER=$(command -v weed)
 export MUSTER_NATS_SERVER MUSTER_S3_SERVER
 unset MUSTER_BIN # what is tested is what is built below
-export MUSTER_SIM_SECONDS="${MUSTER_SIM_SECONDS:-120}"
+export MUSTER_SIM_SECONDS="${MUSTER_SIM_SECONDS:-30}"
 
 step "format"
 cargo fmt --version >/dev/null 2>&1 || die "rustfmt is missing: 'rustup component add rustfmt'"

@@ -21,7 +21,7 @@ fn a_crash_at_any_effect_costs_nothing() {
     assert!(swept.broken.is_empty(), "{:#?}", swept.broken);
 }
 
-/// Fresh seeds for `MUSTER_SIM_SECONDS` (20 by default; CI gives two minutes), from where the clock says.
+/// Fresh seeds for `MUSTER_SIM_SECONDS` (20 by default; `deploy/test.sh` says how long in CI), from where the clock says.
 #[test]
 fn fresh_seeds_break_nothing() {
     let seconds = std::env::var("MUSTER_SIM_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);

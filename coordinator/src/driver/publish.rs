@@ -36,7 +36,7 @@ pub(super) const AT_ONCE: usize = 16;
 pub(super) async fn publish(stores: &Stores, fence: &Fence, publication: &Publication) -> Result<()> {
     let store = stores.open(&publication.output).await?;
     let success = publication.output.join(SUCCESS);
-    if !stands(&store, &success, &publication.manifest).await {
+    if !stands(&store, &success, &publication.manifest).await? {
         remove_old(&store, fence, &success).await?;
         for (lines, to) in &publication.quarantine {
             read_whole(|| copy(stores, fence, lines, to, publication.sync)).await?;
@@ -59,11 +59,12 @@ pub(super) async fn publish(stores: &Stores, fence: &Fence, publication: &Public
     delete(&store, fence, unchanged).await
 }
 
-/// Where nothing stands, nothing is deleted: a call that goes out late could only hit what has appeared since.
+/// Where nothing stands, nothing is deleted: a call that goes out late could only hit what has appeared since. What does stand may be the next leader's by now, so an
+/// earlier answer of the fence does not do.
 async fn remove_old(store: &Arc<dyn Blobs>, fence: &Fence, success: &BlobUrl) -> Result<()> {
     match store.head(success.key()).await {
         Ok(_) => {
-            fence.check().await?;
+            fence.check_anew().await?;
             store.delete(success.key()).await.map_err(|e| e.at(success))
         }
         Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
@@ -71,12 +72,20 @@ async fn remove_old(store: &Arc<dyn Blobs>, fence: &Fence, success: &BlobUrl) ->
     }
 }
 
-/// Whether the very manifest stands already: then all that comes before it has been done.
-async fn stands(store: &Arc<dyn Blobs>, success: &BlobUrl, manifest: &[u8]) -> bool {
-    let Ok(meta) = store.head(success.key()).await else { return false };
+/// Whether the very manifest stands already: then all that comes before it has been done. A store that does not say so is asked again: taken for "no", its silence would have
+/// the job's own `_SUCCESS` deleted.
+async fn stands(store: &Arc<dyn Blobs>, success: &BlobUrl, manifest: &[u8]) -> Result<bool> {
     let bytes = manifest.len() as u64;
-    meta.bytes == bytes
-        && store.read(success.key(), 0..bytes, Access::Cached).await.is_ok_and(|stored| stored == manifest)
+    let stored = match store.head(success.key()).await {
+        Ok(meta) if meta.bytes != bytes => return Ok(false),
+        Ok(_) => store.read(success.key(), 0..bytes, Access::Cached).await,
+        Err(error) => Err(error),
+    };
+    match stored {
+        Ok(stored) => Ok(stored == manifest),
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error.at(success)),
+    }
 }
 
 /// Whether this very version of an object stands.
