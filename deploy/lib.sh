@@ -87,3 +87,19 @@ concatenated() {
 median() {
     sort -n | awk '{ v[NR] = $1 } END { if (NR) print (NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2) }'
 }
+
+# python_with NAME PACKAGE==VERSION...: a Python with these packages, in .tools/NAME; its path is left in $python.
+python_with() {
+    local folder=$root/.tools/$1 wanted
+    shift
+    wanted=$*
+    python=$folder/bin/python
+    if [ "$(cat "$folder/packages" 2>/dev/null)" != "$wanted" ]; then
+        command -v python3 >/dev/null || die "python3 is missing: install your system's"
+        say "fetching $wanted"
+        rm -rf "$folder"
+        python3 -m venv "$folder" || die "python3 makes no virtual environment: on Debian 'apt-get install python3-venv'"
+        "$python" -m pip install --quiet --disable-pip-version-check --only-binary :all: "$@" || die "pip could not install $wanted"
+        printf '%s\n' "$wanted" >"$folder/packages"
+    fi
+}

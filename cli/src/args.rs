@@ -1,6 +1,6 @@
 //! The command line as clap sees it. Scripts rely on it: names stay.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -49,6 +49,62 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Run a job while processes are killed, stopped and cut off, and prove that it came to the same bytes
     Drill(DrillArgs),
+    /// Print what a role may do on NATS, as permissions of a nats-server
+    ///
+    /// Without --role those of all roles, as blocks named after them; that of a worker with a user of its own is for the id WORKER_ID, which is to be replaced. With --role a
+    /// block "permissions" that goes into a user of the server's settings. deploy/nats/make.sh makes whole settings of them.
+    Rights(RightsArgs),
+    /// Print completions for a shell
+    ///
+    /// bash: `muster completions bash > /etc/bash_completion.d/muster`; zsh: into a folder of `fpath`, as `_muster`; fish: `~/.config/fish/completions/muster.fish`.
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write a page for each command into a folder
+    Man(ManArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RightsArgs {
+    /// Of this role alone
+    #[arg(long, value_enum, value_name = "ROLE")]
+    pub(crate) role: Option<RightsRole>,
+    /// With --role worker: of the worker of this id, which has a user of its own; else of any worker
+    #[arg(long, value_name = "WORKER", requires = "role")]
+    pub(crate) id: Option<String>,
+    /// The deployment's namespace, as in its settings
+    #[arg(long, value_name = "NS", default_value = muster_common::names::DEFAULT_NAMESPACE)]
+    pub(crate) namespace: String,
+    /// Settings of a nats-server, or JSON
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) format: RightsFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RightsRole {
+    Coordinator,
+    Worker,
+    Client,
+    Operator,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum RightsFormat {
+    #[default]
+    Nats,
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// Which shell
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// Folder for the pages muster.1, muster-sort.1 and so on, like /usr/local/share/man/man1; it is made where it is missing
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
 }
 
 /// Run a job while processes are killed, stopped and cut off, and prove that it came to the same bytes.
@@ -133,16 +189,19 @@ pub(crate) struct DoctorArgs {
     /// Folder whose disk is looked at; else that for temporary files
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
+    /// An OUTPUT in which to look for unfinished uploads, like s3://bucket/prefix: they cost room and are in no listing
+    #[arg(long, value_name = "URL")]
+    pub(crate) output: Option<String>,
     /// The NATS server's monitoring port; else 8222 on its host
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) monitor: Option<String>,
-    /// Make streams that are missing and remove scratch that no deployment knows, each only when confirmed
+    /// Make streams that are missing, remove scratch that no deployment knows and abort unfinished uploads into --output, each only when confirmed
     #[arg(long)]
     pub(crate) mend: bool,
     /// Confirm everything
     #[arg(long, requires = "mend")]
     pub(crate) yes: bool,
-    /// With --yes: leave scratch that was written to within this time, for somebody may be at work there
+    /// With --yes: leave scratch that was written to within this time, for somebody may be at work there (uploads into --output have no known time: 0s aborts them)
     #[arg(long, value_name = "DURATION", default_value = "1h", requires = "mend", value_parser = humantime::parse_duration)]
     pub(crate) older_than: std::time::Duration,
     /// Print one JSON object
@@ -206,6 +265,14 @@ pub(crate) struct SettingsArgs {
     pub(crate) log_format: LogFormat,
 }
 
+/// Where health and metrics are served.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct HttpArgs {
+    /// Serve /healthz, /readyz and /metrics here, like 127.0.0.1:9464; a port alone means this machine only, port 0 one that is free and logged
+    #[arg(long, value_name = "ADDR", value_parser = parse_http)]
+    pub(crate) http: Option<SocketAddr>,
+}
+
 /// What `--help` says of `--faults`.
 const FAULTS_HELP: &str = concat!(
     "Inject faults into this process. Refused unless MUSTER_ENABLE_FAULTS=1 is set or the setting faults.enabled is true: it damages and kills on purpose.\n\n",
@@ -216,7 +283,7 @@ const FAULTS_HELP: &str = concat!(
 pub(crate) struct WorkerArgs {
     #[command(flatten)]
     pub(crate) nats: NatsArgs,
-    /// A name that stays the same over restarts; else one is made and kept in the data directory
+    /// A name that stays the same over restarts; else MUSTER_WORKER_ID, else one is made and kept in the data directory
     #[arg(long)]
     pub(crate) id: Option<String>,
     /// Folder for the identity and for what does not fit in memory; else a temporary one
@@ -234,6 +301,8 @@ pub(crate) struct WorkerArgs {
     /// A folder that this worker alone can read: `muster sort workers:/` reads what lies in it. May be repeated; links below it are not followed
     #[arg(long, value_name = "DIR")]
     pub(crate) input_dir: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) http: HttpArgs,
     /// Inject faults into this process, where that is enabled (see --help)
     #[arg(long, value_name = "SPEC", long_help = FAULTS_HELP)]
     pub(crate) faults: Option<String>,
@@ -251,9 +320,8 @@ pub(crate) struct CoordinatorArgs {
     /// Where scratch goes for jobs that do not say it themselves, like s3://bucket/prefix
     #[arg(long, value_name = "URL")]
     pub(crate) bucket: Option<String>,
-    /// Not built yet: serve health and metrics here
-    #[arg(long, value_name = "ADDR", hide = true)]
-    pub(crate) http: Option<SocketAddr>,
+    #[command(flatten)]
+    pub(crate) http: HttpArgs,
     /// Inject faults into this process, where that is enabled (see --help)
     #[arg(long, value_name = "SPEC", long_help = FAULTS_HELP)]
     pub(crate) faults: Option<String>,
@@ -452,6 +520,16 @@ fn parse_size(text: &str) -> Result<u64, String> {
     if size.0 == 0 { Err("must be greater than 0".to_owned()) } else { Ok(size.0) }
 }
 
+/// `IP:PORT`; a port alone, with or without a colon, means the loopback address.
+fn parse_http(text: &str) -> Result<SocketAddr, String> {
+    let port = text.strip_prefix("localhost:").or(text.strip_prefix(':')).unwrap_or(text);
+    if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) {
+        let port = port.parse().map_err(|e| format!("{e}; a port is 0 to 65535"))?;
+        return Ok(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
+    }
+    text.parse().map_err(|_| "write it as IP:PORT, like 127.0.0.1:9464 or [::]:9464, or as a port alone".to_owned())
+}
+
 fn parse_label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() && text.len() <= 256 => Ok((key.to_owned(), value.to_owned())),
@@ -467,6 +545,26 @@ mod tests {
     fn the_command_line_is_sound() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn http_addresses_are_of_this_machine_unless_said_otherwise() {
+        for (text, expected) in [
+            ("9464", Some("127.0.0.1:9464")),
+            (":9464", Some("127.0.0.1:9464")),
+            ("localhost:9464", Some("127.0.0.1:9464")),
+            ("0", Some("127.0.0.1:0")),
+            ("0.0.0.0:80", Some("0.0.0.0:80")),
+            ("[::1]:9", Some("[::1]:9")),
+            ("", None),
+            (":", None),
+            ("70000", None),
+            ("127.0.0.1", None),
+            ("host:80", None),
+            ("http://127.0.0.1:80", None),
+        ] {
+            assert_eq!(parse_http(text).ok().map(|address| address.to_string()).as_deref(), expected, "{text}");
+        }
     }
 
     #[test]

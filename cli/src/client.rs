@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_nats::{Client, RequestErrorKind};
+use muster_common::adapters::refusals::Refusals;
 use muster_common::api::{JobQuery, JobStatus, WorkerQuery, WorkerStatus};
 use muster_common::config::Config;
 use muster_common::ids::{JobId, WorkerId};
@@ -27,12 +28,18 @@ pub(crate) struct Api {
     timeout: Duration,
     /// How long a request may wait for a leader.
     patience: Duration,
+    refusals: Refusals,
 }
 
 impl Api {
     pub(crate) fn new(client: Client, config: &Config, patience: Duration) -> Self {
         let timeout = Duration::from_millis(config.nats.request_timeout_ms);
-        Self { client, names: Names::new(&config.namespace), timeout, patience }
+        Self { client, names: Names::new(&config.namespace), timeout, patience, refusals: Refusals::default() }
+    }
+
+    /// Ends a call at once where the server refuses what it needs.
+    pub(crate) fn heeding(self, refusals: Refusals) -> Self {
+        Self { refusals, ..self }
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -91,7 +98,15 @@ impl Api {
                 }
             }
         };
-        match tokio::time::timeout(self.patience, attempts).await {
+        let subject = self.names.api(call);
+        let refused = self.refusals.refused(&self.client, |refused| refused == subject);
+        let patient = async {
+            tokio::select! {
+                result = attempts => result,
+                error = refused => Err(error),
+            }
+        };
+        match tokio::time::timeout(self.patience, patient).await {
             Ok(result) => result,
             Err(_) => {
                 let waited = self.patience.as_secs();

@@ -157,7 +157,7 @@ async fn start_parts(
 
     let leader = nats::connect(&settings, config, "muster coordinator").await?;
     let ledger = Arc::new(JetStreamLedger::new(&leader, config));
-    let coordinator = CoordinatorOptions { config: config.clone(), bucket: None, faults: None };
+    let coordinator = CoordinatorOptions { config: config.clone(), bucket: None, faults: None, vitals: None };
     let (leader_stores, leader_clock) = (stores.clone(), clock.clone());
     parts.spawn(async move {
         let led = muster_coordinator::run(leader, ledger, leader_stores, leader_clock, coordinator, left);
@@ -166,9 +166,12 @@ async fn start_parts(
 
     for number in 0..options.workers {
         let id = format!("local-{number}").parse().map_err(|e| Error::bug(format!("{e}")))?;
+        // Nobody would start it again.
+        let mut own = config.clone();
+        own.worker.store_wait_ms = 0;
         let worker = WorkerOptions {
             id,
-            config: config.clone(),
+            config: own,
             memory_bytes: options.worker_bytes(),
             threads: options.slots(),
             labels: Vec::new(),
@@ -176,7 +179,9 @@ async fn start_parts(
             host: "localhost".to_owned(),
             program: env!("CARGO_PKG_VERSION").to_owned(),
             input_dirs: Vec::new(),
+            own_user: false,
             faults: None,
+            vitals: None,
         };
         let client = nats::connect(&settings, config, &format!("muster worker local-{number}")).await?;
         let (stores, clock, stop) = (stores.clone(), clock.clone(), stop.clone());

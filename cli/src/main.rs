@@ -38,7 +38,7 @@ fn main() -> std::process::ExitCode {
 async fn dispatch(cli: Cli) -> Result<(), Exit> {
     match cli.command {
         Command::Sort(args) => cmd::sort::run(*args).await,
-        Command::Worker(args) => cmd::worker::run(args).await,
+        Command::Worker(args) => Box::pin(cmd::worker::run(args)).await,
         Command::Coordinator(args) => cmd::coordinator::run(args).await,
         Command::Jobs(args) => cmd::jobs::jobs(args).await,
         Command::Status(args) => cmd::jobs::status(args).await,
@@ -50,6 +50,9 @@ async fn dispatch(cli: Cli) -> Result<(), Exit> {
         Command::Verify(args) => cmd::verify::run(args).await,
         Command::Events(args) => cmd::events::run(args).await,
         Command::Doctor(args) => cmd::doctor::run(args).await,
+        Command::Rights(args) => cmd::rights::run(&args),
+        Command::Completions(args) => cmd::manual::completions(&args),
+        Command::Man(args) => cmd::manual::man(&args),
         Command::Drill(args) => Box::pin(cmd::drill::run(args)).await,
     }
 }

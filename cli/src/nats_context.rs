@@ -94,6 +94,7 @@ fn lay_env_over(settings: &mut NatsSettings, env: &dyn Fn(&str) -> Option<String
     settings.cert = path("NATS_CERT").or(settings.cert.take());
     settings.key = path("NATS_KEY").or(settings.key.take());
     settings.ca = path("NATS_CA").or(settings.ca.take());
+    settings.inbox_prefix = env("NATS_INBOX_PREFIX").or(settings.inbox_prefix.take());
 }
 
 fn read_context(folder: Option<&Path>, name: &str) -> Result<NatsSettings> {
@@ -122,6 +123,7 @@ fn read_context(folder: Option<&Path>, name: &str) -> Result<NatsSettings> {
         ca: file(context.ca),
         inbox_prefix: some(context.inbox_prefix),
         tls_first: context.tls_first,
+        ..NatsSettings::default()
     })
 }
 
@@ -160,11 +162,12 @@ mod tests {
     fn the_flag_goes_before_the_environment() {
         let found = check(
             Some("nats://flag:1"),
-            &[("NATS_URL", "nats://env:1"), ("NATS_USER", "u"), ("NATS_PASSWORD", "p")],
+            &[("NATS_URL", "nats://env:1"), ("NATS_USER", "u"), ("NATS_PASSWORD", "p"), ("NATS_INBOX_PREFIX", "_IN")],
             None,
         );
         let settings = found.expect("found").settings;
         assert_eq!((settings.url.as_str(), settings.user.as_deref()), ("nats://flag:1", Some("u")));
+        assert_eq!(settings.inbox_prefix.as_deref(), Some("_IN"));
     }
 
     #[test]

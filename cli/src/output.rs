@@ -9,6 +9,11 @@ pub(crate) fn line(text: &str) {
     drop(writeln!(std::io::stdout().lock(), "{text}"));
 }
 
+/// Lines as they are on stdout.
+pub(crate) fn text(text: &str) {
+    drop(write!(std::io::stdout().lock(), "{text}"));
+}
+
 /// One line on stderr.
 pub(crate) fn error_line(text: &str) {
     drop(writeln!(std::io::stderr().lock(), "{text}"));

@@ -56,11 +56,10 @@ impl JobState {
     pub fn is_terminal(self) -> bool {
         matches!(self, JobState::Succeeded | JobState::Failed | JobState::Cancelled)
     }
-}
 
-impl fmt::Display for JobState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
             JobState::Submitted => "submitted",
             JobState::Sampling => "sampling",
             JobState::Sorting => "sorting",
@@ -69,7 +68,13 @@ impl fmt::Display for JobState {
             JobState::Succeeded => "succeeded",
             JobState::Failed => "failed",
             JobState::Cancelled => "cancelled",
-        })
+        }
+    }
+}
+
+impl fmt::Display for JobState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -170,7 +175,8 @@ pub struct SkippedObject {
 /// How one kind of trouble went.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recovery {
-    /// A word: `worker-lost`, `attempt-failed`, `run-damaged`, `input-unreadable`, `store-trouble`.
+    /// A word: `worker-lost`, `attempt-failed`, `run-damaged`, `input-unreadable`, `store-trouble`; and `retried-store` and its like for what workers tried again by
+    /// themselves, by the names of `[retry.<kind>]`.
     pub kind: String,
     /// How often it was met with, and another try made.
     pub attempts: u32,

@@ -36,6 +36,7 @@ pub struct Config {
     pub hedge: Hedge,
     pub retry: Retry,
     pub faults: Faults,
+    pub http: Http,
     pub worker: Worker,
     pub sizes: Sizes,
     pub job: Job,
@@ -105,6 +106,7 @@ section!(Alerts {
     disk_free_min_bytes: u64,
     journal_write_ms: u64,
     journal_failures: u32,
+    journal_percent: u32,
     journal_backlog: u32,
     tasks_per_slot: u32,
     task_failures: u32,
@@ -141,6 +143,7 @@ section!(Store {
     replica_after_ms: u64,
 });
 section!(Faults { enabled: bool });
+section!(Http { stuck_ms: u64 });
 section!(Retry {
     store: Policy,
     throttle: Policy,
@@ -153,13 +156,15 @@ section!(Retry {
 });
 section!(Job { split_bytes: u64, partition_bytes: u64 });
 section!(Hedge { share_percent: u32, quantile_percent: u32, factor_percent: u32, after_min_ms: u64, samples_min: u32 });
-section!(Worker { coordinator_wait_ms: u64, drain_ms: u64 });
+section!(Worker { coordinator_wait_ms: u64, store_wait_ms: u64, drain_ms: u64 });
 section!(Sizes {
     split_bytes_min: u64,
     split_bytes_max: u64,
     partition_bytes_min: u64,
     partition_bytes_max: u64,
     samples_per_partition: u32,
+    sampling_rounds_max: u32,
+    partition_percent_max: u32,
 });
 
 impl Retry {
@@ -339,9 +344,11 @@ impl Config {
             ("store.late_sweep_ms", self.store.late_sweep_ms),
             ("store.list_timeout_ms", self.store.list_timeout_ms),
             ("store.replica_after_ms", self.store.replica_after_ms),
+            ("http.stuck_ms", self.http.stuck_ms),
             ("sizes.split_bytes_min", self.sizes.split_bytes_min),
             ("sizes.partition_bytes_min", self.sizes.partition_bytes_min),
             ("sizes.samples_per_partition", u64::from(self.sizes.samples_per_partition)),
+            ("sizes.sampling_rounds_max", u64::from(self.sizes.sampling_rounds_max)),
         ];
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(Error::invalid(format!("{name} must be greater than 0")));

@@ -3,7 +3,8 @@
 //!
 //! A [`FaultPlan`] is a list of rules, parsed from a SPEC or drawn from a seed (grammar: [`spec`]). [`Faults`] is such a plan at work in one process: wherever something
 //! can fail (a *site*: a store call, a ledger call, a message, a step of an attempt), the code asks it and does what it says. Stores and the ledger are wrapped
-//! ([`crate::adapters::faulty`]), messages ask [`Faults::message`], attempts ask [`Faults::step`], memory asks [`Faults::refuses_memory`].
+//! ([`crate::adapters::faulty`]), messages ask [`Faults::message`], attempts ask [`Faults::step`], memory asks [`Faults::refuses_memory`]
+//! and [`Faults::damages_memory`].
 //!
 //! The same seed gives the same draws: every rule has a stream of its own for every site, so that a draw at one does not shift those at another. How many calls there are
 //! depends on the run, of course. What was done is counted and logged, one line for each fault.
@@ -226,7 +227,14 @@ impl Faults {
 
     /// Whether the memory that an attempt asks for is refused.
     pub async fn refuses_memory(&self, scope: Scope) -> bool {
-        self.meet(Site::new(Component::Memory, "alloc"), scope, "").await.is_some()
+        let hit = self.meet(Site::new(Component::Memory, "alloc"), scope, "").await;
+        hit.is_some_and(|hit| hit.kind == Kind::Refuse)
+    }
+
+    /// Whether a record that an attempt holds in memory, summed up and not yet written, is to be damaged; the number says where.
+    pub async fn damages_memory(&self, scope: Scope) -> Option<u64> {
+        let hit = self.meet(Site::new(Component::Memory, "hold"), scope, "").await;
+        hit.filter(|hit| hit.kind == Kind::Flip).map(|hit| hit.random)
     }
 
     fn fires(&self, number: usize, armed: &Armed, site: Site, scope: Scope, key: &str) -> Option<u64> {
@@ -241,7 +249,7 @@ impl Faults {
             && since_ms >= rule.from_ms
             && rule.until_ms.is_none_or(|until_ms| since_ms < until_ms)
             // Input and output carry no checksum that a reader could know: damage there is damage before the program.
-            && (!damage || site.component == Component::Disk || key.contains(SCRATCH_DIR));
+            && (!damage || site.component != Component::Store || key.contains(SCRATCH_DIR));
         if !applies || armed.met.fetch_add(1, Ordering::Relaxed) < rule.after {
             return None;
         }

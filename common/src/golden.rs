@@ -13,11 +13,12 @@ use crate::api::{Manifest, ManifestPart, PhaseTimes};
 use crate::error::Error;
 use crate::ids::{AttemptId, Epoch, Generation, Incarnation, Phase, TaskId};
 use crate::plan::{BadInputs, BadRecords, JobSpec, PinnedObject, PinnedRun, PinnedRuns, Plan, Sizing};
+use crate::retry::Recoveries;
 use crate::wire::{
     self, AttemptProgress, BadRecord, BlobRef, Broadcast, CancelAttempt, CommandReply, DamageCause, Drain, Health,
-    Heartbeat, HeldAttempt, LeaderBeat, ListInputs, ListReply, LocalFile, Mended, MergedPart, Message, Outcome,
-    PhaseQuery, PhaseReply, Register, RegisterReply, Report, ReportReply, RunAttempt, RunReply, SortedRun, StoreLimits,
-    Work, WorkerState,
+    Heartbeat, HeldAttempt, JobRecoveries, LeaderBeat, ListInputs, ListReply, LocalFile, Mended, MergedPart, Message,
+    Outcome, PhaseQuery, PhaseReply, Recovered, Register, RegisterReply, Report, ReportReply, RunAttempt, RunReply,
+    SortedRun, StoreLimits, Work, WorkerState,
 };
 
 const V1: &str = include_str!("golden/v1.txt");
@@ -369,6 +370,15 @@ fn new_in_2(lines: &mut Lines) {
     };
     lines.message("run-sort", &run);
     lines.message("store-limits", &StoreLimits { epoch: Epoch(3), requests_per_s: Some(50) });
+    let counts = Recoveries { attempts: 300, recovered: 2, given_up: 1, recovery_ms_sum: 5000, recovery_ms_max: 4000 };
+    let recoveries = JobRecoveries {
+        worker: "w1".parse().expect("id"),
+        incarnation: Incarnation(9),
+        epoch: Epoch(3),
+        job: "j1".parse().expect("id"),
+        kinds: vec![Recovered { trouble: "store".into(), counts }],
+    };
+    lines.message("job-recoveries", &recoveries);
     lines.message(
         "list-inputs",
         &ListInputs { epoch: Epoch(3), pattern: "*.txt".into(), after: Some("/data/0".into()) },

@@ -130,13 +130,20 @@ pub enum Phase {
     Merge,
 }
 
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Phase {
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
             Phase::Sample => "sample",
             Phase::Sort => "sort",
             Phase::Merge => "merge",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

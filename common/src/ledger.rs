@@ -30,6 +30,10 @@ pub enum Appended {
     },
 }
 
+/// The bytes that an adapter gives for an entry that no leader appended: it stands in the stream, takes a sequence number, and says nothing. They are no record of any
+/// version.
+pub const FOREIGN: Bytes = Bytes::from_static(&[0]);
+
 /// One record as it stands in the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -37,6 +41,23 @@ pub struct Entry {
     pub sequence: u64,
     /// Its bytes.
     pub bytes: Bytes,
+}
+
+/// How full the ledger is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes that it holds.
+    pub bytes: u64,
+    /// Bytes that it may hold.
+    pub bytes_max: u64,
+}
+
+impl Room {
+    /// What it holds in percent of what it may.
+    pub fn used_percent(self) -> u32 {
+        let percent = u128::from(self.bytes) * 100 / u128::from(self.bytes_max.max(1));
+        u32::try_from(percent).unwrap_or(u32::MAX)
+    }
 }
 
 /// The journal's stream.
@@ -65,6 +86,14 @@ pub trait Ledger: Send + Sync + 'static {
 
     /// Appends a record if the newest one is `expected_last`.
     async fn append(&self, expected_last: u64, bytes: Bytes) -> Appended;
+
+    /// How full it is; none where it has no bound.
+    ///
+    /// # Errors
+    /// `Retry` where the server does not answer.
+    async fn room(&self) -> Result<Option<Room>> {
+        Ok(None)
+    }
 
     /// Removes everything before `first_kept`.
     ///

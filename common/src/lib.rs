@@ -10,6 +10,7 @@ pub mod error;
 pub mod faults;
 #[cfg(test)]
 mod golden;
+pub mod http;
 pub mod ids;
 pub mod inputs;
 pub mod ledger;
@@ -17,8 +18,10 @@ pub mod names;
 pub mod plan;
 pub mod planted;
 pub mod retry;
+pub mod rights;
 pub mod store;
 pub mod telemetry;
+pub mod vitals;
 pub mod wire;
 
 pub use error::{Error, ErrorKind, Result};

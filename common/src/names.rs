@@ -53,6 +53,13 @@ impl Names {
         format!("{}.c.phase", self.namespace)
     }
 
+    /// Whether an answer may go to a subject. Who asks chooses where the answer goes, and the leader may publish more than most: without this, a worker could have it
+    /// append its answer to the journal, or purge that.
+    pub fn may_answer(&self, reply: &str) -> bool {
+        let own = reply.strip_prefix(&self.namespace).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        !reply.is_empty() && !reply.starts_with('$') && !own
+    }
+
     /// Hints of the leader to all workers how much they may ask of the stores.
     pub fn limits(&self) -> String {
         format!("{}.c.limits", self.namespace)
@@ -66,6 +73,21 @@ impl Names {
     /// All workers' heartbeats.
     pub fn heartbeats(&self) -> String {
         format!("{}.w.*.hb", self.namespace)
+    }
+
+    /// What one worker retried for single jobs.
+    pub fn recoveries(&self, worker: &WorkerId) -> String {
+        format!("{}.w.{worker}.rec", self.namespace)
+    }
+
+    /// What all workers retried.
+    pub fn all_recoveries(&self) -> String {
+        format!("{}.w.*.rec", self.namespace)
+    }
+
+    /// All commands to all workers.
+    pub fn every_command(&self) -> String {
+        format!("{}.w.*.cmd.*", self.namespace)
     }
 
     /// One kind of command to one worker.
@@ -93,6 +115,26 @@ impl Names {
         format!("{}.p.{job}", self.namespace)
     }
 
+    /// The progress of all jobs.
+    pub fn all_progress(&self) -> String {
+        format!("{}.p.*", self.namespace)
+    }
+
+    /// What replies to someone of this role begin with, where each role has its own; a worker that has a user of its own has also an inbox of its own.
+    pub fn inbox(&self, role: &str) -> String {
+        format!("_INBOX_{}_{role}", self.namespace)
+    }
+
+    /// What the inboxes of workers with a user of their own begin with, before the id.
+    pub fn own_inboxes(&self) -> String {
+        self.inbox("worker")
+    }
+
+    /// What replies to a worker that has a user of its own begin with.
+    pub fn own_inbox(&self, worker: &WorkerId) -> String {
+        of_worker(&self.own_inboxes(), worker)
+    }
+
     /// The journal's one subject.
     pub fn journal_subject(&self) -> String {
         format!("{}.journal", self.namespace)
@@ -106,6 +148,11 @@ impl Names {
     /// A job's events.
     pub fn event(&self, job: &JobId) -> String {
         format!("{}.e.{job}", self.namespace)
+    }
+
+    /// All jobs' events.
+    pub fn events(&self) -> String {
+        format!("{}.e.*", self.namespace)
     }
 
     /// Events of the deployment that belong to no job.
@@ -192,9 +239,75 @@ pub fn scratch_path(deployment: &DeploymentId, job: &JobId) -> String {
     format!("{SCRATCH_DIR}/{deployment}/{job}")
 }
 
+/// The calls of the control API, by their last token.
+pub const API_CALLS: [&str; 6] = ["submit", "status", "jobs", "cancel", "workers", "drain"];
+
+/// What `$SRV` requests ask a micro service for.
+const SERVICE_VERBS: [&str; 3] = ["PING", "INFO", "STATS"];
+
+/// The form of a request's subject that names the worker that asks. The server lets a worker with a user of its own publish this one alone, so that none can ask in the
+/// name of another.
+pub fn of_worker(subject: &str, worker: &WorkerId) -> String {
+    format!("{subject}.{worker}")
+}
+
+/// That form of it, for any worker.
+pub fn of_any_worker(subject: &str) -> String {
+    format!("{subject}.*")
+}
+
+/// The subjects on which a micro service is found and asked about itself: of all services, of those named so, of one instance.
+pub fn service_requests() -> Vec<String> {
+    let forms = |verb| [format!("$SRV.{verb}"), format!("$SRV.{verb}.{SERVICE}"), format!("$SRV.{verb}.{SERVICE}.*")];
+    SERVICE_VERBS.into_iter().flat_map(forms).collect()
+}
+
 /// The subject on which JetStream answers with a stream's configuration and state.
 pub fn stream_info_request(stream: &str) -> String {
     format!("$JS.API.STREAM.INFO.{stream}")
+}
+
+/// The subject on which JetStream makes a stream.
+pub fn stream_create_request(stream: &str) -> String {
+    format!("$JS.API.STREAM.CREATE.{stream}")
+}
+
+/// The subject on which JetStream removes messages of a stream.
+pub fn stream_purge_request(stream: &str) -> String {
+    format!("$JS.API.STREAM.PURGE.{stream}")
+}
+
+/// The subject on which the leader of a stream answers with one of its messages.
+pub fn stream_message_request(stream: &str) -> String {
+    format!("$JS.API.STREAM.MSG.GET.{stream}")
+}
+
+/// The subjects by which a stream is read in order: consumers are made, with a filter or without, asked for more, and removed. None of them is acknowledged.
+pub fn consumer_requests(stream: &str) -> Vec<String> {
+    vec![
+        format!("$JS.API.CONSUMER.CREATE.{stream}"),
+        format!("$JS.API.CONSUMER.CREATE.{stream}.>"),
+        format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.*"),
+        format!("$JS.API.CONSUMER.DELETE.{stream}.*"),
+    ]
+}
+
+/// Whether all that `subject` stands for is within `pattern`; both may have wildcards.
+pub fn covers(pattern: &str, subject: &str) -> bool {
+    let (mut pattern, mut subject) = (pattern.split('.'), subject.split('.'));
+    loop {
+        match (pattern.next(), subject.next()) {
+            (Some(">"), Some(_)) | (None, None) => return true,
+            (Some("*"), Some(token)) if token != ">" => {}
+            (Some(wanted), Some(token)) if wanted == token => {}
+            _ => return false,
+        }
+    }
+}
+
+/// Whether a subject is one on which JetStream is asked for something.
+pub fn is_jetstream_request(subject: &str) -> bool {
+    subject.starts_with("$JS.API.")
 }
 
 /// The subject on which JetStream answers with the account's limits and use.
@@ -299,6 +412,39 @@ mod tests {
         ];
         assert_eq!(built, documented);
         assert_eq!(Names::new("team-a").journal_stream(), "TEAM_A_JOURNAL");
+    }
+
+    #[test]
+    fn patterns_cover_subjects() {
+        for (pattern, subject, expected) in [
+            ("muster.>", "muster.api.submit", true),
+            ("muster.>", "muster", false),
+            ("muster.*.submit", "muster.api.submit", true),
+            ("muster.w.*.hb", "muster.w.*.hb", true),
+            ("muster.w.a.hb", "muster.w.*.hb", false),
+            (">", "a", true),
+            ("a", "a.b", false),
+            ("a.*", "a.>", false),
+        ] {
+            assert_eq!(covers(pattern, subject), expected, "{pattern} {subject}");
+        }
+    }
+
+    #[test]
+    fn answers_go_to_nothing_that_a_leader_may_write() {
+        let names = Names::new("team-a");
+        for (reply, expected) in [
+            ("_INBOX.abc.1", true),
+            ("_INBOX_team-a_worker.w1.abc.1", true),
+            ("mine", true),
+            ("team-ab.journal", true),
+            ("team-a.journal", false),
+            ("team-a", false),
+            ("$JS.API.STREAM.PURGE.TEAM_A_JOURNAL", false),
+            ("", false),
+        ] {
+            assert_eq!(names.may_answer(reply), expected, "{reply}");
+        }
     }
 
     #[test]

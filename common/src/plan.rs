@@ -227,7 +227,7 @@ impl Plan {
         }
     }
 
-    /// Reads a stored plan and checks that its pieces lie within its objects, and that no split mixes what different workers alone can read.
+    /// Reads a stored plan and checks that its pieces lie within its objects, that its bytes can be summed up, and that no split mixes what different workers alone can read.
     ///
     /// # Errors
     /// `Invalid` where it is malformed.
@@ -244,6 +244,14 @@ impl Plan {
                     plan.job
                 )));
             }
+        }
+        // Sizes are summed up from here on without another look.
+        let all = plan.objects.iter().try_fold(0_u64, |sum, object| sum.checked_add(object.bytes));
+        let split = |pieces: &Vec<Interval>| {
+            pieces.iter().try_fold(0_u64, |sum, piece| sum.checked_add(piece.end - piece.begin)).is_some()
+        };
+        if all.is_none() || !plan.splits.iter().all(split) {
+            return Err(Error::invalid(format!("the plan of job {} is of more bytes than can be counted", plan.job)));
         }
         let owner = |piece: &Interval| plan.objects.get(piece.object as usize).and_then(PinnedObject::owner);
         let mixed = |split: &Vec<Interval>| split.windows(2).any(|pair| owner(&pair[0]) != owner(&pair[1]));
@@ -278,5 +286,29 @@ impl PinnedRuns {
             Some(1) => wire::unframe::<v1::PinnedRunsV1>(1..=1, bytes).map(Self::from),
             _ => wire::unframe(1..=PLAN_VERSION, bytes),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_of_more_bytes_than_can_be_counted_is_refused() {
+        let golden = include_str!("golden/v1.txt").lines().find_map(|line| line.strip_prefix("plan ")).expect("a plan");
+        let byte = |at: usize| u8::from_str_radix(&golden[at..at + 2], 16).expect("hex");
+        let bytes: Vec<u8> = (0..golden.len()).step_by(2).map(byte).collect();
+        let plan = Plan::from_bytes(&bytes).expect("a plan");
+        let huge = PinnedObject { bytes: u64::MAX, ..plan.objects[0].clone() };
+        let whole = Interval { object: 0, begin: 0, end: u64::MAX };
+        let check = |objects: &[&PinnedObject], split: Vec<Interval>, sound: bool| {
+            let objects = objects.iter().map(|object| (*object).clone()).collect();
+            let plan = Plan { objects, splits: vec![split], ..plan.clone() };
+            let read = Plan::from_bytes(&plan.to_bytes().expect("encodes"));
+            assert_eq!(read.is_ok(), sound, "{read:?}");
+        };
+        check(&[&huge], vec![whole], true);
+        check(&[&huge, &plan.objects[0]], vec![whole], false);
+        check(&[&huge], vec![whole, whole], false);
     }
 }

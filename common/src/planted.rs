@@ -22,10 +22,16 @@ pub enum Bug {
     CleanByAge,
     /// Equal keys are divided under `-u`.
     SplitEqualKeys,
+    /// Runs that hold records of an input object that is left out stay as they are.
+    KeepSkipped,
+    /// A task whose input one worker alone can read goes to any worker.
+    GrantAnywhere,
+    /// A merge leaves out the first run of its list.
+    LeaveOutRun,
 }
 
 /// All of them, by name.
-pub const BUGS: [(&str, Bug); 9] = [
+pub const BUGS: [(&str, Bug); 12] = [
     ("skip the epoch check", Bug::SkipEpochCheck),
     ("accept the second commit", Bug::AcceptSecondCommit),
     ("trust a listing", Bug::TrustListing),
@@ -35,6 +41,9 @@ pub const BUGS: [(&str, Bug); 9] = [
     ("retry an unknown as new", Bug::UnknownIsNew),
     ("clean up by age alone", Bug::CleanByAge),
     ("split equal keys under -u", Bug::SplitEqualKeys),
+    ("keep runs of what is left out", Bug::KeepSkipped),
+    ("give owned input to anybody", Bug::GrantAnywhere),
+    ("leave out a run of the list", Bug::LeaveOutRun),
 ];
 
 #[cfg(feature = "planted-bugs")]

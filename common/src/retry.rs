@@ -64,6 +64,11 @@ impl Trouble {
         }
     }
 
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|trouble| trouble.name() == name)
+    }
+
     /// Which policy serves an error of a call that is made under this one; none where repeating it changes nothing.
     fn for_error(self, kind: ErrorKind) -> Option<Trouble> {
         match (self, kind) {
@@ -223,6 +228,12 @@ impl RecoveryStats {
     /// Whether nothing was ever tried again or given up.
     pub fn is_empty(&self) -> bool {
         self.kinds.is_empty()
+    }
+}
+
+impl FromIterator<(Trouble, Recoveries)> for RecoveryStats {
+    fn from_iter<I: IntoIterator<Item = (Trouble, Recoveries)>>(kinds: I) -> Self {
+        Self { kinds: kinds.into_iter().collect() }
     }
 }
 

@@ -177,6 +177,12 @@ impl FromStr for BlobUrl {
         let Some((scheme, rest)) = text.split_once("://") else {
             return Err(Error::invalid(format!("{text:?} is neither an absolute path nor a URL")));
         };
+        // A file may have such a name; elsewhere it is a secret, which must not get into logs and messages.
+        if scheme != "file" && rest.split(['/', '?', '#']).next().is_some_and(|place| place.contains('@')) {
+            return Err(Error::invalid(format!(
+                "a {scheme}:// URL with a user or password (not shown): credentials of a store come from its environment (AWS_*)"
+            )));
+        }
         match scheme {
             "file" if rest.starts_with('/') => Self::from_path(Path::new(rest)),
             "file" => Err(Error::invalid(format!("{text:?}: a file URL has no host; write file:///PATH"))),
@@ -196,6 +202,9 @@ impl FromStr for BlobUrl {
                     scheme: Scheme::S3 { bucket: bucket.to_owned() },
                     key: key.trim_start_matches('/').to_owned(),
                 })
+            }
+            "memory" if rest.split('/').any(|segment| segment == ".." || segment == ".") => {
+                Err(Error::invalid(format!("{text:?}: a key may not hold . or .. segments")))
             }
             "memory" => Ok(Self { scheme: Scheme::Memory, key: rest.trim_start_matches('/').to_owned() }),
             "worker" => {
@@ -341,6 +350,7 @@ struct Layers {
     faults: Option<Arc<Faults>>,
     component: Disturbed,
     scope: Scope,
+    meter: Option<Arc<dyn Layer>>,
     guard: Option<Arc<dyn Layer>>,
     retry: Option<Retry>,
 }
@@ -363,8 +373,8 @@ pub struct Stores {
 impl Stores {
     /// No store opened yet; all of them will use `buffers` for what they read, and keep to these time-outs.
     pub fn new(buffers: BufferPool, limits: &config::Store) -> Self {
-        let layers =
-            Layers { faults: None, component: Disturbed::Store, scope: Scope::default(), guard: None, retry: None };
+        let (component, scope) = (Disturbed::Store, Scope::default());
+        let layers = Layers { faults: None, component, scope, meter: None, guard: None, retry: None };
         Self { opened: Arc::default(), buffers, limits: limits.clone(), layers }
     }
 
@@ -372,6 +382,13 @@ impl Stores {
     #[must_use]
     pub fn disturbed(mut self, faults: Option<Arc<Faults>>) -> Self {
         self.layers.faults = faults;
+        self
+    }
+
+    /// The same stores, with every single call counted.
+    #[must_use]
+    pub fn metered(mut self, meter: Option<Arc<dyn Layer>>) -> Self {
+        self.layers.meter = meter;
         self
     }
 
@@ -447,9 +464,13 @@ impl Stores {
     }
 
     fn layered(&self, scheme: &Scheme, store: Arc<dyn Blobs>) -> Arc<dyn Blobs> {
-        let Layers { faults, component, scope, guard, retry } = &self.layers;
+        let Layers { faults, component, scope, meter, guard, retry } = &self.layers;
         let store = match faults {
             Some(faults) => Arc::new(FaultyBlobs::new(store, faults.clone(), *component, *scope)),
+            None => store,
+        };
+        let store = match meter {
+            Some(meter) => meter.over(scheme, store),
             None => store,
         };
         let store = match guard {
@@ -550,6 +571,7 @@ mod tests {
         check("s3://bucket", Some("s3://bucket/"));
         check("s3://B/a", None);
         check("s3://bucket/../a", None);
+        check("memory:///../a", None);
         check("worker://w1/a/b", Some("worker://w1/a/b"));
         for text in
             ["worker://w1/a/../b", "worker://w1/a//b", "worker://w1/", "worker://w1", "worker:///a", "worker://w.1/a"]
@@ -559,6 +581,16 @@ mod tests {
         check("gs://bucket/a", None);
         check("relative", None);
         check("file://host/a", None);
+    }
+
+    #[test]
+    fn a_url_with_a_password_is_refused_without_being_shown() {
+        for text in ["s3://KEY:hidden@bucket/a", "https://me:hidden@host:9000/b", "gs://hidden@b", "x://a:hidden@b?c"] {
+            let error = text.parse::<BlobUrl>().expect_err(text);
+            assert!(!error.message.contains("hidden") && error.message.contains("AWS_*"), "{error}");
+        }
+        assert_eq!("file:///a@b".parse::<BlobUrl>().map(|url| url.to_string()).as_deref(), Ok("file:///a@b"));
+        assert_eq!("s3://bucket/a@b".parse::<BlobUrl>().map(|url| url.to_string()).as_deref(), Ok("s3://bucket/a@b"));
     }
 
     #[test]

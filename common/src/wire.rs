@@ -116,7 +116,7 @@ changed_in_2!(
     RunAttempt as v1::RunAttemptV1,
     Report as v1::ReportV1
 );
-new_in_2!(StoreLimits, ListInputs, ListReply);
+new_in_2!(StoreLimits, ListInputs, ListReply, JobRecoveries);
 
 /// Frames a message for a peer of this build's own version.
 ///
@@ -649,6 +649,30 @@ pub struct StoreLimits {
     pub epoch: Epoch,
     /// Requests a second of each worker; none where there is no limit.
     pub requests_per_s: Option<u32>,
+}
+
+/// What one life of a worker has retried for a job so far, all in all: the next one makes up for one that was lost. For people; an old leader does not listen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobRecoveries {
+    /// Who.
+    pub worker: WorkerId,
+    /// Which life of it.
+    pub incarnation: Incarnation,
+    /// The epoch it is registered under.
+    pub epoch: Epoch,
+    /// The job.
+    pub job: JobId,
+    /// By kind.
+    pub kinds: Vec<Recovered>,
+}
+
+/// What came of trouble of one kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovered {
+    /// The name of a [`crate::retry::Trouble`]; one that the leader does not know is passed over.
+    pub trouble: String,
+    /// Its counts.
+    pub counts: crate::retry::Recoveries,
 }
 
 /// The leader's question which of its own files a worker offers as input.

@@ -120,6 +120,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn calls_are_those_that_clients_have_the_right_to() {
+        assert_eq!(CALLS.map(|(name, _)| name), muster_common::names::API_CALLS);
+    }
+
+    #[test]
     fn bodies_are_read_strictly() {
         let check = |call, body: &str, expected: Option<&str>| {
             let error = parse(call, body.as_bytes(), ReplyTo(1), 0).err().map(|e| e.message);

@@ -15,12 +15,14 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use muster_common::adapters::faulty::FaultyLedger;
+use muster_common::adapters::metered::Meter;
 use muster_common::clock::Clock;
 use muster_common::config::{self, Config};
 use muster_common::faults::Faults;
 use muster_common::ledger::Ledger;
 use muster_common::retry::Retry;
-use muster_common::store::{BlobUrl, Stores};
+use muster_common::store::{BlobUrl, Layer, Stores};
+use muster_common::vitals::Vitals;
 use muster_common::{ErrorKind, Result};
 
 mod api;
@@ -29,11 +31,13 @@ pub mod election;
 pub mod job;
 pub mod journal;
 pub mod membership;
+mod metrics;
 mod stand_by;
 
-pub use driver::effects::carry_out_on_stores;
+pub use driver::effects::{carry_out_listing, carry_out_on_stores};
 pub use driver::fence::Fence;
 
+use metrics::Meters;
 use stand_by::{Elected, StandBy};
 
 /// For how long a failing call of the store is repeated before the step it belongs to fails, in milliseconds.
@@ -48,6 +52,8 @@ pub struct CoordinatorOptions {
     pub bucket: Option<BlobUrl>,
     /// Faults to inject, where somebody asked for it.
     pub faults: Option<Arc<Faults>>,
+    /// Where it tells how it is, where somebody watches it.
+    pub vitals: Option<Arc<Vitals>>,
 }
 
 /// Stands by and leads in turn until `shutdown` becomes true (or its sender is gone). The streams must stand
@@ -67,9 +73,12 @@ pub async fn run(
         Some(faults) => Arc::new(FaultyLedger::new(ledger, faults.clone())),
         None => ledger,
     };
-    let stores =
-        stores.disturbed(options.faults.clone()).retrying(Retry::new(within_a_step(&options.config), clock.clone()));
-    let mut stand_by = StandBy::new(client.clone(), ledger.clone(), clock.clone(), options.config.clone());
+    let meter = options.vitals.clone().map(|vitals| Arc::new(Meter::new(vitals)) as Arc<dyn Layer>);
+    let retry = Retry::new(within_a_step(&options.config), clock.clone());
+    let stores = stores.disturbed(options.faults.clone()).metered(meter).retrying(retry);
+    let meters = options.vitals.clone().map(|vitals| Arc::new(Meters::new(vitals)));
+    let (own_client, config) = (client.clone(), options.config.clone());
+    let mut stand_by = StandBy::new(own_client, ledger.clone(), clock.clone(), config, meters.clone());
     loop {
         let Some(elected) = stand_by.wait(&mut shutdown).await? else { return Ok(()) };
         let epoch = elected.writer.epoch();
@@ -79,6 +88,7 @@ pub async fn run(
             stores: stores.clone(),
             clock: clock.clone(),
             options: options.clone(),
+            meters: meters.clone(),
         };
         match Box::pin(term.lead(elected, &mut shutdown)).await {
             Err(error) if matches!(error.kind, ErrorKind::Fenced | ErrorKind::Retry) => {
@@ -106,14 +116,15 @@ struct Term {
     stores: Stores,
     clock: Arc<dyn Clock>,
     options: CoordinatorOptions,
+    meters: Option<Arc<Meters>>,
 }
 
 impl Term {
     /// Leads until it is fenced or told to stop.
     async fn lead(self, elected: Elected, shutdown: &mut watch::Receiver<bool>) -> Result<()> {
-        let Self { client, ledger, stores, clock, options } = self;
+        let Self { client, ledger, stores, clock, options, meters } = self;
         let Elected { writer, replayed, subscriptions, stalled, cause } = elected;
-        let CoordinatorOptions { config, bucket, faults: _ } = options;
+        let CoordinatorOptions { config, bucket, .. } = options;
         for refused in &replayed.refused {
             tracing::error!(refused, "a journal entry contradicts those before it and is passed over");
         }
@@ -133,7 +144,11 @@ impl Term {
             subscriptions,
             cause,
             damage: replayed.damage,
+            meters: meters.clone(),
         };
-        Box::pin(driver::Driver::start(parts).await?.run(shutdown)).await
+        let starting = meters.as_ref().map(|meters| meters.excuse());
+        let driver = driver::Driver::start(parts).await?;
+        drop(starting);
+        Box::pin(driver.run(shutdown)).await
     }
 }

@@ -25,6 +25,7 @@ use muster_common::{Error, ErrorKind, Result};
 use crate::driver::Subscriptions;
 use crate::election::{Answer, Cause, Effect, Election, Input, Settings, Sign};
 use crate::journal::writer::{Candidate, JournalWriter, Replayed};
+use crate::metrics::Meters;
 
 /// Looks at the clock in the time that would count as a pause.
 const TICKS_A_PAUSE: u64 = 8;
@@ -45,6 +46,7 @@ pub(crate) struct StandBy {
     config: Config,
     names: Names,
     election: Election,
+    meters: Option<Arc<Meters>>,
 }
 
 /// What a leader begins with.
@@ -73,11 +75,17 @@ struct Work {
 }
 
 impl StandBy {
-    pub(crate) fn new(client: Client, ledger: Arc<dyn Ledger>, clock: Arc<dyn Clock>, config: Config) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        ledger: Arc<dyn Ledger>,
+        clock: Arc<dyn Clock>,
+        config: Config,
+        meters: Option<Arc<Meters>>,
+    ) -> Self {
         let settings = Settings { silence_ms: config.leader.silence_ms, beat_ms: config.heartbeat.interval_ms };
         let names = Names::new(&config.namespace);
         let election = Election::new(settings, clock.random());
-        Self { client, ledger, clock, config, names, election }
+        Self { client, ledger, clock, config, names, election, meters }
     }
 
     /// Waits until this process leads; gives none where it is told to stop.
@@ -99,8 +107,11 @@ impl StandBy {
     }
 
     async fn until_elected(&mut self) -> Result<Elected> {
+        let meters = self.meters.clone();
+        let subscribing = meters.as_ref().map(|meters| meters.excuse());
         let mut beats = subscribe_waiting(&self.client, &self.names.leader()).await;
         let mut resignations = subscribe_waiting(&self.client, &self.names.resigned()).await;
+        drop(subscribing);
         let mut work = Work::default();
         let tick_ms = (self.config.leader.silence_ms / 4 / TICKS_A_PAUSE).clamp(10, 100);
         let mut ticks = tokio::time::interval(Duration::from_millis(tick_ms));
@@ -129,6 +140,9 @@ impl StandBy {
                     }
                 }
             };
+            if let Some(meters) = &meters {
+                meters.turn();
+            }
             for effect in self.election.step(self.clock.now_ms(), input) {
                 if let Some(elected) = self.carry_out(effect, &mut work).await? {
                     return Ok(elected);
@@ -147,6 +161,9 @@ impl StandBy {
             Effect::Forget => (work.read, work.reading) = (None, None),
             Effect::Follow(epoch) => {
                 tracing::info!(epoch = epoch.0, "standing by");
+                if let Some(meters) = &self.meters {
+                    meters.stands_by(epoch);
+                }
                 self.announce(epoch, "info", "stand-by", format!("a coordinator stands by epoch {epoch}")).await;
             }
             Effect::Begin(cause) => return self.begin(cause, work.read.take()).await,
@@ -161,6 +178,8 @@ impl StandBy {
         };
         let epoch = candidate.replayed().durable.epoch;
         tracing::info!(%cause, "trying to lead");
+        let meters = self.meters.clone();
+        let _waiting = meters.as_ref().map(|meters| meters.excuse());
         let begun: Result<Elected> = async {
             let subscriptions = Subscriptions::new(&self.client, &self.names).await?;
             let (writer, replayed) = candidate.begin().await?;

@@ -83,6 +83,13 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// Where the stored bytes of the record lie in the data.
+    pub(crate) fn record_range(&self, entry: u128) -> std::ops::Range<usize> {
+        let (record, offset) = (self.record(entry), offset_of(entry));
+        let end = if self.raw.is_some() { offset + record.len() } else { offset - ENCODED_HEADER_BYTES };
+        end - record.len()..end
+    }
+
     /// Where a raw record starts in the data, or the position that was stored with an encoded key.
     pub(crate) fn place(&self, entry: u128) -> Place {
         let offset = offset_of(entry);

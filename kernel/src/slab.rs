@@ -134,6 +134,13 @@ impl Slab {
         (&as_bytes(low)[..self.bytes_len], high)
     }
 
+    /// Flips one bit of the record bytes.
+    pub(crate) fn flip(&mut self, at: usize, bit: u32) {
+        if let Some(byte) = as_bytes_mut(&mut self.words)[..self.bytes_len].get_mut(at) {
+            *byte ^= 1 << (bit % 8);
+        }
+    }
+
     /// Appends bytes; the caller has checked that `free()` suffices.
     #[inline]
     pub(crate) fn push_bytes(&mut self, bytes: &[u8]) {

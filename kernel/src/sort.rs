@@ -174,6 +174,17 @@ impl ChunkSorter {
         self.slab.bytes_len() + self.slab.entries_len() * size_of::<u128>() + self.overhead()
     }
 
+    /// Flips one bit of one record that is held and summed up already, as failing memory would: for fault injection.
+    pub fn flip_bit(&mut self, random: u64) {
+        let (data, entries) = self.slab.split();
+        let keys = Keys { data, raw: self.raw, windowing: self.windowing };
+        let count = entries.len().max(1) as u64;
+        let Some(entry) = entries.get((random % count) as usize) else { return };
+        let record = keys.record_range(*entry);
+        let at = record.start + ((random >> 20) % record.len().max(1) as u64) as usize;
+        self.slab.flip(at, (random >> 61) as u32);
+    }
+
     /// Sorts the complete records that are held.
     pub fn sort(&mut self) -> SortedChunk<'_> {
         let (data, entries) = self.slab.split();

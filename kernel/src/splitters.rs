@@ -21,6 +21,9 @@ use crate::run::PARTITIONS_MAX;
 /// Key bytes that a splitter keeps at most.
 pub const SAMPLE_KEY_MAX: usize = 4096;
 
+/// Samples of a partition on average from which its fill can be told.
+pub const MEASURED_MIN: u64 = 16;
+
 const MAGIC: [u8; 8] = *b"mustrspl";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 16;
@@ -50,6 +53,30 @@ pub fn choose(mut samples: Vec<Splitter>, partitions: u32, unique: bool) -> Vec<
         (1..parts).filter_map(|part| samples.get((part * count / parts) as usize).cloned()).collect();
     chosen.dedup();
     chosen
+}
+
+/// How full the fullest partition would be, in percent of the mean, if one half of the samples chose the bounds and the other half were the data. The halves take turns
+/// in the order of positions. None where fewer than [`MEASURED_MIN`] samples of the second half would fall to a partition on average: chance alone would decide.
+pub fn fullest_percent(samples: &[Splitter], partitions: u32, unique: bool) -> Option<u32> {
+    let parts = u64::from(partitions.clamp(1, PARTITIONS_MAX));
+    let mut halves = [Vec::new(), Vec::new()];
+    let mut by_position: Vec<&Splitter> = samples.iter().collect();
+    by_position.sort_unstable_by_key(|sample| sample.position);
+    for (at, sample) in by_position.into_iter().enumerate() {
+        let position = if unique { 0 } else { sample.position };
+        halves[at % 2].push(Splitter { key: sample.key.clone(), position });
+    }
+    let [chooses, mut measures] = halves;
+    measures.sort_unstable();
+    measures.dedup();
+    let count = measures.len() as u64;
+    if parts == 1 || count < parts * MEASURED_MIN {
+        return None;
+    }
+    let chosen = choose(chooses, partitions, unique);
+    let ends = chosen.iter().map(|bound| measures.partition_point(|sample| sample < bound)).chain([measures.len()]);
+    let (fullest, _) = ends.fold((0, 0), |(fullest, begin), end| (fullest.max(end - begin), end));
+    u32::try_from(fullest as u64 * 100 * parts / count).ok()
 }
 
 /// Checks that splitters ascend strictly, that keys are within [`SAMPLE_KEY_MAX`], and, with `unique`, that positions are 0.
@@ -212,6 +239,27 @@ mod tests {
         check(&[], 9, false, &[]);
         check(&["a", "b"], 1, false, &[]);
         check(&["a", "b"], 0, false, &[]);
+    }
+
+    #[test]
+    fn the_fullest_partition_is_measured_by_other_samples_than_chose_it() {
+        let check = |samples: &[Splitter], partitions, unique, expect: Option<std::ops::RangeInclusive<u32>>| {
+            let percent = fullest_percent(samples, partitions, unique);
+            assert!(percent.map_or(expect.is_none(), |p| expect.is_some_and(|e| e.contains(&p))), "{percent:?}");
+        };
+        let keys = |key: fn(u64) -> u64| -> Vec<Splitter> {
+            (0..4096).map(|at| splitter(&format!("{:08}", key(at)), at)).collect()
+        };
+        check(&keys(|at| at), 16, false, Some(95..=105));
+        check(&keys(|at| at.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 99_999_989), 16, false, Some(100..=160));
+        // One key alone is divided by position, or cannot be.
+        check(&keys(|_| 7), 16, false, Some(95..=105));
+        check(&keys(|_| 7), 16, true, None);
+        // All that the one half has not seen falls to one partition.
+        check(&keys(|at| if at % 2 == 0 { at } else { 90_000 + at }), 16, false, Some(1600..=1600));
+        check(&keys(|at| at)[..2 * 16 * MEASURED_MIN as usize - 2], 16, false, None);
+        check(&keys(|at| at), 1, false, None);
+        check(&[], 4, false, None);
     }
 
     #[test]

@@ -3,5 +3,6 @@
 //! The tests themselves stand in `tests/*.rs`, one file a theme; those whose names begin with `long_` run with `deploy/test.sh --all` only.
 
 pub mod chaos;
+pub mod fuzz;
 pub mod harness;
 pub mod sim;

@@ -108,6 +108,26 @@ fn scratch_that_nobody_knows_is_removed_when_confirmed_and_that_of_a_running_job
 }
 
 #[test]
+fn unfinished_uploads_into_an_output_are_aborted_when_confirmed() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let bucket = s3.bucket("data");
+    let pool = Pool::on_bucket(&sandbox, 1, &s3, "data");
+    let output = bucket.url("out");
+    assert_found(&doctor(&pool, &["--output", &output], 0), "output-uploads", "ok", "no unfinished upload");
+    bucket.open_upload("out/part-00000.bin");
+    bucket.open_upload("other/part-00000.bin");
+    let report = doctor(&pool, &["--output", &output], 0);
+    assert_found(&report, "output-uploads", "warning", "1 unfinished uploads");
+    assert_found(&report, "output-uploads", "warning", "out/part-00000.bin");
+    // How old it is nobody knows, so --yes alone does not do it.
+    assert_eq!(doctor(&pool, &["--output", &output, "--mend", "--yes"], 0)["mended"], Value::Array(Vec::new()));
+    let report = doctor(&pool, &["--output", &output, "--mend", "--yes", "--older-than", "0s"], 0);
+    assert!(report["mended"][0].as_str().is_some_and(|what| what.starts_with("1 unfinished uploads")), "{report:#}");
+    assert_eq!(bucket.uploads(), ["other/part-00000.bin"], "only what lay below --output was aborted");
+}
+
+#[test]
 fn missing_streams_are_made_when_confirmed() {
     let sandbox = Sandbox::new();
     let nats = NatsServer::start(&sandbox);

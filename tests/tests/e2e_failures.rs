@@ -93,6 +93,24 @@ fn a_worker_dies_while_sampling() {
     assert!(tried_again(&sandbox) > 0, "the dead worker's task ran nowhere else: {report}");
 }
 
+/// One whose way to the store is closed for good fails what it has, takes no more, and ends with a code that supervisors restart; its tasks run elsewhere.
+#[test]
+fn a_worker_that_is_cut_off_from_its_store_ends() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let scene = Scene::start(&sandbox, &s3, |pool| pool.each_worker_gate(Gate::hold_all));
+    let config = sandbox.file("cut-off.toml", "[worker]\nstore_wait_ms = 2000\n[retry.store]\ntotal_ms = 3000\n");
+    let mut command = sandbox.muster();
+    command.args(["worker", "--id", "cut-off", "--threads", "1", "--profile", "testing", "--config", arg(&config)]);
+    command.env("NATS_URL", scene.pool.nats.url()).envs(s3.environment()).env("AWS_ENDPOINT_URL", "http://127.0.0.1:9");
+    let mut cut_off = Process::spawn("cut-off", command, &sandbox.logs());
+    let ended = cut_off.wait(wait::RUN_BOUND);
+    assert_eq!(process::exit_code(ended), 3, "{}", cut_off.stderr());
+    cut_off.wait_for_log("worker.store_wait_ms", Duration::ZERO);
+    scene.finish();
+    assert!(tried_again(&sandbox) > 0, "what it had at hand ran nowhere else");
+}
+
 #[test]
 fn a_worker_dies_while_sorting() {
     worker_dies("sorting");

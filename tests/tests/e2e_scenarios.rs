@@ -122,6 +122,10 @@ fn calls_fail(seeds: std::ops::Range<u64>) {
         let id = format!("calls-{seed}");
         let status = to_end(&mut stage, &watch, case, &id, |_, _| {});
         assert_same_bytes(&stage, case, &id, &status);
+        let told = status["recoveries"].as_array().cloned().unwrap_or_default();
+        let retried =
+            told.iter().find(|kind| kind["kind"] == "retried-store").and_then(|kind| kind["recovered"].as_u64());
+        assert!(retried.is_some_and(|times| times > 0), "seed {seed}: what workers retried is told: {status}");
         let here = stage.injected();
         assert!(here.values().sum::<u64>() >= 20, "seed {seed}: too few faults to show anything: {here:?}");
         here.into_iter().for_each(|(label, count)| *injected.entry(label).or_default() += count);
@@ -141,6 +145,25 @@ fn calls_fail_in_shuffle_and_merge() {
 #[test]
 fn long_calls_fail_in_shuffle_and_merge() {
     calls_fail(0..20);
+}
+
+/// Each of three workers once flips a bit of a record that it has read and summed up, before anything of the run has a checksum: no checksum of the run would ever tell.
+#[test]
+fn memory_damages_records_before_their_checksum() {
+    let sandbox = Sandbox::new();
+    let workers = "seed=1;memory.hold:flip,times=1".to_owned();
+    let coordinators = "seed=1;store.head:delay,p=0.01,ms=1".to_owned();
+    let setup = Setup { faults: Some((workers, coordinators)), ..Setup::new(Crew { coordinators: 1, workers: 3 }) };
+    let mut stage = Stage::start(&sandbox, setup);
+    let watch = Watch::start(&stage.nats.url());
+    for case in &Case::all(&sandbox, &stage) {
+        let id = format!("memory-{}", case.name);
+        let status = to_end(&mut stage, &watch, case, &id, |_, _| {});
+        assert_same_bytes(&stage, case, &id, &status);
+    }
+    let flips = stage.injected().get("memory.hold:flip").copied().unwrap_or_default();
+    let tried = tried_again(&stage, "memory-random", Phase::Sort);
+    assert!(flips >= 2 && tried >= 1, "{flips} records were damaged, {tried} sort tasks of the first job tried again");
 }
 
 /// A worker is killed in the midst of a task, with the settings that users have; how long it takes until that task runs elsewhere.

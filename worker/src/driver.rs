@@ -9,16 +9,17 @@ use std::time::Duration;
 
 use async_nats::{Client, Message, Subject};
 use futures::StreamExt;
+use muster_common::adapters::metered::Meter;
 use muster_common::adapters::own_files::{OwnFiles, Page};
 use muster_common::clock::Clock;
-use muster_common::ids::{DeploymentId, Incarnation};
+use muster_common::ids::{DeploymentId, Incarnation, JobId};
 use muster_common::inputs::Pattern;
 use muster_common::names::{Names, Verb};
-use muster_common::retry::Retry;
-use muster_common::store::{BlobUrl, Scheme, Stores};
+use muster_common::retry::{RecoveryStats, Retry};
+use muster_common::store::{BlobUrl, Layer, Scheme, Stores};
 use muster_common::wire::{
-    self, AttemptProgress, Health, Heartbeat, LeaderBeat, ListInputs, ListReply, Outcome, Register, RegisterReply,
-    Report, ReportReply, RunAttempt, StoreLimits, WorkerState,
+    self, AttemptProgress, Health, Heartbeat, JobRecoveries, LeaderBeat, ListInputs, ListReply, Outcome, Recovered,
+    Register, RegisterReply, Report, ReportReply, RunAttempt, StoreLimits, WorkerState,
 };
 use muster_common::{Error, ErrorKind, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -30,8 +31,9 @@ use crate::attempt::{Attempts, Effect, Input, Key};
 use crate::guard::Guards;
 use crate::health::{Gauge, Reading};
 use crate::memory::Budget;
+use crate::metrics::{Meters, Seen};
 use crate::presence::{Admitted, Presence};
-use crate::requests::Requests;
+use crate::requests::{Asking, Requests};
 use crate::spills::Spills;
 use crate::tasks::{Context, Gate, Progress, Task};
 use crate::transfer::Leftovers;
@@ -84,6 +86,8 @@ pub(crate) struct Driver {
     listing: Arc<Semaphore>,
     /// Input bytes that attempts did which have ended.
     bytes_ended: u64,
+    /// Where somebody watches this process.
+    meters: Option<Meters>,
 }
 
 impl Driver {
@@ -100,14 +104,17 @@ impl Driver {
         let timeout = Duration::from_millis(config.nats.request_timeout_ms);
         let budget = Budget::of(options.memory_bytes, options.threads);
         let retry = Retry::new(config.retry.clone(), clock.clone());
-        let stores = stores.disturbed(options.faults.clone());
+        let meter = options.vitals.clone().map(|vitals| Arc::new(Meter::new(vitals)) as Arc<dyn Layer>);
+        let meters =
+            options.vitals.clone().map(|vitals| Meters::new(vitals, options.threads.max(1), options.memory_bytes));
+        let stores = stores.disturbed(options.faults.clone()).metered(meter);
         let guards = Arc::new(Guards::new(config.hedge.clone(), config.retry.store.total_ms, clock.clone()));
         let stores = stores.guarded(guards.clone());
         let spills = spill_folder(&options, incarnation).await?;
         let own_files = offer_input(&stores, &options, clock.clone()).await?;
         tracing::info!(worker = %options.id, slots = options.threads, memory_bytes = options.memory_bytes, sorter_bytes = budget.sorter_bytes, "worker starts");
         Ok(Self {
-            requests: Requests::new(client, names.clone(), timeout, options.faults.clone()),
+            requests: Requests::new(client, Asking::of(&options, &names), timeout, options.faults.clone()),
             names,
             context: Arc::new(
                 Context::new(stores, retry, budget, options.threads, Spills::new(spills))
@@ -124,6 +131,7 @@ impl Driver {
             own_files,
             listing: Arc::new(Semaphore::new(LISTINGS_AT_ONCE)),
             bytes_ended: 0,
+            meters,
             incarnation,
             clock,
             options,
@@ -150,10 +158,23 @@ impl Driver {
             if let Some(ended) = self.presence.end(self.clock.now_ms(), &self.attempts) {
                 break ended;
             }
+            if let Some(error) = self.cut_off_from_store() {
+                break Err(error);
+            }
         };
         self.leave().await;
         tracing::info!(worker = %self.options.id, exit = ?ended, "worker ends");
         ended
+    }
+
+    /// Where a store has not answered for too long and nothing is left to do: a supervisor may start it where the store can be reached.
+    fn cut_off_from_store(&self) -> Option<Error> {
+        let (away_ms, wait_ms) = (self.guards.away_ms(), self.options.config.worker.store_wait_ms);
+        let over = wait_ms > 0 && away_ms >= wait_ms && self.attempts.is_idle();
+        over.then(|| {
+            let what = self.guards.waiting_for().unwrap_or_default();
+            Error::retry(format!("the {what} has not answered for {away_ms} ms (worker.store_wait_ms)"))
+        })
     }
 
     async fn step(&mut self, input: Input, reply: Option<Subject>) {
@@ -218,7 +239,10 @@ impl Driver {
 
     fn send(&mut self, report: Report) {
         let (requests, events) = (self.requests.clone(), self.events.0.clone());
+        let recoveries = self.recoveries();
         self.asking.spawn(async move {
+            // Before the report, which may be the job's last.
+            tell_recoveries(&requests, recoveries).await;
             let key = Key { job: report.job.clone(), attempt: report.attempt };
             let reply = requests.report(&report).instrument(tracing::debug_span!("report")).await;
             // The loop has ended if nobody receives.
@@ -320,6 +344,9 @@ impl Driver {
                 if let Outcome::Failed { .. } = outcome {
                     self.gauge.failed(self.clock.now_ms());
                 }
+                if let Some(meters) = &self.meters {
+                    meters.ended(&outcome);
+                }
                 self.step(Input::Finished { key, outcome }, None).await;
             }
             Event::Reported { key, reply: Ok(reply) } => {
@@ -343,6 +370,7 @@ impl Driver {
         let admitted = self.presence.answered(self.clock.now_ms(), self.clock.random(), reply)?;
         let Some(Admitted { first, deployment, epoch, regranted }) = admitted else { return Ok(()) };
         if self.attempts.registered() != Some(epoch) {
+            self.context.tell_recoveries_anew();
             tracing::info!(worker = %self.options.id, %epoch, %deployment, regranted = regranted.len(), "registered");
         }
         if first {
@@ -370,6 +398,22 @@ impl Driver {
         }
         if let Some(state) = self.presence.heartbeat_due(now_ms, &self.attempts) {
             self.heartbeat(state).await;
+        }
+        self.tell(now_ms);
+    }
+
+    /// Tells whoever watches this process how it is.
+    fn tell(&mut self, now_ms: u64) {
+        let Some(meters) = &mut self.meters else { return };
+        let known = self.attempts.registered().filter(|_| !self.presence.is_missing_leader());
+        meters.turn(known.map(|epoch| epoch.0));
+        if meters.is_due(now_ms) {
+            let reading = self.reading();
+            let mut running = [0; 3];
+            self.work.keys().for_each(|key| running[key.attempt.task.phase as usize] += 1);
+            if let Some(meters) = &self.meters {
+                meters.look(Seen { reading: &reading, running, stores_away: self.guards.away() });
+            }
         }
     }
 
@@ -424,19 +468,40 @@ impl Driver {
         if let Err(error) = sent {
             tracing::warn!(%error, "a heartbeat was not sent");
         }
+        tell_recoveries(&self.requests, self.recoveries()).await;
     }
 
-    fn health(&mut self) -> Health {
+    /// What is new of what was retried, job by job. Nobody is told who has not registered.
+    fn recoveries(&self) -> Vec<JobRecoveries> {
+        let Some(epoch) = self.attempts.registered() else { return Vec::new() };
+        let message = |(job, stats): (JobId, RecoveryStats)| JobRecoveries {
+            worker: self.options.id.clone(),
+            incarnation: self.incarnation,
+            epoch,
+            job,
+            kinds: stats
+                .kinds()
+                .map(|(trouble, counts)| Recovered { trouble: trouble.name().to_owned(), counts })
+                .collect(),
+        };
+        self.context.recoveries_news().into_iter().map(message).collect()
+    }
+
+    fn reading(&self) -> Reading {
         let done = |work: &Work| work.progress.bytes_done.load(Ordering::Relaxed);
         let running = self.work.values().map(done).fold(0, u64::saturating_add);
-        let reading = Reading {
+        Reading {
             bytes_done: self.bytes_ended.saturating_add(running),
             running: self.work.len(),
             store_retries: self.context.retry.retried(),
             throttled: self.guards.throttled(),
             mended: self.context.counters.mended(self.guards.hedged()),
             ..Reading::take(self.clock.now_ms(), &self.options.data_dir)
-        };
+        }
+    }
+
+    fn health(&mut self) -> Health {
+        let reading = self.reading();
         let figures = self.gauge.figures(reading);
         Health { waiting_for: self.guards.waiting_for().or(figures.waiting_for), ..figures }
     }
@@ -489,6 +554,15 @@ impl Driver {
         };
         if let Err(error) = pruned.await {
             tracing::debug!(%error, "cannot remove the folder of spills");
+        }
+    }
+}
+
+/// One that is lost is made up for by the next.
+async fn tell_recoveries(requests: &Requests, recoveries: Vec<JobRecoveries>) {
+    for message in recoveries {
+        if let Err(error) = requests.recoveries(&message).await {
+            tracing::debug!(%error, job = %message.job, "what was retried was not told");
         }
     }
 }

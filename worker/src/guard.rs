@@ -78,6 +78,18 @@ impl Guards {
         away.next().map(|gate| format!("store {}", gate.name))
     }
 
+    /// For how long the store has been away that is away the longest, in milliseconds; 0 while all answer.
+    pub(crate) fn away_ms(&self) -> u64 {
+        let now_ms = self.clock.now_ms();
+        let since = |gate: &Arc<Gate>| gate.lock().shut.as_ref().map(|shut| now_ms.saturating_sub(shut.since_ms));
+        self.lock().values().filter_map(since).max().unwrap_or(0)
+    }
+
+    /// How many stores are away.
+    pub(crate) fn away(&self) -> usize {
+        self.lock().values().filter(|gate| gate.lock().shut.is_some()).count()
+    }
+
     /// Whether a store that is away should be asked again, because nobody else does: work that would ask is not taken meanwhile.
     pub(crate) fn probe_due(&self) -> bool {
         let now_ms = self.clock.now_ms();

@@ -17,6 +17,7 @@ mod driver;
 mod guard;
 mod health;
 mod memory;
+mod metrics;
 pub mod presence;
 mod requests;
 mod slots;
@@ -35,6 +36,7 @@ use muster_common::config::Config;
 use muster_common::faults::Faults;
 use muster_common::ids::WorkerId;
 use muster_common::store::Stores;
+use muster_common::vitals::Vitals;
 use tokio_util::sync::CancellationToken;
 
 pub use memory::{Budget, idle_buffer_bytes};
@@ -60,8 +62,12 @@ pub struct WorkerOptions {
     pub program: String,
     /// Folders whose files this worker alone can read and offers as input.
     pub input_dirs: Vec<PathBuf>,
+    /// Whether it has a NATS user of its own, which may ask under its id alone: then the subjects of its requests bear that.
+    pub own_user: bool,
     /// Faults to inject, where somebody asked for it.
     pub faults: Option<Arc<Faults>>,
+    /// Where it tells how it is, where somebody watches it.
+    pub vitals: Option<Arc<Vitals>>,
 }
 
 /// Why a worker ended, other than by an error.

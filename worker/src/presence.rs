@@ -108,6 +108,11 @@ impl Presence {
         begins
     }
 
+    /// Whether the leader is missed at the moment, as of the last look ([`Presence::misses_leader`]).
+    pub fn is_missing_leader(&self) -> bool {
+        self.missed
+    }
+
     /// How long no leader was heard, in milliseconds.
     pub fn waited_ms(&self, now_ms: u64) -> u64 {
         now_ms.saturating_sub(self.leader_heard_ms)

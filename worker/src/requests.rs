@@ -6,20 +6,46 @@ use std::time::Duration;
 
 use async_nats::{Client, RequestErrorKind, Subject, Subscriber};
 use muster_common::faults::{self, Faults};
-use muster_common::names::Names;
+use muster_common::names::{self, Names};
 use muster_common::wire::{
-    self, Heartbeat, Message, Outcome, Register, RegisterReply, Report, ReportReply, WIRE_VERSION,
+    self, Heartbeat, JobRecoveries, Message, Outcome, Register, RegisterReply, Report, ReportReply, WIRE_VERSION,
 };
 use muster_common::{Error, ErrorKind, Result};
 
+use crate::WorkerOptions;
+
 /// Bound of handing a message to the client.
 const PUBLISH_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The subjects on which it asks and tells.
+#[derive(Clone)]
+pub(crate) struct Asking {
+    register: String,
+    samples: String,
+    report: String,
+    heartbeat: String,
+    recoveries: String,
+}
+
+impl Asking {
+    /// Those of a worker: with a NATS user of its own it asks under its id.
+    pub(crate) fn of(options: &WorkerOptions, names: &Names) -> Self {
+        let form = |subject: String| if options.own_user { names::of_worker(&subject, &options.id) } else { subject };
+        Self {
+            register: form(names.register()),
+            samples: form(names.samples()),
+            report: form(names.report()),
+            heartbeat: names.heartbeat(&options.id),
+            recoveries: names.recoveries(&options.id),
+        }
+    }
+}
 
 /// The subjects and the connection.
 #[derive(Clone)]
 pub(crate) struct Requests {
     client: Client,
-    names: Names,
+    subjects: Arc<Asking>,
     timeout: Duration,
     /// The newest wire version that the leader is known to speak.
     peer: Arc<AtomicU8>,
@@ -27,13 +53,13 @@ pub(crate) struct Requests {
 }
 
 impl Requests {
-    pub(crate) fn new(client: Client, names: Names, timeout: Duration, faults: Option<Arc<Faults>>) -> Self {
-        Self { client, names, timeout, faults, peer: Arc::new(AtomicU8::new(WIRE_VERSION)) }
+    pub(crate) fn new(client: Client, subjects: Asking, timeout: Duration, faults: Option<Arc<Faults>>) -> Self {
+        Self { client, subjects: Arc::new(subjects), timeout, faults, peer: Arc::new(AtomicU8::new(WIRE_VERSION)) }
     }
 
     /// Asks the leader for admission, in a wire version. A leader that does not speak it passes the message over; the version of an answered one is used from then on.
     pub(crate) async fn register(&self, register: &Register, version: u8) -> Result<RegisterReply> {
-        let reply = self.ask("register", self.names.register(), version, register).await?;
+        let reply = self.ask("register", self.subjects.register.clone(), version, register).await?;
         self.peer.store(version, Ordering::Relaxed);
         Ok(reply)
     }
@@ -46,13 +72,21 @@ impl Requests {
     pub(crate) async fn report(&self, report: &Report) -> Result<ReportReply> {
         let is_samples = matches!(report.outcome, Outcome::Sampled { .. } | Outcome::SampledToScratch { .. });
         let (word, subject) =
-            if is_samples { ("samples", self.names.samples()) } else { ("report", self.names.report()) };
-        self.ask(word, subject, self.peer(), report).await
+            if is_samples { ("samples", &self.subjects.samples) } else { ("report", &self.subjects.report) };
+        self.ask(word, subject.clone(), self.peer(), report).await
     }
 
     /// Tells who listens how the worker is.
     pub(crate) async fn heartbeat(&self, heartbeat: &Heartbeat) -> Result<()> {
-        self.publish("heartbeat", self.names.heartbeat(&heartbeat.worker).into(), heartbeat).await
+        self.publish("heartbeat", self.subjects.heartbeat.as_str().into(), heartbeat).await
+    }
+
+    /// Tells who listens what was retried for a job. A leader of the last version does not.
+    pub(crate) async fn recoveries(&self, recoveries: &JobRecoveries) -> Result<()> {
+        if self.peer() < WIRE_VERSION {
+            return Ok(());
+        }
+        self.publish("recoveries", self.subjects.recoveries.as_str().into(), recoveries).await
     }
 
     /// Answers a command.

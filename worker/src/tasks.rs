@@ -23,7 +23,7 @@ use muster_common::error::OUT_OF_MEMORY;
 use muster_common::faults::Scope;
 use muster_common::ids::JobId;
 use muster_common::names;
-use muster_common::retry::Retry;
+use muster_common::retry::{RecoveryStats, Retry};
 use muster_common::store::{BlobUrl, Stores};
 use muster_common::wire::{Outcome, RunAttempt, Work};
 use muster_common::{Error, ErrorKind, Result};
@@ -51,6 +51,14 @@ const REPLICA_AFTER: Duration = Duration::from_secs(10);
 /// Files that are read side by side for each attempt.
 const DISK_READS_PER_SLOT: usize = 4;
 
+/// The retries of one job, which count apart.
+struct JobRetry {
+    job: JobId,
+    retry: Retry,
+    /// The counts that the leader was last told.
+    told: RecoveryStats,
+}
+
 /// What all attempts of a worker share.
 pub(crate) struct Context {
     pub(crate) stores: Stores,
@@ -61,7 +69,7 @@ pub(crate) struct Context {
     /// The longest record that is one.
     pub(crate) record_bytes_max: u64,
     /// The retries of each of the jobs that this worker saw last.
-    jobs: Mutex<VecDeque<(JobId, Retry)>>,
+    jobs: Mutex<VecDeque<JobRetry>>,
     pub(crate) counters: Arc<Counters>,
     /// URLs of copies of runs that were or are made anew, the oldest first.
     repaired: Mutex<VecDeque<String>>,
@@ -126,15 +134,35 @@ impl Context {
     /// The retries of one job, which count apart.
     pub(crate) fn retry_of(&self, job: &JobId) -> Retry {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, retry)) = jobs.iter().find(|(known, _)| known == job) {
-            return retry.clone();
+        if let Some(known) = jobs.iter().find(|known| known.job == *job) {
+            return known.retry.clone();
         }
         if jobs.len() >= JOBS_COUNTED_MAX {
             jobs.pop_front();
         }
         let retry = self.retry.counting_apart();
-        jobs.push_back((job.clone(), retry.clone()));
+        jobs.push_back(JobRetry { job: job.clone(), retry: retry.clone(), told: RecoveryStats::default() });
         retry
+    }
+
+    /// What was retried for which jobs, where that has changed since it was last asked for.
+    pub(crate) fn recoveries_news(&self) -> Vec<(JobId, RecoveryStats)> {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = jobs.iter_mut().filter_map(|known| {
+            let stats = known.retry.stats();
+            if stats == known.told {
+                return None;
+            }
+            known.told.clone_from(&stats);
+            Some((known.job.clone(), stats))
+        });
+        news.collect()
+    }
+
+    /// A new leader knows nothing of what the former one was told.
+    pub(crate) fn tell_recoveries_anew(&self) {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.iter_mut().for_each(|known| known.told = RecoveryStats::default());
     }
 }
 
@@ -265,6 +293,12 @@ impl Task {
         let span = tracing::Span::current();
         let joined = tokio::task::spawn_blocking(move || span.in_scope(|| work(&task, &mut lease))).await;
         joined.map_err(|e| Error::bug(format!("the work of attempt {} did not end: {e}", self.run.attempt)))?
+    }
+
+    /// Whether a record that is held is to be damaged on purpose. Blocking.
+    fn damaged_memory(&self) -> Option<u64> {
+        let faults = self.stores.faults()?;
+        self.link.handle.block_on(faults.damages_memory(scope(&self.run)))
     }
 
     /// The n-th spill of this attempt, in a store that is only this worker's.

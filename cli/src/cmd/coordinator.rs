@@ -14,7 +14,7 @@ use muster_common::store::Stores;
 use muster_coordinator::CoordinatorOptions;
 
 use crate::args::CoordinatorArgs;
-use crate::cmd::{self, refuse};
+use crate::cmd;
 use crate::exit::Exit;
 use crate::nats_context;
 
@@ -27,19 +27,22 @@ const STREAMS_PAUSE: Duration = Duration::from_secs(1);
 /// Stands by or leads until it is asked to end. A leader that is asked to resigns, so that a stand-by goes on at once.
 pub(crate) async fn run(args: CoordinatorArgs) -> Result<(), Exit> {
     cmd::log(args.settings.log_format, "info");
-    refuse(args.http.is_some(), "--http")?;
     let config = cmd::settings(&args.settings)?;
     let settings = nats_context::find_or_default(&args.nats).map_err(|e| Exit::usage(e.message))?;
     let bucket = args.bucket.as_deref().map(cmd::blob_url).transpose()?;
     let faults = cmd::faults(args.faults.as_deref(), &config, "coordinator")?;
     tracing::info!(nats = %settings.public_url(), ?config, "coordinator starts");
+    let vitals = cmd::watched("coordinator", &args.http, &config).await?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let lead = async {
         let client = nats::connect_waiting(&settings, &config, "muster coordinator").await?;
+        if let Some(vitals) = &vitals {
+            vitals.connects_by(&client);
+        }
         streams_waiting(&client, &config).await?;
         let ledger = Arc::new(JetStreamLedger::new(&client, &config));
         let stores = Stores::new(BufferPool::new(IDLE_BYTES_MAX), &config.store);
-        let options = CoordinatorOptions { config: config.clone(), bucket, faults: faults.clone() };
+        let options = CoordinatorOptions { config: config.clone(), bucket, faults: faults.clone(), vitals };
         let clock = Arc::new(SystemClock::default());
         Box::pin(muster_coordinator::run(client, ledger, stores, clock, options, stopped)).await
     };

@@ -2,10 +2,13 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use async_nats::Client;
 use muster_common::adapters::events::{Entry, Events};
 use muster_common::api::Event;
 use muster_common::clock::{Clock, SystemClock};
+use muster_common::config::Config;
 use muster_common::ids::{InvalidId, JobId};
+use muster_common::names;
 use muster_common::{Error, ErrorKind};
 
 use crate::args::{EventsArgs, LogFormat};
@@ -19,8 +22,21 @@ pub(crate) async fn run(args: EventsArgs) -> Result<(), Exit> {
     let job: Option<JobId> =
         args.job.as_deref().map(|id| id.parse().map_err(|e: InvalidId| Exit::usage(e.to_string()))).transpose()?;
     let since_unix_ms = args.since.map(|back| SystemClock::default().unix_ms().saturating_sub(millis(back)));
-    let (client, config) = cmd::connect(&args.client.nats).await?;
-    let mut events = Events::open(&client, &config, job.as_ref(), since_unix_ms).await.map_err(opening)?;
+    let (client, config, refusals) = cmd::connect(&args.client.nats).await?;
+    tokio::select! {
+        read = read(&client, &config, &args, job.as_ref(), since_unix_ms) => read,
+        error = refusals.refused(&client, names::is_jetstream_request) => Err(error.into()),
+    }
+}
+
+async fn read(
+    client: &Client,
+    config: &Config,
+    args: &EventsArgs,
+    job: Option<&JobId>,
+    since_unix_ms: Option<u64>,
+) -> Result<(), Exit> {
+    let mut events = Events::open(client, config, job, since_unix_ms).await.map_err(opening)?;
     let mut printer = Printer { json: args.client.json, with_job: job.is_none(), printed: 0 };
     while let Some(entry) = events.next_kept().await.map_err(exit::connecting)? {
         printer.print(entry);
@@ -28,7 +44,7 @@ pub(crate) async fn run(args: EventsArgs) -> Result<(), Exit> {
     if args.follow {
         return follow(events, printer).await;
     }
-    match &job {
+    match job {
         Some(job) if printer.printed == 0 => Err(Exit::failed(format!(
             "no events of job {job} are kept{}",
             if since_unix_ms.is_some() { " from that time on" } else { " (they go after 7 days)" }

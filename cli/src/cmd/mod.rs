@@ -6,7 +6,9 @@ pub(crate) mod drill;
 pub(crate) mod events;
 pub(crate) mod r#gen;
 pub(crate) mod jobs;
+pub(crate) mod manual;
 pub(crate) mod order;
+pub(crate) mod rights;
 pub(crate) mod sort;
 pub(crate) mod verify;
 pub(crate) mod watch;
@@ -18,13 +20,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muster_common::adapters::nats;
+use muster_common::adapters::refusals::Refusals;
 use muster_common::clock::SystemClock;
 use muster_common::config::{self, Config};
 use muster_common::faults::{self, Faults};
+use muster_common::http;
 use muster_common::store::BlobUrl;
 use muster_common::telemetry;
+use muster_common::vitals::Vitals;
 
-use crate::args::{ClientArgs, LogFormat, NatsArgs, Profile, SettingsArgs};
+use crate::args::{ClientArgs, HttpArgs, LogFormat, NatsArgs, Profile, SettingsArgs};
 use crate::client::Api;
 use crate::exit::{self, Exit};
 use crate::nats_context;
@@ -58,6 +63,17 @@ pub(crate) fn faults(spec: Option<&str>, config: &Config, who: &str) -> Result<O
     begun.map(Some).map_err(|e| Exit::usage(e.message))
 }
 
+/// Serves health and metrics of this process, where it is asked to; for as long as it lives.
+pub(crate) async fn watched(kind: &'static str, args: &HttpArgs, config: &Config) -> Result<Option<Arc<Vitals>>, Exit> {
+    let Some(address) = args.http else { return Ok(None) };
+    let clock = Arc::new(SystemClock::default());
+    let vitals = Arc::new(Vitals::new(kind, env!("CARGO_PKG_VERSION"), config.http.stuck_ms, clock)?);
+    let server = http::Server::bind(address, vitals.clone()).await?;
+    tracing::info!(address = %server.address(), "serving /healthz, /readyz and /metrics");
+    tokio::spawn(server.serve());
+    Ok(Some(vitals))
+}
+
 /// Logging to stderr.
 pub(crate) fn log(format: LogFormat, level: &str) {
     let format = match format {
@@ -68,17 +84,17 @@ pub(crate) fn log(format: LogFormat, level: &str) {
 }
 
 /// A connection for a command that only asks, with the settings that such commands use.
-pub(crate) async fn connect(args: &NatsArgs) -> Result<(async_nats::Client, Config), Exit> {
+pub(crate) async fn connect(args: &NatsArgs) -> Result<(async_nats::Client, Config, Refusals), Exit> {
     let config = Config::profile(config::Profile::Production)?;
     let settings = nats_context::find_or_default(args).map_err(|e| Exit::usage(e.message))?;
     let client = nats::connect(&settings, &config, "muster").await.map_err(exit::connecting)?;
-    Ok((client, config))
+    Ok((client, config, settings.refusals))
 }
 
 /// The control API, for a command that only asks.
 pub(crate) async fn api(args: &NatsArgs) -> Result<Api, Exit> {
-    let (client, config) = connect(args).await?;
-    Ok(Api::new(client, &config, CLIENT_PATIENCE))
+    let (client, config, refusals) = connect(args).await?;
+    Ok(Api::new(client, &config, CLIENT_PATIENCE).heeding(refusals))
 }
 
 /// The control API, for a command that prints.

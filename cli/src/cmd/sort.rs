@@ -158,7 +158,7 @@ async fn in_pool(args: &SortArgs, spec: JobSpec, config: &Config, found: &Found,
         ));
     }
     let client = nats::connect(&found.settings, config, "muster sort").await.map_err(exit::connecting)?;
-    let api = Api::new(client, config, SUBMIT_PATIENCE);
+    let api = Api::new(client, config, SUBMIT_PATIENCE).heeding(found.settings.refusals.clone());
     let status = api.submit(&spec).await.map_err(cmd::jobs::calling)?;
     if args.detach {
         if args.json {

@@ -8,6 +8,7 @@ use muster_common::adapters::nats;
 use muster_common::buffer::BufferPool;
 use muster_common::clock::{Clock, SystemClock};
 use muster_common::ids::{InvalidId, WorkerId};
+use muster_common::names::Names;
 use muster_common::store::Stores;
 use muster_worker::{WorkerOptions, idle_buffer_bytes};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +19,8 @@ use crate::exit::Exit;
 use crate::nats_context;
 
 const ID_FILE: &str = "worker-id";
+/// The variable with the identity, where a file of settings holds all of a worker's NATS user.
+const ID_VARIABLE: &str = "MUSTER_WORKER_ID";
 const LOCK_FILE: &str = "worker-lock";
 
 /// The folder of a worker, locked; removed at the end where it is temporary.
@@ -37,8 +40,11 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
     let data_dir = open_data_dir(args.data_dir.as_deref())?;
     let clock = SystemClock::default();
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let id = identity(args.id.as_deref(), args.data_dir.as_deref(), &host, &clock)?;
+    let named = std::env::var(ID_VARIABLE).ok().filter(|id| !id.is_empty());
+    let id = identity(args.id.as_deref().or(named.as_deref()), args.data_dir.as_deref(), &host, &clock)?;
+    let own_user = has_own_user(settings.inbox_prefix.as_deref(), &Names::new(&config.namespace), &id)?;
     let faults = cmd::faults(args.faults.as_deref(), &config, id.as_str())?;
+    let vitals = cmd::watched("worker", &args.http, &config).await?;
     let options = WorkerOptions {
         id: id.clone(),
         config: config.clone(),
@@ -49,13 +55,18 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
         host,
         program: env!("CARGO_PKG_VERSION").to_owned(),
         input_dirs: args.input_dir,
+        own_user,
         faults: faults.clone(),
+        vitals: vitals.clone(),
     };
-    tracing::info!(worker = %id, nats = %settings.public_url(), memory_bytes = options.memory_bytes, threads = options.threads, "worker starts");
+    tracing::info!(worker = %id, nats = %settings.public_url(), memory_bytes = options.memory_bytes, threads = options.threads, "connecting to NATS");
     let stores = Stores::new(BufferPool::new(idle_buffer_bytes(options.memory_bytes)), &config.store);
     let stop = CancellationToken::new();
     let work = async {
         let client = nats::connect_waiting(&settings, &config, &format!("muster worker {id}")).await?;
+        if let Some(vitals) = &vitals {
+            vitals.connects_by(&client);
+        }
         muster_worker::run(client, stores, Arc::new(clock), options, stop.clone()).await
     };
     tokio::pin!(work);
@@ -126,6 +137,20 @@ fn identity(given: Option<&str>, data_dir: Option<&Path>, host: &str, clock: &dy
     Ok(id)
 }
 
+/// Whether the NATS user is this worker's own: its inbox is then, too. The server would refuse every word of a worker that came with the user of another.
+fn has_own_user(inbox: Option<&str>, names: &Names, id: &WorkerId) -> Result<bool, Exit> {
+    let Some(inbox) = inbox else { return Ok(false) };
+    let all = names.own_inboxes();
+    match inbox.strip_prefix(&all).filter(|rest| rest.is_empty() || rest.starts_with('.')) {
+        None => Ok(false),
+        Some(_) if inbox == names.own_inbox(id) => Ok(true),
+        Some(_) => Err(Exit::usage(format!(
+            "the inbox prefix {inbox} (NATS_INBOX_PREFIX) is not that of worker {id}, {}: give each worker its own user, and its id by --id or {ID_VARIABLE}",
+            names.own_inbox(id)
+        ))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +166,22 @@ mod tests {
         assert!(first.as_str().starts_with("whostexample-"));
         assert_eq!(identity(Some("given"), Some(dir.path()), "h", &clock).expect("id").as_str(), "given");
         assert!(identity(Some("no.dots"), None, "h", &clock).is_err());
+    }
+
+    #[test]
+    fn a_user_of_ones_own_is_told_by_the_inbox() {
+        let names = Names::new("muster");
+        let id: WorkerId = "w1".parse().expect("id");
+        for (inbox, expected) in [
+            (None, Some(false)),
+            (Some("_INBOX"), Some(false)),
+            (Some("_INBOX_muster_workers"), Some(false)),
+            (Some("_INBOX_muster_worker.w1"), Some(true)),
+            (Some("_INBOX_muster_worker.w2"), None),
+            (Some("_INBOX_muster_worker"), None),
+        ] {
+            assert_eq!(has_own_user(inbox, &names, &id).ok(), expected, "{inbox:?}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::error::{Error, Result};
 use crate::faults::{Component, Faults, Hit, Kind, Scope, Site};
-use crate::ledger::{Appended, Entry, Ledger};
+use crate::ledger::{Appended, Entry, Ledger, Room};
 use crate::store::{Access, BlobMeta, Blobs, OpenUpload, PartAt};
 
 /// A store that fails on purpose.
@@ -190,6 +190,10 @@ impl Ledger for FaultyLedger {
             },
             _ => Appended::Unknown { why },
         }
+    }
+
+    async fn room(&self) -> Result<Option<Room>> {
+        self.around("read", self.inner.room()).await
     }
 
     async fn purge_before(&self, first_kept: u64) -> Result<()> {

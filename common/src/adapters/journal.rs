@@ -16,9 +16,12 @@ use serde::Deserialize;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::ledger::{Appended, Entry, Ledger};
+use crate::ledger::{Appended, Entry, FOREIGN, Ledger, Room};
 use crate::names::Names;
 
+/// The header of every append by a leader, and of nothing else that can come into the stream: JetStream keeps it. Whoever may ask JetStream for something, as clients may
+/// for events, can have its answer sent to the journal's subject; such an entry must not stop those who read the journal.
+const EXPECTED: &str = "Nats-Expected-Last-Sequence";
 /// Another sequence stands last (two codes: a single server's, and that of a clustered leader with appends in flight).
 const WRONG_LAST_SEQUENCE: [u64; 2] = [10_071, 10_164];
 /// The stream, the account or the disk is full.
@@ -53,6 +56,11 @@ struct ReplyError {
 
 fn passing(doing: &str, error: impl std::fmt::Display) -> Error {
     Error::retry(format!("cannot {doing}: {error}"))
+}
+
+/// What an entry says: the bytes that a leader appended, or that none did.
+fn own(headers: Option<&HeaderMap>, bytes: Bytes) -> Bytes {
+    if headers.is_some_and(|headers| headers.get(EXPECTED).is_some()) { bytes } else { FOREIGN }
 }
 
 fn context(client: &Client, config: &Config) -> Context {
@@ -143,7 +151,8 @@ impl JetStreamLedger {
                 Err(_) => return Err(passing(&doing(), format!("no record for {} s", READ_TIMEOUT.as_secs()))),
             };
             let sequence = message.info().map_err(|e| passing(&doing(), e))?.stream_sequence;
-            entries.push(Entry { sequence, bytes: message.payload.clone() });
+            let bytes = own(message.headers.as_ref(), message.payload.clone());
+            entries.push(Entry { sequence, bytes });
             if sequence >= last {
                 return Ok(entries);
             }
@@ -178,7 +187,10 @@ impl Ledger for JetStreamLedger {
         let doing = || format!("read the newest record of {}", self.stream);
         // Not a direct get: the stream's leader answers, never a replica that lags.
         match self.stream().await?.get_last_raw_message_by_subject(&self.subject).await {
-            Ok(message) => Ok(Some(Entry { sequence: message.sequence, bytes: message.payload })),
+            Ok(message) => {
+                let bytes = own(Some(&message.headers), message.payload);
+                Ok(Some(Entry { sequence: message.sequence, bytes }))
+            }
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
             Err(error) => Err(passing(&doing(), error)),
         }
@@ -186,7 +198,7 @@ impl Ledger for JetStreamLedger {
 
     async fn append(&self, expected_last: u64, bytes: Bytes) -> Appended {
         let mut headers = HeaderMap::new();
-        headers.insert("Nats-Expected-Last-Sequence", expected_last.to_string().as_str());
+        headers.insert(EXPECTED, expected_last.to_string().as_str());
         let request = self.client.request_with_headers(self.subject.clone(), headers, bytes);
         let unknown = |why: String| Appended::Unknown { why };
         let message = match tokio::time::timeout(self.append_timeout, request).await {
@@ -211,6 +223,13 @@ impl Ledger for JetStreamLedger {
             Ok(_) => unknown("an answer without sequence number".to_owned()),
             Err(e) => unknown(format!("an answer that cannot be read: {e}")),
         }
+    }
+
+    async fn room(&self) -> Result<Option<Room>> {
+        let doing = || format!("ask for the stream {}", self.stream);
+        let info = self.stream().await?.get_info().await.map_err(|e| passing(&doing(), e))?;
+        let bytes_max = u64::try_from(info.config.max_bytes).ok().filter(|bytes_max| *bytes_max > 0);
+        Ok(bytes_max.map(|bytes_max| Room { bytes: info.state.bytes, bytes_max }))
     }
 
     async fn purge_before(&self, first_kept: u64) -> Result<()> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event};
 
+use crate::adapters::refusals::Refusals;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -43,6 +44,8 @@ pub struct NatsSettings {
     pub inbox_prefix: Option<String>,
     /// Whether TLS comes before the protocol's greeting.
     pub tls_first: bool,
+    /// What servers refuse to connections of these settings.
+    pub refusals: Refusals,
 }
 
 impl std::fmt::Debug for NatsSettings {
@@ -70,6 +73,28 @@ impl NatsSettings {
         self.url.split(',').map(one).collect::<Vec<_>>().join(",")
     }
 
+    fn listener(&self) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
+        let refusals = self.refusals.clone();
+        move |event| {
+            log_event(&event, &refusals);
+            std::future::ready(())
+        }
+    }
+
+    /// User and password, or a token alone, as the first of the URLs holds them. They come before those that are given apart, as with the nats command line; async-nats
+    /// passes over them.
+    fn user_in_url(&self) -> Option<(String, Option<String>)> {
+        let decoded = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
+        self.url.split(',').find_map(|url| {
+            let place = url.split_once("://").map_or(url, |(_, rest)| rest).trim();
+            let (user, _) = place.rsplit_once('@')?;
+            Some(match user.split_once(':') {
+                Some((user, password)) => (decoded(user), Some(decoded(password))),
+                None => (decoded(user), None),
+            })
+        })
+    }
+
     fn unreadable(path: &std::path::Path, error: &std::io::Error) -> Error {
         Error::invalid(format!("cannot read the NATS credentials in {}: {error}", path.display()))
     }
@@ -82,13 +107,14 @@ impl NatsSettings {
             .request_timeout(Some(Duration::from_millis(config.nats.request_timeout_ms)))
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
             .reconnect_delay_callback(reconnect_delay)
-            .event_callback(|event| async move { log_event(&event) });
-        if let (Some(user), Some(password)) = (&self.user, &self.password) {
-            options = options.user_and_password(user.clone(), password.clone());
-        }
-        if let Some(token) = &self.token {
-            options = options.token(token.clone());
-        }
+            .event_callback(self.listener());
+        options = match (self.user_in_url(), (&self.user, &self.password), &self.token) {
+            (Some((user, Some(password))), ..) => options.user_and_password(user, password),
+            (Some((token, None)), ..) => options.token(token),
+            (None, _, Some(token)) => options.token(token.clone()),
+            (None, (Some(user), Some(password)), None) => options.user_and_password(user.clone(), password.clone()),
+            (None, ..) => options,
+        };
         if let Some(path) = &self.creds {
             options = options.credentials_file(path).await.map_err(|e| Self::unreadable(path, &e))?;
         }
@@ -103,13 +129,15 @@ impl NatsSettings {
             options = options.add_client_certificate(cert.clone(), key.clone());
         }
         if let Some(prefix) = &self.inbox_prefix {
+            check_inbox_prefix(prefix)?;
             options = options.custom_inbox_prefix(prefix);
         }
         Ok(if self.tls_first { options.tls_first() } else { options })
     }
 
     async fn try_connect(&self, config: &Config, name: &str) -> Result<Client> {
-        let addresses: Vec<String> = self.url.split(',').map(|url| url.trim().to_owned()).collect();
+        // What the client does not know it cannot log.
+        let addresses: Vec<String> = self.public_url().split(',').map(|url| url.trim().to_owned()).collect();
         let options = self.options(config, name).await?;
         options.connect(addresses).await.map_err(|e| self.connect_error(&e))
     }
@@ -169,6 +197,17 @@ pub async fn connect_waiting(settings: &NatsSettings, config: &Config, name: &st
     }
 }
 
+/// A prefix that makes no sound subjects would leave every request without an answer.
+fn check_inbox_prefix(prefix: &str) -> Result<()> {
+    let sound = |token: &str| !token.is_empty() && !token.contains(|c: char| c.is_whitespace() || c == '*' || c == '>');
+    if prefix.split('.').all(sound) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "the inbox prefix {prefix:?} (NATS_INBOX_PREFIX, or of the NATS context) is no subject"
+    )))
+}
+
 /// Exponential from 50 ms to two seconds, each with jitter, so that a pool does not return in one wave.
 fn reconnect_delay(attempts: usize) -> Duration {
     let exponent = u32::try_from(attempts.min(8)).unwrap_or(8);
@@ -178,13 +217,14 @@ fn reconnect_delay(attempts: usize) -> Duration {
     Duration::from_millis(ceiling_ms / 2 + random % (ceiling_ms / 2 + 1))
 }
 
-fn log_event(event: &Event) {
+fn log_event(event: &Event, refusals: &Refusals) {
     match event {
         Event::Connected => tracing::info!("connected to NATS"),
         Event::Disconnected => tracing::warn!("waiting for NATS: the connection was lost"),
         Event::SlowConsumer(subscription) => {
             tracing::warn!(subscription, "messages were dropped: this process is too slow");
         }
+        Event::ServerError(error) if refusals.take(error) => {}
         Event::ServerError(error) => tracing::warn!(%error, "the NATS server reports an error"),
         Event::ClientError(error) => tracing::warn!(%error, "the NATS client reports an error"),
         other => tracing::info!(event = %other, "NATS connection"),
@@ -226,11 +266,62 @@ mod tests {
     }
 
     #[test]
+    fn a_user_in_the_url_is_heard() {
+        let check = |url: &str, expected: Option<(&str, Option<&str>)>| {
+            let found = NatsSettings { url: url.to_owned(), ..NatsSettings::default() }.user_in_url();
+            let expected = expected.map(|(user, password)| (user.to_owned(), password.map(str::to_owned)));
+            assert_eq!(found, expected, "{url}");
+        };
+        check("nats://host:4222", None);
+        check("nats://me:hidden@host:4222", Some(("me", Some("hidden"))));
+        check("me:a%40b%3Ac@host", Some(("me", Some("a@b:c"))));
+        check("nats://one, tls://token@two", Some(("token", None)));
+        check("nats://me:a:b@c@host", Some(("me", Some("a:b@c"))));
+    }
+
+    #[tokio::test]
+    async fn errors_of_connecting_show_no_secret() {
+        let config = Config::profile(crate::config::Profile::Testing).expect("settings");
+        for url in [
+            "nats://me:hidden@127.0.0.1:1",
+            "nats://hidden@127.0.0.1:1",
+            "nats://me:hidden@ho st",
+            "me:hidden@[::",
+            "x",
+        ] {
+            let settings = NatsSettings {
+                url: url.to_owned(),
+                password: Some("hidden".to_owned()),
+                token: Some("hidden".to_owned()),
+                ..NatsSettings::default()
+            };
+            let error = connect(&settings, &config, "test").await.expect_err(url);
+            assert!(!error.message.contains("hidden"), "{error}");
+        }
+    }
+
+    #[test]
     fn old_servers_are_told_by_their_version() {
         for (version, expected) in
             [("2.11.9", false), ("2.12.0", true), ("2.15.1-RC.1", true), ("3.0", true), ("", false), ("x.y", false)]
         {
             assert_eq!(is_new_enough(version), expected, "{version:?}");
+        }
+    }
+
+    #[test]
+    fn inbox_prefixes_are_subjects() {
+        for (prefix, expected) in [
+            ("_INBOX", true),
+            ("_INBOX_muster_worker.w1", true),
+            ("", false),
+            ("a.", false),
+            ("a..b", false),
+            ("a.*", false),
+            ("a b", false),
+            (">", false),
+        ] {
+            assert_eq!(check_inbox_prefix(prefix).is_ok(), expected, "{prefix:?}");
         }
     }
 

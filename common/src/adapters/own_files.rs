@@ -138,7 +138,7 @@ impl Folder {
         match folder.beneath(".", OFlags::RDONLY | OFlags::DIRECTORY) {
             Ok(_) => Ok(folder),
             Err(Errno::NOSYS | Errno::PERM) => {
-                Err(refuse("this system has no openat2, which keeps paths inside (Linux 5.6 or newer)".to_owned()))
+                Err(refuse("openat2, which keeps paths inside, cannot be called: it needs Linux 5.6 or newer, and a sandbox that allows it".to_owned()))
             }
             Err(e) => Err(refuse(e.to_string())),
         }

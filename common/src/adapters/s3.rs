@@ -22,12 +22,17 @@ use crate::store::{Access, BlobMeta, Blobs, OpenUpload, PartAt};
 
 mod uploads;
 
-/// One bucket.
-#[derive(Debug)]
+/// One bucket. `Debug` shows its name alone: everything else is made of credentials.
 pub struct S3Blobs {
     bucket: String,
     store: AmazonS3,
     uploads: uploads::Lister,
+}
+
+impl std::fmt::Debug for S3Blobs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("S3Blobs").field("bucket", &self.bucket).finish_non_exhaustive()
+    }
 }
 
 /// Makes ring the process's TLS provider, once; the http client is built without one of its own.
@@ -73,6 +78,12 @@ impl S3Blobs {
             .iter()
             .find_map(|key| from_env.get_config_value(key))
             .unwrap_or_default();
+        let place = endpoint.split_once("://").map_or(endpoint.as_str(), |(_, rest)| rest);
+        if place.split(['/', '?', '#']).next().is_some_and(|place| place.contains('@')) {
+            return Err(Error::invalid(
+                "AWS_ENDPOINT_URL has a user or password (not shown): S3 takes AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            ));
+        }
         let signed =
             from_env.get_config_value(&AmazonS3ConfigKey::UnsignedPayload).is_some_and(|value| value == "false");
         let options = ClientOptions::new()
@@ -267,5 +278,33 @@ impl Blobs for S3Blobs {
 
     async fn prune(&self, _prefix: &str) -> Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Profile};
+
+    fn made(endpoint: &str) -> Result<S3Blobs> {
+        let limits = Config::profile(Profile::Testing).expect("settings").store;
+        let variables = [
+            ("AWS_ENDPOINT_URL", endpoint),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_ACCESS_KEY_ID", "a-key"),
+            ("AWS_SECRET_ACCESS_KEY", "hidden"),
+            ("AWS_SESSION_TOKEN", "hidden too"),
+        ];
+        S3Blobs::from_variables("bucket", &limits, variables.map(|(name, value)| (name.to_owned(), value.to_owned())))
+    }
+
+    #[tokio::test]
+    async fn secrets_of_a_bucket_are_not_shown() {
+        let blobs = made("http://127.0.0.1:1").expect("a client");
+        assert_eq!(format!("{blobs:?}"), "S3Blobs { bucket: \"bucket\", .. }");
+        let error = blobs.head("a").await.expect_err("nobody listens there");
+        assert!(!error.message.contains("hidden") && error.message.contains("s3://bucket/a"), "{error}");
+        let error = made("http://me:hidden@127.0.0.1:1").expect_err("a password in the endpoint");
+        assert!(!error.message.contains("hidden") && error.message.contains("AWS_ENDPOINT_URL"), "{error}");
     }
 }

@@ -2,7 +2,8 @@
 //!
 #![doc = concat!("```text\n", include_str!("grammar.txt"), "```")]
 //!
-//! Damage (flip, truncate) touches what lies in scratch and spills, which carry checksums; input and output have none that a reader could know.
+//! Damage (flip, truncate) touches what lies in scratch and spills, which carry checksums, and what a sort holds in memory, whose records are summed up; input and output have
+//! none that a reader could know.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -68,7 +69,7 @@ impl Component {
             Component::Ledger => &["append", "read", "purge"],
             Component::Bus => BUS,
             Component::Task => &["begin", "work", "end"],
-            Component::Memory => &["alloc"],
+            Component::Memory => &["alloc", "hold"],
         }
     }
 }
@@ -183,7 +184,9 @@ pub(super) fn fits(kind: Kind, site: Site) -> bool {
     let operation = |names: &[&str]| site.operation.is_none_or(|operation| names.contains(&operation));
     match (kind, site.component) {
         (Kind::Crash | Kind::Pause | Kind::Delay, _) => true,
-        (Kind::Refuse, component) => component == Memory,
+        (Kind::Refuse, Memory) => operation(&["alloc"]),
+        (Kind::Flip, Memory) => operation(&["hold"]),
+        (Kind::Refuse, _) => false,
         (_, Memory) => false,
         (Kind::Error, _) => true,
         (Kind::Drop | Kind::Duplicate, component) => component == Bus,
@@ -372,6 +375,7 @@ const DRAWN: &[(&str, u64)] = &[
     ("disk.write:full,times=2", 3),
     ("disk.read:flip", 1),
     ("memory:refuse,times=1", 3),
+    ("memory.hold:flip,times=1", 3),
     ("bus.report:lost-ack", 10),
     ("bus.report:duplicate", 20),
     ("bus:drop", 5),

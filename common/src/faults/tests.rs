@@ -299,6 +299,7 @@ fn no_text_makes_the_parser_panic_and_what_it_reads_it_prints() {
         "report",
         "begin",
         "alloc",
+        "hold",
         ":",
         "error",
         "delay",

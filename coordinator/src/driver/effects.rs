@@ -5,20 +5,22 @@ use std::time::Duration;
 
 use async_nats::Client;
 
+use muster_common::clock::Clock;
 use muster_common::error::{Error, Result};
 use muster_common::faults;
 use muster_common::ids::{AttemptId, JobId, WorkerId};
 use muster_common::names::{Names, Verb};
-use muster_common::plan::{JobSpec, PLAN_BYTES_MAX, Plan};
+use muster_common::plan::{PLAN_BYTES_MAX, Plan};
 use muster_common::store::{BlobUrl, Stores};
-use muster_common::wire::{self, BlobRef, CancelAttempt, CommandReply, ListInputs, Message, RunAttempt, RunReply};
+use muster_common::wire::{
+    self, BlobRef, CancelAttempt, CommandReply, ListInputs, ListReply, Message, RunAttempt, RunReply,
+};
 use muster_kernel::splitters::{self, Splitter};
 
 use super::fence::Fence;
-use super::offers::{self, Offered};
-use super::{clean, listing, publish};
-use crate::job::io::{Effect, Input, Listing, Offer, Places};
-use crate::job::plan;
+use super::{clean, listing, offers, publish};
+use crate::job::io::{Effect, Input, MeasuredBoundaries, Offer};
+use crate::job::plan::{self, Chosen};
 
 /// Largest object of samples that is read back, in bytes.
 const SAMPLES_BYTES_MAX: u64 = 64 << 20;
@@ -30,8 +32,8 @@ pub(super) struct Timeouts {
     pub(super) command: Duration,
     /// One page of a listing.
     pub(super) page: Duration,
-    /// All listings of one request.
-    pub(super) listing: Duration,
+    /// All listings of one request, in milliseconds.
+    pub(super) listing_ms: u64,
 }
 
 /// What effects are carried out with. Cloning shares it.
@@ -41,6 +43,7 @@ pub(super) struct Hands {
     pub(super) names: Names,
     pub(super) stores: Stores,
     pub(super) timeouts: Timeouts,
+    pub(super) clock: Arc<dyn Clock>,
     /// Asked before each step that changes a store.
     pub(super) fence: Fence,
 }
@@ -55,9 +58,16 @@ impl Hands {
                 let _: Result<CommandReply> = self.command(&worker, Verb::Drain, wire::WIRE_VERSION, &drain).await;
                 return None;
             }
-            Effect::ListInput { spec, places, offers, ticket } => {
-                let result = self.list_input(&spec, &places, &offers).await;
-                Input::Listed { job: spec.job.clone(), ticket, result }
+            effect @ Effect::ListInput { .. } => {
+                let ask = |offer: Offer, question: ListInputs| {
+                    let hands = &self;
+                    async move {
+                        let (page, worker) = (hands.timeouts.page, &offer.worker);
+                        hands.command_within(page, worker, Verb::List, offer.peer, &question).await
+                    }
+                };
+                let bound = (&*self.clock, self.timeouts.listing_ms);
+                return carry_out_listing(&self.stores, &self.fence, bound, effect, ask).await;
             }
             Effect::ChooseSplitters { job, samples, partitions, unique, url } => {
                 let chosen = tokio::task::spawn_blocking(move || plan::splitters(samples, partitions, unique)).await;
@@ -69,14 +79,6 @@ impl Hands {
             }
             effect => return carry_out_on_stores(&self.stores, &self.fence, effect).await,
         })
-    }
-
-    async fn list_input(&self, spec: &JobSpec, places: &Places, offers: &[Offer]) -> Result<Listing> {
-        let ask = |offer: Offer, question: ListInputs| async move {
-            self.command_within(self.timeouts.page, &offer.worker, Verb::List, offer.peer, &question).await
-        };
-        let offered = offers::list(spec, offers, self.fence.epoch(), self.timeouts.listing, ask).await?;
-        listing::list_input(&self.stores, spec, places, (offers, &offered)).await
     }
 
     /// What faults make of a message; `word` is its name there.
@@ -136,14 +138,30 @@ impl Hands {
     }
 }
 
+/// Lists what a request means, in the stores and of what workers offer of their own: `ask` puts one question to one of them. None for all other effects. It relies on no
+/// runtime: whoever polls it drives it, and the clock's pauses.
+pub async fn carry_out_listing<F>(
+    stores: &Stores,
+    fence: &Fence,
+    bound: (&dyn Clock, u64),
+    effect: Effect,
+    ask: impl Fn(Offer, ListInputs) -> F,
+) -> Option<Input>
+where
+    F: Future<Output = Result<ListReply>>,
+{
+    let Effect::ListInput { spec, places, offers, ticket } = effect else { return None };
+    let result = match offers::list(&spec, &offers, fence.epoch(), bound, ask).await {
+        Ok(offered) => listing::list_input(stores, &spec, &places, (&offers, &offered)).await,
+        Err(error) => Err(error),
+    };
+    Some(Input::Listed { job: spec.job.clone(), ticket, result })
+}
+
 /// Carries out an effect that needs nothing but the stores, and gives what came of it; none for all others. It relies on no runtime: whoever polls it drives it.
 /// Whatever changes a store asks the fence first; once that is over, what comes out is no input for anybody.
 pub async fn carry_out_on_stores(stores: &Stores, fence: &Fence, effect: Effect) -> Option<Input> {
     Some(match effect {
-        Effect::ListInput { spec, places, offers, ticket } => {
-            let result = listing::list_input(stores, &spec, &places, (&offers, &Offered::default())).await;
-            Input::Listed { job: spec.job.clone(), ticket, result }
-        }
         Effect::WriteObject { url, bytes, ticket } => {
             Input::ObjectWritten { ticket, result: write(stores, fence, &url, bytes).await }
         }
@@ -168,7 +186,8 @@ pub async fn carry_out_on_stores(stores: &Stores, fence: &Fence, effect: Effect)
         Effect::SweepLate { job, scratch } => {
             Input::SweptLate { job, result: clean::sweep_late(stores, fence, &scratch).await }
         }
-        Effect::Append { .. }
+        Effect::ListInput { .. }
+        | Effect::Append { .. }
         | Effect::PurgeJournal { .. }
         | Effect::Reply { .. }
         | Effect::SendRun { .. }
@@ -199,15 +218,16 @@ async fn load_samples(stores: &Stores, pointer: &BlobRef) -> Result<Vec<Splitter
 async fn write_splitters(
     stores: &Stores,
     fence: &Fence,
-    chosen: Result<Vec<Splitter>>,
+    chosen: Result<Chosen>,
     url: &BlobUrl,
-) -> Result<(Option<BlobRef>, u32)> {
-    let chosen = chosen?;
-    if chosen.is_empty() {
-        return Ok((None, 1));
-    }
+) -> Result<MeasuredBoundaries> {
+    let Chosen { splitters: chosen, samples, fullest_percent } = chosen?;
     let partitions = u32::try_from(chosen.len() + 1).map_err(|_| Error::bug("more splitters than can be numbered"))?;
-    Ok((Some(write(stores, fence, url, splitters::encode(&chosen)).await?), partitions))
+    let splitters = match chosen.as_slice() {
+        [] => None,
+        chosen => Some(write(stores, fence, url, splitters::encode(chosen)).await?),
+    };
+    Ok(MeasuredBoundaries { splitters, partitions, samples, fullest_percent })
 }
 
 /// What is reported where carrying out an effect ended in a panic: a bug of ours must not leave a job hanging.

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::future::{self, Either};
 use muster_common::clock::Clock;
 use muster_common::ids::Epoch;
-use muster_common::ledger::Ledger;
+use muster_common::ledger::{Ledger, Room};
 use muster_common::{Error, ErrorKind, Result};
 use tokio::sync::watch;
 
@@ -108,6 +108,19 @@ impl Fence {
                     pause_ms = (pause_ms * 2).min(*BACKOFF.end());
                 }
             }
+        }
+    }
+
+    /// How full the journal is; none where it does not say.
+    pub(super) async fn journal_room(&self) -> Option<Room> {
+        let shared = &self.shared;
+        match future::select(shared.ledger.room(), shared.clock.pause(shared.timeout_ms)).await {
+            Either::Left((Ok(room), _)) => room,
+            Either::Left((Err(error), _)) => {
+                tracing::debug!(%error, "the journal does not say how full it is");
+                None
+            }
+            Either::Right(_) => None,
         }
     }
 

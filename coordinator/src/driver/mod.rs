@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{Client, Message, Subscriber};
+use async_nats::{Client, Message};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use serde::Serialize;
@@ -24,11 +24,11 @@ use muster_common::api::Event;
 use muster_common::clock::Clock;
 use muster_common::config::Config;
 use muster_common::faults;
-use muster_common::ids::JobId;
+use muster_common::ids::{JobId, WorkerId};
 use muster_common::ledger::Ledger;
 use muster_common::names::Names;
 use muster_common::store::Stores;
-use muster_common::wire::{self, Heartbeat, LeaderBeat, PhaseQuery, Register, Report};
+use muster_common::wire::{self, Heartbeat, JobRecoveries, LeaderBeat, PhaseQuery, Register, Report};
 use muster_common::{Error, Result};
 
 mod asker;
@@ -39,16 +39,18 @@ mod formats;
 mod listing;
 mod offers;
 mod publish;
+mod subscriptions;
 mod unsent;
 
 use crate::api::{self, ControlApi};
 use crate::job::Machine;
 use crate::job::io::{Effect, Input, RefusalCode};
 use crate::journal::writer::{JournalWriter, Order, Written};
-use crate::stand_by::SUBSCRIBE_TIMEOUT;
+use crate::metrics::Meters;
 use asker::{Asker, Askers};
 use effects::{Hands, Timeouts};
 use fence::Fence;
+pub(crate) use subscriptions::Subscriptions;
 use unsent::Unsent;
 
 /// Longest pause between two looks at the clock, in milliseconds.
@@ -57,6 +59,8 @@ const TICK_MS: u64 = 100;
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bound of each step of leaving.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(800);
+/// How often the journal is asked how full it is.
+const ROOM_MS: u64 = 10_000;
 
 /// What the driver is made of.
 pub(crate) struct Parts {
@@ -73,6 +77,8 @@ pub(crate) struct Parts {
     pub(crate) cause: String,
     /// Damage to the journal that was got over.
     pub(crate) damage: Vec<String>,
+    /// Where somebody watches this process.
+    pub(crate) meters: Option<Arc<Meters>>,
 }
 
 /// One term of one leader.
@@ -94,6 +100,7 @@ pub(crate) struct Driver {
     beat_due_ms: u64,
     tick_due_ms: u64,
     fence_due_ms: u64,
+    room_due_ms: u64,
     looking: Option<AbortHandle>,
     connected: bool,
     unsent: Unsent,
@@ -101,15 +108,7 @@ pub(crate) struct Driver {
     over: watch::Receiver<Option<Error>>,
     cause: String,
     damage: Vec<String>,
-}
-
-/// What a leader listens to, and nobody else.
-pub(crate) struct Subscriptions {
-    register: Subscriber,
-    samples: Subscriber,
-    report: Subscriber,
-    phase: Subscriber,
-    heartbeats: Subscriber,
+    meters: Option<Arc<Meters>>,
 }
 
 /// What woke the loop.
@@ -129,6 +128,7 @@ enum Kind {
     Report,
     Phase,
     Heartbeat,
+    Recoveries,
 }
 
 impl Driver {
@@ -137,8 +137,8 @@ impl Driver {
     /// # Errors
     /// `Retry` where NATS does not take it.
     pub(crate) async fn start(parts: Parts) -> Result<Self> {
-        let Parts { client, ledger, stores, clock, config, machine, writer, stalled, subscriptions, cause, damage } =
-            parts;
+        let Parts { client, ledger, stores, clock, config, machine, writer, stalled, subscriptions, .. } = parts;
+        let (cause, damage, meters) = (parts.cause, parts.damage, parts.meters);
         let names = Names::new(&config.namespace);
         let api = ControlApi::start(&client, &names, machine.epoch()).await?;
         let (orders, orders_taken) = mpsc::unbounded_channel();
@@ -148,7 +148,7 @@ impl Driver {
         let timeouts = Timeouts {
             command: Duration::from_millis(config.tasks.command_retry_ms),
             page: Duration::from_millis(config.nats.request_timeout_ms),
-            listing: Duration::from_millis(config.store.list_timeout_ms),
+            listing_ms: config.store.list_timeout_ms,
         };
         let now_ms = clock.now_ms();
         let fence = Fence::new(ledger, clock.clone(), machine.epoch(), config.leader.silence_ms / 2);
@@ -156,8 +156,8 @@ impl Driver {
         let config_silence_ms = config.leader.silence_ms;
         Ok(Self {
             machine,
+            hands: Hands { client, names, stores, timeouts, clock: clock.clone(), fence },
             clock,
-            hands: Hands { client, names, stores, timeouts, fence },
             config,
             askers: Askers::default(),
             tasks: JoinSet::new(),
@@ -171,12 +171,14 @@ impl Driver {
             beat_due_ms: now_ms,
             tick_due_ms: now_ms,
             fence_due_ms: now_ms + config_silence_ms,
+            room_due_ms: now_ms,
             looking: None,
             connected: true,
             unsent: Unsent::default(),
             over,
             cause,
             damage,
+            meters,
         })
     }
 
@@ -185,7 +187,13 @@ impl Driver {
     /// # Errors
     /// `Fenced` where somebody else leads.
     pub(crate) async fn run(mut self, shutdown: &mut watch::Receiver<bool>) -> Result<()> {
+        if let Some(meters) = &self.meters {
+            meters.leads(self.machine.epoch());
+        }
         let outcome = self.lead(shutdown).await;
+        if let Some(meters) = &self.meters {
+            meters.led(&self.machine, outcome.is_err());
+        }
         self.leave(outcome.is_ok()).await;
         outcome
     }
@@ -230,6 +238,7 @@ impl Driver {
     /// After a pause of this process: what it holds in memory and in its sockets may be of a time that is over. `false` where it is told to stop meanwhile.
     async fn leads_still(&self, gap_ms: u64, shutdown: &mut watch::Receiver<bool>) -> Result<bool> {
         tracing::warn!(gap_ms, epoch = self.machine.epoch().0, "this process was paused: does it lead still?");
+        let _waiting = self.meters.as_ref().map(|meters| meters.excuse());
         tokio::select! {
             checked = self.hands.fence.check_anew() => checked.map(|()| true),
             _ = shutdown.wait_for(|stop| *stop) => Ok(false),
@@ -295,6 +304,7 @@ impl Driver {
             message = self.subscriptions.samples.next() => from(Kind::Report, message),
             message = self.subscriptions.phase.next() => from(Kind::Phase, message),
             message = self.subscriptions.heartbeats.next() => from(Kind::Heartbeat, message),
+            message = self.subscriptions.recoveries.next() => from(Kind::Recoveries, message),
             Some((call, request)) = self.api.requests.recv() => Woken::Call(call, Box::new(request)),
             Ok(()) = self.stalled.changed() => {
                 let why = self.stalled.borrow_and_update().clone();
@@ -316,6 +326,9 @@ impl Driver {
             Woken::Nothing => {}
             Woken::Input(input) => self.feed(input).await?,
             Woken::Written(Some(Written::Applied { token, sequence })) => {
+                if let Some(meters) = &self.meters {
+                    meters.appended(token);
+                }
                 self.feed(Input::Appended { token, sequence }).await?;
             }
             Woken::Written(Some(Written::Stopped { error })) => return Err(error),
@@ -331,6 +344,10 @@ impl Driver {
     /// Beats and ticks when they are due, whatever woke the loop: a flood of messages must not keep the clock from being looked at.
     async fn look_at_clock(&mut self) -> Result<()> {
         let now_ms = self.clock.now_ms();
+        if let Some(meters) = &self.meters {
+            meters.turn();
+            meters.look(now_ms, &self.machine);
+        }
         if now_ms >= self.beat_due_ms {
             self.beat_due_ms = now_ms + self.config.heartbeat.interval_ms;
             self.beat().await;
@@ -350,6 +367,13 @@ impl Driver {
             }
             self.feed(Input::Tick).await?;
             self.publish_unsent().await;
+        }
+        if now_ms >= self.room_due_ms {
+            self.room_due_ms = now_ms + ROOM_MS;
+            let fence = self.hands.fence.clone();
+            let room =
+                async move { Some(Input::JournalRoom { used_percent: fence.journal_room().await?.used_percent() }) };
+            self.tasks.spawn(room);
         }
         if now_ms >= self.fence_due_ms && self.looking.as_ref().is_none_or(AbortHandle::is_finished) {
             // Whoever took over may be gone again before it was heard; a leader with nothing to write would never find out.
@@ -372,33 +396,63 @@ impl Driver {
     }
 
     async fn message(&mut self, kind: Kind, message: Message) -> Result<()> {
-        let Message { reply, payload, .. } = message;
+        let Message { subject, reply, payload, .. } = message;
         let now_ms = self.clock.now_ms();
-        if let Kind::Heartbeat = kind {
-            return match wire::decode::<Heartbeat>(&payload) {
-                Ok(heartbeat) => self.feed(Input::Heartbeat(Box::new(heartbeat))).await,
-                Err(error) => malformed("heartbeat", &error),
-            };
+        let names = &self.hands.names;
+        let speaks_for = |worker: &WorkerId| subscriptions::check_sender(names, &subject, worker);
+        // What is only told has nobody to answer to.
+        let told = match kind {
+            Kind::Heartbeat => Some(wire::decode::<Heartbeat>(&payload).and_then(|heartbeat| {
+                speaks_for(&heartbeat.worker)?;
+                Ok(Input::Heartbeat(Box::new(heartbeat)))
+            })),
+            Kind::Recoveries => Some(wire::decode::<JobRecoveries>(&payload).and_then(|told| {
+                speaks_for(&told.worker)?;
+                Ok(Input::Recoveries(Box::new(told)))
+            })),
+            Kind::Register | Kind::Report | Kind::Phase => None,
+        };
+        match told {
+            Some(Ok(input)) => return self.feed(input).await,
+            Some(Err(error)) => return self.malformed("message of a worker", &error),
+            None => {}
         }
-        let Some(reply) = reply else { return malformed("request", &Error::invalid("it has no reply subject")) };
+        let reply = match subscriptions::check_reply(names, reply) {
+            Ok(reply) => reply,
+            Err(error) => return self.malformed("request", &error),
+        };
         let admit = || self.askers.admit(now_ms, Asker::Worker(reply));
         let input = match kind {
-            Kind::Register => wire::decode::<Register>(&payload)
-                .map(|register| Input::Register { to: admit(), register: Box::new(register) }),
-            Kind::Report => {
-                wire::decode::<Report>(&payload).map(|report| Input::Report { to: admit(), report: Box::new(report) })
-            }
-            Kind::Phase | Kind::Heartbeat => {
+            Kind::Register => wire::decode::<Register>(&payload).and_then(|register| {
+                speaks_for(&register.worker)?;
+                Ok(Input::Register { to: admit(), register: Box::new(register) })
+            }),
+            Kind::Report => wire::decode::<Report>(&payload).and_then(|report| {
+                speaks_for(&report.worker)?;
+                Ok(Input::Report { to: admit(), report: Box::new(report) })
+            }),
+            Kind::Phase | Kind::Heartbeat | Kind::Recoveries => {
                 wire::decode::<PhaseQuery>(&payload).map(|query| Input::AskPhase { to: admit(), query })
             }
         };
         match input {
             Ok(input) => self.feed(input).await,
-            Err(error) => malformed("request", &error),
+            Err(error) => self.malformed("request", &error),
         }
     }
 
+    fn malformed(&self, what: &str, error: &Error) -> Result<()> {
+        if let Some(meters) = &self.meters {
+            meters.malformed();
+        }
+        tracing::warn!(%error, "a malformed {what} was passed over");
+        Ok(())
+    }
+
     async fn call(&mut self, call: api::Call, request: async_nats::service::Request) -> Result<()> {
+        if let Err(error) = subscriptions::check_reply(&self.hands.names, request.message.reply.clone()) {
+            return self.malformed("request", &error);
+        }
         let body = request.message.payload.clone();
         let to = self.askers.admit(self.clock.now_ms(), Asker::Client(Box::new(request)));
         match api::parse(call, &body, to, self.clock.unix_ms()) {
@@ -425,7 +479,12 @@ impl Driver {
 
     async fn perform(&mut self, effect: Effect) -> Result<()> {
         match effect {
-            Effect::Append { token, record } => self.order(Order::Append { token, record }),
+            Effect::Append { token, record } => {
+                if let Some(meters) = &self.meters {
+                    meters.appends(token);
+                }
+                self.order(Order::Append { token, record })
+            }
             Effect::PurgeJournal { before } => self.order(Order::Purge { before }),
             Effect::Reply { to, reply } => {
                 let lost =
@@ -541,33 +600,4 @@ impl Driver {
             Err(_) => tracing::debug!("a hint was not sent in time"),
         }
     }
-}
-
-impl Subscriptions {
-    /// Subscribes.
-    ///
-    /// # Errors
-    /// `Retry` where NATS does not take a subscription.
-    pub(crate) async fn new(client: &Client, names: &Names) -> Result<Self> {
-        let subscribe = |subject: String| async move {
-            let subscribed = tokio::time::timeout(SUBSCRIBE_TIMEOUT, client.subscribe(subject.clone())).await;
-            match subscribed {
-                Ok(Ok(subscriber)) => Ok(subscriber),
-                Ok(Err(error)) => Err(Error::retry(format!("cannot subscribe to {subject}: {error}"))),
-                Err(_) => Err(Error::retry(format!("cannot subscribe to {subject} within 10 s"))),
-            }
-        };
-        Ok(Self {
-            register: subscribe(names.register()).await?,
-            samples: subscribe(names.samples()).await?,
-            report: subscribe(names.report()).await?,
-            phase: subscribe(names.phase()).await?,
-            heartbeats: subscribe(names.heartbeats()).await?,
-        })
-    }
-}
-
-fn malformed(what: &str, error: &Error) -> Result<()> {
-    tracing::warn!(%error, "a malformed {what} was passed over");
-    Ok(())
 }

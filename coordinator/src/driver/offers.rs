@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::time::Duration;
 
+use futures::future::{self, Either};
 use futures::{StreamExt, TryStreamExt, stream};
 
+use muster_common::clock::Clock;
 use muster_common::ids::Epoch;
 use muster_common::inputs::{self, Pattern};
 use muster_common::plan::{JobSpec, OBJECTS_MAX, PinnedObject};
@@ -17,8 +18,8 @@ use crate::job::io::Offer;
 
 /// Workers that are asked side by side.
 const ASKED_AT_ONCE: usize = 16;
-/// Pause before a page is asked for again.
-const PAUSE: Duration = Duration::from_millis(200);
+/// Pause before a page is asked for again, in milliseconds.
+const PAUSE_MS: u64 = 200;
 /// Tries of one page.
 const TRIES_MAX: u32 = 4;
 /// Longest version of a file, in bytes.
@@ -33,7 +34,8 @@ pub(super) struct Offered {
     pub(super) heads: BTreeMap<String, Result<Vec<u8>>>,
 }
 
-/// Lists what `offers` have for the INPUTs of a request. `ask` sends one question to one worker; nothing takes longer than `bound`.
+/// Lists what `offers` have for the INPUTs of a request. `ask` sends one question to one worker; nothing takes longer than `bound_ms`. It relies on no runtime, only on
+/// the clock's pauses.
 ///
 /// # Errors
 /// `NotFound` where nobody offers what an INPUT means; `Exhausted` where a worker does not answer, and `Corrupt` where it says what cannot be true, naming it.
@@ -41,25 +43,26 @@ pub(super) async fn list<F>(
     spec: &JobSpec,
     offers: &[Offer],
     epoch: Epoch,
-    bound: Duration,
+    (clock, bound_ms): (&dyn Clock, u64),
     ask: impl Fn(Offer, ListInputs) -> F,
 ) -> Result<Offered>
 where
     F: Future<Output = Result<ListReply>>,
 {
-    let listed = list_unbounded(spec, offers, epoch, ask);
-    tokio::time::timeout(bound, listed).await.unwrap_or_else(|_| {
-        Err(Error::exhausted(format!(
-            "workers did not list their input within {} ms (store.list_timeout_ms)",
-            bound.as_millis()
-        )))
-    })
+    let listed = std::pin::pin!(list_unbounded(spec, offers, epoch, clock, ask));
+    match future::select(listed, clock.pause(bound_ms)).await {
+        Either::Left((listed, _)) => listed,
+        Either::Right(_) => Err(Error::exhausted(format!(
+            "workers did not list their input within {bound_ms} ms (store.list_timeout_ms)"
+        ))),
+    }
 }
 
 async fn list_unbounded<F>(
     spec: &JobSpec,
     offers: &[Offer],
     epoch: Epoch,
+    clock: &dyn Clock,
     ask: impl Fn(Offer, ListInputs) -> F,
 ) -> Result<Offered>
 where
@@ -72,7 +75,8 @@ where
             continue;
         }
         let (ask, pattern) = (&ask, &pattern);
-        let lists = offers.iter().cloned().map(|offer| async move { files_of(&offer, pattern, epoch, ask).await });
+        let lists =
+            offers.iter().cloned().map(|offer| async move { files_of(&offer, pattern, epoch, clock, ask).await });
         let found: Vec<Vec<(BlobUrl, LocalFile)>> = stream::iter(lists).buffered(ASKED_AT_ONCE).try_collect().await?;
         let mut objects = Vec::new();
         for (url, file) in found.into_iter().flatten() {
@@ -102,6 +106,7 @@ async fn files_of<F>(
     offer: &Offer,
     pattern: &Pattern,
     epoch: Epoch,
+    clock: &dyn Clock,
     ask: impl Fn(Offer, ListInputs) -> F,
 ) -> Result<Vec<(BlobUrl, LocalFile)>>
 where
@@ -111,7 +116,7 @@ where
     let mut after: Option<String> = None;
     loop {
         let question = ListInputs { epoch, pattern: pattern.as_str().to_owned(), after: after.clone() };
-        let (files, next) = page_of(offer, &question, &ask).await?;
+        let (files, next) = page_of(offer, &question, clock, &ask).await?;
         let lied = |why: String| {
             Error::corrupt(format!(
                 "worker {} on {}: its list of input cannot be true: {why}",
@@ -143,6 +148,7 @@ where
 async fn page_of<F>(
     offer: &Offer,
     question: &ListInputs,
+    clock: &dyn Clock,
     ask: impl Fn(Offer, ListInputs) -> F,
 ) -> Result<(Vec<LocalFile>, Option<String>)>
 where
@@ -161,7 +167,7 @@ where
             return Err(Error::new(kind, error.message).at(place));
         }
         tries += 1;
-        tokio::time::sleep(PAUSE).await;
+        clock.pause(PAUSE_MS).await;
     }
 }
 

@@ -1,5 +1,6 @@
 use std::sync::Mutex;
 
+use muster_common::clock::SystemClock;
 use muster_common::config::{Config, Profile};
 use muster_common::plan::{BadInputs, BadRecords, Sizing};
 use muster_common::store::Stores;
@@ -57,7 +58,7 @@ async fn list_of(inputs: &[&str], pages: Vec<Result<ListReply>>) -> Result<Offer
         };
         async move { answer }
     };
-    list(&spec(inputs), &[offer("w1"), offer("w2")], Epoch(1), Duration::from_secs(60), ask).await
+    list(&spec(inputs), &[offer("w1"), offer("w2")], Epoch(1), (&SystemClock::default(), 60_000), ask).await
 }
 
 fn urls(offered: &Offered, input: &str) -> Vec<String> {
@@ -118,7 +119,7 @@ async fn a_worker_that_does_not_answer_is_asked_again_and_then_named() {
 #[tokio::test(start_paused = true)]
 async fn a_listing_has_a_bound() {
     let ask = |_: Offer, _: ListInputs| std::future::pending::<Result<ListReply>>();
-    let listed = list(&spec(&["workers:/"]), &[offer("w1")], Epoch(1), Duration::from_secs(600), ask).await;
+    let listed = list(&spec(&["workers:/"]), &[offer("w1")], Epoch(1), (&SystemClock::default(), 600_000), ask).await;
     let error = listed.expect_err("bound");
     assert!(error.message.contains("600000 ms (store.list_timeout_ms)"), "{error}");
 }

@@ -115,6 +115,8 @@ pub(super) struct Active {
     /// Taken over: nothing is granted before workers had time to register again.
     pub held_back: bool,
     pub samples: Vec<Splitter>,
+    /// How often the samples were too few or too uneven: the generation of the sample tasks.
+    pub sampling_round: u32,
     /// Ended, and these workers have not confirmed that they let go.
     pub letting_go: BTreeSet<AttemptId>,
     /// Objects of its own that the coordinator is writing to scratch.
@@ -174,6 +176,7 @@ impl Active {
             runnable: None,
             held_back: false,
             samples: Vec::new(),
+            sampling_round: 0,
             letting_go: BTreeSet::new(),
             writing: 0,
             ending: None,

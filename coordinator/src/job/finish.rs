@@ -159,12 +159,28 @@ impl Machine {
             (JobOutcome::Failed, error) => ("error", format!("failed: {}", error.as_deref().unwrap_or_default())),
         };
         self.event(Some(job), severity, "job-ended", text);
+        self.count_end(ended);
         self.out.push(Effect::Broadcast { job: job.clone(), broadcast: Broadcast::Ended { epoch: self.epoch } });
         for to in waiters.into_vec() {
             self.ask_status(to, job);
         }
         self.urgent.insert(job.clone());
         self.stop(job);
+    }
+
+    fn count_end(&mut self, ended: &JobEnded) {
+        let tally = &mut self.tally;
+        let how = match ended.outcome {
+            JobOutcome::Succeeded => 0,
+            JobOutcome::Failed => 1,
+            JobOutcome::Cancelled => 2,
+        };
+        tally.jobs_ended[how] += 1;
+        tally.recoveries(&ended.recoveries);
+        if let Some(durable) = self.durable.jobs.get(&ended.job).filter(|_| ended.outcome == JobOutcome::Succeeded) {
+            tally.records_sorted = tally.records_sorted.saturating_add(durable.run_totals.input.records);
+            tally.bytes_sorted = tally.bytes_sorted.saturating_add(durable.submitted.input_bytes);
+        }
     }
 
     /// Tells workers to let go of an ended job, and waits for them within a bound: what they write after the clean-up would stay.

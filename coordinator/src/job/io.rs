@@ -10,8 +10,8 @@ use muster_common::ids::{AttemptId, JobId, WorkerId};
 use muster_common::plan::{JobSpec, PinnedObject, Plan};
 use muster_common::store::BlobUrl;
 use muster_common::wire::{
-    BlobRef, Broadcast, CancelAttempt, Drain, Heartbeat, PhaseQuery, PhaseReply, Register, RegisterReply, Report,
-    ReportReply, RunAttempt, RunReply, StoreLimits,
+    BlobRef, Broadcast, CancelAttempt, Drain, Heartbeat, JobRecoveries, PhaseQuery, PhaseReply, Register,
+    RegisterReply, Report, ReportReply, RunAttempt, RunReply, StoreLimits,
 };
 use muster_common::{Error, Result};
 use muster_kernel::splitters::Splitter;
@@ -42,6 +42,11 @@ pub enum Input {
     JournalStalled {
         /// In words.
         why: Option<String>,
+    },
+    /// How full the journal's stream is, in percent.
+    JournalRoom {
+        /// Of what it may hold.
+        used_percent: u32,
     },
     /// A record that was asked for stands in the journal.
     Appended {
@@ -113,6 +118,8 @@ pub enum Input {
     },
     /// A worker's sign of life.
     Heartbeat(Box<Heartbeat>),
+    /// What a worker retried for a job by itself.
+    Recoveries(Box<JobRecoveries>),
     /// What came back for [`Effect::SendRun`].
     RunAnswered {
         /// The worker that was asked.
@@ -169,8 +176,8 @@ pub enum Input {
     SplittersChosen {
         /// The job.
         job: JobId,
-        /// Where they are (none for one partition), and how many partitions they make.
-        result: Result<(Option<BlobRef>, u32)>,
+        /// What was chosen.
+        result: Result<MeasuredBoundaries>,
     },
     /// What came of [`Effect::AbortUpload`].
     UploadAborted {
@@ -202,6 +209,19 @@ pub enum Input {
         /// How much was found, and is gone.
         result: Result<u64>,
     },
+}
+
+/// Boundaries as they were chosen and written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeasuredBoundaries {
+    /// Where the splitters are; none for one partition.
+    pub splitters: Option<BlobRef>,
+    /// How many partitions they make.
+    pub partitions: u32,
+    /// Samples among which they were chosen.
+    pub samples: u64,
+    /// What the samples say of the fullest partition, in percent of the mean; none where they are too few to tell.
+    pub fullest_percent: Option<u32>,
 }
 
 /// What stands in the stores before a job begins.
@@ -333,6 +353,16 @@ impl RefusalCode {
             Self::Unknown => 404,
             Self::Conflict => 409,
             Self::Later => 503,
+        }
+    }
+
+    /// The same as text.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::BadRequest => "400",
+            Self::Unknown => "404",
+            Self::Conflict => "409",
+            Self::Later => "503",
         }
     }
 }

@@ -237,6 +237,7 @@ impl Machine {
         active.recoveries.mended(task, self.now_ms);
         active.moved(self.now_ms);
         self.succeed_with(job, &done);
+        self.tally.tasks_committed[task.phase as usize] += 1;
         self.touch(job);
     }
 }

@@ -68,7 +68,8 @@ impl Machine {
     pub(super) fn lose_run(&mut self, job: &JobId, split: u32, cause: DamageCause, why: &str) {
         let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
         let Some(run) = durable.runs.get(&split) else { return };
-        if !active.losing.insert(split) {
+        // A job that is about to end needs no run any more: the record would come after that of the end.
+        if active.ending.is_some() || !active.losing.insert(split) {
             return;
         }
         let began = GenerationBegan {
@@ -108,6 +109,7 @@ impl Machine {
     pub(super) fn run_is_lost(&mut self, began: &GenerationBegan) {
         let GenerationBegan { job, split, generation, why, .. } = began;
         let Some(active) = self.active.get_mut(job) else { return };
+        self.tally.tasks_repeated += 1;
         active.losing.remove(split);
         if let Some(repair) = &mut active.repair {
             repair.step = RepairStep::Sorting;

@@ -10,7 +10,8 @@
 //! pool.rs      registration, heartbeats            ledger.rs    records out, acknowledgements in
 //! inputs.rs    objects that cannot be read         lineage.rs   runs that are lost, and made anew
 //! watch.rs     silence, hangs, waves, alerts       stragglers.rs  second attempts of slow tasks
-//! owners.rs    inputs that one worker alone can read
+//! owners.rs    inputs that one worker alone can read  boundaries.rs  where partitions begin
+//! figures.rs   what is counted for those who watch
 //! ```
 //!
 //! **Persist before tell.** A decision leaves as [`Effect::Append`]. Nothing else happens until [`Input::Appended`] is back; then the record is folded into
@@ -26,7 +27,9 @@ use muster_common::store::BlobUrl;
 use muster_common::{Error, Result};
 
 mod active;
+mod boundaries;
 pub mod durable;
+pub mod figures;
 mod finish;
 mod inputs;
 pub mod invariant;
@@ -105,6 +108,7 @@ pub struct Machine {
     alerts: Alerts,
     limits: Limits,
     counters: Counters,
+    tally: figures::Tally,
     /// Jobs whose progress is to be published at the end of this step.
     urgent: BTreeSet<JobId>,
     out: Vec<Effect>,
@@ -215,6 +219,7 @@ impl Machine {
             alerts: Alerts::new(),
             limits: Limits::default(),
             counters: Counters::default(),
+            tally: figures::Tally::default(),
             urgent: BTreeSet::new(),
             out: Vec::new(),
         })
@@ -253,6 +258,7 @@ impl Machine {
             Input::Tick => self.tick(),
             Input::Connection { up } => self.connection(up),
             Input::JournalStalled { why } => self.journal_stalls(why),
+            Input::JournalRoom { used_percent } => self.watch.journal_used_percent = used_percent,
             Input::Appended { token, sequence } => self.appended(token, sequence),
             Input::Submit { to, spec, unix_ms } => self.submit(to, *spec, unix_ms),
             Input::AskStatus { to, job } => self.ask_status(to, &job),
@@ -264,6 +270,7 @@ impl Machine {
             Input::Report { to, report } => self.report(to, *report),
             Input::AskPhase { to, query } => self.ask_phase(to, &query.job),
             Input::Heartbeat(heartbeat) => self.heartbeat(*heartbeat),
+            Input::Recoveries(recoveries) => self.recoveries_told(*recoveries),
             Input::RunAnswered { worker, job, attempt, reply } => self.run_answered(&worker, &job, &attempt, reply),
             Input::CancelAnswered { job, attempt, answered } => self.cancel_answered(&job, &attempt, answered),
             Input::Listed { job, ticket, result } => self.listed(&job, ticket, result),
@@ -352,6 +359,7 @@ impl Machine {
     }
 
     fn refuse(&mut self, to: ReplyTo, code: RefusalCode, error: Error) {
+        self.tally.requests_refused[code as usize] += 1;
         self.reply(to, Reply::Refused { code, error });
     }
 

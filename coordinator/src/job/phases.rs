@@ -32,16 +32,6 @@ impl Machine {
         }
     }
 
-    /// One partition needs no splitters.
-    fn skip_sampling(&mut self, job: &JobId) {
-        let Some(active) = self.active.get_mut(job) else { return };
-        active.stage = Stage::Deciding;
-        self.append(
-            Record::BoundariesChosen { job: job.clone(), splitters: None, partitions: 1, took_ms: 0 },
-            Waiters::default(),
-        );
-    }
-
     pub(super) fn begin_phase(&mut self, job: &JobId, phase: Phase) {
         let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
         if active.ending.is_some() {
@@ -58,6 +48,7 @@ impl Machine {
         active.begins(self.now_ms);
         active.tasks = Some(tasks);
         active.samples = Vec::new();
+        active.sampling_round = 0;
         active.stage = Stage::Working;
         active.moved(self.now_ms);
         let again = if done > 0 { format!(", {done} of which are committed") } else { String::new() };
@@ -109,35 +100,6 @@ impl Machine {
             Phase::Sample => self.choose_splitters(job, &plan),
             Phase::Sort => self.pin_runs(job, &plan),
             Phase::Merge => self.decide(job),
-        }
-    }
-
-    fn choose_splitters(&mut self, job: &JobId, plan: &Plan) {
-        let nonce = self.nonces.next();
-        let Some(active) = self.active.get_mut(job) else { return };
-        active.stage = Stage::Choosing;
-        active.writing += 1;
-        let url = active.scratch.join(&names::splitters_path(self.epoch, nonce));
-        let samples = active.samples.clone();
-        let (partitions, unique) = (plan.partitions, plan.sort.unique);
-        self.out.push(Effect::ChooseSplitters { job: job.clone(), samples, partitions, unique, url });
-    }
-
-    pub(super) fn splitters_chosen(&mut self, job: &JobId, result: Result<(Option<BlobRef>, u32)>) {
-        self.wrote(job);
-        let Some(active) = self.active.get_mut(job).filter(|active| active.stage == Stage::Choosing) else { return };
-        match result {
-            Ok((splitters, partitions)) => {
-                active.stage = Stage::Deciding;
-                active.samples = Vec::new();
-                active.moved(self.now_ms);
-                let took_ms = active.elapsed_ms(self.now_ms);
-                self.append(
-                    Record::BoundariesChosen { job: job.clone(), splitters, partitions, took_ms },
-                    Waiters::default(),
-                );
-            }
-            Err(error) => self.store_trouble(job, error),
         }
     }
 
@@ -194,6 +156,7 @@ impl Machine {
         }
         active.stage = Stage::Deciding;
         let took_ms = active.elapsed_ms(self.now_ms);
+        self.measure_parts(job);
         self.append(Record::CommitDecided { job: job.clone(), took_ms }, Waiters::default());
     }
 

@@ -204,7 +204,7 @@ fn split_bytes(spec: &JobSpec, config: &Config, total: u64) -> u64 {
 }
 
 /// Input bytes that a task sorts within its memory without spilling: a record of 100 bytes takes about 160, with its entry, the room to sort entries in and buffers.
-fn sortable_bytes(memory_bytes: u64) -> u64 {
+pub(super) fn sortable_bytes(memory_bytes: u64) -> u64 {
     (memory_bytes / 16).saturating_mul(10).max(1)
 }
 
@@ -236,18 +236,31 @@ fn limit_pieces(splits: Vec<Vec<Interval>>, pieces_max: usize) -> Vec<Vec<Interv
     splits.into_iter().flat_map(cut).collect()
 }
 
+/// Splitters, and what speaks for them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chosen {
+    /// In ascending order.
+    pub splitters: Vec<Splitter>,
+    /// Samples among which they were chosen.
+    pub samples: u64,
+    /// What the samples say of the fullest partition ([`splitters::fullest_percent`]).
+    pub fullest_percent: Option<u32>,
+}
+
 /// Chooses splitters out of samples and checks them.
 ///
 /// # Errors
 /// `Bug` where what was chosen does not ascend, or divides more than was asked for.
-pub fn splitters(samples: Vec<Splitter>, partitions: u32, unique: bool) -> Result<Vec<Splitter>> {
+pub fn splitters(samples: Vec<Splitter>, partitions: u32, unique: bool) -> Result<Chosen> {
     let unique = unique && !planted::is(Bug::SplitEqualKeys);
+    let fullest_percent = splitters::fullest_percent(&samples, partitions, unique);
+    let found = samples.len() as u64;
     let chosen = splitters::choose(samples, partitions, unique);
     splitters::validate(&chosen, unique).map_err(|e| Error::bug(format!("the chosen boundaries are wrong: {e}")))?;
     if chosen.len() >= partitions.max(1) as usize {
         return Err(Error::bug(format!("{} boundaries were chosen for {partitions} partitions", chosen.len())));
     }
-    Ok(chosen)
+    Ok(Chosen { splitters: chosen, samples: found, fullest_percent })
 }
 
 /// Whether what a sort task says it consumed can belong to its split: the objects of its pieces, from where they begin, within the object. Whether all splits

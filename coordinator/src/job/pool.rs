@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use muster_common::ids::{AttemptId, JobId, WorkerId};
 use muster_common::wire::{
-    AttemptProgress, Drain, Heartbeat, HeldAttempt, PhaseReply, Register, RegisterReply, WorkerState,
+    AttemptProgress, Drain, Heartbeat, HeldAttempt, JobRecoveries, PhaseReply, Register, RegisterReply, WorkerState,
 };
 use muster_common::{Error, ErrorKind};
 
@@ -27,6 +27,7 @@ impl Machine {
         match self.admit_worker(register) {
             Ok(reply) => self.reply(to, Reply::Register(reply)),
             Err(error) => {
+                self.tally.workers_refused += 1;
                 self.event(None, "warning", "worker-refused", error.message.clone());
                 self.reply(to, Reply::Register(RegisterReply::Refused { error }));
             }
@@ -144,6 +145,19 @@ impl Machine {
         }
         self.take_progress(&id, &attempts);
         self.find_missing(&id, &attempts);
+    }
+
+    /// A worker says what it retried for a job. Nothing is decided by it, so it is no sign of life either.
+    pub(super) fn recoveries_told(&mut self, told: JobRecoveries) {
+        let known = self.workers.get(&told.worker).filter(|worker| worker.info.incarnation == told.incarnation);
+        if known.is_none() || told.epoch != self.epoch {
+            self.counters.foreign += 1;
+            return;
+        }
+        if let Some(active) = self.active.get_mut(&told.job) {
+            active.recoveries.told_by(told.worker, told.incarnation, &told.kinds);
+            active.news = true;
+        }
     }
 
     /// Tells people when a worker begins to wait for a store, and when it no longer does.

@@ -5,12 +5,16 @@
 use std::collections::BTreeMap;
 
 use muster_common::api;
-use muster_common::ids::{Phase, TaskId};
+use muster_common::ids::{Incarnation, Phase, TaskId, WorkerId};
+use muster_common::retry::{RecoveryStats, Trouble};
+use muster_common::wire::Recovered;
 
 use super::durable::DurableJob;
 use crate::journal::record::Recovery;
 
 const STORE: &str = "store-trouble";
+/// Lives of workers whose counts are kept apart for one job; beyond that nothing more is taken in.
+const LIVES_MAX: usize = 20_000;
 
 /// The troubles of one job.
 #[derive(Debug, Default)]
@@ -19,6 +23,8 @@ pub(super) struct Recoveries {
     /// What is not over, and since when.
     open: BTreeMap<TaskId, Vec<(&'static str, u64)>>,
     store_since_ms: Option<u64>,
+    /// What each life of a worker said last that it had retried by itself.
+    told: BTreeMap<(WorkerId, Incarnation), RecoveryStats>,
 }
 
 impl Recoveries {
@@ -98,10 +104,37 @@ impl Recoveries {
         }
     }
 
+    /// What a life of a worker has retried so far. Kinds that this build does not know are passed over.
+    pub(super) fn told_by(&mut self, worker: WorkerId, life: Incarnation, kinds: &[Recovered]) {
+        let life = (worker, life);
+        if !self.told.contains_key(&life) && self.told.len() >= LIVES_MAX {
+            return;
+        }
+        let known = |kind: &Recovered| Some((Trouble::named(&kind.trouble)?, kind.counts));
+        self.told.insert(life, kinds.iter().filter_map(known).collect());
+    }
+
+    /// What workers have retried by themselves, all in all.
+    fn of_workers(&self) -> Vec<Recovery> {
+        let mut all = RecoveryStats::default();
+        self.told.values().for_each(|stats| all.merge(stats));
+        let count = |of: u64| u32::try_from(of).unwrap_or(u32::MAX);
+        let kinds = all.kinds().map(|(trouble, counts)| Recovery {
+            kind: format!("retried-{}", trouble.name()),
+            attempts: count(counts.attempts),
+            recovered: count(counts.recovered),
+            given_up: count(counts.given_up),
+            took_ms_sum: counts.recovery_ms_sum,
+            took_ms_max: counts.recovery_ms_max,
+        });
+        kinds.collect()
+    }
+
     /// All kinds. At the end of a job that failed, what is not over is given up.
     pub(super) fn sum(&self, failed: bool) -> Vec<Recovery> {
         let given_up = |known: &Recovery| if failed { known.attempts.saturating_sub(known.recovered) } else { 0 };
-        self.kinds.values().map(|known| Recovery { given_up: given_up(known), ..known.clone() }).collect()
+        let own = self.kinds.values().map(|known| Recovery { given_up: given_up(known), ..known.clone() });
+        own.chain(self.of_workers()).collect()
     }
 }
 
@@ -130,6 +163,31 @@ mod tests {
         assert_eq!(figures, [("attempt-failed", 2, 1, 1), ("worker-lost", 1, 1, 0)]);
         assert_eq!((sums[1].took_ms_sum, sums[1].took_ms_max), (100, 100));
         assert_eq!(recoveries.sum(false)[0].given_up, 0, "a job that goes on gives nothing up");
+    }
+
+    #[test]
+    fn what_workers_retried_adds_up_and_a_repeat_changes_nothing() {
+        let kind = |trouble: &str, attempts| Recovered {
+            trouble: trouble.to_owned(),
+            counts: muster_common::retry::Recoveries {
+                attempts,
+                recovered: attempts,
+                given_up: 0,
+                recovery_ms_sum: 10 * attempts,
+                recovery_ms_max: attempts,
+            },
+        };
+        let worker = |id: &str| id.parse::<WorkerId>().expect("id");
+        let mut recoveries = Recoveries::default();
+        recoveries.told_by(worker("w1"), Incarnation(1), &[kind("store", 1), kind("of-a-later-build", 9)]);
+        recoveries.told_by(worker("w1"), Incarnation(1), &[kind("store", 3)]);
+        recoveries.told_by(worker("w1"), Incarnation(1), &[kind("store", 3)]);
+        recoveries.told_by(worker("w1"), Incarnation(2), &[kind("store", 4)]);
+        recoveries.told_by(worker("w2"), Incarnation(1), &[kind("throttle", 5)]);
+        let sums = recoveries.sum(true);
+        let figures: Vec<_> =
+            sums.iter().map(|one| (one.kind.as_str(), one.attempts, one.took_ms_sum, one.took_ms_max)).collect();
+        assert_eq!(figures, [("retried-store", 7, 70, 4), ("retried-throttle", 5, 50, 5)]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use muster_kernel::splitters::{SAMPLE_KEY_MAX, Splitter};
 
 use super::Machine;
 use super::active::{Recording, Stage, TaskState, Waiters};
+use super::boundaries::samples_max;
 use super::io::{Effect, Reply, ReplyTo};
 use super::lineage::Damage;
 use super::schedule::TakenBack;
@@ -321,7 +322,7 @@ impl Machine {
 
     /// A split's samples are here: its sample task is done. They are not journalled; a new leader samples again, and gets the same.
     fn take_samples(&mut self, job: &JobId, id: &AttemptId, samples: Vec<Splitter>) -> Result<(), String> {
-        let samples_max = self.plan_of(job)?.samples_per_split as usize;
+        let samples_max = samples_max(self.plan_of(job)?, id.generation);
         if samples.len() > samples_max || samples.iter().any(|sample| sample.key.len() > SAMPLE_KEY_MAX) {
             return Err(format!(
                 "{} samples, at most {samples_max} of at most {SAMPLE_KEY_MAX} bytes are wanted",

@@ -119,6 +119,7 @@ impl Machine {
         let generation = self.generation(job, task);
         let id = AttemptId { task, generation, epoch: self.epoch, nonce: self.nonces.next() };
         let ticket = self.begin_with(worker);
+        self.tally.attempts_begun[task.phase as usize] += 1;
         let fair_ms = self.fair_ms();
         let Some(active) = self.active.get_mut(job) else { return };
         let Some(tasks) = active.tasks_of_mut(task.phase) else { return };
@@ -143,8 +144,12 @@ impl Machine {
 
     /// The generation in which a task is to be done now.
     pub(super) fn generation(&self, job: &JobId, task: TaskId) -> Generation {
-        let durable = self.durable.jobs.get(job).filter(|_| task.phase == Phase::Sort);
-        durable.map_or(Generation(0), |durable| durable.generation(task.index))
+        let durable = self.durable.jobs.get(job);
+        match task.phase {
+            Phase::Sample => self.sampling_generation(job),
+            Phase::Sort => durable.map_or(Generation(0), |durable| durable.generation(task.index)),
+            Phase::Merge => Generation(0),
+        }
     }
 
     /// Sends the order to run an attempt that is under way.
@@ -348,10 +353,11 @@ impl Machine {
             TakenBack::Died(how) => (ErrorKind::Retry, format!("{DIED}: {how}")),
             TakenBack::Lost(how) => (ErrorKind::Retry, how.clone()),
         };
-        let word = match why {
-            TakenBack::Died(_) | TakenBack::Lost(_) => "worker-lost",
-            _ => "attempt-failed",
+        let (word, counted) = match why {
+            TakenBack::Died(_) | TakenBack::Lost(_) => ("worker-lost", &mut self.tally.attempts_lost),
+            _ => ("attempt-failed", &mut self.tally.attempts_failed),
         };
+        counted[task.phase as usize] += 1;
         let host = self.workers.get(worker).map(|known| known.info.host.clone()).unwrap_or_default();
         let (now_ms, unix_ms) = (self.now_ms, self.unix_ms());
         let active = self.active.get_mut(job)?;

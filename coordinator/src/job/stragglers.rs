@@ -55,6 +55,7 @@ impl Machine {
         let Some(worker) = self.second_worker(job, id) else { return false };
         let Some(active) = self.active.get_mut(job) else { return false };
         active.speculations = active.speculations.saturating_add(1);
+        self.tally.speculations[id.task.phase as usize] += 1;
         let first = active.attempt(id).map(|attempt| attempt.worker.to_string()).unwrap_or_default();
         let text = format!("{} is slow on {first}; {worker} gets a second attempt, and the first commit wins", id.task);
         self.event(Some(job), "info", "speculation-began", text);

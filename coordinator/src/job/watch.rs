@@ -2,7 +2,7 @@
 //!
 //! The policies are in [`crate::membership`]; here they are asked, and what they say becomes events and attempts taken back. All of it is this leader's memory.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use muster_common::api::WorkerStatus;
 use muster_common::ids::{AttemptId, JobId, Phase, WorkerId};
@@ -12,6 +12,7 @@ use muster_common::{Error, ErrorKind};
 use super::Machine;
 use super::active::{Active, Attempt, Stage};
 use super::io::Effect;
+use super::plan;
 use super::pool::WAITING_CHARS_MAX;
 use super::schedule::TakenBack;
 use super::workers::{Look, Worker};
@@ -41,6 +42,8 @@ pub(super) struct Watch {
     all_wait_for: Option<String>,
     /// Times in a row that the journal's writer could not write.
     journal_failures: u32,
+    /// How full the journal's stream was when it was last asked.
+    pub journal_used_percent: u32,
 }
 
 impl Machine {
@@ -102,6 +105,7 @@ impl Machine {
                 let severity = if critical { "error" } else { "warning" };
                 let text = format!("nothing was heard of {id} for {silence_ms} ms; what it ran goes to others");
                 self.event(None, severity, "worker-lost", text);
+                self.tally.workers_lost += 1;
                 let alive = self.workers.counts().alive;
                 if let Some(change) = self.ramp.lost(&self.config.recovery, self.now_ms, alive) {
                     self.ramp_changed(&change);
@@ -322,7 +326,10 @@ impl Machine {
                 self.watch.partition = None;
                 let there = self.workers.counts().there;
                 let text = format!("{there} of {part} workers are heard, after {before} had fallen silent together");
-                self.event(None, "info", "partition-healed", text);
+                // Those that never came back were no partition.
+                let (severity, kind) =
+                    if there >= part { ("info", "partition-healed") } else { ("warning", "partition-over") };
+                self.event(None, severity, kind, text);
             }
             Some(before) => self.watch.partition = Some(before.max(silent)),
             None => {}
@@ -354,7 +361,7 @@ impl Machine {
         let (settings, now_ms) = (&self.config.alerts, self.now_ms);
         transitions.extend(self.alerts.deployment(settings, now_ms, &deployment));
         for (id, worker) in self.workers.iter().filter(|(_, worker)| !worker.left) {
-            let figures = worker.figures(&self.config, now_ms);
+            let figures = worker.figures(&self.config, now_ms, spill_bytes(&self.active, worker));
             transitions.extend(self.alerts.worker(settings, now_ms, id, &figures));
         }
         let jobs: Vec<(JobId, JobFigures)> =
@@ -379,6 +386,7 @@ impl Machine {
         DeploymentFigures {
             journal_write_ms: self.ledger.slowest_ms(self.now_ms),
             journal_failures_in_a_row: self.watch.journal_failures,
+            journal_used_percent: self.watch.journal_used_percent,
             journal_waiting: self.ledger.waiting(),
             tasks_waiting: u32::try_from(tasks_waiting).unwrap_or(u32::MAX),
             slots: self.workers.slots(),
@@ -400,6 +408,9 @@ impl Machine {
 
     fn tell_alerts(&mut self, transitions: Vec<Transition>) {
         for transition in transitions {
+            if let Transition::Raised(alert) = &transition {
+                *self.tally.alerts_raised.entry(alert.rule).or_default() += 1;
+            }
             let (alert, severity, kind, text) = match &transition {
                 Transition::Raised(alert) => (alert, alert.severity.as_str(), "alert-raised", alert.text.clone()),
                 Transition::Cleared(alert, lasted_ms) => {
@@ -428,6 +439,16 @@ impl Machine {
         let alerts = raised.map(|alert| alert.rule.as_str().to_owned()).collect();
         WorkerStatus { alerts, ..worker.status(&self.config, self.now_ms) }
     }
+}
+
+/// What the running sort tasks of a worker may still spill, in bytes: those whose split does not fit into their share of its memory.
+fn spill_bytes(active: &BTreeMap<JobId, Active>, worker: &Worker) -> u64 {
+    let fits = plan::sortable_bytes(worker.info.memory_bytes / u64::from(worker.info.slots.max(1)));
+    let sorts = worker.attempts.iter().filter(|(_, id)| id.task.phase == Phase::Sort);
+    let running = sorts.filter_map(|(job, id)| active.get(job)?.attempt(id));
+    running
+        .filter(|attempt| attempt.bytes_total > fits)
+        .fold(0, |sum: u64, attempt| sum.saturating_add(attempt.bytes_total.saturating_sub(attempt.bytes_done)))
 }
 
 /// What the first of these workers waits for, if each that lives waits for a store.

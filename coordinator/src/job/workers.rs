@@ -98,6 +98,11 @@ impl Worker {
         (room > 0 && self.is_heard() && !self.draining && !self.paused).then_some(room)
     }
 
+    /// Attempts that it could be given now.
+    pub(super) fn free_slots(&self) -> u32 {
+        self.room.unwrap_or(0)
+    }
+
     /// Whether it is not dead and has not left.
     pub(super) fn is_alive(&self) -> bool {
         self.detector.state() != Liveness::Dead
@@ -138,8 +143,8 @@ impl Worker {
         self.health.waiting_for.as_deref().filter(|what| named(what))
     }
 
-    /// What the rules of health look at.
-    pub(super) fn figures(&self, config: &Config, now_ms: u64) -> WorkerFigures {
+    /// What the rules of health look at; `disk_needed_bytes` is what its tasks may still spill.
+    pub(super) fn figures(&self, config: &Config, now_ms: u64, disk_needed_bytes: u64) -> WorkerFigures {
         WorkerFigures {
             liveness: self.detector.state(),
             silence_ms: self.detector.silence_ms(now_ms),
@@ -149,7 +154,7 @@ impl Worker {
             memory_used_bytes: self.health.rss_bytes,
             memory_bytes: self.info.memory_bytes,
             disk_free_bytes: (self.health.disk_total_bytes > 0).then_some(self.health.disk_free_bytes),
-            disk_needed_bytes: 0,
+            disk_needed_bytes,
             failures_in_a_row: self.breaker.failures_in_a_row(),
             critical: health::is_critical(&self.info.labels),
         }

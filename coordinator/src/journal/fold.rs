@@ -61,9 +61,15 @@ impl Fold {
             self.pieces.clear();
             return;
         }
+        // Outside input: a number at its end has none after it, and no snapshot ends there.
+        let Some(next) = part.checked_add(1).filter(|next| *next <= of) else {
+            self.awaited = None;
+            self.pieces.clear();
+            return;
+        };
         self.pieces.extend(records);
-        self.awaited = Some((id, part + 1));
-        if part + 1 == of {
+        self.awaited = Some((id, next));
+        if next == of {
             self.awaited = None;
             self.durable = Durable::default();
             for record in std::mem::take(&mut self.pieces) {

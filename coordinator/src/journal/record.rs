@@ -4,7 +4,9 @@
 //! need gets a new version, and [`decode`] lifts what it reads to the newest one, which is all that the rest of the program knows. Golden bytes of every variant
 //! of every version are kept in `golden/`.
 
-use serde::{Deserialize, Serialize};
+use std::cell::Cell;
+
+use serde::{Deserialize, Deserializer, Serialize};
 
 use muster_common::api::PhaseTimes;
 use muster_common::error::{Error, Result};
@@ -122,6 +124,22 @@ impl Record {
             Self::Snapshot { .. } => "snapshot",
         }
     }
+}
+
+thread_local! {
+    /// Whether the records of a piece are being read.
+    static IN_PIECE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Reads the records of a piece of a snapshot, none of which may be such a piece: reading one within the other goes as deep as the bytes say, and the stack does not.
+fn flat<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    if IN_PIECE.get() {
+        return Err(serde::de::Error::custom("a snapshot within a snapshot"));
+    }
+    IN_PIECE.set(true);
+    let records = Vec::deserialize(deserializer);
+    IN_PIECE.set(false);
+    records
 }
 
 /// The digest that a piece of a snapshot carries: XXH3-64 of its records as postcard.

@@ -3,6 +3,8 @@
 //! What stands before that snapshot does not matter, whatever its condition. After it, a damaged piece of a later snapshot is passed over, since a snapshot says nothing
 //! that the records before it do not say. A damaged or missing record is another matter: what it decided is not known, and nobody may lead on a guess.
 //!
+//! What no leader appended says nothing and is passed over, wherever it stands.
+//!
 //! A piece is known to be damaged by its digest, and to be a piece by what stands at its head. The server keeps checksums of its own over every record, so damage that
 //! still reads as a sound record is not looked for here.
 
@@ -31,6 +33,8 @@ enum Seen {
     Good(Entry),
     /// A piece of a snapshot that is not what it was.
     DamagedPiece,
+    /// No leader appended it.
+    Foreign,
     Damaged(Error),
 }
 
@@ -65,6 +69,9 @@ pub fn replay(entries: Vec<ledger::Entry>) -> Result<Replayed> {
                 damage
                     .push(format!("entry {sequence}, a piece of a snapshot, is damaged; what stands before it serves"));
             }
+            Seen::Foreign => {
+                damage.push(format!("entry {sequence} is not of a coordinator's making and is passed over; who may publish there, or ask JetStream for something?"));
+            }
             Seen::Damaged(error) => return Err(unreadable(sequence, &error.message)),
         }
     }
@@ -80,6 +87,9 @@ fn unreadable(sequence: u64, why: &str) -> Error {
 }
 
 fn see(sequence: u64, bytes: &[u8]) -> Result<Seen> {
+    if bytes == ledger::FOREIGN {
+        return Ok(Seen::Foreign);
+    }
     if let Some(version) = bytes.first().filter(|version| **version > JOURNAL_VERSION) {
         return Err(Error::invalid(format!(
             "the journal's entry {sequence} was written by a newer build (version {version}, this one reads up to version {JOURNAL_VERSION}): update this coordinator"
@@ -122,11 +132,12 @@ fn good_snapshots(seen: &[(u64, Seen)]) -> Vec<(usize, u64)> {
                     Some((known, next, place, begin)) if (known, next, place) == (*id, *part, *sequence) => Some(begin),
                     _ => None,
                 };
-                if part + 1 == *of {
-                    found.extend(begin);
-                    None
-                } else {
-                    begin.map(|begin| (*id, part + 1, sequence + 1, begin))
+                match part.checked_add(1) {
+                    Some(next) if next == *of => {
+                        found.extend(begin);
+                        None
+                    }
+                    next => next.and_then(|next| begin.map(|begin| (*id, next, sequence + 1, begin))),
                 }
             }
             _ => None,
@@ -135,9 +146,9 @@ fn good_snapshots(seen: &[(u64, Seen)]) -> Vec<(usize, u64)> {
     found
 }
 
-/// Where a journal without a good snapshot begins: with its first record, if that is still there.
+/// Where a journal without a good snapshot begins: with its first record, if that is still there. What is foreign may stand before it, or alone.
 fn first_record(seen: &[(u64, Seen)]) -> Result<usize> {
-    match seen.first() {
+    match seen.iter().find(|(_, seen)| !matches!(seen, Seen::Foreign)) {
         None => Ok(0),
         Some((_, Seen::Good(Entry { record: Record::DeploymentCreated { .. }, .. }))) => Ok(0),
         Some((sequence, Seen::Damaged(error))) => Err(unreadable(*sequence, &error.message)),

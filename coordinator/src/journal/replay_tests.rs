@@ -165,6 +165,24 @@ async fn a_newer_build_is_told_from_damage() {
     }
 }
 
+#[tokio::test]
+async fn what_no_leader_wrote_is_passed_over() {
+    let bench = Bench::new().await;
+    let all = bench.entries().await;
+    for at in 0..=all.len() {
+        let mut entries = all.clone();
+        entries.insert(at, ledger::Entry { sequence: 0, bytes: ledger::FOREIGN });
+        for (index, entry) in entries.iter_mut().enumerate() {
+            entry.sequence = index as u64 + 1;
+        }
+        let replayed = replay(entries).expect("replay");
+        assert_eq!(replayed.durable, bench.durable, "before entry {at}");
+        assert_eq!((replayed.refused.len(), replayed.damage.len()), (0, 1), "{:?}", replayed.damage);
+    }
+    let alone = vec![ledger::Entry { sequence: 1, bytes: ledger::FOREIGN }];
+    assert_eq!(replay(alone).expect("replay").durable, Durable::default(), "a journal may begin after it");
+}
+
 /// Every byte of the newest snapshot, flipped in turn: the state is the same, or nobody leads.
 #[tokio::test]
 async fn no_flipped_byte_of_a_snapshot_gives_another_state() {
@@ -182,4 +200,18 @@ async fn no_flipped_byte_of_a_snapshot_gives_another_state() {
         }
     }
     assert!(resumed > len / 2, "{resumed} of {len}");
+}
+
+#[test]
+fn a_piece_with_the_last_number_there_is_completes_nothing() {
+    for (part, of) in [(u32::MAX, 0), (u32::MAX, u32::MAX), (0, 0)] {
+        let piece = Record::Snapshot { id: 1, part, of, digest: record::digest(&[]), records: Vec::new() };
+        let first = Record::DeploymentCreated { deployment: "d1".parse().expect("id") };
+        let entries = (1..).zip([first, piece]).map(|(sequence, record)| {
+            let bytes = record::encode(&Entry { epoch: Epoch(0), nonce: 0, record }).expect("encode");
+            ledger::Entry { sequence, bytes: Bytes::from(bytes) }
+        });
+        let replayed = replay(entries.collect()).expect("a journal that can be read");
+        assert!(replayed.durable.deployment.is_some() && replayed.snapshots.is_empty(), "piece {part} of {of}");
+    }
 }

@@ -15,6 +15,8 @@ use super::sliding::Totals;
 
 /// Memory must fall so far below its limit before it is good again, in percent of the whole.
 const MEMORY_BAND_PERCENT: u32 = 5;
+/// The journal must empty so far below its limit, in percent of the whole.
+const JOURNAL_BAND_PERCENT: u32 = 5;
 /// Free disk space must rise so far above its limit, in percent of the limit.
 const DISK_BAND_PERCENT: u64 = 25;
 
@@ -108,6 +110,8 @@ pub enum Rule {
     JournalSlow,
     /// Writes to the journal fail.
     JournalFailing,
+    /// The journal's stream is nearly full.
+    JournalFull,
     /// Records pile up before the journal.
     JournalBacklog,
     /// Tasks pile up before the pool.
@@ -117,6 +121,20 @@ pub enum Rule {
 }
 
 impl Rule {
+    /// All of them.
+    pub const ALL: [Rule; 10] = [
+        Rule::WorkerDown,
+        Rule::HighErrorRate,
+        Rule::SlowProgress,
+        Rule::MemoryHigh,
+        Rule::DiskLow,
+        Rule::JournalSlow,
+        Rule::JournalFailing,
+        Rule::JournalBacklog,
+        Rule::TaskBacklog,
+        Rule::TaskFailures,
+    ];
+
     /// The rule as it is shown and as alert ids begin.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -127,6 +145,7 @@ impl Rule {
             Rule::DiskLow => "disk-low",
             Rule::JournalSlow => "journal-slow",
             Rule::JournalFailing => "journal-failing",
+            Rule::JournalFull => "journal-full",
             Rule::JournalBacklog => "journal-backlog",
             Rule::TaskBacklog => "task-backlog",
             Rule::TaskFailures => "task-failures",
@@ -136,9 +155,12 @@ impl Rule {
     /// What is certain, or has waited in its own figure, is raised at once.
     fn raise_ms(self, settings: &Settings) -> u64 {
         match self {
-            Rule::WorkerDown | Rule::HighErrorRate | Rule::SlowProgress | Rule::JournalFailing | Rule::TaskFailures => {
-                0
-            }
+            Rule::WorkerDown
+            | Rule::HighErrorRate
+            | Rule::SlowProgress
+            | Rule::JournalFailing
+            | Rule::JournalFull
+            | Rule::TaskFailures => 0,
             Rule::MemoryHigh | Rule::DiskLow | Rule::JournalSlow | Rule::JournalBacklog | Rule::TaskBacklog => {
                 settings.raise_ms
             }
@@ -255,6 +277,8 @@ pub struct DeploymentFigures {
     pub journal_write_ms: u64,
     /// Writes that failed since the last success.
     pub journal_failures_in_a_row: u32,
+    /// How full the journal's stream is, in percent; 0 where it is not known.
+    pub journal_used_percent: u32,
     /// Records that wait for the journal.
     pub journal_waiting: u32,
     /// Tasks that wait for a slot.
@@ -420,6 +444,15 @@ impl Alerts {
                         f.journal_failures_in_a_row == 0,
                     ),
                     &|| format!("the last {} writes to the journal failed", f.journal_failures_in_a_row),
+                ),
+                reading(
+                    Rule::JournalFull,
+                    Severity::Error,
+                    Level::of(
+                        f.journal_used_percent >= settings.journal_percent,
+                        f.journal_used_percent < settings.journal_percent.saturating_sub(JOURNAL_BAND_PERCENT),
+                    ),
+                    &|| format!("the journal's stream is full to {} % (journal.bytes_max)", f.journal_used_percent),
                 ),
                 reading(
                     Rule::JournalBacklog,

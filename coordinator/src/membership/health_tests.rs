@@ -90,6 +90,7 @@ fn every_rule_of_the_deployment_and_of_a_job_is_raised() {
     for (expected, figures) in [
         ("raised warning journal-slow", DeploymentFigures { journal_write_ms: 1001, ..calm }),
         ("raised error journal-failing", DeploymentFigures { journal_failures_in_a_row: 1, ..calm }),
+        ("raised error journal-full", DeploymentFigures { journal_used_percent: 80, ..calm }),
         ("raised warning journal-backlog", DeploymentFigures { journal_waiting: 1000, ..calm }),
         ("raised warning task-backlog", DeploymentFigures { tasks_waiting: 4001, ..calm }),
     ] {

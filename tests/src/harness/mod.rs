@@ -20,7 +20,9 @@ pub mod process;
 pub mod programs;
 pub mod s3;
 pub mod sandbox;
+pub mod users;
 pub mod wait;
+pub mod watched;
 
 pub use bucket::Bucket;
 pub use gate::Gate;
@@ -31,3 +33,4 @@ pub use pool::Pool;
 pub use process::Process;
 pub use s3::S3Server;
 pub use sandbox::{Finished, Sandbox, arg};
+pub use users::Users;

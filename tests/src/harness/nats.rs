@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::TryStreamExt;
@@ -41,6 +41,8 @@ struct Setup {
     /// Settings of JetStream, and others, beside those that all have.
     jetstream: String,
     more: String,
+    /// A file of settings that somebody made, in place of those that all have.
+    made: Option<String>,
 }
 
 impl NatsServer {
@@ -59,11 +61,24 @@ impl NatsServer {
         Self::start_with(sandbox, Setup::single(store))
     }
 
+    /// Starts one with settings that somebody made, on ports of its own choice.
+    #[track_caller]
+    pub fn made(sandbox: &Sandbox, settings: &Path) -> Self {
+        Self::start_with(sandbox, Setup::made(sandbox, settings, None))
+    }
+
     /// Starts one whose JetStream may write so many bytes, those reserved for streams among them.
     #[track_caller]
     pub fn with_room_for(sandbox: &Sandbox, bytes: u64) -> Self {
         let setup = Setup::single(sandbox.path("nats/store"));
         Self::start_with(sandbox, Setup { jetstream: format!(", max_file_store: {bytes}"), ..setup })
+    }
+
+    /// Starts one that lets nobody in but this user.
+    #[track_caller]
+    pub fn with_user(sandbox: &Sandbox, user: &str, password: &str) -> Self {
+        let more = format!("authorization {{ user: {user:?}, password: {password:?} }}\n");
+        Self::start_with(sandbox, Setup { more, ..Setup::single(sandbox.path("nats/store")) })
     }
 
     /// Ends it as a crash would, and starts it again on the same port and store.
@@ -132,8 +147,8 @@ impl NatsServer {
         let (mut process, ports) = setup.spawn(sandbox);
         let (address, monitor) = wait::until(&format!("{} to answer", setup.name), wait::START_BOUND, || {
             process.assert_running();
-            let address = announced(&ports, "nats", "nats://")?;
-            let monitor = announced(&ports, "monitoring", "http://")?;
+            let address = announced(&ports, "nats")?;
+            let monitor = announced(&ports, "monitoring")?;
             greets(address).then_some((address, monitor))
         });
         Self { process, setup, address, monitor }
@@ -143,19 +158,30 @@ impl NatsServer {
 impl Setup {
     fn single(store: PathBuf) -> Self {
         let (jetstream, more) = (String::new(), String::new());
-        Self { name: "nats-server".to_owned(), store, port: None, jetstream, more }
+        Self { name: "nats-server".to_owned(), store, port: None, jetstream, more, made: None }
+    }
+
+    fn made(sandbox: &Sandbox, settings: &Path, port: Option<u16>) -> Self {
+        let name = settings.file_stem().expect("a file has a name").to_string_lossy().into_owned();
+        // Included files are looked for from where the one stands that includes them.
+        let inside = settings.strip_prefix(sandbox.path("")).expect("the settings lie in the sandbox");
+        let made = Some(format!("../{}", inside.display()));
+        Self { name, port, made, ..Self::single(sandbox.path("nats/unused")) }
     }
 
     /// Starts the process; gives it with the file in which it will announce its ports.
     fn spawn(&self, sandbox: &Sandbox) -> (Process, PathBuf) {
-        let Self { name, store, port, jetstream, more } = self;
+        let Self { name, store, port, jetstream, more, made } = self;
         let home = sandbox.path("nats");
         fs::create_dir_all(&home).expect("a folder can be made");
         let port = port.map_or("-1".to_owned(), |port| port.to_string());
-        let settings = format!(
-            "listen: \"127.0.0.1:{port}\"\nhttp: \"127.0.0.1:-1\"\nports_file_dir: {home:?}\n\
-             jetstream {{ store_dir: {store:?}, sync_interval: always{jetstream} }}\n{more}"
-        );
+        let rest = match made {
+            Some(made) => format!("include {made:?}\n"),
+            None => format!("jetstream {{ store_dir: {store:?}, sync_interval: always{jetstream} }}\n{more}"),
+        };
+        // Of two settings of one name the later one counts.
+        let settings =
+            format!("{rest}listen: \"127.0.0.1:{port}\"\nhttp: \"127.0.0.1:-1\"\nports_file_dir: {home:?}\n");
         let config = sandbox.file(format!("nats/{name}.conf"), settings);
         let mut command = sandbox.clean_command(programs::nats_server());
         command.arg("-c").arg(config);
@@ -195,12 +221,21 @@ impl Nats {
             let listen = route(member);
             let more =
                 format!("server_name: {name}\ncluster {{ name: tests, listen: {listen:?}, routes: {routes:?} }}\n");
-            NatsServer::start_with(sandbox, Setup { name, store, port, jetstream: String::new(), more })
+            NatsServer::start_with(sandbox, Setup { name, port, more, ..Setup::single(store) })
         };
         let servers = (0..MEMBERS).map(server).collect();
         let cluster = Self { servers, _ports: Some(ports) };
         cluster.wait_for_quorum();
         cluster
+    }
+
+    /// Starts three servers with settings that somebody made for these ports.
+    #[track_caller]
+    pub fn made_cluster(sandbox: &Sandbox, settings: [&Path; MEMBERS], ports: Ports) -> Self {
+        let member = |(index, settings): (usize, &Path)| {
+            NatsServer::start_with(sandbox, Setup::made(sandbox, settings, Some(ports.port(index as u16))))
+        };
+        Self { servers: settings.into_iter().enumerate().map(member).collect(), _ports: Some(ports) }
     }
 
     /// Waits until JetStream answers through every server: that takes a leader, and a way to it.
@@ -293,9 +328,9 @@ pub fn addresses(url: &str) -> Vec<String> {
 }
 
 /// An address in a server's file of ports, once it is there and whole.
-fn announced(ports: &PathBuf, kind: &str, scheme: &str) -> Option<SocketAddr> {
+fn announced(ports: &PathBuf, kind: &str) -> Option<SocketAddr> {
     let ports: Value = serde_json::from_slice(&fs::read(ports).ok()?).ok()?;
-    ports[kind][0].as_str()?.strip_prefix(scheme)?.parse().ok()
+    ports[kind][0].as_str()?.split_once("://")?.1.parse().ok()
 }
 
 /// Whether a NATS server says its INFO there.

@@ -1,6 +1,7 @@
 //! A pool: a NATS server, a coordinator and workers, each a process of its own, as a user would start them.
 
 use std::ffi::OsStr;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -15,7 +16,8 @@ use super::process::Process;
 use super::programs;
 use super::s3::S3Server;
 use super::sandbox::{Finished, Sandbox};
-use super::wait;
+use super::users::Users;
+use super::{wait, watched};
 
 /// The profile with quick heartbeats.
 const TESTING: &str = "testing";
@@ -45,8 +47,12 @@ pub struct Pool<'a> {
     /// The folders that each worker offers as input.
     offers: Vec<Vec<PathBuf>>,
     client_environment: Vec<(&'static str, String)>,
+    /// The NATS users, where each role has its own.
+    users: Option<Users>,
     /// The `muster` that whatever is started next runs: this build's unless it is changed.
     pub program: PathBuf,
+    /// Whether coordinators and workers are started with `--http`.
+    watched: bool,
 }
 
 impl<'a> Pool<'a> {
@@ -111,6 +117,52 @@ impl<'a> Pool<'a> {
         Self::start(programs::muster(), sandbox, vec![Vec::new(); workers], store, s3.environment(), TESTING, given)
     }
 
+    /// The same where each role has a NATS user of its own.
+    #[track_caller]
+    pub fn with_users(
+        nats: Nats,
+        users: Users,
+        settings: &str,
+        sandbox: &'a Sandbox,
+        workers: usize,
+        s3: &S3Server,
+        bucket: &str,
+    ) -> Self {
+        let (store, offers) = (Self::before_bucket(workers, s3, bucket), vec![Vec::new(); workers]);
+        let settings = Some(sandbox.file("pool.toml", settings));
+        let pool =
+            Self::unstarted(programs::muster(), sandbox, nats, offers, store, s3.environment(), TESTING, settings);
+        Self { users: Some(users), ..pool }.started()
+    }
+
+    /// Starts a pool on a bucket whose processes serve health and metrics, each at a port of its own choice.
+    #[track_caller]
+    pub fn watched_on_bucket(sandbox: &'a Sandbox, workers: usize, s3: &S3Server, bucket: &str) -> Self {
+        let store = Self::before_bucket(workers, s3, bucket);
+        Self::watched(sandbox, workers, store, s3.environment(), "")
+    }
+
+    /// The same on the file system, with settings (TOML) of coordinator and workers.
+    #[track_caller]
+    pub fn watched_on_folder(sandbox: &'a Sandbox, workers: usize, settings: &str) -> Self {
+        let store = Store::Folder(sandbox.path("scratch"));
+        Self::watched(sandbox, workers, store, Vec::new(), settings)
+    }
+
+    #[track_caller]
+    fn watched(
+        sandbox: &'a Sandbox,
+        workers: usize,
+        store: Store,
+        environment: Vec<(&'static str, String)>,
+        settings: &str,
+    ) -> Self {
+        let nats = NatsServer::start(sandbox).into();
+        let (offers, settings) = (vec![Vec::new(); workers], Some(sandbox.file("pool.toml", settings)));
+        let pool = Self::unstarted(programs::muster(), sandbox, nats, offers, store, environment, TESTING, settings);
+        Self { watched: true, ..pool }.started()
+    }
+
     fn before_bucket(workers: usize, s3: &S3Server, bucket: &str) -> Store {
         let gates = (0..=workers).map(|_| Gate::before(s3.port())).collect();
         Store::Bucket { url: format!("s3://{bucket}/scratch"), environment: s3.environment(), gates }
@@ -130,8 +182,21 @@ impl<'a> Pool<'a> {
             Some((nats, settings)) => (nats, Some(settings)),
             None => (NatsServer::start(sandbox).into(), None),
         };
-        let workers = offers.len();
-        let mut pool = Self {
+        Self::unstarted(program, sandbox, nats, offers, store, client_environment, profile, settings).started()
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "each is a field of what is made")]
+    fn unstarted(
+        program: PathBuf,
+        sandbox: &'a Sandbox,
+        nats: Nats,
+        offers: Vec<Vec<PathBuf>>,
+        store: Store,
+        client_environment: Vec<(&'static str, String)>,
+        profile: &'static str,
+        settings: Option<PathBuf>,
+    ) -> Self {
+        Self {
             sandbox,
             nats,
             store,
@@ -141,15 +206,34 @@ impl<'a> Pool<'a> {
             workers: Vec::new(),
             offers,
             client_environment,
+            users: None,
             program,
-        };
-        pool.add_coordinator();
-        for index in 0..workers {
-            let started = pool.spawn_worker(index);
-            pool.workers.push(started);
+            watched: false,
         }
-        pool.wait_for_workers(workers);
-        pool
+    }
+
+    #[track_caller]
+    fn started(mut self) -> Self {
+        let workers = self.offers.len();
+        self.add_coordinator();
+        for index in 0..workers {
+            let started = self.spawn_worker(index);
+            self.workers.push(started);
+        }
+        self.wait_for_workers(workers);
+        self
+    }
+
+    /// Where a coordinator serves health and metrics, once it does.
+    #[track_caller]
+    pub fn coordinator_address(&mut self, index: usize) -> SocketAddr {
+        address_of(&mut self.coordinators[index])
+    }
+
+    /// Where a worker does.
+    #[track_caller]
+    pub fn worker_address(&mut self, index: usize) -> SocketAddr {
+        address_of(&mut self.workers[index])
     }
 
     /// The gate between the coordinator and the bucket.
@@ -199,7 +283,7 @@ impl<'a> Pool<'a> {
             Store::Folder(path) => command.arg(path),
             Store::Bucket { url, .. } => command.arg(url),
         };
-        self.common(&mut command, 0);
+        self.common(&mut command, 0, "coordinator");
         Process::spawn(&name, command, &self.sandbox.logs())
     }
 
@@ -236,7 +320,7 @@ impl<'a> Pool<'a> {
         for folder in self.offers.get(index).into_iter().flatten() {
             command.arg("--input-dir").arg(folder);
         }
-        self.common(&mut command, index + 1);
+        self.common(&mut command, index + 1, &name);
         Process::spawn(&name, command, &self.sandbox.logs())
     }
 
@@ -247,9 +331,23 @@ impl<'a> Pool<'a> {
 
     /// A `muster` command of a user of this pool.
     pub fn client<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        self.command_as("client", arguments)
+    }
+
+    /// The same by somebody else, where each role has a NATS user of its own.
+    pub fn command_as<S: AsRef<OsStr>>(&self, who: &str, arguments: impl IntoIterator<Item = S>) -> Command {
         let mut command = self.sandbox.clean_command(&self.program);
         command.args(arguments).env("NATS_URL", self.nats.url()).envs(self.client_environment.iter().cloned());
+        if let Some(users) = &self.users {
+            command.envs(users.environment(who));
+        }
         command
+    }
+
+    /// Runs such a command to its end.
+    #[track_caller]
+    pub fn run_as<S: AsRef<OsStr>>(&self, who: &str, arguments: impl IntoIterator<Item = S>) -> Finished {
+        self.sandbox.run_command(self.command_as(who, arguments), wait::RUN_BOUND)
     }
 
     /// Runs such a command to its end.
@@ -355,8 +453,14 @@ impl<'a> Pool<'a> {
     }
 
     /// What coordinator and workers share: the profile, NATS, and the store behind their gate.
-    fn common(&self, command: &mut Command, gate: usize) {
+    fn common(&self, command: &mut Command, gate: usize, who: &str) {
         command.args(["--profile", self.profile]).env("NATS_URL", self.nats.url());
+        if let Some(users) = &self.users {
+            command.envs(users.environment(who));
+        }
+        if self.watched {
+            command.args(["--http", "127.0.0.1:0"]);
+        }
         if let Some(settings) = &self.settings {
             command.arg("--config").arg(settings);
         }
@@ -364,4 +468,12 @@ impl<'a> Pool<'a> {
             command.envs(environment.iter().cloned()).env("AWS_ENDPOINT_URL", gates[gate].endpoint());
         }
     }
+}
+
+#[track_caller]
+fn address_of(process: &mut Process) -> SocketAddr {
+    wait::until(&format!("the http address of {}", process.name()), wait::START_BOUND, || {
+        process.assert_running();
+        watched::address(process)
+    })
 }

@@ -13,6 +13,8 @@ use super::script::{Fate, Happens};
 #[expect(missing_docs, reason = "each is a message of its name; a request bears a number and whom to answer")]
 pub enum Message {
     Beat(Vec<u8>),
+    /// The last beat of a leader that resigns.
+    Resigned(Vec<u8>),
     Heartbeat(Vec<u8>),
     Register {
         from: Node,

@@ -1,22 +1,23 @@
 //! What must hold: after every entry of the journal, every call to the store, every answer and every step of a leader; and at the end.
 
 use muster_common::api::{JobState, Manifest};
-use muster_common::ids::{JobId, Phase};
+use muster_common::ids::{Epoch, JobId, Phase, TaskId, WorkerId};
 use muster_common::names;
 use muster_common::store::BlobUrl;
 use muster_common::wire::{Outcome, Report, RunAttempt};
 use muster_coordinator::job::durable::DurableJob;
 use muster_coordinator::job::io::Reply;
-use muster_coordinator::journal::record::{JobOutcome, PartCommitted, Record, RunCommitted};
+use muster_coordinator::journal::record::{GenerationBegan, JobEnded, JobOutcome, PartCommitted, Record, RunCommitted};
 use muster_kernel::run::{RunFooter, RunIndex};
 
 use super::core::{Core, Node, Way};
 use super::exec::lock;
+use super::jobs::UNREADABLE;
 use super::store::{Call, Made};
 use super::world::World;
 
 /// The key of an object's URL.
-fn key_of(url: &str) -> String {
+pub(super) fn key_of(url: &str) -> String {
     url.parse::<BlobUrl>().map(|url| url.key().to_owned()).unwrap_or_default()
 }
 
@@ -45,15 +46,88 @@ impl Core {
     /// An entry lands: what it names must exist, and be what it says.
     pub(super) fn check_record(&mut self, _node: Node, record: &Record) {
         match record {
-            Record::RunCommitted(run) => self.check_run(run),
-            Record::PartCommitted(part) => self.check_part(part),
+            Record::JobSubmitted(submitted) => self.check_submitted(submitted),
+            Record::ObjectSkipped { job, object, .. } => self.check_left_out(job, *object),
+            Record::RunCommitted(run) => {
+                self.note_run(run);
+                self.check_run(run);
+            }
+            Record::RunsPinned { job, runs, .. } => self.check_list(job, runs),
+            Record::PartCommitted(part) => {
+                self.check_sources(part);
+                self.check_part(part);
+            }
+            Record::CommitDecided { job, .. } => self.check_decided(job),
             Record::UploadRevoked { .. } => self.mark("upload revoked"),
-            Record::GenerationBegan(_) => self.mark("lineage re-run during merging"),
-            Record::JobEnded(ended) => self.mark(match ended.outcome {
-                JobOutcome::Succeeded => "job succeeded",
-                JobOutcome::Failed => "job failed",
-                JobOutcome::Cancelled => "job cancelled",
-            }),
+            Record::GenerationBegan(began) => self.note_generation(began),
+            Record::JobEnded(ended) => self.note_end(ended),
+            _ => {}
+        }
+    }
+
+    fn note_generation(&mut self, began: &GenerationBegan) {
+        let task = TaskId { phase: Phase::Sort, index: began.split };
+        if self.oracle.owner_of(&began.job, task).is_some() {
+            self.mark("owned run made anew");
+        }
+        let merging = self.ledger.truth.jobs.get(&began.job).is_some_and(|job| job.state == JobState::Merging);
+        if merging {
+            self.spoil_repair(&began.job, began.split);
+        }
+        self.mark(if merging { "lineage re-run during merging" } else { "run made anew without what is left out" });
+    }
+
+    fn note_end(&mut self, ended: &JobEnded) {
+        let error = ended.error.clone().unwrap_or_default();
+        let merging = self.ledger.truth.jobs.get(&ended.job).is_some_and(|job| job.state == JobState::Merging);
+        let waited = self.oracle.get_mut(&ended.job).is_some_and(|known| known.waited);
+        let tried = self.oracle.keys_of(&ended.job).iter().any(|key| self.store.tried.contains(key));
+        let left_out = self.oracle.get_mut(&ended.job).is_some_and(|known| known.leaves_out());
+        let owners = self.oracle.owners_of(&ended.job);
+        let lost = |info: &(Node, &super::core::NodeInfo)| owners.contains(&info.1.name) && self.is_lost(info.0);
+        let without = self.nodes.iter().enumerate().any(|info| lost(&info));
+        match ended.outcome {
+            JobOutcome::Succeeded => {
+                self.mark("job succeeded");
+                let marks = [
+                    (waited, "owner came back"),
+                    (without, "owner not needed any more"),
+                    (tried && !left_out, "input read at another try"),
+                ];
+                marks.into_iter().filter(|(is, _)| *is).for_each(|(_, mark)| self.mark(mark));
+            }
+            JobOutcome::Failed => {
+                self.mark("job failed");
+                if UNREADABLE.iter().any(|(_, text)| error.contains(text)) {
+                    self.mark(if merging { "unreadable input in a repair" } else { "unreadable input fails the job" });
+                }
+                if error.contains("no other can read") {
+                    self.mark("owner lost for good");
+                }
+                if error.contains("rounds of sampling") {
+                    self.mark("too uneven after all rounds");
+                }
+            }
+            JobOutcome::Cancelled => self.mark("job cancelled"),
+        }
+    }
+
+    /// What a leader tells people of a job.
+    pub(super) fn note_event(&mut self, epoch: Epoch, kind: &str, job: Option<&JobId>) {
+        let Some(known) = job.and_then(|job| self.oracle.get_mut(job)) else { return };
+        match kind {
+            "waiting-for-worker" => {
+                known.waited = true;
+                self.mark("owner waited for");
+            }
+            "sampling-again" => {
+                known.sampled_again.insert(epoch);
+                let leaders = known.sampled_again.len();
+                self.mark("sampled again");
+                if leaders > 1 {
+                    self.mark("sampled again under two leaders");
+                }
+            }
             _ => {}
         }
     }
@@ -283,9 +357,14 @@ impl World {
         }
     }
 
-    /// Nothing is granted by the newest leader that is committed already.
-    pub(super) fn check_grant(&mut self, run: &RunAttempt) {
+    /// Nothing is granted by the newest leader that is committed already, and nothing by anybody to a worker that cannot read its input.
+    pub(super) fn check_grant(&mut self, worker: &WorkerId, run: &RunAttempt) {
         let core = &mut *lock(&self.shared);
+        let owner = core.oracle.owner_of(&run.job, run.attempt.task).filter(|owner| *owner != worker.as_str());
+        if let Some(owner) = owner.map(str::to_owned) {
+            let what = format!("{} of {} is granted to {worker}, but {owner} alone can read it", run.attempt, run.job);
+            return core.violate(format!("authority: {what}"));
+        }
         let truth = &core.ledger.truth;
         let Some(job) = truth.jobs.get(&run.job).filter(|_| run.epoch == truth.epoch) else { return };
         let index = run.attempt.task.index;
@@ -320,7 +399,7 @@ impl World {
             let Some(job) = core.ledger.truth.jobs.get(&client.spec.job).cloned() else { continue };
             if job.state == JobState::Succeeded {
                 if core.newest_of_output(&client.spec.job, &job)
-                    && let Err(why) = check_output(core, &job, &client.reference)
+                    && let Err(why) = check_output(core, &client.spec.job, &job)
                 {
                     core.violate(format!("job {}: {why}", client.spec.job));
                 }
@@ -338,7 +417,7 @@ impl World {
     }
 }
 
-fn check_output(core: &Core, job: &DurableJob, reference: &[u8]) -> Result<(), String> {
+fn check_output(core: &Core, id: &JobId, job: &DurableJob) -> Result<(), String> {
     let output = key_of(&job.submitted.output);
     let object = |name: &str| core.store.objects.get(&format!("{output}/{name}"));
     if core.store.changed_late.iter().any(|key| is_output(job, key)) {
@@ -357,18 +436,20 @@ fn check_output(core: &Core, job: &DurableJob, reference: &[u8]) -> Result<(), S
         }
         whole.extend_from_slice(&object.bytes);
     }
-    if whole != reference {
-        let (found, expected) = (whole.len(), reference.len());
-        return Err(format!("its output is not that of the reference ({found} bytes, {expected} expected)"));
-    }
+    core.check_expected(id, &manifest, &whole)?;
     let prefix = format!("{output}/");
     let parts: Vec<&str> = manifest.parts.iter().map(|part| part.name.as_str()).collect();
     let names = core.store.objects.keys().filter_map(|key| key.strip_prefix(&prefix));
     let scratch = |name: &&str| name.split('/').next() == Some(names::SCRATCH_DIR);
+    let mut quarantined = 0;
     for file in &manifest.quarantine {
-        if object(&file.name).is_none_or(|object| object.bytes.len() as u64 != file.bytes) {
+        let Some(found) = object(&file.name).filter(|object| object.bytes.len() as u64 == file.bytes) else {
             return Err(format!("{} is not there as the manifest names it", file.name));
-        }
+        };
+        quarantined += found.bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
+    }
+    if !manifest.quarantine.is_empty() && quarantined != manifest.skipped.records {
+        return Err(format!("{quarantined} records are quarantined, {} were left out", manifest.skipped.records));
     }
     let quarantined = |name: &str| manifest.quarantine.iter().any(|file| file.name == name);
     let belongs = |name: &str| name == names::SUCCESS || parts.contains(&name) || quarantined(name);
@@ -379,7 +460,7 @@ fn check_output(core: &Core, job: &DurableJob, reference: &[u8]) -> Result<(), S
 }
 
 /// A job that did not come to its commit has left OUTPUT as it was.
-fn check_rolled_back(core: &mut Core, client: &super::world::Client) {
+fn check_rolled_back(core: &mut Core, client: &super::jobs::Client) {
     let output = format!("{}/", key_of(&client.spec.output));
     let shared = core
         .ledger

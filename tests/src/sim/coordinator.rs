@@ -14,7 +14,7 @@ use muster_common::wire::{
 };
 use muster_common::{Error, Result};
 use muster_coordinator::Fence;
-use muster_coordinator::election::{self, Answer, Election, Settings, Sign};
+use muster_coordinator::election::{self, Answer, Cause, Election, Settings, Sign};
 use muster_coordinator::job::io::{Effect, Input, Reply, ReplyTo};
 use muster_coordinator::job::{Machine, invariant};
 use muster_coordinator::journal::writer::{Candidate, JournalWriter, Order, Replayed, Written};
@@ -22,7 +22,9 @@ use muster_coordinator::journal::writer::{Candidate, JournalWriter, Order, Repla
 use super::bus::Message;
 use super::core::{Event, MS, Node, SimClock, Way};
 use super::exec::lock;
+use super::inputs::Asking;
 use super::ledger::LedgerPort;
+use super::resign::Leaving;
 use super::world::{Done, World};
 
 /// Longest pause between two looks at the clock, in microseconds.
@@ -39,18 +41,27 @@ enum Asker {
 }
 
 /// What a command was about.
-enum Command {
+pub(super) enum Command {
+    /// An attempt.
     Run(WorkerId, JobId, AttemptId),
+    /// The end of one.
     Cancel(JobId, AttemptId),
+    /// The end of all.
     Drain,
+    /// The files that it offers.
+    List(Asking),
 }
 
 /// A term of leading.
 pub struct Leader {
     /// The program's own.
     pub machine: Machine,
-    orders: mpsc::UnboundedSender<Order>,
-    written: mpsc::UnboundedReceiver<Written>,
+    /// What is to be written.
+    pub orders: mpsc::UnboundedSender<Order>,
+    /// What is.
+    pub written: mpsc::UnboundedReceiver<Written>,
+    /// The future that writes.
+    pub writer: u64,
     stalled: watch::Receiver<Option<String>>,
     askers: BTreeMap<ReplyTo, Asker>,
     next_asker: u64,
@@ -59,7 +70,8 @@ pub struct Leader {
     pub unacknowledged: usize,
     beat_due_ms: u64,
     tick_due_ms: u64,
-    beats: u64,
+    /// Beats so far.
+    pub beats: u64,
     connected: bool,
     fence: Fence,
     fence_due_ms: u64,
@@ -78,6 +90,8 @@ pub enum Role {
     Begins,
     /// It leads.
     Leads(Box<Leader>),
+    /// It has led, and was told to end.
+    Resigns(Box<Leaving>),
 }
 
 /// A coordinator.
@@ -93,6 +107,8 @@ pub struct Coordinator {
     readings: u64,
     question: Option<u64>,
     connected: bool,
+    /// Why it tries to lead.
+    pub cause: Option<Cause>,
     /// Nobody starts it again.
     pub gone: bool,
 }
@@ -101,7 +117,7 @@ impl Coordinator {
     /// A coordinator that is not started.
     pub fn new(node: Node) -> Self {
         let (role, election, read, question) = (None, None, None, None);
-        Self { node, role, election, read, readings: 0, question, connected: true, gone: false }
+        Self { node, role, election, read, readings: 0, question, connected: true, cause: None, gone: false }
     }
 }
 
@@ -190,7 +206,7 @@ impl World {
     }
 
     /// A fact for the election, and what follows.
-    fn elect(&mut self, at: usize, input: election::Input) {
+    pub(super) fn elect(&mut self, at: usize, input: election::Input) {
         let node = self.coordinators[at].node;
         let now_ms = lock(&self.shared).local_ms(node);
         let Some(election) = self.coordinators[at].election.as_mut() else { return };
@@ -206,6 +222,7 @@ impl World {
                     lock(&self.shared).node_line(node, &format!("stands by epoch {epoch}"));
                 }
                 election::Effect::Begin(cause) => {
+                    self.coordinators[at].cause = Some(cause);
                     lock(&self.shared).node_line(node, &format!("tries to lead: {cause}"));
                     self.begin_epoch(at);
                 }
@@ -272,7 +289,7 @@ impl World {
         }
     }
 
-    fn is_cut_off(&self, node: Node) -> bool {
+    pub(super) fn is_cut_off(&self, node: Node) -> bool {
         let core = lock(&self.shared);
         core.is_cut(node, Way::NatsIn) || core.is_cut(node, Way::NatsOut)
     }
@@ -297,6 +314,7 @@ impl World {
             return;
         }
         lock(&self.shared).node_line(node, &"takes the leader for gone");
+        self.coordinators[at].cause = None;
         self.coordinators[at].role = Some(Role::Begins);
         let ledger = Arc::new(LedgerPort { shared: self.shared.clone(), node });
         let clock = Arc::new(SimClock { shared: self.shared.clone(), node });
@@ -344,7 +362,12 @@ impl World {
         }
         let (orders, taken) = mpsc::unbounded_channel();
         let (answers, written) = mpsc::unbounded_channel();
-        self.executor.spawn(node, writer.serve(taken, answers));
+        let (writing, done) = (writer.serve(taken, answers), self.done.clone());
+        let writer = self.executor.spawn(node, async move {
+            writing.await;
+            lock(&done).push_back((node, Done::WriterEnded));
+        });
+        self.note_succession(at);
         let looked_ms = lock(&self.shared).local_ms(node);
         let unix_ms = 1_700_000_000_000 + looked_ms;
         let ledger = Arc::new(LedgerPort { shared: self.shared.clone(), node });
@@ -354,6 +377,7 @@ impl World {
             machine,
             orders,
             written,
+            writer,
             stalled,
             askers: BTreeMap::new(),
             next_asker: 0,
@@ -370,6 +394,11 @@ impl World {
             asking: None,
         })));
         self.feed(at, Input::Began { unix_ms });
+    }
+
+    /// What a leader asks before it changes anything.
+    pub(super) fn fence_of(&mut self, at: usize) -> Option<Fence> {
+        self.leader_mut(at).map(|leader| leader.fence.clone())
     }
 
     fn leader_mut(&mut self, at: usize) -> Option<&mut Leader> {
@@ -514,6 +543,7 @@ impl World {
 
     fn perform(&mut self, at: usize, effect: Effect) {
         let node = self.coordinators[at].node;
+        let retry_ms = self.config.tasks.command_retry_ms;
         match effect {
             Effect::Append { token, record } => {
                 let Some(leader) = self.leader_mut(at) else { return };
@@ -529,17 +559,20 @@ impl World {
             Effect::SendRun { worker, peer, run } => {
                 let command = Command::Run(worker.clone(), run.job.clone(), run.attempt);
                 self.note_grant(node, &worker, &run);
-                self.command(at, &worker, Verb::Run, wire::encode_for(peer, &*run), command);
+                self.command(at, &worker, (Verb::Run, retry_ms), wire::encode_for(peer, &*run), command);
             }
             Effect::SendCancel { worker, cancel } => {
                 let command = Command::Cancel(cancel.job.clone(), cancel.attempt);
-                self.command(at, &worker, Verb::Cancel, wire::encode(&cancel), command);
+                self.command(at, &worker, (Verb::Cancel, retry_ms), wire::encode(&cancel), command);
             }
             Effect::SendDrain { worker, drain } => {
-                self.command(at, &worker, Verb::Drain, wire::encode(&drain), Command::Drain);
+                self.command(at, &worker, (Verb::Drain, retry_ms), wire::encode(&drain), Command::Drain);
             }
+            effect @ Effect::ListInput { .. } => self.list_input(at, effect),
             Effect::Event(event) => {
+                let epoch = self.leader_mut(at).map(|leader| leader.machine.epoch());
                 let core = &mut *lock(&self.shared);
+                core.note_event(epoch.unwrap_or(Epoch(0)), event.kind.as_str(), event.job.as_ref());
                 match event.kind.as_str() {
                     "worker-lost" => core.mark("worker declared dead"),
                     "worker-back" => core.mark("worker rejoined"),
@@ -568,21 +601,28 @@ impl World {
     }
 
     fn note_grant(&mut self, node: Node, worker: &WorkerId, run: &muster_common::wire::RunAttempt) {
-        self.check_grant(run);
+        self.check_grant(worker, run);
         lock(&self.shared).node_line(node, &format!("grants {} of {} to {worker}", run.attempt, run.job));
     }
 
-    fn command(&mut self, at: usize, worker: &WorkerId, verb: Verb, frame: Result<Vec<u8>>, command: Command) {
+    /// Sends a command, which is waited for within a bound.
+    pub(super) fn command(
+        &mut self,
+        at: usize,
+        worker: &WorkerId,
+        (verb, bound_ms): (Verb, u64),
+        frame: Result<Vec<u8>>,
+        command: Command,
+    ) {
         let node = self.coordinators[at].node;
         let Ok(frame) = frame else { return };
         self.requests += 1;
         let request = self.requests;
-        let time_out_ms = self.config.tasks.command_retry_ms;
         let Some(leader) = self.leader_mut(at) else { return };
         leader.commands.insert(request, command);
         let to = self.workers.iter().find(|known| known.id == *worker).map(|known| known.node);
         let core = &mut *lock(&self.shared);
-        let (life, time_out_us) = (core.nodes[node].life, core.local_us(node, time_out_ms));
+        let (life, time_out_us) = (core.nodes[node].life, core.local_us(node, bound_ms));
         core.after(time_out_us, Event::Unanswered { node, life, request });
         if let Some(to) = to {
             core.send(node, to, Message::Command { from: node, request, worker: worker.clone(), verb, frame });
@@ -631,6 +671,7 @@ impl World {
                 }
                 return;
             }
+            Message::Resigned(frame) => return self.hears_resignation(at, frame),
             Message::Leads { request, epoch } => {
                 if self.coordinators[at].question == Some(*request) {
                     self.coordinators[at].question = None;
@@ -678,6 +719,7 @@ impl World {
                 self.admit(at, Asker::Client(from, request)).map(|to| Input::Drain { to, worker })
             }
             Message::Beat(_)
+            | Message::Resigned(_)
             | Message::Command { .. }
             | Message::ApiAnswer { .. }
             | Message::WhoLeads { .. }
@@ -705,6 +747,9 @@ impl World {
     }
 
     pub(super) fn coordinator_unanswered(&mut self, at: usize, request: u64) {
+        if self.leaves_at_last(at, request) {
+            return;
+        }
         if self.coordinators[at].question == Some(request) {
             self.coordinators[at].question = None;
             return self.elect(at, election::Input::Asked(Answer::Silence));
@@ -727,6 +772,11 @@ impl World {
                 Input::CancelAnswered { job, attempt, answered }
             }
             Command::Drain => return None,
+            Command::List(asking) => {
+                let reply = frame.map_or_else(|| Err(none()), wire::decode);
+                drop(asking.send(reply));
+                return None;
+            }
         })
     }
 

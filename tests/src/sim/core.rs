@@ -13,6 +13,7 @@ use super::dice::Dice;
 use super::exec::lock;
 use super::faults::{Reach, Weights};
 use super::ledger::SimLedger;
+use super::oracle::Oracle;
 use super::script::{Act, Action, Fate, Happens, Script};
 use super::store::SimStore;
 use super::tasks::Harm;
@@ -143,6 +144,12 @@ pub struct Core {
     pub trace: Trace,
     /// Marks.
     pub reach: Reach,
+    /// What jobs must come to.
+    pub oracle: Oracle,
+    /// What the seed has drawn: the weights before everything was healed.
+    pub drawn: Weights,
+    /// When a leader last said that it resigns.
+    pub resigned_us: u64,
     /// The first thing that must not happen, and did.
     pub violation: Option<String>,
 }
@@ -170,6 +177,9 @@ impl Core {
             next_timer: 0,
             trace,
             reach: Reach::new(),
+            oracle: Oracle::default(),
+            drawn: Weights::default(),
+            resigned_us: 0,
             violation: None,
         }
     }
@@ -232,6 +242,11 @@ impl Core {
             Way::StoreOut | Way::StoreIn => self.store_away_until_us,
         };
         self.now_us < away || self.nodes.get(node).is_some_and(|info| self.now_us < info.cut_until_us[way as usize])
+    }
+
+    /// Whether a process does not run, or nobody can reach it.
+    pub fn is_lost(&self, node: Node) -> bool {
+        !self.nodes[node].up || self.is_cut(node, Way::NatsIn) || self.is_cut(node, Way::NatsOut)
     }
 
     /// What a process's own clock says.
@@ -356,6 +371,8 @@ pub struct Op<C, A> {
     pub node: Node,
     /// See there.
     pub life: u32,
+    /// When it was sent.
+    pub sent_us: u64,
     /// What, until it is carried out.
     pub call: Option<C>,
     /// What came of it, until the caller has it.
@@ -379,9 +396,10 @@ impl<C, A> Default for Ops<C, A> {
 
 impl<C, A> Ops<C, A> {
     /// Takes a call in.
-    pub fn begin(&mut self, (node, life): (Node, u32), call: C) -> u64 {
+    pub fn begin(&mut self, (node, life): (Node, u32), sent_us: u64, call: C) -> u64 {
         self.next += 1;
-        self.all.insert(self.next, Op { node, life, call: Some(call), answer: None, arrived: false, waker: None });
+        self.all
+            .insert(self.next, Op { node, life, sent_us, call: Some(call), answer: None, arrived: false, waker: None });
         self.next
     }
 

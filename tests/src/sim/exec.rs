@@ -40,13 +40,14 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// Takes a process's future; it is polled with the next [`Executor::run`].
-    pub fn spawn(&mut self, node: Node, work: impl Future<Output = ()> + 'static) {
+    /// Takes a process's future, and gives its number; it is polled with the next [`Executor::run`].
+    pub fn spawn(&mut self, node: Node, work: impl Future<Output = ()> + 'static) -> u64 {
         self.next += 1;
         let id = self.next;
         let waker = Waker::from(Arc::new(Awake { id, ready: self.ready.clone() }));
         self.running.insert(id, Running { node, work: Box::pin(work), waker });
         lock(&self.ready).push(id);
+        id
     }
 
     /// Polls what can go on, until nothing can.
@@ -74,6 +75,11 @@ impl Executor {
     /// A process is gone, and its futures with it.
     pub fn kill(&mut self, node: Node) {
         self.running.retain(|_, running| running.node != node);
+    }
+
+    /// A process ends in good order: one of its futures goes on.
+    pub fn kill_but(&mut self, node: Node, kept: u64) {
+        self.running.retain(|id, running| running.node != node || *id == kept);
     }
 }
 

@@ -70,10 +70,13 @@ pub enum Kind {
     Clog,
     SecondLeader,
     ChangeInput,
+    Resign,
+    DrainWorker,
+    LoseInput,
 }
 
 /// All kinds.
-pub const KINDS: [Kind; 17] = [
+pub const KINDS: [Kind; 20] = [
     Kind::CrashWorker,
     Kind::PauseWorker,
     Kind::SlowWorker,
@@ -91,6 +94,9 @@ pub const KINDS: [Kind; 17] = [
     Kind::Clog,
     Kind::SecondLeader,
     Kind::ChangeInput,
+    Kind::Resign,
+    Kind::DrainWorker,
+    Kind::LoseInput,
 ];
 
 impl Weights {
@@ -140,7 +146,7 @@ impl Weights {
         }
         if dice.below(4) > 0 {
             weights.events = 1 + dice.below(2 + 2 * level) as u32;
-            weights.kinds = (dice.next() as u32 | dice.next() as u32) & 0x1_ffff;
+            weights.kinds = (dice.next() as u32 | dice.next() as u32) & 0xf_ffff;
         }
         weights
     }
@@ -188,6 +194,26 @@ pub const MARKS: &[&str] = &[
     "quarantine",
     "hand-back",
     "input changed",
+    "input left out",
+    "run made anew without what is left out",
+    "malformed records of what is left out",
+    "input read at another try",
+    "unreadable input fails the job",
+    "unreadable input in a repair",
+    "files of workers",
+    "owner waited for",
+    "owner came back",
+    "owner lost for good",
+    "owner not needed any more",
+    "owned run made anew",
+    "worker drained",
+    "leader resigned",
+    "resignation followed",
+    "resignation followed at once",
+    "sampled again",
+    "sampled again under two leaders",
+    "too uneven after all rounds",
+    "pinned again",
     "job succeeded",
     "job failed",
     "job cancelled",

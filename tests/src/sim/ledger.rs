@@ -54,6 +54,8 @@ pub struct SimLedger {
     /// The nonce of each entry, to tell one that was written twice.
     nonces: std::collections::BTreeSet<u64>,
     newest: Epoch,
+    /// When the newest epoch began.
+    pub newest_us: u64,
 }
 
 impl SimLedger {
@@ -67,6 +69,7 @@ impl SimLedger {
             truth: Durable::default(),
             nonces: std::collections::BTreeSet::new(),
             newest: Epoch(0),
+            newest_us: 0,
         }
     }
 
@@ -107,7 +110,7 @@ impl Core {
         );
         let append = matches!(call, Call::Append { .. });
         let fate = self.append_fate(node, &call);
-        let op = self.ledger.ops.begin((node, self.nodes[node].life), call);
+        let op = self.ledger.ops.begin((node, self.nodes[node].life), self.now_us, call);
         let dice = &mut self.ledger.dice;
         let go_us = dice.within(200, 3 * MS);
         let (applied, lost, late) = (dice.chance(applied), dice.chance(lost), dice.chance(late));
@@ -252,7 +255,9 @@ impl Core {
             let newest = self.ledger.newest;
             self.violate(format!("authority: an entry of an old epoch lands after epoch {newest} began: {what}"));
         }
-        self.ledger.newest = entry.epoch.max(self.ledger.newest);
+        if entry.epoch > self.ledger.newest {
+            (self.ledger.newest, self.ledger.newest_us) = (entry.epoch, self.now_us);
+        }
         match &entry.record {
             Record::Snapshot { .. } => self.mark("snapshot"),
             record => {

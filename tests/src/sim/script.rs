@@ -4,7 +4,9 @@
 //! # What it shows.
 //! bug NAME                     planted, it must be found (optional)
 //! coordinators N  |  workers N
-//! job ID [fixed=LEN | lines] [records=N] [keys=N] [splits=N] [partitions=N] [output=NAME] [submit=MS] [cancel=MS] [unique] [overwrite] [bucket] [replica] [torn=N] [skip | quarantine]
+//! job ID [fixed=LEN | lines] [records=N] [keys=N] [splits=N] [partitions=N] [output=NAME] [submit=MS] [cancel=MS] [unique] [overwrite] [bucket] [replica] [torn=N] [skip | quarantine] [owned]
+//!        [skip-inputs] [unreadable=N] [flaky=N]
+//! samples N                    of a partition, so that more rounds of sampling are needed
 //! upload KEY                   an upload that somebody else has open there
 //! TRIGGER [#N]: ACTION[; ACTION]...
 //! expect ID succeeded | failed | cancelled
@@ -16,8 +18,8 @@
 //! to be let in).
 //! `#N` means the N-th time, `#N-M` those between, `#all` every time; without it the first.
 //! Actions on what goes out: `lose call`, `lose answer`, `delay MS`, `refuse`, `flip` (a call of the store, once). On an attempt: `exhaust`, `bad memory`, `torn split`. On a process, which is `c1`, `w1`, `caller` (whose
-//! call or attempt it is) or `leader`: `kill P MS`, `pause P MS`, `stop P`, `slow P`, `usurp P`, `cut P nats | nats-in | nats-out | store | store-answers MS`. And `stale reads MS`,
-//! `lose run TEXT` (the store loses runs whose key holds it), `cancel jN` (the N-th job, from 0).
+//! call or attempt it is) or `leader`: `kill P MS`, `pause P MS`, `stop P`, `slow P`, `usurp P`, `resign P MS`, `drain P`, `cut P nats | nats-in | nats-out | store | store-answers MS`. And `stale reads MS`,
+//! `forbid TEXT` (objects whose key holds it cannot be read any more), `lose run TEXT` (the store loses runs whose key holds it), `cancel jN` (the N-th job, from 0).
 
 use std::collections::BTreeMap;
 
@@ -37,6 +39,8 @@ pub struct Script {
     pub coordinators: usize,
     /// How many there are.
     pub workers: usize,
+    /// So few samples of a partition.
+    pub samples: Option<u32>,
     /// What clients ask for.
     pub jobs: Vec<JobLine>,
     /// Keys of uploads that are somebody else's.
@@ -125,6 +129,9 @@ pub enum Act {
     Stop(Whom),
     Slow(Whom),
     Usurp(Whom),
+    Resign(Whom, u64),
+    Drain(Whom),
+    Forbid(String),
     Cut(Whom, Vec<Way>, u64),
     StaleReads(u64),
     LoseRun(String),
@@ -138,6 +145,8 @@ impl Act {
         match &mut self {
             Act::Kill(whom, _)
             | Act::Pause(whom, _)
+            | Act::Resign(whom, _)
+            | Act::Drain(whom)
             | Act::Stop(whom)
             | Act::Slow(whom)
             | Act::Usurp(whom)
@@ -232,6 +241,7 @@ impl Script {
             "cause" => self.causes.push(rest.to_owned()),
             "bug" => self.bug = Some(rest.to_owned()),
             "coordinators" => self.coordinators = number(rest)? as usize,
+            "samples" => self.samples = Some(number(rest)? as u32),
             "workers" => self.workers = number(rest)? as usize,
             "upload" => self.uploads.push(rest.to_owned()),
             "job" => self.jobs.push(job_line(rest)?),
@@ -256,7 +266,7 @@ fn us(text: &str) -> Result<u64, String> {
 }
 
 fn job_line(text: &str) -> Result<JobLine, String> {
-    const WORDS: [&str; 16] = [
+    const WORDS: [&str; 20] = [
         "torn",
         "fixed",
         "lines",
@@ -273,6 +283,10 @@ fn job_line(text: &str) -> Result<JobLine, String> {
         "replica",
         "skip",
         "quarantine",
+        "owned",
+        "skip-inputs",
+        "unreadable",
+        "flaky",
     ];
     let mut words = text.split(' ');
     let mut line = JobLine { id: words.next().unwrap_or_default().to_owned(), ..JobLine::default() };
@@ -330,6 +344,9 @@ fn action(text: &str) -> Result<Action, String> {
         ["pause", name, ms] => Action::Act(Act::Pause(whom(name), us(ms)?)),
         ["stop", name] => Action::Act(Act::Stop(whom(name))),
         ["slow", name] => Action::Act(Act::Slow(whom(name))),
+        ["resign", name, ms] => Action::Act(Act::Resign(whom(name), us(ms)?)),
+        ["drain", name] => Action::Act(Act::Drain(whom(name))),
+        ["forbid", text] => Action::Act(Act::Forbid((*text).to_owned())),
         ["usurp", name] => Action::Act(Act::Usurp(whom(name))),
         ["cut", name, way, ms] => Action::Act(Act::Cut(whom(name), ways(way)?, us(ms)?)),
         ["lose", "run", text] => Action::Act(Act::LoseRun((*text).to_owned())),

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use muster_common::ids::WorkerId;
 use muster_common::store::{Access, BlobMeta, Blobs, OpenUpload, PartAt};
 use muster_common::{Error, ErrorKind, Result};
 
@@ -18,6 +19,9 @@ use super::script::{Fate, Happens};
 
 /// After so long a caller gives up.
 const TIME_OUT_US: u64 = 10 * S;
+
+/// In a million reads of an object that cannot be read now and then, so many fail.
+const FAILS_SOMETIMES: u32 = 300_000;
 
 /// A call.
 #[derive(Debug, Clone)]
@@ -45,6 +49,31 @@ pub enum Answer {
     Done,
     Text(String),
     Uploads(Vec<OpenUpload>),
+}
+
+/// An object that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unreadable {
+    /// How that is said.
+    pub kind: ErrorKind,
+    /// Whether every read fails, or only some.
+    pub always: bool,
+}
+
+impl Unreadable {
+    /// What a reader is told.
+    pub fn error(self, key: &str) -> Error {
+        let text = super::jobs::UNREADABLE.iter().find(|(kind, _)| *kind == self.kind).map_or("", |(_, text)| text);
+        Error::new(self.kind, format!("{key}: {text}"))
+    }
+}
+
+/// Below this lie the disks of workers, which no network leads to.
+const DISKS: &str = "disk/";
+
+/// Where the simulated store has a path of a worker's own disk.
+pub fn disk_key(worker: &WorkerId, path: &str) -> String {
+    format!("{DISKS}{worker}{path}")
 }
 
 /// Who made something, and when.
@@ -100,6 +129,12 @@ pub struct SimStore {
     pub foreign: BTreeSet<String>,
     /// Runs that were damaged.
     pub rotted: BTreeSet<String>,
+    /// Input that cannot be read.
+    pub unreadable: BTreeMap<String, Unreadable>,
+    /// Of that, what somebody has tried to read.
+    pub tried: BTreeSet<String>,
+    /// Calls of workers to their own disks.
+    local: BTreeSet<u64>,
     /// What stood in an OUTPUT and was changed by name, by a call that came after its caller had given up: a limit that `ARCHITECTURE.md` names.
     pub changed_late: BTreeSet<String>,
 }
@@ -168,6 +203,9 @@ impl SimStore {
             counter: 0,
             foreign: BTreeSet::new(),
             rotted: BTreeSet::new(),
+            unreadable: BTreeMap::new(),
+            tried: BTreeSet::new(),
+            local: BTreeSet::new(),
             changed_late: BTreeSet::new(),
         }
     }
@@ -198,6 +236,16 @@ impl SimStore {
     fn list(&self, prefix: &str) -> Vec<BlobMeta> {
         let found = self.objects.iter().filter(|(key, _)| inside(prefix, key));
         found.map(|(key, object)| meta(key, object)).collect()
+    }
+
+    /// Fails for an object that cannot be read, or not this time.
+    fn try_access(&mut self, key: &str) -> Result<()> {
+        let Some(unreadable) = self.unreadable.get(key).copied() else { return Ok(()) };
+        if !unreadable.always && !self.dice.chance(FAILS_SOMETIMES) {
+            return Ok(());
+        }
+        self.tried.insert(key.to_owned());
+        Err(unreadable.error(key))
     }
 
     fn read(&self, key: &str, range: &Range<u64>) -> Result<Bytes> {
@@ -246,7 +294,7 @@ impl Core {
     fn begin_store(&mut self, node: Node, call: Call) -> u64 {
         let (key, verb) = (call.key().to_owned(), call.verb());
         let reads = matches!(call, Call::Read { .. });
-        let op = self.store.ops.begin((node, self.nodes[node].life), call);
+        let op = self.store.ops.begin((node, self.nodes[node].life), self.now_us, call);
         let slow = self.nodes[node].slow;
         let weights = self.weights.clone();
         let dice = &mut self.store.dice;
@@ -263,7 +311,10 @@ impl Core {
             self.store_fate(op, fate, &key, go_us);
             return op;
         }
-        if refuse {
+        if key.starts_with(DISKS) {
+            self.store.local.insert(op);
+            self.after(go_us / 8, Event::StoreApply(op));
+        } else if refuse {
             self.answer_store(op, Err(Error::retry(format!("{key}: 503 SlowDown"))), go_us);
         } else if lose_call || self.is_cut(node, Way::StoreOut) {
             self.answer_store(op, Err(late(&key)), TIME_OUT_US);
@@ -328,7 +379,9 @@ impl Core {
         let (node, life, gave_up) = (waiting.node, waiting.life, waiting.arrived);
         let known = waiting.answer.is_none() && !waiting.arrived;
         let Some(call) = waiting.call.take() else { return };
-        let late = gave_up || self.nodes[node].life != life || !self.nodes[node].up;
+        // A call that was right when it was sent, and on its way while somebody took over, is one that no fence holds back.
+        let overtaken = waiting.sent_us < self.ledger.newest_us;
+        let late = overtaken || gave_up || self.nodes[node].life != life || !self.nodes[node].up;
         self.check_store_call(node, &call, late);
         let made = Made { by: Some((node, life)), at_us: self.now_us, known };
         let mut answer = self.carry_out_call(made, call);
@@ -351,6 +404,7 @@ impl Core {
                 store.objects.get(&key).map(|object| Answer::Meta(meta(&key, object))).ok_or_else(|| not_found(&key))
             }
             Call::Read { key, range } => {
+                store.try_access(&key)?;
                 let bytes = store.read(&key, &range)?;
                 // Only scratch has checksums of our own; a lie about input is the store's to prevent.
                 let flips = is_scratch(&key) && !bytes.is_empty() && store.dice.chance(flip);
@@ -421,7 +475,8 @@ impl Core {
     /// An answer reaches its caller, or is lost on the way.
     pub fn store_answers(&mut self, op: u64) {
         let Some(node) = self.store.ops.get_mut(op).map(|op| op.node) else { return };
-        if self.is_cut(node, Way::StoreIn)
+        if !self.store.local.remove(&op)
+            && self.is_cut(node, Way::StoreIn)
             && let Some(op) = self.store.ops.get_mut(op)
             && let Some(Ok(Answer::Text(id))) = op.answer.replace(Err(late("the object")))
             && let Some(upload) = self.store.uploads.get_mut(&id)
@@ -447,6 +502,8 @@ pub struct StorePort {
     pub shared: Shared,
     /// Whose.
     pub node: Node,
+    /// What stands before its keys: nothing, or the way to its own disk.
+    pub base: String,
 }
 
 struct Calling {
@@ -479,6 +536,10 @@ impl Drop for Calling {
 }
 
 impl StorePort {
+    fn key(&self, key: &str) -> String {
+        format!("{}{key}", self.base)
+    }
+
     fn call(&self, call: Call) -> Calling {
         Calling { shared: self.shared.clone(), node: self.node, call: Some(call), op: 0 }
     }
@@ -498,14 +559,14 @@ impl Blobs for StorePort {
     }
 
     async fn head(&self, key: &str) -> Result<BlobMeta> {
-        match self.call(Call::Head { key: key.to_owned() }).await? {
+        match self.call(Call::Head { key: self.key(key) }).await? {
             Answer::Meta(meta) => Ok(meta),
             other => bug(&other),
         }
     }
 
     async fn read(&self, key: &str, range: Range<u64>, _access: Access) -> Result<Bytes> {
-        match self.call(Call::Read { key: key.to_owned(), range }).await? {
+        match self.call(Call::Read { key: self.key(key), range }).await? {
             Answer::Bytes(bytes) => Ok(bytes),
             other => bug(&other),
         }

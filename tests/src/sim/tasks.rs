@@ -32,6 +32,8 @@ const TRIES_MAX: u32 = 6;
 /// The bound of removing one thing with its repeats, and the first pause between two of them, as in the program.
 const REMOVAL_TIMEOUT_MS: u64 = 30_000;
 const REMOVAL_PAUSE_MS: u64 = 200;
+/// Rounds after the first that still take more samples than the one before, as in the program.
+const ROUND_MAX: u32 = 2;
 /// Bytes of one part of an upload: small, so that an object has several.
 const PART_BYTES: usize = 3000;
 
@@ -50,6 +52,8 @@ pub struct Signals {
     pub opened: AtomicBool,
     /// The run that a merge found damaged.
     pub damaged: Mutex<Option<AttemptId>>,
+    /// The input object that it cannot read, and why.
+    pub unreadable: Mutex<Option<(u32, Error)>>,
     /// What it made, until that counts or is removed.
     pub results: Mutex<Vec<Leftover>>,
 }
@@ -154,12 +158,15 @@ impl Attempt {
             Ok(outcome) => outcome,
             Err(error) => {
                 remove_all(&self.stores, &self.clock, &self.signals).await;
-                match lock(&self.signals.damaged).take() {
-                    Some(run) if error.kind == ErrorKind::Corrupt => {
+                let damaged = lock(&self.signals.damaged).take().filter(|_| error.kind == ErrorKind::Corrupt);
+                let unreadable = lock(&self.signals.unreadable).take().filter(|_| error.kind != ErrorKind::Fenced);
+                match (damaged, unreadable) {
+                    (Some(run), _) => {
                         let (split, cause) = (run.task.index, DamageCause::Store);
                         Outcome::RunDamaged { split, run, cause, error }
                     }
-                    _ => Outcome::Failed { error },
+                    (None, Some((object, error))) => Outcome::InputUnreadable { object, error },
+                    (None, None) => Outcome::Failed { error },
                 }
             }
         }
@@ -216,9 +223,23 @@ impl Attempt {
         Ok(decoded)
     }
 
-    fn split<'a>(&self, job: &'a Job) -> Result<&'a [Interval]> {
+    /// The attempt's split, without the objects that are to be left out.
+    fn split(&self, job: &Job) -> Result<Vec<Interval>> {
         let split = job.plan.splits.get(self.run.attempt.task.index as usize);
-        split.map(Vec::as_slice).ok_or_else(|| Error::invalid("the plan has no such split"))
+        let skip: &[u32] = match &self.run.work {
+            Work::Sample { skip } | Work::Sort { skip, .. } => skip,
+            Work::Merge { .. } => &[],
+        };
+        let split = split.ok_or_else(|| Error::invalid("the plan has no such split"))?;
+        Ok(split.iter().filter(|interval| !skip.contains(&interval.object)).copied().collect())
+    }
+
+    /// An error of reading an input object. Where trying again cannot help, the attempt ends by naming the object.
+    fn unreadable(&self, object: u32, error: Error) -> Error {
+        if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::Corrupt) {
+            lock(&self.signals.unreadable).get_or_insert((object, error.clone()));
+        }
+        error
     }
 
     /// Compares size and version of the split's objects with the plan.
@@ -227,8 +248,11 @@ impl Attempt {
             let pinned = &job.plan.objects[interval.object as usize];
             let url: BlobUrl = pinned.url.parse()?;
             let store = self.stores.open(&url).await?;
-            let meta = self.call(|| store.head(url.key())).await?;
+            let meta = self.call(|| store.head(url.key())).await;
+            let meta = meta.map_err(|error| self.unreadable(interval.object, error))?;
             if (meta.bytes, &meta.version) != (pinned.bytes, &pinned.version) {
+                // It says more than whatever reading it has met with.
+                lock(&self.signals.unreadable).take();
                 return Err(Error::invalid(format!("input changed during the job: {}", pinned.url)));
             }
         }
@@ -238,22 +262,28 @@ impl Attempt {
     async fn sample(&self) -> Result<Outcome> {
         let job = self.job().await?;
         self.check_pinned(&job).await?;
+        // Each round takes more, as far as the program goes.
+        let count = (job.plan.samples_per_split as usize) << self.run.attempt.generation.0.min(ROUND_MAX);
         let mut samples = Vec::new();
         for interval in self.split(&job)? {
             let pinned = &job.plan.objects[interval.object as usize];
             // As far as the first whole record, where the range has none.
             let range = interval.begin..interval.end;
-            let bytes = self.read(&pinned.url.parse()?, range.clone()).await?;
+            let bytes = self.read(&pinned.url.parse()?, range.clone()).await;
+            let bytes = bytes.map_err(|error| self.unreadable(interval.object, error))?;
             let place = SampleWindow {
                 position: job.positions[interval.object as usize] + range.start,
                 object_offset: range.start,
                 at_object_end: range.end == pinned.bytes,
             };
-            samples.extend(sample(&job.order, &bytes, place, job.plan.samples_per_split as usize));
+            samples.extend(sample(&job.order, &bytes, place, count));
         }
         samples.sort_unstable();
         samples.dedup();
-        samples.truncate(job.plan.samples_per_split as usize);
+        // At most so many of them, evenly spread.
+        let found = samples.len();
+        let kept = |at: usize| found <= count || (at + 1) * count / found > at * count / found;
+        let samples = samples.into_iter().enumerate().filter(|(at, _)| kept(*at)).map(|(_, sample)| sample).collect();
         Ok(Outcome::Sampled { samples })
     }
 
@@ -273,7 +303,7 @@ impl Attempt {
         let mut chunks = Chunks::new(&job, &splitters, self.sorter_bytes);
         let mut bad = LeftOut::default();
         let mut intervals = Vec::new();
-        let taken = if self.harm.torn_split { split.len() - 1 } else { split.len() };
+        let taken = split.len().saturating_sub(usize::from(self.harm.torn_split));
         if taken < split.len() {
             lock(&self.shared).mark("input torn");
         }
@@ -355,7 +385,8 @@ impl Attempt {
             // Half of it, then the rest, then bits beyond the end for the rest of the last line.
             let until = if at < end { (at + (end - at).div_ceil(2)).max(at + 512).min(end) } else { at + 64 };
             let range = at..until.min(pinned.bytes);
-            let bytes = self.read(&url, range.clone()).await?;
+            let bytes = self.read(&url, range.clone()).await;
+            let bytes = bytes.map_err(|error| self.unreadable(interval.object, error))?;
             at = range.end;
             end = end.max(at);
             let cut = cutter.push(&bytes);
@@ -423,8 +454,9 @@ impl Attempt {
             let job = self.job().await?;
             let splitters = self.splitters(splitters, job.order.unique()).await?;
             let pinned = PinnedRuns::from_bytes(&self.fetch(runs).await?)?;
+            lock(&self.shared).check_merge_begins(&self.run.job, &self.run.attempt, runs, &pinned);
             let mut sources = Vec::new();
-            for run in &pinned.runs {
+            for run in pinned.runs.iter().skip(usize::from(planted::is(Bug::LeaveOutRun))) {
                 let read =
                     async |copy: &PinnedRun| self.piece(copy, index, splitters.len()).await.map_err(missing_is_corrupt);
                 let piece = self.of_copies(run, read).await?;
@@ -454,7 +486,8 @@ impl Attempt {
             // A piece is doubted alone before it counts, as blocks are in the program.
             let read = async |copy: &PinnedRun| {
                 let url: BlobUrl = copy.url.parse()?;
-                let read = self.or_cancelled(self.read(&url, piece.offset..piece.offset + piece.len));
+                let range = piece.offset..piece.offset + piece.len;
+                let read = self.or_cancelled(self.read_run(copy.attempt, &url, range));
                 let bytes = read.await.map_err(missing_is_corrupt)?;
                 let alone = vec![MergeInput { windows: Whole(Some(bytes.clone())), piece: *piece }];
                 merge(&job.order, bounds, alone, &mut Nowhere).map_err(|e: Error| e.at(format!("the run {url}")))?;
@@ -511,6 +544,13 @@ impl Attempt {
         Err(found)
     }
 
+    /// A read of a run, which its list must pin.
+    async fn read_run(&self, run: AttemptId, url: &BlobUrl, range: std::ops::Range<u64>) -> Result<Bytes> {
+        let split = run.task.index;
+        lock(&self.shared).check_run_read(&self.run.job, &self.run.attempt, split, &url.to_string());
+        self.read(url, range).await
+    }
+
     fn found_damaged(&self, run: &PinnedRun) {
         lock(&self.signals.damaged).get_or_insert(run.attempt);
     }
@@ -520,8 +560,9 @@ impl Attempt {
         let url: BlobUrl = run.url.parse()?;
         let corrupt = |e: KernelError| Error::from(e).at(&url);
         let footer_at = run.bytes.saturating_sub(RunFooter::LEN as u64);
-        let footer = RunFooter::decode(&self.read(&url, footer_at..run.bytes).await?, run.bytes).map_err(corrupt)?;
-        let bytes = self.read(&url, footer.index_offset()..footer_at).await?;
+        let footer = self.read_run(run.attempt, &url, footer_at..run.bytes).await?;
+        let footer = RunFooter::decode(&footer, run.bytes).map_err(corrupt)?;
+        let bytes = self.read_run(run.attempt, &url, footer.index_offset()..footer_at).await?;
         let index = RunIndex::decode(&bytes, &footer).map_err(corrupt)?;
         if footer.index_digest() != run.index_digest {
             return Err(Error::corrupt(format!("{url}: its index is not the one that was committed")));

@@ -18,6 +18,7 @@ use muster_worker::presence::{Admitted, Presence};
 use super::bus::Message;
 use super::core::{Event, MS, Node, S, SimClock};
 use super::exec::lock;
+use super::jobs::OFFERED;
 use super::script::Happens;
 use super::tasks::{Attempt, Harm, Signals, remove_all};
 use super::world::{Done, World};
@@ -61,12 +62,14 @@ pub struct Worker {
     pub gone: bool,
     /// It was told to end.
     pub stops: bool,
+    /// It offers files of its own.
+    pub offers: bool,
 }
 
 impl Worker {
     /// A worker that is not started.
     pub fn new(node: Node, id: WorkerId, slots: u32) -> Self {
-        Self { node, id, slots, life: None, gone: false, stops: false }
+        Self { node, id, slots, life: None, gone: false, stops: false, offers: false }
     }
 }
 
@@ -312,7 +315,7 @@ impl World {
             held,
             wire: wire::WIRE_VERSION,
             settings: Vec::new(),
-            inputs: Vec::new(),
+            inputs: self.workers[at].offers.then(|| OFFERED.to_owned()).into_iter().collect(),
         };
         let request = self.request(at, Asked::Register(asked));
         let from = self.workers[at].node;
@@ -368,6 +371,14 @@ impl World {
                 self.step_worker(at, Input::Beat { epoch: beat.epoch }, None);
             }
             Message::Command { from, request, verb, frame, .. } => {
+                if let (Verb::List, Ok(list)) = (verb, wire::decode(&frame)) {
+                    life.presence.heard(now_ms);
+                    let answer = self.offered(at, &list);
+                    return self.answer_command(node, Some((from, request)), wire::encode(&answer));
+                }
+                if verb == Verb::Drain {
+                    lock(&self.shared).mark("worker drained");
+                }
                 let input = match verb {
                     Verb::Run => wire::decode(&frame).map(|run| Input::Run(Box::new(run))),
                     Verb::Cancel => wire::decode(&frame).map(Input::Cancel),
@@ -435,10 +446,16 @@ impl World {
     }
 }
 
-/// The worker's stores: its own connection to the one store.
+/// A process's stores: its own connection to the one store, and a worker's own disk.
 pub async fn own_stores(shared: super::core::Shared, node: Node, limits: &muster_common::config::Store) -> Stores {
     let stores = Stores::new(muster_common::buffer::BufferPool::new(1 << 20), limits);
     let scheme = muster_common::store::Scheme::S3 { bucket: super::world::BUCKET.to_owned() };
-    stores.insert(scheme, Arc::new(super::store::StorePort { shared, node })).await;
+    let name = lock(&shared).nodes[node].name.clone();
+    let port = |base: String| Arc::new(super::store::StorePort { shared: shared.clone(), node, base });
+    stores.insert(scheme, port(String::new())).await;
+    if let Some(id) = name.parse::<WorkerId>().ok().filter(|_| name.starts_with('w')) {
+        let disk = super::store::disk_key(&id, "/");
+        stores.insert(muster_common::store::Scheme::Worker { id }, port(disk)).await;
+    }
     stores
 }

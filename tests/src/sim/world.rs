@@ -10,16 +10,13 @@ use futures::FutureExt;
 use tokio::sync::watch;
 
 use muster_common::config::{Config, Profile};
-use muster_common::ids::{Epoch, JobId};
-use muster_common::plan::{BadInputs, BadRecords, JobSpec, Sizing};
+use muster_common::ids::{Epoch, JobId, WorkerId};
+use muster_common::plan::BadInputs;
 use muster_common::store::Stores;
 use muster_common::wire::{Outcome, Report};
-use muster_common::{Error, Result};
+use muster_common::{ErrorKind, Result};
 use muster_coordinator::job::io::{Input, RefusalCode, Reply, ReplyTo};
 use muster_coordinator::journal::writer::{Candidate, JournalWriter, Replayed};
-use muster_kernel::record::Format;
-use muster_kernel::reference::sort_reference;
-use muster_kernel::spec::{KeyDef, SortSpec};
 use muster_worker::attempt::Key;
 
 use super::bus::Message;
@@ -28,7 +25,10 @@ use super::core::{Core, Event, MS, Node, S, Shared, Way};
 use super::dice::Dice;
 use super::exec::{Executor, lock};
 use super::faults::{Kind, Reach, Weights};
-use super::script::{Act, JobLine, Script, Whom};
+use super::inputs::Question;
+use super::jobs::{Client, UNREADABLE, draw_clients, fixed_client, script_clients};
+use super::script::{Act, Script, Whom};
+use super::store::Unreadable;
 use super::trace::Trace;
 use super::worker::{Worker, own_stores};
 
@@ -59,21 +59,10 @@ pub enum Done {
     /// An attempt has ended.
     #[expect(missing_docs, reason = "an attempt and what came of it")]
     Finished { key: Key, outcome: Outcome },
-}
-
-/// A client and its job.
-pub struct Client {
-    /// What it asks for.
-    pub spec: JobSpec,
-    /// What it must get.
-    pub reference: Vec<u8>,
-    /// What stood in OUTPUT before.
-    pub before: BTreeMap<String, Vec<u8>>,
-    submit_us: u64,
-    cancel_us: Option<u64>,
-    accepted: bool,
-    refused: Option<Error>,
-    request: u64,
+    /// A leader asks a worker which files it offers.
+    Ask(Box<Question>),
+    /// A leader's last record is written, or refused.
+    WriterEnded,
 }
 
 /// Causes of failure that a run may have.
@@ -98,6 +87,12 @@ impl Allowed {
         allow(weights.bad_memory > 0, &["were read"]);
         allow(weights.torn_split > 0, &["conservation"]);
         Self { causes }
+    }
+
+    /// And these, which follow from the jobs and the settings.
+    fn and(mut self, when: bool, words: &[&str]) -> Self {
+        self.causes.extend(words.iter().filter(|_| when).map(|word| (*word).to_owned()));
+        self
     }
 
     /// Whether an error is one of them.
@@ -209,6 +204,20 @@ fn config(dice: &mut Dice) -> Config {
     config
 }
 
+/// Samples so few that more rounds of sampling are needed.
+fn few_samples(config: &mut Config, samples: u32) {
+    let sizes = &mut config.sizes;
+    (sizes.partition_bytes_min, sizes.samples_per_partition) = (1, samples);
+}
+
+fn draw_sizes(config: &mut Config, dice: &mut Dice) {
+    if dice.below(3) == 0 {
+        few_samples(config, dice.pick(&[1, 2, 3, 8]) as u32);
+        config.sizes.sampling_rounds_max = dice.pick(&[1, 2, 3, 3]) as u32;
+    }
+    config.sizes.partition_percent_max = dice.pick(&[400, 400, 400, 400, 400, 101, 101, 0]) as u32;
+}
+
 impl World {
     /// Makes the world of a setting.
     pub fn new(setting: &Setting) -> Self {
@@ -218,6 +227,7 @@ impl World {
         let weights = setting.weights.clone().unwrap_or(drawn);
         let (kinds, fault_events) = (weights.kinds(), weights.events);
         let allowed = Allowed::of(&weights, setting.script.as_ref());
+        let loses_input = fault_events > 0 && kinds.contains(&Kind::LoseInput);
         let mut core = Core::new(seed, weights, Trace::new(setting.traces));
         let skews = dice.below(3) == 0 && !setting.fixed;
         let mut config = config(&mut dice);
@@ -228,6 +238,11 @@ impl World {
         };
         if setting.script.is_some() {
             (config.journal.snapshot_after, config.tasks.attempts_max) = (20_000, 8);
+        }
+        match &setting.script {
+            Some(Script { samples: Some(samples), .. }) => few_samples(&mut config, *samples),
+            None if !setting.fixed => draw_sizes(&mut config, &mut Dice::of(seed, "sizes")),
+            _ => {}
         }
         let mut world_coordinators = Vec::new();
         for at in 0..coordinators {
@@ -247,12 +262,39 @@ impl World {
         let clients = match &setting.script {
             Some(script) => script_clients(&mut core, script),
             None if setting.fixed => fixed_client(&mut core),
-            None => draw_clients(&mut core, seed),
+            None => {
+                let ids: Vec<WorkerId> = world_workers.iter().map(|worker| worker.id.clone()).collect();
+                draw_clients(&mut core, seed, &ids)
+            }
         };
+        let owned = core.oracle.has_owners();
+        if owned {
+            // An owner that is lost for good is waited for, and must not be for longer than the run may last.
+            config.phases.register_ms = dice.pick(&[2_000, 10_000, 60_000]);
+            if setting.script.is_some() {
+                config.phases.register_ms = 4_000;
+            }
+        }
+        for worker in &mut world_workers {
+            worker.offers = core.oracle.owns(&worker.id);
+        }
+        let mut trouble = Dice::of(seed, "trouble");
+        if fault_events > 0 && setting.script.is_none() && trouble.below(3) > 0 {
+            let (within_us, long_us) = (trouble.pick(&[100 * MS, S]), trouble.pick(&[S, 6 * S, 20 * S]));
+            core.oracle.loses_owner = Some((trouble.below(within_us), long_us));
+        }
+        core.oracle.spoils_repairs = core.weights.rot > 0 && setting.script.is_none() && trouble.below(4) > 0;
+        let unreadable = loses_input || core.oracle.spoils_repairs || !core.store.unreadable.is_empty();
+        let uneven = config.sizes.partition_percent_max > 0;
+        let allowed = allowed
+            .and(owned && setting.script.is_none(), &["no other can read", "(phases.register_ms)"])
+            .and(unreadable && setting.script.is_none(), &UNREADABLE.map(|(_, text)| text))
+            .and(uneven, &["rounds of sampling"]);
         for (at_us, act) in setting.script.iter().flat_map(Script::timed) {
             core.at(at_us, Event::Act(act));
         }
         core.script.clone_from(&setting.script);
+        core.drawn = core.weights.clone();
         for (job, client) in clients.iter().enumerate() {
             core.at(client.submit_us, Event::Client { job });
         }
@@ -377,6 +419,8 @@ impl World {
             (Done::Leads, Some(at), _) => self.leads_still(at),
             (Done::Opened { key, upload }, _, Some(at)) => self.attempt_opened(at, key, upload),
             (Done::Finished { key, outcome }, _, Some(at)) => self.attempt_finished(at, key, outcome),
+            (Done::Ask(question), Some(at), _) => self.ask_worker(at, *question),
+            (Done::WriterEnded, Some(at), _) => self.writer_ended(at),
             _ => {}
         }
     }
@@ -556,6 +600,12 @@ impl World {
             Kind::CrashAtEffect => self.armed = Some((coordinator, steps, true)),
             Kind::SecondLeader => self.usurp(coordinator),
             Kind::ChangeInput => self.change_input(steps),
+            Kind::Resign => {
+                let leads = self.node_of(&Whom::Leader).unwrap_or(self.coordinators[coordinator].node);
+                self.resign(leads, while_us);
+            }
+            Kind::DrainWorker => self.ask_to_drain(worker),
+            Kind::LoseInput => self.lose_input(steps),
             _ => {
                 let (coordinator, worker) = (self.coordinators[coordinator].node, self.workers[worker].node);
                 let core = &mut *lock(&self.shared);
@@ -584,11 +634,9 @@ impl World {
     /// Somebody writes to the input of a job that is accepted. What stands there then is no longer what was pinned: the job may fail, but never mix the two.
     fn change_input(&mut self, steps: u64) {
         let core = &mut *lock(&self.shared);
-        let runs =
-            |client: &&Client| core.ledger.truth.jobs.get(&client.spec.job).is_some_and(|job| !job.state.is_terminal());
-        let Some(input) = self.clients.iter().find(runs).and_then(|client| client.spec.inputs.first()) else { return };
-        let prefix = format!("{}/", input.trim_start_matches(&url("")));
-        let keys: Vec<String> = core.store.objects.keys().filter(|key| key.starts_with(&prefix)).cloned().collect();
+        let runs = |client: &&Client| core.runs(&client.spec.job);
+        let Some(client) = self.clients.iter().find(runs) else { return };
+        let keys = core.oracle.keys_of(&client.spec.job);
         let Some(key) = keys.get(steps as usize % keys.len().max(1)) else { return };
         let mut bytes = core.store.objects.get(key).map(|object| object.bytes.to_vec()).unwrap_or_default();
         // Of the same length, or shorter by half.
@@ -601,13 +649,43 @@ impl World {
         core.mark("input changed");
     }
 
+    /// An input object of a job that is accepted cannot be read any more; mostly of one that may leave it out.
+    fn lose_input(&mut self, steps: u64) {
+        let core = &mut *lock(&self.shared);
+        let may = |client: &&Client| {
+            core.runs(&client.spec.job) && (client.spec.bad_inputs == BadInputs::Skip || steps.is_multiple_of(4))
+        };
+        let Some(client) = self.clients.iter().find(may) else { return };
+        let keys = core.oracle.keys_of(&client.spec.job);
+        let Some(key) = keys.get(steps as usize % keys.len().max(1)) else { return };
+        let (kind, _) = UNREADABLE[steps as usize / 2 % UNREADABLE.len()];
+        core.store.unreadable.insert(key.clone(), Unreadable { kind, always: true });
+    }
+
+    /// Somebody asks for a worker to be drained.
+    fn ask_to_drain(&mut self, worker: usize) {
+        self.requests += 1;
+        let (request, from, worker) = (self.requests, self.client_node, self.workers[worker].id.clone());
+        self.send_to_leaders(from, &Message::Drain { from, request, worker });
+    }
+
     /// Does what a script says.
     fn act(&mut self, act: &Act) {
         lock(&self.shared).line(&"script", &format!("{act:?}"));
         let now_us = lock(&self.shared).now_us;
         let (whom, for_us) = match act {
             Act::Kill(whom, for_us) | Act::Pause(whom, for_us) | Act::Cut(whom, _, for_us) => (whom, *for_us),
-            Act::Stop(whom) | Act::Slow(whom) | Act::Usurp(whom) => (whom, 0),
+            Act::Resign(whom, for_us) => (whom, *for_us),
+            Act::Stop(whom) | Act::Slow(whom) | Act::Usurp(whom) | Act::Drain(whom) => (whom, 0),
+            Act::Forbid(text) => {
+                let core = &mut *lock(&self.shared);
+                let keys = core.store.objects.keys().filter(|key| key.contains(text.as_str()));
+                let keys: Vec<String> = keys.cloned().collect();
+                for key in keys {
+                    core.store.unreadable.insert(key, Unreadable { kind: ErrorKind::Invalid, always: true });
+                }
+                return;
+            }
             Act::LoseRun(text) => {
                 let store = &mut lock(&self.shared).store;
                 let lost = store.objects.keys().filter(|key| key.ends_with(".run") && key.contains(text.as_str()));
@@ -637,6 +715,8 @@ impl World {
             (Act::Kill(..), Place::Coordinator(at)) => self.kill_coordinator(at, Some(for_us)),
             (Act::Kill(..), Place::Worker(at)) => self.kill_worker(at, Some(for_us)),
             (Act::Usurp(_), Place::Coordinator(at)) => self.usurp(at),
+            (Act::Resign(..), Place::Coordinator(_)) => self.resign(node, for_us),
+            (Act::Drain(_), Place::Worker(at)) => self.ask_to_drain(at),
             (Act::Stop(_), Place::Worker(at)) => self.workers[at].stops = true,
             (Act::Slow(_), _) => lock(&self.shared).nodes[node].slow = 20,
             (Act::Pause(..), _) => lock(&self.shared).nodes[node].paused_until_us = now_us + for_us,
@@ -796,228 +876,4 @@ enum Place {
     Coordinator(usize),
     Worker(usize),
     Client,
-}
-
-fn url(key: &str) -> String {
-    format!("s3://{BUCKET}/{key}")
-}
-
-/// Input of a job: records over a small alphabet, so that many keys are equal.
-fn draw_input(dice: &mut Dice, format: &Format) -> Vec<Vec<u8>> {
-    let objects = dice.within(1, 3);
-    let records = dice.pick(&[0, 1, 20, 60, 60, 200, 600]);
-    let letters = dice.pick(&[2, 4, 26]);
-    let mut made = Vec::new();
-    for _ in 0..objects {
-        let mut bytes = Vec::new();
-        for _ in 0..dice.below(records / objects + 1) {
-            match *format {
-                Format::Fixed { len } => bytes.extend((0..len).map(|_| b'a' + dice.below(letters) as u8)),
-                Format::Lines { terminator } => {
-                    let length = dice.below(14);
-                    bytes.extend((0..length).map(|_| b'a' + dice.below(letters) as u8));
-                    bytes.push(terminator);
-                }
-            }
-        }
-        made.push(bytes);
-    }
-    made
-}
-
-fn draw_clients(core: &mut Core, seed: u64) -> Vec<Client> {
-    let mut dice = Dice::of(seed, "jobs");
-    let jobs = dice.pick(&[1, 1, 2, 3]);
-    let shared_bucket = dice.below(2) == 0;
-    foreign(core, "scratch/_muster/dother/j9/sort-00000.g0.e1.0000000000000001.run");
-    let mut clients: Vec<Client> = Vec::new();
-    for job in 0..jobs {
-        let format = if dice.below(2) == 0 {
-            Format::Fixed { len: dice.within(4, 12) as u32 }
-        } else {
-            Format::Lines { terminator: b'\n' }
-        };
-        let mut sort = SortSpec::new(format);
-        if let Format::Fixed { .. } = sort.format
-            && dice.below(2) == 0
-        {
-            sort.keys = vec![KeyDef::Range { offset: dice.below(2) as u32, len: dice.within(1, 2) as u32 }];
-        }
-        sort.unique = dice.below(3) == 0;
-        let mut input = draw_input(&mut dice, &sort.format);
-        let lenient = dice.pick(&[BadRecords::Fail, BadRecords::Fail, BadRecords::Skip, BadRecords::Quarantine]);
-        let torn = dice.within(1, 3) as usize;
-        let replica = dice.below(4) == 0;
-        let again = job > 0 && dice.below(4) == 0;
-        let output = if again { clients[0].spec.output.clone() } else { url(&format!("out{job}")) };
-        let overwrite = again || dice.below(4) == 0;
-        let mut before = BTreeMap::new();
-        if !again && overwrite {
-            for name in ["part-00000.dat", "old.txt", "_SUCCESS"] {
-                let (key, bytes) = (format!("out{job}/{name}"), format!("old {name}").into_bytes());
-                core.store.place(&key, bytes.clone());
-                core.store.foreign.insert(key.clone());
-                before.insert(key, bytes);
-            }
-        } else if again {
-            before = clients[0].before.clone();
-        }
-        if dice.below(4) == 0 {
-            let upload = core.store.place_upload(&format!("out{job}/part-00000.dat"));
-            core.store.foreign.insert(upload);
-        }
-        let total: usize = input.iter().map(Vec::len).sum();
-        let splits = dice.within(1, 6);
-        let spec = JobSpec {
-            job: format!("j{job}").parse().unwrap_or_else(|_| unreachable!("a plain name is a job id")),
-            inputs: vec![url(&format!("in{job}"))],
-            output,
-            bucket: shared_bucket.then(|| url("scratch")),
-            sort,
-            auto_format: false,
-            extension: "dat".to_owned(),
-            overwrite,
-            fsync: dice.below(4) == 0,
-            sizing: Sizing {
-                partitions: Some(dice.within(1, 5) as u32),
-                split_bytes: Some((total as u64 / splits).max(16)),
-                ..Sizing::default()
-            },
-            replica: replica.then(|| url("second")),
-            bad_records: lenient,
-            bad_inputs: BadInputs::Fail,
-            settings: None,
-        };
-        if let (Format::Fixed { .. }, true, Some(last)) =
-            (&spec.sort.format, lenient != BadRecords::Fail, input.last_mut())
-        {
-            last.extend(std::iter::repeat_n(b'!', torn));
-        }
-        let submit_us = dice.below(3 * S);
-        let cancel_us = (dice.below(6) == 0).then(|| submit_us + dice.below(5 * S));
-        clients.push(client(core, job, spec, input, before, submit_us, cancel_us));
-    }
-    clients
-}
-
-fn foreign(core: &mut Core, key: &str) {
-    core.store.place(key, b"somebody else's".to_vec());
-    core.store.foreign.insert(key.to_owned());
-}
-
-fn client(
-    core: &mut Core,
-    job: usize,
-    spec: JobSpec,
-    input: Vec<Vec<u8>>,
-    before: BTreeMap<String, Vec<u8>>,
-    submit_us: u64,
-    cancel_us: Option<u64>,
-) -> Client {
-    let whole: Vec<Vec<u8>> = input.iter().map(|object| without_torn_end(&spec, object)).collect();
-    let reference = sort_reference(&spec.sort, &whole).unwrap_or_default();
-    for (number, bytes) in input.into_iter().enumerate() {
-        let key = format!("in{job}/{number}");
-        core.store.place(&key, bytes);
-        core.store.foreign.insert(key);
-    }
-    Client { spec, reference, before, submit_us, cancel_us, accepted: false, refused: None, request: 0 }
-}
-
-/// What of an object is records, where the rest may be left out.
-fn without_torn_end(spec: &JobSpec, object: &[u8]) -> Vec<u8> {
-    match spec.sort.format {
-        Format::Fixed { len } if spec.bad_records != BadRecords::Fail => {
-            object[..object.len() / len as usize * len as usize].to_vec()
-        }
-        _ => object.to_vec(),
-    }
-}
-
-/// The job of sweeps: 24 records in two objects, three splits, two partitions.
-fn fixed_client(core: &mut Core) -> Vec<Client> {
-    let record = |n: u32| format!("{:04}", (n * 7919) % 24).into_bytes();
-    let input = vec![(0..12).flat_map(record).collect(), (12..24).flat_map(record).collect()];
-    let spec = JobSpec {
-        job: "j0".parse().unwrap_or_else(|_| unreachable!("a plain name is a job id")),
-        inputs: vec![url("in0")],
-        output: url("out0"),
-        bucket: None,
-        sort: SortSpec::new(Format::Fixed { len: 4 }),
-        auto_format: false,
-        extension: "dat".to_owned(),
-        overwrite: false,
-        fsync: false,
-        sizing: Sizing { partitions: Some(2), split_bytes: Some(32), ..Sizing::default() },
-        replica: None,
-        bad_records: BadRecords::Fail,
-        bad_inputs: BadInputs::Fail,
-        settings: None,
-    };
-    vec![client(core, 0, spec, input, BTreeMap::new(), 0, None)]
-}
-
-/// The jobs of a script: records of the same length, in two objects.
-fn script_clients(core: &mut Core, script: &Script) -> Vec<Client> {
-    foreign(core, "scratch/_muster/dother/j9/sort-00000.g0.e1.0000000000000001.run");
-    for key in &script.uploads {
-        let upload = core.store.place_upload(key);
-        core.store.foreign.insert(upload);
-    }
-    script.jobs.iter().enumerate().map(|(number, line)| script_client(core, number, line)).collect()
-}
-
-fn script_client(core: &mut Core, number: usize, line: &JobLine) -> Client {
-    let len = line.number("fixed", 4).max(1);
-    let (records, keys) = (line.number("records", 24), line.number("keys", 10_000).max(1));
-    let terminator = line.says("lines").then_some(b'\n');
-    let record = |n: u64| {
-        let text = format!("{:0width$}", n.wrapping_mul(7919) % 10_000 % keys, width = len as usize);
-        text.into_bytes().into_iter().chain(terminator).collect::<Vec<u8>>()
-    };
-    let half = records.div_ceil(2);
-    let torn = std::iter::repeat_n(b'!', line.number("torn", 0) as usize);
-    let input: Vec<Vec<u8>> =
-        vec![(0..half).flat_map(record).collect(), (half..records).flat_map(record).chain(torn).collect()];
-    let total: u64 = input.iter().map(|object| object.len() as u64).sum();
-    let format =
-        if line.says("lines") { Format::Lines { terminator: b'\n' } } else { Format::Fixed { len: len as u32 } };
-    let mut sort = SortSpec::new(format);
-    sort.unique = line.says("unique");
-    let name = line.text("output").map_or_else(|| format!("out{number}"), str::to_owned);
-    let mut before = BTreeMap::new();
-    if line.says("overwrite") {
-        for old in ["part-00000.dat", "old.txt", "_SUCCESS"] {
-            let (key, bytes) = (format!("{name}/{old}"), format!("old {old}").into_bytes());
-            core.store.place(&key, bytes.clone());
-            core.store.foreign.insert(key.clone());
-            before.insert(key, bytes);
-        }
-    }
-    let ms = |word: &str| line.text(word).map(|_| line.number(word, 0) * MS);
-    let spec = JobSpec {
-        job: line.id.parse().unwrap_or_else(|_| unreachable!("a script names its jobs plainly")),
-        inputs: vec![url(&format!("in{number}"))],
-        output: url(&name),
-        bucket: line.says("bucket").then(|| url("scratch")),
-        sort,
-        auto_format: false,
-        extension: "dat".to_owned(),
-        overwrite: line.says("overwrite"),
-        fsync: false,
-        sizing: Sizing {
-            partitions: Some(line.number("partitions", 2) as u32),
-            split_bytes: Some((total / line.number("splits", 3).max(1)).max(16)),
-            ..Sizing::default()
-        },
-        replica: line.says("replica").then(|| url("second")),
-        bad_records: match (line.says("skip"), line.says("quarantine")) {
-            (true, _) => BadRecords::Skip,
-            (_, true) => BadRecords::Quarantine,
-            _ => BadRecords::Fail,
-        },
-        bad_inputs: BadInputs::Fail,
-        settings: None,
-    };
-    client(core, number, spec, input, before, ms("submit").unwrap_or(0), ms("cancel"))
 }

@@ -1,6 +1,7 @@
 //! Samples a split: reads small seeded ranges and takes the comparison keys of some records in each. Same plan, same split, same samples.
 
 use futures::{StreamExt, TryStreamExt};
+use muster_common::ids::Generation;
 use muster_common::store::Access;
 use muster_common::wire::{INLINE_SAMPLES_BYTES_MAX, Outcome};
 use muster_common::{Result, names};
@@ -12,12 +13,14 @@ use super::Task;
 use crate::cache::Job;
 use crate::transfer::{Object, Span, read};
 
-/// Ranges of one split.
+/// Ranges of one split, in the first round of sampling.
 const WINDOWS: u64 = 16;
 /// Bytes of one range: some hundred records.
 const WINDOW_BYTES: u64 = 16 << 10;
 /// A range without a whole record is widened up to here, then given up; a multiple of this where records have a fixed length.
 const WINDOW_BYTES_MAX: u64 = 1 << 20;
+/// Rounds after the first that still read more than the one before: a range grows to 16 MiB at most.
+const ROUND_MAX: u32 = 2;
 /// Largest range that records of a fixed length may ask for.
 const FIXED_WINDOW_BYTES_MAX: u64 = 64 << 20;
 /// Ranges that are read side by side.
@@ -29,18 +32,21 @@ pub(super) async fn run(task: &Task) -> Result<Outcome> {
     let job = task.context.cache.job(&task.run.plan).await?;
     let split = task.split(&job)?;
     let objects = task.pinned_objects(&job).await?;
-    let seed = job.plan.sample_seed ^ u64::from(task.run.attempt.task.index).wrapping_mul(0xd134_2543_de82_ef95);
+    let round = Round::of(task.run.attempt.generation, job.plan.samples_per_split);
+    let seed = job.plan.sample_seed
+        ^ u64::from(task.run.attempt.task.index).wrapping_mul(0xd134_2543_de82_ef95)
+        ^ u64::from(task.run.attempt.generation.0).wrapping_mul(0xa076_1d64_78bd_642f);
     let window_bytes = window_bytes(&job);
-    let in_flight = if window_bytes > WINDOW_BYTES_MAX { 1 } else { IN_FLIGHT };
-    let windows = choose_windows(&split, window_bytes, seed);
+    let in_flight = if window_bytes.max(round.window_bytes_max) > WINDOW_BYTES_MAX { 1 } else { IN_FLIGHT };
+    let windows = choose_windows(&split, round.windows, window_bytes, seed);
     task.expect_bytes(windows.iter().map(Interval::len).sum());
-    let per_window = (u64::from(job.plan.samples_per_split)).div_ceil(windows.len().max(1) as u64);
+    let per_window = round.samples_max.div_ceil(windows.len().max(1) as u64);
     let per_window = usize::try_from(per_window).unwrap_or(usize::MAX);
     let (job_ref, objects_ref, split_ref) = (&job, &objects, &split);
     let found: Vec<Vec<Splitter>> = futures::stream::iter(windows)
         .map(|window| async move {
             let at = split_ref.iter().position(|interval| interval.object == window.object).unwrap_or_default();
-            sample_window(task, job_ref, &objects_ref[at], window, per_window).await
+            sample_window(task, job_ref, &objects_ref[at], window, (per_window, round.window_bytes_max)).await
         })
         .buffered(in_flight)
         .try_collect()
@@ -49,7 +55,7 @@ pub(super) async fn run(task: &Task) -> Result<Outcome> {
     // Ranges of a tiny split may overlap when widened; the stored form ascends strictly.
     samples.sort_unstable();
     samples.dedup();
-    let samples = thin(samples, job.plan.samples_per_split as usize);
+    let samples = thin(samples, usize::try_from(round.samples_max).unwrap_or(usize::MAX));
     let message_bytes: usize = samples.iter().map(|sample| sample.key.len() + SAMPLE_OVERHEAD_BYTES).sum();
     if message_bytes <= INLINE_SAMPLES_BYTES_MAX {
         return Ok(Outcome::Sampled { samples });
@@ -59,6 +65,25 @@ pub(super) async fn run(task: &Task) -> Result<Outcome> {
     let bytes = encode(&samples);
     let samples = task.link.retry.call(&url, || task.stores.put_ref(&url, bytes.clone())).await?;
     Ok(Outcome::SampledToScratch { samples })
+}
+
+/// How much is read and taken in one round of sampling: where a round gave too little, the next one looks at more places, and further at each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Round {
+    windows: u64,
+    window_bytes_max: u64,
+    samples_max: u64,
+}
+
+impl Round {
+    fn of(generation: Generation, samples_per_split: u32) -> Self {
+        let round = generation.0.min(ROUND_MAX);
+        Self {
+            windows: WINDOWS << round,
+            window_bytes_max: WINDOW_BYTES_MAX << (2 * round),
+            samples_max: u64::from(samples_per_split) << round,
+        }
+    }
 }
 
 /// At most so many of them, evenly spread: every window gives at least one, and there may be more windows than samples are wanted.
@@ -79,16 +104,16 @@ fn window_bytes(job: &Job) -> u64 {
     }
 }
 
-/// One range in each of [`WINDOWS`] equal shares of the split, at a seeded place; the whole split where that is no more.
-fn choose_windows(split: &[Interval], window_bytes: u64, seed: u64) -> Vec<Interval> {
+/// One range in each of `count` equal shares of the split, at a seeded place; the whole split where that is no more.
+fn choose_windows(split: &[Interval], count: u64, window_bytes: u64, seed: u64) -> Vec<Interval> {
     let total: u64 = split.iter().map(Interval::len).sum();
-    if total <= WINDOWS * WINDOW_BYTES {
+    if total <= count * WINDOW_BYTES {
         return split.to_vec();
     }
     let mut state = seed;
-    let mut windows: Vec<Interval> = (0..WINDOWS)
+    let mut windows: Vec<Interval> = (0..count)
         .filter_map(|share| {
-            let (begin, end) = (total / WINDOWS * share, total / WINDOWS * (share + 1));
+            let (begin, end) = (total / count * share, total / count * (share + 1));
             let at = begin + split_mix(&mut state) % (end - begin).saturating_sub(window_bytes).max(1);
             window_at(split, at, window_bytes)
         })
@@ -115,11 +140,11 @@ async fn sample_window(
     job: &Job,
     object: &Object,
     window: Interval,
-    records_max: usize,
+    (records_max, widened_max): (usize, u64),
 ) -> Result<Vec<Splitter>> {
     let base = job.positions.get(window.object as usize).copied().unwrap_or_default();
     let object_bytes = task.pinned(job, window.object)?.bytes;
-    let bytes_max = WINDOW_BYTES_MAX.max(window.len());
+    let bytes_max = widened_max.max(window.len());
     let mut end = window.end;
     loop {
         let span = Span { object: object.clone(), range: window.begin..end, access: Access::Cached };
@@ -169,14 +194,14 @@ mod tests {
     #[test]
     fn small_splits_are_sampled_wholly() {
         let split = [interval(3, 5, 100), interval(4, 0, 7)];
-        assert_eq!(choose_windows(&split, WINDOW_BYTES, 1), split);
-        assert_eq!(choose_windows(&[], WINDOW_BYTES, 1), []);
+        assert_eq!(choose_windows(&split, WINDOWS, WINDOW_BYTES, 1), split);
+        assert_eq!(choose_windows(&[], WINDOWS, WINDOW_BYTES, 1), []);
     }
 
     #[test]
     fn windows_lie_within_the_split_one_in_each_share_and_are_seeded() {
         let split = [interval(0, 1000, 10_000_000), interval(1, 0, 10), interval(2, 0, 5_000_000)];
-        let windows = choose_windows(&split, WINDOW_BYTES, 7);
+        let windows = choose_windows(&split, WINDOWS, WINDOW_BYTES, 7);
         assert_eq!(windows.len() as u64, WINDOWS);
         for window in &windows {
             let around =
@@ -188,7 +213,17 @@ mod tests {
                 "{window:?}"
             );
         }
-        assert_eq!(windows, choose_windows(&split, WINDOW_BYTES, 7));
-        assert_ne!(windows, choose_windows(&split, WINDOW_BYTES, 8));
+        assert_eq!(windows, choose_windows(&split, WINDOWS, WINDOW_BYTES, 7));
+        assert_ne!(windows, choose_windows(&split, WINDOWS, WINDOW_BYTES, 8));
+        assert_eq!(choose_windows(&split, 4 * WINDOWS, WINDOW_BYTES, 7).len() as u64, 4 * WINDOWS);
+    }
+
+    #[test]
+    fn later_rounds_look_at_more_places_and_further() {
+        let round = |generation| Round::of(Generation(generation), 100);
+        assert_eq!(round(0), Round { windows: 16, window_bytes_max: 1 << 20, samples_max: 100 });
+        assert_eq!(round(1), Round { windows: 32, window_bytes_max: 4 << 20, samples_max: 200 });
+        assert_eq!(round(2), Round { windows: 64, window_bytes_max: 16 << 20, samples_max: 400 });
+        assert_eq!(round(9), round(2));
     }
 }

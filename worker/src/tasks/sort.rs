@@ -141,7 +141,11 @@ fn sorted_run(
 ) -> Result<SortedRun> {
     let (kept, dropped) = (run.index.kept(), run.index.dropped());
     if kept.plus(&dropped) != sorted {
-        return Err(Error::bug(format!("{} holds {kept} and drops {dropped}, but {sorted} were read", run.object)));
+        // The next try is elsewhere: where it meets with the same it was no failing memory, and the task runs out of tries.
+        return Err(Error::corrupt(format!(
+            "P1 (conservation) is broken: {} holds {kept} and drops {dropped}, but {sorted} were read; this machine's memory is doubtful",
+            run.object
+        )));
     }
     Ok(SortedRun {
         url: run.object.to_string(),
@@ -335,6 +339,9 @@ impl Sorting<'_> {
     /// Sorts and writes the chunk that is held, as the run or as a spill; returns its input sums, too. The sorter is empty then.
     fn write_chunk(&mut self, targets: &[Object], parts: PartsPlan, is_run: bool) -> Result<(RunObject, Sums)> {
         self.task.link.check()?;
+        if let Some(random) = self.task.damaged_memory() {
+            self.sorter.flip_bit(random);
+        }
         let leftovers = if is_run { &self.task.results } else { &self.task.temporary };
         let chunk = self.sorter.sort();
         let input = chunk.input_sums();

@@ -2,7 +2,9 @@
 
 use muster_common::adapters::own_files::OwnFiles;
 use muster_common::buffer::BufferPool;
+use muster_common::clock::ManualClock;
 use muster_common::config::{Config, Profile};
+use muster_common::faults::Faults;
 use muster_common::ids::{AttemptId, Epoch, Generation, Incarnation, Phase, TaskId, WorkerId};
 use muster_common::plan::{BadRecords, PinnedObject, PinnedRun, PinnedRuns, Plan};
 use muster_common::store::{Blobs, Scheme};
@@ -82,6 +84,14 @@ impl World {
     async fn replan(&mut self, change: impl FnOnce(&mut Plan)) {
         change(&mut self.plan);
         self.plan_ref = self.put("plan-2", self.plan.to_bytes().expect("plan")).await;
+    }
+
+    /// Does to the worker what a SPEC of faults says.
+    fn disturb(&mut self, spec: &str) {
+        let Context { stores, retry, spills, .. } = &*self.context;
+        let faults = Faults::new(spec.parse().expect("a spec"), "w1", Arc::new(ManualClock::default()));
+        let stores = stores.clone().disturbed(Some(Arc::new(faults)));
+        self.context = Arc::new(Context::new(stores, retry.clone(), AMPLE, 2, spills.clone()));
     }
 
     /// Gives the worker other limits.
@@ -849,4 +859,33 @@ async fn a_job_tries_as_often_as_its_own_settings_say() {
         let outcome = world.run(Phase::Sample, 0, Work::Sample { skip: Vec::new() }).await.0;
         assert_eq!(matches!(outcome, Outcome::Sampled { .. }), enough, "{settings:?}: {outcome:?}");
     }
+}
+
+#[tokio::test]
+async fn a_record_that_memory_damaged_before_its_checksum_costs_a_try() {
+    let objects = [random_lines(50_000, 1)];
+    let mut world = World::new(lines(false), &objects, 1 << 20, 1, AMPLE).await;
+    world.disturb("seed=3;memory.hold:flip,times=1");
+    let sort = || Work::Sort { splitters: None, skip: Vec::new() };
+    let (outcome, _) = world.run(Phase::Sort, 0, sort()).await;
+    let Outcome::Failed { error } = outcome else { panic!("{outcome:?}") };
+    assert!(error.kind == ErrorKind::Corrupt, "another try may help: {error}");
+    assert!(!world.scratch().await.iter().any(|name| name.ends_with(".run")), "no run stands");
+    let (outcome, _) = world.run(Phase::Sort, 0, sort()).await;
+    assert!(matches!(outcome, Outcome::Sorted(_)), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn what_was_retried_is_told_once_and_to_a_new_leader_again() {
+    let world = World::new(lines(false), &[Vec::new()], 1 << 20, 1, AMPLE).await;
+    let retry = world.context.retry_of(&job());
+    assert!(world.context.recoveries_news().is_empty());
+    let mut fails = true;
+    let call = || std::future::ready(if std::mem::take(&mut fails) { Err(Error::retry("reset")) } else { Ok(()) });
+    retry.call(&"the store", call).await.expect("the second call succeeds");
+    let news = world.context.recoveries_news();
+    assert!(news.len() == 1 && news[0].0 == job() && !news[0].1.is_empty(), "{news:?}");
+    assert!(world.context.recoveries_news().is_empty(), "it was told");
+    world.context.tell_recoveries_anew();
+    assert_eq!(world.context.recoveries_news(), news);
 }

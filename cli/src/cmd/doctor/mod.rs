@@ -1,6 +1,6 @@
 //! `muster doctor`: looks at everything that a deployment stands on, says what is wrong and what to do, and mends what it may.
 //!
-//! `server`, `bucket` and `leftovers` look; `judge` and `rights` say what it means, purely; this file goes through the checks in order, prints, and asks before it mends. It
+//! `server`, `bucket`, `leftovers` and `uploads` look; `judge` and `rights` say what it means, purely; this file goes through the checks in order, prints, and asks before it mends. It
 //! changes nothing but a probe of its own in the bucket, which it removes, unless `--mend` is given and what is to be mended is confirmed.
 
 mod bucket;
@@ -9,6 +9,7 @@ mod judge;
 mod leftovers;
 mod rights;
 mod server;
+mod uploads;
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -46,6 +47,8 @@ enum Ailment {
     Streams(Vec<String>),
     /// Scratch that nobody knows.
     Leftover(Group),
+    /// Uploads into an OUTPUT that nobody finishes.
+    Uploads(uploads::Found),
 }
 
 /// Everything that was seen.
@@ -56,6 +59,7 @@ struct Patient {
     api: Api,
     stores: Stores,
     bucket: Option<BlobUrl>,
+    output: Option<BlobUrl>,
     ours: Option<DeploymentId>,
     findings: Vec<Finding>,
     ailments: Vec<Ailment>,
@@ -75,14 +79,16 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<(), Exit> {
     let config = cmd::settings(&args.settings)?;
     let settings = nats_context::find_or_default(&args.nats).map_err(|e| Exit::usage(e.message))?;
     let bucket = args.bucket.as_deref().map(cmd::blob_url).transpose()?;
+    let output = args.output.as_deref().map(cmd::blob_url).transpose()?;
     let client = nats::connect_to_any(&settings, &config, "muster doctor").await.map_err(exit::connecting)?;
     let mut patient = Patient {
         clock: SystemClock::default(),
-        api: Api::new(client.clone(), &config, API_PATIENCE),
+        api: Api::new(client.clone(), &config, API_PATIENCE).heeding(settings.refusals.clone()),
         stores: Stores::new(BufferPool::new(IDLE_BYTES_MAX), &config.store),
         config,
         client,
         bucket,
+        output,
         ours: None,
         findings: Vec::new(),
         ailments: Vec::new(),
@@ -92,6 +98,7 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<(), Exit> {
     patient.look_at_pool().await;
     patient.look_at_disk(args.data_dir.as_deref());
     patient.look_at_bucket().await;
+    patient.look_at_output().await;
     if shown == Show::Lines {
         patient.findings.iter().for_each(print);
     }
@@ -208,6 +215,22 @@ impl Patient {
         }
     }
 
+    async fn look_at_output(&mut self) {
+        let Some(output) = self.output.clone() else { return };
+        match uploads::find(&self.stores, &output, &self.api).await {
+            Ok(found) => {
+                self.findings.push(uploads::judge(&found));
+                if !found.uploads.is_empty() && found.writer == uploads::Writer::Nobody {
+                    self.ailments.push(Ailment::Uploads(found));
+                }
+            }
+            Err(error) => {
+                let advice = "check the AWS_* environment; the user needs s3:ListBucketMultipartUploads";
+                self.findings.push(Finding::problem("output-uploads", error.message, advice));
+            }
+        }
+    }
+
     /// Mends what is confirmed, and says what.
     async fn mend(&mut self, yes: bool, older_than: Duration) -> Vec<String> {
         let mut mended = Vec::new();
@@ -218,6 +241,11 @@ impl Patient {
                 Ailment::Streams(names) => (format!("make the stream(s) {}", names.join(", ")), false),
                 Ailment::Leftover(group) => {
                     (format!("remove {}", group.describe(now_unix_ms)), group.is_recent(now_unix_ms, older_than_ms))
+                }
+                Ailment::Uploads(found) => {
+                    let question = format!("abort {} unfinished uploads into {}", found.uploads.len(), found.output);
+                    // Stores do not tell when an upload was opened.
+                    (question, older_than_ms > 0)
                 }
             };
             match confirmed(&question, yes, recent).await {
@@ -231,6 +259,7 @@ impl Patient {
             let done = match &ailment {
                 Ailment::Streams(names) => self.make_streams(names).await,
                 Ailment::Leftover(group) => self.remove(group).await,
+                Ailment::Uploads(found) => uploads::abort(&self.stores, found, &self.api).await,
             };
             match done {
                 Ok(what) => mended.push(what),

@@ -1,7 +1,8 @@
 //! What a NATS user may do, from the permissions that the server tells it. Pure.
 
-use muster_common::ids::{JobId, WorkerId};
-use muster_common::names::{self, Names, Verb};
+use muster_common::ids::WorkerId;
+use muster_common::names::{Names, covers};
+use muster_common::rights::{Rights, Role};
 use serde::Deserialize;
 
 use super::finding::Finding;
@@ -46,54 +47,35 @@ fn subject_of(pattern: &str) -> &str {
     pattern.split_whitespace().next().unwrap_or_default()
 }
 
-/// Whether all that `subject` stands for is within `pattern`; both may have wildcards.
-fn covers(pattern: &str, subject: &str) -> bool {
-    let (mut pattern, mut subject) = (pattern.split('.'), subject.split('.'));
-    loop {
-        match (pattern.next(), subject.next()) {
-            (Some(">"), Some(_)) | (None, None) => return true,
-            (Some("*"), Some(token)) if token != ">" => {}
-            (Some(wanted), Some(token)) if wanted == token => {}
-            _ => return false,
+/// The first of a role's rights that this user lacks, in words.
+fn lacks(permissions: &Permissions, rights: &Rights) -> Option<String> {
+    let denied =
+        |subjects: &Subjects, wanted: &[String]| wanted.iter().find(|wanted| !subjects.allows(wanted)).cloned();
+    let published = denied(&permissions.publish, &rights.publish).map(|subject| format!("may not publish {subject}"));
+    published.or_else(|| denied(&permissions.subscribe, &rights.subscribe).map(|s| format!("may not subscribe {s}")))
+}
+
+/// The workers that a user is made for: those whose heartbeats it may publish.
+fn named_workers<'a>(permissions: &'a Permissions, names: &'a Names) -> impl Iterator<Item = WorkerId> + 'a {
+    let ids = permissions.publish.allow.iter().flat_map(|subject| subject.split('.'));
+    ids.filter_map(|token| token.parse().ok())
+        .filter(|id: &WorkerId| permissions.publish.allow.contains(&names.heartbeat(id)))
+}
+
+/// What a user can be of the roles, and what not and why.
+fn roles(permissions: &Permissions, names: &Names) -> (Vec<String>, Vec<String>) {
+    let (mut can, mut cannot) = (Vec::new(), Vec::new());
+    for role in [Role::Client, Role::Workers, Role::Coordinator, Role::Operator] {
+        let named = named_workers(permissions, names).map(Role::Worker);
+        let forms = std::iter::once(role.clone()).chain(named.filter(|_| role == Role::Workers));
+        let looked: Vec<_> = forms.map(|form| (lacks(permissions, &form.rights(names)), form)).collect();
+        match (looked.iter().find(|(lacking, _)| lacking.is_none()), &looked[0].0) {
+            (Some((_, Role::Worker(id))), _) => can.push(format!("worker {id}")),
+            (Some(_), _) => can.push(role.as_str().to_owned()),
+            (None, why) => cannot.push(format!("{} ({})", role.as_str(), why.as_deref().unwrap_or_default())),
         }
     }
-}
-
-/// What a role does on NATS.
-struct Role {
-    name: &'static str,
-    publish: Vec<String>,
-    subscribe: Vec<String>,
-}
-
-fn roles(names: &Names) -> Vec<Role> {
-    let job: JobId = "j".parse().expect("a sound id");
-    let worker: WorkerId = "w".parse().expect("a sound id");
-    let journal_info = names::stream_info_request(&names.journal_stream());
-    vec![
-        Role {
-            name: "client",
-            publish: vec![names.api("submit"), names.api("status")],
-            subscribe: vec![names.progress(&job)],
-        },
-        Role {
-            name: "worker",
-            publish: vec![names.register(), names.report(), names.samples(), names.phase(), names.heartbeat(&worker)],
-            subscribe: vec![names.leader(), names.commands(&worker)],
-        },
-        Role {
-            name: "coordinator",
-            publish: vec![
-                names.leader(),
-                names.journal_subject(),
-                names.broadcast(&job),
-                names.deployment_event(),
-                names.command(&worker, Verb::Run),
-                journal_info,
-            ],
-            subscribe: vec![names.register(), names.report(), names.heartbeats(), names.api("submit")],
-        },
-    ]
+    (can, cannot)
 }
 
 /// Which roles this user can take.
@@ -111,16 +93,7 @@ pub(super) fn judge(info: Result<&UserInfo, &str>, names: &Names) -> Finding {
     let Some(permissions) = &info.permissions else {
         return Finding::ok(CHECK, format!("{who}{account} may do everything there"));
     };
-    let (mut can, mut cannot) = (Vec::new(), Vec::new());
-    for role in roles(names) {
-        let published = role.publish.iter().find(|subject| !permissions.publish.allows(subject));
-        let subscribed = role.subscribe.iter().find(|subject| !permissions.subscribe.allows(subject));
-        match (published, subscribed) {
-            (None, None) => can.push(role.name),
-            (Some(subject), _) => cannot.push(format!("{} (may not publish {subject})", role.name)),
-            (None, Some(subject)) => cannot.push(format!("{} (may not subscribe {subject})", role.name)),
-        }
-    }
+    let (can, cannot) = roles(permissions, names);
     if can.is_empty() {
         let seen = format!("{who}{account} can be neither {}", cannot.join(" nor "));
         return Finding::problem(CHECK, seen, "give the user the rights of its role on the NATS server");
@@ -134,22 +107,6 @@ mod tests {
     use super::super::finding::Level;
     use super::*;
 
-    #[test]
-    fn patterns_cover_subjects() {
-        for (pattern, subject, expected) in [
-            ("muster.>", "muster.api.submit", true),
-            ("muster.>", "muster", false),
-            ("muster.*.submit", "muster.api.submit", true),
-            ("muster.w.*.hb", "muster.w.*.hb", true),
-            ("muster.w.a.hb", "muster.w.*.hb", false),
-            (">", "a", true),
-            ("a", "a.b", false),
-            ("a.*", "a.>", false),
-        ] {
-            assert_eq!(covers(pattern, subject), expected, "{pattern} {subject}");
-        }
-    }
-
     fn check(permissions: &str, level: Level, words: &[&str]) {
         let info: UserInfo = serde_json::from_str(permissions).expect("JSON");
         let finding = judge(Ok(&info), &Names::new("muster"));
@@ -160,14 +117,25 @@ mod tests {
     #[test]
     fn roles_follow_from_rights() {
         check(r#"{"user":"u","account":"A"}"#, Level::Ok, &["everything", "\"A\""]);
-        let worker = r#"{"user":"w","permissions":{"publish":{"allow":["muster.c.>","muster.w.w.hb"],"deny":["muster.c.leader"]},
-            "subscribe":{"allow":["muster.c.leader","muster.w.w.cmd.*","_INBOX.>"]}}}"#;
-        check(worker, Level::Ok, &["can be worker", "not client", "coordinator (may not publish muster.c.leader)"]);
+        for (role, words) in [
+            (Role::Workers, ["can be worker;", "coordinator (may not publish muster.c.leader)"]),
+            (
+                Role::Worker("w1".parse().expect("id")),
+                ["can be worker w1;", "client (may not publish muster.api.submit)"],
+            ),
+            (Role::Coordinator, ["can be coordinator;", "client (may not publish muster.api.submit)"]),
+            (Role::Client, ["can be client;", "operator (may not publish $JS.API.INFO)"]),
+            (Role::Operator, ["can be client, operator;", "worker (may not publish muster.c.register)"]),
+        ] {
+            let Rights { publish, subscribe, .. } = role.rights(&Names::new("muster"));
+            let allowed = serde_json::json!({ "publish": { "allow": publish }, "subscribe": { "allow": subscribe } });
+            check(&serde_json::json!({ "permissions": allowed }).to_string(), Level::Ok, &words);
+        }
         check(r#"{"permissions":{"publish":{"allow":["x"]}}}"#, Level::Problem, &["neither client"]);
         check(
             r#"{"permissions":{"publish":{"deny":["muster.journal"]}}}"#,
             Level::Ok,
-            &["client, worker", "muster.journal"],
+            &["client, worker, operator", "muster.journal"],
         );
     }
 }

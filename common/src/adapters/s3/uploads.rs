@@ -17,7 +17,6 @@ const DEFAULT_REGION: &str = "us-east-1";
 const PAGE_BYTES_MAX: usize = 4 << 20;
 
 /// Lists the uploads of one bucket.
-#[derive(Debug)]
 pub(super) struct Lister {
     bucket: String,
     /// URL of the bucket, path-style, without trailing slash.

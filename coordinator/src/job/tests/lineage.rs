@@ -180,3 +180,25 @@ fn an_unreadable_object_fails_the_job_or_is_left_out() {
     let (state, retries, error) = check(BadInputs::Skip, ErrorKind::Retry);
     assert!(state == JobState::Succeeded && retries >= 3, "tried elsewhere first: {retries} {error}");
 }
+
+#[test]
+fn a_job_that_is_being_cancelled_gives_up_no_runs() {
+    let mut world = World::new(config());
+    world.join("w1", 1);
+    world.join("w2", 1);
+    world.hold("w2", &[Phase::Sort]);
+    let mut spec = spec("j1");
+    spec.bad_inputs = BadInputs::Skip;
+    world.submit(spec);
+    assert!(!world.machine.durable().jobs[&job("j1")].runs.is_empty(), "runs of w1 hold records of the object");
+    world.broken.insert(1, Error::new(ErrorKind::NotFound, "gone"));
+    world.journal_holds = true;
+    world.hold("w2", &[]);
+    world.finish("w2");
+    world.cancel("j1");
+    // The omission stands before the end, and calls for nothing any more.
+    world.acknowledge_held();
+    assert_eq!(world.settle("j1"), JobState::Cancelled);
+    assert!(world.log.iter().any(|line| line.contains("object-skipped")), "{}", world.log.join("\n"));
+    assert_eq!(world.machine.durable().jobs[&job("j1")].repeated, 0);
+}

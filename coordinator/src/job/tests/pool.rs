@@ -281,7 +281,7 @@ fn workers_cut_off_together_are_a_partition_and_heal() {
         world.wake(&format!("w{n}"));
     }
     world.pass(2);
-    assert!(said(&world, "partition-healed"), "{:#?}", world.log);
+    assert!(said(&world, "partition-healed") && !said(&world, "partition-over"), "{:#?}", world.log);
     world.feed(Input::Connection { up: false });
     assert!(said(&world, "the coordinator's own connection to NATS is lost"));
 }

@@ -15,7 +15,7 @@ use muster_kernel::spec::SortSpec;
 
 use super::fakes::{FakeWorker, Unacknowledged};
 use crate::job::durable::Durable;
-use crate::job::io::{Effect, Input, Listing, Publication, Reply, ReplyTo};
+use crate::job::io::{Effect, Input, Listing, MeasuredBoundaries, Publication, Reply, ReplyTo};
 use crate::job::{Machine, invariant};
 use crate::journal::fold::Fold;
 use crate::journal::record::{self, Entry, Record};
@@ -89,6 +89,8 @@ pub(super) struct World {
     /// Who was asked for files of its own, last.
     pub asked_for_files: Vec<WorkerId>,
     pub plans: BTreeMap<String, Arc<Plan>>,
+    /// What samples say of the fullest partition, round by round, instead of the truth.
+    pub fullest_percent: VecDeque<u32>,
     /// Errors that the next store calls of a kind (second word of their line) end in.
     pub store_fails: BTreeMap<&'static str, VecDeque<Error>>,
     /// What people and workers report instead of the truth: applied to every outcome.
@@ -140,6 +142,7 @@ impl World {
             listing: listing(&[150, 150]),
             asked_for_files: Vec::new(),
             plans: BTreeMap::new(),
+            fullest_percent: VecDeque::new(),
             store_fails: BTreeMap::new(),
             lies: |_| {},
             checks: true,
@@ -403,11 +406,13 @@ impl World {
             }
             Effect::ChooseSplitters { job, samples, partitions, unique, url } => {
                 let chosen = crate::job::plan::splitters(samples, partitions, unique).expect("splitters");
-                let count = chosen.len() as u32 + 1;
-                Input::SplittersChosen {
-                    job,
-                    result: fails.map(|()| (Some(self.put(url.to_string(), vec![1])), count)),
-                }
+                let (partitions, samples) = (chosen.splitters.len() as u32 + 1, chosen.samples);
+                let fullest_percent = self.fullest_percent.pop_front().or(chosen.fullest_percent);
+                let result = fails.map(|()| {
+                    let splitters = Some(self.put(url.to_string(), vec![1]));
+                    MeasuredBoundaries { splitters, partitions, samples, fullest_percent }
+                });
+                Input::SplittersChosen { job, result }
             }
             Effect::AbortUpload { job, url, upload } => {
                 if fails.is_ok() {

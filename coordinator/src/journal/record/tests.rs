@@ -226,3 +226,16 @@ fn a_record_that_is_too_large_is_a_bug() {
     let error = encode(&Entry { epoch: Epoch(1), nonce: 1, record }).expect_err("too large");
     assert!(error.message.contains("upload-opened"), "{error}");
 }
+
+/// Read one within the other, pieces would go as deep as the bytes say.
+#[test]
+fn a_snapshot_within_a_snapshot_is_refused() {
+    let piece = |records| Record::Snapshot { id: 1, part: 0, of: 1, digest: 0, records };
+    let check = |record, sound| {
+        let bytes = encode(&Entry { epoch: Epoch(1), nonce: 0, record }).expect("encode");
+        assert_eq!(decode(&bytes).is_ok(), sound);
+    };
+    check(piece(vec![piece(Vec::new())]), false);
+    check(piece(vec![piece(vec![piece(Vec::new())])]), false);
+    check(piece(Vec::new()), true);
+}

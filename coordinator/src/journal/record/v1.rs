@@ -110,6 +110,7 @@ pub enum RecordV1 {
         /// How many pieces.
         of: u32,
         /// Records that, folded, give the state.
+        #[serde(deserialize_with = "super::flat")]
         records: Vec<RecordV1>,
     },
 }

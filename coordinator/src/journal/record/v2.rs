@@ -131,7 +131,8 @@ pub enum RecordV2 {
         of: u32,
         /// XXH3-64 of the records as postcard: a damaged piece is told from a sound one.
         digest: u64,
-        /// Records that, folded, give the state.
+        /// Records that, folded, give the state; none of them is a piece of a snapshot.
+        #[serde(deserialize_with = "super::flat")]
         records: Vec<RecordV2>,
     },
 }

@@ -1,0 +1,342 @@
+//! A worker that means harm: it has the rights of a worker on NATS and on the bucket, and says whatever it likes. It can neither commit for another, nor have a result
+//! counted that cannot be true, nor stop the coordinator, nor make it grow without bound; the job of the honest workers ends with the same bytes.
+//!
+//! What P10 leaves out, and this does not try: a worker that lies consistently about the data it read (that it read other records of the same number and length, say), one
+//! that takes work and fails at it again and again until the tries of a task are used up, and one that damages objects to which the bucket lets it write.
+#![expect(clippy::print_stdout, reason = "how much it grew is a result")]
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use async_nats::{Client, ConnectOptions, Subscriber};
+use futures::StreamExt;
+use muster_common::Error;
+use muster_common::ids::{AttemptId, Epoch, Incarnation, JobId, Phase, WorkerId};
+use muster_common::names::{self, Names};
+use muster_common::plan::Plan;
+use muster_common::store::BlobUrl;
+use muster_common::wire::{
+    self, AttemptProgress, Heartbeat, MergedPart, Outcome, PhaseQuery, Register, RegisterReply, Report, ReportReply,
+    RunAttempt, RunReply, SortedRun, WorkerState,
+};
+use muster_kernel::proof::Sums;
+use muster_tests::harness::data::{Keys, records};
+use muster_tests::harness::journal::begins_in;
+use muster_tests::harness::{Bucket, Gate, NatsServer, Output, Pool, S3Server, Sandbox, Users, arg, oracle, wait};
+
+const SMALL: usize = 64 << 10;
+const BUCKET: &str = "data";
+const RECORDS: usize = 20_000;
+/// Messages of the flood, on each subject.
+const FLOOD: usize = 20_000;
+/// By how much the coordinator may grow under it.
+const GROWTH_BYTES_MAX: u64 = 192 << 20;
+
+/// One that speaks for itself.
+struct Hostile {
+    client: Client,
+    names: Names,
+    id: WorkerId,
+    incarnation: Incarnation,
+    epoch: Epoch,
+    job: JobId,
+    sequence: u64,
+}
+
+impl Hostile {
+    fn register(&self) -> Register {
+        Register {
+            worker: self.id.clone(),
+            incarnation: self.incarnation,
+            program: "hostile".into(),
+            host: "nowhere".into(),
+            slots: 1,
+            memory_bytes: 1 << 30,
+            labels: Vec::new(),
+            draining: false,
+            held: Vec::new(),
+            wire: wire::WIRE_VERSION,
+            settings: Vec::new(),
+            inputs: Vec::new(),
+        }
+    }
+
+    fn report(&self, attempt: AttemptId, outcome: Outcome) -> Report {
+        let (epoch, worker, incarnation) = (self.epoch, self.id.clone(), self.incarnation);
+        Report { epoch, worker, incarnation, job: self.job.clone(), attempt, outcome }
+    }
+
+    async fn ask<T: wire::Message, A: wire::Message>(&self, subject: &str, question: &T) -> A {
+        let question = wire::encode(question).expect("encode");
+        let asked = self.client.request(names::of_worker(subject, &self.id), question.into());
+        let answer = tokio::time::timeout(wait::RUN_BOUND, asked).await.expect("an answer in time");
+        wire::decode(&answer.expect("an answer").payload).expect("an answer of its kind")
+    }
+
+    async fn registers(&self, register: &Register) -> RegisterReply {
+        self.ask(&self.names.register(), register).await
+    }
+
+    async fn reports(&self, report: &Report) -> ReportReply {
+        self.ask(&self.names.report(), report).await
+    }
+
+    async fn beats(&mut self, attempts: Vec<AttemptProgress>) {
+        self.sequence += 1;
+        let heartbeat = Heartbeat {
+            worker: self.id.clone(),
+            incarnation: self.incarnation,
+            epoch: self.epoch,
+            sequence: self.sequence,
+            state: WorkerState::Active,
+            attempts,
+            health: wire::Health::default(),
+        };
+        let bytes = wire::encode(&heartbeat).expect("encode");
+        self.client.publish(self.names.heartbeat(&self.id), bytes.into()).await.expect("handed over");
+    }
+
+    /// Registrations that no worker makes are refused, each by name.
+    async fn registers_absurdly(&self) {
+        let text = || "x".repeat(100_000);
+        let many = |count: usize| (0..count).map(|n| (n.to_string(), String::new())).collect();
+        let folders = |folders: &[&str]| folders.iter().map(|folder| (*folder).to_owned()).collect();
+        let sound = self.register();
+        for register in [
+            Register { slots: 0, ..sound.clone() },
+            Register { slots: u32::MAX, ..sound.clone() },
+            Register { labels: many(10_000), ..sound.clone() },
+            Register { labels: vec![(text(), text())], ..sound.clone() },
+            Register { settings: many(10_000), ..sound.clone() },
+            Register { settings: vec![("heartbeat.interval_ms".into(), "1".into())], ..sound.clone() },
+            Register { host: text(), ..sound.clone() },
+            Register { inputs: folders(&["/a/../../etc"]), ..sound.clone() },
+            Register { inputs: folders(&["relative"]), ..sound.clone() },
+            Register { inputs: folders(&["/a", "/a/b"]), ..sound.clone() },
+            Register { inputs: (0..1000).map(|n| format!("/{n}")).collect(), ..sound.clone() },
+        ] {
+            let reply = self.registers(&register).await;
+            assert!(matches!(reply, RegisterReply::Refused { .. }), "{register:?}: {reply:?}");
+        }
+    }
+
+    /// Nothing that is said of attempts of others, or under numbers that are not one's own, is recorded.
+    async fn speaks_of_others(&self, others: &[AttemptId]) {
+        let part = MergedPart {
+            upload: "u".into(),
+            tags: vec!["t".into()],
+            bytes: 100,
+            checksum: 1,
+            kept: Sums::default(),
+            dropped: Sums::default(),
+            first_key: Vec::new(),
+            last_key: Vec::new(),
+        };
+        for attempt in others {
+            let later = AttemptId { epoch: Epoch(attempt.epoch.0 + 1), ..*attempt };
+            let other = AttemptId { nonce: attempt.nonce ^ 1, ..*attempt };
+            for attempt in [*attempt, later, other] {
+                for outcome in [
+                    Outcome::Sorted(Box::new(lie("s3://data/x", Vec::new(), Sums::default()))),
+                    Outcome::Merged(part.clone()),
+                    Outcome::UploadOpened { upload: "u".into() },
+                    Outcome::Failed { error: Error::corrupt("it is broken") },
+                ] {
+                    let report = self.report(attempt, outcome);
+                    let reply = self.reports(&report).await;
+                    let committed = matches!(reply, ReportReply::Recorded { .. });
+                    // Of what is committed already, the answer says only that; that nothing is added to it, the caller checks.
+                    assert!(!committed || others.contains(&attempt), "{report:?}: {reply:?}");
+                    for (epoch, incarnation) in [(self.epoch.0 + 1, self.incarnation.0), (self.epoch.0, 2)] {
+                        let (epoch, incarnation) = (Epoch(epoch), Incarnation(incarnation));
+                        let reply = self.reports(&Report { epoch, incarnation, ..report.clone() }).await;
+                        assert!(matches!(reply, ReportReply::Reregister { .. }), "{reply:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the next attempt that it is given, while it keeps up appearances.
+    async fn takes(&mut self, orders: &mut Subscriber) -> RunAttempt {
+        let look = async {
+            loop {
+                self.beats(Vec::new()).await;
+                let Ok(Some(order)) = tokio::time::timeout(Duration::from_millis(100), orders.next()).await else {
+                    continue;
+                };
+                let Ok(run) = wire::decode::<RunAttempt>(&order.payload) else { continue };
+                let answer = wire::encode(&RunReply::Accepted).expect("encode");
+                let reply = order.reply.expect("an order wants an answer");
+                self.client.publish(reply, answer.into()).await.expect("handed over");
+                return run;
+            }
+        };
+        tokio::time::timeout(wait::RUN_BOUND, look).await.expect("an attempt in time")
+    }
+
+    /// Takes attempts of its own and reports of each what cannot be true.
+    async fn lies(&mut self, orders: &mut Subscriber, bucket: &Bucket) {
+        for number in 0..3 {
+            let run = self.takes(orders).await;
+            assert_eq!(run.attempt.task.phase, Phase::Sort);
+            let url: BlobUrl = run.plan.url.parse().expect("a URL");
+            let plan = tokio::task::block_in_place(|| bucket.get(url.key()));
+            let plan = Plan::from_bytes(&plan).expect("a plan");
+            let mut intervals = plan.splits[run.attempt.task.index as usize].clone();
+            let bytes: u64 = intervals.iter().map(|interval| interval.end - interval.begin).sum();
+            let mut sums = Sums { records: bytes / 100, bytes, hash: 1 };
+            let mut place = format!("{}/{}", plan.scratch, names::run_path(&run.attempt));
+            match number {
+                0 => place = format!("s3://{BUCKET}/elsewhere/a.run"),
+                1 => intervals[0].end = u64::MAX,
+                _ => sums.records += 1,
+            }
+            let reply =
+                self.reports(&self.report(run.attempt, Outcome::Sorted(Box::new(lie(&place, intervals, sums))))).await;
+            assert!(matches!(reply, ReportReply::Revoked { .. }), "lie {number}: {reply:?}");
+        }
+    }
+
+    /// Everything that it may publish to, again and again: malformed, as large as the server lets through, and what was well formed once.
+    async fn floods(&self, replayed: &Report) {
+        let own = |subject: String| names::of_worker(&subject, &self.id);
+        let frame = wire::encode(replayed).expect("encode");
+        let absurd = wire::encode(&Register { slots: u32::MAX, ..self.register() }).expect("encode");
+        let question = wire::encode(&PhaseQuery { job: self.job.clone() }).expect("encode");
+        let cut = frame[..frame.len() / 2].to_vec();
+        let largest = self.client.server_info().max_payload - 1024;
+        let giant = bytes::Bytes::from(vec![0xff_u8; largest]);
+        for (subject, sound) in [
+            (own(self.names.register()), &absurd),
+            (own(self.names.report()), &frame),
+            (own(self.names.samples()), &frame),
+            (self.names.heartbeat(&self.id), &frame),
+            (self.names.recoveries(&self.id), &frame),
+            (self.names.phase(), &question),
+        ] {
+            let inbox = self.client.new_inbox();
+            let shout = |bytes: bytes::Bytes| self.client.publish_with_reply(subject.clone(), inbox.clone(), bytes);
+            for _ in 0..20 {
+                shout(giant.clone()).await.expect("handed over");
+            }
+            let sound = bytes::Bytes::from(sound.clone());
+            for number in 0..FLOOD {
+                let bytes = match number % 4 {
+                    0 => bytes::Bytes::new(),
+                    1 => bytes::Bytes::from(cut.clone()),
+                    _ => sound.clone(),
+                };
+                shout(bytes).await.expect("handed over");
+            }
+            self.client.flush().await.expect("flush");
+        }
+    }
+}
+
+fn lie(url: &str, intervals: Vec<muster_kernel::proof::Interval>, sums: Sums) -> SortedRun {
+    SortedRun {
+        url: url.to_owned(),
+        replica: None,
+        bytes: 1000,
+        index_digest: 7,
+        input: sums,
+        kept: sums,
+        dropped: Sums::default(),
+        skipped: Sums::default(),
+        quarantine: None,
+        bad_records: Vec::new(),
+        partition_bytes: Vec::new(),
+        intervals,
+        spills: 0,
+    }
+}
+
+async fn connected(users: &Users, who: &str, url: &str) -> Client {
+    let environment: HashMap<String, String> = users.environment(who).into_iter().collect();
+    let options = ConnectOptions::new()
+        .user_and_password(environment["NATS_USER"].clone(), environment["NATS_PASSWORD"].clone())
+        .custom_inbox_prefix(environment["NATS_INBOX_PREFIX"].clone());
+    options.connect(url).await.unwrap_or_else(|e| panic!("{who} cannot connect: {e}"))
+}
+
+/// Resident memory of a process.
+fn resident_bytes(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("a process that runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its resident memory");
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+    kib << 10
+}
+
+#[test]
+fn a_hostile_worker_gains_nothing() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let bucket = s3.bucket(BUCKET);
+    let data = records(RECORDS, Keys::Random, 1);
+    bucket.put("in", &data);
+    let users = Users::make(&sandbox, &["--worker", "worker-0", "--worker", "worker-1", "--worker", "hostile"]);
+    let server = NatsServer::made(&sandbox, &users.file("server.conf"));
+    let mut pool = Pool::with_users(server.into(), users.clone(), "", &sandbox, 2, &s3, BUCKET);
+    let (from, to, config) = (bucket.url("in"), bucket.url("out"), sandbox.small_tasks(SMALL, SMALL));
+    let wish = [from.as_str(), "-o", &to, "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)];
+    pool.slow_workers(Duration::from_millis(40));
+    let sort = pool.start_sort("job", wish);
+    pool.hold_in_the_midst_of("job", "sorting");
+    let coordinator = pool.coordinator(0).id();
+    let before = resident_bytes(coordinator);
+    let url = pool.nats.url();
+    let others: Vec<AttemptId> = begins_in(&sandbox.logs()).into_iter().map(|begin| begin.attempt).collect();
+    assert!(!others.is_empty(), "the honest workers have begun");
+
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let mut hostile = Hostile {
+            client: connected(&users, "hostile", &url).await,
+            names: Names::new("muster"),
+            id: "hostile".parse().expect("id"),
+            incarnation: Incarnation(1),
+            epoch: Epoch(0),
+            job: "job".parse().expect("id"),
+            sequence: 0,
+        };
+        let mut orders = hostile.client.subscribe(hostile.names.commands(&hostile.id)).await.expect("its own subject");
+        hostile.client.flush().await.expect("flush");
+        hostile.registers_absurdly().await;
+        match hostile.registers(&hostile.register()).await {
+            RegisterReply::Accepted { epoch, .. } => hostile.epoch = epoch,
+            refused => panic!("{refused:?}"),
+        }
+        hostile.lies(&mut orders, &bucket).await;
+        // The honest ones are held: what is done now was done by them.
+        let done = || tokio::task::block_in_place(|| pool.status("job").expect("its status")["tasks_done"].clone());
+        let before = done();
+        hostile.speaks_of_others(&others).await;
+        assert_eq!(done(), before, "nothing that was said of attempts of others counts");
+        let replayed = hostile.report(others[0], Outcome::Failed { error: Error::corrupt("again") });
+        hostile.floods(&replayed).await;
+        // It is answered in its turn: what came before is dealt with.
+        let _ = hostile.reports(&replayed).await;
+    });
+    drop(runtime);
+
+    let grown = resident_bytes(coordinator).saturating_sub(before);
+    println!("the coordinator has grown by {grown} bytes");
+    assert!(grown < GROWTH_BYTES_MAX, "the coordinator has grown by {grown} bytes");
+    pool.each_worker_gate(Gate::open);
+    let report = pool.finish_sort(sort);
+    assert_eq!(report["records"], RECORDS, "{report}");
+    Output::of_bucket(&bucket, "out").assert_is(&oracle::fixed(&data, 100, 0, 10));
+    assert_eq!(pool.coordinator(0).id(), coordinator);
+    pool.coordinator(0).assert_running();
+    let workers = pool.run(["workers", "--json"]).expect_code(0).json();
+    let listed = workers.as_array().expect("a list");
+    let hostile = listed.iter().find(|worker| worker["id"] == "hostile").expect("it is known");
+    assert_eq!(hostile["tasks_done"], 0, "nothing counts for it: {hostile}");
+    let events = pool.run(["events", "job"]).expect_code(0).stdout;
+    for said in ["is not below the job's scratch", "are not of split", "P1 (conservation)"] {
+        assert!(events.contains(said), "{said}: {events}");
+    }
+    let log = pool.coordinator(0).stderr();
+    assert!(log.contains("a malformed request was passed over") && log.contains("worker-refused"), "it is told");
+}
