@@ -3,11 +3,13 @@
 #
 #   deploy/test.sh [--all] [FILTER...]
 #
-#   --all       also what is too long for every commit: tests whose names begin with long_, the simulation's search for planted bugs, and the
-#               examples in the documentation
+#   --all       also what is too long for every commit: tests whose names begin with long_, the simulation's search for planted bugs, the examples in
+#               the documentation, manifests and units, and a pool in containers
 #   FILTER      run only tests whose names contain one of these
 #
-# MUSTER_SIM_SECONDS is how long the simulation plays fresh seeds (30 here, 20 where only the tests are run).
+# Licences, bans and sources of dependencies are checked where cargo-deny is there, and with --all their advisories, where that database can be
+# reached. What is not checked is said.
+# MUSTER_SIM_SECONDS is how long the simulation plays fresh seeds (120 here, 20 where only the tests are run).
 set -euo pipefail
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -28,6 +30,39 @@ step() {
     say "[$((SECONDS / 60))m$((SECONDS % 60))s] $*"
 }
 
+# Looks at what comes into the program from outside (deny.toml).
+check_dependencies() {
+    if ! command -v cargo-deny >/dev/null; then
+        say "NOT CHECKED: licences, bans and sources of dependencies; 'cargo install cargo-deny --locked' brings what is missing"
+        return
+    fi
+    cargo deny --all-features --locked check --hide-inclusion-graph --allow duplicate licenses bans sources
+    if $all; then
+        if cargo deny --all-features fetch db; then
+            cargo deny --all-features --frozen check --hide-inclusion-graph advisories
+        else
+            say "NOT CHECKED: advisories; their database cannot be reached"
+        fi
+    fi
+}
+
+# Looks at how the program is run: on Kubernetes and by systemd without either, in containers with a real engine.
+check_deployments() {
+    local status=0
+    if command -v kubectl >/dev/null || command -v kustomize >/dev/null; then
+        "$root/deploy/kubernetes/check.sh"
+    else
+        say "NOT CHECKED: the manifests of Kubernetes; neither kubectl nor kustomize is there"
+    fi
+    if command -v systemd-analyze >/dev/null; then
+        "$root/deploy/systemd/check.sh"
+    else
+        say "NOT CHECKED: the units of systemd; systemd-analyze is not there"
+    fi
+    "$root/deploy/test-compose.sh" --records 1000000 || status=$?
+    [ "$status" = 0 ] || [ "$status" = 77 ] || die "deploy/test-compose.sh failed ($status)"
+}
+
 "$root/deploy/setup.sh" --tests
 use_tools
 cd "$root"
@@ -35,7 +70,7 @@ MUSTER_NATS_SERVER=$(command -v nats-server)
 MUSTER_S3_SERVER=$(command -v weed)
 export MUSTER_NATS_SERVER MUSTER_S3_SERVER
 unset MUSTER_BIN # what is tested is what is built below
-export MUSTER_SIM_SECONDS="${MUSTER_SIM_SECONDS:-30}"
+export MUSTER_SIM_SECONDS="${MUSTER_SIM_SECONDS:-120}"
 
 step "format"
 cargo fmt --version >/dev/null 2>&1 || die "rustfmt is missing: 'rustup component add rustfmt'"
@@ -44,6 +79,9 @@ cargo fmt --all --check || die "not formatted: run 'cargo fmt --all'"
 step "lints"
 cargo clippy --version >/dev/null 2>&1 || die "clippy is missing: 'rustup component add clippy'"
 cargo clippy --workspace --all-targets --locked -- -D warnings
+
+step "dependencies"
+check_dependencies
 
 if $all; then
     # Before the build, because it leaves a simulation with the feature where the plain one belongs. --test makes the dependencies those of the build.
@@ -61,6 +99,8 @@ if $all; then
     build_older
     step "examples in the documentation"
     cargo test --workspace --doc --locked --quiet
+    step "manifests, units, containers"
+    check_deployments
 fi
 
 profile=default
