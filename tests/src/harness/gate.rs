@@ -35,8 +35,11 @@ struct State {
     pass_first: usize,
     /// Time that each request is delayed by.
     delay: Duration,
-    /// Requests that stand before the gate.
-    waiting: Vec<String>,
+    /// Requests that stand before the gate, each with the number that it drew. One passes when it is taken out of here, so that what an opened gate lets through
+    /// is not taken for a request that a gate closed right after holds.
+    waiting: Vec<(u64, String)>,
+    /// The next number.
+    number: u64,
     /// No new connections, and those there are end.
     closed: bool,
 }
@@ -79,7 +82,10 @@ impl Gate {
 
     /// Lets so many requests of this choice pass, then holds those that follow.
     pub fn hold_after(&self, pass_first: usize, choice: Choice) {
-        self.shared.change(|state| (state.held, state.pass_first) = (Some(choice), pass_first));
+        self.shared.change(|state| {
+            (state.held, state.pass_first) = (Some(choice), pass_first);
+            state.waiting.retain(|(_, request)| choice(request));
+        });
     }
 
     /// Holds every request.
@@ -89,7 +95,10 @@ impl Gate {
 
     /// Lets through what is held, and all that follows, without delay.
     pub fn open(&self) {
-        self.shared.change(|state| (state.held, state.delay) = (None, Duration::ZERO));
+        self.shared.change(|state| {
+            (state.held, state.delay) = (None, Duration::ZERO);
+            state.waiting.clear();
+        });
     }
 
     /// Waits until a request stands before the gate, and gives its first line.
@@ -98,13 +107,16 @@ impl Gate {
     /// Where none comes within the bound.
     #[track_caller]
     pub fn wait_for_request(&self, what: &str, bound: Duration) -> String {
-        wait::until(what, bound, || self.shared.lock().waiting.first().cloned())
+        wait::until(what, bound, || self.shared.lock().waiting.first().map(|(_, request)| request.clone()))
     }
 }
 
 impl Drop for Gate {
     fn drop(&mut self) {
-        self.shared.change(|state| (state.held, state.closed) = (None, true));
+        self.shared.change(|state| {
+            (state.held, state.closed) = (None, true);
+            state.waiting.clear();
+        });
         // Wakes the listener, so that it sees that it is closed.
         let _ = TcpStream::connect(("127.0.0.1", self.port));
     }
@@ -158,12 +170,11 @@ impl Shared {
         if state.held.is_some_and(|choice| choice(request)) && state.pass_first > 0 {
             state.pass_first -= 1;
         } else if state.held.is_some_and(|choice| choice(request)) {
-            state.waiting.push(request.to_owned());
-            while state.held.is_some_and(|choice| choice(request)) {
+            let number = state.number;
+            state.number += 1;
+            state.waiting.push((number, request.to_owned()));
+            while state.waiting.iter().any(|(waiting, _)| *waiting == number) {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
-            if let Some(place) = state.waiting.iter().position(|waiting| waiting == request) {
-                state.waiting.swap_remove(place);
             }
         }
         drop(state);
