@@ -8,6 +8,7 @@
 //! All waits are bounded ([`wait`]); every process ends with its test, even when the test is killed ([`process`]); logs of a failed test are printed.
 
 pub mod bucket;
+pub mod client;
 pub mod data;
 pub mod gate;
 pub mod journal;
@@ -25,6 +26,7 @@ pub mod wait;
 pub mod watched;
 
 pub use bucket::Bucket;
+pub use client::Client;
 pub use gate::Gate;
 pub use journal::Journal;
 pub use nats::{Nats, NatsServer};

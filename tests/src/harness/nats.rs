@@ -243,7 +243,7 @@ impl Nats {
     pub fn wait_for_quorum(&self) {
         for server in &self.servers {
             let what = format!("JetStream to answer through {}", server.setup.name);
-            wait::until(&what, wait::START_BOUND, || ask(&server.url(), async |js| js.query_account().await.ok()));
+            wait::until(&what, wait::START_BOUND, || answers(&server.url()).then_some(()));
         }
     }
 
@@ -263,10 +263,8 @@ impl Nats {
     /// Where none does within [`wait::START_BOUND`].
     #[track_caller]
     pub fn journal_leader(&self) -> usize {
-        let stream = Names::new(DEFAULT_NAMESPACE).journal_stream();
-        wait::until(&format!("a leader of {stream}"), wait::START_BOUND, || {
-            let leader =
-                ask(&self.url(), async |js| js.get_stream(&stream).await.ok()?.get_info().await.ok()?.cluster?.leader)?;
+        wait::until("a leader of the journal's stream", wait::START_BOUND, || {
+            let leader = journal_leader(&self.url())?;
             self.servers.iter().position(|server| server.setup.name == leader)
         })
     }
@@ -274,12 +272,8 @@ impl Nats {
     /// Waits until the journal stands on every server as its leader has it, so that another one may go.
     #[track_caller]
     pub fn wait_for_replicas(&self) {
-        let stream = Names::new(DEFAULT_NAMESPACE).journal_stream();
-        wait::until(&format!("the replicas of {stream}"), wait::START_BOUND, || {
-            let cluster =
-                ask(&self.url(), async |js| js.get_stream(&stream).await.ok()?.get_info().await.ok()?.cluster)?;
-            let current = cluster.replicas.iter().filter(|replica| replica.current && !replica.offline).count();
-            (cluster.leader.is_some() && current + 1 == self.servers.len()).then_some(())
+        wait::until("the replicas of the journal's stream", wait::START_BOUND, || {
+            (journal_copies(&self.url()) == self.servers.len()).then_some(())
         });
     }
 
@@ -313,6 +307,28 @@ impl Nats {
     }
 }
 
+/// Whether JetStream answers through this server: that takes a leader, and a way to it.
+pub fn answers(url: &str) -> bool {
+    ask(url, async |js| js.query_account().await.ok()).is_some()
+}
+
+/// The name of the server that leads the stream of the journal, where one does.
+pub fn journal_leader(url: &str) -> Option<String> {
+    journal_cluster(url)?.leader
+}
+
+/// Servers on which the journal stands as its leader has it, that one among them; none where nobody leads.
+pub fn journal_copies(url: &str) -> usize {
+    journal_cluster(url)
+        .filter(|cluster| cluster.leader.is_some())
+        .map_or(0, |cluster| 1 + cluster.replicas.iter().filter(|replica| replica.current && !replica.offline).count())
+}
+
+fn journal_cluster(url: &str) -> Option<async_nats::jetstream::stream::ClusterInfo> {
+    let stream = Names::new(DEFAULT_NAMESPACE).journal_stream();
+    ask(url, async |js| js.get_stream(&stream).await.ok()?.get_info().await.ok()?.cluster)
+}
+
 /// One question to JetStream; nothing where no server is there.
 fn ask<T>(url: &str, question: impl AsyncFnOnce(async_nats::jetstream::Context) -> Option<T>) -> Option<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -334,7 +350,7 @@ fn announced(ports: &PathBuf, kind: &str) -> Option<SocketAddr> {
 }
 
 /// Whether a NATS server says its INFO there.
-fn greets(address: SocketAddr) -> bool {
+pub fn greets(address: SocketAddr) -> bool {
     let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else { return false };
     let mut line = String::new();
     stream.set_read_timeout(Some(Duration::from_secs(1))).is_ok()

@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use super::client::{self, Client};
 use super::gate::Gate;
 use super::journal::{self, Journal};
 use super::nats::{Nats, NatsServer};
@@ -329,38 +330,40 @@ impl<'a> Pool<'a> {
         self.offers[index] = folders;
     }
 
+    /// A user of this pool; somebody else where each role has a NATS user of its own.
+    pub fn user(&self, who: &str) -> Client<'a> {
+        let of_store = self.client_environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+        let mut environment = vec![("NATS_URL".to_owned(), self.nats.url())];
+        environment.extend(of_store);
+        environment.extend(self.users.iter().flat_map(|users| users.environment(who)));
+        Client::new(self.sandbox, self.program.clone(), environment)
+    }
+
     /// A `muster` command of a user of this pool.
     pub fn client<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
         self.command_as("client", arguments)
     }
 
-    /// The same by somebody else, where each role has a NATS user of its own.
+    /// The same by somebody else.
     pub fn command_as<S: AsRef<OsStr>>(&self, who: &str, arguments: impl IntoIterator<Item = S>) -> Command {
-        let mut command = self.sandbox.clean_command(&self.program);
-        command.args(arguments).env("NATS_URL", self.nats.url()).envs(self.client_environment.iter().cloned());
-        if let Some(users) = &self.users {
-            command.envs(users.environment(who));
-        }
-        command
+        self.user(who).command(arguments)
     }
 
     /// Runs such a command to its end.
     #[track_caller]
     pub fn run_as<S: AsRef<OsStr>>(&self, who: &str, arguments: impl IntoIterator<Item = S>) -> Finished {
-        self.sandbox.run_command(self.command_as(who, arguments), wait::RUN_BOUND)
+        self.user(who).run(arguments)
     }
 
     /// Runs such a command to its end.
     #[track_caller]
     pub fn run<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Finished {
-        self.sandbox.run_command(self.client(arguments), wait::RUN_BOUND)
+        self.run_as("client", arguments)
     }
 
     /// Starts a `muster sort` that waits for its job, with `--json` and this job id.
     pub fn start_sort<S: AsRef<OsStr>>(&self, job: &str, arguments: impl IntoIterator<Item = S>) -> Process {
-        let mut command = self.client(["sort", "--json", "--job-id", job]);
-        command.args(arguments);
-        Process::spawn(job, command, &self.sandbox.logs())
+        self.user("client").start_sort(job, arguments)
     }
 
     /// Waits for such a sort to succeed, and gives what it printed.
@@ -368,12 +371,8 @@ impl<'a> Pool<'a> {
     /// # Panics
     /// Where it does not.
     #[track_caller]
-    pub fn finish_sort(&self, mut sort: Process) -> Value {
-        let code = super::process::exit_code(sort.wait(wait::RUN_BOUND));
-        let done = Finished { code, stdout: sort.stdout(), stderr: sort.stderr() }.expect_code(0);
-        let report = done.json();
-        assert_eq!(report["state"], "succeeded", "{report}");
-        report
+    pub fn finish_sort(&self, sort: Process) -> Value {
+        client::finish_sort(sort)
     }
 
     /// Runs a sort to its successful end.
@@ -397,35 +396,23 @@ impl<'a> Pool<'a> {
     /// Where a job stands, as `muster status` says; nothing while that cannot be asked.
     #[track_caller]
     pub fn status(&self, job: &str) -> Option<Value> {
-        let done = self.run(["status", job, "--json"]);
-        (done.code == 0).then(|| done.json())
+        self.user("client").status(job)
     }
 
     /// Waits until a job's status is as wished.
     ///
     /// # Panics
-    /// Where it is not within [`wait::RUN_BOUND`].
+    /// Where it is not within [`wait::RUN_BOUND`], or the job ends before.
     #[track_caller]
     pub fn wait_for_status(&self, job: &str, what: &str, wish: impl Fn(&Value) -> bool) -> Value {
-        let mut last = Value::Null;
-        wait::until(&format!("job {job} to be {what}"), wait::RUN_BOUND, || {
-            let status = self.status(job)?;
-            last = status.clone();
-            let ended = ["succeeded", "failed", "cancelled"].iter().any(|end| status["state"] == *end);
-            assert!(wish(&status) || !ended, "job {job} ended before it was {what}: {last}");
-            wish(&status).then_some(status)
-        })
+        client::wait_for_status(job, what, || self.status(job), wish)
     }
 
     /// Waits until a state has begun and some, but not all, of its tasks are done; then holds every worker at its gate, so that it lasts.
     /// Workers should be slowed before ([`Pool::slow_workers`]), or the moment may pass unseen.
     #[track_caller]
     pub fn hold_in_the_midst_of(&self, job: &str, state: &str) -> Value {
-        let midst = |status: &Value| {
-            let (done, total) =
-                (status["tasks_done"].as_u64().unwrap_or(0), status["tasks_total"].as_u64().unwrap_or(0));
-            status["state"] == state && done > 0 && done < total
-        };
+        let midst = |status: &Value| client::is_in_the_midst_of(state, status);
         self.wait_for_status(job, &format!("in the midst of {state}"), midst);
         self.each_worker_gate(Gate::hold_all);
         let held = self.status(job).expect("the job's status can be asked");
@@ -447,8 +434,7 @@ impl<'a> Pool<'a> {
         wait::until(&format!("{count} workers to be registered"), wait::START_BOUND, || {
             self.coordinators[0].assert_running();
             self.workers.iter_mut().for_each(Process::assert_running);
-            let listed = self.run(["workers", "--json"]);
-            (listed.code == 0 && listed.json().as_array().is_some_and(|workers| workers.len() == count)).then_some(())
+            (self.user("client").workers()?.len() == count).then_some(())
         });
     }
 

@@ -33,12 +33,7 @@ impl S3Server {
     pub fn start(sandbox: &Sandbox) -> Self {
         let data = sandbox.path("s3");
         fs::create_dir_all(&data).expect("a folder can be made");
-        let identity = |name: &str, (key, secret): (&str, &str), actions: &[&str]| serde_json::json!({ "name": name, "credentials": [{ "accessKey": key, "secretKey": secret }], "actions": actions });
-        let identities = serde_json::json!({ "identities": [
-            identity("admin", ADMIN, &["Admin", "Read", "Write", "List", "Tagging"]),
-            identity("muster", USER, &["Read", "Write", "List"]),
-        ] });
-        let identities = sandbox.file("s3-identities.json", identities.to_string());
+        let identities = sandbox.file("s3-identities.json", identities());
         let ports = Ports::claim();
         let mut command = sandbox.clean_command(programs::s3_server());
         command
@@ -104,18 +99,38 @@ impl S3Server {
 
     /// The environment by which muster reaches it.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
-        vec![
-            ("AWS_ENDPOINT_URL", self.endpoint.clone()),
-            ("AWS_ALLOW_HTTP", "true".to_owned()),
-            ("AWS_REGION", "us-east-1".to_owned()),
-            ("AWS_ACCESS_KEY_ID", USER.0.to_owned()),
-            ("AWS_SECRET_ACCESS_KEY", USER.1.to_owned()),
-        ]
+        environment(&self.endpoint)
     }
 
     fn as_admin(&self, bucket: &str) -> Bucket {
-        Bucket::new(&self.endpoint, bucket, Credentials { key: ADMIN.0.to_owned(), secret: ADMIN.1.to_owned() })
+        as_admin(&self.endpoint, bucket)
     }
+}
+
+/// Who may do what on a server for tests, as SeaweedFS reads it (`-s3.config`).
+pub fn identities() -> String {
+    let identity = |name: &str, (key, secret): (&str, &str), actions: &[&str]| serde_json::json!({ "name": name, "credentials": [{ "accessKey": key, "secretKey": secret }], "actions": actions });
+    serde_json::json!({ "identities": [
+        identity("admin", ADMIN, &["Admin", "Read", "Write", "List", "Tagging"]),
+        identity("muster", USER, &["Read", "Write", "List"]),
+    ] })
+    .to_string()
+}
+
+/// The tests' own hand on a bucket of a server with these identities.
+pub fn as_admin(endpoint: &str, bucket: &str) -> Bucket {
+    Bucket::new(endpoint, bucket, Credentials { key: ADMIN.0.to_owned(), secret: ADMIN.1.to_owned() })
+}
+
+/// The environment by which muster reaches such a server.
+pub fn environment(endpoint: &str) -> Vec<(&'static str, String)> {
+    vec![
+        ("AWS_ENDPOINT_URL", endpoint.to_owned()),
+        ("AWS_ALLOW_HTTP", "true".to_owned()),
+        ("AWS_REGION", "us-east-1".to_owned()),
+        ("AWS_ACCESS_KEY_ID", USER.0.to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", USER.1.to_owned()),
+    ]
 }
 
 impl Drop for S3Server {
