@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Checks the whole repository: format, lints, unit, property and end-to-end tests with a real nats-server and a real S3 server.
+# Checks the whole repository: format, lints, unit, property and end-to-end tests with a real nats-server and a real S3 server, and a pool in containers.
 #
 #   deploy/test.sh [--all] [FILTER...]
 #
-#   --all       also what is too long for every commit: tests whose names begin with long_, the simulation's search for planted bugs, the examples in
-#               the documentation, manifests and units, and a pool in containers
+#   --all       also what is too long for every commit: tests whose names begin with long_ (those in containers among them), the simulation's search for
+#               planted bugs, the examples in the documentation, manifests and units, and the compose file
 #   FILTER      run only tests whose names contain one of these
 #
-# Licences, bans and sources of dependencies are checked where cargo-deny is there, and with --all their advisories, where that database can be
+# Tests in containers run where a Docker engine answers, on images made of this build (deploy/images.sh). Licences, bans and sources of dependencies are checked where cargo-deny is there, and with --all their advisories, where that database can be
 # reached. What is not checked is said.
 # MUSTER_SIM_SECONDS is how long the simulation plays fresh seeds (120 here, 20 where only the tests are run).
 set -euo pipefail
@@ -63,6 +63,22 @@ check_deployments() {
     [ "$status" = 0 ] || [ "$status" = 77 ] || die "deploy/test-compose.sh failed ($status)"
 }
 
+# ignored: which of the tests that are marked so are run: those in containers. Without an engine, or images, none; with --all only an engine may be missing.
+prepare_containers() {
+    ignored=default
+    if ! command -v docker >/dev/null; then
+        say "NOT RUN: tests in containers; docker is missing"
+    elif ! docker version >/dev/null 2>&1; then
+        say "NOT RUN: tests in containers; no Docker engine answers"
+    elif "$root/deploy/images.sh" --binary "$(target_dir)/debug/muster" --tag tests; then
+        ignored=all
+    elif $all; then
+        die "the images of the tests in containers cannot be made"
+    else
+        say "NOT RUN: tests in containers; their images cannot be made here"
+    fi
+}
+
 "$root/deploy/setup.sh" --tests
 use_tools
 cd "$root"
@@ -103,21 +119,25 @@ if $all; then
     check_deployments
 fi
 
+step "images"
+prepare_containers
+
 profile=default
 $all && profile=all
 if command -v cargo-nextest >/dev/null; then
     if ! $all; then
         left_out=$(cargo nextest list --workspace --locked --cargo-quiet --profile all --message-format oneline \
-            -E 'test(/(^|::)long_/)' | wc -l)
+            --run-ignored all -E 'test(/(^|::)long_/)' | wc -l)
         say "$left_out tests named long_* are left to 'deploy/test.sh --all'"
     fi
     step "tests"
-    exec cargo nextest run --workspace --locked --profile "$profile" "${filters[@]}"
+    exec cargo nextest run --workspace --locked --profile "$profile" --run-ignored "$ignored" "${filters[@]}"
 fi
 
 skip=()
+[ "$ignored" = default ] || skip+=(--include-ignored)
 if ! $all; then
-    skip=(--skip long_)
+    skip+=(--skip long_)
     say "tests named long_* are left to 'deploy/test.sh --all'"
 fi
 step "tests (with 'cargo test': cargo-nextest is not there)"
