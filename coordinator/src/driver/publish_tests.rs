@@ -219,3 +219,19 @@ async fn what_came_late_goes_and_nothing_else() {
     assert_eq!(bench.keys().await, ["out/_muster/d1/j2/sort.run", "out/part-00000.txt"]);
     assert_eq!(bench.memory.open_uploads(), 1);
 }
+
+#[tokio::test]
+async fn an_upload_that_no_store_has_given_is_gone() {
+    let bench = Bench::new(&[]).await;
+    let folder = tempfile::tempdir().expect("folder");
+    let part = BlobUrl::from_path(&folder.path().join("part-00000.txt")).expect("url");
+    let store = bench.stores.open(&part).await.expect("store");
+    let upload = store.open_upload(part.key()).await.expect("open");
+    for made_up in ["u", "../../made/up", ".part-00001.txt.0123456789abcdef.upload"] {
+        crate::driver::clean::abort(&bench.stores, &bench.fence, &part, made_up).await.expect(made_up);
+    }
+    let open = async || store.list_uploads(part.key(), 10).await.expect("list").len();
+    assert_eq!(open().await, 1, "what is open stays");
+    crate::driver::clean::abort(&bench.stores, &bench.fence, &part, &upload).await.expect("abort");
+    assert_eq!(open().await, 0);
+}
