@@ -5,10 +5,10 @@
 //! that takes work and fails at it again and again until the tries of a task are used up, and one that damages objects to which the bucket lets it write.
 #![expect(clippy::print_stdout, reason = "how much it grew is a result")]
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use async_nats::{Client, ConnectOptions, Subscriber};
+use async_nats::{Client, Subscriber};
 use futures::StreamExt;
 use muster_common::Error;
 use muster_common::ids::{AttemptId, Epoch, Incarnation, JobId, Phase, WorkerId};
@@ -16,13 +16,17 @@ use muster_common::names::{self, Names};
 use muster_common::plan::Plan;
 use muster_common::store::BlobUrl;
 use muster_common::wire::{
-    self, AttemptProgress, Heartbeat, MergedPart, Outcome, PhaseQuery, Register, RegisterReply, Report, ReportReply,
-    RunAttempt, RunReply, SortedRun, WorkerState,
+    self, AttemptProgress, BlobRef, DamageCause, Heartbeat, HeldAttempt, MergedPart, Outcome, PhaseQuery, Register,
+    RegisterReply, Report, ReportReply, RunAttempt, RunReply, SortedRun, WorkerState,
 };
+use muster_coordinator::journal::record::Record;
 use muster_kernel::proof::Sums;
 use muster_tests::harness::data::{Keys, records};
-use muster_tests::harness::journal::begins_in;
-use muster_tests::harness::{Bucket, Gate, NatsServer, Output, Pool, S3Server, Sandbox, Users, arg, oracle, wait};
+use muster_tests::harness::journal::{Journal, begins_in};
+use muster_tests::harness::{
+    Bucket, Gate, NatsServer, Output, Pool, Process, S3Server, Sandbox, Users, arg, oracle, wait,
+};
+use serde_json::Value;
 
 const SMALL: usize = 64 << 10;
 const BUCKET: &str = "data";
@@ -77,6 +81,14 @@ impl Hostile {
         self.ask(&self.names.register(), register).await
     }
 
+    /// Registers as any worker does.
+    async fn joins(&mut self) {
+        match self.registers(&self.register()).await {
+            RegisterReply::Accepted { epoch, .. } => self.epoch = epoch,
+            refused => panic!("{refused:?}"),
+        }
+    }
+
     async fn reports(&self, report: &Report) -> ReportReply {
         self.ask(&self.names.report(), report).await
     }
@@ -120,32 +132,18 @@ impl Hostile {
         }
     }
 
-    /// Nothing that is said of attempts of others, or under numbers that are not one's own, is recorded.
-    async fn speaks_of_others(&self, others: &[AttemptId]) {
-        let part = MergedPart {
-            upload: "u".into(),
-            tags: vec!["t".into()],
-            bytes: 100,
-            checksum: 1,
-            kept: Sums::default(),
-            dropped: Sums::default(),
-            first_key: Vec::new(),
-            last_key: Vec::new(),
-        };
+    /// Nothing that is said of attempts of others, or under numbers that are not one's own, is recorded. `said` is what is said of each.
+    async fn speaks_of_others(&self, others: &[AttemptId], said: impl Fn(&AttemptId) -> Vec<Outcome>) {
         for attempt in others {
             let later = AttemptId { epoch: Epoch(attempt.epoch.0 + 1), ..*attempt };
             let other = AttemptId { nonce: attempt.nonce ^ 1, ..*attempt };
+            let outcomes = said(attempt);
             for attempt in [*attempt, later, other] {
-                for outcome in [
-                    Outcome::Sorted(Box::new(lie("s3://data/x", Vec::new(), Sums::default()))),
-                    Outcome::Merged(part.clone()),
-                    Outcome::UploadOpened { upload: "u".into() },
-                    Outcome::Failed { error: Error::corrupt("it is broken") },
-                ] {
+                for outcome in outcomes.clone() {
                     let report = self.report(attempt, outcome);
                     let reply = self.reports(&report).await;
                     let committed = matches!(reply, ReportReply::Recorded { .. });
-                    // Of what is committed already, the answer says only that; that nothing is added to it, the caller checks.
+                    // Of what is recorded already, the answer says only that; that nothing is added to it, the caller checks.
                     assert!(!committed || others.contains(&attempt), "{report:?}: {reply:?}");
                     for (epoch, incarnation) in [(self.epoch.0 + 1, self.incarnation.0), (self.epoch.0, 2)] {
                         let (epoch, incarnation) = (Epoch(epoch), Incarnation(incarnation));
@@ -155,6 +153,25 @@ impl Hostile {
                 }
             }
         }
+    }
+
+    /// Says that it holds and runs what others do: none of it becomes its own, but what is committed, which nobody can have any more.
+    async fn claims(&mut self, others: &[AttemptId], committed: &[AttemptId]) {
+        let held = others.iter().map(|attempt| HeldAttempt { job: self.job.clone(), attempt: *attempt }).collect();
+        match self.registers(&Register { held, ..self.register() }).await {
+            RegisterReply::Accepted { regranted, .. } => {
+                assert!(regranted.iter().all(|attempt| committed.contains(attempt)), "{regranted:?}");
+            }
+            refused => panic!("{refused:?}"),
+        }
+        let progress = |attempt: &AttemptId| AttemptProgress {
+            job: self.job.clone(),
+            attempt: *attempt,
+            bytes_done: u64::MAX,
+            bytes_total: u64::MAX,
+        };
+        let progress = others.iter().map(progress).collect();
+        self.beats(progress).await;
     }
 
     /// Takes the next attempt that it is given, while it keeps up appearances.
@@ -198,8 +215,36 @@ impl Hostile {
         }
     }
 
+    /// Takes merges of its own and reports of each what cannot be true; `foreign` is the upload of somebody else.
+    async fn lies_of_merges(&mut self, orders: &mut Subscriber, foreign: &str) {
+        let opened = |upload: &str| Outcome::UploadOpened { upload: upload.to_owned() };
+        let elsewhere = format!("s3://{BUCKET}/elsewhere/a.run");
+        let lies = [
+            vec![Outcome::Merged(merged("u"))],
+            vec![opened("../../made/up"), opened("a second one")],
+            // The sums are of other bytes than the part is said to have.
+            vec![opened(foreign), Outcome::Merged(merged(foreign))],
+            vec![Outcome::Sorted(Box::new(lie(&elsewhere, Vec::new(), Sums::default())))],
+        ];
+        for told in lies {
+            let run = self.takes(orders).await;
+            assert_eq!(run.attempt.task.phase, Phase::Merge);
+            let last = told.len() - 1;
+            for (index, outcome) in told.into_iter().enumerate() {
+                let report = self.report(run.attempt, outcome);
+                let reply = self.reports(&report).await;
+                let expected = match &reply {
+                    ReportReply::Recorded { .. } => index < last,
+                    ReportReply::Revoked { .. } => index == last,
+                    _ => false,
+                };
+                assert!(expected, "{report:?}: {reply:?}");
+            }
+        }
+    }
+
     /// Everything that it may publish to, again and again: malformed, as large as the server lets through, and what was well formed once.
-    async fn floods(&self, replayed: &Report) {
+    async fn floods(&self, replayed: &Report, messages: usize) {
         let own = |subject: String| names::of_worker(&subject, &self.id);
         let frame = wire::encode(replayed).expect("encode");
         let absurd = wire::encode(&Register { slots: u32::MAX, ..self.register() }).expect("encode");
@@ -221,7 +266,7 @@ impl Hostile {
                 shout(giant.clone()).await.expect("handed over");
             }
             let sound = bytes::Bytes::from(sound.clone());
-            for number in 0..FLOOD {
+            for number in 0..messages {
                 let bytes = match number % 4 {
                     0 => bytes::Bytes::new(),
                     1 => bytes::Bytes::from(cut.clone()),
@@ -231,6 +276,20 @@ impl Hostile {
             }
             self.client.flush().await.expect("flush");
         }
+    }
+}
+
+/// A part that cannot be: no records make so many bytes.
+fn merged(upload: &str) -> MergedPart {
+    MergedPart {
+        upload: upload.to_owned(),
+        tags: vec!["t".into()],
+        bytes: 100,
+        checksum: 1,
+        kept: Sums::default(),
+        dropped: Sums::default(),
+        first_key: Vec::new(),
+        last_key: Vec::new(),
     }
 }
 
@@ -252,14 +311,6 @@ fn lie(url: &str, intervals: Vec<muster_kernel::proof::Interval>, sums: Sums) ->
     }
 }
 
-async fn connected(users: &Users, who: &str, url: &str) -> Client {
-    let environment: HashMap<String, String> = users.environment(who).into_iter().collect();
-    let options = ConnectOptions::new()
-        .user_and_password(environment["NATS_USER"].clone(), environment["NATS_PASSWORD"].clone())
-        .custom_inbox_prefix(environment["NATS_INBOX_PREFIX"].clone());
-    options.connect(url).await.unwrap_or_else(|e| panic!("{who} cannot connect: {e}"))
-}
-
 /// Resident memory of a process.
 fn resident_bytes(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("a process that runs");
@@ -268,31 +319,51 @@ fn resident_bytes(process: u32) -> u64 {
     kib << 10
 }
 
-#[test]
-fn a_hostile_worker_gains_nothing() {
-    let sandbox = Sandbox::new();
-    let s3 = S3Server::start(&sandbox);
-    let bucket = s3.bucket(BUCKET);
-    let data = records(RECORDS, Keys::Random, 1);
-    bucket.put("in", &data);
-    let users = Users::make(&sandbox, &["--worker", "worker-0", "--worker", "worker-1", "--worker", "hostile"]);
-    let server = NatsServer::made(&sandbox, &users.file("server.conf"));
-    let mut pool = Pool::with_users(server.into(), users.clone(), "", &sandbox, 2, &s3, BUCKET);
-    let (from, to, config) = (bucket.url("in"), bucket.url("out"), sandbox.small_tasks(SMALL, SMALL));
-    let wish = [from.as_str(), "-o", &to, "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)];
-    pool.slow_workers(Duration::from_millis(40));
-    let sort = pool.start_sort("job", wish);
-    pool.hold_in_the_midst_of("job", "sorting");
-    let coordinator = pool.coordinator(0).id();
-    let before = resident_bytes(coordinator);
-    let url = pool.nats.url();
-    let others: Vec<AttemptId> = begins_in(&sandbox.logs()).into_iter().map(|begin| begin.attempt).collect();
-    assert!(!others.is_empty(), "the honest workers have begun");
+/// A job under way whose workers are held, and one more worker's user, which somebody else has.
+struct Scene<'a> {
+    sandbox: &'a Sandbox,
+    users: Users,
+    bucket: Bucket,
+    data: Vec<u8>,
+    pool: Pool<'a>,
+    sort: Process,
+    coordinator: u32,
+    /// What the coordinator took before the hostile one came.
+    resident_bytes: u64,
+}
 
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    runtime.block_on(async {
-        let mut hostile = Hostile {
-            client: connected(&users, "hostile", &url).await,
+impl<'a> Scene<'a> {
+    /// Held in the midst of a state.
+    fn held_in(sandbox: &'a Sandbox, s3: &S3Server, state: &str) -> Self {
+        let bucket = s3.bucket(BUCKET);
+        let data = records(RECORDS, Keys::Random, 1);
+        bucket.put("in", &data);
+        let users = Users::make(sandbox, &["--worker", "worker-0", "--worker", "worker-1", "--worker", "hostile"]);
+        let server = NatsServer::made(sandbox, &users.file("server.conf"));
+        let mut pool = Pool::with_users(server.into(), users.clone(), "", sandbox, 2, s3, BUCKET);
+        let (from, to, config) = (bucket.url("in"), bucket.url("out"), sandbox.small_tasks(SMALL, SMALL));
+        let wish = [from.as_str(), "-o", &to, "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)];
+        pool.slow_workers(Duration::from_millis(40));
+        let sort = pool.start_sort("job", wish);
+        pool.hold_in_the_midst_of("job", state);
+        let coordinator = pool.coordinator(0).id();
+        let resident_bytes = resident_bytes(coordinator);
+        Self { sandbox, users, bucket, data, pool, sort, coordinator, resident_bytes }
+    }
+
+    /// Attempts of a phase that the honest workers have begun.
+    fn begun(&self, phase: Phase) -> Vec<AttemptId> {
+        let begins = begins_in(&self.sandbox.logs()).into_iter().map(|begin| begin.attempt);
+        let begun: Vec<AttemptId> = begins.filter(|attempt| attempt.task.phase == phase).collect();
+        assert!(!begun.is_empty(), "the honest workers have begun");
+        begun
+    }
+
+    /// The hostile one, with what it hears of the coordinator; it has not registered.
+    async fn hostile(&self) -> (Hostile, Subscriber) {
+        let client = self.users.options("hostile").connect(self.pool.nats.url()).await.expect("it may connect");
+        let hostile = Hostile {
+            client,
             names: Names::new("muster"),
             id: "hostile".parse().expect("id"),
             incarnation: Incarnation(1),
@@ -300,43 +371,141 @@ fn a_hostile_worker_gains_nothing() {
             job: "job".parse().expect("id"),
             sequence: 0,
         };
-        let mut orders = hostile.client.subscribe(hostile.names.commands(&hostile.id)).await.expect("its own subject");
+        let orders = hostile.client.subscribe(hostile.names.commands(&hostile.id)).await.expect("its own subject");
         hostile.client.flush().await.expect("flush");
-        hostile.registers_absurdly().await;
-        match hostile.registers(&hostile.register()).await {
-            RegisterReply::Accepted { epoch, .. } => hostile.epoch = epoch,
-            refused => panic!("{refused:?}"),
+        (hostile, orders)
+    }
+
+    /// Tasks of the job that are done. The honest workers are held: what is done now was done by them.
+    fn done(&self) -> Value {
+        tokio::task::block_in_place(|| self.pool.status("job").expect("its status")["tasks_done"].clone())
+    }
+
+    /// The job ends with the right bytes, whoever made them was granted it, and the coordinator is the one that it was. Gives the journal.
+    fn ends_well(mut self, said: &[&str]) -> Journal {
+        let grown = resident_bytes(self.coordinator).saturating_sub(self.resident_bytes);
+        println!("the coordinator has grown by {grown} bytes");
+        assert!(grown < GROWTH_BYTES_MAX, "the coordinator has grown by {grown} bytes");
+        self.pool.each_worker_gate(Gate::open);
+        let report = self.pool.finish_sort(self.sort);
+        assert_eq!(report["records"], RECORDS, "{report}");
+        Output::of_bucket(&self.bucket, "out").assert_is(&oracle::fixed(&self.data, 100, 0, 10));
+        assert_eq!(self.pool.coordinator(0).id(), self.coordinator);
+        self.pool.coordinator(0).assert_running();
+        let workers = self.pool.run(["workers", "--json"]).expect_code(0).json();
+        let listed = workers.as_array().expect("a list");
+        let hostile = listed.iter().find(|worker| worker["id"] == "hostile").expect("it is known");
+        assert_eq!(hostile["tasks_done"], 0, "nothing counts for it: {hostile}");
+        let events = self.pool.run(["events", "job"]).expect_code(0).stdout;
+        for said in said {
+            assert!(events.contains(said), "{said}: {events}");
         }
-        hostile.lies(&mut orders, &bucket).await;
-        // The honest ones are held: what is done now was done by them.
-        let done = || tokio::task::block_in_place(|| pool.status("job").expect("its status")["tasks_done"].clone());
-        let before = done();
-        hostile.speaks_of_others(&others).await;
-        assert_eq!(done(), before, "nothing that was said of attempts of others counts");
+        let log = self.pool.coordinator(0).stderr();
+        assert!(log.contains("a malformed request was passed over"), "it is told");
+        self.pool.assert_nothing_repeated("job", &report);
+        self.pool.journal()
+    }
+}
+
+#[test]
+fn a_hostile_worker_gains_nothing() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let mut scene = Scene::held_in(&sandbox, &s3, "sorting");
+    let others = scene.begun(Phase::Sort);
+    let said = |_: &AttemptId| {
+        vec![
+            Outcome::Sorted(Box::new(lie("s3://data/x", Vec::new(), Sums::default()))),
+            Outcome::Merged(merged("u")),
+            Outcome::UploadOpened { upload: "u".into() },
+            Outcome::Failed { error: Error::corrupt("it is broken") },
+        ]
+    };
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let (mut hostile, mut orders) = scene.hostile().await;
+        hostile.registers_absurdly().await;
+        hostile.joins().await;
+        hostile.lies(&mut orders, &scene.bucket).await;
+        let before = scene.done();
+        hostile.speaks_of_others(&others, said).await;
+        assert_eq!(scene.done(), before, "nothing that was said of attempts of others counts");
         let replayed = hostile.report(others[0], Outcome::Failed { error: Error::corrupt("again") });
-        hostile.floods(&replayed).await;
+        hostile.floods(&replayed, FLOOD).await;
         // It is answered in its turn: what came before is dealt with.
         let _ = hostile.reports(&replayed).await;
     });
     drop(runtime);
+    assert!(scene.pool.coordinator(0).stderr().contains("worker-refused"), "it is told");
+    scene.ends_well(&["is not below the job's scratch", "are not of split", "P1 (conservation)"]);
+}
 
-    let grown = resident_bytes(coordinator).saturating_sub(before);
-    println!("the coordinator has grown by {grown} bytes");
-    assert!(grown < GROWTH_BYTES_MAX, "the coordinator has grown by {grown} bytes");
-    pool.each_worker_gate(Gate::open);
-    let report = pool.finish_sort(sort);
-    assert_eq!(report["records"], RECORDS, "{report}");
-    Output::of_bucket(&bucket, "out").assert_is(&oracle::fixed(&data, 100, 0, 10));
-    assert_eq!(pool.coordinator(0).id(), coordinator);
-    pool.coordinator(0).assert_running();
-    let workers = pool.run(["workers", "--json"]).expect_code(0).json();
-    let listed = workers.as_array().expect("a list");
-    let hostile = listed.iter().find(|worker| worker["id"] == "hostile").expect("it is known");
-    assert_eq!(hostile["tasks_done"], 0, "nothing counts for it: {hostile}");
-    let events = pool.run(["events", "job"]).expect_code(0).stdout;
-    for said in ["is not below the job's scratch", "are not of split", "P1 (conservation)"] {
-        assert!(events.contains(said), "{said}: {events}");
+#[test]
+fn a_hostile_worker_changes_no_part() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let scene = Scene::held_in(&sandbox, &s3, "merging");
+    let others = scene.begun(Phase::Merge);
+    // What it may have learnt from the bucket or elsewhere: which uploads are open, and whose runs count.
+    let journal = scene.pool.journal();
+    let (mut uploads, mut run, mut committed) = (BTreeMap::new(), None, Vec::new());
+    for (_, entry) in journal.entries() {
+        match &entry.record {
+            Record::UploadOpened { attempt, upload, .. } => drop(uploads.insert(*attempt, upload.clone())),
+            Record::RunCommitted(of) => run = Some((of.split, of.attempt)),
+            Record::PartCommitted(of) => committed.push(of.attempt),
+            _ => {}
+        }
     }
-    let log = pool.coordinator(0).stderr();
-    assert!(log.contains("a malformed request was passed over") && log.contains("worker-refused"), "it is told");
+    let (split, run) = run.expect("merging begins when runs stand");
+    let under_way = uploads.iter().find(|(attempt, _)| !committed.contains(attempt));
+    let foreign = under_way.map_or("u", |(_, upload)| upload).to_owned();
+    let outside = || BlobRef { url: format!("s3://{BUCKET}/in"), bytes: 1, digest: 1 };
+    let said = |attempt: &AttemptId| {
+        let true_id = uploads.get(attempt).map_or("u", String::as_str);
+        let error = || Error::corrupt("it is broken");
+        vec![
+            Outcome::UploadOpened { upload: true_id.to_owned() },
+            Outcome::UploadOpened { upload: "u".into() },
+            Outcome::Merged(merged(true_id)),
+            Outcome::Merged(merged("u")),
+            Outcome::Failed { error: error() },
+            Outcome::RunDamaged { split, run, cause: DamageCause::Store, error: error() },
+            Outcome::SampledToScratch { samples: outside() },
+            Outcome::Sorted(Box::new(lie(&format!("s3://{BUCKET}/in"), Vec::new(), Sums::default()))),
+        ]
+    };
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let (mut hostile, mut orders) = scene.hostile().await;
+        hostile.joins().await;
+        hostile.lies_of_merges(&mut orders, &foreign).await;
+        let before = scene.done();
+        hostile.claims(&others, &committed).await;
+        hostile.speaks_of_others(&others, said).await;
+        assert_eq!(scene.done(), before, "nothing that was said of attempts of others counts");
+        let replayed = hostile.report(others[0], Outcome::Merged(merged(&foreign)));
+        hostile.floods(&replayed, FLOOD / 4).await;
+        let _ = hostile.reports(&replayed).await;
+    });
+    drop(runtime);
+    let bucket = s3.bucket(BUCKET);
+    let journal = scene.ends_well(&[
+        "its upload is not the one that it reported as opened",
+        "it opened a second upload",
+        "bytes, not 100",
+        "the report is not one of the merge phase",
+    ]);
+    let begins = begins_in(&sandbox.logs());
+    let parts = journal.entries().iter().filter_map(|(_, entry)| match &entry.record {
+        Record::PartCommitted(part) => Some(part),
+        _ => None,
+    });
+    for part in parts {
+        let granted = |worker: &WorkerId| {
+            begins.iter().any(|begin| begin.worker == worker.as_str() && begin.attempt == part.attempt)
+        };
+        assert!(part.worker.as_ref().is_some_and(granted), "nobody who is honest was granted it: {part:?}");
+    }
+    wait::until("no upload to be left", wait::RUN_BOUND, || bucket.uploads().is_empty().then_some(()));
 }

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use async_nats::ConnectOptions;
 use muster_common::ids::{AttemptId, Epoch, Generation, Phase, TaskId};
 use muster_common::names::{DEFAULT_NAMESPACE, Names};
 use muster_coordinator::journal::record::{self, Entry, Record};
@@ -68,8 +69,17 @@ impl Journal {
     /// Where it cannot be read, or holds an entry that cannot be.
     #[track_caller]
     pub fn read(nats_url: &str) -> Self {
+        Self::read_with(nats_url, ConnectOptions::new())
+    }
+
+    /// The same of a server that lets in nobody without a user who may.
+    ///
+    /// # Panics
+    /// As [`Journal::read`].
+    #[track_caller]
+    pub fn read_with(nats_url: &str, options: ConnectOptions) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let read = runtime.block_on(read_stream(nats_url));
+        let read = runtime.block_on(read_stream(nats_url, options));
         Self { entries: read.unwrap_or_else(|e| panic!("the journal at {nats_url} cannot be read: {e}")) }
     }
 
@@ -220,8 +230,8 @@ fn parse_attempt(text: &str) -> Option<AttemptId> {
     Some(AttemptId { task: TaskId { phase, index: index.parse().ok()? }, generation, epoch, nonce })
 }
 
-async fn read_stream(nats_url: &str) -> Result<Vec<(SystemTime, Entry)>, String> {
-    let client = async_nats::connect(addresses(nats_url)).await.map_err(|e| e.to_string())?;
+async fn read_stream(nats_url: &str, options: ConnectOptions) -> Result<Vec<(SystemTime, Entry)>, String> {
+    let client = options.connect(addresses(nats_url)).await.map_err(|e| e.to_string())?;
     let context = async_nats::jetstream::context::ContextBuilder::new().timeout(REQUEST_BOUND).build(client);
     let name = Names::new(DEFAULT_NAMESPACE).journal_stream();
     let stream = context.get_stream(&name).await.map_err(|e| format!("{name}: {e}"))?;

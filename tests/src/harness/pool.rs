@@ -388,9 +388,16 @@ impl<'a> Pool<'a> {
     #[track_caller]
     pub fn assert_nothing_repeated(&self, job: &str, report: &Value) {
         let begins = journal::begins_in(&self.sandbox.logs());
-        Journal::read(&self.nats.url()).work(job).assert_nothing_repeated(&begins, report);
+        self.journal().work(job).assert_nothing_repeated(&begins, report);
         let status = self.status(job).expect("an ended job stays known");
         assert_eq!(status["repeated_tasks"], report["repeated_tasks"], "status and report of {job}");
+    }
+
+    /// What its journal holds, read as the coordinator's user where each role has its own.
+    #[track_caller]
+    pub fn journal(&self) -> Journal {
+        let options = self.users.as_ref().map(|users| users.options("coordinator")).unwrap_or_default();
+        Journal::read_with(&self.nats.url(), options)
     }
 
     /// Where a job stands, as `muster status` says; nothing while that cannot be asked.

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use async_nats::ConnectOptions;
+
 use super::sandbox::{Finished, Sandbox, arg};
 use super::{programs, wait};
 
@@ -69,5 +71,15 @@ impl Users {
     pub fn variable(&self, who: &str, name: &str) -> String {
         let found = self.environment(who).into_iter().find(|(key, _)| key == name);
         found.unwrap_or_else(|| panic!("no {name} for {who}")).1
+    }
+
+    /// How a client of our own connects as `who`.
+    ///
+    /// # Panics
+    /// Where the script has made no such user.
+    pub fn options(&self, who: &str) -> ConnectOptions {
+        ConnectOptions::new()
+            .user_and_password(self.variable(who, "NATS_USER"), self.variable(who, "NATS_PASSWORD"))
+            .custom_inbox_prefix(self.variable(who, "NATS_INBOX_PREFIX"))
     }
 }
