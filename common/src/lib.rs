@@ -17,6 +17,7 @@ pub mod ledger;
 pub mod names;
 pub mod plan;
 pub mod planted;
+pub mod quiet;
 pub mod retry;
 pub mod rights;
 pub mod store;

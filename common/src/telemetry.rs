@@ -6,6 +6,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
+use crate::quiet::Quiet;
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogFormat {
@@ -14,6 +16,32 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// Log lines about what others send as often as they like, within the bound of [`Quiet`].
+#[derive(Debug, Default)]
+pub struct Bounded {
+    quiet: Quiet,
+}
+
+impl Bounded {
+    /// Whether a line of this kind is to be written; if not, it is counted.
+    pub fn tells(&mut self, now_ms: u64, kind: &'static str) -> bool {
+        self.look(now_ms);
+        self.quiet.tells(now_ms, kind)
+    }
+
+    /// Writes how many lines were left out, where a period is over.
+    pub fn look(&mut self, now_ms: u64) {
+        for (kind, suppressed) in self.quiet.over(now_ms) {
+            tracing::warn!(kind, suppressed, "more of the same came, and was not logged one by one");
+        }
+    }
+
+    /// The same at the end, whether a period is over or not.
+    pub fn end(&mut self) {
+        self.look(u64::MAX);
+    }
 }
 
 /// Sends log lines of this process to `writer`. `MUSTER_LOG` sets the filter (as `RUST_LOG` does elsewhere); else `level` holds for muster, and `warn` for its libraries

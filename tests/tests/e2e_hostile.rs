@@ -33,6 +33,9 @@ const BUCKET: &str = "data";
 const RECORDS: usize = 20_000;
 /// Messages of the flood, on each subject.
 const FLOOD: usize = 20_000;
+/// Lines that the coordinator may log in all, and refusals that its events may tell of: a few of each kind in ten seconds, whatever comes.
+const LINES_MAX: usize = 1_500;
+const REFUSALS_TOLD_MAX: usize = 100;
 /// By how much the coordinator may grow under it.
 const GROWTH_BYTES_MAX: u64 = 192 << 20;
 
@@ -400,8 +403,15 @@ impl<'a> Scene<'a> {
         for said in said {
             assert!(events.contains(said), "{said}: {events}");
         }
+        self.pool.coordinator(0).wait_for_log("a malformed request was passed over", wait::START_BOUND);
+        let rest = self.pool.coordinator(0).wait_for_log("more of the same came", wait::START_BOUND);
+        assert!(rest.contains("suppressed="), "how many there were is told: {rest}");
         let log = self.pool.coordinator(0).stderr();
-        assert!(log.contains("a malformed request was passed over"), "it is told");
+        let told = self.pool.run(["events", "--json"]).expect_code(0).stdout;
+        let (lines, refusals) = (log.lines().count(), told.matches(r#""worker-refused""#).count());
+        println!("{lines} lines of log, {refusals} refusals told");
+        assert!(lines < LINES_MAX, "{lines} lines of log");
+        assert!((1..REFUSALS_TOLD_MAX).contains(&refusals), "{refusals} refusals told");
         self.pool.assert_nothing_repeated("job", &report);
         self.pool.journal()
     }

@@ -17,6 +17,7 @@ use muster_common::inputs::Pattern;
 use muster_common::names::{Names, Verb};
 use muster_common::retry::{RecoveryStats, Retry};
 use muster_common::store::{BlobUrl, Layer, Scheme, Stores};
+use muster_common::telemetry::Bounded;
 use muster_common::wire::{
     self, AttemptProgress, Health, Heartbeat, JobRecoveries, LeaderBeat, ListInputs, ListReply, Outcome, Recovered,
     Register, RegisterReply, Report, ReportReply, RunAttempt, StoreLimits, WorkerState,
@@ -88,6 +89,8 @@ pub(crate) struct Driver {
     bytes_ended: u64,
     /// Where somebody watches this process.
     meters: Option<Meters>,
+    /// What is logged of messages that cannot be read.
+    bounded: Bounded,
 }
 
 impl Driver {
@@ -132,6 +135,7 @@ impl Driver {
             listing: Arc::new(Semaphore::new(LISTINGS_AT_ONCE)),
             bytes_ended: 0,
             meters,
+            bounded: Bounded::default(),
             incarnation,
             clock,
             options,
@@ -253,7 +257,7 @@ impl Driver {
     async fn on_beat(&mut self, message: &Message) {
         let beat: LeaderBeat = match wire::decode(&message.payload) {
             Ok(beat) => beat,
-            Err(error) => return tracing::warn!(%error, "a leader's beat cannot be read"),
+            Err(error) => return self.unreadable("leader's beat", message, &error),
         };
         self.presence.heard(self.clock.now_ms());
         self.note_deployment(&beat.deployment).await;
@@ -267,13 +271,13 @@ impl Driver {
         }
     }
 
-    fn on_limits(&self, message: &Message) {
+    fn on_limits(&mut self, message: &Message) {
         match wire::decode::<StoreLimits>(&message.payload) {
             Ok(limits) if self.attempts.registered().is_some_and(|epoch| limits.epoch >= epoch) => {
                 self.guards.limit(limits.requests_per_s);
             }
             Ok(limits) => tracing::debug!(epoch = %limits.epoch, "limits of another leader are not heard"),
-            Err(error) => tracing::warn!(%error, "the limits of the stores cannot be read"),
+            Err(error) => self.unreadable("limit of the stores", message, &error),
         }
     }
 
@@ -291,7 +295,13 @@ impl Driver {
                 self.presence.heard(self.clock.now_ms());
                 self.step(input, message.reply).await;
             }
-            Err(error) => tracing::warn!(%error, subject = %message.subject, "a command cannot be read"),
+            Err(error) => self.unreadable("command", &message, &error),
+        }
+    }
+
+    fn unreadable(&mut self, what: &'static str, message: &Message, error: &Error) {
+        if self.bounded.tells(self.clock.now_ms(), what) {
+            tracing::warn!(%error, subject = %message.subject, "a {what} cannot be read");
         }
     }
 
@@ -299,7 +309,7 @@ impl Driver {
     async fn on_list(&mut self, message: Message) {
         let list: ListInputs = match wire::decode(&message.payload) {
             Ok(list) => list,
-            Err(error) => return tracing::warn!(%error, subject = %message.subject, "a command cannot be read"),
+            Err(error) => return self.unreadable("command", &message, &error),
         };
         self.presence.heard(self.clock.now_ms());
         let (own, turn) = match self.may_list(&list) {
@@ -384,6 +394,7 @@ impl Driver {
     async fn on_tick(&mut self) {
         while self.tasks.try_join_next().is_some() || self.asking.try_join_next().is_some() {}
         let now_ms = self.clock.now_ms();
+        self.bounded.look(now_ms);
         self.attempts.pause(self.guards.waiting_for().is_some());
         if self.guards.probe_due() {
             let guards = self.guards.clone();
@@ -514,6 +525,7 @@ impl Driver {
 
     /// Says so, abandons what is left, and removes what that leaves, within bounds.
     async fn leave(&mut self) {
+        self.bounded.end();
         self.heartbeat(WorkerState::Leaving).await;
         self.step(Input::Leave, None).await;
         let cleaned = async {

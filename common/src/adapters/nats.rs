@@ -1,13 +1,16 @@
 //! The connection to NATS: settings, how to wait for a server, and which servers will do.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event};
 
 use crate::adapters::refusals::Refusals;
+use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
+use crate::telemetry::Bounded;
 
 /// The oldest nats-server that will do. What is used today (`sync_interval: always`, ordered consumers, appends with an expected sequence) came by 2.10; 2.12 is the oldest
 /// line that is promised to work, so that atomic batches and message TTLs may be relied on.
@@ -75,8 +78,10 @@ impl NatsSettings {
 
     fn listener(&self) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
         let refusals = self.refusals.clone();
+        let (clock, bounded) = (SystemClock::default(), Mutex::new(Bounded::default()));
         move |event| {
-            log_event(&event, &refusals);
+            let tells = |kind| bounded.lock().unwrap_or_else(PoisonError::into_inner).tells(clock.now_ms(), kind);
+            log_event(&event, &refusals, tells);
             std::future::ready(())
         }
     }
@@ -217,14 +222,17 @@ fn reconnect_delay(attempts: usize) -> Duration {
     Duration::from_millis(ceiling_ms / 2 + random % (ceiling_ms / 2 + 1))
 }
 
-fn log_event(event: &Event, refusals: &Refusals) {
+/// `tells` bounds what somebody else can bring about again and again.
+fn log_event(event: &Event, refusals: &Refusals, tells: impl FnOnce(&'static str) -> bool) {
     match event {
         Event::Connected => tracing::info!("connected to NATS"),
         Event::Disconnected => tracing::warn!("waiting for NATS: the connection was lost"),
         Event::SlowConsumer(subscription) => {
-            tracing::warn!(subscription, "messages were dropped: this process is too slow");
+            if tells("dropped messages") {
+                tracing::warn!(subscription, "messages were dropped: this process is too slow");
+            }
         }
-        Event::ServerError(error) if refusals.take(error) => {}
+        Event::ServerError(error) if refusals.take(error, tells) => {}
         Event::ServerError(error) => tracing::warn!(%error, "the NATS server reports an error"),
         Event::ClientError(error) => tracing::warn!(%error, "the NATS client reports an error"),
         other => tracing::info!(event = %other, "NATS connection"),

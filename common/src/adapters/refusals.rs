@@ -46,13 +46,16 @@ impl Refusal {
 }
 
 impl Refusals {
-    /// Takes a server's error, and says it in the log where it is a refusal. Gives whether it is one.
-    pub(super) fn take(&self, error: &ServerError) -> bool {
+    /// Takes a server's error, and says it in the log where it is a refusal. Gives whether it is one. Where answers go is for those to choose who ask, so `tells` bounds what is
+    /// said of them.
+    pub(super) fn take(&self, error: &ServerError, tells: impl FnOnce(&'static str) -> bool) -> bool {
         let Some(refusal) = Refusal::of(error) else { return false };
         let Refusal { subject, text } = &refusal;
         if subject.starts_with(INBOX) && text.contains("Publish") {
             // It may answer only through the server that the request came by, and within a time.
-            tracing::warn!(subject, "the NATS server does not take an answer from this user: {text}");
+            if tells("refused answers") {
+                tracing::warn!(subject, "the NATS server does not take an answer from this user: {text}");
+            }
         } else {
             tracing::error!(
                 subject,
@@ -111,8 +114,9 @@ mod tests {
     fn each_is_kept_once() {
         let refusals = Refusals::default();
         let error = ServerError::Other("Permissions Violation for Publish to \"a\"".to_owned());
-        assert!(refusals.take(&error) && refusals.take(&error));
+        let tells = |_: &'static str| true;
+        assert!(refusals.take(&error, tells) && refusals.take(&error, tells));
         assert_eq!(refusals.0.borrow().len(), 1);
-        assert!(!refusals.take(&ServerError::AuthorizationViolation));
+        assert!(!refusals.take(&ServerError::AuthorizationViolation, tells));
     }
 }

@@ -28,6 +28,7 @@ use muster_common::ids::{JobId, WorkerId};
 use muster_common::ledger::Ledger;
 use muster_common::names::Names;
 use muster_common::store::Stores;
+use muster_common::telemetry::Bounded;
 use muster_common::wire::{self, Heartbeat, JobRecoveries, LeaderBeat, PhaseQuery, Register, Report};
 use muster_common::{Error, Result};
 
@@ -109,6 +110,8 @@ pub(crate) struct Driver {
     cause: String,
     damage: Vec<String>,
     meters: Option<Arc<Meters>>,
+    /// What is logged of malformed messages.
+    bounded: Bounded,
 }
 
 /// What woke the loop.
@@ -179,6 +182,7 @@ impl Driver {
             cause,
             damage,
             meters,
+            bounded: Bounded::default(),
         })
     }
 
@@ -247,8 +251,9 @@ impl Driver {
 
     /// Gives up everything that a leader has. Who resigns says so when that is done, so that a stand-by finds nobody there.
     async fn leave(self, resigns: bool) {
-        let Self { machine, hands, mut tasks, mut writer, orders, subscriptions, api, beats, .. } = self;
+        let Self { machine, hands, mut tasks, mut writer, orders, subscriptions, api, beats, mut bounded, .. } = self;
         drop(subscriptions);
+        bounded.end();
         if tokio::time::timeout(LEAVE_TIMEOUT, api.stop()).await.is_err() {
             tracing::debug!("the control API did not stop in time");
         }
@@ -355,6 +360,7 @@ impl Driver {
         if now_ms >= self.tick_due_ms || self.machine.next_due_ms().is_some_and(|due_ms| now_ms >= due_ms) {
             self.tick_due_ms = now_ms + TICK_MS;
             self.askers.expire(now_ms);
+            self.bounded.look(now_ms);
             let up = self.hands.client.connection_state() == State::Connected;
             if up != self.connected {
                 self.connected = up;
@@ -441,11 +447,13 @@ impl Driver {
         }
     }
 
-    fn malformed(&self, what: &str, error: &Error) -> Result<()> {
+    fn malformed(&mut self, what: &'static str, error: &Error) -> Result<()> {
         if let Some(meters) = &self.meters {
             meters.malformed();
         }
-        tracing::warn!(%error, "a malformed {what} was passed over");
+        if self.bounded.tells(self.clock.now_ms(), what) {
+            tracing::warn!(%error, "a malformed {what} was passed over");
+        }
         Ok(())
     }
 

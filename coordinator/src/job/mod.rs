@@ -23,6 +23,7 @@ use std::sync::Arc;
 use muster_common::api::Event;
 use muster_common::config::Config;
 use muster_common::ids::{AttemptId, DeploymentId, Epoch, JobId, Phase, WorkerId};
+use muster_common::quiet::Quiet;
 use muster_common::store::BlobUrl;
 use muster_common::{Error, Result};
 
@@ -109,6 +110,8 @@ pub struct Machine {
     limits: Limits,
     counters: Counters,
     tally: figures::Tally,
+    /// What is told of workers that are refused: each may ask as often as it likes.
+    refusals: Quiet,
     /// Jobs whose progress is to be published at the end of this step.
     urgent: BTreeSet<JobId>,
     out: Vec<Effect>,
@@ -220,6 +223,7 @@ impl Machine {
             limits: Limits::default(),
             counters: Counters::default(),
             tally: figures::Tally::default(),
+            refusals: Quiet::default(),
             urgent: BTreeSet::new(),
             out: Vec::new(),
         })
@@ -323,6 +327,7 @@ impl Machine {
                 self.due(timer);
             }
         }
+        self.tell_refusals();
         self.watch_pool();
         self.watch_owners();
         self.watch_phases();

@@ -15,6 +15,8 @@ use super::{Machine, workers};
 use crate::membership::health::Subject;
 use crate::membership::phi::Liveness;
 
+/// The event that says that a worker was not admitted.
+const WORKER_REFUSED: &str = "worker-refused";
 /// Heartbeat intervals that an attempt may be missing from its worker's heartbeats.
 const MISSING_BEATS_MAX: u64 = 3;
 /// Most orders to abandon that one heartbeat brings about; the next brings the rest.
@@ -28,9 +30,19 @@ impl Machine {
             Ok(reply) => self.reply(to, Reply::Register(reply)),
             Err(error) => {
                 self.tally.workers_refused += 1;
-                self.event(None, "warning", "worker-refused", error.message.clone());
+                self.tell_refusals();
+                if self.refusals.tells(self.now_ms, WORKER_REFUSED) {
+                    self.event(None, "warning", WORKER_REFUSED, error.message.clone());
+                }
                 self.reply(to, Reply::Register(RegisterReply::Refused { error }));
             }
+        }
+    }
+
+    /// How many refusals were not told one by one, where the time for that has come.
+    pub(super) fn tell_refusals(&mut self) {
+        for (kind, suppressed) in self.refusals.over(self.now_ms) {
+            self.event(None, "warning", kind, format!("{suppressed} more registrations were refused meanwhile"));
         }
     }
 

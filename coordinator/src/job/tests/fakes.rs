@@ -94,9 +94,17 @@ impl World {
 
     pub(super) fn register(&mut self, id: &WorkerId) {
         let to = self.ask();
-        let Some(fake) = self.workers.get(id) else { return };
+        let Some(register) = self.registration(id) else { return };
+        let asked = register.held.iter().map(|held| held.attempt).collect();
+        self.registrations.insert(to, (id.clone(), asked));
+        self.inbox.push_back(Input::Register { to, register: Box::new(register) });
+    }
+
+    /// What a worker says when it registers.
+    pub(super) fn registration(&self, id: &WorkerId) -> Option<Register> {
+        let fake = self.workers.get(id)?;
         let held = fake.held.values().map(|run| HeldAttempt { job: run.job.clone(), attempt: run.attempt }).collect();
-        let register = Register {
+        Some(Register {
             worker: id.clone(),
             incarnation: Incarnation(fake.incarnation),
             program: "test".to_owned(),
@@ -109,10 +117,7 @@ impl World {
             wire: 2,
             settings: Vec::new(),
             inputs: fake.inputs.clone(),
-        };
-        let asked = register.held.iter().map(|held| held.attempt).collect();
-        self.registrations.insert(to, (id.clone(), asked));
-        self.inbox.push_back(Input::Register { to, register: Box::new(register) });
+        })
     }
 
     pub(super) fn kill(&mut self, id: &str) {

@@ -3,7 +3,7 @@
 use muster_common::api::{JobState, WorkerStatus};
 use muster_common::config::Config;
 use muster_common::ids::Phase;
-use muster_common::wire::{Outcome, RunReply};
+use muster_common::wire::{Outcome, Register, RegisterReply, RunReply};
 use muster_common::{Error, ErrorKind};
 
 use super::cases::{error_of, reply_to, said};
@@ -465,4 +465,26 @@ fn errors_that_pass_do_not_halve_memory() {
     world.report(&worker("w1"), &job("j1"), run.attempt, Outcome::Failed { error });
     world.pass(12);
     assert_eq!(world.held_run("w1").memory_halvings, 0);
+}
+
+#[test]
+fn a_flood_of_refusals_is_told_in_a_few_events_and_counted_exactly() {
+    let mut world = pool(config(), 1, Phase::Sort);
+    let flood = |world: &mut World, registrations: u32| {
+        for _ in 0..registrations {
+            let (to, sound) = (world.ask(), world.registration(&worker("w1")).expect("a worker"));
+            world.feed(Input::Register { to, register: Box::new(Register { slots: 0, ..sound }) });
+            let refused = matches!(world.replies.remove(&to), Some(Reply::Register(RegisterReply::Refused { .. })));
+            assert!(refused, "each is answered");
+        }
+    };
+    flood(&mut world, 1000);
+    assert_eq!(count(&world, "worker-refused"), 5);
+    world.pass(11);
+    assert!(said(&world, "worker-refused: 995 more registrations were refused meanwhile"), "{:#?}", world.log);
+    world.pass(30);
+    assert_eq!(count(&world, "worker-refused"), 6, "nothing more comes of it");
+    flood(&mut world, 3);
+    assert_eq!(count(&world, "worker-refused"), 9);
+    assert_eq!(world.machine.tally().workers_refused, 1003);
 }
