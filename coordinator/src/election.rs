@@ -120,10 +120,17 @@ pub enum Cause {
     },
 }
 
+impl Cause {
+    /// Whether somebody led before.
+    pub fn takes_over(self) -> bool {
+        self != Self::Start(Epoch(0))
+    }
+}
+
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Start(Epoch(0)) => write!(f, "first start"),
+            Self::Start(Epoch(0)) => write!(f, "the first leader of a new deployment"),
             Self::Start(epoch) => write!(f, "restart after epoch {epoch}: nobody was leading"),
             Self::Gone { epoch, silent_ms } => {
                 write!(f, "took over from epoch {epoch}: its coordinator is gone, nothing was heard for {silent_ms} ms")

@@ -81,6 +81,7 @@ fn a_start_where_nobody_leads_leads_at_once() {
     bench.step(Input::Tick);
     bench.step(read(7));
     assert_eq!(bench.step(Input::Asked(Answer::Nobody)), [Effect::Begin(Cause::Start(Epoch(7)))]);
+    assert!(Cause::Start(Epoch(7)).takes_over() && !Cause::Start(Epoch(0)).takes_over(), "the first follows nobody");
 }
 
 #[test]

@@ -131,7 +131,6 @@ impl Term {
         let mut machine = job::Machine::new(config.clone(), bucket, replayed.durable)?;
         machine.knows_snapshots(replayed.snapshots);
         tracing::info!(epoch = machine.epoch().0, deployment = %machine.deployment(), %cause, "leading");
-        let cause = cause.to_string();
         let parts = driver::Parts {
             client,
             ledger,

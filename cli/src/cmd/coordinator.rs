@@ -31,7 +31,12 @@ pub(crate) async fn run(args: CoordinatorArgs) -> Result<(), Exit> {
     let settings = nats_context::find_or_default(&args.nats).map_err(|e| Exit::usage(e.message))?;
     let bucket = args.bucket.as_deref().map(cmd::blob_url).transpose()?;
     let faults = cmd::faults(args.faults.as_deref(), &config, "coordinator")?;
-    tracing::info!(nats = %settings.public_url(), ?config, "coordinator starts");
+    let scratch = bucket.as_ref().map_or_else(|| "below each job's OUTPUT".to_owned(), ToString::to_string);
+    let http = args.http.http.map_or_else(|| "none".to_owned(), |address| address.to_string());
+    tracing::info!(
+        nats = %settings.public_url(), namespace = config.namespace, profile = ?args.settings.profile, %scratch, %http, "coordinator starts"
+    );
+    tracing::debug!(?config, "settings");
     let vitals = cmd::watched("coordinator", &args.http, &config).await?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let lead = async {

@@ -26,7 +26,7 @@ async fn with_api(args: &JobArgs) -> Result<(Api, JobId), Exit> {
     Ok((cmd::api_of(&args.client).await?, job))
 }
 
-/// Lists jobs, oldest first.
+/// Lists jobs, the newest first.
 pub(crate) async fn jobs(args: ClientArgs) -> Result<(), Exit> {
     let jobs = cmd::api_of(&args).await?.jobs().await.map_err(calling)?;
     if args.json {

@@ -44,6 +44,7 @@ mod subscriptions;
 mod unsent;
 
 use crate::api::{self, ControlApi};
+use crate::election::Cause;
 use crate::job::Machine;
 use crate::job::io::{Effect, Input, RefusalCode};
 use crate::journal::writer::{JournalWriter, Order, Written};
@@ -75,7 +76,7 @@ pub(crate) struct Parts {
     pub(crate) stalled: watch::Receiver<Option<String>>,
     pub(crate) subscriptions: Subscriptions,
     /// What led to this term, for the event that says so.
-    pub(crate) cause: String,
+    pub(crate) cause: Cause,
     /// Damage to the journal that was got over.
     pub(crate) damage: Vec<String>,
     /// Where somebody watches this process.
@@ -107,7 +108,7 @@ pub(crate) struct Driver {
     unsent: Unsent,
     /// Becomes an error when somebody else is known to lead.
     over: watch::Receiver<Option<Error>>,
-    cause: String,
+    cause: Cause,
     damage: Vec<String>,
     meters: Option<Arc<Meters>>,
     /// What is logged of malformed messages.
@@ -205,8 +206,9 @@ impl Driver {
     async fn lead(&mut self, shutdown: &mut watch::Receiver<bool>) -> Result<()> {
         let unix_ms = self.clock.unix_ms();
         self.feed(Input::Began { unix_ms }).await?;
-        let took_over = self.about("info", "took-over", self.cause.clone());
-        self.publish_event(took_over).await;
+        let kind = if self.cause.takes_over() { "took-over" } else { "first-leader" };
+        let leads = self.about("info", kind, self.cause.to_string());
+        self.publish_event(leads).await;
         for damage in std::mem::take(&mut self.damage) {
             let damaged = self.about("error", "journal-damaged", damage);
             self.publish_event(damaged).await;
