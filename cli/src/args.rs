@@ -140,12 +140,15 @@ pub(crate) struct DrillArgs {
     pub(crate) json: bool,
 }
 
-/// Where NATS is.
+/// Where NATS is, and which deployment there is meant.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct NatsArgs {
     /// NATS server, like nats://host:4222; else NATS_URL and its like, else a NATS context
     #[arg(long, value_name = "URL")]
     pub(crate) nats: Option<String>,
+    /// Namespace of the deployment, where several share a NATS server; else MUSTER_NAMESPACE, else the setting namespace (--config), else muster
+    #[arg(long, value_name = "NS")]
+    pub(crate) namespace: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -7,7 +7,7 @@ use muster_common::adapters::refusals::Refusals;
 use muster_common::api::{JobQuery, JobStatus, WorkerQuery, WorkerStatus};
 use muster_common::config::Config;
 use muster_common::ids::{JobId, WorkerId};
-use muster_common::names::Names;
+use muster_common::names::{DEFAULT_NAMESPACE, Names};
 use muster_common::plan::JobSpec;
 use muster_common::{Error, ErrorKind, Result};
 use serde::Serialize;
@@ -112,9 +112,21 @@ impl Api {
                 let waited = self.patience.as_secs();
                 Err(Error::retry(match later {
                     Some(why) => format!("the coordinator has refused the request {call} for {waited} s: {why}"),
-                    None => format!("no coordinator answered within {waited} s; start one with: muster coordinator"),
+                    None => self.nobody(waited),
                 }))
             }
+        }
+    }
+
+    /// That nobody has answered, and in which deployment, where that is not the usual one.
+    fn nobody(&self, waited_s: u64) -> String {
+        match self.names.namespace() {
+            DEFAULT_NAMESPACE => {
+                format!("no coordinator answered within {waited_s} s; start one with: muster coordinator")
+            }
+            other => format!(
+                "no coordinator of the namespace {other} answered within {waited_s} s; start one with: muster coordinator --namespace {other}"
+            ),
         }
     }
 

@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     fn check(flag: Option<&str>, env: &[(&str, &str)], folder: Option<&Path>) -> Option<Found> {
-        let args = NatsArgs { nats: flag.map(str::to_owned) };
+        let args = NatsArgs { nats: flag.map(str::to_owned), namespace: None };
         let lookup = |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
         find_in(&args, &lookup, folder).expect("settings")
     }

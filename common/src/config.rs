@@ -266,6 +266,16 @@ impl Config {
         Self::layered(&[profile.overlay(), &text]).map_err(|e| e.at(file.display()))
     }
 
+    /// The same settings for the deployment of another namespace.
+    ///
+    /// # Errors
+    /// `Invalid` where it is none.
+    pub fn in_namespace(self, namespace: &str) -> Result<Self> {
+        let config = Self { namespace: namespace.to_owned(), ..self };
+        config.validate()?;
+        Ok(config)
+    }
+
     /// Lays TOML texts over the defaults, the later over the earlier.
     ///
     /// # Errors

@@ -23,6 +23,11 @@ impl Names {
         Self { namespace: namespace.to_owned() }
     }
 
+    /// The namespace itself.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
     /// Leader beats.
     pub fn leader(&self) -> String {
         format!("{}.c.leader", self.namespace)

@@ -142,6 +142,7 @@ variables() {
         [ -z "$url" ] || printf 'NATS_URL=%s\n' "$url"
         printf 'NATS_USER=%s\nNATS_PASSWORD=%s\n' "$2" "$password"
         [ -z "$3" ] || printf 'NATS_INBOX_PREFIX=%s\n' "$3"
+        [ -z "$3" ] || [ "$namespace" = muster ] || printf 'MUSTER_NAMESPACE=%s\n' "$namespace"
         ! $tls || printf 'NATS_CA=%s\n' "$ca"
         [ -z "${4:-}" ] || printf '%s\n' "$4"
     } | write "$1"

@@ -53,6 +53,66 @@ fn a_pool_on_a_shared_folder() {
 }
 
 #[test]
+fn two_deployments_on_one_server_do_not_see_each_other() {
+    let sandbox = Sandbox::new();
+    let pool = Pool::on_folder(&sandbox, 1);
+    let started = |name: &str, arguments: &[&str]| {
+        let mut command = pool.client(arguments);
+        command
+            .args(["--profile", "testing", "--data-dir", arg(&sandbox.path(name))])
+            .env("MUSTER_NAMESPACE", "team-a");
+        Process::spawn(name, command, &sandbox.logs())
+    };
+    let scratch = sandbox.path("scratch-team");
+    let coordinator = started("team-coordinator", &["coordinator", "--bucket", arg(&scratch)]);
+    let mut worker = started("team-worker", &["worker", "--id", "team-worker", "--threads", "1", "--memory", "256MiB"]);
+    worker.wait_for_log("registered", wait::START_BOUND);
+    let mut lonely = Process::spawn("lonely", pool.client(["jobs", "--namespace", "team-b"]), &sandbox.logs());
+
+    // The same job id in both, and what each shows of it.
+    let team = |arguments: &[&str]| pool.run(arguments.iter().chain(&["--namespace", "team-a"]));
+    let (input, ours, theirs) = (sandbox.file("in", "b\na\n"), sandbox.path("ours"), sandbox.path("theirs"));
+    pool.run(["sort", arg(&input), "-o", arg(&ours), "--job-id", "same"]).expect_code(0);
+    team(&["sort", arg(&input), "-o", arg(&theirs), "--job-id", "same"]).expect_code(0);
+    team(&["sort", arg(&input), "-o", arg(&sandbox.path("more")), "--job-id", "team-only"]).expect_code(0);
+    Output::of_folder(&ours).assert_is(b"a\nb\n");
+    Output::of_folder(&theirs).assert_is(b"a\nb\n");
+    let listed = |listed: Value, key: &str| -> Vec<String> {
+        let each = listed.as_array().expect("a list").iter();
+        let mut all: Vec<String> = each.map(|one| one[key].as_str().unwrap_or_default().to_owned()).collect();
+        all.sort_unstable();
+        all
+    };
+    assert_eq!(listed(pool.run(["jobs", "--json"]).json(), "job"), ["same"]);
+    assert_eq!(listed(team(&["jobs", "--json"]).json(), "job"), ["same", "team-only"]);
+    assert_eq!(listed(pool.run(["workers", "--json"]).json(), "id"), ["worker-0"]);
+    assert_eq!(listed(team(&["workers", "--json"]).json(), "id"), ["team-worker"]);
+    pool.run(["status", "team-only"]).expect_code(1).expect_error(&["team-only"]);
+    team(&["watch", "team-only", "--json"]).expect_code(0);
+    let events = |text: String| (text.contains("worker-0 on"), text.contains("team-worker on"));
+    assert_eq!(events(pool.run(["events"]).expect_code(0).stdout), (true, false));
+    assert_eq!(events(team(&["events"]).expect_code(0).stdout), (false, true));
+    team(&["doctor", "--profile", "testing", "--bucket", arg(&scratch), "--json"]).json();
+
+    // A worker that is drained ends with 0, which supervisors take for its end.
+    team(&["drain", "worker-0"]).expect_code(1).expect_error(&["worker-0"]);
+    pool.run(["drain", "team-worker"]).expect_code(1).expect_error(&["team-worker"]);
+    team(&["drain", "team-worker"]).expect_code(0);
+    assert!(worker.wait(wait::RUN_BOUND).success(), "{}", worker.stderr());
+
+    let log = coordinator.stderr();
+    let start = log.lines().find(|line| line.contains("coordinator starts")).expect("it says how it starts");
+    for said in ["namespace=\"team-a\"", "profile=Testing", "scratch-team", "http=none"] {
+        assert!(start.contains(said), "{said}: {start}");
+    }
+    assert!(!log.contains("Config {"), "{log}");
+    assert!(log.contains("kind=\"first-leader\"") && !log.contains("took-over"), "nothing was taken over: {log}");
+    pool.run(["jobs", "--namespace", "Team.A"]).expect_code(2).expect_error(&["Team.A", "a-z 0-9 -"]);
+    assert_eq!(lonely.wait(wait::RUN_BOUND).code(), Some(3));
+    assert!(lonely.stderr().contains("no coordinator of the namespace team-b"), "{}", lonely.stderr());
+}
+
+#[test]
 fn the_health_of_workers_is_shown() {
     let sandbox = Sandbox::new();
     let (input, output, config) =

@@ -462,20 +462,21 @@ fn another_namespace_has_rights_of_its_own() {
     let sandbox = Sandbox::new();
     let (server, users) = made(&sandbox, &["--namespace", "team-a", "--worker", "w1"]);
     assert_eq!(users.variable("w1", "NATS_INBOX_PREFIX"), "_INBOX_team-a_worker.w1");
-    let settings = sandbox.file("team.toml", "namespace = \"team-a\"\n");
     let start = |who: &str, arguments: &[&str]| {
         let mut command = sandbox.muster();
-        command.args(arguments).args(["--profile", "testing", "--config", arg(&settings)]);
+        command.args(arguments);
         command.env("NATS_URL", server.url()).envs(users.environment(who));
         command
     };
-    let _coordinator = Process::spawn("coordinator", start("coordinator", &["coordinator"]), &sandbox.logs());
-    let worker = Process::spawn("worker", start("w1", &["worker"]), &sandbox.logs());
+    let _coordinator =
+        Process::spawn("coordinator", start("coordinator", &["coordinator", "--profile", "testing"]), &sandbox.logs());
+    let worker = Process::spawn("worker", start("w1", &["worker", "--profile", "testing"]), &sandbox.logs());
     worker.wait_for_log("registered", wait::RUN_BOUND);
     let (input, output) = (sandbox.file("in", "b\na\n"), sandbox.path("out"));
     let sort = start("client", &["sort", arg(&input), "-o", arg(&output)]);
     sandbox.run_command(sort, wait::RUN_BOUND).expect_code(0);
     Output::of_folder(&output).assert_is(b"a\nb\n");
+    sandbox.run_command(start("client", &["jobs"]), wait::RUN_BOUND).expect_code(0);
     assert_nothing_refused(&sandbox);
     talk(&users, "w1", &server.url(), async |user| {
         user.may_not_publish(&["muster.c.register.w1", "team-a.c.register", "team-a.journal"]).await;

@@ -27,7 +27,7 @@ const STREAMS_PAUSE: Duration = Duration::from_secs(1);
 /// Stands by or leads until it is asked to end. A leader that is asked to resigns, so that a stand-by goes on at once.
 pub(crate) async fn run(args: CoordinatorArgs) -> Result<(), Exit> {
     cmd::log(args.settings.log_format, "info");
-    let config = cmd::settings(&args.settings)?;
+    let config = cmd::settings(&args.settings, &args.nats)?;
     let settings = nats_context::find_or_default(&args.nats).map_err(|e| Exit::usage(e.message))?;
     let bucket = args.bucket.as_deref().map(cmd::blob_url).transpose()?;
     let faults = cmd::faults(args.faults.as_deref(), &config, "coordinator")?;

@@ -37,9 +37,21 @@ use crate::nats_context;
 /// How long a client waits for a leader.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(15);
 
-/// Settings from file and profile.
-pub(crate) fn settings(args: &SettingsArgs) -> Result<Config, Exit> {
-    Config::load(profile(args.profile), args.config.as_deref()).map_err(|e| Exit::usage(e.message))
+/// Says which deployment is meant, unless `--namespace` does.
+pub(crate) const NAMESPACE_VARIABLE: &str = "MUSTER_NAMESPACE";
+
+/// Settings from file and profile, for the deployment that is meant.
+pub(crate) fn settings(args: &SettingsArgs, nats: &NatsArgs) -> Result<Config, Exit> {
+    let config = Config::load(profile(args.profile), args.config.as_deref());
+    config.and_then(|config| in_namespace(config, nats)).map_err(|e| Exit::usage(e.message))
+}
+
+fn in_namespace(config: Config, nats: &NatsArgs) -> muster_common::Result<Config> {
+    let by_environment = || std::env::var(NAMESPACE_VARIABLE).ok().filter(|namespace| !namespace.is_empty());
+    match nats.namespace.clone().or_else(by_environment) {
+        Some(namespace) => config.in_namespace(&namespace),
+        None => Ok(config),
+    }
 }
 
 /// What profile and file say about single jobs: it goes with a job into a pool.
@@ -86,6 +98,7 @@ pub(crate) fn log(format: LogFormat, level: &str) {
 /// A connection for a command that only asks, with the settings that such commands use.
 pub(crate) async fn connect(args: &NatsArgs) -> Result<(async_nats::Client, Config, Refusals), Exit> {
     let config = Config::profile(config::Profile::Production)?;
+    let config = in_namespace(config, args).map_err(|e| Exit::usage(e.message))?;
     let settings = nats_context::find_or_default(args).map_err(|e| Exit::usage(e.message))?;
     let client = nats::connect(&settings, &config, "muster").await.map_err(exit::connecting)?;
     Ok((client, config, settings.refusals))

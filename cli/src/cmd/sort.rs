@@ -35,7 +35,7 @@ pub(crate) async fn run(args: SortArgs) -> Result<(), Exit> {
     let level = if args.quiet { "error" } else { "warn" };
     cmd::log(args.settings.log_format, if pool.is_none() { "off" } else { level });
     refuse_misplaced(&args)?;
-    let config = cmd::settings(&args.settings)?;
+    let config = cmd::settings(&args.settings, &place.nats)?;
     let spec = job_spec(&args, &config, pool.is_some())?;
     let show = if args.quiet || args.json { Show::Nothing } else { Show::Auto };
     match pool {

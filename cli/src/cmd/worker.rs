@@ -34,7 +34,7 @@ struct DataDir {
 /// Works until it is asked to end.
 pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
     cmd::log(args.settings.log_format, "info");
-    let config = cmd::settings(&args.settings)?;
+    let config = cmd::settings(&args.settings, &args.nats)?;
     let settings = nats_context::find_or_default(&args.nats).map_err(|e| Exit::usage(e.message))?;
     crate::open_files::make_room(args.threads.unwrap_or_else(cmd::cores))?;
     let data_dir = open_data_dir(args.data_dir.as_deref())?;

@@ -76,7 +76,7 @@ struct Report<'a> {
 /// Goes through all checks; fails where one is a problem.
 pub(crate) async fn run(args: DoctorArgs) -> Result<(), Exit> {
     cmd::log(LogFormat::Text, "error");
-    let config = cmd::settings(&args.settings)?;
+    let config = cmd::settings(&args.settings, &args.nats)?;
     let settings = nats_context::find_or_default(&args.nats).map_err(|e| Exit::usage(e.message))?;
     let bucket = args.bucket.as_deref().map(cmd::blob_url).transpose()?;
     let output = args.output.as_deref().map(cmd::blob_url).transpose()?;

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::link::Link;
 use super::schedule::Victim;
+use crate::cmd;
 
 /// Memory of one worker.
 const WORKER_MEMORY: &str = "256MiB";
@@ -37,7 +38,7 @@ impl Setting {
         let program = std::env::current_exe().map_err(|e| Error::bug(format!("cannot find this program: {e}")))?;
         let mut command = Command::new(program);
         command.stdin(Stdio::null()).env("NATS_URL", url).env_remove("NATS_CONTEXT").env_remove("NATS_PASSWORD");
-        command.env_remove(faults::ENABLE_VARIABLE);
+        command.env_remove(faults::ENABLE_VARIABLE).env_remove(cmd::NAMESPACE_VARIABLE);
         // A user without a password is a token, as the nats command line has it.
         command.env("NATS_USER", self.nats.token.as_deref().unwrap_or_default());
         Ok(command)
