@@ -65,12 +65,13 @@ quietly() {
     return "$status"
 }
 
-# replaced IMAGE COMMAND...: runs what makes the image anew, and removes the one that had the name, unless a container still uses it.
+# replaced IMAGE COMMAND...: runs what makes the image anew, and removes the one that had the name, unless it has another name or a container still uses it.
 replaced() {
     local old
     old=$(docker image inspect --format '{{ .Id }}' "$1" 2>/dev/null) || true
     quietly "${@:2}" || die "$1 could not be made"
-    [ -z "$old" ] || docker image rm "$old" >/dev/null 2>&1 || true
+    # By its id docker would remove it with all its names, so that a new muster:local took away muster:tests.
+    [ -z "$old" ] || [ "$(docker image inspect --format '{{ len .RepoTags }}' "$old" 2>/dev/null)" != 0 ] || docker image rm "$old" >/dev/null 2>&1 || true
 }
 
 digest() {
