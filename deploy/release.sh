@@ -76,7 +76,7 @@ check_program() {
 
 # fill: the folder that is packed, and the debug data beside it.
 fill() {
-    local top=$work/$name shell
+    local top=$work/$name shell said
     mkdir -p "$top/bin" "$top/systemd"
     objcopy --only-keep-debug "$binary" "$work/$name.debug"
     # Line tables are most of the program; the names of functions stay.
@@ -89,7 +89,7 @@ fill() {
         for shell in bash zsh fish; do
             "$binary" completions "$shell" >"$top/completions/muster.$shell" || die "the program writes no completions (--without-docs packs it as it is)"
         done
-        "$binary" man "$top/man" || die "the program writes no man pages (--without-docs packs it as it is)"
+        said=$("$binary" man "$top/man" 2>&1) || die "the program writes no man pages (--without-docs packs it as it is): $said"
     else
         say "without completions and man pages, as asked"
     fi
