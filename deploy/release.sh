@@ -34,6 +34,7 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$out" ] || misuse "--out needs a folder"
 [ -z "$binary" ] || [ -x "$binary" ] || die "$binary is no program"
+[ -z "$binary" ] || binary=$(realpath "$binary")
 for program in objcopy objdump gzip sha256sum; do
     command -v "$program" >/dev/null || die "$program is missing: on Debian 'apt-get install binutils'"
 done
