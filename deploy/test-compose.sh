@@ -199,7 +199,7 @@ if $with_cluster; then
     docker kill "$(containers nats-2)" >/dev/null
     step "and a worker is stopped: it finishes or hands back what it has, within its grace"
     stopped=$(head -n 1 <<<"$busy")
-    docker stop --time 40 "$stopped" >/dev/null
+    docker stop -t 40 "$stopped" >/dev/null
     [ "$(docker inspect --format '{{ .State.ExitCode }}' "$stopped")" = 0 ] || die "a worker that was stopped ended with an error"
     ends_well cluster out
     compose up -d
