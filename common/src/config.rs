@@ -113,7 +113,7 @@ section!(Alerts {
 });
 section!(Pool { min_workers: u32, min_alive_percent: u32, forget_ms: u64 });
 section!(Limits { start_per_s: u32, min_per_s: u32, step_per_s: u32, calm_ms: u64 });
-section!(Nats { request_timeout_ms: u64, ping_interval_ms: u64 });
+section!(Nats { request_timeout_ms: u64, ping_interval_ms: u64, connect_timeout_ms: u64 });
 section!(Journal {
     append_timeout_ms: u64,
     snapshot_after: u64,
@@ -344,6 +344,7 @@ impl Config {
         let positive = [
             ("heartbeat.interval_ms", self.heartbeat.interval_ms),
             ("nats.request_timeout_ms", self.nats.request_timeout_ms),
+            ("nats.connect_timeout_ms", self.nats.connect_timeout_ms),
             ("journal.append_timeout_ms", self.journal.append_timeout_ms),
             ("journal.snapshots_kept", u64::from(self.journal.snapshots_kept)),
             ("tasks.attempts_max", u64::from(self.tasks.attempts_max)),

@@ -15,8 +15,6 @@ use crate::telemetry::Bounded;
 /// The oldest nats-server that will do. What is used today (`sync_interval: always`, ordered consumers, appends with an expected sequence) came by 2.10; 2.12 is the oldest
 /// line that is promised to work, so that atomic batches and message TTLs may be relied on.
 pub const SERVER_VERSION_OLDEST: (u32, u32) = (2, 12);
-/// Bound of one try to connect.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest pause between tries to connect.
 const RECONNECT_DELAY_MAX_MS: u64 = 2000;
 /// Messages that a subscription holds before it drops; control traffic is a few thousand a second at most.
@@ -107,7 +105,7 @@ impl NatsSettings {
     async fn options(&self, config: &Config, name: &str) -> Result<ConnectOptions> {
         let mut options = ConnectOptions::new()
             .name(name)
-            .connection_timeout(CONNECT_TIMEOUT)
+            .connection_timeout(Duration::from_millis(config.nats.connect_timeout_ms))
             .ping_interval(Duration::from_millis(config.nats.ping_interval_ms))
             .request_timeout(Some(Duration::from_millis(config.nats.request_timeout_ms)))
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
