@@ -1,9 +1,12 @@
 //! Each target of the fuzzing over its seeds and some thousand inputs drawn from them; MUSTER_FUZZ_RUNS says how many. The program `fuzz` does more of the same.
 #![expect(clippy::print_stdout, reason = "how many executions there were is a result")]
 
+use std::fs;
+use std::path::{Path, PathBuf};
+
 use muster_tests::fuzz::drive::drive;
 use muster_tests::fuzz::memory::Counting;
-use muster_tests::fuzz::{TARGETS, memory};
+use muster_tests::fuzz::{TARGETS, Target, memory};
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
@@ -34,6 +37,19 @@ macro_rules! targets {
 }
 
 targets!(messages, plans, run_index, run_blocks, splitters, json, journal, keys, names, faults);
+
+#[test]
+fn libfuzzer_has_every_target() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+    let read = |path: PathBuf| fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let manifest = read(folder.join("Cargo.toml"));
+    let entries: Vec<&str> = manifest.lines().filter_map(|line| line.strip_prefix("path = \"fuzz_targets/")).collect();
+    assert_eq!(entries, TARGETS.map(|target| format!("{}.rs\"", target.name)));
+    for Target { name, .. } in TARGETS {
+        let source = read(folder.join("fuzz_targets").join(format!("{name}.rs")));
+        assert!(source.contains(&format!("muster_tests::fuzz::{name}::target(data)")), "{name}: {source}");
+    }
+}
 
 #[test]
 fn memory_is_counted() {
