@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::buffer::BufferPool;
 use crate::error::ErrorKind;
 use crate::ledger::{Appended, Ledger};
-use crate::store::{Access, Blobs, OpenUpload, PartAt};
+use crate::store::{Access, Blobs, Completed, OpenUpload, PartAt};
 
 /// Smallest part that S3 takes before the last.
 const PART_BYTES: usize = 5 << 20;
@@ -80,7 +80,8 @@ async fn uploads(store: &dyn Blobs, root: &str) {
     let tag_first = store.upload_part(&key, &upload, PartAt { index: 0, offset: 0 }, buffer(&first)).await.unwrap();
     assert_eq!(store.head(&key).await.unwrap_err().kind, ErrorKind::NotFound, "nothing shows before the end");
     let tags = [tag_first, tag_last];
-    store.complete_upload(&key, &upload, &tags, total, false).await.unwrap();
+    assert_eq!(store.complete_upload(&key, &upload, &tags, total, false).await.unwrap(), Completed::Now);
+    // Some stores remember for a while, and do it once more.
     store.complete_upload(&key, &upload, &tags, total, false).await.unwrap();
     assert_eq!(store.head(&key).await.unwrap().bytes, total);
     let seam = PART_BYTES as u64;
@@ -105,11 +106,17 @@ async fn aborted_uploads(store: &dyn Blobs, root: &str) {
     assert_eq!(store.list_uploads(&key, 10).await.unwrap(), [], "an aborted one is not");
     store.abort_upload(&key, &upload).await.unwrap();
     assert!(
-        store.complete_upload(&key, &upload, &[tag], 1, false).await.is_err(),
+        store.complete_upload(&key, &upload, std::slice::from_ref(&tag), 1, false).await.is_err(),
         "an aborted upload cannot be completed"
     );
     assert!(store.upload_part(&key, &upload, at, buffer(b"y")).await.is_err(), "nor written to");
     assert_eq!(store.head(&key).await.unwrap_err().kind, ErrorKind::NotFound);
+    store.put(&key, Bytes::from_static(b"z")).await.unwrap();
+    let found = store.complete_upload(&key, &upload, std::slice::from_ref(&tag), 1, false).await;
+    assert!(matches!(found, Ok(Completed::Unsure)), "an object of the same length may be anybody's: {found:?}");
+    assert!(store.complete_upload(&key, &upload, &[tag], 2, false).await.is_err(), "one of another length is not it");
+    assert_eq!(&store.read(&key, 0..1, Access::Once).await.unwrap()[..], b"z");
+    store.delete(&key).await.unwrap();
 }
 
 /// Checks a ledger, which must be empty.

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod conformance;
 pub mod error;
+pub mod etag;
 pub mod faults;
 #[cfg(test)]
 mod golden;

@@ -344,6 +344,11 @@ pub fn runs_path(epoch: Epoch, nonce: u64) -> String {
     format!("runs.e{epoch}.{nonce:016x}")
 }
 
+/// The object below a job's scratch that holds the bytes of `_SUCCESS` until the commit.
+pub fn manifest_path(epoch: Epoch, nonce: u64) -> String {
+    format!("manifest.e{epoch}.{nonce:016x}")
+}
+
 /// An attempt's run below a job's scratch. It carries the whole attempt id: no two attempts ever write one object.
 pub fn run_path(attempt: &AttemptId) -> String {
     format!("{attempt}.run")

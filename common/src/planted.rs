@@ -28,10 +28,16 @@ pub enum Bug {
     GrantAnywhere,
     /// A merge leaves out the first run of its list.
     LeaveOutRun,
+    /// A merge takes runs in the order in which their indexes arrive, not in that of their numbers.
+    RunsAsTheyArrive,
+    /// The old `_SUCCESS` goes after the new parts stand, not before.
+    RemoveSuccessLate,
+    /// Whoever publishes makes the manifest of what it knows itself.
+    RemakeManifest,
 }
 
 /// All of them, by name.
-pub const BUGS: [(&str, Bug); 12] = [
+pub const BUGS: [(&str, Bug); 15] = [
     ("skip the epoch check", Bug::SkipEpochCheck),
     ("accept the second commit", Bug::AcceptSecondCommit),
     ("trust a listing", Bug::TrustListing),
@@ -44,6 +50,9 @@ pub const BUGS: [(&str, Bug); 12] = [
     ("keep runs of what is left out", Bug::KeepSkipped),
     ("give owned input to anybody", Bug::GrantAnywhere),
     ("leave out a run of the list", Bug::LeaveOutRun),
+    ("take runs as they arrive", Bug::RunsAsTheyArrive),
+    ("remove the old _SUCCESS late", Bug::RemoveSuccessLate),
+    ("make the manifest anew", Bug::RemakeManifest),
 ];
 
 #[cfg(feature = "planted-bugs")]

@@ -273,6 +273,15 @@ pub struct OpenUpload {
     pub upload: String,
 }
 
+/// What [`Blobs::complete_upload`] has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Completed {
+    /// The object was made by this call.
+    Now,
+    /// The upload is gone, and an object of its length stands. It may be its object, where the answer to an earlier call was lost, or anybody's.
+    Unsure,
+}
+
 /// The port to an object store. Keys are those of [`BlobUrl::key`].
 #[async_trait]
 pub trait Blobs: Send + Sync + 'static {
@@ -313,10 +322,18 @@ pub trait Blobs: Send + Sync + 'static {
     async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Bytes) -> Result<String>;
 
     /// Makes the object appear from its parts, which have `bytes` in all. Harmless where that has happened before. With `sync` it outlives a power loss.
+    /// Where the name carries the attempt of its maker, whatever stands there is that attempt's; under any other name, [`Completed`] says whether to look at what stands.
     ///
     /// # Errors
-    /// `NotFound` where the upload is gone and no such object stands; else as [`Blobs::put`].
-    async fn complete_upload(&self, key: &str, upload: &str, tags: &[String], bytes: u64, sync: bool) -> Result<()>;
+    /// `NotFound` where the upload is gone and no object of that length stands; else as [`Blobs::put`].
+    async fn complete_upload(
+        &self,
+        key: &str,
+        upload: &str,
+        tags: &[String],
+        bytes: u64,
+        sync: bool,
+    ) -> Result<Completed>;
 
     /// Drops an upload; from then on it cannot be completed. Harmless where it is gone.
     ///

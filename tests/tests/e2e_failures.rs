@@ -382,3 +382,76 @@ fn a_local_run_that_is_interrupted_cleans_up() {
     sandbox.assert_no_temporaries();
     assert!(fs::read_dir(sandbox.path("tmp")).unwrap().next().is_none(), "a folder stays in the temporary folder");
 }
+
+/// The second time the store gives each part the tag that the old one has: nothing tells them apart, and nothing needs to.
+#[test]
+fn the_same_sort_again_with_overwrite_succeeds() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let bucket = s3.bucket(BUCKET);
+    let data = records(4_000, Keys::Random, 1);
+    bucket.put("in/a", &data);
+    let (from, to, config) = (bucket.url("in/"), bucket.url("out"), sandbox.small_tasks(SMALL, SMALL));
+    for (turn, more) in [vec![], vec!["--overwrite"], vec!["--overwrite", "--fsync"]].into_iter().enumerate() {
+        let job = format!("job-{turn}");
+        let mut command = sandbox.muster();
+        command.args(["sort", &from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--job-id", &job]);
+        command.args(["--local=1", "--config", arg(&config)]).args(more).envs(s3.environment());
+        sandbox.run_command(command, wait::RUN_BOUND).expect_code(0);
+        let output = Output::of_bucket(&bucket, "out");
+        output.assert_is(&oracle::fixed(&data, 100, 0, 10));
+        assert!(output.parts.len() > 2, "{} parts", output.parts.len());
+        assert_eq!(output.success.expect("a manifest")["job"], job.as_str());
+        assert_eq!(bucket.uploads(), Vec::<String>::new());
+    }
+}
+
+/// What only the first leader was told of is in the manifest of the one that publishes.
+#[test]
+fn a_take_over_at_the_commit_keeps_the_places_of_malformed_records() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let bucket = s3.bucket(BUCKET);
+    let data = records(1_000, Keys::Random, 1);
+    bucket.put("in", &[&data[..], b"torn"].concat());
+    let mut pool = Pool::on_bucket(&sandbox, 1, &s3, BUCKET);
+    pool.coordinator_gate().hold(|request| begins_an_upload(request) && request.contains("_SUCCESS"));
+    let (from, to) = (bucket.url("in"), bucket.url("out"));
+    let sort = pool
+        .start_sort("job", [&from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--bad-records", "quarantine"]);
+    pool.coordinator_gate().wait_for_request("_SUCCESS to be written", wait::RUN_BOUND);
+    pool.kill_coordinator();
+    pool.coordinator_gate().open();
+    pool.start_coordinator();
+    pool.finish_sort(sort);
+    let manifest = Output::of_bucket(&bucket, "out").success.expect("a manifest");
+    let places = manifest["bad_records"].as_array().expect("places");
+    assert_eq!(places.len(), 1, "{manifest}");
+    assert_eq!((places[0]["object"].as_str(), places[0]["offset"].as_u64()), (Some(from.as_str()), Some(100_000)));
+}
+
+/// Somebody writes into OUTPUT while the job runs: without `--overwrite` that is seen before anything changes there.
+#[test]
+fn an_object_that_comes_into_output_meanwhile_fails_the_job_and_stays() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let bucket = s3.bucket(BUCKET);
+    bucket.put("in", &records(1_000, Keys::Random, 1));
+    let pool = Pool::on_bucket(&sandbox, 1, &s3, BUCKET);
+    pool.each_worker_gate(Gate::hold_all);
+    let (from, to) = (bucket.url("in"), bucket.url("out"));
+    let mut sort =
+        pool.start_sort("job", [&from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--partitions", "1"]);
+    pool.worker_gate(0).wait_for_request("the worker to begin", wait::RUN_BOUND);
+    // As long as the part is going to be.
+    let theirs = vec![b'x'; 100_000];
+    bucket.put("out/part-00000.bin", &theirs);
+    pool.each_worker_gate(Gate::open);
+    assert_eq!(process::exit_code(sort.wait(wait::RUN_BOUND)), 1, "{}", sort.stderr());
+    assert!(sort.stderr().contains("part-00000.bin") && sort.stderr().contains("since"), "{}", sort.stderr());
+    assert_eq!(bucket.get("out/part-00000.bin"), theirs);
+    wait::until("scratch to be removed", wait::RUN_BOUND, || {
+        (bucket.list("out") == ["out/part-00000.bin"]).then_some(())
+    });
+    wait::until_empty("as open uploads", || bucket.uploads());
+}

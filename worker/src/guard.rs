@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use muster_common::clock::Clock;
 use muster_common::config::Hedge;
-use muster_common::store::{Access, BlobMeta, Blobs, Layer, OpenUpload, PartAt, Scheme};
+use muster_common::store::{Access, BlobMeta, Blobs, Completed, Layer, OpenUpload, PartAt, Scheme};
 use muster_common::{Error, ErrorKind, Result};
 
 /// Failures in a row that shut the gate.
@@ -444,7 +444,14 @@ impl Blobs for Guarded {
         self.call(|| self.store.upload_part(key, upload, at, data.clone())).await
     }
 
-    async fn complete_upload(&self, key: &str, upload: &str, tags: &[String], bytes: u64, sync: bool) -> Result<()> {
+    async fn complete_upload(
+        &self,
+        key: &str,
+        upload: &str,
+        tags: &[String],
+        bytes: u64,
+        sync: bool,
+    ) -> Result<Completed> {
         self.call(|| self.store.complete_upload(key, upload, tags, bytes, sync)).await
     }
 

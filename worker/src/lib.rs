@@ -11,6 +11,7 @@
 //! A worker commits nothing. It writes only below names that carry its attempt's id, or into uploads that the leader knows and completes; it knows no other worker and
 //! never looks at the journal.
 
+pub mod arrival;
 pub mod attempt;
 mod cache;
 mod driver;

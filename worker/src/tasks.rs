@@ -12,7 +12,7 @@ pub(crate) mod sort;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -331,6 +331,7 @@ impl Task {
             Work::Sample { skip } | Work::Sort { skip, .. } => skip,
             Work::Merge { .. } => &[],
         };
+        let skip: BTreeSet<u32> = skip.iter().copied().collect();
         Ok(split?.iter().filter(|interval| !skip.contains(&interval.object)).copied().collect())
     }
 

@@ -10,7 +10,7 @@ use muster_common::adapters::memory::MemoryBlobs;
 use muster_common::clock::ManualClock;
 use muster_common::config::{Config, Profile};
 use muster_common::retry::Retry;
-use muster_common::store::{Access, BlobMeta, Blobs, OpenUpload, PartAt};
+use muster_common::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
 use muster_common::{Error, ErrorKind, Result};
 
 /// The store; its knobs are public.
@@ -127,7 +127,14 @@ impl Blobs for Shaky {
         self.inner.upload_part(key, upload, at, data).await
     }
 
-    async fn complete_upload(&self, key: &str, upload: &str, tags: &[String], bytes: u64, sync: bool) -> Result<()> {
+    async fn complete_upload(
+        &self,
+        key: &str,
+        upload: &str,
+        tags: &[String],
+        bytes: u64,
+        sync: bool,
+    ) -> Result<Completed> {
         self.answers()?;
         self.inner.complete_upload(key, upload, tags, bytes, sync).await
     }

@@ -123,7 +123,7 @@ async fn write_large(store: &dyn Blobs, buffers: &BufferPool, generator: Generat
     let tags: Result<Vec<String>> = stream::iter((0..parts).map(part)).buffered(at_once).try_collect().await;
     let total = share.records * RECORD_BYTES as u64;
     let done = match tags {
-        Ok(tags) => store.complete_upload(key, &upload, &tags, total, false).await,
+        Ok(tags) => store.complete_upload(key, &upload, &tags, total, false).await.map(drop),
         Err(error) => Err(error),
     };
     if done.is_err() {

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use crate::config;
 use crate::error::{Error, Result};
-use crate::store::{Access, BlobMeta, Blobs, OpenUpload, PartAt};
+use crate::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
 
 /// A store within time-outs.
 pub struct BoundedBlobs {
@@ -69,7 +69,14 @@ impl Blobs for BoundedBlobs {
         self.within_call(key, self.inner.upload_part(key, upload, at, data)).await
     }
 
-    async fn complete_upload(&self, key: &str, upload: &str, tags: &[String], bytes: u64, sync: bool) -> Result<()> {
+    async fn complete_upload(
+        &self,
+        key: &str,
+        upload: &str,
+        tags: &[String],
+        bytes: u64,
+        sync: bool,
+    ) -> Result<Completed> {
         self.within_call(key, self.inner.complete_upload(key, upload, tags, bytes, sync)).await
     }
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::faults::{Component, Faults, Hit, Kind, Scope, Site};
 use crate::ledger::{Appended, Entry, Ledger, Room};
-use crate::store::{Access, BlobMeta, Blobs, OpenUpload, PartAt};
+use crate::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
 
 /// A store that fails on purpose.
 pub struct FaultyBlobs {
@@ -116,7 +116,14 @@ impl Blobs for FaultyBlobs {
         }
     }
 
-    async fn complete_upload(&self, key: &str, upload: &str, tags: &[String], bytes: u64, sync: bool) -> Result<()> {
+    async fn complete_upload(
+        &self,
+        key: &str,
+        upload: &str,
+        tags: &[String],
+        bytes: u64,
+        sync: bool,
+    ) -> Result<Completed> {
         self.around("complete", key, self.inner.complete_upload(key, upload, tags, bytes, sync)).await
     }
 

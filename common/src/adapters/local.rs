@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 
 use crate::buffer::{ALIGN, Buffer, BufferPool, is_aligned};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Access, BlobMeta, Blobs, OpenUpload, PartAt};
+use crate::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
 
 /// Reads below this size go through the page cache even where they are read once.
 const DIRECT_BYTES_MIN: u64 = 256 * 1024;
@@ -316,7 +316,7 @@ fn sync_with_folder(path: &Path) -> Result<()> {
     path.parent().map_or(Ok(()), synced)
 }
 
-fn complete(key: &str, upload: &str, bytes: u64, sync: bool) -> Result<()> {
+fn complete(key: &str, upload: &str, bytes: u64, sync: bool) -> Result<Completed> {
     let (temporary, target) = (upload_path(key, upload)?, path_of(key));
     match fs::metadata(&temporary) {
         Ok(meta) if meta.size() == bytes => {}
@@ -324,11 +324,11 @@ fn complete(key: &str, upload: &str, bytes: u64, sync: bool) -> Result<()> {
             let why = format!("the upload of {} has {} bytes, not {bytes}", target.display(), meta.size());
             return Err(Error::corrupt(why));
         }
-        // The answer to an earlier completion may have been lost.
+        // The answer to an earlier completion may have been lost. A file does not tell of which upload it was made: inodes are used again.
         Err(e)
             if e.kind() == io::ErrorKind::NotFound && meta_of(key, &target).is_ok_and(|meta| meta.bytes == bytes) =>
         {
-            return Ok(());
+            return Ok(Completed::Unsure);
         }
         Err(e) => return Err(file_error(&temporary, "complete the upload", &e)),
     }
@@ -336,7 +336,10 @@ fn complete(key: &str, upload: &str, bytes: u64, sync: bool) -> Result<()> {
         sync_with_folder(&temporary)?;
     }
     fs::rename(&temporary, &target).map_err(|e| file_error(&target, "put in place", &e))?;
-    if sync { sync_with_folder(&target) } else { Ok(()) }
+    if sync {
+        sync_with_folder(&target)?;
+    }
+    Ok(Completed::Now)
 }
 
 fn put_whole(key: &str, bytes: &[u8]) -> Result<()> {
@@ -424,7 +427,14 @@ impl Blobs for LocalBlobs {
         self.blocking(move || write_part(&path, at, &data).map(|()| at.index.to_string())).await
     }
 
-    async fn complete_upload(&self, key: &str, upload: &str, _tags: &[String], bytes: u64, sync: bool) -> Result<()> {
+    async fn complete_upload(
+        &self,
+        key: &str,
+        upload: &str,
+        _tags: &[String],
+        bytes: u64,
+        sync: bool,
+    ) -> Result<Completed> {
         let (key, upload) = (key.to_owned(), upload.to_owned());
         self.blocking(move || complete(&key, &upload, bytes, sync)).await
     }

@@ -8,10 +8,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::etag;
 use crate::ledger::{Appended, Entry, Ledger};
-use crate::store::{Access, BlobMeta, Blobs, OpenUpload, PartAt};
+use crate::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
 
-/// An object store in memory.
+/// An object store in memory. As in S3 an object's version follows from its bytes: the same bytes, the same version.
 #[derive(Debug, Default)]
 pub struct MemoryBlobs {
     inner: Mutex<Objects>,
@@ -19,7 +20,8 @@ pub struct MemoryBlobs {
 
 #[derive(Debug, Default)]
 struct Objects {
-    objects: BTreeMap<String, (Bytes, u64)>,
+    /// Bytes and their version.
+    objects: BTreeMap<String, (Bytes, String)>,
     uploads: HashMap<String, Upload>,
     counter: u64,
 }
@@ -58,7 +60,7 @@ impl Blobs for MemoryBlobs {
             .map(|(key, (bytes, version))| BlobMeta {
                 key: key.clone(),
                 bytes: bytes.len() as u64,
-                version: version.to_string(),
+                version: version.clone(),
                 modified_unix_ms: 0,
             })
             .collect();
@@ -72,7 +74,7 @@ impl Blobs for MemoryBlobs {
     async fn head(&self, key: &str) -> Result<BlobMeta> {
         let inner = self.lock();
         let (bytes, version) = inner.objects.get(key).ok_or_else(|| not_found(key))?;
-        let version = version.to_string();
+        let version = version.clone();
         Ok(BlobMeta { key: key.to_owned(), bytes: bytes.len() as u64, version, modified_unix_ms: 0 })
     }
 
@@ -91,10 +93,8 @@ impl Blobs for MemoryBlobs {
     }
 
     async fn put(&self, key: &str, bytes: Bytes) -> Result<()> {
-        let mut inner = self.lock();
-        inner.counter += 1;
-        let version = inner.counter;
-        inner.objects.insert(key.to_owned(), (bytes, version));
+        let version = etag::of_bytes(&bytes);
+        self.lock().objects.insert(key.to_owned(), (bytes, version));
         Ok(())
     }
 
@@ -110,14 +110,21 @@ impl Blobs for MemoryBlobs {
         let mut inner = self.lock();
         let found = inner.uploads.get_mut(upload).filter(|found| found.key == key);
         found.ok_or_else(|| not_found(upload))?.parts.insert(at.index, data.to_vec());
-        Ok(format!("tag-{}", at.index))
+        Ok(etag::of_bytes(&data))
     }
 
-    async fn complete_upload(&self, key: &str, upload: &str, tags: &[String], bytes: u64, _sync: bool) -> Result<()> {
+    async fn complete_upload(
+        &self,
+        key: &str,
+        upload: &str,
+        tags: &[String],
+        bytes: u64,
+        _sync: bool,
+    ) -> Result<Completed> {
         let mut inner = self.lock();
         if !inner.uploads.contains_key(upload) {
             let stands = inner.objects.get(key).is_some_and(|(stored, _)| stored.len() as u64 == bytes);
-            return if stands { Ok(()) } else { Err(not_found(upload)) };
+            return if stands { Ok(Completed::Unsure) } else { Err(not_found(upload)) };
         }
         let whole = |found: &Upload| (0..tags.len() as u32).eq(found.parts.keys().copied()) && found.key == key;
         if !inner.uploads.get(upload).is_some_and(whole) {
@@ -128,10 +135,9 @@ impl Blobs for MemoryBlobs {
         if data.len() as u64 != bytes {
             return Err(Error::corrupt(format!("the upload of {key} has {} bytes, not {bytes}", data.len())));
         }
-        inner.counter += 1;
-        let version = inner.counter;
+        let version = etag::of_parts(tags).unwrap_or_else(|| etag::of_bytes(&data));
         inner.objects.insert(key.to_owned(), (data.into(), version));
-        Ok(())
+        Ok(Completed::Now)
     }
 
     async fn abort_upload(&self, _key: &str, upload: &str) -> Result<()> {

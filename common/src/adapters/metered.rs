@@ -10,7 +10,7 @@ use metrics::{Counter, Histogram};
 use tokio::time::Instant;
 
 use crate::error::{ErrorKind, Result};
-use crate::store::{Access, BlobMeta, Blobs, Layer, OpenUpload, PartAt, Scheme};
+use crate::store::{Access, BlobMeta, Blobs, Completed, Layer, OpenUpload, PartAt, Scheme};
 use crate::vitals::{Family, Vitals};
 
 const CALLS: Family = Family::new(
@@ -169,7 +169,14 @@ impl Blobs for Metered {
         self.write(Call::UploadPart, data.len(), self.store.upload_part(key, upload, at, data)).await
     }
 
-    async fn complete_upload(&self, key: &str, upload: &str, tags: &[String], bytes: u64, sync: bool) -> Result<()> {
+    async fn complete_upload(
+        &self,
+        key: &str,
+        upload: &str,
+        tags: &[String],
+        bytes: u64,
+        sync: bool,
+    ) -> Result<Completed> {
         self.count(Call::CompleteUpload, self.store.complete_upload(key, upload, tags, bytes, sync)).await
     }
 

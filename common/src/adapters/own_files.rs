@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::inputs::{FOLDERS_MAX, Pattern};
 use crate::names;
 use crate::plan::TEXT_BYTES_MAX;
-use crate::store::{Access, BlobMeta, Blobs, OpenUpload, PartAt, is_normal};
+use crate::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt, is_normal};
 use crate::wire::{HEAD_BYTES_MAX, LocalFile};
 
 /// Bytes of a page of a listing, about: half of what a message may have.
@@ -362,7 +362,7 @@ impl Blobs for OwnFiles {
         only_read()
     }
 
-    async fn complete_upload(&self, _: &str, _: &str, _: &[String], _: u64, _: bool) -> Result<()> {
+    async fn complete_upload(&self, _: &str, _: &str, _: &[String], _: u64, _: bool) -> Result<Completed> {
         only_read()
     }
 

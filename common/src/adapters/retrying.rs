@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::error::Result;
 use crate::retry::Retry;
-use crate::store::{Access, BlobMeta, Blobs, OpenUpload, PartAt};
+use crate::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
 
 /// A store that is asked again.
 pub struct RetryingBlobs {
@@ -50,7 +50,14 @@ impl Blobs for RetryingBlobs {
         self.retry.repeat(|| self.inner.upload_part(key, upload, at, data.clone())).await
     }
 
-    async fn complete_upload(&self, key: &str, upload: &str, tags: &[String], bytes: u64, sync: bool) -> Result<()> {
+    async fn complete_upload(
+        &self,
+        key: &str,
+        upload: &str,
+        tags: &[String],
+        bytes: u64,
+        sync: bool,
+    ) -> Result<Completed> {
         self.retry.repeat(|| self.inner.complete_upload(key, upload, tags, bytes, sync)).await
     }
 

@@ -18,7 +18,7 @@ use object_store::{ClientOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutPa
 
 use crate::config;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Access, BlobMeta, Blobs, OpenUpload, PartAt};
+use crate::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
 
 mod uploads;
 
@@ -239,16 +239,23 @@ impl Blobs for S3Blobs {
         put.map(|part| part.content_id).map_err(|e| self.error(key, "upload a part of", &e))
     }
 
-    async fn complete_upload(&self, key: &str, upload: &str, tags: &[String], bytes: u64, _sync: bool) -> Result<()> {
+    async fn complete_upload(
+        &self,
+        key: &str,
+        upload: &str,
+        tags: &[String],
+        bytes: u64,
+        _sync: bool,
+    ) -> Result<Completed> {
         let path = self.path(key)?;
         let parts = tags.iter().map(|tag| PartId { content_id: tag.clone() }).collect();
         let completed = self.store.complete_multipart(&path, &upload.to_owned(), parts).await;
         let failed = completed.err().map(|e| self.error(key, "complete the upload of", &e));
         match failed {
-            None => Ok(()),
+            None => Ok(Completed::Now),
             // The upload is gone: it was completed before and the answer was lost, or it was aborted. What stands decides.
             Some(error) if error.kind == ErrorKind::NotFound => match self.head(key).await {
-                Ok(meta) if meta.bytes == bytes => Ok(()),
+                Ok(meta) if meta.bytes == bytes => Ok(Completed::Unsure),
                 _ => Err(error),
             },
             Some(error) => Err(error),

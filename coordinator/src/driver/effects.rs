@@ -177,6 +177,9 @@ pub async fn carry_out_on_stores(stores: &Stores, fence: &Fence, effect: Effect)
             let result = clean::abort(stores, fence, &url, &upload.upload).await;
             Input::UploadAborted { job, attempt: upload.attempt, result }
         }
+        Effect::PrepareCommit { publication, url, ticket, .. } => {
+            Input::ObjectWritten { ticket, result: publish::prepare(stores, fence, &publication, &url).await }
+        }
         Effect::Publish { job, publication } => {
             Input::Published { job, result: publish::publish(stores, fence, &publication).await }
         }
@@ -242,7 +245,9 @@ pub(super) fn on_panic(effect: &Effect) -> Option<Input> {
         Effect::ListInput { spec, ticket, .. } => {
             Input::Listed { job: of(&spec.job), ticket: *ticket, result: Err(bug()) }
         }
-        Effect::WriteObject { ticket, .. } => Input::ObjectWritten { ticket: *ticket, result: Err(bug()) },
+        Effect::WriteObject { ticket, .. } | Effect::PrepareCommit { ticket, .. } => {
+            Input::ObjectWritten { ticket: *ticket, result: Err(bug()) }
+        }
         Effect::LoadPlan { job, .. } => Input::PlanLoaded { job: of(job), result: Err(bug()) },
         Effect::LoadSamples { job, attempt, .. } => {
             Input::SamplesLoaded { job: of(job), attempt: *attempt, result: Err(bug()) }

@@ -1,5 +1,6 @@
 //! Carries out a decided commit: the order in which OUTPUT changes, step by step. Every step may be repeated, by this leader or the next.
 //!
+//! 0. nobody else's object may stand where this job is going to write: that is seen before the commit is decided ([`prepare`]), and again before anything is touched;
 //! 1. the old `_SUCCESS` goes, so that nobody takes a mixture for a whole;
 //! 2. malformed records are copied to their quarantine;
 //! 3. the parts' uploads are completed, over what has their names;
@@ -7,27 +8,71 @@
 //! 5. what else stood there before goes.
 //!
 //! Before each of them the leader makes sure that it leads still: one that was paused in the midst of it must not go on after the next has come to the end.
+//!
+//! What stands under a part's name is judged by what that part must be, never by what stood there before: an earlier try may have completed it, and the same bytes may have
+//! stood there all along.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
 
+use muster_common::etag;
 use muster_common::names::SUCCESS;
-use muster_common::plan::PinnedObject;
-use muster_common::store::{Access, BlobUrl, Blobs, PartAt, Stores, read_whole};
-use muster_common::wire::{BlobRef, Digester};
+use muster_common::plan::{PLAN_BYTES_MAX, PinnedObject};
+use muster_common::planted::{self, Bug};
+use muster_common::store::{Access, BlobMeta, BlobUrl, Blobs, Completed, PartAt, Stores, read_whole};
+use muster_common::wire::{self, BlobRef, Digester};
 use muster_common::{Error, ErrorKind, Result};
 
 use super::fence::Fence;
-use crate::job::io::{Publication, PublishedPart};
+use crate::job::io::{ManifestBytes, Publication, PublishedPart};
 
 /// Uploads that are completed side by side.
 const COMPLETIONS_AT_ONCE: usize = 8;
 /// Bytes that are copied at once: as uploads want it, more than 5 MiB and aligned.
 const PIECE_BYTES: u64 = 8 << 20;
+/// Bytes of an object that are looked at at once, to see what it is.
+const LOOK_BYTES: u64 = 1 << 20;
 /// Other calls to a store that go side by side.
 pub(super) const AT_ONCE: usize = 16;
+
+/// An object that a publication makes appear.
+struct Wanted<'a> {
+    url: BlobUrl,
+    bytes: u64,
+    /// XXH3-64 of its bytes.
+    checksum: u64,
+    /// The tags of its upload's parts, where it has one already.
+    tags: &'a [String],
+}
+
+/// What stands under the name of an object that is to appear.
+#[derive(Debug, PartialEq, Eq)]
+enum Standing {
+    Nothing,
+    /// The very bytes.
+    Right,
+    /// Something else.
+    Other(BlobMeta),
+}
+
+/// Sees whether a commit can be made visible, and keeps its manifest until then.
+///
+/// # Errors
+/// `Invalid` where somebody else's object stands where the job is going to write; `Fenced` where somebody else leads; else the first error of the store.
+pub(super) async fn prepare(
+    stores: &Stores,
+    fence: &Fence,
+    publication: &Publication,
+    url: &BlobUrl,
+) -> Result<BlobRef> {
+    let store = stores.open(&publication.output).await?;
+    let manifest = manifest(stores, publication).await?;
+    refuse_foreign(&store, publication, &manifest).await?;
+    fence.check().await?;
+    stores.put_ref(url, manifest).await
+}
 
 /// Makes the publication visible.
 ///
@@ -36,27 +81,139 @@ pub(super) const AT_ONCE: usize = 16;
 pub(super) async fn publish(stores: &Stores, fence: &Fence, publication: &Publication) -> Result<()> {
     let store = stores.open(&publication.output).await?;
     let success = publication.output.join(SUCCESS);
-    if !stands(&store, &success, &publication.manifest).await? {
-        remove_old(&store, fence, &success).await?;
+    let manifest = manifest(stores, publication).await?;
+    if !stands(&store, &success, &manifest).await? {
+        refuse_foreign(&store, publication, &manifest).await?;
+        let late = planted::is(Bug::RemoveSuccessLate);
+        if !late {
+            remove_old(&store, fence, &success).await?;
+        }
         for (lines, to) in &publication.quarantine {
             read_whole(|| copy(stores, fence, lines, to, publication.sync)).await?;
         }
         complete(&store, fence, publication).await?;
+        if late {
+            remove_old(&store, fence, &success).await?;
+        }
         fence.check().await?;
-        let put = put(stores, fence, &store, &success, &publication.manifest, publication.sync);
+        let put = put(stores, fence, &store, &success, &manifest, publication.sync);
         put.await.map_err(|e| e.at(&success))?;
     }
-    let kept: BTreeSet<String> = named(publication).chain([&success]).map(ToString::to_string).collect();
-    let gone: Vec<&PinnedObject> = publication.replaced.iter().filter(|old| !kept.contains(&old.url)).collect();
+    remove_replaced(&store, fence, publication, &success).await
+}
+
+/// The bytes of `_SUCCESS`: those that were kept when the commit was decided.
+async fn manifest(stores: &Stores, publication: &Publication) -> Result<Vec<u8>> {
+    match &publication.manifest {
+        ManifestBytes::Made(bytes) => Ok(bytes.clone()),
+        ManifestBytes::Stored(pointer) => {
+            let read = stores.get_ref(pointer, PLAN_BYTES_MAX).await;
+            Ok(read.map_err(|e| e.at("the manifest that was kept for the commit"))?.into())
+        }
+    }
+}
+
+/// What stood in OUTPUT before, and has neither been overwritten nor changed by somebody.
+async fn remove_replaced(
+    store: &Arc<dyn Blobs>,
+    fence: &Fence,
+    publication: &Publication,
+    success: &BlobUrl,
+) -> Result<()> {
+    let mut kept: Vec<String> = wanted(publication).map(|wanted| wanted.url.to_string()).collect();
+    kept.push(success.to_string());
+    kept.sort_unstable();
+    let gone: Vec<&PinnedObject> =
+        publication.replaced.iter().filter(|old| kept.binary_search(&old.url).is_err()).collect();
     let mut unchanged = Vec::new();
     for old in gone {
         // What somebody has written there since is not what this job was allowed to replace.
         let url: BlobUrl = old.url.parse()?;
-        if stands_as(&store, &url, &old.version).await? {
+        if stands_as(store, &url, &old.version).await? {
             unchanged.push(url);
         }
     }
-    delete(&store, fence, unchanged).await
+    delete(store, fence, unchanged).await
+}
+
+/// Everything that the publication makes appear, `_SUCCESS` apart.
+fn wanted(publication: &Publication) -> impl Iterator<Item = Wanted<'_>> {
+    let parts = publication.parts.iter().map(|part| Wanted {
+        url: part.url.clone(),
+        bytes: part.bytes,
+        checksum: part.checksum,
+        tags: &part.tags,
+    });
+    let quarantine = publication.quarantine.iter().map(|(lines, to)| Wanted {
+        url: to.clone(),
+        bytes: lines.bytes,
+        checksum: lines.digest,
+        tags: &[],
+    });
+    parts.chain(quarantine)
+}
+
+/// What stands where the job is going to write must be its own, from an earlier try, or what stood there when it was submitted and may be replaced. With `--overwrite` anything
+/// may stand there but the `_SUCCESS` of somebody who has published since.
+async fn refuse_foreign(store: &Arc<dyn Blobs>, publication: &Publication, manifest: &[u8]) -> Result<()> {
+    let pinned: BTreeMap<&str, &str> =
+        publication.replaced.iter().map(|old| (old.url.as_str(), old.version.as_str())).collect();
+    let success = Wanted {
+        url: publication.output.join(SUCCESS),
+        bytes: manifest.len() as u64,
+        checksum: wire::digest(manifest),
+        tags: &[],
+    };
+    let parts: Vec<Wanted<'_>> = if publication.overwrite { Vec::new() } else { wanted(publication).collect() };
+    let refuse_one = |wanted: Wanted<'_>| {
+        let pinned = pinned.get(wanted.url.to_string().as_str()).map(|version| (*version).to_owned());
+        let store = store.clone();
+        let (url, bytes, checksum, tags) = (wanted.url, wanted.bytes, wanted.checksum, wanted.tags.to_vec());
+        async move {
+            let wanted = Wanted { url, bytes, checksum, tags: &tags };
+            match standing(&store, &wanted, pinned.as_deref()).await? {
+                Standing::Other(meta) if pinned.as_ref() != Some(&meta.version) => Err(Error::invalid(format!(
+                    "{} ({} bytes) has come into OUTPUT since the job was submitted, and is not the job's; it is left as it is. Sort into another OUTPUT, or again with --overwrite",
+                    wanted.url, meta.bytes
+                ))),
+                _ => Ok(()),
+            }
+        }
+    };
+    // `_SUCCESS` first: whoever reads of two that collide should read of the one that says so.
+    refuse_one(success).await?;
+    stream::iter(parts.into_iter().map(refuse_one)).buffer_unordered(AT_ONCE).try_collect::<()>().await
+}
+
+/// What stands under an object's name. Whatever has the version that is `known` is something else, without a look at it.
+async fn standing(store: &Arc<dyn Blobs>, wanted: &Wanted<'_>, known: Option<&str>) -> Result<Standing> {
+    let meta = match store.head(wanted.url.key()).await {
+        Ok(meta) => meta,
+        Err(error) if error.kind == ErrorKind::NotFound => return Ok(Standing::Nothing),
+        Err(error) => return Err(error.at(&wanted.url)),
+    };
+    if meta.bytes != wanted.bytes || known == Some(meta.version.as_str()) {
+        return Ok(Standing::Other(meta));
+    }
+    if etag::is_of_parts(&meta.version, wanted.tags) {
+        return Ok(Standing::Right);
+    }
+    let checksum = read_whole(|| checksum(store, &wanted.url, meta.bytes)).await;
+    match checksum {
+        Ok(checksum) if checksum == wanted.checksum => Ok(Standing::Right),
+        Ok(_) => Ok(Standing::Other(meta)),
+        Err(error) => Err(error.at(&wanted.url)),
+    }
+}
+
+async fn checksum(store: &Arc<dyn Blobs>, url: &BlobUrl, bytes: u64) -> Result<u64> {
+    let (mut digest, mut offset) = (Digester::default(), 0);
+    while offset < bytes {
+        let end = bytes.min(offset + LOOK_BYTES);
+        digest.update(&store.read(url.key(), offset..end, Access::Once).await?);
+        offset = end;
+    }
+    Ok(digest.finish())
 }
 
 /// Where nothing stands, nothing is deleted: a call that goes out late could only hit what has appeared since. What does stand may be the next leader's by now, so an
@@ -99,22 +256,22 @@ async fn stands_as(store: &Arc<dyn Blobs>, url: &BlobUrl, version: &str) -> Resu
 
 async fn complete(store: &Arc<dyn Blobs>, fence: &Fence, publication: &Publication) -> Result<()> {
     let sync = publication.sync;
-    let old: BTreeMap<&str, &str> =
-        publication.replaced.iter().map(|old| (old.url.as_str(), old.version.as_str())).collect();
     let complete_one = |part: PublishedPart| {
-        let (store, replaced) =
-            (store.clone(), old.get(part.url.to_string().as_str()).map(|version| (*version).to_owned()));
+        let store = store.clone();
         async move {
-            let PublishedPart { url, upload, tags, bytes } = part;
+            let PublishedPart { url, upload, tags, bytes, checksum } = part;
             fence.check().await?;
-            store.complete_upload(url.key(), &upload, &tags, bytes, sync).await.map_err(|e| e.at(&url))?;
-            // A store that lost the upload sees an object of the right length and takes it for ours; the old version's name tells.
-            match replaced {
-                Some(version) if stands_as(&store, &url, &version).await? => Err(Error::corrupt(format!(
-                    "{url}: the upload of the new part is gone, and the old object still stands"
-                ))),
-                _ => Ok(()),
-            }
+            let completed = store.complete_upload(url.key(), &upload, &tags, bytes, sync).await;
+            let standing = match completed {
+                Ok(Completed::Now) => return Ok(()),
+                Err(error) if error.kind != ErrorKind::NotFound => return Err(error.at(&url)),
+                Ok(Completed::Unsure) => {
+                    let wanted = Wanted { url: url.clone(), bytes, checksum, tags: &tags };
+                    standing(&store, &wanted, None).await?
+                }
+                Err(_) => Standing::Nothing,
+            };
+            if standing == Standing::Right { Ok(()) } else { Err(lost(&url, &upload, bytes, &standing)) }
         }
     };
     stream::iter(publication.parts.clone().into_iter().map(complete_one))
@@ -123,9 +280,15 @@ async fn complete(store: &Arc<dyn Blobs>, fence: &Fence, publication: &Publicati
         .await
 }
 
-/// What the publication makes appear, `_SUCCESS` apart.
-fn named(publication: &Publication) -> impl Iterator<Item = &BlobUrl> {
-    publication.parts.iter().map(|part| &part.url).chain(publication.quarantine.iter().map(|(_, to)| to))
+/// Nothing brings a lost part back: runs may be gone by now, and their merge was told that its part counts.
+fn lost(url: &BlobUrl, upload: &str, bytes: u64, standing: &Standing) -> Error {
+    let found = match standing {
+        Standing::Other(meta) => format!("an object of {} bytes with other contents stands in its place", meta.bytes),
+        Standing::Nothing | Standing::Right => "nothing of its length stands in its place".to_owned(),
+    };
+    Error::corrupt(format!(
+        "the part {url} is lost: the store no longer has its upload {upload} of {bytes} bytes, and {found}. A rule of the bucket that aborts incomplete uploads, or somebody by hand, may have removed it; sort again under another --job-id"
+    ))
 }
 
 /// Copies an object piece by piece, once. It appears only if its bytes are what the journal says they are.
@@ -147,7 +310,17 @@ async fn copy(stores: &Stores, fence: &Fence, from: &BlobRef, to: &BlobUrl, sync
             return Err(Error::corrupt(format!("{source} is not what was committed; it cannot be quarantined")));
         }
         fence.check().await?;
-        writer.complete_upload(to.key(), &upload, &tags, from.bytes, sync).await.map_err(|e| e.at(to))
+        let completed = writer.complete_upload(to.key(), &upload, &tags, from.bytes, sync).await;
+        match completed.map_err(|e| e.at(to))? {
+            Completed::Now => Ok(()),
+            Completed::Unsure => {
+                let wanted = Wanted { url: to.clone(), bytes: from.bytes, checksum: from.digest, tags: &tags };
+                match standing(&writer, &wanted, None).await? {
+                    Standing::Right => Ok(()),
+                    _ => Err(Error::retry(format!("the upload to {to} is gone; it is made again"))),
+                }
+            }
+        }
     };
     let copied = copied.await;
     if copied.is_err() {
@@ -176,7 +349,11 @@ async fn put(
     let completed = async {
         let tag = written?;
         fence.check().await?;
-        store.complete_upload(url.key(), &upload, &[tag], bytes.len() as u64, true).await
+        match store.complete_upload(url.key(), &upload, &[tag], bytes.len() as u64, true).await? {
+            Completed::Now => Ok(()),
+            Completed::Unsure if stands(store, url, bytes).await? => Ok(()),
+            Completed::Unsure => Err(Error::retry("its upload is gone; it is written again")),
+        }
     };
     let completed = completed.await;
     if completed.is_err() {

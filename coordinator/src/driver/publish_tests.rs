@@ -44,6 +44,12 @@ impl Bench {
         self.memory.list("", 100).await.expect("list").into_iter().map(|meta| meta.key).collect()
     }
 
+    async fn text(&self, key: &str) -> String {
+        let bytes = self.memory.head(key).await.expect("head").bytes;
+        let read = self.memory.read(key, 0..bytes, Access::Cached).await.expect("read");
+        String::from_utf8(read.to_vec()).expect("text")
+    }
+
     async fn pinned(&self, key: &str) -> PinnedObject {
         let meta = self.memory.head(key).await.expect("head");
         PinnedObject { url: url(key).to_string(), bytes: meta.bytes, version: meta.version }
@@ -56,7 +62,7 @@ fn url(key: &str) -> BlobUrl {
 
 async fn publication(bench: &Bench, sync: bool) -> Publication {
     let (upload, tags) = bench.upload("out/part-00000.txt", "new").await;
-    let part = PublishedPart { url: url("out/part-00000.txt"), upload, tags, bytes: 3 };
+    let part = PublishedPart { url: url("out/part-00000.txt"), upload, tags, bytes: 3, checksum: wire::digest(b"new") };
     let mut replaced = Vec::new();
     for key in ["out/_SUCCESS", "out/part-00000.txt", "out/part-00001.txt"] {
         replaced.push(bench.pinned(key).await);
@@ -67,10 +73,23 @@ async fn publication(bench: &Bench, sync: bool) -> Publication {
         job,
         parts: vec![part],
         quarantine: Vec::new(),
-        manifest: b"{}".to_vec(),
+        manifest: ManifestBytes::Made(b"{}".to_vec()),
         replaced,
+        overwrite: true,
         sync,
     }
+}
+
+/// Parts with these contents, over nothing.
+async fn publication_of(bench: &Bench, texts: &[&str], sync: bool) -> Publication {
+    let mut parts = Vec::new();
+    for (at, text) in texts.iter().enumerate() {
+        let url = url(&format!("out/part-{at:05}.txt"));
+        let (upload, tags) = bench.upload(url.key(), text).await;
+        let (bytes, checksum) = (text.len() as u64, wire::digest(text.as_bytes()));
+        parts.push(PublishedPart { url, upload, tags, bytes, checksum });
+    }
+    Publication { parts, replaced: Vec::new(), ..publication(&Bench::new(&OLD).await, sync).await }
 }
 
 const OLD: [&str; 4] = ["out/_SUCCESS", "out/part-00000.txt", "out/part-00001.txt", "elsewhere"];
@@ -105,7 +124,7 @@ async fn malformed_records_are_copied_before_the_output_is_whole() {
     assert_eq!(bench.memory.open_uploads(), 0);
     // One that is not what was committed is not taken for it, and then OUTPUT is not whole.
     let mut damaged = publication.clone();
-    damaged.manifest = b"{1}".to_vec();
+    bench.memory.delete("out/_SUCCESS").await.expect("delete");
     damaged.quarantine[0].0.digest ^= 1;
     let error = publish(&bench.stores, &bench.fence, &damaged).await.expect_err("damaged");
     assert!(error.message.contains("a.bad.jsonl"), "{error}");
@@ -128,8 +147,139 @@ async fn a_lost_upload_is_not_taken_for_a_part() {
     let publication = publication(&bench, false).await;
     bench.memory.abort_upload("out/part-00000.txt", &publication.parts[0].upload).await.expect("abort");
     let error = publish(&bench.stores, &bench.fence, &publication).await.expect_err("lost");
-    assert!(error.message.contains("part-00000.txt"), "{error}");
+    assert!(error.message.contains("part-00000.txt") && error.message.contains("lost"), "{error}");
     assert!(!bench.keys().await.contains(&"out/_SUCCESS".to_owned()), "no mixture looks whole");
+}
+
+/// As `muster sort s3://b/in -o s3://b/out --overwrite` does the second time: the store gives the same bytes the same tag, and nothing tells new from old.
+#[tokio::test]
+async fn the_same_bytes_again_are_no_lost_upload() {
+    let bench = Bench::new(&[]).await;
+    for (turn, sync) in [(0, false), (1, false), (2, true)] {
+        let mut publication = publication_of(&bench, &["same", "also the same"], sync).await;
+        publication.manifest = ManifestBytes::Made(format!("{{{turn}}}").into_bytes());
+        for key in bench.keys().await {
+            publication.replaced.push(bench.pinned(&key).await);
+        }
+        // The second time as the next leader does it, after the first has been killed right after it.
+        for _ in 0..2 {
+            publish(&bench.stores, &bench.fence, &publication).await.expect("publish");
+            assert_eq!(bench.keys().await, ["out/_SUCCESS", "out/part-00000.txt", "out/part-00001.txt"]);
+        }
+        // And after one that was killed before it could write `_SUCCESS`.
+        bench.memory.delete("out/_SUCCESS").await.expect("delete");
+        publish(&bench.stores, &bench.fence, &publication).await.expect("publish");
+        assert_eq!(bench.text("out/_SUCCESS").await, format!("{{{turn}}}"));
+        assert_eq!(bench.memory.open_uploads(), 0);
+    }
+}
+
+/// The upload is gone, and an object of its length stands: it is the part only if it has its bytes.
+#[tokio::test]
+async fn an_object_of_equal_length_is_not_taken_for_a_part() {
+    for (stands, sound) in [("two", true), ("owt", false), ("twos", false)] {
+        let bench = Bench::new(&[]).await;
+        let publication = publication_of(&bench, &["one", "two"], false).await;
+        let part = &publication.parts[1];
+        bench.memory.abort_upload(part.url.key(), &part.upload).await.expect("abort");
+        bench.memory.put(part.url.key(), stands.into()).await.expect("put");
+        let published = publish(&bench.stores, &bench.fence, &publication).await;
+        assert_eq!(published.is_ok(), sound, "{stands}: {published:?}");
+        if let Err(error) = published {
+            assert!(error.message.contains("part-00001.txt"), "{error}");
+            assert!(!bench.keys().await.contains(&"out/_SUCCESS".to_owned()));
+        }
+        assert_eq!(bench.text(part.url.key()).await, stands, "what stands is left as it is");
+    }
+}
+
+/// Without `--overwrite` nothing may be replaced, also not what has come since the request was taken: it is seen before anything has changed.
+#[tokio::test]
+async fn what_somebody_has_put_into_output_since_is_seen_before_anything_changes() {
+    for name in ["part-00001.txt", "_SUCCESS", "_quarantine/split-00000.jsonl"] {
+        let bench = Bench::new(&[]).await;
+        let mut publication = publication_of(&bench, &["one", "two"], false).await;
+        let lines = bench.stores.put_ref(&url("s/a.bad.jsonl"), b"{}".to_vec()).await.expect("put");
+        publication.quarantine = vec![(lines, url("out/_quarantine/split-00000.jsonl"))];
+        let kept = url("s/manifest");
+        let prepared = prepare(&bench.stores, &bench.fence, &publication, &kept).await.expect("nothing stands there");
+        publication.manifest = ManifestBytes::Stored(prepared);
+        let key = format!("out/{name}");
+        bench.memory.put(&key, "xyz".into()).await.expect("put");
+        let before = bench.keys().await;
+        for overwrite in [false, true] {
+            publication.overwrite = overwrite;
+            let seen = [
+                prepare(&bench.stores, &bench.fence, &publication, &kept).await.map(drop),
+                publish(&bench.stores, &bench.fence, &publication).await,
+            ];
+            if overwrite && name != "_SUCCESS" {
+                assert_eq!(seen, [Ok(()), Ok(())], "{name}: it may go");
+                assert_eq!(bench.text("out/_SUCCESS").await, "{}");
+                continue;
+            }
+            for seen in seen {
+                let error = seen.expect_err(name);
+                assert!(error.kind == ErrorKind::Invalid && error.message.contains(&key), "{error}");
+            }
+            assert_eq!((bench.keys().await, bench.memory.open_uploads()), (before.clone(), 2), "{name}");
+            assert_eq!(bench.text(&key).await, "xyz");
+        }
+    }
+}
+
+/// A leader that takes over amid the publication finds parts that its predecessor has completed: they are the job's own.
+#[tokio::test]
+async fn parts_of_an_earlier_try_are_the_jobs_own() {
+    for quarantined in [false, true] {
+        let bench = Bench::new(&[]).await;
+        let mut publication = publication_of(&bench, &["one", "two", ""], false).await;
+        if quarantined {
+            let lines = bench.stores.put_ref(&url("s/a.bad.jsonl"), b"{}".to_vec()).await.expect("put");
+            let to = url("out/_quarantine/split-00000.jsonl");
+            bench.memory.put(to.key(), "{}".into()).await.expect("put");
+            publication.quarantine = vec![(lines, to)];
+        }
+        publication.overwrite = false;
+        for part in [&publication.parts[0], &publication.parts[2]] {
+            let done = bench.memory.complete_upload(part.url.key(), &part.upload, &part.tags, part.bytes, false).await;
+            done.expect("complete");
+        }
+        publish(&bench.stores, &bench.fence, &publication).await.expect("publish");
+        let whole = bench.keys().await;
+        assert!(whole.contains(&"out/_SUCCESS".to_owned()) && whole.contains(&"out/part-00001.txt".to_owned()));
+        assert_eq!(bench.memory.open_uploads(), 0);
+    }
+}
+
+/// When a part turns out to be lost others may stand already: by then no `_SUCCESS` says that OUTPUT is whole.
+#[tokio::test]
+async fn the_old_success_goes_before_the_first_part_stands() {
+    let bench = Bench::new(&["out/_SUCCESS", "out/part-00000.txt"]).await;
+    let mut publication = publication_of(&bench, &["one", "two"], false).await;
+    publication.replaced.push(bench.pinned("out/_SUCCESS").await);
+    let lost = &publication.parts[1];
+    bench.memory.abort_upload(lost.url.key(), &lost.upload).await.expect("abort");
+    publish(&bench.stores, &bench.fence, &publication).await.expect_err("lost");
+    assert_eq!(bench.keys().await, ["out/part-00000.txt"]);
+    assert_eq!(bench.text("out/part-00000.txt").await, "one");
+}
+
+/// Every leader writes what was kept when the commit was decided, and nothing where that cannot be had.
+#[tokio::test]
+async fn the_manifest_is_the_one_that_was_kept() {
+    let bench = Bench::new(&[]).await;
+    let mut publication = publication_of(&bench, &["one"], false).await;
+    let kept = prepare(&bench.stores, &bench.fence, &publication, &url("s/manifest")).await.expect("prepare");
+    assert_eq!(bench.keys().await, ["s/manifest"], "OUTPUT has not changed");
+    publication.manifest = ManifestBytes::Stored(kept.clone());
+    bench.memory.put("s/manifest", "[]".into()).await.expect("put");
+    let error = publish(&bench.stores, &bench.fence, &publication).await.expect_err("not what was kept");
+    assert!(error.message.contains("s/manifest") && error.message.contains("manifest that was kept"), "{error}");
+    assert_eq!((bench.keys().await.len(), bench.memory.open_uploads()), (1, 1), "nothing is touched");
+    bench.memory.put("s/manifest", "{}".into()).await.expect("put");
+    publish(&bench.stores, &bench.fence, &publication).await.expect("publish");
+    assert_eq!(bench.text("out/_SUCCESS").await, "{}");
 }
 
 /// A leader that was stopped and wakes after another has finished: it must not take the new `_SUCCESS` away, nor anything else.

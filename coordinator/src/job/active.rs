@@ -4,12 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use muster_common::api::BadPlace;
 use muster_common::config::Config;
 use muster_common::ids::{AttemptId, Phase, TaskId, WorkerId};
 use muster_common::plan::{BadInputs, Plan};
 use muster_common::store::BlobUrl;
-use muster_common::wire::BadRecord;
 use muster_common::{ErrorKind, Result};
 use muster_kernel::proof::Sums;
 use muster_kernel::splitters::Splitter;
@@ -33,6 +31,7 @@ pub(super) const DIED: &str = "its worker is dead";
 #[serde(default)]
 struct Asked {
     bad_inputs: BadInputs,
+    overwrite: bool,
     settings: Option<String>,
 }
 
@@ -61,6 +60,8 @@ pub(super) enum Stage {
     Choosing,
     /// The list of runs is written.
     PinningRuns,
+    /// OUTPUT is looked at, and the manifest is written to scratch.
+    PreparingCommit,
     /// The record that ends a phase is on its way.
     Deciding,
     /// The commit is decided and waits for the plan.
@@ -86,6 +87,8 @@ pub(super) struct Active {
     pub replica: Option<BlobUrl>,
     pub attempts_max: u32,
     pub bad_inputs: BadInputs,
+    /// Whether what stands in OUTPUT may go.
+    pub overwrite: bool,
     /// The coordinator's settings with those of the job over them.
     pub config: Arc<Config>,
     pub stage: Stage,
@@ -101,8 +104,8 @@ pub(super) struct Active {
     pub losing: BTreeSet<u32>,
     /// Objects whose omission is on its way into the journal.
     pub skipping: BTreeSet<u32>,
-    /// The first malformed records that were left out, by object and offset.
-    pub bad_records: BTreeMap<(u32, u64), BadRecord>,
+    /// How long merging had lasted when the manifest was made, which says so.
+    pub merged_ms: u64,
     /// When this leader heard of failed attempts.
     pub failed_unix_ms: BTreeMap<AttemptId, u64>,
     pub recoveries: Recoveries,
@@ -160,6 +163,7 @@ impl Active {
             replica: submitted.replica.as_deref().map(str::parse).transpose()?,
             attempts_max: submitted.attempts_max,
             bad_inputs: asked.bad_inputs,
+            overwrite: asked.overwrite,
             config: Arc::new(asked.settings(config)),
             stage: Stage::Working,
             plan,
@@ -168,7 +172,7 @@ impl Active {
             repair: None,
             losing: BTreeSet::new(),
             skipping: BTreeSet::new(),
-            bad_records: BTreeMap::new(),
+            merged_ms: 0,
             failed_unix_ms: BTreeMap::new(),
             recoveries: Recoveries::of(job, now_ms),
             older_list: BTreeSet::new(),
@@ -198,20 +202,6 @@ impl Active {
     /// Ended, and nobody writes to its scratch any more, as far as is known.
     pub(super) fn is_quiet(&self) -> bool {
         self.letting_go.is_empty() && self.writing == 0
-    }
-
-    /// The first malformed records, with the names of their objects.
-    pub(super) fn bad_places(&self) -> Vec<BadPlace> {
-        let objects = self.plan.as_ref().map(|plan| plan.objects.as_slice()).unwrap_or_default();
-        let place = |bad: &BadRecord| BadPlace {
-            object: objects
-                .get(bad.object as usize)
-                .map_or_else(|| format!("object {}", bad.object), |object| object.url.clone()),
-            offset: bad.offset,
-            bytes: bad.bytes,
-            reason: bad.reason.clone(),
-        };
-        self.bad_records.values().map(place).collect()
     }
 
     pub(super) fn running(&self) -> u32 {

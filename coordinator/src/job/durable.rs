@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use muster_common::ErrorKind;
 use muster_common::api::{JobState, PhaseTimes};
 use muster_common::ids::{AttemptId, DeploymentId, Epoch, Generation, JobId, Phase, TaskId, WorkerId};
-use muster_common::wire::BlobRef;
+use muster_common::wire::{BadRecord, BlobRef};
 
 use super::state;
 use crate::journal::record::{
-    AttemptFailed, GenerationBegan, JobArchived, JobEnded, JobHistory, JobOutcome, JobSubmitted, PartCommitted, Record,
-    RunCommitted, Totals,
+    AttemptFailed, GenerationBegan, JobArchived, JobEnded, JobHistory, JobOutcome, JobSubmitted, PLACES_KEPT,
+    PartCommitted, Record, RunCommitted, Totals,
 };
 
 /// The folded journal.
@@ -48,8 +48,10 @@ pub struct DurableJob {
     pub retries: u32,
     /// How many committed tasks were given out anew.
     pub repeated: u32,
-    /// Committed sort tasks by split.
+    /// Committed sort tasks by split; the malformed records that they name are in `bad_records`.
     pub runs: BTreeMap<u32, RunCommitted>,
+    /// The first malformed records that committed runs have left out, by split: as many as a job names, and the rest of the last split's.
+    pub bad_records: BTreeMap<u32, Vec<BadRecord>>,
     /// The list of pinned runs, once the barrier is passed.
     pub runs_pinned: Option<BlobRef>,
     /// Whether runs were lost, or made anew, since that list was written.
@@ -62,6 +64,8 @@ pub struct DurableJob {
     pub parts: BTreeMap<u32, PartCommitted>,
     /// Whether the commit is decided.
     pub commit_decided: bool,
+    /// Where the bytes of `_SUCCESS` are, once it is.
+    pub manifest: Option<BlobRef>,
     /// How it ended.
     pub ended: Option<JobEnded>,
     /// Whether its scratch and unfinished uploads are gone.
@@ -213,12 +217,14 @@ impl DurableJob {
             retries: 0,
             repeated: 0,
             runs: BTreeMap::new(),
+            bad_records: BTreeMap::new(),
             runs_pinned: None,
             runs_stale: false,
             uploads: BTreeMap::new(),
             revoked: Vec::new(),
             parts: BTreeMap::new(),
             commit_decided: false,
+            manifest: None,
             ended: None,
             cleaned: false,
             times: PhaseTimes { plan_ms: submitted.took_ms, ..PhaseTimes::default() },
@@ -275,9 +281,10 @@ impl DurableJob {
             }
             Record::UploadRevoked { partition, attempt, .. } => self.revoke_upload(*partition, attempt),
             Record::PartCommitted(part) => self.commit_part(part),
-            Record::CommitDecided { took_ms, .. } => {
+            Record::CommitDecided { took_ms, manifest, .. } => {
                 self.step(JobState::Committing)?;
                 self.commit_decided = true;
+                self.manifest.clone_from(manifest);
                 self.times.merge_ms = *took_ms;
                 Ok(())
             }
@@ -315,6 +322,8 @@ impl DurableJob {
         self.failures.clear();
         self.skipped_objects.clear();
         self.runs.clear();
+        self.bad_records.clear();
+        self.manifest = None;
         self.uploads.clear();
         self.revoked.clear();
         self.parts.clear();
@@ -366,9 +375,33 @@ impl DurableJob {
         totals.dropped.merge(&run.dropped);
         totals.skipped.merge(&run.skipped);
         totals.bytes = totals.bytes.saturating_add(run.bytes);
-        self.runs.insert(split, run.clone());
+        self.runs.insert(split, RunCommitted { bad_records: Vec::new(), ..run.clone() });
+        self.note_bad_records(split, &run.bad_records);
         self.runs_stale = self.state == JobState::Merging;
         Ok(())
+    }
+
+    /// Splits follow one another in the input, so what comes after as many as a job names is not asked for again: a run that is lost, and its places with it, is made anew of the
+    /// same bytes.
+    fn note_bad_records(&mut self, split: u32, places: &[BadRecord]) {
+        if places.is_empty() {
+            return;
+        }
+        self.bad_records.insert(split, places.to_vec());
+        let mut before = 0;
+        self.bad_records.retain(|_, places| {
+            let kept = before < PLACES_KEPT;
+            before += places.len();
+            kept
+        });
+    }
+
+    /// The committed runs as their records say it.
+    pub fn run_records(&self) -> impl Iterator<Item = RunCommitted> {
+        self.runs.iter().map(|(split, run)| RunCommitted {
+            bad_records: self.bad_records.get(split).cloned().unwrap_or_default(),
+            ..run.clone()
+        })
     }
 
     /// The generation in which a sort task is to be done: 0 unless its committed run was lost.
@@ -396,6 +429,7 @@ impl DurableJob {
             return Err(format!("job {}: {} is not the run of split {split}", began.job, began.lost));
         }
         let Some(lost) = self.runs.remove(&split) else { return Ok(()) };
+        self.bad_records.remove(&split);
         let totals = &mut self.run_totals;
         totals.input = totals.input.minus(&lost.input);
         totals.kept = totals.kept.minus(&lost.kept);

@@ -52,6 +52,8 @@ pub struct Tally {
     pub tasks_committed: [u64; 3],
     /// Committed tasks that had to be done anew, because what they made was lost.
     pub tasks_repeated: u64,
+    /// Pieces of committed runs that were looked at for records of input objects that are left out.
+    pub intervals_looked_at: u64,
     /// Workers that were taken for dead.
     pub workers_lost: u64,
     /// Registrations that were refused.

@@ -1,11 +1,12 @@
 //! How jobs end: the commit is made visible, or everything is taken back; then nothing is left (P8).
 //!
 //! A job that fails or is cancelled leaves OUTPUT as it was, because no part is visible before the commit is decided. After the decision it can only go on: publishing is
-//! repeated until it succeeds, by this leader or the next.
+//! repeated until it succeeds, by this leader or the next, and each of them writes the very manifest that was made before the decision.
 
-use muster_common::api::{JobState, Manifest, ManifestPart, QuarantineFile};
+use muster_common::api::{JobState, Manifest, ManifestPart, PhaseTimes, QuarantineFile};
 use muster_common::ids::AttemptId;
 use muster_common::names;
+use muster_common::planted::{self, Bug};
 use muster_common::store::BlobUrl;
 use muster_common::wire::{BlobRef, Broadcast, CancelAttempt};
 use muster_common::{Error, ErrorKind, Result};
@@ -13,8 +14,8 @@ use muster_kernel::proof::Sums;
 
 use super::active::{Active, Attempt, Stage, Waiters, settings_of};
 use super::durable::DurableJob;
-use super::io::{Effect, Leftovers, Publication, PublishedPart, RefusalCode, ReplyTo};
-use super::status::{recoveries, skipped_objects};
+use super::io::{Effect, Leftovers, ManifestBytes, Publication, PublishedPart, RefusalCode, ReplyTo};
+use super::status::{bad_places, recoveries, skipped_objects};
 use super::{JOBS_MAX, JobId, Machine, SharedPlan, Timer};
 use crate::journal::record::{JobEnded, JobOutcome, Record};
 use crate::membership::health::Subject;
@@ -45,7 +46,12 @@ impl Machine {
             return self.touch(job);
         };
         active.stage = Stage::Publishing;
-        match publication(durable, active, &plan) {
+        let stored = durable.manifest.as_ref().filter(|_| !planted::is(Bug::RemakeManifest));
+        let manifest = match stored {
+            Some(stored) => Ok(ManifestBytes::Stored(stored.clone())),
+            None => manifest_bytes(durable, active, &plan).map(ManifestBytes::Made),
+        };
+        match manifest.map(|manifest| publication(durable, active, &plan, manifest)) {
             Ok(publication) => {
                 self.touch(job);
                 self.out.push(Effect::Publish { job: job.clone(), publication: Box::new(publication) });
@@ -375,24 +381,37 @@ impl Machine {
     }
 }
 
-fn publication(durable: &DurableJob, active: &Active, plan: &SharedPlan) -> Result<Publication> {
+/// What a commit makes visible.
+pub(super) fn publication(
+    durable: &DurableJob,
+    active: &Active,
+    plan: &SharedPlan,
+    manifest: ManifestBytes,
+) -> Publication {
     let extension = &durable.submitted.extension;
     let parts = durable.parts.values().map(|part| PublishedPart {
         url: active.output.join(&names::part_name(part.partition, extension)),
         upload: part.upload.clone(),
         tags: part.tags.clone(),
         bytes: part.bytes,
+        checksum: part.checksum,
     });
-    Ok(Publication {
+    Publication {
         output: active.output.clone(),
         job: durable.submitted.job.clone(),
         parts: parts.collect(),
         quarantine: quarantine(durable, active),
-        manifest: serde_json::to_vec_pretty(&manifest(durable, active, plan))
-            .map_err(|e| Error::bug(format!("cannot write the manifest: {e}")))?,
+        manifest,
         replaced: plan.replaced.clone(),
+        overwrite: active.overwrite,
         sync: plan.fsync,
-    })
+    }
+}
+
+/// The manifest as this leader would make it. Some of it is known to this leader alone (what was got over, and in which time), so it is made once, before the commit is decided.
+pub(super) fn manifest_bytes(durable: &DurableJob, active: &Active, plan: &SharedPlan) -> Result<Vec<u8>> {
+    serde_json::to_vec_pretty(&manifest(durable, active, plan))
+        .map_err(|e| Error::bug(format!("cannot write the manifest: {e}")))
 }
 
 /// The malformed records of each split, and where they go.
@@ -427,9 +446,10 @@ fn manifest(durable: &DurableJob, active: &Active, plan: &SharedPlan) -> Manifes
         dropped: dropped(durable),
         retries: durable.retries,
         repeated_tasks: durable.repeated,
-        times: durable.times,
+        // The record of the decision says the same.
+        times: PhaseTimes { merge_ms: active.merged_ms.max(durable.times.merge_ms), ..durable.times },
         skipped: durable.run_totals.skipped,
-        bad_records: active.bad_places(),
+        bad_records: bad_places(durable, Some(active)),
         quarantine: kept_aside.collect(),
         skipped_objects: skipped_objects(durable, Some(active), usize::MAX),
         recoveries: recoveries(durable, Some(active)),

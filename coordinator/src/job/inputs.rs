@@ -3,12 +3,15 @@
 //! An object is left out only where every attempt that could mend it was made. Whoever has read some of it by then has read it in vain: runs that hold records of it are made
 //! anew, so that no record of it is in the output.
 
+use std::ops::Range;
+
 use muster_common::api::JobState;
 use muster_common::ids::{AttemptId, JobId, WorkerId};
-use muster_common::plan::BadInputs;
+use muster_common::plan::{BadInputs, Plan};
 use muster_common::planted::{self, Bug};
 use muster_common::wire::{DamageCause, SortedRun};
 use muster_common::{Error, ErrorKind};
+use muster_kernel::proof::Interval;
 
 use super::Machine;
 use super::active::Waiters;
@@ -62,31 +65,50 @@ impl Machine {
     pub(super) fn object_is_skipped(&mut self, job: &JobId, object: u32) {
         let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
         active.skipping.remove(&object);
-        // Runs that were made before may have told of malformed records in it, which go with the rest of it.
-        active.bad_records.retain(|(of, _), _| *of != object);
         active.moved(self.now_ms);
         let why = durable.skipped_objects.get(&object).cloned().unwrap_or_default();
         self.event(Some(job), "warning", "object-skipped", format!("an input object is left out: {why}"));
-        self.give_up_skipped(job, None);
+        self.give_up_holders(job, object);
         self.touch(job);
         self.advance(job);
     }
 
-    /// Committed runs that hold records of an object that is left out are made anew: one of them, or all.
-    pub(super) fn give_up_skipped(&mut self, job: &JobId, split: Option<u32>) {
+    /// Committed runs that hold records of an object that is left out are made anew. Only the splits that read it are looked at: objects and omissions may be many.
+    fn give_up_holders(&mut self, job: &JobId, object: u32) {
+        let Some((durable, active)) = self.both(job) else { return };
+        let Some(plan) = active.plan.as_deref() else { return self.give_up_skipped(job) };
+        let runs = durable.runs.range(splits_of(plan, object));
+        self.give_up(job, runs.map(|(split, _)| *split).collect());
+    }
+
+    /// The same for a run that was on its way when its object was left out.
+    pub(super) fn give_up_if_skipped(&mut self, job: &JobId, split: u32) {
+        self.give_up(job, vec![split]);
+    }
+
+    /// The same for all runs: for a leader that takes over.
+    pub(super) fn give_up_skipped(&mut self, job: &JobId) {
+        let Some(durable) = self.durable.jobs.get(job) else { return };
+        self.give_up(job, durable.runs.keys().copied().collect());
+    }
+
+    /// Of these splits' committed runs, those that hold records of what is left out are made anew.
+    fn give_up(&mut self, job: &JobId, splits: Vec<u32>) {
         let Some(durable) = self.durable.jobs.get(job) else { return };
         let nothing = durable.skipped_objects.is_empty() || planted::is(Bug::KeepSkipped);
         if nothing || durable.state != JobState::Sorting {
             return;
         }
-        let skipped = |object: u32| durable.skipped_objects.contains_key(&object);
-        let in_vain: Vec<u32> = durable
-            .runs
-            .iter()
-            .filter(|(at, _)| split.is_none_or(|split| split == **at))
-            .filter(|(_, run)| run.intervals.iter().any(|interval| skipped(interval.object)))
-            .map(|(at, _)| *at)
-            .collect();
+        let mut looked_at = 0;
+        let mut in_vain = |split: &u32| {
+            let Some(run) = durable.runs.get(split) else { return false };
+            run.intervals.iter().any(|interval| {
+                looked_at += 1;
+                durable.skipped_objects.contains_key(&interval.object)
+            })
+        };
+        let in_vain: Vec<u32> = splits.into_iter().filter(|split| in_vain(split)).collect();
+        self.tally.intervals_looked_at += looked_at;
         for split in in_vain {
             self.lose_run(job, split, DamageCause::Store, "it holds records of an input object that is left out");
         }
@@ -97,5 +119,43 @@ impl Machine {
         let Some((durable, active)) = self.both(job) else { return false };
         let skipped = |object: &u32| durable.skipped_objects.contains_key(object) || active.skipping.contains(object);
         run.intervals.iter().any(|interval| skipped(&interval.object))
+    }
+}
+
+/// The splits that read an object: splits follow one another in the input.
+fn splits_of(plan: &Plan, object: u32) -> Range<u32> {
+    let first = plan.splits.partition_point(|split| split.last().is_some_and(|piece| piece.object < object));
+    let reads = |split: &&Vec<Interval>| split.first().is_some_and(|piece| piece.object <= object);
+    let count = plan.splits[first..].iter().take_while(reads).count();
+    let number = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+    number(first)..number(first + count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is found by bisection is what a look at every piece finds.
+    #[test]
+    fn an_object_is_read_by_the_splits_that_hold_a_piece_of_it() {
+        let check = |sizes: &[u64], split_bytes: u64| {
+            let format = muster_kernel::record::Format::Lines { terminator: b'\n' };
+            let splits = muster_kernel::split::plan_splits(sizes, &format, split_bytes);
+            let plan = Plan { splits, ..crate::job::tests::empty_plan() };
+            // Of an empty object there is no piece, so nothing is ever left out of a run.
+            for (object, _) in (0..).zip(sizes).filter(|(_, size)| **size > 0) {
+                let found: Vec<u32> = splits_of(&plan, object).collect();
+                let reads = |split: &Vec<Interval>| split.iter().any(|piece| piece.object == object);
+                let expected: Vec<u32> =
+                    (0..).zip(&plan.splits).filter(|(_, split)| reads(split)).map(|(at, _)| at).collect();
+                assert_eq!(found, expected, "object {object} of {sizes:?} in splits of {split_bytes}");
+            }
+        };
+        for split_bytes in [1, 2, 3, 5, 7, 100] {
+            check(&[], split_bytes);
+            check(&[10], split_bytes);
+            check(&[0, 0, 3, 0, 1, 20, 0], split_bytes);
+            check(&[4, 4, 4, 4, 4], split_bytes);
+        }
     }
 }

@@ -149,7 +149,7 @@ pub enum Input {
         /// What was found.
         result: Result<Listing>,
     },
-    /// What came of [`Effect::WriteObject`].
+    /// What came of [`Effect::WriteObject`], or of [`Effect::PrepareCommit`].
     ObjectWritten {
         /// Of the effect.
         ticket: u64,
@@ -275,11 +275,22 @@ pub struct Publication {
     /// Malformed records to be kept beside them: from scratch, to a place below OUTPUT.
     pub quarantine: Vec<(BlobRef, BlobUrl)>,
     /// The bytes of `_SUCCESS`.
-    pub manifest: Vec<u8>,
+    pub manifest: ManifestBytes,
     /// What stood in OUTPUT before; goes unless a part has taken its name.
     pub replaced: Vec<PinnedObject>,
+    /// Whether the job may take the place of what stands in OUTPUT.
+    pub overwrite: bool,
     /// Whether the store is asked to make it outlive a power loss.
     pub sync: bool,
+}
+
+/// What `_SUCCESS` holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ManifestBytes {
+    /// These bytes: before the commit is decided, and of a journal whose decisions do not say where the manifest is.
+    Made(Vec<u8>),
+    /// What this points to, as it was journalled with the decision: every leader writes the same.
+    Stored(BlobRef),
 }
 
 /// A part whose upload is whole and open.
@@ -293,6 +304,8 @@ pub struct PublishedPart {
     pub tags: Vec<String>,
     /// Its length.
     pub bytes: u64,
+    /// XXH3-64 of its bytes.
+    pub checksum: u64,
 }
 
 /// What goes when a job has ended.
@@ -484,6 +497,17 @@ pub enum Effect {
         url: BlobUrl,
         /// The upload.
         upload: Upload,
+    },
+    /// See whether a commit can be made visible, and write its manifest to scratch.
+    PrepareCommit {
+        /// Which job.
+        job: JobId,
+        /// What is going to be published.
+        publication: Box<Publication>,
+        /// Where the manifest is to be kept until then.
+        url: BlobUrl,
+        /// Comes back.
+        ticket: u64,
     },
     /// Make a decided commit visible.
     Publish {

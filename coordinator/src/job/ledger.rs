@@ -189,7 +189,7 @@ impl Machine {
             Record::RunCommitted(run) => {
                 self.commit_task(&run.job, &run.attempt);
                 self.acknowledge(waiters, &ReportReply::Recorded { epoch: self.epoch });
-                self.give_up_skipped(&run.job, Some(run.split));
+                self.give_up_if_skipped(&run.job, run.split);
                 self.advance(&run.job);
             }
             Record::RunsPinned { job, .. } => self.runs_stand_pinned(&job),

@@ -10,8 +10,6 @@ use super::durable::Failure;
 use super::io::Effect;
 use super::status::skipped_objects;
 
-/// Most malformed records that a job names one by one.
-const PLACES_KEPT: usize = 20;
 /// Most attempts in one dead letter: it must fit into a message.
 const ATTEMPTS_MAX: usize = 500;
 /// Most input objects in one.
@@ -56,16 +54,9 @@ impl Machine {
         self.out.push(Effect::DeadLetter(Box::new(letter)));
     }
 
-    /// Keeps the places of malformed records that a sort task has left out.
-    pub(super) fn note_bad_records(&mut self, job: &JobId, run: &SortedRun) {
-        let Some(active) = self.active.get_mut(job) else { return };
-        for bad in &run.bad_records {
-            active.bad_records.insert((bad.object, bad.offset), bad.clone());
-        }
-        while active.bad_records.len() > PLACES_KEPT {
-            active.bad_records.pop_last();
-        }
-        let Some(first) = run.bad_records.first() else { return };
+    /// Tells of malformed records that a sort task has left out.
+    pub(super) fn tell_bad_records(&mut self, job: &JobId, run: &SortedRun) {
+        let (Some(active), Some(first)) = (self.active.get(job), run.bad_records.first()) else { return };
         let object = active.plan.as_ref().and_then(|plan| plan.objects.get(first.object as usize));
         let url = object.map(|object| object.url.clone()).unwrap_or_default();
         let text = format!(

@@ -11,7 +11,8 @@ use muster_kernel::proof::{self, Interval};
 
 use super::active::{PhaseTasks, RepairStep, Stage, Waiters};
 use super::durable::DurableJob;
-use super::io::Effect;
+use super::finish::{manifest_bytes, publication};
+use super::io::{Effect, ManifestBytes};
 use super::{JobId, Machine, SharedPlan, Timer};
 use crate::journal::record::Record;
 
@@ -64,7 +65,7 @@ impl Machine {
                 self.begin_repair(job);
             }
         } else if phase == Phase::Sort {
-            self.give_up_skipped(job, None);
+            self.give_up_skipped(job);
         }
         self.touch(job);
         self.advance(job);
@@ -99,7 +100,7 @@ impl Machine {
         match phase {
             Phase::Sample => self.choose_splitters(job, &plan),
             Phase::Sort => self.pin_runs(job, &plan),
-            Phase::Merge => self.decide(job),
+            Phase::Merge => self.prepare_commit(job, &plan),
         }
     }
 
@@ -131,10 +132,12 @@ impl Machine {
         let works = active.stage == Stage::Working;
         // A job that is about to end needs no list any more: its record would come after that of the end.
         let again = active.repair.as_mut().filter(|repair| works && repair.step == RepairStep::Pinning(ticket));
-        if again.is_none() && active.stage != Stage::PinningRuns {
+        let prepares = active.stage == Stage::PreparingCommit;
+        if again.is_none() && active.stage != Stage::PinningRuns && !prepares {
             return;
         }
         match result {
+            Ok(manifest) if prepares => self.decide(&job, manifest),
             Ok(runs) => {
                 match again {
                     Some(repair) => repair.step = RepairStep::Recording,
@@ -148,16 +151,32 @@ impl Machine {
         }
     }
 
-    /// The last barrier: the parts sum to the runs and follow one another; only then the commit is decided.
-    fn decide(&mut self, job: &JobId) {
+    /// The last barrier: the parts sum to the runs and follow one another; nobody else's object is where they are to stand; and the manifest is kept, so that whoever publishes
+    /// publishes the same. Only then the commit is decided.
+    fn prepare_commit(&mut self, job: &JobId, plan: &SharedPlan) {
         let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
-        if let Err(error) = check_parts(durable) {
-            return self.fail(job, error);
-        }
+        active.merged_ms = active.elapsed_ms(self.now_ms);
+        let manifest = check_parts(durable).and_then(|()| manifest_bytes(durable, active, plan));
+        let manifest = match manifest {
+            Ok(manifest) => ManifestBytes::Made(manifest),
+            Err(error) => return self.fail(job, error),
+        };
+        active.stage = Stage::PreparingCommit;
+        active.writing += 1;
+        let publication = Box::new(publication(durable, active, plan, manifest));
+        let url = active.scratch.join(&names::manifest_path(self.epoch, self.nonces.next()));
+        let ticket = self.tickets.issue(job);
+        self.out.push(Effect::PrepareCommit { job: job.clone(), publication, url, ticket });
+    }
+
+    fn decide(&mut self, job: &JobId, manifest: BlobRef) {
+        let Some(active) = self.active.get_mut(job) else { return };
         active.stage = Stage::Deciding;
-        let took_ms = active.elapsed_ms(self.now_ms);
+        active.moved(self.now_ms);
+        let took_ms = active.merged_ms;
         self.measure_parts(job);
-        self.append(Record::CommitDecided { job: job.clone(), took_ms }, Waiters::default());
+        let manifest = Some(manifest);
+        self.append(Record::CommitDecided { job: job.clone(), took_ms, manifest }, Waiters::default());
     }
 
     pub(super) fn load_plan(&mut self, job: &JobId) {
@@ -211,7 +230,7 @@ impl Machine {
                 String::new()
             };
             let text = format!(
-                "the commit is decided, but cannot be carried out; OUTPUT is not whole and has no _SUCCESS: {how_long}{}",
+                "the commit is decided, but cannot be carried out; OUTPUT is not whole and has no _SUCCESS of this job: {how_long}{}",
                 error.message
             );
             self.give_up_commit(job, Error::new(error.kind, text));
@@ -231,6 +250,7 @@ impl Machine {
         match active.stage {
             Stage::Choosing => self.choose_splitters(job, &plan),
             Stage::PinningRuns => self.pin_runs(job, &plan),
+            Stage::PreparingCommit => self.prepare_commit(job, &plan),
             Stage::Publishing => self.publish(job),
             Stage::Cleaning => self.clean_up(job),
             Stage::Working => self.retry_pinning(job),
@@ -252,7 +272,8 @@ impl Machine {
 
     fn stalled(&self, job: &JobId) -> Option<Error> {
         let (durable, active) = self.both(job)?;
-        if !matches!(active.stage, Stage::Working | Stage::Choosing | Stage::PinningRuns) {
+        let steps = [Stage::Working, Stage::Choosing, Stage::PinningRuns, Stage::PreparingCommit];
+        if !steps.contains(&active.stage) {
             return None;
         }
         if let Some(error) = self.owner_overdue(active) {

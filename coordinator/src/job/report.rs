@@ -154,7 +154,7 @@ impl Machine {
             }
             (Outcome::Sorted(run), Phase::Sort) => match self.check_run(&job, &attempt, &run) {
                 Ok(()) => {
-                    self.note_bad_records(&job, &run);
+                    self.tell_bad_records(&job, &run);
                     let record = Record::RunCommitted(Box::new(RunCommitted::new(job.clone(), attempt, worker, *run)));
                     self.record_result(to, &job, &attempt, record);
                 }

@@ -8,7 +8,8 @@ use muster_common::ids::{AttemptId, Generation, Phase, TaskId, WorkerId};
 use muster_common::wire::{CancelAttempt, RunAttempt, RunReply, Work};
 use muster_common::{Error, ErrorKind, Result};
 
-use super::active::{Attempt, DIED, History, TaskState, Waiters};
+use super::active::{Active, Attempt, DIED, History, TaskState, Waiters};
+use super::durable::DurableJob;
 use super::io::Effect;
 use super::workers::Worker;
 use super::{JobId, Machine, Timer};
@@ -32,6 +33,18 @@ pub(super) enum TakenBack {
     Lost(String),
     /// It never ran, or was handed back in good order. Does not count.
     HandedBack,
+}
+
+/// What is left out of a task's own split: nobody needs to know of the rest, and it may be much.
+fn skipped_of(durable: &DurableJob, active: &Active, task: TaskId) -> Vec<u32> {
+    let split = active.plan.as_ref().and_then(|plan| plan.splits.get(task.index as usize));
+    if task.phase == Phase::Merge || durable.skipped_objects.is_empty() {
+        return Vec::new();
+    }
+    let objects = split.into_iter().flatten().map(|piece| piece.object);
+    let mut skip: Vec<u32> = objects.filter(|object| durable.skipped_objects.contains_key(object)).collect();
+    skip.dedup();
+    skip
 }
 
 /// Longest error that is journalled, in characters.
@@ -156,7 +169,7 @@ impl Machine {
     fn send_run(&mut self, job: &JobId, id: &AttemptId) {
         let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
         let splitters = durable.boundaries.as_ref().and_then(|chosen| chosen.splitters.clone());
-        let skip: Vec<u32> = durable.skipped_objects.keys().copied().collect();
+        let skip = skipped_of(durable, active, id.task);
         let work = match (id.task.phase, &durable.runs_pinned) {
             (Phase::Sample, _) => Work::Sample { skip },
             (Phase::Sort, _) => Work::Sort { splitters, skip },

@@ -1,7 +1,8 @@
 //! What people see: status, progress, the list of workers.
 
-use muster_common::api::{JobState, JobStatus, Recovery, SkippedObject};
+use muster_common::api::{BadPlace, JobState, JobStatus, Recovery, SkippedObject};
 use muster_common::ids::{JobId, Phase};
+use muster_common::wire::BadRecord;
 use muster_common::{Error, ErrorKind};
 
 use super::Machine;
@@ -9,6 +10,7 @@ use super::active::{Active, Stage};
 use super::durable::DurableJob;
 use super::finish::dropped;
 use super::io::{Effect, RefusalCode, Reply, ReplyTo};
+use crate::journal::record::PLACES_KEPT;
 
 /// Pause between two publications of a job's progress, in milliseconds.
 const PROGRESS_MS: u64 = 500;
@@ -101,7 +103,7 @@ impl Machine {
             cleaned: durable.cleaned,
             submitted_unix_ms: durable.submitted.submitted_unix_ms,
             skipped: durable.run_totals.skipped,
-            bad_records: active.map(Active::bad_places).unwrap_or_default(),
+            bad_records: bad_places(durable, active),
             skipped_objects: skipped_objects(durable, active, SKIPPED_SHOWN),
             skipped_objects_total: u32::try_from(durable.skipped_objects.len()).unwrap_or(u32::MAX),
             recoveries: recoveries(durable, active),
@@ -171,6 +173,19 @@ pub(super) fn skipped_objects(durable: &DurableJob, active: Option<&Active>, mos
     };
     let skipped = durable.skipped_objects.iter().take(most);
     skipped.map(|(at, why)| SkippedObject { object: name(*at), reason: why.clone() }).collect()
+}
+
+/// The first malformed records that were left out, with the names of their objects.
+pub(super) fn bad_places(durable: &DurableJob, active: Option<&Active>) -> Vec<BadPlace> {
+    let objects = active.and_then(|active| active.plan.as_ref()).map(|plan| plan.objects.as_slice());
+    let name = |at: u32| objects.and_then(|objects| objects.get(at as usize)).map(|object| object.url.clone());
+    let place = |bad: &BadRecord| BadPlace {
+        object: name(bad.object).unwrap_or_else(|| format!("object {}", bad.object)),
+        offset: bad.offset,
+        bytes: bad.bytes,
+        reason: bad.reason.clone(),
+    };
+    durable.bad_records.values().flatten().take(PLACES_KEPT).map(place).collect()
 }
 
 /// What failed, and how it was got over: as journalled at the end, else as this leader knows.

@@ -122,7 +122,7 @@ fn compact_job(id: &JobId, job: &DurableJob, records: &mut Vec<Record>) {
             took_ms: job.times.sample_ms,
         });
     }
-    let runs = job.runs.values().map(|run| Record::RunCommitted(Box::new(run.clone())));
+    let runs = job.run_records().map(|run| Record::RunCommitted(Box::new(run)));
     let pinned = job.runs_pinned.as_ref().map(|list| Record::RunsPinned {
         job: id.clone(),
         runs: list.clone(),
@@ -148,7 +148,11 @@ fn compact_job(id: &JobId, job: &DurableJob, records: &mut Vec<Record>) {
         records.push(Record::PartCommitted(Box::new(part.clone())));
     }
     if job.commit_decided {
-        records.push(Record::CommitDecided { job: id.clone(), took_ms: job.times.merge_ms });
+        records.push(Record::CommitDecided {
+            job: id.clone(),
+            took_ms: job.times.merge_ms,
+            manifest: job.manifest.clone(),
+        });
     }
     if let Some(ended) = &job.ended {
         records.push(Record::JobEnded(Box::new(ended.clone())));

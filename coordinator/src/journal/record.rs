@@ -28,6 +28,9 @@ pub const JOURNAL_VERSION: u8 = 2;
 /// The oldest version that this build reads.
 pub const JOURNAL_VERSION_OLDEST: u8 = 1;
 
+/// Most malformed records that a job names one by one, and that one of its runs does.
+pub const PLACES_KEPT: usize = 20;
+
 /// How a job ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JobOutcome {
@@ -65,11 +68,24 @@ impl From<Times> for PhaseTimes {
 }
 
 impl RunCommitted {
-    /// From a worker's report.
+    /// From a worker's report. Of the malformed records only so many are named as a job names in the end.
     pub fn new(job: JobId, attempt: AttemptId, worker: WorkerId, run: SortedRun) -> Self {
         let SortedRun {
-            url, replica, bytes, index_digest, input, kept, dropped, skipped, quarantine, intervals, ..
+            url,
+            replica,
+            bytes,
+            index_digest,
+            input,
+            kept,
+            dropped,
+            skipped,
+            quarantine,
+            intervals,
+            mut bad_records,
+            ..
         } = run;
+        bad_records.sort_by_key(|bad| (bad.object, bad.offset));
+        bad_records.truncate(PLACES_KEPT);
         let (split, worker) = (attempt.task.index, Some(worker));
         Self {
             job,
@@ -86,6 +102,7 @@ impl RunCommitted {
             skipped,
             quarantine,
             intervals,
+            bad_records,
         }
     }
 }

@@ -285,6 +285,7 @@ mod tests {
             skipped: NO_SUMS,
             quarantine: None,
             intervals: Vec::new(),
+            bad_records: Vec::new(),
         }))
     }
 

@@ -175,8 +175,12 @@ impl Core {
         let what = match call {
             Call::Delete { key } => self.why_keep(key),
             Call::Abort { upload, .. } => self.why_keep_open(upload),
-            Call::Complete { key, upload, .. } => self.why_not_visible(key, Some(upload)),
-            Call::Put { key, .. } => self.why_not_visible(key, None),
+            Call::Complete { key, upload, .. } => {
+                let whole = || self.store.uploads.get(upload).map(super::store::Upload::whole);
+                let visible = self.why_not_visible(key, Some(upload)).or_else(|| self.why_mixed(key, upload));
+                visible.or_else(|| self.why_other_manifest(key, &whole()?))
+            }
+            Call::Put { key, bytes } => self.why_not_visible(key, None).or_else(|| self.why_other_manifest(key, bytes)),
             _ => None,
         };
         if let Call::Delete { key } | Call::Abort { key, .. } = call
@@ -184,6 +188,12 @@ impl Core {
             && self.nodes[node].name.starts_with('c')
         {
             self.mark("late sweep");
+        }
+        if let Call::Put { key, .. } | Call::Complete { key, .. } = call
+            && late
+            && self.is_manifest(key)
+        {
+            self.store.written_late.insert(key.clone());
         }
         // By name, long after it was right to do so: no store call of today makes sure of what it meets.
         if let Call::Delete { key } | Call::Put { key, .. } = call
@@ -210,7 +220,11 @@ impl Core {
         for (id, job) in &self.ledger.truth.jobs {
             let is = |url: &str| key_of(url) == *key;
             let live = !job.state.is_terminal();
-            let pinned = job.runs_pinned.as_ref().is_some_and(|runs| is(&runs.url));
+            let pinned = job.runs_pinned.iter().chain(&job.manifest).any(|kept| is(&kept.url));
+            let visible = job.commit_decided && is_output(job, key) && self.is_manifest_of(key, id);
+            if live && visible && self.newest_of_output(id, job) {
+                return Some(format!("the manifest of job {id} is visible already"));
+            }
             let splitters = job.boundaries.as_ref().and_then(|chosen| chosen.splitters.as_ref());
             let needed = is(&job.submitted.plan.url)
                 || pinned
@@ -281,6 +295,34 @@ impl Core {
             Some(_) => None,
             None => Some("OUTPUT would change before the commit is decided".to_owned()),
         }
+    }
+
+    /// Whether the manifest that stands under a key is that of a job.
+    fn is_manifest_of(&self, key: &str, job: &JobId) -> bool {
+        let stands = self.store.objects.get(key).filter(|_| self.is_manifest(key));
+        stands
+            .and_then(|object| serde_json::from_slice::<Manifest>(&object.bytes).ok())
+            .is_some_and(|of| of.job == *job)
+    }
+
+    /// Why `_SUCCESS` must not hold these bytes: each leader of a job writes those that the decision names.
+    fn why_other_manifest(&self, key: &str, bytes: &[u8]) -> Option<String> {
+        let manifest: Manifest = serde_json::from_slice(bytes).ok().filter(|_| self.is_manifest(key))?;
+        let decided = self.ledger.truth.jobs.get(&manifest.job)?.manifest.as_ref()?;
+        let same = muster_common::wire::digest(bytes) == decided.digest;
+        (!same).then(|| format!("it is not the manifest that was kept when the commit of {} was decided", manifest.job))
+    }
+
+    /// Why a part must not appear yet: beside the `_SUCCESS` of another job OUTPUT would look whole.
+    fn why_mixed(&self, key: &str, upload: &str) -> Option<String> {
+        let of = |job: &DurableJob| job.commit_decided && job.parts.values().any(|part| part.upload == upload);
+        let (id, job) = self.ledger.truth.jobs.iter().find(|(_, job)| of(job))?;
+        let success = format!("{}/{}", key_of(&job.submitted.output), names::SUCCESS);
+        let open = self.store.uploads.contains_key(upload) && key != success;
+        let stands = self.store.objects.contains_key(&success) && !self.is_manifest_of(&success, id);
+        let late = [&self.store.changed_late, &self.store.written_late].iter().any(|keys| keys.contains(&success));
+        let mixed = open && stands && !late;
+        mixed.then(|| format!("a part of job {id} would stand beside the _SUCCESS of what was there before"))
     }
 
     fn is_manifest(&self, key: &str) -> bool {

@@ -15,6 +15,7 @@ use muster_common::wire::{
 use muster_common::{Error, Result};
 use muster_coordinator::Fence;
 use muster_coordinator::election::{self, Answer, Cause, Election, Settings, Sign};
+use muster_coordinator::job::durable::DurableJob;
 use muster_coordinator::job::io::{Effect, Input, Reply, ReplyTo};
 use muster_coordinator::job::{Machine, invariant};
 use muster_coordinator::journal::writer::{Candidate, JournalWriter, Order, Replayed, Written};
@@ -345,6 +346,8 @@ impl World {
         if !replayed.refused.is_empty() {
             lock(&self.shared).violate(format!("recovery: the journal contradicts itself: {:?}", replayed.refused));
         }
+        let bad = |job: &DurableJob| !job.state.is_terminal() && !job.bad_records.is_empty();
+        let bad_records = replayed.durable.jobs.values().any(bad);
         let machine = match Machine::new(self.config.clone(), None, replayed.durable) {
             Ok(machine) => machine,
             Err(error) => return lock(&self.shared).violate(format!("recovery: no machine: {error}")),
@@ -355,6 +358,9 @@ impl World {
             core.node_line(node, &format!("leads under epoch {}", machine.epoch()));
             if machine.epoch().0 > 1 {
                 core.mark("take-over");
+            }
+            if bad_records {
+                core.mark("take-over with bad records");
             }
             if others > 0 {
                 core.mark("two leaders at once");

@@ -86,7 +86,7 @@ impl World {
                 Some(unreadable) => Err(unreadable.error(key)),
                 None => Ok(object.bytes.iter().copied().take(HEAD_BYTES).collect()),
             };
-            let (bytes, version) = (object.bytes.len() as u64, object.version.to_string());
+            let (bytes, version) = (object.bytes.len() as u64, object.version.clone());
             LocalFile { path: format!("{OFFERED}/{relative}"), bytes, version, head }
         });
         let mut files: Vec<LocalFile> =

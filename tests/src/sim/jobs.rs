@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use muster_common::ids::WorkerId;
 use muster_common::plan::{BadInputs, BadRecords, JobSpec, Sizing};
 use muster_common::store::BlobUrl;
-use muster_common::{Error, ErrorKind};
+use muster_common::{Error, ErrorKind, names};
 use muster_kernel::record::Format;
+use muster_kernel::reference::sort_reference;
 use muster_kernel::spec::{KeyDef, SortSpec};
 
 use super::core::{Core, MS, S};
@@ -183,6 +184,9 @@ pub fn draw_clients(core: &mut Core, seed: u64, workers: &[WorkerId]) -> Vec<Cli
             bad_inputs: trouble.dice.pick(&[BadInputs::Fail, BadInputs::Fail, BadInputs::Skip]),
             settings: None,
         };
+        if overwrite && !again && spec.sizing.partitions == Some(1) {
+            place_result(core, &spec, &input, &mut before);
+        }
         if let (Format::Fixed { .. }, true, Some(last)) =
             (&spec.sort.format, lenient != BadRecords::Fail, input.last_mut())
         {
@@ -196,6 +200,15 @@ pub fn draw_clients(core: &mut Core, seed: u64, workers: &[WorkerId]) -> Vec<Cli
         clients.push(made);
     }
     clients
+}
+
+/// What stands in OUTPUT before is what the job is going to make, as if it had been run before: its one part, byte for byte.
+fn place_result(core: &mut Core, spec: &JobSpec, input: &[Vec<u8>], before: &mut BTreeMap<String, Vec<u8>>) {
+    let Ok(result) = sort_reference(&spec.sort, input) else { return };
+    let output = spec.output.parse::<BlobUrl>().map(|url| url.key().to_owned()).unwrap_or_default();
+    let key = format!("{output}/{}", names::part_name(0, &spec.extension));
+    core.store.place(&key, result.clone());
+    before.insert(key, result);
 }
 
 fn foreign(core: &mut Core, key: &str) {
@@ -287,6 +300,9 @@ fn script_client(core: &mut Core, number: usize, line: &JobLine) -> Client {
         if line.says("lines") { Format::Lines { terminator: b'\n' } } else { Format::Fixed { len: len as u32 } };
     let mut sort = SortSpec::new(format);
     sort.unique = line.says("unique");
+    if line.says("key") {
+        sort.keys = vec![KeyDef::Range { offset: 0, len: line.number("key", 1) as u32 }];
+    }
     let name = line.text("output").map_or_else(|| format!("out{number}"), str::to_owned);
     let mut before = BTreeMap::new();
     if line.says("overwrite") {
@@ -322,6 +338,9 @@ fn script_client(core: &mut Core, number: usize, line: &JobLine) -> Client {
         bad_inputs: if line.says("skip-inputs") { BadInputs::Skip } else { BadInputs::Fail },
         settings: None,
     };
+    if line.text("overwrite") == Some("same") {
+        place_result(core, &spec, &input, &mut before);
+    }
     let owner = |at: usize| format!("w{}", at + 1).parse::<WorkerId>().ok().filter(|_| line.says("owned"));
     let owners: Vec<Option<WorkerId>> = (0..input.len()).map(owner).collect();
     let times = (ms("submit").unwrap_or(0), ms("cancel"));

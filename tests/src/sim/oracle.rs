@@ -8,7 +8,7 @@ use muster_common::api::Manifest;
 use muster_common::ids::{AttemptId, Epoch, JobId, TaskId, WorkerId};
 use muster_common::plan::{BadInputs, BadRecords, JobSpec, PinnedRun, PinnedRuns, Plan};
 use muster_common::wire::BlobRef;
-use muster_coordinator::journal::record::{JobSubmitted, PartCommitted, RunCommitted};
+use muster_coordinator::journal::record::{JobSubmitted, PLACES_KEPT, PartCommitted, RunCommitted};
 use muster_kernel::proof::{StreamHash, Sums};
 use muster_kernel::record::Format;
 use muster_kernel::reference::sort_reference;
@@ -215,9 +215,14 @@ impl Known {
         if places.iter().collect::<BTreeSet<_>>().len() != places.len() {
             return Err(format!("its manifest names a malformed record twice: {places:?}"));
         }
-        match places.iter().find(|place| !expected.places.contains(place)) {
-            Some(place) => Err(format!("its manifest names a malformed record {place:?}, which there is not")),
-            None => Ok(()),
+        if let Some(place) = places.iter().find(|place| !expected.places.contains(place)) {
+            return Err(format!("its manifest names a malformed record {place:?}, which there is not"));
+        }
+        let named = expected.places.len().min(PLACES_KEPT);
+        if places.len() == named {
+            Ok(())
+        } else {
+            Err(format!("its manifest names {} malformed records, not the first {named}", places.len()))
         }
     }
 
@@ -293,7 +298,7 @@ impl Core {
         };
         let torn = known.whole_bytes(input) < input.bytes.len();
         let key = input.key.clone();
-        let changed = self.store.objects.get(&key).is_none_or(|found| found.version.to_string() != pinned.version);
+        let changed = self.store.objects.get(&key).is_none_or(|found| found.version != pinned.version);
         if torn {
             self.mark("malformed records of what is left out");
         }

@@ -5,7 +5,7 @@
 //! bug NAME                     planted, it must be found (optional)
 //! coordinators N  |  workers N
 //! job ID [fixed=LEN | lines] [records=N] [keys=N] [splits=N] [partitions=N] [output=NAME] [submit=MS] [cancel=MS] [unique] [overwrite] [bucket] [replica] [torn=N] [skip | quarantine] [owned]
-//!        [skip-inputs] [unreadable=N] [flaky=N]
+//!        [skip-inputs] [unreadable=N] [flaky=N] [key=N]
 //! samples N                    of a partition, so that more rounds of sampling are needed
 //! upload KEY                   an upload that somebody else has open there
 //! TRIGGER [#N]: ACTION[; ACTION]...
@@ -14,6 +14,7 @@
 //! expect mark NAME
 //! ```
 //!
+//! `key=N` sorts by the first N bytes; `overwrite=same` lets what the job makes stand there already (with `partitions=1`).
 //! Triggers: `at MS`; `on record KIND` (it lands); `on append KIND` and `on call VERB TEXT` (it goes out; TEXT is part of the key); `on begin PHASE` (a worker begins an attempt); `on register` (it asks
 //! to be let in).
 //! `#N` means the N-th time, `#N-M` those between, `#all` every time; without it the first.
@@ -266,7 +267,8 @@ fn us(text: &str) -> Result<u64, String> {
 }
 
 fn job_line(text: &str) -> Result<JobLine, String> {
-    const WORDS: [&str; 20] = [
+    const WORDS: [&str; 21] = [
+        "key",
         "torn",
         "fixed",
         "lines",

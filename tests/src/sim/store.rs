@@ -8,8 +8,9 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use muster_common::etag;
 use muster_common::ids::WorkerId;
-use muster_common::store::{Access, BlobMeta, Blobs, OpenUpload, PartAt};
+use muster_common::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
 use muster_common::{Error, ErrorKind, Result};
 
 use super::core::{Core, Event, MS, Node, Ops, S, Shared, Way};
@@ -49,6 +50,7 @@ pub enum Answer {
     Done,
     Text(String),
     Uploads(Vec<OpenUpload>),
+    Completed(Completed),
 }
 
 /// An object that cannot be read.
@@ -92,8 +94,8 @@ pub struct Made {
 pub struct Object {
     /// What it holds.
     pub bytes: Bytes,
-    /// Its version.
-    pub version: u64,
+    /// Its version: a tag that follows from its bytes, as S3 has it.
+    pub version: String,
     /// Where it comes from.
     pub made: Made,
 }
@@ -125,6 +127,8 @@ pub struct SimStore {
     /// Open uploads by id.
     pub uploads: BTreeMap<String, Upload>,
     counter: u64,
+    /// Whether the tag of an uploaded object follows from those of its parts, as with AWS, or from its bytes alone, as with others.
+    tags_of_parts: bool,
     /// Keys and upload ids that are not this deployment's to remove.
     pub foreign: BTreeSet<String>,
     /// Runs that were damaged.
@@ -137,6 +141,8 @@ pub struct SimStore {
     local: BTreeSet<u64>,
     /// What stood in an OUTPUT and was changed by name, by a call that came after its caller had given up: a limit that `ARCHITECTURE.md` names.
     pub changed_late: BTreeSet<String>,
+    /// Manifests that were written so late: each may stand beside parts of another job.
+    pub written_late: BTreeSet<String>,
 }
 
 /// Whether a key lies below a folder.
@@ -201,20 +207,21 @@ impl SimStore {
             objects: BTreeMap::new(),
             uploads: BTreeMap::new(),
             counter: 0,
+            tags_of_parts: Dice::of(seed, "tags").below(2) == 0,
             foreign: BTreeSet::new(),
             rotted: BTreeSet::new(),
             unreadable: BTreeMap::new(),
             tried: BTreeSet::new(),
             local: BTreeSet::new(),
             changed_late: BTreeSet::new(),
+            written_late: BTreeSet::new(),
         }
     }
 
     /// Puts an object there that is not of this run.
     pub fn place(&mut self, key: &str, bytes: Vec<u8>) {
-        self.counter += 1;
         let made = Made { by: None, at_us: 0, known: true };
-        let object = Object { bytes: bytes.into(), version: self.counter, made };
+        let object = Object { version: etag::of_bytes(&bytes), bytes: bytes.into(), made };
         self.objects.insert(key.to_owned(), object);
     }
 
@@ -262,14 +269,14 @@ impl SimStore {
     }
 
     fn put(&mut self, key: String, bytes: Bytes, made: Made) {
-        self.counter += 1;
-        self.objects.insert(key, Object { bytes, version: self.counter, made });
+        let version = etag::of_bytes(&bytes);
+        self.objects.insert(key, Object { bytes, version, made });
     }
 
-    fn complete(&mut self, key: &str, upload: &str, tags: usize, bytes: u64, made: Made) -> Result<()> {
+    fn complete(&mut self, key: &str, upload: &str, tags: usize, bytes: u64, made: Made) -> Result<Completed> {
         let Some(open) = self.uploads.get(upload) else {
             let stands = self.objects.get(key).is_some_and(|object| object.bytes.len() as u64 == bytes);
-            return if stands { Ok(()) } else { Err(not_found(upload)) };
+            return if stands { Ok(Completed::Unsure) } else { Err(not_found(upload)) };
         };
         let numbered = (0..u32::try_from(tags).unwrap_or(u32::MAX)).eq(open.parts.keys().copied());
         if open.key != key || !numbered {
@@ -279,14 +286,17 @@ impl SimStore {
         if whole.len() as u64 != bytes {
             return Err(Error::corrupt(format!("the upload of {key} has {} bytes, not {bytes}", whole.len())));
         }
+        let of_parts: Vec<String> = open.parts.values().map(|part| etag::of_bytes(part)).collect();
+        let version = etag::of_parts(&of_parts).filter(|_| self.tags_of_parts);
+        let version = version.unwrap_or_else(|| etag::of_bytes(&whole));
         self.uploads.remove(upload);
-        self.put(key.to_owned(), whole.into(), made);
-        Ok(())
+        self.objects.insert(key.to_owned(), Object { bytes: whole.into(), version, made });
+        Ok(Completed::Now)
     }
 }
 
 fn meta(key: &str, object: &Object) -> BlobMeta {
-    let (bytes, version) = (object.bytes.len() as u64, object.version.to_string());
+    let (bytes, version) = (object.bytes.len() as u64, object.version.clone());
     BlobMeta { key: key.to_owned(), bytes, version, modified_unix_ms: 1_700_000_000_000 + object.made.at_us / 1000 }
 }
 
@@ -422,16 +432,21 @@ impl Core {
             }
             Call::Part { key, upload, index, bytes } => {
                 let open = store.uploads.get_mut(&upload).filter(|open| open.key == key);
+                let tag = etag::of_bytes(&bytes);
                 open.ok_or_else(|| not_found(&upload))?.parts.insert(index, bytes);
-                Ok(Answer::Text(format!("tag-{index}")))
+                Ok(Answer::Text(tag))
             }
             Call::Complete { key, upload, tags, bytes } => {
+                let before = store.objects.get(&key).map(|object| object.bytes.clone());
                 let completed = store.complete(&key, &upload, tags, bytes, made);
+                let same = before.is_some_and(|before| store.objects.get(&key).is_some_and(|now| now.bytes == before));
                 match &completed {
-                    Ok(()) => self.rot(&key),
+                    Ok(Completed::Now) if same && !is_scratch(&key) => self.mark("identical overwrite"),
+                    Ok(Completed::Now) => self.rot(&key),
+                    Ok(Completed::Unsure) => self.mark("upload gone, object stands"),
                     Err(_) => self.mark("zombie upload completion refused"),
                 }
-                completed.map(|()| Answer::Done)
+                completed.map(Answer::Completed)
             }
             Call::Abort { upload, .. } => {
                 store.uploads.remove(&upload);
@@ -591,9 +606,19 @@ impl Blobs for StorePort {
         }
     }
 
-    async fn complete_upload(&self, key: &str, upload: &str, tags: &[String], bytes: u64, _sync: bool) -> Result<()> {
+    async fn complete_upload(
+        &self,
+        key: &str,
+        upload: &str,
+        tags: &[String],
+        bytes: u64,
+        _sync: bool,
+    ) -> Result<Completed> {
         let (key, upload) = (key.to_owned(), upload.to_owned());
-        self.call(Call::Complete { key, upload, tags: tags.len(), bytes }).await.map(drop)
+        match self.call(Call::Complete { key, upload, tags: tags.len(), bytes }).await? {
+            Answer::Completed(completed) => Ok(completed),
+            other => bug(&other),
+        }
     }
 
     async fn abort_upload(&self, key: &str, upload: &str) -> Result<()> {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures::future::{self, Either};
+use futures::{StreamExt, TryStreamExt, stream};
 
 use muster_common::clock::Clock;
 use muster_common::ids::AttemptId;
@@ -23,6 +24,7 @@ use muster_kernel::run::{Piece, RecordSink, RunFooter, RunIndex, RunWriter, Sink
 use muster_kernel::sort::ChunkSorter;
 use muster_kernel::split::Cutter;
 use muster_kernel::splitters::{self, SampleWindow, Splitter, sample};
+use muster_worker::arrival::by_run;
 
 use super::core::{Shared, SimClock};
 use super::exec::{Flag, lock};
@@ -34,6 +36,8 @@ const REMOVAL_TIMEOUT_MS: u64 = 30_000;
 const REMOVAL_PAUSE_MS: u64 = 200;
 /// Rounds after the first that still take more samples than the one before, as in the program.
 const ROUND_MAX: u32 = 2;
+/// Indexes that a merge reads side by side, as in the program.
+const INDEXES_IN_FLIGHT: usize = 8;
 /// Bytes of one part of an upload: small, so that an object has several.
 const PART_BYTES: usize = 3000;
 
@@ -455,17 +459,20 @@ impl Attempt {
             let splitters = self.splitters(splitters, job.order.unique()).await?;
             let pinned = PinnedRuns::from_bytes(&self.fetch(runs).await?)?;
             lock(&self.shared).check_merge_begins(&self.run.job, &self.run.attempt, runs, &pinned);
-            let mut sources = Vec::new();
-            for run in pinned.runs.iter().skip(usize::from(planted::is(Bug::LeaveOutRun))) {
-                let read =
-                    async |copy: &PinnedRun| self.piece(copy, index, splitters.len()).await.map_err(missing_is_corrupt);
-                let piece = self.of_copies(run, read).await?;
-                if piece.len > 0 {
-                    sources.push((run, piece));
-                }
-            }
+            let runs = pinned.runs.iter().skip(usize::from(planted::is(Bug::LeaveOutRun)));
+            let (of, splitters_len) = (self, splitters.len());
+            let arrived: Vec<(u32, (PinnedRun, Piece))> = stream::iter(runs.cloned())
+                .map(|run| async move {
+                    let read =
+                        async |copy: &PinnedRun| of.piece(copy, index, splitters_len).await.map_err(missing_is_corrupt);
+                    let piece = of.of_copies(&run, read).await?;
+                    Ok::<_, Error>((run.attempt.task.index, (run, piece)))
+                })
+                .buffer_unordered(INDEXES_IN_FLIGHT)
+                .try_collect()
+                .await?;
             let sources: Vec<(PinnedRun, Piece)> =
-                sources.into_iter().map(|(run, piece)| (run.clone(), piece)).collect();
+                by_run(arrived).into_iter().filter(|(_, piece)| piece.len > 0).collect();
             Ok((job, splitters, sources))
         };
         let (job, splitters, sources) = self.or_cancelled(prepared).await?;

@@ -225,7 +225,14 @@ impl Blobs for Slow {
         self.inner.upload_part(key, upload, at, data).await
     }
 
-    async fn complete_upload(&self, key: &str, upload: &str, tags: &[String], bytes: u64, sync: bool) -> Result<()> {
+    async fn complete_upload(
+        &self,
+        key: &str,
+        upload: &str,
+        tags: &[String],
+        bytes: u64,
+        sync: bool,
+    ) -> Result<Completed> {
         self.inner.complete_upload(key, upload, tags, bytes, sync).await
     }
 

@@ -19,6 +19,7 @@ use super::runs::{
     write_run,
 };
 use super::{Counters, Gate, Task, repair};
+use crate::arrival::by_run;
 use crate::cache::{IndexError, Job};
 use crate::slots::Lease;
 use crate::transfer::{Object, PartSink, Upload, Uploaded, abandoned};
@@ -79,7 +80,7 @@ async fn sources(task: &Task, splitters: usize, runs: &BlobRef) -> Result<Vec<So
     if pinned.job != task.run.job {
         return Err(Error::invalid(format!("the runs of job {} are not those of job {}", pinned.job, task.run.job)));
     }
-    let found: Vec<Source> = futures::stream::iter(pinned.runs.clone())
+    let found: Vec<(u32, Source)> = futures::stream::iter(pinned.runs.clone())
         .map(|run| async move {
             let run = Arc::new(run);
             let (copies, index) = open_run(task, &run).await?;
@@ -91,12 +92,12 @@ async fn sources(task: &Task, splitters: usize, runs: &BlobRef) -> Result<Vec<So
                     Error::corrupt(format!("the run {url} has {partitions} partitions, the job has {expected}"));
                 task.link.findings.run_damaged(&run, DamageCause::Writer, error)
             })?;
-            Ok::<_, Error>(Source { copies, piece, run: Some(run) })
+            Ok::<_, Error>((run.attempt.task.index, Source { copies, piece, run: Some(run) }))
         })
-        .buffered(INDEXES_IN_FLIGHT)
+        .buffer_unordered(INDEXES_IN_FLIGHT)
         .try_collect()
         .await?;
-    Ok(found.into_iter().filter(|source| source.piece.len > 0).collect())
+    Ok(by_run(found).into_iter().filter(|source| source.piece.len > 0).collect())
 }
 
 /// Opens a committed run: its index, and its copies, the one that gave the index first. An index that does not hold is read once more, then the next copy is asked.

@@ -198,7 +198,7 @@ async fn try_abort(prober: &mut Prober<'_>, key: &str) {
         return;
     }
     let stands = match store.complete_upload(key, &upload, &["x".to_owned()], 1, false).await {
-        Ok(()) => true,
+        Ok(_) => true,
         Err(_) => store.head(key).await.is_ok(),
     };
     let result = if stands {

@@ -455,6 +455,33 @@ fn a_commit_that_cannot_be_carried_out_ends_with_its_cause() {
     assert!(error.contains("OUTPUT is not whole") && error.contains("part-00001"), "{error}");
 }
 
+/// What OUTPUT does not allow is seen before the commit is decided: nothing has changed there, and nothing is left.
+#[test]
+fn a_commit_that_cannot_be_made_visible_is_not_decided() {
+    let mut world = world(2);
+    let foreign = || Error::invalid("file:///out-j1/part-00001.dat has come into OUTPUT since");
+    world.store_fails.entry("prepare").or_default().extend([Error::retry("503"), foreign()]);
+    world.submit(spec("j1"));
+    assert_eq!(world.settle("j1"), JobState::Failed);
+    let error = error_of(&mut world);
+    assert!(error.contains("part-00001") && !error.contains("the commit is decided"), "{error}");
+    assert!(world.publications.is_empty() && world.uploads.is_empty() && world.objects.is_empty());
+    let decided = world.journal.iter().any(|(_, entry)| matches!(entry.record, Record::CommitDecided { .. }));
+    assert!(!decided, "no record says so");
+}
+
+#[test]
+fn a_commit_that_is_being_prepared_can_be_cancelled() {
+    let mut world = world(2);
+    world.store_fails.entry("prepare").or_default().extend((0..1000).map(|_| Error::retry("503")));
+    world.submit(spec("j1"));
+    world.pass(5);
+    assert_eq!(world.status("j1").expect("status").state, JobState::Merging);
+    world.cancel("j1");
+    assert_eq!(world.settle("j1"), JobState::Cancelled);
+    assert!(world.publications.is_empty() && world.uploads.is_empty() && world.objects.is_empty());
+}
+
 #[test]
 fn a_commit_that_the_store_refuses_for_too_long_ends_with_its_cause() {
     let mut config = config();
@@ -708,14 +735,14 @@ fn illegal_records_are_refused_and_counted() {
         epoch: Epoch(1),
         nonce: 1,
     };
-    check(&mut durable, Record::CommitDecided { job: job("j1"), took_ms: 0 });
+    check(&mut durable, Record::CommitDecided { job: job("j1"), took_ms: 0, manifest: None });
     check(&mut durable, Record::JobCleaned { job: job("j1") });
     check(&mut durable, Record::JobForgotten { job: job("j1") });
     check(&mut durable, Record::EpochBegan { epoch: Epoch(1), nonce: 0 });
     check(&mut durable, Record::UploadRevoked { job: job("j1"), partition: 0, attempt });
     check(&mut durable, Record::UploadOpened { job: job("j1"), partition: 0, attempt, upload: "u".to_owned() });
     check(&mut durable, Record::BoundariesChosen { job: job("j1"), splitters: None, partitions: 1, took_ms: 0 });
-    check(&mut durable, Record::CommitDecided { job: job("nobody"), took_ms: 0 });
+    check(&mut durable, Record::CommitDecided { job: job("nobody"), took_ms: 0, manifest: None });
     assert_eq!(durable, before, "a refused record changes nothing");
     world.feed(Input::Appended { token: 12_345, sequence: 1 });
     assert_eq!(world.machine.counters().violations, 1);

@@ -48,6 +48,9 @@ impl World {
             Effect::AbortUpload { job, upload, .. } => {
                 format!("store     {job}: abort the upload of a{}", self.alias(upload.attempt))
             }
+            Effect::PrepareCommit { job, publication, url, .. } => {
+                format!("store     {job}: prepare {} parts, write {}", publication.parts.len(), kind_of(url.name()))
+            }
             Effect::Publish { job, publication } => {
                 format!("store     {job}: publish {} parts", publication.parts.len())
             }

@@ -1,12 +1,15 @@
 //! Malformed records, second scratches, settings of one job, and what people are told in the end.
 
-use muster_common::Error;
-use muster_common::api::{JobState, Manifest};
-use muster_common::plan::BadRecords;
+use muster_common::api::JobState;
+use muster_common::ids::Phase;
+use muster_common::plan::{BadInputs, BadRecords};
 use muster_common::wire::{BadRecord, BlobRef, Outcome};
+use muster_common::{Error, ErrorKind};
 use muster_kernel::proof::Sums;
 
 use super::world::{World, config, job, listing, spec};
+use crate::journal::fold::{Fold, compact};
+use crate::journal::record::{Entry, Record};
 
 /// What each split of the fakes below leaves out.
 const BAD: Sums = Sums { records: 1, bytes: 10, hash: 1 };
@@ -65,12 +68,105 @@ fn malformed_records_are_quarantined_with_the_commit() {
     let places: Vec<&str> = publication.quarantine.iter().map(|(_, to)| to.key()).collect();
     assert_eq!(places, ["00000", "00001", "00002"].map(|at| format!("out-j1/_quarantine/split-{at}.jsonl")));
     assert!(publication.quarantine.iter().all(|(from, _)| from.url.ends_with(".bad.jsonl")));
-    let manifest: Manifest = serde_json::from_slice(&publication.manifest).expect("manifest");
+    let manifest = world.manifest("j1");
     assert_eq!((manifest.skipped.records, manifest.sums.records, manifest.input.records), (3, 297, 300));
     assert_eq!(manifest.quarantine[1].name, "_quarantine/split-00001.jsonl");
     let place = &manifest.bad_records[0];
     assert_eq!((place.object.as_str(), place.offset, place.reason.as_str()), ("file:///in/0", 30, "no key"));
     assert_eq!(world.status("j1").expect("status").skipped.records, 3, "also when it is history");
+}
+
+/// A job that has left records out, and has met with trouble on the way; its coordinator is killed before effect `crash_at`, and the store is away when it is to be published.
+fn take_over(crash_at: Option<u64>) -> World {
+    let mut world = World::new(config());
+    world.lies = leave_out;
+    world.crash_at = crash_at;
+    world.join("w1", 1);
+    world.join("w2", 1);
+    world.worker_mut("w2").fails = Some(Error::retry("connection reset"));
+    world.store_fails.entry("publish").or_default().extend([Error::retry("503"), Error::retry("503")]);
+    let mut spec = spec("j1");
+    spec.bad_records = BadRecords::Skip;
+    world.submit(spec);
+    world
+}
+
+/// Whoever publishes, and however often it is tried, publishes the same manifest (the world compares them), and it names what was left out.
+#[test]
+fn a_take_over_loses_no_malformed_record_and_changes_no_manifest() {
+    let mut calm = take_over(None);
+    assert_eq!(calm.settle("j1"), JobState::Succeeded, "{}", error_of(&mut calm));
+    assert_eq!(calm.manifest("j1").bad_records.len(), 3);
+    assert!(!calm.manifest("j1").recoveries.is_empty(), "its leader knows of trouble that the next would not");
+    for at in 0..calm.effects {
+        let mut world = take_over(Some(at));
+        assert_eq!(world.settle("j1"), JobState::Succeeded, "crash before effect {at}");
+        assert_eq!(world.manifest("j1").bad_records, calm.manifest("j1").bad_records, "crash before effect {at}");
+    }
+}
+
+/// A decision that was journalled before manifests were kept is carried out all the same.
+#[test]
+fn a_decision_without_a_manifest_is_carried_out() {
+    let mut world = world();
+    world.store_fails.entry("publish").or_default().push_back(Error::retry("503"));
+    world.submit(spec("j1"));
+    world.manifests.clear();
+    for (_, entry) in &mut world.journal {
+        if let Record::CommitDecided { manifest, .. } = &mut entry.record {
+            assert!(manifest.take().is_some(), "it is journalled with the decision");
+        }
+    }
+    world.checks = false;
+    world.crash();
+    assert_eq!(world.settle("j1"), JobState::Succeeded, "{}", error_of(&mut world));
+    assert_eq!(world.manifest("j1").sums.records, 300);
+}
+
+/// However many runs leave records out, and in whichever order they are committed, the journal's state holds those that the job names, and hardly more.
+#[test]
+fn malformed_records_that_are_kept_are_bounded_and_the_first() {
+    let mut world = world();
+    world.listing = listing(&[3000]);
+    world.checks = false;
+    world.lies = |outcome| {
+        leave_out(outcome);
+        if let Outcome::Sorted(run) = outcome {
+            let (first, bad) = (run.intervals[0].begin, Sums { records: 7, bytes: 70, hash: 7 });
+            (run.skipped, run.kept) = (bad, run.input.minus(&bad));
+            let bad = |at: u64| BadRecord { object: 0, offset: first + 10 * at, bytes: 10, reason: "x".repeat(1024) };
+            // A worker says them in whichever order it likes.
+            run.bad_records = (0..7).rev().map(bad).collect();
+        }
+    };
+    world.hold("w1", &[Phase::Sort, Phase::Merge]);
+    world.hold("w2", &[Phase::Sort, Phase::Merge]);
+    let mut spec = spec("j1");
+    (spec.bad_records, spec.sizing.split_bytes) = (BadRecords::Skip, Some(1000));
+    world.submit(spec);
+    let offsets = |world: &World| -> Vec<u64> {
+        world.machine.durable().jobs[&job("j1")].bad_records.values().flatten().map(|bad| bad.offset).collect()
+    };
+    let expected = |splits: &[u64]| -> Vec<u64> {
+        splits.iter().flat_map(|split| (0..7).map(move |at| 1000 * split + 10 * at)).collect()
+    };
+    world.finish("w2");
+    assert_eq!(offsets(&world), expected(&[1]));
+    // The others, the last first.
+    for committed in 1..30 {
+        assert_eq!(world.machine.durable().jobs[&job("j1")].runs.len(), committed);
+        let id = if world.held("w1").iter().max() > world.held("w2").iter().max() { "w1" } else { "w2" };
+        world.finish(id);
+    }
+    assert_eq!(offsets(&world), expected(&[0, 1, 2]));
+    let places = world.status("j1").expect("status").bad_records;
+    let named: Vec<u64> = places.iter().map(|place| place.offset).collect();
+    assert_eq!(named, expected(&[0, 1, 2])[..20]);
+    let (durable, mut fold) = (world.machine.durable().clone(), Fold::default());
+    for record in compact(&durable) {
+        fold.push(Entry { epoch: durable.epoch, nonce: 0, record });
+    }
+    assert_eq!(fold.finish(), (durable, Vec::new()), "a snapshot keeps them");
 }
 
 #[test]
@@ -106,6 +202,29 @@ fn what_is_left_out_must_be_allowed_and_conserve() {
         }
     };
     check(BadRecords::Skip, forge, "P1 (conservation)");
+}
+
+/// 100,000 objects of which 10,000 cannot be read: neither what a leader looks at nor what it sends grows with their product.
+#[test]
+fn ten_thousand_objects_of_a_hundred_thousand_are_left_out() {
+    const OBJECTS: u32 = 100_000;
+    let mut world = World::new(config());
+    world.checks = false;
+    world.listing = listing(&vec![1; OBJECTS as usize]);
+    // The first of each split, and another, so that a split is committed and given up between the two of its neighbour.
+    world.broken = (0..OBJECTS).step_by(10).map(|at| (at, Error::new(ErrorKind::NotFound, "gone"))).collect();
+    world.join("w1", 8);
+    let mut spec = spec("j1");
+    (spec.bad_inputs, spec.sizing.split_bytes) = (BadInputs::Skip, Some(1005));
+    world.submit(spec);
+    assert_eq!(world.settle("j1"), JobState::Succeeded, "{}", error_of(&mut world));
+    assert_eq!(world.manifest("j1").skipped_objects.len(), 10_000);
+    let splits = world.machine.durable().jobs[&job("j1")].submitted.splits;
+    let looked_at = world.machine.tally().intervals_looked_at;
+    assert!(looked_at < 4 * u64::from(OBJECTS), "{looked_at} pieces of {splits} runs were looked at");
+    // A split of about a hundred objects has at most eleven of those, and the list grows by one each time.
+    let skips_max = world.skips.iter().max().copied().unwrap_or(0);
+    assert!((10..=12).contains(&skips_max), "an order carries {skips_max} omissions");
 }
 
 #[test]
@@ -201,8 +320,7 @@ fn how_troubles_were_got_over_is_told_at_the_end() {
     let figures: Vec<_> =
         told.iter().map(|one| (one.kind.as_str(), one.attempts, one.recovered, one.given_up)).collect();
     assert_eq!(figures, [("attempt-failed", 1, 1, 0)]);
-    let manifest: Manifest = serde_json::from_slice(&world.publications[&job("j1")].manifest).expect("manifest");
-    assert_eq!(manifest.recoveries, told);
+    assert_eq!(world.manifest("j1").recoveries, told);
 }
 
 #[test]

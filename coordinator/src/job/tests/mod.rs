@@ -14,3 +14,26 @@ mod scripts;
 mod stragglers;
 mod sweep;
 mod world;
+
+/// A plan of nothing, to be filled in.
+pub(super) fn empty_plan() -> muster_common::plan::Plan {
+    muster_common::plan::Plan {
+        job: world::job("j1"),
+        sort: muster_kernel::spec::SortSpec::new(muster_kernel::record::Format::Lines { terminator: b'\n' }),
+        objects: Vec::new(),
+        splits: Vec::new(),
+        partitions: 1,
+        sample_seed: 0,
+        samples_per_split: 1,
+        output: "file:///out".to_owned(),
+        extension: "txt".to_owned(),
+        scratch: "file:///out/_muster/d1/j1".to_owned(),
+        replaced: Vec::new(),
+        uploads_before: Vec::new(),
+        fsync: false,
+        attempts_max: 1,
+        replica: None,
+        bad_records: muster_common::plan::BadRecords::Fail,
+        settings: None,
+    }
+}

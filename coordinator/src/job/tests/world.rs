@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use muster_common::api::{DeadLetter, JobState, JobStatus};
+use muster_common::api::{DeadLetter, JobState, JobStatus, Manifest};
 use muster_common::config::{Config, Profile};
 use muster_common::ids::{AttemptId, Epoch, Incarnation, JobId, Phase, WorkerId};
 use muster_common::plan::{BadInputs, BadRecords, JobSpec, PinnedObject, Plan, Sizing};
@@ -15,7 +15,7 @@ use muster_kernel::spec::SortSpec;
 
 use super::fakes::{FakeWorker, Unacknowledged};
 use crate::job::durable::Durable;
-use crate::job::io::{Effect, Input, Listing, MeasuredBoundaries, Publication, Reply, ReplyTo};
+use crate::job::io::{Effect, Input, Listing, ManifestBytes, MeasuredBoundaries, Publication, Reply, ReplyTo};
 use crate::job::{Machine, invariant};
 use crate::journal::fold::Fold;
 use crate::journal::record::{self, Entry, Record};
@@ -69,8 +69,10 @@ pub(super) struct World {
     pub workers: BTreeMap<WorkerId, FakeWorker>,
     pub objects: BTreeMap<String, Vec<u8>>,
     pub uploads: BTreeSet<(String, String)>,
-    /// The last manifest of each job, and what it was published with.
+    /// What each job was published with last.
     pub publications: BTreeMap<JobId, Publication>,
+    /// The manifest of each job that was to be published: always the same.
+    pub manifests: BTreeMap<JobId, Vec<u8>>,
     pub letters: Vec<DeadLetter>,
     /// Second scratches that were cleaned.
     pub replicas_cleaned: Vec<String>,
@@ -107,6 +109,8 @@ pub(super) struct World {
     pub effects: u64,
     pub crashes: u32,
     pub granted: Vec<(JobId, AttemptId)>,
+    /// How many omissions each order carried.
+    pub skips: Vec<usize>,
     pub limits: Vec<Option<u32>>,
     pub log: Vec<String>,
     pub aliases: BTreeMap<AttemptId, usize>,
@@ -129,6 +133,7 @@ impl World {
             objects: BTreeMap::new(),
             uploads: BTreeSet::new(),
             publications: BTreeMap::new(),
+            manifests: BTreeMap::new(),
             letters: Vec::new(),
             replicas_cleaned: Vec::new(),
             lost: BTreeSet::new(),
@@ -154,6 +159,7 @@ impl World {
             effects: 0,
             crashes: 0,
             granted: Vec::new(),
+            skips: Vec::new(),
             limits: Vec::new(),
             log: Vec::new(),
             aliases: BTreeMap::new(),
@@ -384,6 +390,7 @@ impl World {
     fn perform_on_store(&mut self, effect: Effect) {
         let fails = self.store(match &effect {
             Effect::WriteObject { .. } => "write",
+            Effect::PrepareCommit { .. } => "prepare",
             Effect::LoadPlan { .. } => "read",
             Effect::ChooseSplitters { .. } => "choose",
             Effect::AbortUpload { .. } => "abort",
@@ -394,6 +401,10 @@ impl World {
         });
         let input = match effect {
             Effect::WriteObject { url, bytes, ticket } => {
+                Input::ObjectWritten { ticket, result: fails.map(|()| self.put(url.to_string(), bytes)) }
+            }
+            Effect::PrepareCommit { publication, url, ticket, .. } => {
+                let ManifestBytes::Made(bytes) = publication.manifest else { panic!("a commit is prepared twice") };
                 Input::ObjectWritten { ticket, result: fails.map(|()| self.put(url.to_string(), bytes)) }
             }
             Effect::LoadPlan { job, plan } => {
@@ -421,6 +432,12 @@ impl World {
                 Input::UploadAborted { job, attempt: upload.attempt, result: fails }
             }
             Effect::Publish { job, publication } => {
+                let manifest = match &publication.manifest {
+                    ManifestBytes::Made(bytes) => bytes.clone(),
+                    ManifestBytes::Stored(pointer) => self.objects[&pointer.url].clone(),
+                };
+                let before = self.manifests.entry(job.clone()).or_insert_with(|| manifest.clone());
+                assert_eq!(String::from_utf8_lossy(before), String::from_utf8_lossy(&manifest), "{job}");
                 if fails.is_ok() {
                     self.publications.insert(job.clone(), Publication::clone(&publication));
                     for part in publication.parts {
@@ -461,6 +478,11 @@ impl World {
         if self.store_holds { self.held_store.push_back(input) } else { self.inbox.push_back(input) }
     }
 
+    /// What a job was published with.
+    pub(super) fn manifest(&self, id: &str) -> Manifest {
+        serde_json::from_slice(&self.manifests[&job(id)]).expect("manifest")
+    }
+
     fn put(&mut self, url: String, bytes: Vec<u8>) -> BlobRef {
         let pointer = BlobRef { url: url.clone(), bytes: bytes.len() as u64, digest: 1 };
         self.objects.insert(url, bytes);
@@ -469,6 +491,7 @@ impl World {
 
     fn run(&mut self, id: &WorkerId, run: &RunAttempt) {
         let RunAttempt { job, attempt, .. } = run.clone();
+        self.skips.push(super::fakes::skipped(run).len());
         self.assert_not_committed(&job, &attempt);
         let Some(fake) = self.workers.get_mut(id).filter(|fake| !fake.dead) else {
             return self.inbox.push_back(Input::RunAnswered {

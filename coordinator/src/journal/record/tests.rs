@@ -2,7 +2,7 @@
 
 use muster_common::error::ErrorKind;
 use muster_common::ids::{Epoch, Generation, Phase, TaskId};
-use muster_common::wire::{BlobRef, DamageCause};
+use muster_common::wire::{BadRecord, BlobRef, DamageCause};
 use muster_kernel::proof::{Interval, Sums};
 
 use super::v1::{
@@ -120,8 +120,10 @@ fn records_v2() -> Vec<Record> {
                 run.replica = Some("file:///r2".to_owned());
                 run.skipped = sums(4);
                 run.quarantine = Some(blob("file:///q"));
+                run.bad_records = vec![BadRecord { object: 1, offset: 300, bytes: 4, reason: "no key".to_owned() }];
             }
             Record::PartCommitted(part) => part.worker = Some(worker()),
+            Record::CommitDecided { manifest, .. } => *manifest = Some(blob("file:///m")),
             Record::JobEnded(ended) => {
                 ended.repeated = 3;
                 ended.unix_ms = 77;
