@@ -205,12 +205,17 @@ fn open_with(path: &Path, flags: OFlags) -> Result<File, Errno> {
     Ok(File::from(rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?))
 }
 
+/// Whether a file system says that it does not do direct I/O, when a file is opened or not before it is used (FUSE and network file systems do that).
+fn refuses_direct(error: Errno) -> bool {
+    matches!(error, Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS)
+}
+
 /// Opens past the page cache where asked and possible.
 fn open_for(path: &Path, flags: OFlags, direct: bool, doing: &str) -> Result<(File, bool)> {
     if direct {
         match open_with(path, flags | OFlags::DIRECT) {
             Ok(file) => return Ok((file, true)),
-            Err(Errno::INVAL) => {}
+            Err(e) if refuses_direct(e) => {}
             Err(e) => return Err(file_error(path, doing, &e.into())),
         }
     }
@@ -218,15 +223,29 @@ fn open_for(path: &Path, flags: OFlags, direct: bool, doing: &str) -> Result<(Fi
     Ok((file, false))
 }
 
-fn write_at(path: &Path, file: &File, mut bytes: &[u8], mut offset: u64) -> Result<()> {
+/// From here on through the page cache: what follows is no multiple of the alignment, or direct I/O was refused.
+fn use_cache(path: &Path, file: &File, doing: &str) -> Result<()> {
+    let flags = rustix::fs::fcntl_getfl(file);
+    let cleared = flags.and_then(|flags| rustix::fs::fcntl_setfl(file, flags - OFlags::DIRECT));
+    cleared.map_err(|e| file_error(path, doing, &e.into()))
+}
+
+/// Writes all of `bytes`; past the page cache at first where the file was opened so.
+fn write_at(path: &Path, file: &File, mut direct: bool, mut bytes: &[u8], mut offset: u64) -> Result<()> {
     while !bytes.is_empty() {
-        match rustix::io::pwrite(file, bytes, offset) {
+        let head = if direct { bytes.len() / ALIGN * ALIGN } else { bytes.len() };
+        let written = if head == 0 { Err(Errno::INVAL) } else { rustix::io::pwrite(file, &bytes[..head], offset) };
+        match written {
             Ok(0) => return Err(Error::retry(format!("{} takes no more bytes", path.display()))),
             Ok(n) => {
                 bytes = &bytes[n..];
                 offset += n as u64;
             }
             Err(Errno::INTR) => {}
+            Err(e) if direct && refuses_direct(e) => {
+                use_cache(path, file, "write")?;
+                direct = false;
+            }
             Err(e) => return Err(file_error(path, "write", &e.into())),
         }
     }
@@ -234,20 +253,13 @@ fn write_at(path: &Path, file: &File, mut bytes: &[u8], mut offset: u64) -> Resu
 }
 
 fn write_part(path: &Path, at: PartAt, data: &[u8]) -> Result<()> {
-    let align = ALIGN as u64;
-    let direct = is_aligned(data) && at.offset.is_multiple_of(align) && data.len() >= ALIGN;
+    let direct = is_aligned(data) && at.offset.is_multiple_of(ALIGN as u64) && data.len() >= ALIGN;
     let (file, direct) = open_for(path, OFlags::WRONLY, direct, "write")?;
-    let head = if direct { data.len() / ALIGN * ALIGN } else { data.len() };
-    write_at(path, &file, &data[..head], at.offset)?;
-    if head < data.len() {
-        let (file, _) = open_for(path, OFlags::WRONLY, false, "write")?;
-        write_at(path, &file, &data[head..], at.offset + head as u64)?;
-    }
-    Ok(())
+    write_at(path, &file, direct, data, at.offset)
 }
 
-/// Reads until `buffer` holds `wanted` bytes or the file ends.
-fn read_at(path: &Path, file: &File, buffer: &mut Buffer, wanted: usize, offset: u64) -> Result<()> {
+/// Reads until `buffer` holds `wanted` bytes or the file ends; past the page cache at first where the file was opened so.
+fn read_at(path: &Path, file: &File, mut direct: bool, buffer: &mut Buffer, wanted: usize, offset: u64) -> Result<()> {
     while buffer.len() < wanted {
         let (filled, at) = (buffer.len(), offset + buffer.len() as u64);
         let read = {
@@ -263,9 +275,12 @@ fn read_at(path: &Path, file: &File, buffer: &mut Buffer, wanted: usize, offset:
         match read {
             Ok(0) => return Ok(()),
             Ok(_) => {}
-            // A direct read that stops short of the end of an unaligned file cannot go on from there: the rest is the file's end.
-            Err(Errno::INVAL) if !buffer.is_empty() => return Ok(()),
             Err(Errno::INTR) => {}
+            // It is refused, or has stopped short of the end of an unaligned file and cannot go on from there.
+            Err(e) if direct && refuses_direct(e) => {
+                use_cache(path, file, "read")?;
+                direct = false;
+            }
             Err(e) => return Err(file_error(path, "read", &e.into())),
         }
     }
@@ -295,7 +310,7 @@ pub(super) fn read_opened(
     let wanted = if direct { (range.end - first).next_multiple_of(align) } else { bytes };
     let capacity = usize::try_from(wanted).map_err(|_| Error::bug(format!("a read of {wanted} bytes")))?;
     let mut buffer = buffers.try_take(capacity)?;
-    read_at(path, &file, &mut buffer, capacity, first)?;
+    read_at(path, &file, direct, &mut buffer, capacity, first)?;
     let skip = usize::try_from(range.start - first).unwrap_or(usize::MAX);
     let end = skip.saturating_add(usize::try_from(bytes).unwrap_or(usize::MAX));
     if buffer.len() < end {
@@ -346,7 +361,7 @@ fn put_whole(key: &str, bytes: &[u8]) -> Result<()> {
     let target = path_of(key);
     let temporary = target.with_file_name(new_upload_name(&target));
     let file = create_in_folder(&temporary)?;
-    let written = write_at(&temporary, &file, bytes, 0)
+    let written = write_at(&temporary, &file, false, bytes, 0)
         .and_then(|()| fs::rename(&temporary, &target).map_err(|e| file_error(&target, "put in place", &e)));
     if written.is_err() {
         // The write's own error is what counts; a leftover temporary is hidden and named like an upload.
@@ -497,6 +512,28 @@ mod tests {
         }
         let beyond = store.read(&key, 0..3_000_002, Access::Once).await.expect_err("beyond the end");
         assert_eq!(beyond.kind, ErrorKind::Corrupt);
+    }
+
+    /// What an application sees of a file system that takes O_DIRECT and refuses the first call: here a place in the file that no device takes past the page cache.
+    #[test]
+    fn direct_io_that_is_refused_at_the_first_call_goes_through_the_cache() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("file");
+        let pool = BufferPool::new(0);
+        let data: Vec<u8> = (0..300_001_u32).map(|n| (n % 251) as u8).collect();
+        fs::write(&path, [0; 3]).expect("write");
+        let open = |flags| open_with(&path, flags | OFlags::DIRECT).expect("opens for direct I/O");
+        write_at(&path, &open(OFlags::WRONLY), true, &data, 3).expect("written all the same");
+        assert_eq!(fs::read(&path).expect("read")[3..], data);
+        let mut buffer = pool.take(data.len());
+        read_at(&path, &open(OFlags::RDONLY), true, &mut buffer, data.len(), 3).expect("read all the same");
+        assert_eq!(&*buffer, data);
+        // Any other trouble is none that the cache helps with.
+        for (error, refuses) in
+            [(Errno::INVAL, true), (Errno::OPNOTSUPP, true), (Errno::IO, false), (Errno::NOSPC, false)]
+        {
+            assert_eq!(refuses_direct(error), refuses, "{error}");
+        }
     }
 
     #[tokio::test]
