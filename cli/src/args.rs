@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::memory;
+
 /// Sorts data larger than a machine on a pool of workers that share nothing but a NATS server and a bucket.
 #[derive(Debug, Parser)]
 #[command(
@@ -292,9 +294,9 @@ pub(crate) struct WorkerArgs {
     /// Folder for the identity and for what does not fit in memory; else a temporary one
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
-    /// Memory of this process, like 4GiB; else half of the machine's
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub(crate) memory: Option<u64>,
+    /// Memory of this process, like 4GiB, or a share like 50%; else half of what it may use (the machine's memory, or the least limit of its memory cgroups)
+    #[arg(long, value_name = "SIZE", value_parser = memory::parse)]
+    pub(crate) memory: Option<memory::Size>,
     /// Tasks at once; else one a core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
@@ -459,9 +461,9 @@ pub(crate) struct PlaceArgs {
     /// Where scratch goes, like s3://bucket/prefix; else the coordinator's choice, else below OUTPUT
     #[arg(long, value_name = "URL")]
     pub(crate) bucket: Option<String>,
-    /// Memory of this process when it runs here, like 4GiB; else half of the machine's. In a pool: of one task, to size tasks by
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub(crate) memory: Option<u64>,
+    /// Memory of this process when it runs here, like 4GiB, or a share like 50%; else half of what it may use (the machine's memory, or the least limit of its memory cgroups). In a pool: of one task, to size tasks by
+    #[arg(long, value_name = "SIZE", value_parser = memory::parse)]
+    pub(crate) memory: Option<memory::Size>,
     /// Tasks at once when it runs here; else one a core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
@@ -518,11 +520,6 @@ pub(crate) struct VerifyArgs {
 }
 
 /// `512MiB`, `4G`, `1000`: as bytesize reads it.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let size: bytesize::ByteSize = text.parse().map_err(|e| format!("{e}; write it like 512MiB"))?;
-    if size.0 == 0 { Err("must be greater than 0".to_owned()) } else { Ok(size.0) }
-}
-
 /// `IP:PORT`; a port alone, with or without a colon, means the loopback address.
 fn parse_http(text: &str) -> Result<SocketAddr, String> {
     let port = text.strip_prefix("localhost:").or(text.strip_prefix(':')).unwrap_or(text);
@@ -567,15 +564,6 @@ mod tests {
             ("http://127.0.0.1:80", None),
         ] {
             assert_eq!(parse_http(text).ok().map(|address| address.to_string()).as_deref(), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn sizes_parse() {
-        for (text, expected) in
-            [("512MiB", Ok(512 << 20)), ("1000", Ok(1000)), ("2GB", Ok(2_000_000_000)), ("0", Err(())), ("x", Err(()))]
-        {
-            assert_eq!(parse_size(text).map_err(drop), expected, "{text}");
         }
     }
 }

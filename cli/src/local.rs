@@ -19,7 +19,7 @@ use muster_common::plan::JobSpec;
 use muster_common::store::Stores;
 use muster_common::{Error, Result};
 use muster_coordinator::CoordinatorOptions;
-use muster_worker::{Budget, WorkerOptions, idle_buffer_bytes};
+use muster_worker::{Budget, Jobs, WorkerOptions};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -32,8 +32,8 @@ use crate::local::folder::Folder;
 use crate::local::server::PrivateServer;
 use crate::progress::Progress;
 
-/// Memory of the process that no worker gets: program, runtime, connections, coordinator.
-const RESERVE_BYTES: u64 = 40 << 20;
+/// Of the memory, what the private server takes, which is a process of its own, and the coordinator in this one.
+const SERVER_BYTES: u64 = 32 << 20;
 /// The least memory that a local run works with.
 pub(crate) const MEMORY_BYTES_MIN: u64 = 128 << 20;
 /// How long the parts may take to end when the job has.
@@ -50,7 +50,7 @@ pub(crate) struct LocalOptions {
     pub(crate) workers: u32,
     /// Tasks at once over all workers.
     pub(crate) threads: u32,
-    /// Memory of the whole process.
+    /// Memory of the whole run.
     pub(crate) memory_bytes: u64,
     /// Where state is kept; else in a temporary folder.
     pub(crate) data_dir: Option<std::path::PathBuf>,
@@ -59,9 +59,9 @@ pub(crate) struct LocalOptions {
 }
 
 impl LocalOptions {
-    /// Memory of one worker.
-    fn worker_bytes(&self) -> u64 {
-        (self.memory_bytes - RESERVE_BYTES.min(self.memory_bytes / 8)) / u64::from(self.workers)
+    /// The memory of this process, divided among the tasks of all workers.
+    fn budget(&self) -> Budget {
+        Budget::beside(SERVER_BYTES, self.memory_bytes, self.workers.saturating_mul(self.slots()))
     }
 
     /// Tasks of one worker at once.
@@ -71,7 +71,7 @@ impl LocalOptions {
 
     /// Memory in which one task sorts a chunk: what splits should fit, so that nothing is spilled.
     pub(crate) fn chunk_bytes(&self) -> u64 {
-        Budget::of(self.worker_bytes(), self.slots()).sorter_bytes as u64
+        self.budget().sorter_bytes as u64
     }
 }
 
@@ -153,7 +153,10 @@ async fn start_parts(
     let settings = server.settings();
     let client = nats::connect(&settings, config, "muster sort").await?;
     ensure_streams(&client, config).await?;
-    let stores = Stores::new(BufferPool::new(idle_buffer_bytes(options.memory_bytes)), &config.store);
+    let budget = options.budget();
+    let mut limits = config.store.clone();
+    limits.objects_max = limits.objects_max.min(budget.objects_max());
+    let stores = Stores::new(BufferPool::new(budget.buffer_bytes), &limits);
 
     let leader = nats::connect(&settings, config, "muster coordinator").await?;
     let ledger = Arc::new(JetStreamLedger::new(&leader, config));
@@ -164,6 +167,7 @@ async fn start_parts(
         Box::pin(led).await
     });
 
+    let jobs = Jobs::default();
     for number in 0..options.workers {
         let id = format!("local-{number}").parse().map_err(|e| Error::bug(format!("{e}")))?;
         // Nobody would start it again.
@@ -172,7 +176,9 @@ async fn start_parts(
         let worker = WorkerOptions {
             id,
             config: own,
-            memory_bytes: options.worker_bytes(),
+            memory_bytes: options.memory_bytes / u64::from(options.workers),
+            budget,
+            jobs: jobs.clone(),
             threads: options.slots(),
             labels: Vec::new(),
             data_dir: folder.path().join("spill"),

@@ -6,6 +6,7 @@ mod client;
 mod cmd;
 mod exit;
 mod local;
+mod memory;
 mod nats_context;
 mod open_files;
 mod output;
@@ -17,7 +18,6 @@ use crate::args::{Cli, Command};
 use crate::exit::Exit;
 
 fn main() -> std::process::ExitCode {
-    allocator::configure();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return exit::usage(&error),

@@ -4,11 +4,11 @@
 //! A buffer's data begins at a multiple of [`ALIGN`], as direct I/O asks for.
 
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use crate::error::{Error, OUT_OF_MEMORY, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Alignment of a buffer's data in memory, and of the offsets and lengths that direct I/O takes.
 pub const ALIGN: usize = 4096;
@@ -29,23 +29,81 @@ pub fn advise_huge_pages(memory: &mut [u8]) {
     }
 }
 
-/// Idle buffers, kept for reuse up to a number of bytes. Cloning shares the pool.
+/// Gives the pages of a block of memory back to the system; it stays usable, and what it held is lost. Only advice: where the system takes nothing back, nothing changes.
+pub fn forget(memory: &mut [u8]) {
+    #[cfg(target_os = "linux")]
+    {
+        let skipped = memory.as_ptr().align_offset(ALIGN).min(memory.len());
+        let whole = &mut memory[skipped..];
+        let len = whole.len() / ALIGN * ALIGN;
+        if len > 0 {
+            // SAFETY: the range lies within a slice that is borrowed mutably and begins and ends at pages; it reads as zeros or as it was from here on, which any slice of bytes may.
+            let _ = unsafe { rustix::mm::madvise(whole.as_mut_ptr().cast(), len, rustix::mm::Advice::LinuxDontNeed) };
+        }
+    }
+}
+
+/// Buffers, kept for reuse while all of them, in use or idle, stay within a number of bytes. Cloning shares the pool.
 #[derive(Debug, Clone)]
 pub struct BufferPool {
-    idle: Arc<Mutex<Idle>>,
+    held: Arc<Mutex<Held>>,
 }
 
 #[derive(Debug)]
-struct Idle {
-    buffers: Vec<Vec<u8>>,
-    bytes: usize,
+struct Held {
+    /// Buffers that nobody uses, the one given back last at the end.
+    idle: Vec<Vec<u8>>,
+    idle_bytes: usize,
+    /// Of buffers in use.
+    taken_bytes: usize,
     bytes_max: usize,
 }
 
+impl Held {
+    /// Takes idle buffers out until all that is held and `more_bytes` stay within the bound, or none are left. The caller drops them, best without the lock.
+    #[must_use]
+    fn make_room(&mut self, more_bytes: usize) -> Vec<Vec<u8>> {
+        let mut out = Vec::new();
+        while self.taken_bytes + self.idle_bytes + more_bytes > self.bytes_max && !self.idle.is_empty() {
+            let oldest = self.idle.remove(0);
+            self.idle_bytes -= oldest.capacity();
+            out.push(oldest);
+        }
+        out
+    }
+}
+
+/// Room beyond the pool's own that it may use for a while: until this is dropped.
+#[derive(Debug)]
+pub struct Lent {
+    bytes: usize,
+    pool: BufferPool,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut held = self.pool.lock();
+        held.bytes_max -= self.bytes;
+        let dropped = held.make_room(0);
+        drop(held);
+        drop(dropped);
+    }
+}
+
 impl BufferPool {
-    /// A pool that keeps at most `idle_bytes_max` bytes of buffers that nobody uses. What is in use is bounded by those who take.
-    pub fn new(idle_bytes_max: usize) -> Self {
-        Self { idle: Arc::new(Mutex::new(Idle { buffers: Vec::new(), bytes: 0, bytes_max: idle_bytes_max })) }
+    /// A pool that keeps no buffer which would bring all of its buffers, in use or idle, beyond `bytes_max` bytes. What is in use is bounded by those who take.
+    pub fn new(bytes_max: usize) -> Self {
+        Self { held: Arc::new(Mutex::new(Held { idle: Vec::new(), idle_bytes: 0, taken_bytes: 0, bytes_max })) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the pool use `bytes` more, which the caller could use otherwise and does not.
+    pub fn lend(&self, bytes: usize) -> Lent {
+        self.lock().bytes_max += bytes;
+        Lent { bytes, pool: self.clone() }
     }
 
     /// An empty buffer with room for `capacity` bytes of data. It may grow beyond, at the price of its alignment.
@@ -58,42 +116,52 @@ impl BufferPool {
     /// The same for sizes that the system may refuse.
     ///
     /// # Errors
-    /// `Exhausted`, marked as [`OUT_OF_MEMORY`].
+    /// [`ErrorKind::OutOfMemory`].
     pub fn try_take(&self, capacity: usize) -> Result<Buffer> {
         let needed = size_class(capacity) + ALIGN;
         if let Some(vec) = self.reuse(needed) {
             return Ok(self.begin(vec));
         }
         let mut vec = Vec::new();
-        vec.try_reserve_exact(needed)
-            .map_err(|_| Error::exhausted(format!("{OUT_OF_MEMORY}: a buffer of {needed} bytes was refused")))?;
+        vec.try_reserve_exact(needed).map_err(|_| {
+            Error::new(ErrorKind::OutOfMemory, format!("out of memory: a buffer of {needed} bytes was refused"))
+        })?;
         Ok(self.begin(vec))
     }
 
+    /// An idle buffer that fits. Where there is none, idle ones make room for a new one.
     fn reuse(&self, needed: usize) -> Option<Vec<u8>> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.lock();
         let fits = |vec: &Vec<u8>| vec.capacity() >= needed && vec.capacity() <= needed * 2;
-        let fitting = idle.buffers.iter().enumerate().filter(|(_, vec)| fits(vec));
+        let fitting = held.idle.iter().enumerate().filter(|(_, vec)| fits(vec));
         let smallest = fitting.min_by_key(|(_, vec)| vec.capacity()).map(|(at, _)| at);
-        smallest.map(|at| {
-            let vec = idle.buffers.swap_remove(at);
-            idle.bytes -= vec.capacity();
-            vec
-        })
+        let Some(at) = smallest else {
+            let dropped = held.make_room(needed);
+            drop(held);
+            drop(dropped);
+            return None;
+        };
+        let vec = held.idle.remove(at);
+        held.idle_bytes -= vec.capacity();
+        Some(vec)
     }
 
     fn begin(&self, mut vec: Vec<u8>) -> Buffer {
+        let counted = vec.capacity();
+        self.lock().taken_bytes += counted;
         vec.clear();
         let start = vec.as_ptr().align_offset(ALIGN).min(ALIGN - 1);
         vec.resize(start, 0);
-        Buffer { vec, start, pool: self.clone() }
+        Buffer { vec, start, counted, pool: self.clone() }
     }
 
-    fn give_back(&self, vec: Vec<u8>) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if vec.capacity() > 0 && idle.bytes + vec.capacity() <= idle.bytes_max {
-            idle.bytes += vec.capacity();
-            idle.buffers.push(vec);
+    fn give_back(&self, vec: Vec<u8>, counted: usize) {
+        let mut held = self.lock();
+        held.taken_bytes -= counted;
+        let bytes = vec.capacity();
+        if bytes > 0 && held.taken_bytes + held.idle_bytes + bytes <= held.bytes_max {
+            held.idle_bytes += bytes;
+            held.idle.push(vec);
         }
     }
 }
@@ -110,6 +178,8 @@ fn size_class(capacity: usize) -> usize {
 pub struct Buffer {
     vec: Vec<u8>,
     start: usize,
+    /// Its bytes as the pool counts them.
+    counted: usize,
     pool: BufferPool,
 }
 
@@ -153,7 +223,7 @@ impl AsRef<[u8]> for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.pool.give_back(std::mem::take(&mut self.vec));
+        self.pool.give_back(std::mem::take(&mut self.vec), self.counted);
     }
 }
 
@@ -176,11 +246,29 @@ mod tests {
     }
 
     #[test]
-    fn idle_memory_is_bounded() {
-        let pool = BufferPool::new(20_000);
+    fn all_memory_of_a_pool_is_bounded_idle_or_not() {
+        let pool = BufferPool::new(30_000);
+        let held = |pool: &BufferPool| {
+            let held = pool.lock();
+            (held.taken_bytes, held.idle_bytes)
+        };
         let taken: Vec<Buffer> = (0..4).map(|_| pool.take(4096)).collect();
+        assert_eq!(held(&pool), (4 * 8192, 0), "who takes is not refused");
         drop(taken);
-        assert!(pool.idle.lock().expect("lock").bytes <= 20_000);
+        assert_eq!(held(&pool), (0, 3 * 8192));
+        // One of another size takes the place of those that do not fit.
+        let large = pool.take(20_000);
+        assert_eq!(held(&pool), (24_576, 0));
+        let lent = pool.lend(10_000);
+        drop(pool.take(4096));
+        assert_eq!(held(&pool), (24_576, 8192));
+        drop(lent);
+        assert_eq!(held(&pool), (24_576, 0), "what was lent is given back");
+        drop(large);
+        let mut grown = pool.take(4096);
+        grown.vec_mut().resize(50_000, 0);
+        drop(grown);
+        assert_eq!(held(&pool), (0, 0), "what has grown beyond the bound is not kept");
     }
 
     #[test]

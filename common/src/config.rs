@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::plan::OBJECTS_MAX;
 use crate::retry::{Policy, Trouble};
 
 /// The defaults, as they are documented and embedded.
@@ -141,6 +142,7 @@ section!(Store {
     late_sweep_ms: u64,
     list_timeout_ms: u64,
     replica_after_ms: u64,
+    objects_max: u64,
 });
 section!(Faults { enabled: bool });
 section!(Http { stuck_ms: u64 });
@@ -355,6 +357,7 @@ impl Config {
             ("store.late_sweep_ms", self.store.late_sweep_ms),
             ("store.list_timeout_ms", self.store.list_timeout_ms),
             ("store.replica_after_ms", self.store.replica_after_ms),
+            ("store.objects_max", self.store.objects_max),
             ("http.stuck_ms", self.http.stuck_ms),
             ("sizes.split_bytes_min", self.sizes.split_bytes_min),
             ("sizes.partition_bytes_min", self.sizes.partition_bytes_min),
@@ -378,6 +381,10 @@ impl Config {
                 "leader.silence_ms ({}) must be at least twice heartbeat.interval_ms ({})",
                 self.leader.silence_ms, self.heartbeat.interval_ms
             )));
+        }
+        if self.store.objects_max > OBJECTS_MAX as u64 {
+            let given = self.store.objects_max;
+            return Err(Error::invalid(format!("store.objects_max ({given}) must be at most {OBJECTS_MAX}")));
         }
         if self.sizes.split_bytes_min > self.sizes.split_bytes_max
             || self.sizes.partition_bytes_min > self.sizes.partition_bytes_max

@@ -21,12 +21,26 @@ pub enum ErrorKind {
     Bug,
     /// Passing trouble of a kind of its own: a store asks for fewer requests. New variants stand last, because the order is on the wire.
     Throttled,
+    /// The system refused memory that is this process's to use: less of it at once may do.
+    OutOfMemory,
+    /// A task needs more memory than its worker has for it: less at once is no help, a larger worker is.
+    NeedsMemory {
+        /// Memory of a worker for each of its tasks at once (`--memory` divided by `--threads`) with which it can be done, in bytes.
+        task_bytes: u64,
+    },
 }
 
 impl ErrorKind {
     /// Whether another attempt, perhaps by another worker, makes sense.
     pub fn is_retryable(self) -> bool {
-        self.is_passing() || matches!(self, ErrorKind::Corrupt | ErrorKind::Exhausted | ErrorKind::NotFound)
+        self.is_passing()
+            || self.is_of_memory()
+            || matches!(self, ErrorKind::Corrupt | ErrorKind::Exhausted | ErrorKind::NotFound)
+    }
+
+    /// Whether memory is what was short.
+    pub fn is_of_memory(self) -> bool {
+        matches!(self, ErrorKind::OutOfMemory | ErrorKind::NeedsMemory { .. })
     }
 
     /// Whether the same call at the same place may succeed a little later.
@@ -44,9 +58,6 @@ pub struct Error {
     /// One line: what, which object or worker, the limit and the value seen.
     pub message: String,
 }
-
-/// What the message of an [`ErrorKind::Exhausted`] begins with, its place apart, where memory was refused: less of it at once may do.
-pub const OUT_OF_MEMORY: &str = "out of memory";
 
 /// The result of everything that can fail here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -95,11 +106,6 @@ impl Error {
         Self::new(ErrorKind::Bug, message)
     }
 
-    /// Whether memory was refused.
-    pub fn is_out_of_memory(&self) -> bool {
-        self.kind == ErrorKind::Exhausted && self.message.contains(OUT_OF_MEMORY)
-    }
-
     /// The same error with its place put before the message.
     #[must_use]
     pub fn at(self, place: impl std::fmt::Display) -> Self {
@@ -112,7 +118,9 @@ impl From<muster_kernel::error::KernelError> for Error {
         use muster_kernel::error::KernelError as K;
         let kind = match &error {
             K::BadRecord { .. } | K::RecordTooLong { .. } | K::InvalidSpec(_) => ErrorKind::Invalid,
-            K::Budget { .. } | K::Memory { .. } => ErrorKind::Exhausted,
+            K::Memory { .. } => ErrorKind::OutOfMemory,
+            // How much a worker needs for that is known to who divides its memory.
+            K::Budget { .. } => ErrorKind::Exhausted,
             K::Corrupt { .. } | K::SumsDiffer { .. } => ErrorKind::Corrupt,
             K::OutOfOrder { .. } => ErrorKind::Bug,
         };

@@ -287,7 +287,8 @@ impl Hit {
     pub fn error(&self, site: Site, what: &str) -> Error {
         let kind = match self.kind {
             Kind::Throttle => ErrorKind::Throttled,
-            Kind::Full | Kind::Refuse => ErrorKind::Exhausted,
+            Kind::Full => ErrorKind::Exhausted,
+            Kind::Refuse => ErrorKind::OutOfMemory,
             Kind::Truncate | Kind::Flip => ErrorKind::Corrupt,
             _ => ErrorKind::Retry,
         };

@@ -10,7 +10,7 @@ use muster_kernel::spec::{KeyDef, SortSpec};
 use muster_kernel::splitters::Splitter;
 
 use crate::api::{Manifest, ManifestPart, PhaseTimes};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::ids::{AttemptId, Epoch, Generation, Incarnation, Phase, TaskId};
 use crate::plan::{BadInputs, BadRecords, JobSpec, PinnedObject, PinnedRun, PinnedRuns, Plan, Sizing};
 use crate::retry::Recoveries;
@@ -435,6 +435,11 @@ fn an_old_peer_is_spoken_to_in_its_version() {
     let damaged = wire::decode::<Report>(&golden(V2, "report-run-damaged")).expect("report");
     let plain = wire::decode::<Report>(&wire::encode_for(1, &damaged).expect("encodes")).expect("report");
     assert_eq!(plain.outcome, Outcome::Failed { error: Error::corrupt("flipped") });
+    let error = Error::new(ErrorKind::NeedsMemory { task_bytes: 7 }, "a record");
+    let needs = Report { outcome: Outcome::Failed { error }, ..damaged };
+    let read = |version| wire::decode::<Report>(&wire::encode_for(version, &needs).expect("encodes")).expect("report");
+    assert_eq!(read(wire::WIRE_VERSION), needs);
+    assert_eq!(read(1).outcome, Outcome::Failed { error: Error::exhausted("a record") });
     assert!(wire::encode_for(1, &StoreLimits { epoch: Epoch(3), requests_per_s: None }).is_err());
 }
 

@@ -17,6 +17,9 @@ pub const PLAN_VERSION: u8 = 2;
 pub const PLAN_BYTES_MAX: u64 = 256 << 20;
 /// Most input objects of one job.
 pub const OBJECTS_MAX: usize = 1_000_000;
+/// Memory that one input object takes in a process that leads a job and works on it: names and versions in its lists and plans, and the pieces of splits (measured; names
+/// of 50 bytes).
+pub const OBJECT_BYTES: u64 = 600;
 /// Most partitions of one job; part names have five digits.
 pub const PARTITIONS_MAX: u32 = 100_000;
 /// Longest text field of a request, in bytes.
@@ -221,9 +224,9 @@ impl Plan {
     /// # Errors
     /// `Bug` where it cannot be serialised.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        match v1::PlanV1::try_from(self.clone()) {
-            Ok(old) => wire::frame(1, &old),
-            Err(_) => wire::frame(PLAN_VERSION, self),
+        match v1::PlanV1Ref::of(self) {
+            Some(old) => wire::frame(1, &old),
+            None => wire::frame(PLAN_VERSION, self),
         }
     }
 

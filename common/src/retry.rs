@@ -74,7 +74,7 @@ impl Trouble {
         match (self, kind) {
             (_, ErrorKind::Throttled) => Some(Trouble::Throttle),
             (_, ErrorKind::Retry) => Some(self),
-            (Trouble::Disk | Trouble::Memory, ErrorKind::Exhausted) => Some(self),
+            (Trouble::Disk, ErrorKind::Exhausted) | (Trouble::Memory, ErrorKind::OutOfMemory) => Some(self),
             (Trouble::Input, ErrorKind::Corrupt) => Some(self),
             (Trouble::Task, kind) if kind.is_retryable() => Some(self),
             _ => None,
@@ -504,7 +504,7 @@ mod tests {
 
     #[tokio::test]
     async fn passing_trouble_is_tried_again_within_bounds() {
-        use ErrorKind::{Corrupt, Exhausted, Retry as Passing, Throttled};
+        use ErrorKind::{Corrupt, Exhausted, OutOfMemory, Retry as Passing, Throttled};
         async fn check(trouble: Trouble, errors: &[ErrorKind], tries: usize, ends_with: Option<ErrorKind>) {
             assert_eq!(tries_of(&retry(), trouble, errors).await, (tries, ends_with), "{trouble} {errors:?}");
         }
@@ -517,6 +517,9 @@ mod tests {
         check(Trouble::Store, &[Corrupt], 1, Some(Corrupt)).await;
         check(Trouble::Store, &[Exhausted], 1, Some(Exhausted)).await;
         check(Trouble::Disk, &[Exhausted], 2, None).await;
+        check(Trouble::Disk, &[OutOfMemory], 1, Some(OutOfMemory)).await;
+        check(Trouble::Memory, &[OutOfMemory], 2, None).await;
+        check(Trouble::Memory, &[Exhausted], 1, Some(Exhausted)).await;
         check(Trouble::Input, &[Corrupt], 2, None).await;
     }
 

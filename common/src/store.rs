@@ -451,6 +451,11 @@ impl Stores {
         self.opened.lock().await.insert(scheme, store);
     }
 
+    /// Input objects of one job, at most.
+    pub fn objects_max(&self) -> usize {
+        usize::try_from(self.limits.objects_max).unwrap_or(usize::MAX)
+    }
+
     /// The buffers that reads and uploads share.
     pub fn buffers(&self) -> &BufferPool {
         &self.buffers

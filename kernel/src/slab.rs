@@ -121,6 +121,20 @@ impl Slab {
         (!memory.is_null()).then(|| unsafe { Vec::from_raw_parts(memory, words, words) })
     }
 
+    /// Drops all that is held, and its memory.
+    pub(crate) fn clear(&mut self) {
+        self.words = Vec::new();
+        (self.bytes_len, self.entries_len) = (0, 0);
+    }
+
+    /// Passes the memory between the two ends to `release`, which may forget what is there.
+    pub(crate) fn release_free(&mut self, release: fn(&mut [u8])) {
+        let (low, high) = (self.bytes_len.div_ceil(ENTRY_BYTES), self.words.len() - self.entries_len);
+        if low < high {
+            release(as_bytes_mut(&mut self.words[low..high]));
+        }
+    }
+
     /// The record bytes.
     #[inline]
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -220,6 +234,21 @@ mod tests {
         assert_eq!(slab.free(), 32);
         let mut none = Slab::new(7);
         assert_eq!(none.grow(), Growth::Full);
+    }
+
+    #[test]
+    fn what_is_released_lies_between_the_ends() {
+        let mut slab = Slab::new(FIRST_BYTES);
+        slab.release_free(|_| panic!("nothing is there"));
+        assert_eq!(slab.grow(), Growth::Grown);
+        slab.push_bytes(b"abc");
+        assert!(slab.push_entry(7));
+        slab.release_free(|free| {
+            assert_eq!(free.len(), FIRST_BYTES - 32);
+            free.fill(9);
+        });
+        let (bytes, entries) = slab.split();
+        assert_eq!((bytes, &*entries), (&b"abc"[..], &[7][..]));
     }
 
     #[test]

@@ -4,6 +4,9 @@
 //! spill that is merged into the run later), resets, and goes on. Records cost their bytes plus 16, and where keys are encoded
 //! ([`crate::order`]) the key plus 12. Hashes and windows are taken while the bytes are still in the cache.
 //!
+//! A long record ([`LONG_RECORD_BYTES`]) is held more than once on its way: where it is written, and where runs are merged. That is counted here, so that what a sorter
+//! takes in can also be written and merged within the budget.
+//!
 //! Relies on positions that ascend from `begin` to `begin`: input order decides between equal keys. Never allocates beyond the budget, up
 //! to one encoded key (before it is counted) and 128 KiB of scratch while it sorts.
 
@@ -24,6 +27,10 @@ pub use chunk::SortedChunk;
 
 /// Bytes that are copied and then scanned in one go: they stay in the second-level cache between the two.
 const STEP_BYTES: usize = 64 << 10;
+/// A record beyond this size counts with what it takes elsewhere; shorter ones lie within I/O buffers.
+pub const LONG_RECORD_BYTES: usize = 1 << 20;
+/// How often a long record is held beside the sorter: being written and on its way, or read from two runs.
+const LONG_RECORD_COPIES: usize = 4;
 /// Offsets in a chunk are u32.
 const CHUNK_BYTES_MAX: usize = u32::MAX as usize;
 
@@ -41,6 +48,9 @@ pub struct ChunkSorter {
     sums: Sums,
     scratch: Vec<u8>,
     record_bytes_max: usize,
+    /// Bytes of the longest record that is held, or of what is held of it; 0 where none is long.
+    longest: usize,
+    release: Option<fn(&mut [u8])>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +82,18 @@ impl ChunkSorter {
             sums: Sums::default(),
             scratch: Vec::new(),
             record_bytes_max: RECORD_BYTES_MAX as usize,
+            longest: 0,
+            release: None,
         }
+    }
+
+    /// A budget with which a record of so many bytes can be sorted, whatever its key.
+    pub fn budget_for(order: &Order, record_bytes: u64) -> u64 {
+        let long = record_bytes > LONG_RECORD_BYTES as u64;
+        let copies = if long { LONG_RECORD_COPIES as u64 } else { 0 };
+        // An encoded key is about as long as the record at most; it grows beside the data, by doubling, before it is put there.
+        let keys = if order.raw_key().is_some() { 0 } else { 3 };
+        record_bytes.saturating_mul(1 + copies + keys).saturating_add(4 * STEP_BYTES as u64)
     }
 
     /// Has every block of fresh memory passed to `advise` before its first use. `advise` must not write.
@@ -82,6 +103,13 @@ impl ChunkSorter {
     #[must_use]
     pub fn with_memory_advice(mut self, advise: fn(&mut [u8])) -> Self {
         self.slab.set_advice(advise);
+        self
+    }
+
+    /// Has memory that is touched and free passed to `release`, which may forget what is there, when a long record is about to take as much elsewhere.
+    #[must_use]
+    pub fn with_memory_release(mut self, release: fn(&mut [u8])) -> Self {
+        self.release = Some(release);
         self
     }
 
@@ -108,6 +136,10 @@ impl ChunkSorter {
     /// Forgets the record that is not complete. The next byte needs a [`ChunkSorter::begin`] of its own.
     pub fn discard_open(&mut self) {
         self.slab.truncate_bytes(self.open);
+        if self.records() == 0 {
+            self.longest = 0;
+            self.slab.set_outside_bytes(self.overhead());
+        }
     }
 
     /// Says that the next fed byte has global position `position`: the start of a contiguous interval, at a record boundary.
@@ -187,6 +219,9 @@ impl ChunkSorter {
 
     /// Sorts the complete records that are held.
     pub fn sort(&mut self) -> SortedChunk<'_> {
+        if let Some(release) = self.release.filter(|_| self.longest > 0) {
+            self.slab.release_free(release);
+        }
         let (data, entries) = self.slab.split();
         let keys = Keys { data, raw: self.raw, windowing: self.windowing };
         entries::sort(entries, &keys);
@@ -198,6 +233,7 @@ impl ChunkSorter {
         let position = if self.segments.is_empty() { 0 } else { self.open_position() };
         self.slab.keep_tail(self.open);
         self.open = 0;
+        self.longest = Some(self.slab.bytes_len()).filter(|&held| held > LONG_RECORD_BYTES).unwrap_or(0);
         self.segments.clear();
         self.segments.push(Segment { offset: 0, position });
         self.sums = Sums::default();
@@ -208,6 +244,14 @@ impl ChunkSorter {
         self.slab.set_outside_bytes(self.overhead());
     }
 
+    /// Gives its memory back; what it holds is forgotten. The next byte needs a [`ChunkSorter::begin`] of its own.
+    pub fn release_memory(&mut self) {
+        self.slab.clear();
+        self.open = 0;
+        self.segments.clear();
+        self.reset();
+    }
+
     /// Global position of the record that is not complete yet.
     fn open_position(&self) -> u64 {
         self.segments.last().map_or(0, |last| last.position + (self.open - last.offset) as u64)
@@ -215,7 +259,16 @@ impl ChunkSorter {
 
     /// Bytes beside the slab.
     fn overhead(&self) -> usize {
-        self.segments.capacity() * size_of::<Segment>() + self.scratch.capacity()
+        self.segments.capacity() * size_of::<Segment>() + self.scratch.capacity() + LONG_RECORD_COPIES * self.longest
+    }
+
+    /// So much is held of the open record.
+    #[inline]
+    fn note_length(&mut self, bytes: usize) {
+        if bytes > LONG_RECORD_BYTES && bytes > self.longest {
+            self.longest = bytes;
+            self.slab.set_outside_bytes(self.overhead());
+        }
     }
 
     /// Bytes that may still be written to the slab, keeping room for one entry.
@@ -266,7 +319,11 @@ impl ChunkSorter {
             Format::Fixed { len } => self.scan_fixed(len as usize),
         };
         match scan {
-            Scan::Done => self.check_length(self.slab.bytes_len() - self.open)?,
+            Scan::Done => {
+                let held = self.slab.bytes_len() - self.open;
+                self.check_length(held)?;
+                self.note_length(held);
+            }
             // What follows the last record that found room is given back.
             Scan::Full => self.slab.truncate_bytes(before.max(self.open)),
             Scan::TooLong(end) => {
@@ -334,6 +391,7 @@ impl ChunkSorter {
             Format::Fixed { len } => (bytes.len().min(len as usize - open_len), open_len + bytes.len() >= len as usize),
         };
         self.check_length(open_len + step - if complete { self.order.format().terminator_len() } else { 0 })?;
+        self.note_length(open_len + step.min(self.room()));
         let header = if complete { ENCODED_HEADER_BYTES } else { 0 };
         let room = self.room();
         if step + header > room {

@@ -1,5 +1,6 @@
 //! What attempts of one job read again and again, kept for the next attempt within a bound of bytes: plans, splitters, lists of runs, indexes of runs.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use muster_common::plan::{PLAN_BYTES_MAX, PinnedRun, PinnedRuns, Plan};
@@ -11,6 +12,7 @@ use muster_kernel::error::KernelError;
 use muster_kernel::order::Order;
 use muster_kernel::run::{RunFooter, RunIndex};
 use muster_kernel::splitters::{self, Splitter};
+use tokio::sync::OnceCell;
 
 use crate::transfer::{Object, Span, read};
 
@@ -25,11 +27,39 @@ pub(crate) struct Job {
     pub(crate) positions: Vec<u64>,
 }
 
+/// The jobs that the workers of one process know: each is read once and held once, for a plan of many objects is large. Cloning shares it.
+#[derive(Clone, Default)]
+pub struct Jobs {
+    recent: Arc<Mutex<Recent<Place>>>,
+}
+
+/// Of one job: empty until somebody has read it.
+type Place = Arc<OnceCell<Arc<Job>>>;
+
+impl fmt::Debug for Jobs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Jobs").field("known", &lock(&self.recent).entries.len()).finish()
+    }
+}
+
+impl Jobs {
+    /// The place of a job, filled or not.
+    fn place(&self, pointer: &BlobRef) -> Place {
+        let mut recent = lock(&self.recent);
+        if let Some(place) = recent.get(&pointer.url, pointer.digest) {
+            return place;
+        }
+        let place = Place::default();
+        recent.put(&pointer.url, pointer.digest, place.clone(), pointer.bytes);
+        place
+    }
+}
+
 /// The caches of one worker.
 pub(crate) struct Cache {
     stores: Stores,
     retry: Retry,
-    jobs: Mutex<Recent<Arc<Job>>>,
+    jobs: Jobs,
     splitters: Mutex<Recent<Arc<Vec<Splitter>>>>,
     runs: Mutex<Recent<Arc<PinnedRuns>>>,
     indexes: Mutex<Recent<Arc<RunIndex>>>,
@@ -39,14 +69,24 @@ impl Cache {
     /// Empty caches of about `bytes_max` in all; what is in use stays beyond that.
     pub(crate) fn new(stores: Stores, retry: Retry, bytes_max: usize) -> Self {
         let quarter = bytes_max / 4;
+        let jobs = Jobs::default();
+        lock(&jobs.recent).bytes_max = quarter as u64;
         Self {
             stores,
             retry,
-            jobs: Mutex::new(Recent::new(quarter)),
+            jobs,
             splitters: Mutex::new(Recent::new(quarter)),
             runs: Mutex::new(Recent::new(quarter)),
             indexes: Mutex::new(Recent::new(quarter)),
         }
+    }
+
+    /// The same, with the jobs that others of this process know.
+    pub(crate) fn sharing(mut self, jobs: Jobs) -> Self {
+        let bytes_max = lock(&self.jobs.recent).bytes_max;
+        lock(&jobs.recent).bytes_max = bytes_max;
+        self.jobs = jobs;
+        self
     }
 
     async fn fetch(&self, pointer: &BlobRef) -> Result<bytes::Bytes> {
@@ -55,14 +95,14 @@ impl Cache {
 
     /// The job of a journalled plan.
     pub(crate) async fn job(&self, pointer: &BlobRef) -> Result<Arc<Job>> {
-        if let Some(job) = lock(&self.jobs).get(&pointer.url, pointer.digest) {
-            return Ok(job);
-        }
-        let plan = Plan::from_bytes(&self.fetch(pointer).await?)?;
-        let order = Arc::new(Order::new(&plan.sort)?);
-        let job = Arc::new(Job { positions: plan.positions(), plan, order });
-        lock(&self.jobs).put(&pointer.url, pointer.digest, job.clone(), pointer.bytes);
-        Ok(job)
+        let read = async || {
+            let plan = Plan::from_bytes(&self.fetch(pointer).await?)?;
+            let order = Arc::new(Order::new(&plan.sort)?);
+            Ok::<_, Error>(Arc::new(Job { positions: plan.positions(), plan, order }))
+        };
+        // Whoever comes while another reads it waits for that; where that fails, it reads it itself.
+        let place = self.jobs.place(pointer);
+        place.get_or_try_init(read).await.cloned()
     }
 
     /// A job's splitters, checked; none for a job of one partition.
@@ -150,6 +190,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The most recently used values, newest last, within a number of bytes.
+#[derive(Default)]
 struct Recent<V> {
     entries: Vec<Entry<V>>,
     bytes: u64,

@@ -31,7 +31,6 @@ use tracing::Instrument;
 use crate::attempt::{Attempts, Effect, Input, Key};
 use crate::guard::Guards;
 use crate::health::{Gauge, Reading};
-use crate::memory::Budget;
 use crate::metrics::{Meters, Seen};
 use crate::presence::{Admitted, Presence};
 use crate::requests::{Asking, Requests};
@@ -105,7 +104,7 @@ impl Driver {
         let config = &options.config;
         let names = Names::new(&config.namespace);
         let timeout = Duration::from_millis(config.nats.request_timeout_ms);
-        let budget = Budget::of(options.memory_bytes, options.threads);
+        let budget = options.budget;
         let retry = Retry::new(config.retry.clone(), clock.clone());
         let meter = options.vitals.clone().map(|vitals| Arc::new(Meter::new(vitals)) as Arc<dyn Layer>);
         let meters =
@@ -121,6 +120,7 @@ impl Driver {
             names,
             context: Arc::new(
                 Context::new(stores, retry, budget, options.threads, Spills::new(spills))
+                    .sharing(options.jobs.clone())
                     .waiting_for_copies(Duration::from_millis(config.store.replica_after_ms)),
             ),
             guards,

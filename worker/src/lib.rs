@@ -40,7 +40,8 @@ use muster_common::store::Stores;
 use muster_common::vitals::Vitals;
 use tokio_util::sync::CancellationToken;
 
-pub use memory::{Budget, idle_buffer_bytes};
+pub use cache::Jobs;
+pub use memory::Budget;
 
 /// Who a worker is and what it may use.
 #[derive(Debug, Clone)]
@@ -49,8 +50,12 @@ pub struct WorkerOptions {
     pub id: WorkerId,
     /// The effective settings.
     pub config: Config,
-    /// Memory of this worker in bytes, its share of the runtime included.
+    /// Memory of this worker in bytes, its share of the runtime included: what it tells the leader.
     pub memory_bytes: u64,
+    /// The memory of its process, divided among the tasks of all of the process's workers.
+    pub budget: Budget,
+    /// The jobs that the workers of this process know.
+    pub jobs: Jobs,
     /// Attempts that it runs at once.
     pub threads: u32,
     /// `key=value` labels.

@@ -1,24 +1,30 @@
-//! How a worker's memory is divided (P6).
+//! How a process's memory is divided (P6).
 //!
 //! ```text
-//! --memory = reserve (runtime, caches, fragmentation) + slots x slot
-//! slot     = sorter (the chunk that is sorted) + I/O (windows that are read, parts that are written: an eighth of the memory over all slots)
+//! --memory = runtime (program, threads, connections) + slack (caches, fragmentation) + buffers (windows that are read, parts that are written) + slots x sorter
+//! slot     = sorter (the chunk that is sorted) + its share of the buffers
 //! ```
 //!
-//! Everything here is arithmetic: the same settings give the same sizes. A merge that needs more than the I/O share gives the slot's sorter back and has the whole slot.
+//! Everything here is arithmetic: the same settings give the same sizes. A merge that needs more than its share of the buffers gives the slot's sorter back and has the whole
+//! slot. What is counted is what is held: large blocks are mapped by themselves (the program's allocator), and buffers come from one pool with one bound.
 
 use muster_common::buffer::ALIGN;
+use muster_common::plan::OBJECT_BYTES;
 use muster_common::store::Scheme;
+use muster_common::{Error, ErrorKind};
+use muster_kernel::sort::LONG_RECORD_BYTES;
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
-/// What the runtime, the connections and the program's own structures take; most of it the heaps of some twenty threads, each rounded up to huge pages (measured).
-const RUNTIME_BYTES: usize = 64 * MIB;
+/// What the runtime, the connections and the program's own structures take (measured: 17 to 25 MiB)...
+const RUNTIME_BYTES: usize = 24 * MIB;
+/// ...and what each task at once adds, with the threads that read and write for it.
+const RUNTIME_SLOT_BYTES: usize = 3 * MIB;
 /// Share of the memory, as a divisor, that is left to fragmentation and caches.
-const SLACK_DIVISOR: usize = 10;
+const SLACK_DIVISOR: usize = 16;
 /// Share of the memory, as a divisor, that is I/O buffers, in use or idle.
-const BUFFERS_DIVISOR: u64 = 8;
+const BUFFERS_DIVISOR: usize = 8;
 /// Least memory of one slot: a small chunk, and the smallest windows and parts of a merge of two.
 const SORTER_BYTES_MIN: usize = MIB;
 const IO_BYTES_MIN: usize = MIB;
@@ -33,11 +39,19 @@ const PARTS_IN_FLIGHT_MAX: usize = 2;
 /// Inputs of one merge, at most: beyond that the tree's own work outweighs a round.
 pub(crate) const FAN_IN_MAX: usize = 4096;
 
-/// A worker's memory, divided.
+/// A process's memory, divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
-    /// For indexes of runs that are kept for the next merge.
+    /// Of the process, as it was given (`--memory`).
+    pub memory_bytes: u64,
+    /// Of that, what goes to others than its workers.
+    pub beside_bytes: u64,
+    /// Tasks of the process at once.
+    pub slots: u32,
+    /// For what is kept for the next attempt: plans, lists and indexes of runs.
     pub cache_bytes: usize,
+    /// For all buffers, in use or idle: what the process's [`muster_common::buffer::BufferPool`] is made with.
+    pub buffer_bytes: usize,
     /// For one attempt.
     pub slot_bytes: usize,
     /// Of that, for the chunk that is sorted.
@@ -47,29 +61,78 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Divides `memory_bytes` among `slots`.
+    /// Divides the memory of a process among its `slots`.
     pub fn of(memory_bytes: u64, slots: u32) -> Self {
-        let slots = slots.max(1) as usize;
-        let memory = usize::try_from(memory_bytes).unwrap_or(usize::MAX);
-        let reserve = (RUNTIME_BYTES + memory / SLACK_DIVISOR).min(memory / 3);
-        let buffers = idle_buffer_bytes(memory_bytes);
-        let sorter_bytes = (memory.saturating_sub(reserve + buffers) / slots).max(SORTER_BYTES_MIN);
+        Self::beside(0, memory_bytes, slots)
+    }
+
+    /// The same where `beside_bytes` of the memory go to others.
+    pub fn beside(beside_bytes: u64, memory_bytes: u64, slots: u32) -> Self {
+        let slots = slots.max(1);
+        let count = slots as usize;
+        let memory = usize::try_from(memory_bytes.saturating_sub(beside_bytes)).unwrap_or(usize::MAX);
+        let runtime = RUNTIME_BYTES.saturating_add(RUNTIME_SLOT_BYTES.saturating_mul(count)).min(memory / 2);
+        let slack = memory / SLACK_DIVISOR;
+        let buffers = memory / BUFFERS_DIVISOR;
+        let sorter_bytes = (memory.saturating_sub(runtime + slack + buffers) / count).max(SORTER_BYTES_MIN);
         // Buffers come in size classes; what they are larger than asked for comes off here.
-        let io_bytes = (buffers / 8 * 7 / slots).max(IO_BYTES_MIN);
-        Self { cache_bytes: reserve / 16, slot_bytes: sorter_bytes + io_bytes, sorter_bytes, io_bytes }
+        let io_bytes = (buffers / 8 * 7 / count).max(IO_BYTES_MIN);
+        Self {
+            memory_bytes,
+            beside_bytes,
+            slots,
+            cache_bytes: slack / 4,
+            buffer_bytes: buffers.max(IO_BYTES_MIN * count),
+            slot_bytes: sorter_bytes + io_bytes,
+            sorter_bytes,
+            io_bytes,
+        }
     }
 
     /// What the chunk may take after memory was refused so many times: half as much each time, down to the least that works.
-    pub(crate) fn halved_sorter_bytes(&self, halvings: u8) -> usize {
-        let halved = self.sorter_bytes.checked_shr(u32::from(halvings)).unwrap_or(0);
-        halved.max(SORTER_BYTES_MIN).min(self.sorter_bytes)
+    pub(crate) fn halved(sorter_bytes: usize, halvings: u8) -> usize {
+        let halved = sorter_bytes.checked_shr(u32::from(halvings)).unwrap_or(0);
+        halved.max(SORTER_BYTES_MIN).min(sorter_bytes)
     }
-}
 
-/// Bytes that the process's buffer pool may keep idle: what a [`muster_common::buffer::BufferPool`] for this much memory is made with. All slots' I/O shares fit in it, so
-/// buffers go from attempt to attempt and are never freed: what one thread frees and another asks for anew, allocators keep twice.
-pub fn idle_buffer_bytes(memory_bytes: u64) -> usize {
-    usize::try_from(memory_bytes / BUFFERS_DIVISOR).unwrap_or(usize::MAX)
+    /// Input objects whose names and places have room beside what is sorted: half of the sorters' memory.
+    pub fn objects_max(&self) -> u64 {
+        (self.sorter_bytes as u64).saturating_mul(u64::from(self.slots)) / 2 / OBJECT_BYTES
+    }
+
+    /// The chunk of one task beside the names and places of so many input objects, beyond what is kept for them anyway.
+    pub(crate) fn sorter_bytes_beside(&self, objects: usize) -> usize {
+        let lists = (objects as u64).saturating_mul(OBJECT_BYTES).saturating_sub(self.cache_bytes as u64);
+        let each = usize::try_from(lists / u64::from(self.slots)).unwrap_or(usize::MAX);
+        self.sorter_bytes.saturating_sub(each).max(self.sorter_bytes / 2)
+    }
+
+    /// The least memory of a process like this one, but with so many slots, of which `fits` says that it does; to a MiB, and none where no process has as much.
+    fn least_memory(&self, slots: u32, fits: &impl Fn(&Self) -> bool) -> Option<u64> {
+        let of = |mib: u64| Self::beside(self.beside_bytes, mib << 20, slots);
+        let enough = (0..=24).map(|power| 64_u64 << power).find(|mib| fits(&of(*mib)))?;
+        let (mut low, mut high) = (0, enough);
+        while low + 1 < high {
+            let middle = low + (high - low) / 2;
+            if fits(&of(middle)) { high = middle } else { low = middle }
+        }
+        Some(high << 20)
+    }
+
+    /// That `what` takes `needed` bytes, and with how much memory it can be done: with as much that `fits`.
+    pub(crate) fn needs_memory(&self, what: &str, needed: usize, fits: impl Fn(&Self) -> bool) -> Error {
+        let (given, threads) = (self.memory_bytes >> 20, self.slots);
+        let Some(least) = self.least_memory(threads, &fits) else {
+            return Error::invalid(format!("{what} takes {needed} bytes of memory, which no process can have"));
+        };
+        let alone = self.least_memory(1, &fits).filter(|_| threads > 1);
+        let alone = alone.map(|bytes| format!(", or --threads 1 with --memory {}MiB", bytes >> 20)).unwrap_or_default();
+        let message = format!(
+            "{what} takes {needed} bytes of memory, more than a task has with --memory {given}MiB and --threads {threads}: give --memory {}MiB{alone}",
+            least >> 20
+        );
+        Error::new(ErrorKind::NeedsMemory { task_bytes: least / u64::from(threads) }, message)
+    }
 }
 
 /// What suits a kind of store.
@@ -130,9 +193,16 @@ impl PartsPlan {
         Self { part_bytes, in_flight: in_flight.clamp(1, PARTS_IN_FLIGHT_MAX) }
     }
 
-    /// The most memory that a sink of this plan holds, giant records apart.
-    pub(crate) fn bytes(&self) -> usize {
-        (self.in_flight + 1) * (self.part_bytes + PART_SLACK_BYTES)
+    /// The same for an object whose largest block has so many bytes: a part grows with a long record.
+    #[must_use]
+    pub(crate) fn with_blocks_of(self, block_bytes: usize) -> Self {
+        if block_bytes <= LONG_RECORD_BYTES { self } else { Self { in_flight: 1, ..self } }
+    }
+
+    /// The most memory that a sink of this plan holds for an object whose largest block has so many bytes.
+    pub(crate) fn bytes(&self, block_bytes: usize) -> usize {
+        let grown = if block_bytes <= LONG_RECORD_BYTES { 0 } else { block_bytes };
+        (self.in_flight + 1).saturating_mul(self.part_bytes + PART_SLACK_BYTES + grown)
     }
 }
 
@@ -162,29 +232,46 @@ pub(crate) struct MergePlan {
     pub(crate) fan_in: usize,
     /// How each of them is read when `fan_in` are merged.
     pub(crate) windows: WindowsPlan,
+    /// What a merge of two takes at least; more than the budget where blocks are too large for it.
+    pub(crate) least_bytes: usize,
 }
 
 impl MergePlan {
-    /// For `inputs` whose largest block has `block_bytes`, within `budget_bytes`. Each input has a window in use, one on its way, and a block where windows cut it; one
+    /// For inputs whose largest blocks have so many bytes, within `budget_bytes`. Each input has a window in use, one on its way, and a block where windows cut it; one
     /// more pair of windows is alive for a moment while a block is put together.
-    pub(crate) fn of(scheme: &Scheme, inputs: usize, block_bytes: usize, budget_bytes: usize) -> Self {
+    pub(crate) fn of(scheme: &Scheme, blocks: &[usize], budget_bytes: usize) -> Self {
         let sizes = sizes(scheme);
-        let inputs = inputs.max(1);
-        let spare = budget_bytes.saturating_sub(2 * sizes.window_min);
-        let fan_in = (spare / (2 * sizes.window_min + block_bytes)).clamp(2, FAN_IN_MAX);
-        let merged = inputs.min(fan_in);
-        let each = (budget_bytes / (merged + 1)).saturating_sub(block_bytes);
+        let mut held: Vec<usize> = blocks.iter().map(|bytes| held_of_block(*bytes)).collect();
+        held.sort_unstable_by(|a, b| b.cmp(a));
+        // Those with the largest blocks may be merged together.
+        let taken = held.iter().scan(2 * sizes.window_min, |sum, bytes| {
+            *sum = sum.saturating_add(2 * sizes.window_min + bytes);
+            Some(*sum)
+        });
+        let fan_in = taken.clone().take_while(|sum| *sum <= budget_bytes).count();
+        // Where all fit, more like the smallest might, too.
+        let fan_in = if fan_in == held.len() { FAN_IN_MAX } else { fan_in.clamp(2, FAN_IN_MAX) };
+        let least_bytes = taken.take(2).last().unwrap_or(0);
+        let merged = held.len().clamp(1, fan_in);
+        let blocks_bytes = held.iter().take(merged).fold(0_usize, |sum, bytes| sum.saturating_add(*bytes));
+        let each = budget_bytes.saturating_sub(blocks_bytes) / (merged + 1);
         let window_bytes = pool_size(each / 2).clamp(sizes.window_min, sizes.window_ideal);
         // Many inputs keep the store busy with one window each.
         let wanted = sizes.in_flight_max.div_ceil(merged);
         let ahead = (each / window_bytes).saturating_sub(1).clamp(1, wanted);
-        Self { fan_in, windows: WindowsPlan { window_bytes, ahead_bytes: ahead * window_bytes } }
+        Self { fan_in, windows: WindowsPlan { window_bytes, ahead_bytes: ahead * window_bytes }, least_bytes }
     }
 
     /// The memory with which `inputs` are merged in one round by windows of a good size, if not the best.
-    pub(crate) fn good_bytes(scheme: &Scheme, inputs: usize, block_bytes: usize) -> usize {
-        (inputs + 1).saturating_mul(2 * sizes(scheme).window_good + block_bytes)
+    pub(crate) fn good_bytes(scheme: &Scheme, blocks: &[usize]) -> usize {
+        let window = 2 * sizes(scheme).window_good;
+        blocks.iter().fold(window, |sum, bytes| sum.saturating_add(window + held_of_block(*bytes)))
     }
+}
+
+/// What an input holds beside its windows: a block; one that is a single long record also as the record before the current one.
+fn held_of_block(bytes: usize) -> usize {
+    if bytes > LONG_RECORD_BYTES { bytes.saturating_mul(2) } else { bytes }
 }
 
 /// The largest size within `bytes` that fills a buffer of the pool: one of four for each power of two.
@@ -207,22 +294,58 @@ mod tests {
             for slots in [1, 2, 16] {
                 let memory = memory_mib << 20;
                 let budget = Budget::of(memory, slots);
-                let used = budget.slot_bytes as u64 * u64::from(slots) + budget.cache_bytes as u64;
-                assert!(used <= memory, "{memory_mib} MiB, {slots} slots: {used}");
-                assert!(budget.io_bytes * slots as usize <= idle_buffer_bytes(memory).max(MIB * slots as usize));
+                let used =
+                    budget.sorter_bytes as u64 * u64::from(slots) + (budget.buffer_bytes + budget.cache_bytes) as u64;
+                // The runtime and fragmentation have something left.
+                assert!(used <= memory / 64 * 61, "{memory_mib} MiB, {slots} slots: {used}");
+                assert!(budget.io_bytes * slots as usize <= budget.buffer_bytes);
                 assert_eq!(budget.sorter_bytes + budget.io_bytes, budget.slot_bytes);
             }
         }
     }
 
     #[test]
+    fn what_a_process_needs_is_found_to_a_mib() {
+        for slots in [1, 2, 16] {
+            for wanted in [10 * MIB, 60 * MIB, 3000 * MIB] {
+                let fits = |budget: &Budget| budget.sorter_bytes >= wanted;
+                let own = Budget::beside(32 << 20, 128 << 20, slots);
+                let of = |bytes| Budget::beside(own.beside_bytes, bytes, slots);
+                let least = own.least_memory(slots, &fits).expect("some process has it");
+                assert!(fits(&of(least)), "{slots} {wanted}: {least}");
+                assert!(!fits(&of(least - (1 << 20))), "{slots} {wanted}: {least}");
+                let error = own.needs_memory("a record", wanted, fits);
+                assert_eq!(error.kind, ErrorKind::NeedsMemory { task_bytes: least / u64::from(slots) });
+                let named =
+                    [format!("give --memory {}MiB", least >> 20), format!("{wanted} bytes"), "128MiB".to_owned()];
+                assert!(named.iter().all(|part| error.message.contains(part)), "{error}");
+                assert_eq!(error.message.contains("--threads 1 with --memory"), slots > 1, "{error}");
+            }
+        }
+        let error = Budget::of(128 << 20, 1).needs_memory("a record", 7, |_| false);
+        assert_eq!(error.kind, ErrorKind::Invalid);
+    }
+
+    #[test]
+    fn the_names_of_many_objects_are_counted() {
+        let budget = Budget::beside(32 << 20, 256 << 20, 2);
+        let most = budget.objects_max();
+        assert!((50_000..500_000).contains(&most), "{most}");
+        assert_eq!(budget.sorter_bytes_beside(1000), budget.sorter_bytes, "few are kept in the caches");
+        let beside = budget.sorter_bytes_beside(most as usize);
+        let lists = most * OBJECT_BYTES;
+        assert!(beside < budget.sorter_bytes && beside >= budget.sorter_bytes / 2, "{beside}");
+        assert!(2 * beside as u64 + lists <= 2 * budget.sorter_bytes as u64 + budget.cache_bytes as u64 + 1);
+        assert_eq!(budget.sorter_bytes_beside(usize::MAX), budget.sorter_bytes / 2);
+    }
+
+    #[test]
     fn a_halved_chunk_has_a_floor() {
-        let budget = Budget::of(64 << 20, 1);
-        let halved: Vec<usize> = (0..=255).map(|halvings| budget.halved_sorter_bytes(halvings)).collect();
-        assert_eq!((halved[0], halved[1]), (budget.sorter_bytes, budget.sorter_bytes / 2));
+        let whole = 20 * MIB;
+        let halved: Vec<usize> = (0..=255).map(|halvings| Budget::halved(whole, halvings)).collect();
+        assert_eq!((halved[0], halved[1]), (whole, whole / 2));
         assert!(halved[255] == SORTER_BYTES_MIN && halved.is_sorted_by(|a, b| a >= b));
-        let tiny = Budget { sorter_bytes: 1000, ..budget };
-        assert_eq!(tiny.halved_sorter_bytes(3), 1000);
+        assert_eq!(Budget::halved(1000, 3), 1000);
     }
 
     #[test]
@@ -240,7 +363,7 @@ mod tests {
         // Below what S3 takes the budget gives way, and nothing else does.
         check(&s3(), 1 << 30, MIB, 5 * MIB, 1);
         for budget in [2 * MIB, 20 * MIB, 100 * MIB] {
-            assert!(PartsPlan::of(&Scheme::File, 1 << 40, budget).bytes() <= budget, "{budget}");
+            assert!(PartsPlan::of(&Scheme::File, 1 << 40, budget).bytes(64 << 10) <= budget, "{budget}");
         }
     }
 
@@ -260,16 +383,27 @@ mod tests {
         let block = 64 * KIB;
         for inputs in [1, 2, 16, 100, 5000] {
             for budget in [4 * MIB, 40 * MIB, 400 * MIB] {
-                let plan = MergePlan::of(&Scheme::File, inputs, block, budget);
+                let plan = MergePlan::of(&Scheme::File, &vec![block; inputs], budget);
                 let merged = inputs.min(plan.fan_in);
                 let used = merged * (plan.windows.window_bytes + plan.windows.ahead_bytes + block)
                     + 2 * plan.windows.window_bytes;
-                assert!(used <= budget + 2 * MIB, "{inputs} {budget}: {plan:?} uses {used}");
+                assert!(used <= budget && plan.least_bytes <= budget, "{inputs} {budget}: {plan:?} uses {used}");
             }
         }
-        assert!(MergePlan::of(&Scheme::File, 100, block, 4 * MIB).fan_in < 100);
-        assert_eq!(MergePlan::of(&Scheme::File, 16, block, 400 * MIB).windows.window_bytes, MIB);
-        assert_eq!(MergePlan::of(&s3(), 100, block, MIB).fan_in, 2);
+        assert!(MergePlan::of(&Scheme::File, &[block; 100], 4 * MIB).fan_in < 100);
+        assert_eq!(MergePlan::of(&Scheme::File, &[block; 16], 400 * MIB).windows.window_bytes, MIB);
+        assert_eq!(MergePlan::of(&s3(), &[block; 100], MIB).fan_in, 2);
+        // One long record costs what it takes, and not as much for every input; it is held twice.
+        let mut blocks = vec![block; 16];
+        blocks[7] = 20 * MIB;
+        let plan = MergePlan::of(&Scheme::File, &blocks, 60 * MIB);
+        assert!(plan.fan_in >= 16 && plan.windows.window_bytes >= 256 * KIB, "{plan:?}");
+        assert!((40 * MIB..41 * MIB).contains(&plan.least_bytes), "{plan:?}");
+        assert!(MergePlan::of(&Scheme::File, &[20 * MIB; 3], 60 * MIB).least_bytes > 60 * MIB);
+        assert_eq!(MergePlan::of(&Scheme::File, &[20 * MIB; 5], 130 * MIB).fan_in, 3);
+        assert_eq!(MergePlan::of(&Scheme::File, &[], 4 * MIB).least_bytes, 0);
+        let parts = PartsPlan::of(&Scheme::File, 1 << 30, 16 * MIB).with_blocks_of(20 * MIB);
+        assert!(parts.bytes(20 * MIB) > 40 * MIB && parts.bytes(block) < 16 * MIB && parts.in_flight == 1, "{parts:?}");
     }
 
     #[test]

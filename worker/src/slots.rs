@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use muster_common::buffer::advise_huge_pages;
+use muster_common::buffer::{BufferPool, Lent, advise_huge_pages, forget};
 use muster_common::{Error, Result};
 use muster_kernel::order::Order;
 use muster_kernel::record::RECORD_BYTES_MAX;
@@ -15,6 +15,7 @@ use crate::memory::Budget;
 pub(crate) struct Slots {
     budget: Budget,
     limits: SorterLimits,
+    buffers: BufferPool,
     permits: Arc<Semaphore>,
     idle: Mutex<Vec<Slot>>,
 }
@@ -37,14 +38,17 @@ impl Default for SorterLimits {
 #[derive(Default)]
 struct Slot {
     sorter: Option<(Arc<Order>, ChunkSorter)>,
+    /// While it has no sorter: the sorter's memory, as buffers.
+    lent: Option<Lent>,
 }
 
 impl Slots {
-    /// `count` slots of the budget's size; nothing is allocated yet.
-    pub(crate) fn new(budget: Budget, count: u32, limits: SorterLimits) -> Self {
+    /// `count` slots of the budget's size, which read and write with these buffers; nothing is allocated yet.
+    pub(crate) fn new(budget: Budget, count: u32, limits: SorterLimits, buffers: BufferPool) -> Self {
         Self {
             budget,
             limits,
+            buffers,
             permits: Arc::new(Semaphore::new(count.max(1) as usize)),
             idle: Mutex::new((0..count.max(1)).map(|_| Slot::default()).collect()),
         }
@@ -66,15 +70,19 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// An empty sorter, its budget halved so many times: the one of the last attempt, where it sorts by the same order. It leaves the slot until [`Lease::keep_sorter`].
-    pub(crate) fn take_sorter(&mut self, order: &Arc<Order>, halvings: u8) -> ChunkSorter {
+    /// An empty sorter for a job of so many input objects, its budget halved so many times: the one of the last attempt, where it sorts by the same order. It leaves the slot
+    /// until [`Lease::keep_sorter`].
+    pub(crate) fn take_sorter(&mut self, order: &Arc<Order>, objects: usize, halvings: u8) -> ChunkSorter {
+        self.slot.lent = None;
         match self.slot.sorter.take() {
             Some((of, sorter)) if halvings == 0 && Arc::ptr_eq(&of, order) && sorter.is_empty() => sorter,
             other => {
                 drop(other);
-                let (budget, limits) = (self.slots.budget.halved_sorter_bytes(halvings), self.slots.limits);
+                let budget = Budget::halved(self.slots.budget.sorter_bytes_beside(objects), halvings);
+                let limits = self.slots.limits;
                 ChunkSorter::new(order.clone(), budget)
                     .with_memory_advice(advise_huge_pages)
+                    .with_memory_release(forget)
                     .with_memory_grant(limits.grant)
                     .with_record_bytes_max(limits.record_bytes_max)
             }
@@ -92,7 +100,15 @@ impl Lease {
             return self.slots.budget.io_bytes;
         }
         self.slot.sorter = None;
+        if self.slot.lent.is_none() {
+            self.slot.lent = Some(self.slots.buffers.lend(self.slots.budget.sorter_bytes));
+        }
         self.slots.budget.slot_bytes
+    }
+
+    /// How the process's memory is divided.
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.slots.budget
     }
 
     /// The I/O share.
@@ -116,10 +132,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_sorter_serves_the_next_attempt_of_its_job() {
-        let slots = Arc::new(Slots::new(Budget::of(64 << 20, 1), 1, SorterLimits::default()));
+        let slots = Arc::new(Slots::new(Budget::of(64 << 20, 1), 1, SorterLimits::default(), BufferPool::new(0)));
         let order = Arc::new(Order::new(&SortSpec::new(Format::Fixed { len: 4 })).expect("order"));
         let mut lease = slots.lease().await.expect("lease");
-        let sorter = lease.take_sorter(&order, 0);
+        let sorter = lease.take_sorter(&order, 1, 0);
         lease.keep_sorter(&order, sorter);
         assert_eq!(lease.memory_for(1), slots.budget.io_bytes);
         assert!(lease.slot.sorter.is_some());

@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use muster_common::store::BlobUrl;
 use muster_common::{Error, Result};
 
+/// What helps where the disk of the spills is full.
+pub(crate) const LARGER_DISK: &str = "name a folder on a larger disk with --data-dir (else TMPDIR says where), or give more --memory, so that less is spilled";
 /// Spare space beside what a spill needs, in percent of it.
 const SPARE_PERCENT: u64 = 20;
 
@@ -91,8 +93,7 @@ impl Spills {
         match free() {
             None => Ok(room),
             Some(free) => Err(Error::exhausted(format!(
-                "disk full: {} has {free} bytes free, a spill of {bytes} with {SPARE_PERCENT} % to spare needs {needed}; \
-                 the task goes to another worker",
+                "disk full: {} has {free} bytes free, a spill of {bytes} with {SPARE_PERCENT} % to spare needs {needed}; {LARGER_DISK}",
                 folder.display()
             ))),
         }
@@ -170,6 +171,7 @@ mod tests {
         let error = spills.ensure_room(600).err().expect("720 of 600");
         assert_eq!(error.kind, ErrorKind::Exhausted);
         assert!(error.message.starts_with("disk full") && error.kind.is_retryable(), "{error}");
+        assert!(error.message.contains("--data-dir") && error.message.contains("TMPDIR"), "{error}");
         spills.is_alone();
         spills.ensure_room(600).expect("720 of 900");
         assert!(!dir.path().join("1").exists() && own.join("live/spill").exists());

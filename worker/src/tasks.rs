@@ -19,7 +19,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt, TryStreamExt};
-use muster_common::error::OUT_OF_MEMORY;
 use muster_common::faults::Scope;
 use muster_common::ids::JobId;
 use muster_common::names;
@@ -32,7 +31,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::cache::{Cache, Job};
+use crate::cache::{Cache, Job, Jobs};
 use crate::memory::Budget;
 use crate::slots::{Slots, SorterLimits};
 use crate::spills::Spills;
@@ -95,7 +94,7 @@ impl Context {
     ) -> Self {
         let cache = Cache::new(stores.clone(), retry.clone(), budget.cache_bytes);
         let disk = Arc::new(Semaphore::new(DISK_READS_PER_SLOT * slots.max(1) as usize));
-        let slots = Arc::new(Slots::new(budget, slots, limits));
+        let slots = Arc::new(Slots::new(budget, slots, limits, stores.buffers().clone()));
         let record_bytes_max = limits.record_bytes_max;
         Self {
             stores,
@@ -110,6 +109,12 @@ impl Context {
             disk,
             replica_after: REPLICA_AFTER,
         }
+    }
+
+    /// The same, with the jobs that others of this process know.
+    pub(crate) fn sharing(mut self, jobs: Jobs) -> Self {
+        self.cache = self.cache.sharing(jobs);
+        self
     }
 
     /// The same with another patience with the copies of runs.
@@ -286,7 +291,8 @@ impl Task {
         if let Some(faults) = self.stores.faults()
             && faults.refuses_memory(scope(&self.run)).await
         {
-            return Err(Error::exhausted(format!("{OUT_OF_MEMORY}: injected fault memory.alloc:refuse")));
+            let why = "out of memory: injected fault memory.alloc:refuse";
+            return Err(Error::new(ErrorKind::OutOfMemory, why));
         }
         let task = self.clone();
         let mut lease = self.link.or_cancelled(self.context.slots.lease()).await?;

@@ -135,19 +135,6 @@ pub(crate) fn cores() -> u32 {
     std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1024))
 }
 
-/// Half of the machine's memory, or of the memory cgroup's limit where that is lower.
-pub(crate) fn default_memory_bytes() -> u64 {
-    let info = rustix::system::sysinfo();
-    #[expect(clippy::useless_conversion, reason = "the field's type differs between platforms")]
-    let machine = u64::from(info.totalram).saturating_mul(u64::from(info.mem_unit));
-    let limit = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
-        .iter()
-        .filter_map(|path| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok())
-        .min()
-        .unwrap_or(u64::MAX);
-    machine.min(limit) / 2
-}
-
 /// Resolves when the process is asked to end: SIGINT or SIGTERM. Gives true for SIGINT.
 pub(crate) async fn end_signal() -> bool {
     use tokio::signal::unix::{SignalKind, signal};

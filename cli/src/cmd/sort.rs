@@ -16,6 +16,7 @@ use crate::client::Api;
 use crate::cmd::{self, order, watch};
 use crate::exit::{self, Exit};
 use crate::local::{self, LocalOptions};
+use crate::memory::{self, Size};
 use crate::nats_context::{self, Found};
 use crate::output;
 use crate::progress::{Progress, Show};
@@ -36,11 +37,17 @@ pub(crate) async fn run(args: SortArgs) -> Result<(), Exit> {
     cmd::log(args.settings.log_format, if pool.is_none() { "off" } else { level });
     refuse_misplaced(&args)?;
     let config = cmd::settings(&args.settings, &place.nats)?;
-    let spec = job_spec(&args, &config, pool.is_some())?;
     let show = if args.quiet || args.json { Show::Nothing } else { Show::Auto };
     match pool {
-        Some(found) => in_pool(&args, spec, &config, &found, show).await,
-        None => here(&args, spec, &config, show).await,
+        Some(found) => {
+            let spec = job_spec(&args, &config, true, task_memory_bytes(&args)?)?;
+            in_pool(&args, spec, &config, &found, show).await
+        }
+        None => {
+            let options = local_options(&args)?;
+            let spec = job_spec(&args, &config, false, place.memory.map(|_| options.chunk_bytes()))?;
+            here(&args, spec, &config, &options, show).await
+        }
     }
 }
 
@@ -57,7 +64,7 @@ fn refuse_misplaced(args: &SortArgs) -> Result<(), Exit> {
     Ok(())
 }
 
-fn job_spec(args: &SortArgs, config: &Config, in_pool: bool) -> Result<JobSpec, Exit> {
+fn job_spec(args: &SortArgs, config: &Config, in_pool: bool, task_memory_bytes: Option<u64>) -> Result<JobSpec, Exit> {
     let sort = order::spec(&args.order, Format::Lines { terminator: b'\n' })?;
     let inputs: Result<Vec<String>, Exit> = args.inputs.iter().map(|text| input(text, in_pool)).collect();
     let job: JobId = match &args.job_id {
@@ -81,10 +88,7 @@ fn job_spec(args: &SortArgs, config: &Config, in_pool: bool) -> Result<JobSpec, 
             split_bytes: some(config.job.split_bytes),
             partition_bytes: some(config.job.partition_bytes),
             // The machine's own size shapes no plan: only a size that was asked for does.
-            task_memory_bytes: args
-                .place
-                .memory
-                .map(|bytes| if in_pool { bytes } else { local_options(args).chunk_bytes() }),
+            task_memory_bytes,
             attempts_max: None,
         },
         replica: args.replica.as_deref().map(cmd::blob_url).transpose()?.map(|url| url.to_string()),
@@ -125,27 +129,34 @@ fn threads(args: &SortArgs) -> u32 {
     wanted.max(args.place.local.flatten().unwrap_or(1))
 }
 
-fn local_options(args: &SortArgs) -> LocalOptions {
+fn local_options(args: &SortArgs) -> Result<LocalOptions, Exit> {
     let threads = threads(args);
-    LocalOptions {
+    Ok(LocalOptions {
         workers: args.place.local.flatten().unwrap_or(threads),
         threads,
-        memory_bytes: args.place.memory.unwrap_or_else(cmd::default_memory_bytes),
+        memory_bytes: memory::resolve(args.place.memory, local::MEMORY_BYTES_MIN)?,
         data_dir: args.place.data_dir.clone(),
         job_id_given: args.job_id.is_some(),
+    })
+}
+
+/// Memory of one task in a pool, where it is said.
+fn task_memory_bytes(args: &SortArgs) -> Result<Option<u64>, Exit> {
+    match args.place.memory {
+        None => Ok(None),
+        Some(Size::Bytes(bytes)) => Ok(Some(bytes)),
+        Some(Size::Percent(percent)) => Err(Exit::usage(format!(
+            "--memory {percent}% is a share of this machine, on which a pool does not sort; say the memory of one task there, like 1GiB"
+        ))),
     }
 }
 
-async fn here(args: &SortArgs, spec: JobSpec, config: &Config, show: Show) -> Result<(), Exit> {
+async fn here(args: &SortArgs, spec: JobSpec, config: &Config, options: &LocalOptions, show: Show) -> Result<(), Exit> {
     if args.detach {
         return Err(Exit::usage("--detach needs a pool: nothing would be left here to run the job"));
     }
-    let options = local_options(args);
-    if options.memory_bytes < local::MEMORY_BYTES_MIN {
-        return Err(Exit::usage(format!("--memory must be at least {} MiB", local::MEMORY_BYTES_MIN >> 20)));
-    }
     let mut progress = Progress::new(show);
-    let ended = local::run(spec, config, &options, &mut progress).await;
+    let ended = local::run(spec, config, options, &mut progress).await;
     progress.finish();
     watch::summarise(&ended?, args.json, args.quiet)
 }
@@ -224,7 +235,7 @@ mod tests {
         let args = parse(line);
         refuse_misplaced(&args)?;
         let config = Config::profile(muster_common::config::Profile::Production)?;
-        job_spec(&args, &config, false)
+        job_spec(&args, &config, false, None)
     }
 
     #[test]
@@ -250,6 +261,15 @@ mod tests {
             let text = format!("{exit:?}");
             assert!(text.contains(expected) && text.contains("code: 2"), "{options}: {text}");
         }
+    }
+
+    #[test]
+    fn the_memory_of_a_task_in_a_pool_is_no_share_of_this_machine() {
+        let of = |memory: &str| task_memory_bytes(&parse(&format!("muster sort a -o b --memory {memory}")));
+        assert_eq!(of("1GiB").ok(), Some(Some(1 << 30)));
+        let exit = format!("{:?}", of("50%").expect_err("no share"));
+        assert!(exit.contains("code: 2") && exit.contains("--memory 50%") && exit.contains("like 1GiB"), "{exit}");
+        assert!(Cli::try_parse_from("muster sort a -o b --memory 101%".split(' ')).is_err());
     }
 
     #[test]

@@ -10,18 +10,21 @@ use muster_common::clock::{Clock, SystemClock};
 use muster_common::ids::{InvalidId, WorkerId};
 use muster_common::names::Names;
 use muster_common::store::Stores;
-use muster_worker::{WorkerOptions, idle_buffer_bytes};
+use muster_worker::{Budget, Jobs, WorkerOptions};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::WorkerArgs;
 use crate::cmd;
 use crate::exit::Exit;
+use crate::memory;
 use crate::nats_context;
 
 const ID_FILE: &str = "worker-id";
 /// The variable with the identity, where a file of settings holds all of a worker's NATS user.
 const ID_VARIABLE: &str = "MUSTER_WORKER_ID";
 const LOCK_FILE: &str = "worker-lock";
+/// The least memory that a worker works with.
+const MEMORY_BYTES_MIN: u64 = 64 << 20;
 
 /// The folder of a worker, locked; removed at the end where it is temporary.
 #[derive(Debug)]
@@ -45,11 +48,15 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
     let own_user = has_own_user(settings.inbox_prefix.as_deref(), &Names::new(&config.namespace), &id)?;
     let faults = cmd::faults(args.faults.as_deref(), &config, id.as_str())?;
     let vitals = cmd::watched("worker", &args.http, &config).await?;
+    let memory_bytes = memory::resolve(args.memory, MEMORY_BYTES_MIN)?;
+    let threads = args.threads.unwrap_or_else(cmd::cores);
     let options = WorkerOptions {
         id: id.clone(),
         config: config.clone(),
-        memory_bytes: args.memory.unwrap_or_else(cmd::default_memory_bytes),
-        threads: args.threads.unwrap_or_else(cmd::cores),
+        memory_bytes,
+        budget: Budget::of(memory_bytes, threads),
+        jobs: Jobs::default(),
+        threads,
         labels: args.labels,
         data_dir: data_dir.path.clone(),
         host,
@@ -60,7 +67,7 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
         vitals: vitals.clone(),
     };
     tracing::info!(worker = %id, nats = %settings.public_url(), memory_bytes = options.memory_bytes, threads = options.threads, "connecting to NATS");
-    let stores = Stores::new(BufferPool::new(idle_buffer_bytes(options.memory_bytes)), &config.store);
+    let stores = Stores::new(BufferPool::new(options.budget.buffer_bytes), &config.store);
     let stop = CancellationToken::new();
     let work = async {
         let client = nats::connect_waiting(&settings, &config, &format!("muster worker {id}")).await?;

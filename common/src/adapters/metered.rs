@@ -123,7 +123,7 @@ impl Metered {
             Some(ErrorKind::NotFound) => 3,
             Some(ErrorKind::Invalid) => 4,
             Some(ErrorKind::Corrupt) => 5,
-            Some(ErrorKind::Exhausted) => 6,
+            Some(ErrorKind::Exhausted | ErrorKind::OutOfMemory | ErrorKind::NeedsMemory { .. }) => 6,
             Some(ErrorKind::Fenced | ErrorKind::Bug) => 7,
         };
         self.counters.count(call, outcome, began.elapsed());

@@ -105,11 +105,28 @@ impl From<PlanV1> for Plan {
     }
 }
 
-impl TryFrom<Plan> for PlanV1 {
-    type Error = Error;
+/// The fields of [`PlanV1`] in their order, borrowed: a plan of a million objects is written without a second one.
+#[derive(Debug, Serialize)]
+pub(super) struct PlanV1Ref<'a> {
+    job: &'a JobId,
+    sort: &'a SortSpec,
+    objects: &'a [PinnedObject],
+    splits: &'a [Vec<Interval>],
+    partitions: u32,
+    sample_seed: u64,
+    samples_per_split: u32,
+    output: &'a str,
+    extension: &'a str,
+    scratch: &'a str,
+    replaced: &'a [PinnedObject],
+    uploads_before: &'a [String],
+    fsync: bool,
+    attempts_max: u32,
+}
 
-    /// Refused where the plan has what version 1 cannot say.
-    fn try_from(plan: Plan) -> Result<Self> {
+impl<'a> PlanV1Ref<'a> {
+    /// None where the plan has what version 1 cannot say.
+    pub(super) fn of(plan: &'a Plan) -> Option<Self> {
         let Plan {
             job,
             sort,
@@ -129,24 +146,24 @@ impl TryFrom<Plan> for PlanV1 {
             bad_records,
             settings,
         } = plan;
-        if replica.is_some() || bad_records != BadRecords::default() || settings.is_some() {
-            return Err(Error::invalid(format!("the plan of job {job} needs version 2")));
+        if replica.is_some() || *bad_records != BadRecords::default() || settings.is_some() {
+            return None;
         }
-        Ok(Self {
+        Some(Self {
             job,
             sort,
             objects,
             splits,
-            partitions,
-            sample_seed,
-            samples_per_split,
+            partitions: *partitions,
+            sample_seed: *sample_seed,
+            samples_per_split: *samples_per_split,
             output,
             extension,
             scratch,
             replaced,
             uploads_before,
-            fsync,
-            attempts_max,
+            fsync: *fsync,
+            attempts_max: *attempts_max,
         })
     }
 }

@@ -12,7 +12,7 @@ use super::{
     AttemptProgress, BlobRef, Health, Heartbeat, HeldAttempt, MergedPart, Outcome, Register, Report, RunAttempt,
     SortedRun, Work, WorkerState,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{AttemptId, Epoch, Incarnation, JobId, WorkerId};
 
 /// See [`super::Register`].
@@ -314,11 +314,17 @@ impl TryFrom<Report> for ReportV1 {
             Outcome::Merged(part) => OutcomeV1::Merged(part),
             // What an old leader can make of it: the attempt has failed.
             Outcome::Failed { error } | Outcome::RunDamaged { error, .. } | Outcome::InputUnreadable { error, .. } => {
-                OutcomeV1::Failed { error }
+                OutcomeV1::Failed { error: old_error(error) }
             }
         };
         Ok(Self { epoch, worker, incarnation, job, attempt, outcome })
     }
+}
+
+/// An error as an old leader knows it: a bound was hit.
+fn old_error(error: Error) -> Error {
+    let kind = if error.kind.is_of_memory() { ErrorKind::Exhausted } else { error.kind };
+    Error { kind, ..error }
 }
 
 fn old_run(run: SortedRun) -> Result<SortedRunV1> {

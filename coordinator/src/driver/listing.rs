@@ -11,7 +11,7 @@ use globset::{GlobBuilder, GlobMatcher};
 
 use muster_common::inputs;
 use muster_common::names::{self, SCRATCH_DIR};
-use muster_common::plan::{BadInputs, JobSpec, OBJECTS_MAX, PinnedObject};
+use muster_common::plan::{BadInputs, JobSpec, OBJECT_BYTES, OBJECTS_MAX, PinnedObject};
 use muster_common::store::{Access, BlobMeta, BlobUrl, Blobs, Stores, read_whole};
 use muster_common::{Error, ErrorKind, Result};
 
@@ -49,7 +49,7 @@ pub(super) async fn list_input(
             let found = offered.objects.get(text);
             let found = found.ok_or_else(|| Error::bug(format!("INPUT {text} was not asked for")))?;
             objects.extend(found.iter().cloned());
-            check_count(&objects)?;
+            check_count(stores, &objects)?;
             continue;
         }
         let expanded = expand(stores, text).await?;
@@ -60,7 +60,7 @@ pub(super) async fn list_input(
             bytes: meta.bytes,
             version: meta.version,
         }));
-        check_count(&objects)?;
+        check_count(stores, &objects)?;
     }
     // What may be left out is found unreadable by the task that reads it, which says so in the journal.
     if spec.bad_inputs == BadInputs::Fail {
@@ -75,11 +75,27 @@ pub(super) async fn list_input(
     Ok(Listing { objects, replaced, uploads_before, output_existed })
 }
 
-fn check_count(objects: &[PinnedObject]) -> Result<()> {
-    if objects.len() > OBJECTS_MAX {
-        return Err(Error::invalid(format!("the input has more than {OBJECTS_MAX} objects")));
-    }
-    Ok(())
+fn check_count(stores: &Stores, objects: &[PinnedObject]) -> Result<()> {
+    let limit = stores.objects_max();
+    if objects.len() > limit { Err(too_many(limit)) } else { Ok(()) }
+}
+
+fn too_many(limit: usize) -> Error {
+    Error::invalid(format!(
+        "the input has more than {limit} objects, the limit (store.objects_max, or what --memory has room for in a run here: {OBJECT_BYTES} bytes for each); give more --memory, or join small objects"
+    ))
+}
+
+/// What lies below `base`, as far as it is not more than a job takes.
+async fn listed(stores: &Stores, store: &Arc<dyn Blobs>, url: &BlobUrl, base: &str) -> Result<Vec<BlobMeta>> {
+    let limit = stores.objects_max();
+    store.list(base, limit).await.map_err(|e| {
+        match e.kind {
+            ErrorKind::Exhausted => Error::invalid(format!("{} ({})", too_many(limit), e.message)),
+            _ => e,
+        }
+        .at(format!("INPUT {url}"))
+    })
 }
 
 /// Paths mean the same to all processes of a pool, so an OUTPUT below a folder that a worker offers would be the next run's input.
@@ -117,8 +133,8 @@ async fn expand(stores: &Stores, text: &str) -> Result<Expanded> {
         }
     }
     match glob_base(url.key()) {
-        Some(base) => expand_glob(&store, url.clone(), base).await,
-        None => expand_folder(&store, url).await,
+        Some(base) => expand_glob(stores, &store, url.clone(), base).await,
+        None => expand_folder(stores, &store, url).await,
     }
 }
 
@@ -128,9 +144,9 @@ fn glob_base(key: &str) -> Option<&str> {
     Some(key[..first].rsplit_once('/').map_or("", |(base, _)| base))
 }
 
-async fn expand_glob(store: &Arc<dyn Blobs>, url: BlobUrl, base: &str) -> Result<Expanded> {
+async fn expand_glob(stores: &Stores, store: &Arc<dyn Blobs>, url: BlobUrl, base: &str) -> Result<Expanded> {
     let matcher = matcher(url.key()).map_err(|e| e.at(format!("INPUT {url}")))?;
-    let listed = store.list(base, OBJECTS_MAX).await.map_err(|e| e.at(format!("INPUT {url}")))?;
+    let listed = listed(stores, store, &url, base).await?;
     let is_input = |meta: &BlobMeta| names::is_input_name(relative(&meta.key, base)) && matcher.is_match(&meta.key);
     let objects: Vec<BlobMeta> = listed.into_iter().filter(is_input).collect();
     if objects.is_empty() {
@@ -144,9 +160,9 @@ fn matcher(pattern: &str) -> Result<GlobMatcher> {
     Ok(glob.map_err(|e| Error::invalid(format!("not a valid pattern: {e}")))?.compile_matcher())
 }
 
-async fn expand_folder(store: &Arc<dyn Blobs>, url: BlobUrl) -> Result<Expanded> {
+async fn expand_folder(stores: &Stores, store: &Arc<dyn Blobs>, url: BlobUrl) -> Result<Expanded> {
     let base = url.key().trim_end_matches('/');
-    let listed = store.list(base, OBJECTS_MAX).await.map_err(|e| e.at(format!("INPUT {url}")))?;
+    let listed = listed(stores, store, &url, base).await?;
     let hidden = !listed.is_empty();
     let objects: Vec<BlobMeta> =
         listed.into_iter().filter(|meta| names::is_input_name(relative(&meta.key, base))).collect();

@@ -106,3 +106,31 @@ async fn what_cannot_be_read_is_named() {
     let error = try_reading(&stores(&[]).await, &[gone], &Offered::default()).await.expect_err("unreadable");
     assert!(error.message.contains("memory:///in/gone cannot be read"), "{error}");
 }
+
+#[tokio::test]
+async fn more_objects_than_memory_has_room_for_are_refused_with_the_number() {
+    let mut limits = Config::profile(Profile::Testing).expect("settings").store;
+    limits.objects_max = 2;
+    let stores = Stores::new(BufferPool::new(0), &limits);
+    let memory = MemoryBlobs::default();
+    for key in ["in/a", "in/b", "in/c"] {
+        memory.put(key, b"x".to_vec().into()).await.expect("put");
+    }
+    stores.insert(Scheme::Memory, Arc::new(memory)).await;
+    let check = async |inputs: &[&str], sound: bool| {
+        let spec = spec(inputs, "memory:///out", false);
+        let places = plan::places(&spec, None, &"d1".parse().expect("deployment id")).expect("places");
+        match list_input(&stores, &spec, &places, (&[], &Offered::default())).await {
+            Ok(listing) => assert!(sound && listing.objects.len() == 2, "{inputs:?}"),
+            Err(error) => {
+                let named =
+                    ["more than 2 objects", "--memory", "store.objects_max"].map(|part| error.message.contains(part));
+                assert!(!sound && error.kind == ErrorKind::Invalid && named == [true; 3], "{inputs:?}: {error}");
+            }
+        }
+    };
+    check(&["memory:///in/a", "memory:///in/b"], true).await;
+    check(&["memory:///in/a", "memory:///in/b", "memory:///in/c"], false).await;
+    check(&["memory:///in"], false).await;
+    check(&["memory:///in/*"], false).await;
+}

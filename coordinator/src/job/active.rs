@@ -388,12 +388,18 @@ pub(super) struct History {
     pub tried: Vec<WorkerId>,
     /// How often its memory is to be halved, because attempts ran out of it or may have died of it.
     pub halvings: u8,
+    /// Memory of a worker for each of its tasks at once with which it can be done, as far as attempts have said so.
+    pub needs_bytes: u64,
 }
 
 impl History {
-    /// An attempt of a sort ran out of memory, or was lost with its worker, which memory may have killed: the next one gets half of it, up to a bound.
-    pub(super) fn halve_memory(&mut self, phase: Phase, kind: ErrorKind, text: &str) {
-        let ran_out = kind == ErrorKind::Exhausted && text.contains("memory");
+    /// What an attempt that failed says about memory. One that needs more than its worker has can only be done by a larger one. A sort that ran out of memory which was its
+    /// to use, or was lost with its worker, which memory may have killed, gets half of it the next time, up to a bound.
+    pub(super) fn heed_memory(&mut self, phase: Phase, kind: ErrorKind, text: &str) {
+        if let ErrorKind::NeedsMemory { task_bytes } = kind {
+            self.needs_bytes = self.needs_bytes.max(task_bytes);
+        }
+        let ran_out = kind == ErrorKind::OutOfMemory;
         let died = kind == ErrorKind::Retry && text.contains(DIED);
         if phase == Phase::Sort && (ran_out || died) {
             self.halvings = (self.halvings + 1).min(HALVINGS_MAX);
@@ -431,7 +437,7 @@ impl PhaseTasks {
             for failure in failures {
                 history.tries += 1;
                 history.errors.push(failure.error.clone());
-                history.halve_memory(self.phase, failure.kind, &failure.error);
+                history.heed_memory(self.phase, failure.kind, &failure.error);
                 if !history.tried.contains(&failure.worker) {
                     history.tried.push(failure.worker.clone());
                 }

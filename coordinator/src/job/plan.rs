@@ -123,7 +123,7 @@ pub fn places(spec: &JobSpec, bucket: Option<&BlobUrl>, deployment: &DeploymentI
 ///
 /// # Errors
 /// `Invalid` where the pinned input does not fit the request, or makes more tasks than are allowed.
-pub fn make(spec: &JobSpec, places: &Places, listing: &Listing, config: &Config) -> Result<Plan> {
+pub fn make(spec: &JobSpec, places: &Places, listing: Listing, config: &Config) -> Result<Plan> {
     if let (Format::Fixed { len }, BadRecords::Fail) = (&spec.sort.format, spec.bad_records) {
         let torn = listing.objects.iter().find(|object| object.bytes % u64::from((*len).max(1)) != 0);
         if let Some(object) = torn {
@@ -142,7 +142,7 @@ pub fn make(spec: &JobSpec, places: &Places, listing: &Listing, config: &Config)
             "splits of {split_bytes} bytes make more than {SPLITS_MAX} sort tasks of {total} bytes"
         )));
     }
-    let splits = limit_pieces(split_by_owner(listing, &spec.sort.format, split_bytes)?, PIECES_MAX);
+    let splits = limit_pieces(split_by_owner(&listing, &spec.sort.format, split_bytes)?, PIECES_MAX);
     if splits.len() > SPLITS_MAX {
         return Err(Error::invalid(format!("{} sort tasks are more than the limit of {SPLITS_MAX}", splits.len())));
     }
@@ -155,14 +155,14 @@ pub fn make(spec: &JobSpec, places: &Places, listing: &Listing, config: &Config)
         // The same input gives the same samples, and so the same parts: the seed comes from the plan itself.
         sample_seed: wire::digest(format!("{total}/{}/{partitions}", splits.len()).as_bytes()),
         samples_per_split: samples_per_split(partitions, splits.len(), config),
-        objects: listing.objects.clone(),
+        objects: listing.objects,
         splits,
         partitions,
         output: places.output.to_string(),
         extension: spec.extension.clone(),
         scratch: places.scratch.to_string(),
-        replaced: listing.replaced.clone(),
-        uploads_before: listing.uploads_before.clone(),
+        replaced: listing.replaced,
+        uploads_before: listing.uploads_before,
         fsync: spec.fsync,
         attempts_max,
         replica: places.replica.as_ref().map(ToString::to_string),

@@ -40,7 +40,7 @@ fn listing(sizes: &[u64]) -> Listing {
 fn plan_of(spec: &JobSpec, sizes: &[u64]) -> Result<Plan> {
     let deployment = "d1".parse().expect("deployment id");
     let config = Config::profile(Profile::Production)?;
-    make(spec, &places(spec, None, &deployment)?, &listing(sizes), &config)
+    make(spec, &places(spec, None, &deployment)?, listing(sizes), &config)
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn splits_keep_to_one_owner_and_tile_as_ever() {
     let spec = JobSpec { sizing: Sizing { split_bytes: Some(100), ..Sizing::default() }, ..spec() };
     let config = Config::profile(Profile::Production).expect("config");
     let places = places(&spec, None, &"d1".parse().expect("id")).expect("places");
-    let plan = make(&spec, &places, &listing, &config).expect("plan");
+    let plan = make(&spec, &places, listing, &config).expect("plan");
     let owners: Vec<Option<&str>> = (0..plan.splits.len() as u32).map(|split| plan.owner(split)).collect();
     assert_eq!(owners, [None, Some("w1"), Some("w1"), Some("w2"), None]);
     let sizes: Vec<u64> = of.iter().map(|(_, bytes)| *bytes).collect();

@@ -101,7 +101,12 @@ impl Machine {
     /// where there is one: a worker whose own disk is full would use up all tries while the others are busy.
     fn worker_for(&self, attempts_max: u32, history: Option<&History>) -> Option<&WorkerId> {
         let first = self.workers.free().next()?;
-        let Some(History { tries, tried, .. }) = history else { return Some(first) };
+        let Some(History { tries, tried, needs_bytes, .. }) = history else { return Some(first) };
+        if *needs_bytes > 0 {
+            // The others would only say again that it is too much for them.
+            let suits = |id: &&WorkerId| self.workers.get(id).is_some_and(|worker| worker.task_bytes() >= *needs_bytes);
+            return self.workers.free().find(suits);
+        }
         let fresh = self.workers.free().take(tried.len() + 1).find(|worker| !tried.contains(worker));
         let untried =
             |(id, worker): (&WorkerId, &Worker)| worker.is_alive() && worker.takes_part() && !tried.contains(id);
@@ -379,7 +384,8 @@ impl Machine {
         active.failed_unix_ms.insert(*attempt, unix_ms);
         let history = active.tasks_of_mut(task.phase)?.history.entry(task.index).or_default();
         history.tries += 1;
-        history.halve_memory(task.phase, kind, &text);
+        history.heed_memory(task.phase, kind, &text);
+        let needs_bytes = history.needs_bytes;
         if !history.tried.contains(worker) {
             history.tried.push(worker.clone());
         }
@@ -399,11 +405,20 @@ impl Machine {
             TakenBack::Failed(error) if matches!(error.kind, ErrorKind::Invalid | ErrorKind::Bug) => {
                 Some(Error::new(error.kind, format!("{task} cannot be done: {named}")))
             }
+            TakenBack::Failed(Error { kind: ErrorKind::NeedsMemory { .. }, .. }) if !self.has_memory(needs_bytes) => {
+                Some(Error::exhausted(format!("{task} cannot be done by any worker that is there: {named}")))
+            }
             _ if tries >= attempts_max => {
                 Some(Error::exhausted(format!("{task} failed {tries} times (tasks.attempts_max): {errors}")))
             }
             _ => None,
         }
+    }
+
+    /// Whether a worker that is there, busy or not, has so much memory for each of its tasks.
+    fn has_memory(&self, task_bytes: u64) -> bool {
+        let has = |worker: &Worker| worker.is_alive() && worker.takes_part() && worker.task_bytes() >= task_bytes;
+        self.workers.iter().any(|(_, worker)| has(worker))
     }
 
     pub(super) fn requeue(&mut self, job: &JobId, phase: Phase, index: u32) {

@@ -70,8 +70,11 @@ impl Machine {
         if self.active.get(job)?.owners.of_task(id.task).is_some() {
             return None;
         }
-        let tried = tasks.history.get(&id.task.index).map(|history| history.tried.as_slice()).unwrap_or_default();
-        let others = || self.workers.free().filter(|worker| *worker != first);
+        let history = tasks.history.get(&id.task.index);
+        let tried = history.map(|history| history.tried.as_slice()).unwrap_or_default();
+        let needs_bytes = history.map_or(0, |history| history.needs_bytes);
+        let suits = move |id: &WorkerId| self.workers.get(id).is_some_and(|worker| worker.task_bytes() >= needs_bytes);
+        let others = || self.workers.free().filter(|worker| *worker != first && suits(worker));
         others().take(tried.len() + 1).find(|worker| !tried.contains(worker)).or_else(|| others().next()).cloned()
     }
 

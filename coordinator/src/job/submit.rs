@@ -136,7 +136,7 @@ impl Machine {
         let Some(planning) = self.planning.get_mut(job).filter(|planning| planning.ticket == ticket) else { return };
         let made = result.and_then(|listing| {
             planning.output_existed = listing.output_existed;
-            plan::make(&planning.spec, &planning.places, &listing, &self.config)
+            plan::make(&planning.spec, &planning.places, listing, &self.config)
         });
         let encoded = made.and_then(|plan| Ok((plan.to_bytes()?, plan)));
         match encoded {

@@ -443,7 +443,7 @@ impl Machine {
 
 /// What the running sort tasks of a worker may still spill, in bytes: those whose split does not fit into their share of its memory.
 fn spill_bytes(active: &BTreeMap<JobId, Active>, worker: &Worker) -> u64 {
-    let fits = plan::sortable_bytes(worker.info.memory_bytes / u64::from(worker.info.slots.max(1)));
+    let fits = plan::sortable_bytes(worker.task_bytes());
     let sorts = worker.attempts.iter().filter(|(_, id)| id.task.phase == Phase::Sort);
     let running = sorts.filter_map(|(job, id)| active.get(job)?.attempt(id));
     running
@@ -461,7 +461,11 @@ fn store_of_all<'a>(workers: impl Iterator<Item = &'a Worker>) -> Option<String>
 /// Whether an attempt failed by a fault of its worker. Bad input, a store that is away or what somebody else wrote is none.
 fn is_the_workers(error: &Error) -> bool {
     match error.kind {
-        ErrorKind::Retry | ErrorKind::Corrupt | ErrorKind::Exhausted | ErrorKind::Bug => true,
-        ErrorKind::Fenced | ErrorKind::Invalid | ErrorKind::NotFound | ErrorKind::Throttled => false,
+        ErrorKind::Retry | ErrorKind::Corrupt | ErrorKind::Exhausted | ErrorKind::OutOfMemory | ErrorKind::Bug => true,
+        ErrorKind::Fenced
+        | ErrorKind::Invalid
+        | ErrorKind::NotFound
+        | ErrorKind::Throttled
+        | ErrorKind::NeedsMemory { .. } => false,
     }
 }

@@ -103,6 +103,11 @@ impl Worker {
         self.room.unwrap_or(0)
     }
 
+    /// Its memory for each of the attempts that it runs at once.
+    pub(super) fn task_bytes(&self) -> u64 {
+        self.info.memory_bytes / u64::from(self.info.slots.max(1))
+    }
+
     /// Whether it is not dead and has not left.
     pub(super) fn is_alive(&self) -> bool {
         self.detector.state() != Liveness::Dead

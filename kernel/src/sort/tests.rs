@@ -89,6 +89,21 @@ fn a_record_that_does_not_fit_alone_is_named() {
 }
 
 #[test]
+fn a_sorter_gives_its_memory_back_and_goes_on() {
+    for make in [lines_sorter, encoded_sorter] {
+        let mut sorter = make(8 << 20);
+        sorter.begin(0);
+        assert_eq!(sorter.feed(b"b\na\nc"), Ok(5));
+        assert!(sorter.slab.free() > 0);
+        sorter.release_memory();
+        assert!(sorter.is_empty() && sorter.records() == 0 && sorter.slab.free() == 0);
+        sorter.begin(70);
+        assert_eq!(sorter.feed(b"2\n1\n"), Ok(4));
+        assert_eq!(sorted(&mut sorter), "1\n2\n");
+    }
+}
+
+#[test]
 fn a_truncated_fixed_record_is_named() {
     let order = Order::new(&SortSpec::new(Format::Fixed { len: 4 })).expect("a valid spec");
     let mut sorter = ChunkSorter::new(Arc::new(order), 1 << 20);
@@ -234,4 +249,49 @@ fn a_flipped_bit_of_a_held_record_is_noticed() {
             assert!(sums != chunk.input_sums() || terminators < 5, "seed {seed}");
         }
     }
+}
+
+#[test]
+fn a_long_record_counts_with_what_it_takes_where_it_is_written_and_merged() {
+    const BYTES: usize = 3 << 20;
+    let line = [vec![b'x'; BYTES], b"\n".to_vec()].concat();
+    for make in [lines_sorter, encoded_sorter] {
+        let budget = ChunkSorter::budget_for(&make(1).order, BYTES as u64) as usize;
+        assert!(budget > 5 * BYTES);
+        let mut sorter = make(budget);
+        sorter.begin(0);
+        assert_eq!(sorter.feed(&line), Ok(line.len()));
+        let mut sorter = make(budget / 2);
+        sorter.begin(0);
+        let error = sorter.feed(&line).expect_err("there is room for it once, and no more");
+        assert!(matches!(error, KernelError::Budget { position: 0, .. }), "{error}");
+        // Without it, the others have all of the memory again.
+        sorter.discard_open();
+        sorter.begin(line.len() as u64);
+        let short = b"1\n".repeat(budget / 2 / 64);
+        assert_eq!(sorter.feed(&short), Ok(short.len()));
+    }
+}
+
+#[test]
+fn memory_that_is_free_is_released_before_a_long_record_is_written() {
+    static RELEASED: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    let released = || RELEASED.swap(0, std::sync::atomic::Ordering::Relaxed);
+    let mut sorter = lines_sorter(64 << 20).with_memory_release(|free| {
+        RELEASED.fetch_add(free.len(), std::sync::atomic::Ordering::Relaxed);
+    });
+    sorter.begin(0);
+    sorter.feed(b"b\na\n").expect("room");
+    assert_eq!(sorted(&mut sorter), "a\nb\n");
+    assert_eq!(released(), 0, "short records lie within I/O buffers");
+    sorter.reset();
+    let line = [vec![b'x'; 3 << 20], b"\n".to_vec()].concat();
+    sorter.begin(4);
+    assert_eq!(sorter.feed(&line), Ok(line.len()));
+    sorter.sort();
+    let free = released();
+    assert!(free > 40 << 20, "{free} of 61 MiB");
+    sorter.reset();
+    sorter.sort();
+    assert_eq!(released(), 0);
 }

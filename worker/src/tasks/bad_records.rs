@@ -9,12 +9,14 @@ use muster_common::wire::{BadRecord, BlobRef};
 use muster_common::{Error, Result};
 use muster_kernel::error::KernelError;
 use muster_kernel::proof::{StreamHash, Sums};
+use muster_kernel::record::Format;
 use muster_kernel::run::Sink;
+use muster_kernel::sort::ChunkSorter;
 
 use super::Task;
 use super::runs::{locate, open_upload};
 use crate::cache::Job;
-use crate::memory::PartsPlan;
+use crate::memory::{Budget, PartsPlan};
 use crate::transfer::{Object, PartSink, Upload};
 
 /// Malformed records of one split that its report lists.
@@ -36,6 +38,7 @@ pub(super) struct BadRecords<'a> {
     job: &'a Job,
     target: Object,
     parts: PartsPlan,
+    budget: Budget,
     open: Option<Open>,
     left_out: LeftOut,
     quarantine: Option<Quarantine>,
@@ -50,8 +53,8 @@ struct Open {
 
 impl<'a> BadRecords<'a> {
     /// None yet; `target` is where they would be kept, by parts of `parts`.
-    pub(super) fn new(task: &'a Task, job: &'a Job, target: Object, parts: PartsPlan) -> Self {
-        Self { task, job, target, parts, open: None, left_out: LeftOut::default(), quarantine: None }
+    pub(super) fn new(task: &'a Task, job: &'a Job, target: Object, parts: PartsPlan, budget: Budget) -> Self {
+        Self { task, job, target, parts, budget, open: None, left_out: LeftOut::default(), quarantine: None }
     }
 
     /// The place of an attempt's quarantined records, below the job's scratch.
@@ -64,13 +67,14 @@ impl<'a> BadRecords<'a> {
         job.plan.bad_records != Policy::Fail
     }
 
-    /// Whether the record that an error blames is to be left out. One that only this worker's memory does not hold may turn out to be too long for all.
+    /// Whether the record that an error blames is to be read to its end and left out. A line that this worker's memory does not hold is read to its end in any case: it may be
+    /// too long for all, and else it can be said how much memory it needs.
     pub(super) fn takes(&self, error: &KernelError) -> bool {
-        Self::is_lenient(self.job)
-            && matches!(
-                error,
-                KernelError::BadRecord { .. } | KernelError::RecordTooLong { .. } | KernelError::Budget { .. }
-            )
+        match error {
+            KernelError::BadRecord { .. } | KernelError::RecordTooLong { .. } => Self::is_lenient(self.job),
+            KernelError::Budget { .. } => matches!(self.job.order.format(), Format::Lines { .. }),
+            _ => false,
+        }
     }
 
     /// Whether a record has begun here whose end is not reached.
@@ -126,8 +130,14 @@ impl<'a> BadRecords<'a> {
     pub(super) fn end(&mut self) -> Result<()> {
         let Some(Open { mut record, hash, why }) = self.open.take() else { return Ok(()) };
         record.bytes = hash.bytes();
-        if matches!(why, KernelError::Budget { .. }) && record.bytes <= self.task.context.record_bytes_max {
-            return Err(locate(self.job, why));
+        if let KernelError::Budget { position, .. } = why {
+            let limit = self.task.context.record_bytes_max;
+            if record.bytes <= limit {
+                return Err(self.needs_memory(record.object, record.offset, record.bytes));
+            }
+            if !Self::is_lenient(self.job) {
+                return Err(locate(self.job, KernelError::RecordTooLong { position, limit }));
+            }
         }
         tracing::warn!(object = record.object, offset = record.offset, bytes = record.bytes, reason = %record.reason, "left out a malformed record");
         let bytes = usize::try_from(record.bytes).map_err(|_| Error::bug("a record longer than memory can address"))?;
@@ -140,6 +150,17 @@ impl<'a> BadRecords<'a> {
             self.left_out.listed.push(record);
         }
         Ok(())
+    }
+
+    /// A record of an object is too long for this worker's memory.
+    pub(super) fn needs_memory(&self, object: u32, offset: u64, bytes: u64) -> Error {
+        let url = match self.task.pinned(self.job, object) {
+            Ok(pinned) => &pinned.url,
+            Err(error) => return error,
+        };
+        let needed = usize::try_from(ChunkSorter::budget_for(&self.job.order, bytes)).unwrap_or(usize::MAX);
+        let what = format!("{url}: sorting the record of {bytes} bytes at byte {offset}");
+        self.budget.needs_memory(&what, needed, |budget| budget.sorter_bytes >= needed)
     }
 
     /// What was left out; what is kept of it stands then.

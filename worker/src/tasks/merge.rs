@@ -185,11 +185,11 @@ impl Merging<'_> {
         let mut level = Level { sources, spilled: false };
         let mut dropped = Sums::default();
         let memory = loop {
-            let memory = level.memory(lease, target.url.scheme(), part_bytes);
+            let memory = level.memory(lease, target.url.scheme(), part_bytes)?;
             if level.sources.len() <= memory.windows.fan_in {
                 break memory;
             }
-            let memory = level.memory(lease, self.spill_root.url.scheme(), part_bytes);
+            let memory = level.memory(lease, self.spill_root.url.scheme(), part_bytes)?;
             level = self.round(&level, memory, &mut dropped)?;
         };
         let link = &self.task.link;
@@ -276,7 +276,7 @@ struct Level {
 }
 
 impl Level {
-    fn memory(&self, lease: &mut Lease, to: &muster_common::store::Scheme, bytes: u64) -> MergeMemory {
+    fn memory(&self, lease: &mut Lease, to: &muster_common::store::Scheme, bytes: u64) -> Result<MergeMemory> {
         let pieces: Vec<Piece> = self.sources.iter().map(|source| source.piece).collect();
         let from =
             self.sources.first().and_then(|source| source.copies.first()).map_or(to, |object| object.url.scheme());

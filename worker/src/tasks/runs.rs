@@ -14,12 +14,14 @@ use muster_kernel::merge::{MergeInput, Windows, merge};
 use muster_kernel::order::Order;
 use muster_kernel::proof::{Sums, Tally};
 use muster_kernel::run::{BLOCK_HEADER_BYTES, Piece, RecordSink, RunIndex, RunWriter};
+use muster_kernel::sort::LONG_RECORD_BYTES;
 use muster_kernel::splitters::Splitter;
 
 use super::{Counters, Task};
 use crate::cache::{Job, missing_is_corrupt};
 use crate::memory::{MergePlan, PartsPlan, WindowsPlan};
 use crate::slots::Lease;
+use crate::spills::LARGER_DISK;
 use crate::transfer::{Leftovers, Link, Object, PartSink, Prefetch, Span, Upload};
 
 /// A run that stands in a store.
@@ -94,7 +96,7 @@ pub(super) fn to_spill_disk<T>(
 ) -> Result<T> {
     let spills = &task.context.spills;
     let _room = spills.ensure_room(bytes)?;
-    let full = |error: &Error| error.kind == ErrorKind::Exhausted && !error.is_out_of_memory();
+    let full = |error: &Error| error.kind == ErrorKind::Exhausted;
     let (policy, mut tries) = (task.link.retry.policy(retry::Trouble::Disk).clone(), 1);
     loop {
         match write() {
@@ -105,7 +107,7 @@ pub(super) fn to_spill_disk<T>(
                 tries += 1;
             }
             Err(error) if full(&error) => {
-                let why = format!("disk full: {}; the task goes to another worker", error.message);
+                let why = format!("disk full: {}; {LARGER_DISK}", error.message);
                 return Err(Error::exhausted(why));
             }
             written => return written,
@@ -126,18 +128,37 @@ pub(super) fn open_upload(link: &Link, object: &Object, leftovers: &Leftovers) -
 pub(super) struct MergeMemory {
     pub(super) windows: MergePlan,
     pub(super) parts: PartsPlan,
+    /// Whether the memory of the slot's sorter is part of it.
+    pub(super) whole_slot: bool,
 }
 
 impl MergeMemory {
     /// For a merge of `pieces` of `from` into an object of about `object_bytes` of `to`. Takes the whole slot where its I/O share is not enough.
-    pub(super) fn of(lease: &mut Lease, from: &Scheme, pieces: &[Piece], to: &Scheme, object_bytes: u64) -> Self {
-        let block_bytes =
-            pieces.iter().map(|piece| piece.block_payload_max as usize + BLOCK_HEADER_BYTES).max().unwrap_or(0);
-        let good = MergePlan::good_bytes(from, pieces.len(), block_bytes);
-        let memory = lease.memory_for(good.saturating_mul(5) / 3);
-        let parts = PartsPlan::of(to, object_bytes, memory / 5 * 2);
-        let windows = MergePlan::of(from, pieces.len(), block_bytes, memory.saturating_sub(parts.bytes()));
-        Self { windows, parts }
+    ///
+    /// # Errors
+    /// `NeedsMemory` where even two of the pieces hold records that are too long for it.
+    pub(super) fn of(
+        lease: &mut Lease,
+        from: &Scheme,
+        pieces: &[Piece],
+        to: &Scheme,
+        object_bytes: u64,
+    ) -> Result<Self> {
+        let blocks: Vec<usize> =
+            pieces.iter().map(|piece| piece.block_payload_max as usize + BLOCK_HEADER_BYTES).collect();
+        let largest = blocks.iter().copied().max().unwrap_or(0);
+        let good = MergePlan::good_bytes(from, &blocks);
+        let grown = if largest > LONG_RECORD_BYTES { 2 * largest } else { 0 };
+        let memory = lease.memory_for(good.saturating_mul(5) / 3 + grown);
+        let parts = PartsPlan::of(to, object_bytes, memory.saturating_sub(grown) / 5 * 2).with_blocks_of(largest);
+        let left = memory.saturating_sub(parts.bytes(largest));
+        let windows = MergePlan::of(from, &blocks, left);
+        if grown > 0 && windows.least_bytes > left {
+            let needed = windows.least_bytes + parts.bytes(largest);
+            let what = format!("merging records of up to {largest} bytes");
+            return Err(lease.budget().needs_memory(&what, needed, |budget| budget.slot_bytes >= needed));
+        }
+        Ok(Self { windows, parts, whole_slot: memory > lease.io_bytes() })
     }
 }
 

@@ -49,7 +49,7 @@ pub(super) async fn run(task: &Arc<Task>, splitters: Option<&BlobRef>) -> Result
         let inputs = work.clone();
         let sorted = task.on_cpu(move |task, lease| inputs.sort(task, lease, halvings)).await;
         match sorted {
-            Err(error) if error.is_out_of_memory() && memory.allows(tries, 0) => {
+            Err(error) if error.kind == ErrorKind::OutOfMemory && memory.allows(tries, 0) => {
                 tries += 1;
                 halvings = halvings.saturating_add(1);
                 tracing::warn!(%error, halvings, "memory was refused: once more with a chunk of half the size");
@@ -88,7 +88,7 @@ impl Inputs {
     fn sort(&self, task: &Task, lease: &mut Lease, halvings: u8) -> Result<SortedRun> {
         let job = &self.job;
         let split = task.split(job)?;
-        let mut sorter = lease.take_sorter(&job.order, halvings);
+        let mut sorter = lease.take_sorter(&job.order, job.plan.objects.len(), halvings);
         let io_bytes = lease.io_bytes();
         let parts = PartsPlan::of(self.quarantine.url.scheme(), 0, io_bytes / 8);
         let mut sorting = Sorting {
@@ -101,7 +101,7 @@ impl Inputs {
             spills: Vec::new(),
             spills_made: 0,
             input: Sums::default(),
-            bad: BadRecords::new(task, job, self.quarantine.clone(), parts),
+            bad: BadRecords::new(task, job, self.quarantine.clone(), parts, *lease.budget()),
         };
         let intervals = sorting.consume(&split, &self.objects)?;
         let (run, spills, read, left_out) = sorting.into_run(&self.targets, lease)?;
@@ -253,8 +253,18 @@ impl Sorting<'_> {
                     self.leave_out(interval, error)?;
                     return self.bad.end();
                 }
-                Err(error) => return Err(locate(self.job, error)),
+                Err(error) => return Err(self.blame(interval, error)),
             }
+        }
+    }
+
+    /// An error of the sorter with its place; where memory is what is short, with how much is needed.
+    fn blame(&self, interval: Interval, error: KernelError) -> Error {
+        match (error, self.order().format()) {
+            (KernelError::Budget { position, .. }, Format::Fixed { len }) => {
+                self.bad.needs_memory(interval.object, position - self.base(interval), u64::from(*len))
+            }
+            (error, _) => locate(self.job, error),
         }
     }
 
@@ -302,7 +312,7 @@ impl Sorting<'_> {
                     let left = usize::try_from(end.saturating_sub(behind)).unwrap_or(usize::MAX).min(rest.len());
                     rest = &rest[rest.len() - left..];
                 }
-                Err(error) => return Err(locate(self.job, error)),
+                Err(error) => return Err(self.blame(interval, error)),
             }
         }
         Ok(())
@@ -371,11 +381,12 @@ impl Sorting<'_> {
     fn merge_spills(&mut self, targets: &[Object], lease: &mut Lease) -> Result<RunObject> {
         let run_bytes: u64 = self.spills.iter().map(|spill| spill.index.file_bytes()).sum();
         loop {
-            let memory = self.merge_memory(lease, most_demanding(targets), run_bytes);
+            let memory = self.merge_memory(lease, most_demanding(targets), run_bytes)?;
             if self.spills.len() <= memory.windows.fan_in {
                 return self.merge_group(0..self.spills.len(), targets, memory, true);
             }
-            let memory = self.merge_memory(lease, self.spill_root.url.scheme(), run_bytes);
+            let to_disk = self.spill_root.url.scheme().clone();
+            let memory = self.merge_memory(lease, &to_disk, run_bytes)?;
             tracing::info!(spills = self.spills.len(), fan_in = memory.windows.fan_in, "merging spills in rounds");
             let mut merged = Vec::new();
             for begin in (0..self.spills.len()).step_by(memory.windows.fan_in) {
@@ -394,13 +405,18 @@ impl Sorting<'_> {
         }
     }
 
-    fn merge_memory(&self, lease: &mut Lease, to: &Scheme, bytes: u64) -> MergeMemory {
+    /// The memory of a merge of the spills. The sorter, which is empty, gives up its own where that is needed.
+    fn merge_memory(&mut self, lease: &mut Lease, to: &Scheme, bytes: u64) -> Result<MergeMemory> {
         // Each spill counts with its largest block.
         let largest = |run: &RunObject| {
             run.index.pieces().iter().copied().max_by_key(|piece| piece.block_payload_max).unwrap_or_default()
         };
         let pieces: Vec<Piece> = self.spills.iter().map(largest).collect();
-        MergeMemory::of(lease, self.spill_root.url.scheme(), &pieces, to, bytes)
+        let memory = MergeMemory::of(lease, self.spill_root.url.scheme(), &pieces, to, bytes)?;
+        if memory.whole_slot {
+            self.sorter.release_memory();
+        }
+        Ok(memory)
     }
 
     fn merge_group(

@@ -21,10 +21,19 @@ use super::*;
 use crate::testing::{Shaky, retry};
 
 /// Memory that holds every split of these tests at once.
-const AMPLE: Budget = Budget { cache_bytes: 1 << 20, slot_bytes: 64 << 20, sorter_bytes: 48 << 20, io_bytes: 16 << 20 };
+const AMPLE: Budget = Budget {
+    memory_bytes: 128 << 20,
+    beside_bytes: 0,
+    slots: 1,
+    cache_bytes: 1 << 20,
+    buffer_bytes: 16 << 20,
+    slot_bytes: 64 << 20,
+    sorter_bytes: 48 << 20,
+    io_bytes: 16 << 20,
+};
 /// Memory that makes every split spill and every merge go in rounds.
 const TINY: Budget =
-    Budget { cache_bytes: 1 << 10, slot_bytes: 320 << 10, sorter_bytes: 32 << 10, io_bytes: 256 << 10 };
+    Budget { cache_bytes: 1 << 10, slot_bytes: 320 << 10, sorter_bytes: 32 << 10, io_bytes: 256 << 10, ..AMPLE };
 
 /// A job over a bucket in memory, and the disk of its worker.
 struct World {
@@ -498,8 +507,37 @@ async fn a_line_that_only_this_workers_memory_does_not_hold_is_not_malformed() {
     let mut world = World::new(lines(false), &[object], 100_000, 1, TINY).await;
     world.replan(|plan| plan.bad_records = BadRecords::Skip).await;
     let error = failure(world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await.0);
-    assert_eq!(error.kind, ErrorKind::Exhausted);
-    assert!(error.message.contains("memory:///in/00000") && !error.is_out_of_memory(), "{error}");
+    let ErrorKind::NeedsMemory { task_bytes } = error.kind else { panic!("{error:?}") };
+    assert!(task_bytes > 0 && error.message.contains("memory:///in/00000"), "{error}");
+    assert!(
+        error.message.contains("the record of 60073 bytes at byte 9969") && error.message.contains("give --memory"),
+        "{error}"
+    );
+    // Records of a fixed length are as long as they are: nothing is read to find out.
+    let spec = SortSpec::new(Format::Fixed { len: 70_000 });
+    let mut world = World::new(spec, &[vec![b'x'; 140_000]], 140_000, 1, TINY).await;
+    let error = failure(world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await.0);
+    assert!(matches!(error.kind, ErrorKind::NeedsMemory { .. }), "{error:?}");
+    assert!(error.message.contains("the record of 70000 bytes at byte 0"), "{error}");
+}
+
+#[tokio::test]
+async fn long_records_are_sorted_spilled_and_merged_within_the_budget_or_say_what_they_need() {
+    let line = |byte: u8, bytes: usize| [vec![byte; bytes], b"\n".to_vec()].concat();
+    let object = [line(b'c', 3 << 20), random_lines(100_000, 3), line(b'b', 3 << 20), line(b'a', 3 << 20)].concat();
+    let budget = Budget { sorter_bytes: 16 << 20, slot_bytes: 32 << 20, ..AMPLE };
+    let sort = || Work::Sort { splitters: None, skip: Vec::new() };
+    let mut world = World::new(lines(false), std::slice::from_ref(&object), 1 << 30, 1, budget).await;
+    match world.run(Phase::Sort, 0, sort()).await.0 {
+        Outcome::Sorted(run) => assert!(run.spills >= 2, "{} spills", run.spills),
+        other => panic!("{other:?}"),
+    }
+    // The sorter has room for one of them, but a merge of two has not.
+    let narrow = Budget { slot_bytes: 17 << 20, io_bytes: 1 << 20, ..budget };
+    let mut world = World::new(lines(false), &[object], 1 << 30, 1, narrow).await;
+    let error = failure(world.run(Phase::Sort, 0, sort()).await.0);
+    assert!(matches!(error.kind, ErrorKind::NeedsMemory { .. }), "{error:?}");
+    assert!(error.message.contains("merging records of up to 314"), "{error}");
 }
 
 #[tokio::test]
@@ -514,7 +552,7 @@ async fn refused_memory_halves_the_chunk_or_ends_the_attempt_and_says_so() {
     world.limit(AMPLE, SorterLimits { grant: |_| false, ..SorterLimits::default() });
     let standing = world.scratch().await;
     let error = failure(world.run(Phase::Sort, 0, sort()).await.0);
-    assert!(error.is_out_of_memory() && error.kind.is_retryable(), "{error}");
+    assert!(error.kind == ErrorKind::OutOfMemory && error.kind.is_retryable(), "{error}");
     assert_eq!((world.scratch().await, world.bucket.inner.open_uploads()), (standing, 0));
 }
 

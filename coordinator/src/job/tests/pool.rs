@@ -335,7 +335,7 @@ fn a_sort_that_ran_out_of_memory_gets_half_of_it() {
     let mut halvings = vec![world.held_run("w1").memory_halvings];
     for _ in 0..3 {
         let run = world.held_run("w1");
-        let error = Error::exhausted("the sort needs more memory than its budget");
+        let error = Error::new(ErrorKind::OutOfMemory, "out of memory: 1048576 bytes were refused");
         world.report(&worker("w1"), &job("j1"), run.attempt, Outcome::Failed { error });
         world.pass(12);
         halvings.push(world.held_run("w1").memory_halvings);
@@ -461,10 +461,49 @@ fn errors_that_pass_do_not_halve_memory() {
     let mut world = pool(config(), 1, Phase::Sort);
     world.submit(spec("j1"));
     let run = world.held_run("w1");
-    let error = Error::new(ErrorKind::Exhausted, "no space left on device");
+    // What counts is the kind of the error, not its words.
+    let error = Error::new(ErrorKind::Exhausted, "no space left on device /mnt/out of memory");
     world.report(&worker("w1"), &job("j1"), run.attempt, Outcome::Failed { error });
     world.pass(12);
     assert_eq!(world.held_run("w1").memory_halvings, 0);
+}
+
+#[test]
+fn what_needs_more_memory_goes_to_a_larger_worker_at_once_or_fails() {
+    const MIB: u64 = 1 << 20;
+    // A GiB each: 256 MiB for each of four tasks, and all of it for one.
+    let mut world = World::new(config());
+    world.join("w1", 4);
+    world.join("w2", 4);
+    world.hold("w1", &[Phase::Sort]);
+    world.hold("w2", &[Phase::Sort]);
+    world.listing = listing(&[100]);
+    world.submit(spec("j1"));
+    let needs = |world: &mut World, name: &str, task_bytes| {
+        let run = world.held_run(name);
+        let error = Error::new(ErrorKind::NeedsMemory { task_bytes }, "a record that needs --memory 3GiB");
+        world.report(&worker(name), &job("j1"), run.attempt, Outcome::Failed { error });
+        world.pass(12);
+    };
+    let first = if world.workers[&worker("w1")].held.is_empty() { "w2" } else { "w1" };
+    world.join("w3", 1);
+    world.hold("w3", &[Phase::Sort]);
+    needs(&mut world, first, 600 * MIB);
+    let run = world.held_run("w3");
+    assert_eq!(run.memory_halvings, 0, "less at once is no help");
+    assert_eq!(count(&world, "attempt-failed"), 2, "one event and one record: no other small one has tried");
+    // So does the next leader decide.
+    world.forget_held("w3");
+    world.crash();
+    world.pump();
+    world.pass(5);
+    assert!(!world.workers[&worker("w3")].held.is_empty());
+    // Nobody has as much as that: it ends at once, with the words of who saw it.
+    needs(&mut world, "w3", 3000 * MIB);
+    assert_eq!(world.settle("j1"), JobState::Failed);
+    let error = world.status("j1").and_then(|status| status.error).expect("an error");
+    assert!(error.contains("cannot be done by any worker that is there"), "{error}");
+    assert!(error.contains("worker w3") && error.contains("--memory 3GiB"), "{error}");
 }
 
 #[test]
