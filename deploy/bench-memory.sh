@@ -2,6 +2,7 @@
 # Does --memory hold? Sorts 4 GB with --memory 512MiB inside a memory cgroup of 900 MiB, server included, and watches the process.
 #
 #   deploy/bench-memory.sh [--records N] [--memory SIZE] [--anon-max MIB] [--cgroup MIB] [--dir DIR] [--without-cgroup]
+#   deploy/bench-memory.sh --table [--binary PATH] [--records "N..."] [--memories "MIB..."] [--forms "F..."] [--places "P..."] [--dir DIR]
 #
 #   --records N        100-byte gensort ASCII records (default 40000000: 4 GB)
 #   --memory SIZE      muster's budget (default 512MiB)
@@ -11,16 +12,30 @@
 #   --without-cgroup   do without the cgroup; without this option, a machine on which none can be made fails the check
 #
 # The output must be the same bytes as that of a run with --memory 8GiB outside the cgroup.
+#
+# With --table, every combination runs in a cgroup of its own whose limit is the memory and 10 % more, and one line of figures is printed for each. It fails if a process was
+# killed, if RssAnon went beyond the memory, or if two runs of the same input and form gave other bytes.
+#
+#   --binary PATH      a muster that is built already
+#   --records "N..."   default "30000000 80000000": 3 GB and 8 GB
+#   --memories "M..."  in MiB, default "128 256 512 1024"
+#   --forms "F..."     fixed (records of 100 bytes, key 0:10), lines (whole lines), keys (lines by -k 2,2); default all
+#   --places "P..."    local (one command, its server in the cgroup, too), worker (a worker in the cgroup; server, coordinator and client outside); default both
 set -euo pipefail
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-records=40000000
+records=
 memory=512MiB
 anon_max=600
 limit=900
 dir=${TMPDIR:-/tmp}
 with_cgroup=true
+table=false
+binary=
+memories="128 256 512 1024"
+forms="fixed lines keys"
+places="local worker"
 while [ $# -gt 0 ]; do
     case $1 in
     --records) records=${2:-} && shift ;;
@@ -29,12 +44,20 @@ while [ $# -gt 0 ]; do
     --cgroup) limit=${2:-} && shift ;;
     --dir) dir=${2:-} && shift ;;
     --without-cgroup) with_cgroup=false ;;
+    --table) table=true ;;
+    --binary) binary=${2:-} && shift ;;
+    --memories) memories=${2:-} && shift ;;
+    --forms) forms=${2:-} && shift ;;
+    --places) places=${2:-} && shift ;;
     -h | --help) help && exit 0 ;;
     *) misuse "unknown argument '$1'" ;;
     esac
     shift || misuse "an option lacks its value"
 done
-want_number --records "$records"
+if $table; then records=${records:-30000000 80000000}; else records=${records:-40000000}; fi
+for count in $records; do want_number --records "$count"; done
+$table || want_number --records "$records"
+for count in $memories; do want_number --memories "$count"; done
 want_number --anon-max "$anon_max"
 want_number --cgroup "$limit"
 [ -d "$dir" ] || die "$dir is no folder"
@@ -68,25 +91,147 @@ cgroup_kills() {
     cat "$cgroup/memory.oom_control" "$cgroup/memory.events" 2>/dev/null | awk '$1 == "oom_kill" { print $2 }' || true
 }
 
+# A group can be removed once the last of its processes is gone.
+remove_cgroup() {
+    [ -n "$cgroup" ] || return 0
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+        if rmdir "$cgroup" 2>/dev/null; then break; fi
+        sleep 0.2
+    done
+    cgroup=
+}
+
 work=
 pid=
+others=
 clean_up() {
-    if [ -n "$pid" ]; then
-        kill "$pid" 2>/dev/null || true
-        wait "$pid" 2>/dev/null || true
-    fi
+    for each in $pid $others; do
+        kill "$each" 2>/dev/null || true
+        wait "$each" 2>/dev/null || true
+    done
     [ -z "$work" ] || rm -rf "$work"
-    # A group can be removed once the last of its processes is gone.
-    if [ -n "$cgroup" ]; then
-        for _ in 1 2 3 4 5 6 7 8 9 10; do
-            if rmdir "$cgroup" 2>/dev/null; then break; fi
-            sleep 0.2
-        done
-    fi
+    remove_cgroup
 }
 trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
+
+# --- the table ---
+
+# arguments FORM: how muster is told to sort.
+arguments() {
+    case $1 in
+    fixed) printf '%s ' --format fixed:100 -k 0:10 ;;
+    lines) printf '%s ' --format lines ;;
+    keys) printf '%s ' --format lines -k 2,2 ;;
+    *) misuse "a form is fixed, lines or keys, not '$1'" ;;
+    esac
+}
+
+anon_of() {
+    awk '$1 == "RssAnon:" { print $2 }' "/proc/$1/status" 2>/dev/null || true
+}
+
+# watch PID WATCHED: until PID ends; the peaks of WATCHED and of its children, in KiB, are in $peak and $peak_server then, and how PID ended in $status.
+watch() {
+    local anon child
+    peak=0 peak_server=0 status=0
+    while kill -0 "$1" 2>/dev/null; do
+        anon=$(anon_of "$2")
+        # A worker that was killed ends the run: nobody else would do the work.
+        [ -n "$anon" ] || kill "$1" 2>/dev/null || true
+        if [ "${anon:-0}" -gt "$peak" ]; then peak=$anon; fi
+        for child in $(cat "/proc/$2"/task/*/children 2>/dev/null); do
+            anon=$(anon_of "$child")
+            if [ "${anon:-0}" -gt "$peak_server" ]; then peak_server=$anon; fi
+        done
+        sleep 0.02
+    done
+    wait "$1" || status=$?
+}
+
+# in_cgroup COMMAND...: becomes the command, in the group.
+in_cgroup() {
+    echo "$BASHPID" >"$cgroup/cgroup.procs"
+    exec "$@"
+}
+
+# A private server and a coordinator, outside of any group.
+start_pool() {
+    mkdir -p "$work/nats"
+    nats-server -a 127.0.0.1 -p -1 -js -sd "$work/nats/store" --ports_file_dir "$work/nats" >"$work/nats/log" 2>&1 &
+    local server=$!
+    others="$others $server"
+    for _ in $(seq 100); do
+        url=$(sed -n 's/.*"nats":\["\([^"]*\)".*/\1/p' "$work/nats/nats-server_$server.ports" 2>/dev/null) || true
+        if [ -n "${url:-}" ]; then break; fi
+        sleep 0.1
+    done
+    [ -n "${url:-}" ] || die "the NATS server did not start: $(tail -n 3 "$work/nats/log")"
+    "$muster" coordinator --nats "$url" >"$work/coordinator.log" 2>&1 &
+    others="$others $!"
+}
+
+# one_run RECORDS FORM PLACE MIB: a line of the table.
+one_run() {
+    local input=$work/input-$1 form=$2 place=$3 memory=$4 digest before=$SECONDS kills used
+    limit=$(((memory * 110 + 99) / 100))
+    make_cgroup || die "no memory cgroup can be made here (neither version 1 nor 2 is writable): NOT CHECKED"
+    # shellcheck disable=SC2046
+    if [ "$place" = local ]; then
+        in_cgroup "$muster" sort "$input" -o "$work/parts" $(arguments "$form") --memory "${memory}MiB" --local --quiet >"$work/log" 2>&1 &
+        pid=$!
+        watch "$pid" "$pid"
+    else
+        in_cgroup "$muster" worker --nats "$url" --id "m$memory" --memory "${memory}MiB" --data-dir "$work/worker" >"$work/worker.log" 2>&1 &
+        local worker=$!
+        others="$others $worker"
+        "$muster" sort "$input" -o "$work/parts" $(arguments "$form") --nats "$url" --quiet >"$work/log" 2>&1 &
+        pid=$!
+        watch "$pid" "$worker"
+        kill "$worker" 2>/dev/null || true
+        wait "$worker" 2>/dev/null || true
+    fi
+    pid=
+    kills=$(cgroup_kills) used=$(cgroup_peak)
+    remove_cgroup
+    digest=failed
+    if [ "$status" = 0 ]; then digest=$(concatenated "$work/parts" | sha256sum | cut -c1-12); fi
+    rm -rf "$work/parts" "$work/worker"
+    local verdict=ok
+    known=$(cat "$work/digest-$1-$form" 2>/dev/null) || known=$digest
+    echo "$known" >"$work/digest-$1-$form"
+    [ "$digest" = "$known" ] || verdict="other bytes"
+    [ $((peak / 1024)) -le "$memory" ] || verdict="beyond --memory"
+    [ "${kills:-0}" = 0 ] || verdict=killed
+    [ "$status" = 0 ] || verdict="failed: $(tail -n 1 "$work/log")"
+    printf '| %5s | %-5s | %-6s | %6s | %6s | %4s | %6s | %6s | %s |\n' "$(awk -v n="$1" 'BEGIN { printf "%.1f", n / 1e7 }')" "$form" "$place" "$memory" \
+        "$((peak / 1024))" "$((peak_server / 1024))" "$limit" "${used:+$((used / 1048576))}" "$verdict, $((SECONDS - before)) s"
+    [ "$verdict" = ok ] || bad=$((bad + 1))
+}
+
+if $table; then
+    largest=0
+    for count in $records; do if [ "$count" -gt "$largest" ]; then largest=$count; fi; done
+    want_space "$dir" $((largest * 450))
+    "$root/deploy/setup.sh" >/dev/null
+    use_tools
+    if [ -n "$binary" ]; then muster=$(realpath "$binary"); else build_release; fi
+    work=$(mktemp -d "$dir/muster-memory.XXXXXX")
+    case " $places " in *" worker "*) start_pool ;; esac
+    bad=0
+    echo "| GB | form | place | --memory MiB | RssAnon MiB | server | cgroup | peak | |"
+    echo "|---|---|---|---|---|---|---|---|---|"
+    for count in $records; do
+        "$muster" gen -n "$count" --ascii -o "$work/input-$count" >/dev/null 2>&1
+        sync
+        for form in $forms; do for place in $places; do for memory in $memories; do one_run "$count" "$form" "$place" "$memory"; done; done; done
+        rm -f "$work/input-$count"
+    done
+    [ "$bad" = 0 ] || die "$bad runs did not keep to it"
+    say "kept: RssAnon within --memory, every command within a cgroup of 10 % more, same bytes from all"
+    exit 0
+fi
 
 # Input; then runs, spilled chunks and output of one run at a time.
 want_space "$dir" $((records * 450))
