@@ -28,6 +28,9 @@ pub enum ErrorKind {
         /// Memory of a worker for each of its tasks at once (`--memory` divided by `--threads`) with which it can be done, in bytes.
         task_bytes: u64,
     },
+    /// The way in which this process reaches something cannot work: a name that nobody knows, a certificate, credentials, a clock. No wait mends it; another process may be
+    /// set up better.
+    Setup,
 }
 
 impl ErrorKind {
@@ -35,7 +38,7 @@ impl ErrorKind {
     pub fn is_retryable(self) -> bool {
         self.is_passing()
             || self.is_of_memory()
-            || matches!(self, ErrorKind::Corrupt | ErrorKind::Exhausted | ErrorKind::NotFound)
+            || matches!(self, ErrorKind::Corrupt | ErrorKind::Exhausted | ErrorKind::NotFound | ErrorKind::Setup)
     }
 
     /// Whether memory is what was short.
@@ -99,6 +102,11 @@ impl Error {
     /// A bound was hit.
     pub fn exhausted(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Exhausted, message)
+    }
+
+    /// A way to reach something that cannot work as this process is set up.
+    pub fn setup(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Setup, message)
     }
 
     /// A broken promise of our own.

@@ -4,7 +4,7 @@
 //! `complete_upload`, `abort_upload` and `delete` are idempotent; an upload that was aborted can never be completed; every call that [`Stores`] gives out ends within the time-outs of the settings.
 //! Adapters: [`crate::adapters::local`], [`crate::adapters::s3`], [`crate::adapters::memory`]; [`crate::conformance`] is the suite that all pass.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use crate::adapters::bounded::BoundedBlobs;
 use crate::adapters::faulty::FaultyBlobs;
@@ -378,6 +378,36 @@ pub trait Layer: Send + Sync {
     fn over(&self, scheme: &Scheme, store: Arc<dyn Blobs>) -> Arc<dyn Blobs>;
 }
 
+/// The stores that cannot be used at present, and why: told at the first failure of a request, until one is answered. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Troubles(Arc<watch::Sender<BTreeMap<String, String>>>);
+
+impl Default for Troubles {
+    fn default() -> Self {
+        Self(Arc::new(watch::channel(BTreeMap::new()).0))
+    }
+}
+
+impl Troubles {
+    /// A request of this store has failed in passing.
+    pub fn begin(&self, store: &str, why: &impl fmt::Display) {
+        let why = why.to_string();
+        self.0.send_if_modified(|away| away.insert(store.to_owned(), why.clone()).as_ref() != Some(&why));
+    }
+
+    /// This store has answered.
+    pub fn end(&self, store: &str) {
+        if !self.0.borrow().is_empty() {
+            self.0.send_if_modified(|away| away.remove(store).is_some());
+        }
+    }
+
+    /// The stores that are away (`s3://bucket`), each with the reason.
+    pub fn list(&self) -> Vec<(String, String)> {
+        self.0.borrow().iter().map(|(store, why)| (store.clone(), why.clone())).collect()
+    }
+}
+
 /// The stores that a process has opened, each once. Cloning shares them; what is laid around them belongs to the clone.
 #[derive(Clone)]
 pub struct Stores {
@@ -385,6 +415,7 @@ pub struct Stores {
     buffers: BufferPool,
     limits: config::Store,
     layers: Layers,
+    troubles: Troubles,
 }
 
 impl Stores {
@@ -392,7 +423,7 @@ impl Stores {
     pub fn new(buffers: BufferPool, limits: &config::Store) -> Self {
         let (component, scope) = (Disturbed::Store, Scope::default());
         let layers = Layers { faults: None, component, scope, meter: None, guard: None, retry: None };
-        Self { opened: Arc::default(), buffers, limits: limits.clone(), layers }
+        Self { opened: Arc::default(), buffers, limits: limits.clone(), layers, troubles: Troubles::default() }
     }
 
     /// The same stores, disturbed by faults.
@@ -456,6 +487,11 @@ impl Stores {
         usize::try_from(self.limits.objects_max).unwrap_or(usize::MAX)
     }
 
+    /// The stores that cannot be used at present.
+    pub fn troubles(&self) -> &Troubles {
+        &self.troubles
+    }
+
     /// The buffers that reads and uploads share.
     pub fn buffers(&self) -> &BufferPool {
         &self.buffers
@@ -464,7 +500,7 @@ impl Stores {
     /// The store that a URL lies in. Credentials of S3 come from the usual `AWS_*` environment.
     ///
     /// # Errors
-    /// `Invalid` where the environment's settings do not make a client.
+    /// `Setup` where the environment's settings do not make a client.
     pub async fn open(&self, url: &BlobUrl) -> Result<Arc<dyn Blobs>> {
         let mut opened = self.opened.lock().await;
         if let Some(store) = opened.get(url.scheme()) {
@@ -472,7 +508,9 @@ impl Stores {
         }
         let store: Arc<dyn Blobs> = match url.scheme() {
             Scheme::File => Arc::new(crate::adapters::local::LocalBlobs::new(self.buffers.clone())),
-            Scheme::S3 { bucket } => Arc::new(crate::adapters::s3::S3Blobs::from_env(bucket, &self.limits)?),
+            Scheme::S3 { bucket } => {
+                Arc::new(crate::adapters::s3::S3Blobs::from_env(bucket, &self.limits, &self.troubles)?)
+            }
             Scheme::Memory => Arc::new(crate::adapters::memory::MemoryBlobs::default()),
             Scheme::Worker { id } => {
                 return Err(Error::invalid(format!(

@@ -42,7 +42,7 @@ fn a_bucket_that_is_not_there_is_said_to_be_missing() {
         .into_iter()
         .map(|(name, value)| if name.contains("SECRET") { (name, "wrong".to_owned()) } else { (name, value) });
     let store = S3Blobs::from_variables("absent", &limits(), wrong).expect("settings");
-    assert_eq!(block_on(store.head("a")).expect_err("wrong secret").kind, ErrorKind::Invalid);
+    assert_eq!(block_on(store.head("a")).expect_err("wrong secret").kind, ErrorKind::Setup);
 }
 
 #[test]

@@ -124,7 +124,7 @@ impl Metered {
             Some(ErrorKind::Invalid) => 4,
             Some(ErrorKind::Corrupt) => 5,
             Some(ErrorKind::Exhausted | ErrorKind::OutOfMemory | ErrorKind::NeedsMemory { .. }) => 6,
-            Some(ErrorKind::Fenced | ErrorKind::Bug) => 7,
+            Some(ErrorKind::Fenced | ErrorKind::Bug | ErrorKind::Setup) => 7,
         };
         self.counters.count(call, outcome, began.elapsed());
         result

@@ -5,28 +5,42 @@
 //! Only what MinIO, SeaweedFS, Garage and AWS all do is used: PUT, ranged GET, HEAD, list, delete and multipart uploads.
 
 use std::ops::Range;
-use std::sync::Once;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::TryStreamExt;
-use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AwsCredential, AwsCredentialProvider};
+use object_store::client::HttpError;
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
-use object_store::{ClientOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig, StaticCredentialProvider};
 
 use crate::config;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
+use crate::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt, Troubles};
+use failure::{Cause, Failure};
+use settings::{Keys, Settings};
 
+mod credentials;
+mod failure;
+mod http;
+mod names;
+mod settings;
 mod uploads;
+
+/// Where AWS has buckets that nobody gave a region for.
+const DEFAULT_REGION: &str = "us-east-1";
 
 /// One bucket. `Debug` shows its name alone: everything else is made of credentials.
 pub struct S3Blobs {
     bucket: String,
+    /// Where it is, for messages.
+    endpoint: String,
     store: AmazonS3,
     uploads: uploads::Lister,
+    skip_signature: bool,
 }
 
 impl std::fmt::Debug for S3Blobs {
@@ -45,101 +59,133 @@ fn install_tls_provider() {
 }
 
 impl S3Blobs {
-    /// A bucket, with everything else from the environment. Nothing is sent yet.
+    /// A bucket, with everything else from the environment. Nothing is sent yet. Its absence is told to `troubles`.
     ///
     /// # Errors
-    /// `Invalid` where the settings do not make a client.
-    pub fn from_env(bucket: &str, limits: &config::Store) -> Result<Self> {
-        // Values that are no text cannot be settings of S3; they are left alone as the AWS tools leave them.
-        Self::from_variables(
-            bucket,
-            limits,
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
-        )
+    /// `Setup` where the settings do not make a client, naming the variable.
+    pub fn from_env(bucket: &str, limits: &config::Store, troubles: &Troubles) -> Result<Self> {
+        // A name that is no text is none that anybody looks for.
+        let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+        let settings = Settings::read(variables.map(|(name, value)| (name, value.into_string().ok())))?;
+        Self::of(bucket, limits, settings, troubles)
     }
 
-    /// A bucket, with everything else from `AWS_*` variables. Nothing is sent yet.
+    /// A bucket, with everything else from these variables. Nothing is sent yet.
     ///
     /// # Errors
-    /// `Invalid` where the settings do not make a client.
+    /// As [`S3Blobs::from_env`].
     pub fn from_variables(
         bucket: &str,
         limits: &config::Store,
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self> {
+        let settings = Settings::read(variables.into_iter().map(|(name, value)| (name, Some(value))))?;
+        Self::of(bucket, limits, settings, &Troubles::default())
+    }
+
+    fn of(bucket: &str, limits: &config::Store, settings: Settings, troubles: &Troubles) -> Result<Self> {
         install_tls_provider();
-        let known = |(name, value): (String, String)| {
-            let key: AmazonS3ConfigKey = name.starts_with("AWS_").then(|| name.to_ascii_lowercase().parse().ok())??;
-            Some((key, value))
+        let no_client = |e: object_store::Error| {
+            Error::setup(format!("the S3 settings of the environment do not work for bucket {bucket}: {}", chain(&e)))
         };
-        let settings = variables.into_iter().filter_map(known);
-        let from_env = settings.fold(AmazonS3Builder::new(), |builder, (key, value)| builder.with_config(key, value));
-        let endpoint = [AmazonS3ConfigKey::S3Endpoint, AmazonS3ConfigKey::Endpoint]
-            .iter()
-            .find_map(|key| from_env.get_config_value(key))
-            .unwrap_or_default();
-        let place = endpoint.split_once("://").map_or(endpoint.as_str(), |(_, rest)| rest);
-        if place.split(['/', '?', '#']).next().is_some_and(|place| place.contains('@')) {
-            return Err(Error::invalid(
-                "AWS_ENDPOINT_URL has a user or password (not shown): S3 takes AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-            ));
-        }
-        let signed =
-            from_env.get_config_value(&AmazonS3ConfigKey::UnsignedPayload).is_some_and(|value| value == "false");
-        let options = ClientOptions::new()
-            .with_timeout(Duration::from_millis(limits.request_timeout_ms))
-            .with_connect_timeout(Duration::from_millis(limits.connect_timeout_ms))
-            .with_allow_http(endpoint.starts_with("http://"));
+        let region = settings.region.clone().unwrap_or_else(|| DEFAULT_REGION.to_owned());
+        let credentials: AwsCredentialProvider = match &settings.keys {
+            Some(Keys { id, secret, token }) => {
+                let (key_id, secret_key, token) = (id.clone(), secret.clone(), token.clone());
+                Arc::new(StaticCredentialProvider::new(AwsCredential { key_id, secret_key, token }))
+            }
+            None => Arc::new(credentials::elsewhere(&settings, &region).map_err(no_client)?),
+        };
+        let Settings { endpoint, skip_signature, sign_payload, virtual_hosted, others, .. } = settings;
+        let aws = |host: String| format!("https://{host}.{region}.amazonaws.com");
+        let base = match (&endpoint, virtual_hosted) {
+            (Some(endpoint), true) => endpoint.clone(),
+            (Some(endpoint), false) => format!("{endpoint}/{bucket}"),
+            (None, true) => aws(format!("{bucket}.s3")),
+            (None, false) => format!("{}/{bucket}", aws("s3".to_owned())),
+        };
+        let place = endpoint.clone().unwrap_or_else(|| aws("s3".to_owned()));
+        let options = http::options(&place, limits);
+        let name = format!("s3://{bucket}");
+        let connector = http::Connector::new(name, &place, &options, troubles.clone()).map_err(no_client)?;
         // What the client repeats by itself stays within the bound of a call; beyond it callers decide.
         let retry = RetryConfig {
             max_retries: limits.client_retries_max as usize,
             retry_timeout: Duration::from_millis(limits.call_timeout_ms / 2),
             ..RetryConfig::default()
         };
-        let region = [AmazonS3ConfigKey::Region, AmazonS3ConfigKey::DefaultRegion]
-            .iter()
-            .find_map(|key| from_env.get_config_value(key));
-        let uploads = uploads::Lister::new(bucket, &endpoint, region, &options)?;
-        let store = from_env
+        let uploads = uploads::Lister::new(bucket, base, region.clone(), connector.client());
+        let mut builder = AmazonS3Builder::new();
+        for (key, value) in others {
+            builder = builder.with_config(key, value);
+        }
+        if let Some(endpoint) = endpoint {
+            builder = builder.with_endpoint(endpoint);
+        }
+        let store = builder
             .with_bucket_name(bucket)
+            .with_region(region)
+            .with_credentials(credentials)
             .with_client_options(options)
+            .with_http_connector(connector)
             .with_retry(retry)
-            .with_unsigned_payload(!signed)
+            .with_unsigned_payload(!sign_payload)
+            .with_skip_signature(skip_signature)
+            .with_virtual_hosted_style_request(virtual_hosted)
+            // Objects go one by one here, and not every store has the call for many.
+            .with_disable_bulk_delete(true)
             .build()
-            .map_err(|e| {
-                Error::invalid(format!("the S3 settings of the environment do not work for bucket {bucket}: {e}"))
-            })?;
-        Ok(Self { bucket: bucket.to_owned(), store, uploads })
+            .map_err(no_client)?;
+        Ok(Self { bucket: bucket.to_owned(), endpoint: place, store, uploads, skip_signature })
     }
 
     fn path(&self, key: &str) -> Result<Path> {
         Path::parse(key).map_err(|e| Error::invalid(format!("s3://{}/{key}: not a usable key: {e}", self.bucket)))
     }
 
+    /// What an error of the client comes of; none where no request has failed.
+    fn failure(&self, error: &object_store::Error) -> Option<Failure> {
+        if let Some(failure) = Failure::of(error) {
+            return Some(failure.clone());
+        }
+        // An answer that broke off while it was read.
+        let http = failure::sources(error).find_map(|source| source.downcast_ref::<HttpError>())?;
+        let cause = Failure::of_transport(http, http.kind());
+        Some(Failure { whom: self.endpoint.clone(), cause, answered_before: true })
+    }
+
     fn error(&self, key: &str, doing: &str, error: &object_store::Error) -> Error {
         use object_store::Error as E;
-        let text = chain(error);
-        let denied = matches!(error, E::PermissionDenied { .. } | E::Unauthenticated { .. });
-        // Only the body of an answer tells a missing bucket from a missing object, and not every call makes the same kind of error of it.
-        let no_bucket = text.contains("NoSuchBucket");
-        let text = match (denied, no_bucket) {
-            (true, _) => format!("access denied; check the credentials and the rights of their user: {text}"),
-            (_, true) => format!("there is no bucket {}: {text}", self.bucket),
-            _ => text,
-        };
+        let place = format!("cannot {doing} s3://{}/{key}", self.bucket);
+        if let Some(failure) = self.failure(error) {
+            return Error::new(failure.kind(), format!("{place}: {failure}"));
+        }
         let kind = match error {
-            _ if no_bucket => ErrorKind::Invalid,
             E::NotFound { .. } => ErrorKind::NotFound,
-            E::PermissionDenied { .. }
-            | E::Unauthenticated { .. }
-            | E::InvalidPath { .. }
-            | E::UnknownConfigurationKey { .. } => ErrorKind::Invalid,
+            E::InvalidPath { .. } | E::UnknownConfigurationKey { .. } => ErrorKind::Invalid,
             E::NotSupported { .. } | E::NotImplemented { .. } => ErrorKind::Bug,
-            _ if asks_for_less(&text) => ErrorKind::Throttled,
             _ => ErrorKind::Retry,
         };
-        Error::new(kind, format!("cannot {doing} s3://{}/{key}: {text}", self.bucket))
+        Error::new(kind, format!("{place}: {}", chain(error)))
     }
+
+    /// The error of a HEAD, whose answer has no body to say why: where it matters, a small GET is asked for one.
+    async fn error_of_head(&self, key: &str, path: &Path, error: &object_store::Error) -> Error {
+        let mute = |failure: &Failure| matches!(&failure.cause, Cause::Answer(answer) if answer.is_mute());
+        if self.failure(error).is_some_and(|failure| mute(&failure))
+            && let Err(told) = self.store.get_range(path, 0..1).await
+            && self.failure(&told).is_some_and(|failure| matches!(failure.cause, Cause::Answer(_)))
+        {
+            return self.error(key, "look at", &told);
+        }
+        self.error(key, "look at", error)
+    }
+}
+
+/// What an error comes of in the end, in one line.
+fn root(error: &(dyn std::error::Error + 'static)) -> String {
+    let last = failure::sources(error).last().map(ToString::to_string).unwrap_or_default();
+    last.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// An error with its sources, in one line and without what repeats.
@@ -154,13 +200,6 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// Whether a server's answer means "slow down". `object_store` keeps the status private, so its words are read.
-fn asks_for_less(text: &str) -> bool {
-    ["status code: 503", "status code: 429", "SlowDown", "TooManyRequests", "RequestLimitExceeded"]
-        .iter()
-        .any(|sign| text.contains(sign))
 }
 
 fn blob_meta(meta: ObjectMeta) -> BlobMeta {
@@ -193,8 +232,11 @@ impl Blobs for S3Blobs {
     }
 
     async fn head(&self, key: &str) -> Result<BlobMeta> {
-        let meta = self.store.head(&self.path(key)?).await.map_err(|e| self.error(key, "look at", &e))?;
-        Ok(blob_meta(meta))
+        let path = self.path(key)?;
+        match self.store.head(&path).await {
+            Ok(meta) => Ok(blob_meta(meta)),
+            Err(error) => Err(self.error_of_head(key, &path, &error).await),
+        }
     }
 
     async fn read(&self, key: &str, range: Range<u64>, _access: Access) -> Result<Bytes> {
@@ -263,28 +305,37 @@ impl Blobs for S3Blobs {
     }
 
     async fn abort_upload(&self, key: &str, upload: &str) -> Result<()> {
-        match self.store.abort_multipart(&self.path(key)?, &upload.to_owned()).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(e) => Err(self.error(key, "abort the upload of", &e)),
-        }
+        let aborted = self.store.abort_multipart(&self.path(key)?, &upload.to_owned()).await;
+        unless_gone(aborted.map_err(|e| self.error(key, "abort the upload of", &e)))
     }
 
     async fn list_uploads(&self, prefix: &str, limit: usize) -> Result<Vec<OpenUpload>> {
         let prefix = prefix.trim_end_matches('/');
-        let credential = self.store.credentials().get_credential().await;
-        let credential = credential.map_err(|e| self.error(prefix, "list uploads below", &e))?;
-        self.uploads.list(&credential, prefix, limit).await
+        let credential = match self.skip_signature {
+            true => None,
+            false => {
+                let credential = self.store.credentials().get_credential().await;
+                Some(credential.map_err(|e| self.error(prefix, "list uploads below", &e))?)
+            }
+        };
+        self.uploads.list(credential.as_deref(), prefix, limit).await
     }
 
     async fn delete(&self, key: &str) -> Result<()> {
-        match self.store.delete(&self.path(key)?).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(e) => Err(self.error(key, "remove", &e)),
-        }
+        let deleted = self.store.delete(&self.path(key)?).await;
+        unless_gone(deleted.map_err(|e| self.error(key, "remove", &e)))
     }
 
     async fn prune(&self, _prefix: &str) -> Result<()> {
         Ok(())
+    }
+}
+
+/// What is gone need not go.
+fn unless_gone(removed: Result<()>) -> Result<()> {
+    match removed {
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
 }
 

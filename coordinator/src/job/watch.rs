@@ -461,7 +461,12 @@ fn store_of_all<'a>(workers: impl Iterator<Item = &'a Worker>) -> Option<String>
 /// Whether an attempt failed by a fault of its worker. Bad input, a store that is away or what somebody else wrote is none.
 fn is_the_workers(error: &Error) -> bool {
     match error.kind {
-        ErrorKind::Retry | ErrorKind::Corrupt | ErrorKind::Exhausted | ErrorKind::OutOfMemory | ErrorKind::Bug => true,
+        ErrorKind::Retry
+        | ErrorKind::Corrupt
+        | ErrorKind::Exhausted
+        | ErrorKind::OutOfMemory
+        | ErrorKind::Bug
+        | ErrorKind::Setup => true,
         ErrorKind::Fenced
         | ErrorKind::Invalid
         | ErrorKind::NotFound

@@ -286,6 +286,7 @@ fn advice(doing: &str, error: &Error) -> String {
         }
         ErrorKind::Corrupt => "jobs cannot rely on this store: use another".to_owned(),
         ErrorKind::Exhausted => "make room in the store".to_owned(),
+        ErrorKind::Setup => "mend what is named: no wait helps, and jobs end at once".to_owned(),
         _ => {
             let right = match doing {
                 "write" | "open an upload" | "upload parts" | "complete an upload" => "s3:PutObject",

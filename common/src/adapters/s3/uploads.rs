@@ -1,25 +1,21 @@
 //! Lists open multipart uploads, which `object_store` cannot: one signed request a page, with its signer and its http client.
 
-use std::sync::Arc;
-
 use futures::StreamExt;
-use object_store::ClientOptions;
 use object_store::aws::{AwsAuthorizer, AwsCredential};
-use object_store::client::{HttpClient, HttpConnector, HttpRequest, HttpRequestBody, ReqwestConnector};
+use object_store::client::{HttpClient, HttpRequest, HttpRequestBody};
 use serde::Deserialize;
 
+use super::failure::Failure;
 use crate::error::{Error, Result};
 use crate::store::OpenUpload;
 
-/// Where AWS has buckets that nobody gave a region for.
-const DEFAULT_REGION: &str = "us-east-1";
 /// Largest page that is read, in bytes; a thousand entries take less than half of it.
 const PAGE_BYTES_MAX: usize = 4 << 20;
 
 /// Lists the uploads of one bucket.
 pub(super) struct Lister {
     bucket: String,
-    /// URL of the bucket, path-style, without trailing slash.
+    /// URL of the bucket, without trailing slash.
     base: String,
     region: String,
     http: HttpClient,
@@ -45,23 +41,14 @@ struct Entry {
 }
 
 impl Lister {
-    pub(super) fn new(bucket: &str, endpoint: &str, region: Option<String>, options: &ClientOptions) -> Result<Self> {
-        let region = region.unwrap_or_else(|| DEFAULT_REGION.to_owned());
-        let endpoint = if endpoint.is_empty() {
-            format!("https://s3.{region}.amazonaws.com")
-        } else {
-            endpoint.trim_end_matches('/').to_owned()
-        };
-        let http = ReqwestConnector::default().connect(options);
-        let http =
-            http.map_err(|e| Error::invalid(format!("the http client for bucket {bucket} cannot be made: {e}")))?;
-        Ok(Self { bucket: bucket.to_owned(), base: format!("{endpoint}/{bucket}"), region, http })
+    pub(super) fn new(bucket: &str, base: String, region: String, http: HttpClient) -> Self {
+        Self { bucket: bucket.to_owned(), base, region, http }
     }
 
-    /// All uploads to keys that are the prefix or lie below it.
+    /// All uploads to keys that are the prefix or lie below it. Without a credential the requests are not signed.
     pub(super) async fn list(
         &self,
-        credential: &Arc<AwsCredential>,
+        credential: Option<&AwsCredential>,
         prefix: &str,
         limit: usize,
     ) -> Result<Vec<OpenUpload>> {
@@ -99,37 +86,30 @@ impl Lister {
         format!("{}?{}", self.base, query.finish().replace('+', "%20"))
     }
 
-    async fn page(&self, credential: &Arc<AwsCredential>, prefix: &str, markers: &(String, String)) -> Result<Page> {
-        let place = format!("s3://{}/{prefix}", self.bucket);
-        let failed = |why: String| Error::retry(format!("cannot list uploads below {place}: {why}"));
+    async fn page(&self, credential: Option<&AwsCredential>, prefix: &str, markers: &(String, String)) -> Result<Page> {
+        let place = format!("cannot list uploads below s3://{}/{prefix}", self.bucket);
+        let failed = |why: String| Error::retry(format!("{place}: {why}"));
         let url = self.page_url(prefix, markers);
         let mut request = HttpRequest::new(HttpRequestBody::empty());
         *request.uri_mut() = url.parse().map_err(|e| Error::invalid(format!("{url} is no URL: {e}")))?;
-        let signed = AwsAuthorizer::new(credential, "s3", &self.region).try_authorize(&mut request, None);
-        signed.map_err(|e| failed(e.to_string()))?;
-        let response = self.http.execute(request).await.map_err(|e| failed(e.to_string()))?;
-        let status = response.status();
+        if let Some(credential) = credential {
+            let signed = AwsAuthorizer::new(credential, "s3", &self.region).try_authorize(&mut request, None);
+            signed.map_err(|e| failed(e.to_string()))?;
+        }
+        let response = self.http.execute(request).await.map_err(|e| match Failure::of(&e) {
+            Some(failure) => Error::new(failure.kind(), format!("{place}: {failure}")),
+            None => failed(e.to_string()),
+        })?;
         let mut body = Vec::new();
         let mut stream = response.into_body().bytes_stream();
         while let Some(chunk) = stream.next().await {
             body.extend_from_slice(&chunk.map_err(|e| failed(e.to_string()))?);
             if body.len() > PAGE_BYTES_MAX {
-                return Err(Error::invalid(format!(
-                    "cannot list uploads below {place}: the answer exceeds {PAGE_BYTES_MAX} bytes"
-                )));
+                return Err(Error::invalid(format!("{place}: the answer exceeds {PAGE_BYTES_MAX} bytes")));
             }
         }
-        if matches!(status.as_u16(), 429 | 503) {
-            return Err(Error::throttled(format!("cannot list uploads below {place}: the server answers {status}")));
-        }
-        if status.is_client_error() {
-            return Err(Error::invalid(format!("cannot list uploads below {place}: the server answers {status}")));
-        }
-        if !status.is_success() {
-            return Err(failed(format!("the server answers {status}")));
-        }
         let text = String::from_utf8_lossy(&body);
-        quick_xml::de::from_str(&text).map_err(|e| Error::invalid(format!("cannot list uploads below {place}: {e}")))
+        quick_xml::de::from_str(&text).map_err(|e| Error::invalid(format!("{place}: {e}")))
     }
 }
 
