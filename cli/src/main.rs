@@ -4,6 +4,7 @@ mod allocator;
 mod args;
 mod client;
 mod cmd;
+mod environment;
 mod exit;
 mod local;
 mod memory;

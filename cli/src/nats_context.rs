@@ -1,5 +1,6 @@
 //! Where NATS is, by the conventions of its users: the flag, else the `NATS_*` environment, else a context of the `nats` command line.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use muster_common::adapters::nats::NatsSettings;
@@ -7,9 +8,24 @@ use muster_common::{Error, Result};
 use serde::Deserialize;
 
 use crate::args::NatsArgs;
+use crate::environment;
 
 /// Where servers listen if nobody says otherwise.
 const DEFAULT_URL: &str = "nats://127.0.0.1:4222";
+
+/// What is read of the environment.
+const VARIABLES: [&str; 10] = [
+    "NATS_URL",
+    "NATS_CONTEXT",
+    "NATS_USER",
+    "NATS_PASSWORD",
+    "NATS_CREDS",
+    "NATS_NKEY",
+    "NATS_CERT",
+    "NATS_KEY",
+    "NATS_CA",
+    "NATS_INBOX_PREFIX",
+];
 
 /// Settings, and where they come from in words for the user.
 #[derive(Debug, Clone)]
@@ -39,7 +55,11 @@ struct Context {
 
 /// The settings that the user has made; none where there are none.
 pub(crate) fn find(args: &NatsArgs) -> Result<Option<Found>> {
-    find_in(args, &|name| std::env::var(name).ok().filter(|value| !value.is_empty()), contexts_folder().as_deref())
+    let mut variables = BTreeMap::new();
+    for name in VARIABLES {
+        variables.extend(environment::text(name)?.map(|value| (name, value)));
+    }
+    find_in(args, &|name| variables.get(name).cloned(), contexts_folder().as_deref())
 }
 
 /// The settings that the user has made, else a server on this machine.

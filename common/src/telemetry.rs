@@ -54,7 +54,10 @@ where
     let ours = ["muster", "muster_common", "muster_coordinator", "muster_worker"];
     let libraries = if level == "off" { "off" } else { "warn" };
     let default = ours.iter().fold(libraries.to_owned(), |filter, name| format!("{filter},{name}={level}"));
-    let filter = EnvFilter::try_from_env("MUSTER_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let (filter, refused) = match EnvFilter::try_from_env("MUSTER_LOG") {
+        Ok(filter) => (filter, None),
+        Err(error) => (EnvFilter::new(default), std::env::var_os("MUSTER_LOG").map(|_| error)),
+    };
     let spans = std::env::var_os("MUSTER_LOG_SPANS").is_some_and(|value| value == "1");
     let ends = if spans { FmtSpan::CLOSE } else { FmtSpan::NONE };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_span_events(ends).with_writer(writer);
@@ -63,4 +66,7 @@ where
         LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     });
+    if let Some(error) = refused {
+        tracing::warn!(%error, "MUSTER_LOG is no filter, and left alone");
+    }
 }

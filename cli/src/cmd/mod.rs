@@ -31,6 +31,7 @@ use muster_common::vitals::Vitals;
 
 use crate::args::{ClientArgs, HttpArgs, LogFormat, NatsArgs, Profile, SettingsArgs};
 use crate::client::Api;
+use crate::environment;
 use crate::exit::{self, Exit};
 use crate::nats_context;
 
@@ -47,8 +48,11 @@ pub(crate) fn settings(args: &SettingsArgs, nats: &NatsArgs) -> Result<Config, E
 }
 
 fn in_namespace(config: Config, nats: &NatsArgs) -> muster_common::Result<Config> {
-    let by_environment = || std::env::var(NAMESPACE_VARIABLE).ok().filter(|namespace| !namespace.is_empty());
-    match nats.namespace.clone().or_else(by_environment) {
+    let namespace = match &nats.namespace {
+        Some(namespace) => Some(namespace.clone()),
+        None => environment::text(NAMESPACE_VARIABLE)?,
+    };
+    match namespace {
         Some(namespace) => config.in_namespace(&namespace),
         None => Ok(config),
     }

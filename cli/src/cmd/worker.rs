@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::WorkerArgs;
 use crate::cmd;
+use crate::environment;
 use crate::exit::Exit;
 use crate::memory;
 use crate::nats_context;
@@ -43,7 +44,7 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
     let data_dir = open_data_dir(args.data_dir.as_deref())?;
     let clock = SystemClock::default();
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let named = std::env::var(ID_VARIABLE).ok().filter(|id| !id.is_empty());
+    let named = environment::text(ID_VARIABLE).map_err(|e| Exit::usage(e.message))?;
     let id = identity(args.id.as_deref().or(named.as_deref()), args.data_dir.as_deref(), &host, &clock)?;
     let own_user = has_own_user(settings.inbox_prefix.as_deref(), &Names::new(&config.namespace), &id)?;
     let faults = cmd::faults(args.faults.as_deref(), &config, id.as_str())?;

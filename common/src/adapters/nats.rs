@@ -99,7 +99,7 @@ impl NatsSettings {
     }
 
     fn unreadable(path: &std::path::Path, error: &std::io::Error) -> Error {
-        Error::invalid(format!("cannot read the NATS credentials in {}: {error}", path.display()))
+        Error::invalid(format!("cannot read the NATS credentials or certificate in {}: {error}", path.display()))
     }
 
     async fn options(&self, config: &Config, name: &str) -> Result<ConnectOptions> {
@@ -124,6 +124,15 @@ impl NatsSettings {
         if let Some(path) = &self.nkey {
             let seed = tokio::fs::read_to_string(path).await.map_err(|e| Self::unreadable(path, &e))?;
             options = options.nkey(seed.trim().to_owned());
+        }
+        // The client reads them with each connection, and takes one that is not there for a server that is not there.
+        for path in [&self.ca, &self.cert, &self.key].into_iter().flatten() {
+            tokio::fs::read(path).await.map_err(|e| Self::unreadable(path, &e))?;
+        }
+        if self.cert.is_some() != self.key.is_some() {
+            return Err(Error::invalid(
+                "of a NATS client certificate and its key (NATS_CERT, NATS_KEY) one is set alone",
+            ));
         }
         if let Some(path) = &self.ca {
             options = options.add_root_certificates(path.clone()).require_tls(true);
@@ -304,6 +313,31 @@ mod tests {
             let error = connect(&settings, &config, "test").await.expect_err(url);
             assert!(!error.message.contains("hidden"), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn files_of_a_connection_that_are_not_there_are_named() {
+        let config = Config::profile(crate::config::Profile::Testing).expect("settings");
+        let missing = Some(PathBuf::from("/no/such/file"));
+        let with = |change: fn(&mut NatsSettings, Option<PathBuf>)| {
+            let mut settings = NatsSettings { url: "nats://127.0.0.1:1".to_owned(), ..NatsSettings::default() };
+            change(&mut settings, missing.clone());
+            settings
+        };
+        for settings in [
+            with(|settings, path| settings.ca = path),
+            with(|settings, path| settings.cert = path),
+            with(|settings, path| settings.key = path),
+            with(|settings, path| settings.creds = path),
+            with(|settings, path| settings.nkey = path),
+        ] {
+            let error = connect(&settings, &config, "test").await.expect_err("a file is missing");
+            assert!(error.kind == ErrorKind::Invalid && error.message.contains("/no/such/file"), "{error}");
+        }
+        let mut alone = with(|_, _| ());
+        alone.cert = Some(PathBuf::from("/dev/null"));
+        let error = connect(&alone, &config, "test").await.expect_err("a certificate without its key");
+        assert!(error.kind == ErrorKind::Invalid && error.message.contains("NATS_KEY"), "{error}");
     }
 
     #[test]
