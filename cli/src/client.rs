@@ -1,10 +1,12 @@
 //! A client of the control API: requests with bounds, and the errors of the micro service protocol.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::{Client, RequestErrorKind};
 use muster_common::adapters::refusals::Refusals;
 use muster_common::api::{JobQuery, JobStatus, WorkerQuery, WorkerStatus};
+use muster_common::clock::{Clock, SystemClock};
 use muster_common::config::Config;
 use muster_common::ids::{JobId, WorkerId};
 use muster_common::names::{DEFAULT_NAMESPACE, Names};
@@ -19,6 +21,32 @@ const RETRY_DELAY_FIRST: Duration = Duration::from_millis(10);
 /// Headers of the micro service protocol.
 const ERROR_HEADER: &str = "Nats-Service-Error";
 const ERROR_CODE_HEADER: &str = "Nats-Service-Error-Code";
+
+/// How long a call waits where nobody listens at all. A take-over needs a few seconds, a restart by a supervisor some more.
+const NOBODY_PATIENCE: Duration = Duration::from_secs(30);
+/// How often a request that is not answered yet is looked after.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Why nothing is heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Silence {
+    /// Nobody listens.
+    Nobody,
+    /// Somebody may listen, but gives no answer.
+    NoAnswer,
+}
+
+/// Why one try of a call has no result.
+enum Tried {
+    /// Nobody listens.
+    Nobody,
+    /// The coordinator wants to be asked again.
+    Later(Error),
+    /// No answer came.
+    Lost(Error),
+    /// It is not granted.
+    Refused(Error),
+}
 
 /// The control API of one namespace.
 #[derive(Debug, Clone)]
@@ -50,11 +78,6 @@ impl Api {
         &self.names
     }
 
-    /// Submits a job; harmless to repeat.
-    pub(crate) async fn submit(&self, spec: &JobSpec) -> Result<JobStatus> {
-        self.call("submit", spec).await
-    }
-
     pub(crate) async fn status(&self, job: &JobId) -> Result<JobStatus> {
         self.call("status", &JobQuery { job: job.clone() }).await
     }
@@ -77,25 +100,52 @@ impl Api {
 
     /// One call, repeated while there is no leader or it says "later", up to the patience. All calls are harmless to repeat.
     async fn call<Q: Serialize, A: DeserializeOwned>(&self, call: &str, query: &Q) -> Result<A> {
+        self.call_telling(call, query, &|_, why| tracing::warn!(error = why, "waiting for coordinator")).await
+    }
+
+    /// As [`Api::call`]; `tell` is told of each silence once, and what is done about it.
+    async fn call_telling<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        call: &str,
+        query: &Q,
+        tell: &(impl Fn(Silence, &str) + Sync),
+    ) -> Result<A> {
         let body = serde_json::to_vec(query).map_err(|e| Error::bug(format!("cannot encode a request: {e}")))?;
         // Why a coordinator that is there said "later" last.
         let mut later = None;
         let attempts = async {
-            let mut delay = RETRY_DELAY_FIRST;
-            let mut told = false;
+            let clock = SystemClock::default();
+            let (mut delay, mut told, mut alone_since_ms) = (RETRY_DELAY_FIRST, None, None);
             loop {
-                match self.call_once(call, &body).await {
-                    Err(error) if error.kind.is_passing() => {
-                        later = (error.kind == ErrorKind::Throttled).then(|| error.message.clone());
-                        if !told && delay >= RETRY_DELAY_MAX {
-                            tracing::warn!(%error, "waiting for coordinator");
-                            told = true;
+                let tried = self.call_once(call, &body).await;
+                let now_ms = clock.now_ms();
+                match tried {
+                    Ok(answer) => return Ok(answer),
+                    Err(Tried::Refused(error)) => return Err(error),
+                    Err(Tried::Later(error)) => (later, alone_since_ms) = (Some(error.message), None),
+                    Err(Tried::Lost(error)) => {
+                        later = None;
+                        if told.is_none() && delay >= RETRY_DELAY_MAX {
+                            tell(Silence::NoAnswer, &error.message);
+                            told = Some(Silence::NoAnswer);
                         }
-                        tokio::time::sleep(delay).await;
-                        delay = (delay * 2).min(RETRY_DELAY_MAX);
                     }
-                    result => return result,
+                    Err(Tried::Nobody) => {
+                        later = None;
+                        let alone_ms = now_ms.saturating_sub(*alone_since_ms.get_or_insert(now_ms));
+                        let bound = NOBODY_PATIENCE.min(self.patience);
+                        if u128::from(alone_ms) >= bound.as_millis() {
+                            return Err(Error::retry(self.nobody(bound.as_secs())));
+                        }
+                        if told != Some(Silence::Nobody) && delay >= RETRY_DELAY_MAX {
+                            let text = format!("no coordinator is there; waiting up to {} s for one", bound.as_secs());
+                            tell(Silence::Nobody, &text);
+                            told = Some(Silence::Nobody);
+                        }
+                    }
                 }
+                tokio::time::sleep(delay).await;
+                delay = (delay * 2).min(RETRY_DELAY_MAX);
             }
         };
         let subject = self.names.api(call);
@@ -110,11 +160,41 @@ impl Api {
             Ok(result) => result,
             Err(_) => {
                 let waited = self.patience.as_secs();
-                Err(Error::retry(match later {
-                    Some(why) => format!("the coordinator has refused the request {call} for {waited} s: {why}"),
-                    None => self.nobody(waited),
-                }))
+                Err(match later {
+                    Some(why) => Error::exhausted(format!("given up after {waited} s: {why}")),
+                    None => Error::retry(self.nobody(waited)),
+                })
             }
+        }
+    }
+
+    /// Submits a job; harmless to repeat. `tell` is told what it waits for, each thing once: a coordinator, or a store that does not answer.
+    pub(crate) async fn submit(&self, spec: &JobSpec, tell: &(impl Fn(&str) + Sync)) -> Result<JobStatus> {
+        let query = JobQuery { job: spec.job.clone() };
+        let query = serde_json::to_vec(&query).map_err(|e| Error::bug(format!("cannot encode a request: {e}")))?;
+        let (patience_s, answers) = (self.patience.as_secs(), AtomicBool::new(false));
+        let look = async {
+            let mut told = false;
+            loop {
+                tokio::time::sleep(LOOK_EVERY).await;
+                let status: std::result::Result<JobStatus, Tried> = self.call_once("status", &query).await;
+                answers.store(!matches!(status, Err(Tried::Nobody | Tried::Lost(_))), Ordering::Relaxed);
+                // Whatever else it answers, the request itself will hear.
+                if let (false, Ok(JobStatus { waiting_for: Some(what), .. })) = (told, status) {
+                    tell(&format!("waiting up to {patience_s} s for {what}"));
+                    told = true;
+                }
+            }
+        };
+        // A request is answered when the job is planned: until then its silence is no news while the coordinator answers others.
+        let silent = |silence: Silence, text: &str| match silence {
+            Silence::Nobody => tell(text),
+            Silence::NoAnswer if answers.load(Ordering::Relaxed) => {}
+            Silence::NoAnswer => tell(&format!("the coordinator does not answer; waiting up to {patience_s} s")),
+        };
+        tokio::select! {
+            result = self.call_telling("submit", spec, &silent) => result,
+            never = look => never,
         }
     }
 
@@ -130,28 +210,27 @@ impl Api {
         }
     }
 
-    async fn call_once<A: DeserializeOwned>(&self, call: &str, body: &[u8]) -> Result<A> {
+    async fn call_once<A: DeserializeOwned>(&self, call: &str, body: &[u8]) -> std::result::Result<A, Tried> {
         let request = self.client.request(self.names.api(call), body.to_vec().into());
+        let lost = |why: String| Tried::Lost(Error::retry(why));
         let reply = match tokio::time::timeout(self.timeout, request).await {
             Ok(Ok(reply)) => reply,
-            Ok(Err(e)) if e.kind() == RequestErrorKind::NoResponders => {
-                return Err(Error::retry("no coordinator is there"));
-            }
-            Ok(Err(e)) => return Err(Error::retry(format!("the request {call} failed: {e}"))),
-            Err(_) => return Err(Error::retry(format!("no answer to the request {call}"))),
+            Ok(Err(e)) if e.kind() == RequestErrorKind::NoResponders => return Err(Tried::Nobody),
+            Ok(Err(e)) => return Err(lost(format!("the request {call} failed: {e}"))),
+            Err(_) => return Err(lost(format!("no answer to the request {call}"))),
         };
         let header = |name: &str| reply.headers.as_ref().and_then(|headers| headers.get(name)).map(ToString::to_string);
         if let Some(code) = header(ERROR_CODE_HEADER) {
             let message = header(ERROR_HEADER).unwrap_or_else(|| format!("error {code}"));
             let kind = match code.as_str() {
                 "404" => ErrorKind::NotFound,
-                "503" => ErrorKind::Throttled,
+                "503" => return Err(Tried::Later(Error::throttled(message))),
                 "500" => ErrorKind::Bug,
                 _ => ErrorKind::Invalid,
             };
-            return Err(Error::new(kind, message));
+            return Err(Tried::Refused(Error::new(kind, message)));
         }
         serde_json::from_slice(&reply.payload)
-            .map_err(|e| Error::invalid(format!("the answer to {call} cannot be read: {e}")))
+            .map_err(|e| Tried::Refused(Error::invalid(format!("the answer to {call} cannot be read: {e}"))))
     }
 }

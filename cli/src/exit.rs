@@ -53,7 +53,7 @@ impl From<Error> for Exit {
 pub(crate) fn connecting(error: Error) -> Exit {
     match error.kind {
         ErrorKind::Retry => {
-            let hint = "start a server, or say where one is: --nats URL, NATS_URL or a NATS context";
+            let hint = "start a server, or say where one is: --nats URL, NATS_URL or a NATS context; muster sort --local needs none";
             Exit::unreachable(format!("{}; {hint}", error.message))
         }
         _ => Exit::unreachable(error.message),

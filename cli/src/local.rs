@@ -17,7 +17,7 @@ use muster_common::clock::{Clock, SystemClock};
 use muster_common::config::Config;
 use muster_common::plan::JobSpec;
 use muster_common::store::Stores;
-use muster_common::{Error, Result};
+use muster_common::{Error, ErrorKind, Result};
 use muster_coordinator::CoordinatorOptions;
 use muster_worker::{Budget, Jobs, WorkerOptions};
 use tokio::sync::watch;
@@ -109,7 +109,7 @@ pub(crate) async fn run(
 }
 
 async fn run_job(api: &Api, spec: &JobSpec, progress: &mut Progress) -> Result<JobStatus, Exit> {
-    let status = api.submit(spec).await?;
+    let status = api.submit(spec, &|what| progress.say(what)).await?;
     progress.update(&status);
     Ok(to_end(api, &spec.job, progress, true).await?)
 }
@@ -131,11 +131,18 @@ async fn interrupted(api: &Api, spec: &JobSpec, options: &LocalOptions) -> Exit 
         ));
     }
     let cancelled = async {
-        api.cancel(&spec.job).await?;
+        let status = api.cancel(&spec.job).await?;
+        // One that was only being planned is gone at once, and nobody knows it any more.
+        if status.state.is_terminal() && status.cleaned {
+            return Ok(status);
+        }
         to_end(api, &spec.job, &mut Progress::new(crate::progress::Show::Nothing), true).await
     };
     match tokio::time::timeout(CANCEL_TIMEOUT, cancelled).await {
         Ok(Ok(_)) => Exit::interrupted("interrupted; the job was cancelled and OUTPUT is as it was"),
+        Ok(Err(error)) if error.kind == ErrorKind::NotFound => {
+            Exit::interrupted("interrupted before the job began; OUTPUT is as it was")
+        }
         Ok(Err(error)) => Exit::interrupted(format!("interrupted; cancelling the job failed: {error}")),
         Err(_) => Exit::interrupted("interrupted; the job was cancelled, but cleaning up took too long"),
     }

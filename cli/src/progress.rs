@@ -95,6 +95,15 @@ impl Progress {
         self.last_state = Some(status.state);
     }
 
+    /// Says something that is no progress, whatever else is shown: what is waited for.
+    pub(crate) fn say(&self, text: &str) {
+        let line = || output::error_line(&format!("muster: {}", output::plain(text)));
+        match &self.bar {
+            Some(bar) => bar.suspend(line),
+            None => line(),
+        }
+    }
+
     /// Takes the bar away.
     pub(crate) fn finish(&self) {
         if let Some(bar) = &self.bar {

@@ -8,7 +8,7 @@ use crate::args::{ClientArgs, JobArgs};
 use crate::client::Api;
 use crate::cmd::workers::Shares;
 use crate::cmd::{self, watch};
-use crate::exit::{self, Exit};
+use crate::exit::Exit;
 use crate::output;
 use crate::progress::{Progress, Show};
 
@@ -18,7 +18,7 @@ fn job_id(args: &JobArgs) -> Result<JobId, Exit> {
 
 /// Errors of a call, where "no coordinator" means that there is nothing to connect to.
 pub(crate) fn calling(error: muster_common::Error) -> Exit {
-    if error.kind == muster_common::ErrorKind::Retry { exit::connecting(error) } else { error.into() }
+    if error.kind == muster_common::ErrorKind::Retry { Exit::unreachable(error.message) } else { error.into() }
 }
 
 async fn with_api(args: &JobArgs) -> Result<(Api, JobId), Exit> {

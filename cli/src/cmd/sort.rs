@@ -9,6 +9,7 @@ use muster_common::config::Config;
 use muster_common::ids::{InvalidId, JobId};
 use muster_common::inputs;
 use muster_common::plan::{BadInputs, BadRecords, JobSpec, Sizing};
+use muster_common::{Error, ErrorKind};
 use muster_kernel::record::Format;
 
 use crate::args::{OnBadInputs, OnBadRecords, SortArgs};
@@ -23,6 +24,9 @@ use crate::progress::{Progress, Show};
 
 /// How long a submit waits for a leader.
 const SUBMIT_PATIENCE: Duration = Duration::from_secs(300);
+
+/// How long a submit that is interrupted may take to be withdrawn.
+const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sorts.
 pub(crate) async fn run(args: SortArgs) -> Result<(), Exit> {
@@ -170,7 +174,15 @@ async fn in_pool(args: &SortArgs, spec: JobSpec, config: &Config, found: &Found,
     }
     let client = nats::connect(&found.settings, config, "muster sort").await.map_err(exit::connecting)?;
     let api = Api::new(client, config, SUBMIT_PATIENCE).heeding(found.settings.refusals.clone());
-    let status = api.submit(&spec).await.map_err(cmd::jobs::calling)?;
+    let mut progress = Progress::new(show);
+    let say = |what: &str| progress.say(what);
+    let status = tokio::select! {
+        status = api.submit(&spec, &say) => status.map_err(submitting)?,
+        _ = cmd::end_signal() => {
+            progress.finish();
+            return Err(withdraw(&api, &spec.job).await);
+        }
+    };
     if args.detach {
         if args.json {
             output::json(&status);
@@ -182,7 +194,6 @@ async fn in_pool(args: &SortArgs, spec: JobSpec, config: &Config, found: &Found,
     if show == Show::Auto {
         output::error_line(&format!("job {}", spec.job));
     }
-    let mut progress = Progress::new(show);
     progress.update(&status);
     let ended = tokio::select! {
         ended = watch::to_end(&api, &spec.job, &mut progress, false) => ended,
@@ -193,6 +204,27 @@ async fn in_pool(args: &SortArgs, spec: JobSpec, config: &Config, found: &Found,
     };
     progress.finish();
     watch::summarise(&ended.map_err(cmd::jobs::calling)?, args.json, args.quiet)
+}
+
+/// An error of submitting, where "no coordinator" leaves the choice to sort here.
+fn submitting(error: Error) -> Exit {
+    match error.kind {
+        ErrorKind::Retry => Exit::unreachable(format!("{}, or sort here with --local", error.message)),
+        _ => error.into(),
+    }
+}
+
+/// Ctrl-C before the coordinator has taken the job: it is not to begin behind the back of whoever has left.
+async fn withdraw(api: &Api, job: &JobId) -> Exit {
+    match tokio::time::timeout(WITHDRAW_TIMEOUT, api.cancel(job)).await {
+        Ok(Ok(_)) => Exit::interrupted(format!("interrupted; job {job} was withdrawn")),
+        Ok(Err(error)) if error.kind == ErrorKind::NotFound => {
+            Exit::interrupted(format!("interrupted before job {job} was taken"))
+        }
+        Ok(Err(_)) | Err(_) => Exit::interrupted(format!(
+            "interrupted; whether job {job} was taken is not known: muster status {job} tells, muster cancel {job} ends it"
+        )),
+    }
 }
 
 /// Leaves a job of a pool: asks once whether to cancel it, where somebody can answer.

@@ -105,6 +105,8 @@ pub(crate) struct Driver {
     room_due_ms: u64,
     looking: Option<AbortHandle>,
     connected: bool,
+    /// As the machine was told last.
+    stores_away: Vec<(String, String)>,
     unsent: Unsent,
     /// Becomes an error when somebody else is known to lead.
     over: watch::Receiver<Option<Error>>,
@@ -178,6 +180,7 @@ impl Driver {
             room_due_ms: now_ms,
             looking: None,
             connected: true,
+            stores_away: Vec::new(),
             unsent: Unsent::default(),
             over,
             cause,
@@ -372,6 +375,11 @@ impl Driver {
                     self.tasks.spawn(async move { fence.check_anew().await.err().and(None) });
                 }
                 self.feed(Input::Connection { up }).await?;
+            }
+            let away = self.hands.stores.troubles().list();
+            if away != self.stores_away {
+                self.stores_away.clone_from(&away);
+                self.feed(Input::StoresAway { away }).await?;
             }
             self.feed(Input::Tick).await?;
             self.publish_unsent().await;

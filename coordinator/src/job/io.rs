@@ -43,6 +43,11 @@ pub enum Input {
         /// In words.
         why: Option<String>,
     },
+    /// The stores that do not answer this process at present.
+    StoresAway {
+        /// Each as `s3://bucket`, with the reason.
+        away: Vec<(String, String)>,
+    },
     /// How full the journal's stream is, in percent.
     JournalRoom {
         /// Of what it may hold.

@@ -85,6 +85,8 @@ pub struct Machine {
     /// How much time has been forgiven so far: the leader was not there.
     forgiven_ms: u64,
     journal_stalled: Option<String>,
+    /// Stores that do not answer the leader, and why.
+    stores_away: Vec<(String, String)>,
     durable: Durable,
     ledger: ledger::Pending,
     planning: BTreeMap<JobId, submit::Planning>,
@@ -203,6 +205,7 @@ impl Machine {
             absence: None,
             forgiven_ms: 0,
             journal_stalled: None,
+            stores_away: Vec::new(),
             durable,
             ledger: ledger::Pending::default(),
             planning: BTreeMap::new(),
@@ -262,6 +265,7 @@ impl Machine {
             Input::Tick => self.tick(),
             Input::Connection { up } => self.connection(up),
             Input::JournalStalled { why } => self.journal_stalls(why),
+            Input::StoresAway { away } => self.stores_away = away,
             Input::JournalRoom { used_percent } => self.watch.journal_used_percent = used_percent,
             Input::Appended { token, sequence } => self.appended(token, sequence),
             Input::Submit { to, spec, unix_ms } => self.submit(to, *spec, unix_ms),

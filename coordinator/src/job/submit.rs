@@ -222,6 +222,14 @@ impl Machine {
         self.give_up_planning(job, &Error::invalid(format!("job {job} was cancelled while it was planned")));
     }
 
+    /// The store that a job is planned with, where it does not answer.
+    fn store_of(&self, spec: &JobSpec) -> Option<String> {
+        let places = spec.inputs.iter().chain([&spec.output]).chain(&spec.bucket).chain(&spec.replica);
+        let lies_in = |store: &str, url: &str| url.strip_prefix(store).is_some_and(|rest| rest.starts_with('/'));
+        let (store, why) = self.stores_away.iter().find(|(store, _)| places.clone().any(|url| lies_in(store, url)))?;
+        Some(format!("store {store}: {why}"))
+    }
+
     pub(super) fn planning_status(&self, job: &JobId, planning: &Planning) -> JobStatus {
         JobStatus {
             job: job.clone(),
@@ -238,7 +246,7 @@ impl Machine {
             repeated_tasks: 0,
             speculations: 0,
             alerts: Vec::new(),
-            waiting_for: self.journal_stalled.clone(),
+            waiting_for: self.journal_stalled.clone().or_else(|| self.store_of(&planning.spec)),
             error: None,
             output: planning.places.output.to_string(),
             parts: 0,

@@ -10,6 +10,7 @@
 pub mod bucket;
 pub mod client;
 pub mod data;
+pub mod fake_s3;
 pub mod gate;
 pub mod journal;
 pub mod nats;
@@ -27,6 +28,7 @@ pub mod watched;
 
 pub use bucket::Bucket;
 pub use client::Client;
+pub use fake_s3::FakeS3;
 pub use gate::Gate;
 pub use journal::Journal;
 pub use nats::{Nats, NatsServer};
