@@ -15,6 +15,34 @@ const ATTEMPTS_MAX: usize = 500;
 /// Most input objects in one.
 const OBJECTS_MAX: usize = 100;
 
+/// Most different causes in one line.
+const CAUSES_MAX: usize = 3;
+
+/// What several attempts failed of, each cause once. Each begins with who met with it: `worker W on H: cause`.
+pub(super) fn causes(errors: &[String]) -> String {
+    let mut causes: Vec<(&str, Vec<&str>, usize)> = Vec::new();
+    for error in errors {
+        let (who, cause) = error.split_once(": ").unwrap_or(("", error));
+        match causes.iter_mut().find(|(known, ..)| *known == cause) {
+            Some((_, all, count)) => {
+                *count += 1;
+                if !all.contains(&who) {
+                    all.push(who);
+                }
+            }
+            None => causes.push((cause, vec![who], 1)),
+        }
+    }
+    let more = causes.len().saturating_sub(CAUSES_MAX);
+    let say = |(cause, who, count): &(&str, Vec<&str>, usize)| match count {
+        1 => format!("{}: {cause}", who.join(", ")),
+        count => format!("{}: {cause} ({count} times)", who.join(", ")),
+    };
+    let said: Vec<String> = causes.iter().take(CAUSES_MAX).map(say).collect();
+    let rest = if more > 0 { format!("; and {more} other causes") } else { String::new() };
+    format!("{}{rest}", said.join("; "))
+}
+
 impl Machine {
     /// Sends the history of a job that fails where it outlives the job.
     pub(super) fn dead_letter(&mut self, job: &JobId, error: &Error) {
@@ -64,5 +92,25 @@ impl Machine {
             run.skipped.records, first.offset, first.reason
         );
         self.event(Some(job), "warning", "bad-records", text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let check = |errors: &[&str], expected: &str| {
+            let errors: Vec<String> = errors.iter().map(|error| (*error).to_owned()).collect();
+            assert_eq!(causes(&errors), expected);
+        };
+        check(&["worker a on h: full"], "worker a on h: full");
+        check(
+            &["worker a on h: full: x", "worker b on h: full: x", "worker a on h: full: x"],
+            "worker a on h, worker b on h: full: x (3 times)",
+        );
+        check(&["a: 1", "a: 2", "b: 1", "a: 3", "a: 4", "a: 5"], "a, b: 1 (2 times); a: 2; a: 3; and 2 other causes");
+        check(&[], "");
     }
 }

@@ -11,6 +11,7 @@ use muster_common::{Error, ErrorKind, Result};
 use super::active::{Active, Attempt, DIED, History, TaskState, Waiters};
 use super::durable::DurableJob;
 use super::io::Effect;
+use super::letters::causes;
 use super::workers::Worker;
 use super::{JobId, Machine, Timer};
 use crate::journal::record::{AttemptFailed, Record};
@@ -393,7 +394,7 @@ impl Machine {
         if history.errors.len() < ERRORS_MAX {
             history.errors.push(named.clone());
         }
-        let (tries, errors) = (history.tries, history.errors.join("; "));
+        let (tries, errors) = (history.tries, causes(&history.errors));
         if active.ending.is_none() {
             // Nobody waits for this record: it is there for the next leader, and for people.
             let error = muster_common::Error::new(kind, cut_to_line(&named)).message;

@@ -2,6 +2,7 @@
 
 use muster_common::api::JobState;
 use muster_common::ids::{AttemptId, Epoch, Generation, Phase, TaskId};
+use muster_common::plan::JobSpec;
 use muster_common::wire::{Outcome, ReportReply, RunReply};
 use muster_common::{Error, ErrorKind};
 
@@ -286,8 +287,12 @@ fn a_task_that_fails_again_and_again_fails_the_job() {
     world.submit(spec("j1"));
     assert_eq!(world.settle("j1"), JobState::Failed);
     let error = error_of(&mut world);
-    assert!(error.contains("failed 4 times") && error.contains("worker w1 on host: no space left"), "{error}");
+    assert!(
+        error.contains("failed 4 times") && error.contains("worker w1 on host") && error.contains("no space left"),
+        "{error}"
+    );
     assert!(error.contains("worker w2"), "another worker is tried: {error}");
+    assert_eq!(error.matches("no space left").count(), 1, "a cause is said once: {error}");
     assert!(world.status("j1").expect("status").retries >= 3);
 }
 
@@ -613,6 +618,30 @@ fn no_new_jobs_while_the_journal_is_stalled() {
     world.feed(Input::JournalStalled { why: None });
     world.submit(spec("j1"));
     assert_eq!(world.settle("j1"), JobState::Succeeded);
+}
+
+#[test]
+fn a_job_that_is_being_planned_says_which_store_it_waits_for() {
+    let mut world = world(1);
+    world.store_holds = true;
+    world.submit(JobSpec { output: "s3://data/out".to_owned(), ..spec("j1") });
+    let waits = |world: &mut World| world.status("j1").expect("it is being planned").waiting_for;
+    assert_eq!(waits(&mut world), None);
+    let away = |store: &str| Input::StoresAway { away: vec![(store.to_owned(), "refused".to_owned())] };
+    world.feed(away("s3://dat"));
+    assert_eq!(waits(&mut world), None, "that of another job");
+    world.feed(away("s3://data"));
+    assert_eq!(waits(&mut world).as_deref(), Some("store s3://data: refused"));
+    world.feed(Input::StoresAway { away: Vec::new() });
+    assert_eq!(waits(&mut world), None);
+}
+
+#[test]
+fn what_no_wait_mends_refuses_a_job_at_once() {
+    let mut world = world(1);
+    world.store_fails.entry("write").or_default().push_back(Error::setup("nobody knows the name store"));
+    let to = world.submit(spec("j1"));
+    assert_eq!(world.refusal(to), Some((400, "nobody knows the name store".to_owned())));
 }
 
 #[test]
