@@ -1,23 +1,29 @@
 #!/usr/bin/env bash
-# Writes what deploy/compose.yaml reads: settings of the servers, users and secrets, and which services run.
+# Writes what deploy/compose.yaml reads: settings of the servers, users and secrets, and which services run. Starts the pool, and changes how many workers it has.
 #
 #   deploy/compose.sh init [--local] [--store minio|seaweedfs|other] [--s3-env FILE] [--cluster] [--dir DIR]
+#   deploy/compose.sh up [--workers N] [--dir DIR]
 #
+# init:
 #   --local           the images that deploy/images.sh made without a registry; the store is then SeaweedFS
 #   --store WHICH     who keeps the bucket: minio (default), seaweedfs, or other: one that you have
 #   --s3-env FILE     for --store other: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, one NAME=VALUE a line
 #   --cluster         three NATS servers instead of one
 #   --dir DIR         a pool of its own in DIR, with copies of the compose files; else it is this folder's
 #
-# Written: .env (choices and sizes, meant to be edited; written anew by each init) and .compose/ (kept by each init: remove it for new secrets, and
-# the pool's volumes with it). A bucket elsewhere is named by POOL_BUCKET in .env; the other stores have one named muster.
+# up:
+#   --workers N       so many workers from now on: N is kept in .env. Without it workers that were added by 'docker-compose up --scale' stay
+#
+# Written: .env (choices and sizes, meant to be edited: a later init keeps every value but those that its options decide, and the file before as .env.before)
+# and .compose/ (kept by each init: remove it for new secrets, and the pool's volumes with it). A bucket elsewhere is named by POOL_BUCKET in .env; the other stores have one named muster.
 set -euo pipefail
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-[ $# -gt 0 ] || misuse "what is to be done? init"
-case $1 in
-init) shift ;;
+[ $# -gt 0 ] || misuse "what is to be done? init or up"
+command=$1
+case $command in
+init | up) shift ;;
 -h | --help) help && exit 0 ;;
 *) misuse "unknown command '$1'" ;;
 esac
@@ -26,14 +32,16 @@ store=
 s3_env=
 cluster=false
 dir=$root/deploy
+workers=
 while [ $# -gt 0 ]; do
-    case $1 in
-    --local) local=true ;;
-    --store) store=${2:-} && shift ;;
-    --s3-env) s3_env=${2:-} && shift ;;
-    --cluster) cluster=true ;;
-    --dir) dir=${2:-} && shift ;;
-    -h | --help) help && exit 0 ;;
+    case $command:$1 in
+    *:--dir) dir=${2:-} && shift ;;
+    *:-h | *:--help) help && exit 0 ;;
+    up:--workers) workers=${2:-} && shift ;;
+    init:--local) local=true ;;
+    init:--store) store=${2:-} && shift ;;
+    init:--s3-env) s3_env=${2:-} && shift ;;
+    init:--cluster) cluster=true ;;
     *) misuse "unknown argument '$1'" ;;
     esac
     shift || misuse "an option lacks its value"
@@ -48,6 +56,37 @@ other) [ -f "$s3_env" ] || misuse "--store other needs --s3-env FILE" ;;
 *) misuse "--store is minio, seaweedfs or other, not '$store'" ;;
 esac
 ! $local || [ "$store" != minio ] || misuse "MinIO has no local image: --store seaweedfs or other"
+
+# in_dotenv NAME: the value in .env.
+in_dotenv() {
+    sed -n "s/^$1=//p" "$dir/.env" | tail -n 1
+}
+
+if [ "$command" = up ]; then
+    [ -f "$dir/.env" ] || die "$dir has no .env: run deploy/compose.sh init first"
+    if [ -n "$workers" ]; then
+        want_number --workers "$workers"
+        sed "s/^POOL_WORKERS=.*/POOL_WORKERS=$workers/" "$dir/.env" >"$dir/.env.new"
+        grep -q '^POOL_WORKERS=' "$dir/.env.new" || printf 'POOL_WORKERS=%s\n' "$workers" >>"$dir/.env.new"
+        mv -f "$dir/.env.new" "$dir/.env"
+    fi
+    if docker compose version >/dev/null 2>&1; then
+        composer=(docker compose)
+    elif command -v docker-compose >/dev/null; then
+        composer=(docker-compose)
+    else
+        die "neither 'docker compose' nor docker-compose is there"
+    fi
+    cd "$dir"
+    wanted=$(in_dotenv POOL_WORKERS)
+    wanted=${POOL_WORKERS:-${wanted:-4}}
+    there=$("${composer[@]}" ps -q worker | wc -l)
+    if [ -z "$workers" ] && [ "$there" -gt "$wanted" ]; then
+        say "$there workers are there, .env says $wanted: the $there stay; 'up --workers $wanted' sends the others away"
+        exec "${composer[@]}" up -d --scale "worker=$there"
+    fi
+    exec "${composer[@]}" up -d
+fi
 
 # secret: 40 random hex digits. No character that an env file, a URL or JSON would read otherwise.
 secret() {
@@ -108,6 +147,13 @@ write_nats() {
     fi
 }
 
+# kept NAME DEFAULT: what the environment says, else what stood in .env, else the default.
+kept() {
+    local value=${!1:-}
+    [ -n "$value" ] || [ ! -f "$dir/.env" ] || value=$(in_dotenv "$1")
+    printf '%s=%s\n' "$1" "${value:-$2}"
+}
+
 # Which services run, from which files and images, and how large. What the environment says of these goes before this file.
 write_dotenv() {
     local files=compose.yaml profiles=() nats='POOL_NATS_CONF=server.conf
@@ -121,26 +167,42 @@ POOL_NATS_URL=nats://nats:4222'
 POOL_NATS_VOLUME=nats-1
 POOL_NATS_URL=nats://nats:4222,nats://nats-2:4222,nats://nats-3:4222'
     fi
-    write "$dir/.env" <<ENV
-# Written by deploy/compose.sh init; changes are lost when it runs again.
-COMPOSE_PROJECT_NAME=${COMPOSE_PROJECT_NAME:-muster}
+    local own=$state/env.new name
+    cat >"$own" <<ENV
+# Written by deploy/compose.sh init, to be edited. When it runs again it keeps what is changed below, but for the first two and POOL_NATS_CONF, _VOLUME and _URL.
 COMPOSE_FILE=$files
 COMPOSE_PROFILES=$(IFS=, && echo "${profiles[*]}")
 
 $nats
 
 # Who may reach NATS and the store from outside: 127.0.0.1 is this machine alone.
-POOL_BIND=${POOL_BIND:-127.0.0.1}
-POOL_NATS_PORT=${POOL_NATS_PORT:-4222}
-POOL_S3_PORT=${POOL_S3_PORT:-9000}
-POOL_BUCKET=${POOL_BUCKET:-muster}
+$(kept POOL_BIND 127.0.0.1)
+$(kept POOL_NATS_PORT 4222)
+$(kept POOL_S3_PORT 9000)
+$(kept POOL_BUCKET muster)
+
+# Where /metrics, /healthz and /readyz of coordinators and workers are on this machine: each container takes a free port of its range. 0: any.
+$(kept POOL_COORDINATOR_HTTP_PORTS 9464-9469)
+$(kept POOL_WORKER_HTTP_PORTS 9500-9599)
 
 # The kernel's limit of a worker's container is at least a quarter above the worker's own --memory.
-POOL_WORKERS=${POOL_WORKERS:-4}
-POOL_WORKER_THREADS=${POOL_WORKER_THREADS:-2}
-POOL_WORKER_MEMORY=${POOL_WORKER_MEMORY:-1GiB}
-POOL_WORKER_MEM_LIMIT=${POOL_WORKER_MEM_LIMIT:-1280m}
+$(kept POOL_WORKERS 4)
+$(kept POOL_WORKER_THREADS 2)
+$(kept POOL_WORKER_MEMORY 1GiB)
+$(kept POOL_WORKER_MEM_LIMIT 1280m)
+$(kept COMPOSE_PROJECT_NAME muster)
 ENV
+    if [ -f "$dir/.env" ]; then
+        # What somebody has added stays, too.
+        while IFS= read -r name; do
+            grep -q "^$name=" "$own" || grep "^$name=" "$dir/.env" >>"$own"
+        done < <(sed -n 's/^\([A-Za-z_][A-Za-z0-9_]*\)=.*/\1/p' "$dir/.env" | sort -u)
+        if ! cmp -s "$own" "$dir/.env"; then
+            cp "$dir/.env" "$dir/.env.before"
+            say ".env was there: its values are kept, but for what these options decide (before: .env.before)"
+        fi
+    fi
+    mv -f "$own" "$dir/.env"
 }
 
 umask 077
@@ -160,4 +222,4 @@ chmod a+rx "$state/nats"
 chmod a+r "$state"/nats/*.conf "$state/s3/s3.json" "$state/coordinator.toml"
 
 say "store: $store; NATS servers: $($cluster && echo 3 || echo 1); settings and secrets in $state"
-say "next: cd $dir, then 'docker compose up -d' ('docker-compose up -d' where that is what you have)"
+say "next: deploy/compose.sh up$([ "$dir" = "$root/deploy" ] || printf ' --dir %q' "$dir"), or 'docker compose up -d' in $dir"

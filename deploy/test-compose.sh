@@ -51,7 +51,7 @@ fi
 
 # Nothing of who calls decides here; ports are the engine's choice.
 unset "${!COMPOSE_@}" "${!POOL_@}"
-export COMPOSE_PROJECT_NAME=muster-test-$$ POOL_NATS_PORT=0 POOL_S3_PORT=0
+export COMPOSE_PROJECT_NAME=muster-test-$$ POOL_NATS_PORT=0 POOL_S3_PORT=0 POOL_COORDINATOR_HTTP_PORTS=0 POOL_WORKER_HTTP_PORTS=0
 pool=$(mktemp -d "${TMPDIR:-/tmp}/muster-test-compose.XXXXXX")
 log=$pool/compose.log
 
@@ -130,6 +130,23 @@ logs_read_well() {
     done < <(sed -n 's/^[A-Z_]*\(PASSWORD\|SECRET_ACCESS_KEY\)=//p' "$pool"/.compose/*/*.env)
 }
 
+# metrics_of SERVICE: what the first container of a service serves on this machine.
+metrics_of() {
+    local address port
+    address=$(docker port "$(containers "$1" | head -n 1)" 8080 | head -n 1)
+    port=${address##*:}
+    exec 3<>"/dev/tcp/127.0.0.1/$port"
+    printf 'GET /metrics HTTP/1.1\r\nHost: muster\r\nConnection: close\r\n\r\n' >&3
+    cat <&3
+    exec 3>&-
+}
+
+# unnamed_volumes: of all containers of the pool.
+unnamed_volumes() {
+    docker ps -aq --filter "label=com.docker.compose.project=$COMPOSE_PROJECT_NAME" | xargs -r docker inspect \
+        --format '{{ range .Mounts }}{{ if eq .Type "volume" }}{{ .Name }}{{ "\n" }}{{ end }}{{ end }}' | grep -E '^[0-9a-f]{64}$' || true
+}
+
 # removed: takes the pool down, and looks that nothing of it is left.
 removed() {
     local left
@@ -181,16 +198,30 @@ docker kill $busy >/dev/null
 step "killed $(tr '\n' ' ' <<<"$busy")"
 ends_well killed out
 
+for service in coordinator worker; do
+    metrics_of "$service" | grep -q '^muster_' || die "/metrics of a $service cannot be read from this machine"
+done
+
 step "eight workers"
 compose up -d --scale worker=8
 until_true 90 "eight healthy workers" workers_healthy 8
+"$root/deploy/compose.sh" up --dir "$pool" 2>>"$log"
+[ "$(containers worker | wc -l)" = 8 ] || die "'compose.sh up' sent workers away that --scale had added"
+"$root/deploy/compose.sh" up --workers 3 --dir "$pool" 2>>"$log"
+[ "$(containers worker | wc -l)" = 3 ] || die "'compose.sh up --workers 3' has left $(containers worker | wc -l)"
+[ -z "$(unnamed_volumes)" ] || die "volumes without a name would stay behind: $(unnamed_volumes)"
 
 logs_read_well
 removed
 
 if $with_cluster; then
     step "three NATS servers, one of which is killed while a job runs"
+    printf 'ADDED=by hand\n' >>"$pool/.env"
     "$root/deploy/compose.sh" init "${init[@]}" --cluster
+    for kept in POOL_WORKERS=3 'ADDED=by hand'; do
+        grep -qxF "$kept" "$pool/.env" || die "'init --cluster' has lost $kept, which stood in .env"
+    done
+    "$root/deploy/compose.sh" up --workers 4 --dir "$pool" 2>>"$log"
     compose up -d
     until_true 120 "four healthy workers" workers_healthy 4
     client gen -n "$records" --files 4 -o s3://muster/in
