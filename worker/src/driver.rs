@@ -219,7 +219,7 @@ impl Driver {
     /// Takes an attempt off the list of what runs or is held.
     fn forget(&mut self, key: &Key) -> Option<Work> {
         let work = self.work.remove(key)?;
-        self.bytes_ended = self.bytes_ended.saturating_add(work.progress.bytes_done.load(Ordering::Relaxed));
+        self.bytes_ended = self.bytes_ended.saturating_add(work.progress.bytes_done());
         Some(work)
     }
 
@@ -462,7 +462,7 @@ impl Driver {
             Some(AttemptProgress {
                 job: key.job.clone(),
                 attempt: key.attempt,
-                bytes_done: progress.bytes_done.load(Ordering::Relaxed),
+                bytes_done: progress.bytes_done(),
                 bytes_total: progress.bytes_total.load(Ordering::Relaxed),
             })
         });
@@ -499,7 +499,7 @@ impl Driver {
     }
 
     fn reading(&self) -> Reading {
-        let done = |work: &Work| work.progress.bytes_done.load(Ordering::Relaxed);
+        let done = |work: &Work| work.progress.bytes_done();
         let running = self.work.values().map(done).fold(0, u64::saturating_add);
         Reading {
             bytes_done: self.bytes_ended.saturating_add(running),

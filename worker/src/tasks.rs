@@ -178,8 +178,26 @@ fn scope(run: &RunAttempt) -> Scope {
 /// How far an attempt is.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
-    pub(crate) bytes_done: Arc<AtomicU64>,
+    /// What was read of the input, or of the runs.
+    pub(crate) bytes_read: Arc<AtomicU64>,
+    /// What stands of the run, or of the part.
+    pub(crate) bytes_written: Arc<AtomicU64>,
     pub(crate) bytes_total: AtomicU64,
+}
+
+impl Progress {
+    /// A byte is done when it is written; to have read it is half of that.
+    pub(crate) fn bytes_done(&self) -> u64 {
+        let total = self.bytes_total.load(Ordering::Relaxed);
+        let so_far = |bytes: &AtomicU64| bytes.load(Ordering::Relaxed).min(total);
+        so_far(&self.bytes_read).midpoint(so_far(&self.bytes_written))
+    }
+
+    /// All of it is to be done once more.
+    fn begin_anew(&self) {
+        self.bytes_read.store(0, Ordering::Relaxed);
+        self.bytes_written.store(0, Ordering::Relaxed);
+    }
 }
 
 /// The meeting of a merge with the leader: it says that its upload is open, and goes on when that is recorded.

@@ -298,7 +298,8 @@ impl Machine {
             return None;
         }
         let idle_ms = self.fair_ms().saturating_sub(attempt.progress_ms);
-        let all_read = attempt.bytes_total > 0 && attempt.bytes_done >= attempt.bytes_total;
+        // A byte that is read is half done; what comes then is ordering and writing, of which less is heard.
+        let all_read = attempt.bytes_total > 0 && attempt.bytes_done >= attempt.bytes_total / 2;
         let reading_ms = attempt.progress_ms.saturating_sub(attempt.began_ms);
         let writing_ms = if all_read { reading_ms.saturating_mul(WRITING_TIMES) } else { 0 };
         (idle_ms >= hang_ms.max(writing_ms)).then_some(idle_ms)

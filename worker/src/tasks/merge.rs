@@ -194,8 +194,9 @@ impl Merging<'_> {
         };
         let link = &self.task.link;
         let upload = Upload { object: target, id: upload };
-        let mut out = PartWriter::new(PartSink::new(link, vec![upload], memory.parts)?, self.job.order.clone());
-        let progress = (!level.spilled).then_some(&self.task.progress.bytes_done);
+        let sink = PartSink::new(link, vec![upload], memory.parts)?.counting(Some(&self.task.progress.bytes_written));
+        let mut out = PartWriter::new(sink, self.job.order.clone());
+        let progress = (!level.spilled).then_some(&self.task.progress.bytes_read);
         let merged = merge_sources(
             link,
             &self.job.order,
@@ -229,7 +230,7 @@ impl Merging<'_> {
             "merging in rounds"
         );
         let (link, order) = (&self.task.link, &self.job.order);
-        let progress = (!level.spilled).then_some(&self.task.progress.bytes_done);
+        let progress = (!level.spilled).then_some(&self.task.progress.bytes_read);
         let mut merged = Vec::new();
         for (number, group) in level.sources.chunks(memory.windows.fan_in).enumerate() {
             let url = self.spill_root.url.join(&format!("round-{}-{number:05}", self.rounds));
@@ -238,7 +239,7 @@ impl Merging<'_> {
             let (spill, of_group) = to_spill_disk(self.task, &target, bytes, || {
                 let mut of_group = Sums::default();
                 let targets = std::slice::from_ref(&target);
-                let spill = write_run(link, order, targets, memory.parts, &self.task.temporary, |out| {
+                let spill = write_run(link, order, targets, memory.parts, &self.task.temporary, None, |out| {
                     out.begin_partition()?;
                     let tally = merge_sources(link, order, self.bounds(), group, memory.windows.windows, progress, out);
                     of_group = tally.map_err(|e| self.blame(e, group, level.spilled, memory))?.dropped;

@@ -68,13 +68,14 @@ pub(super) fn write_run(
     targets: &[Object],
     plan: PartsPlan,
     leftovers: &Leftovers,
+    progress: Option<&Arc<AtomicU64>>,
     fill: impl FnOnce(&mut RunWriter<PartSink>) -> Result<()>,
 ) -> Result<RunObject> {
     let mut uploads = Vec::with_capacity(targets.len());
     for object in targets {
         uploads.push(Upload { object: object.clone(), id: open_upload(link, object, leftovers)? });
     }
-    let mut writer = RunWriter::new(PartSink::new(link, uploads.clone(), plan)?, order.format());
+    let mut writer = RunWriter::new(PartSink::new(link, uploads.clone(), plan)?.counting(progress), order.format());
     fill(&mut writer)?;
     let (index, sink) = writer.finish()?;
     for (Upload { object, id }, uploaded) in uploads.iter().zip(sink.finish()?) {

@@ -156,7 +156,10 @@ async fn sample_window(
         };
         let samples = sample(&job.order, &bytes, place, records_max);
         if !samples.is_empty() || end == object_bytes || end - window.begin >= bytes_max {
-            task.progress.bytes_done.fetch_add(window.len(), std::sync::atomic::Ordering::Relaxed);
+            // Nothing is written: what is read is done.
+            for bytes in [&task.progress.bytes_read, &task.progress.bytes_written] {
+                bytes.fetch_add(window.len(), std::sync::atomic::Ordering::Relaxed);
+            }
             return Ok(samples);
         }
         end = (window.begin + 2 * (end - window.begin)).min(window.begin + bytes_max).min(object_bytes);

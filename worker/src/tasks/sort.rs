@@ -2,7 +2,6 @@
 //! the worker's own disk and the spills are merged into the run.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use muster_common::retry::Trouble;
@@ -55,7 +54,7 @@ pub(super) async fn run(task: &Arc<Task>, splitters: Option<&BlobRef>) -> Result
                 tracing::warn!(%error, halvings, "memory was refused: once more with a chunk of half the size");
                 task.temporary.remove_all().await;
                 task.results.remove_all().await;
-                task.progress.bytes_done.store(0, Ordering::Relaxed);
+                task.progress.begin_anew();
             }
             sorted => break sorted,
         }
@@ -206,7 +205,7 @@ impl Sorting<'_> {
         let plan = WindowsPlan::scan(scheme, self.io_bytes / 5 * 2);
         let all = spans.clone().into_iter().flat_map(move |span| windows(span, plan.window_bytes));
         let mut input =
-            Prefetch::new(&self.task.link, all, plan.ahead_bytes).counting(Some(self.task.progress.bytes_done.clone()));
+            Prefetch::new(&self.task.link, all, plan.ahead_bytes).counting(Some(self.task.progress.bytes_read.clone()));
         let mut consumed = Vec::with_capacity(split.len());
         for (mut cutter, span) in cutters.into_iter().zip(spans) {
             let interval = split[consumed.len()];
@@ -355,7 +354,8 @@ impl Sorting<'_> {
         let leftovers = if is_run { &self.task.results } else { &self.task.temporary };
         let chunk = self.sorter.sort();
         let input = chunk.input_sums();
-        let written = write_run(&self.task.link, &self.job.order, targets, parts, leftovers, |out| {
+        let progress = is_run.then_some(&self.task.progress.bytes_written);
+        let written = write_run(&self.task.link, &self.job.order, targets, parts, leftovers, progress, |out| {
             chunk.write(self.splitters, out).map(drop)
         })?;
         self.sorter.reset();
@@ -429,7 +429,8 @@ impl Sorting<'_> {
         let spills = &self.spills[group];
         let leftovers = if is_run { &self.task.results } else { &self.task.temporary };
         let link = &self.task.link;
-        write_run(link, self.order(), targets, memory.parts, leftovers, |out| {
+        let progress = is_run.then_some(&self.task.progress.bytes_written);
+        write_run(link, self.order(), targets, memory.parts, leftovers, progress, |out| {
             for spill in spills {
                 out.add_dropped(&spill.index.dropped());
             }

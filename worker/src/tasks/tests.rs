@@ -837,7 +837,7 @@ async fn results_of_an_attempt_that_does_not_count_go() {
     assert_eq!(world.scratch().await.len(), 1);
     task.results.remove_all().await;
     assert_eq!(world.scratch().await, Vec::<String>::new());
-    assert_eq!(task.progress.bytes_done.load(Ordering::Relaxed), task.progress.bytes_total.load(Ordering::Relaxed));
+    assert_eq!(task.progress.bytes_done(), task.progress.bytes_total.load(Ordering::Relaxed));
 }
 
 /// What a plan names is read only where this worker offers it.
@@ -929,4 +929,21 @@ async fn what_was_retried_is_told_once_and_to_a_new_leader_again() {
     assert!(world.context.recoveries_news().is_empty(), "it was told");
     world.context.tell_recoveries_anew();
     assert_eq!(world.context.recoveries_news(), news);
+}
+
+/// Before, a task that had read its split was as good as done, while it ordered and wrote for as long again.
+#[test]
+fn a_byte_is_done_when_it_is_written() {
+    let progress = Progress::default();
+    let at = |read: u64, written: u64| {
+        progress.bytes_read.store(read, Ordering::Relaxed);
+        progress.bytes_written.store(written, Ordering::Relaxed);
+        progress.bytes_done()
+    };
+    assert_eq!(at(50, 0), 0, "of nothing");
+    progress.bytes_total.store(100, Ordering::Relaxed);
+    // What is written has an index and a footer, too, and what is read runs on to the end of a line.
+    assert_eq!([at(0, 0), at(50, 0), at(100, 0), at(110, 60), at(100, 130)], [0, 25, 50, 80, 100]);
+    progress.begin_anew();
+    assert_eq!(progress.bytes_done(), 0);
 }

@@ -1,6 +1,8 @@
 //! Writes an object as a multipart upload, part by part, while the next part fills; into two stores at once where every run lies twice.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use muster_common::buffer::{ALIGN, Buffer};
@@ -39,10 +41,12 @@ pub(crate) struct PartSink {
     plan: PartsPlan,
     buffer: Buffer,
     next: PartAt,
-    /// Of each part its writes, one for each upload.
-    in_flight: VecDeque<Vec<AbortOnDropHandle<Result<String>>>>,
+    /// Of each part its length and its writes, one for each upload.
+    in_flight: VecDeque<(u64, Vec<AbortOnDropHandle<Result<String>>>)>,
     /// By upload.
     tags: Vec<Vec<String>>,
+    /// Whom it tells how many bytes stand.
+    progress: Option<Arc<AtomicU64>>,
 }
 
 impl PartSink {
@@ -56,7 +60,15 @@ impl PartSink {
             plan,
             next: PartAt { index: 0, offset: 0 },
             in_flight: VecDeque::new(),
+            progress: None,
         })
+    }
+
+    /// Adds the bytes that stand to `progress`, where somebody wants to know.
+    #[must_use]
+    pub(crate) fn counting(mut self, progress: Option<&Arc<AtomicU64>>) -> Self {
+        self.progress = progress.cloned();
+        self
     }
 
     /// Ships what is left and waits for all parts; what each upload has. An empty object has one empty part.
@@ -83,20 +95,24 @@ impl PartSink {
         }
         let at = self.next;
         self.next = PartAt { index: at.index + 1, offset: at.offset + part.len() as u64 };
-        let part = Bytes::from(part);
+        let (bytes, part) = (part.len() as u64, Bytes::from(part));
         let write = |upload: &Upload| {
             let (Upload { object, id }, part, retry) = (upload.clone(), part.clone(), self.link.retry.clone());
             AbortOnDropHandle::new(self.link.handle.spawn(async move {
                 retry.call(&object, || object.store.upload_part(object.key(), &id, at, part.clone())).await
             }))
         };
-        self.in_flight.push_back(self.uploads.iter().map(write).collect());
+        self.in_flight.push_back((bytes, self.uploads.iter().map(write).collect()));
         Ok(())
     }
 
     fn settle_one(&mut self) -> Result<()> {
-        for (tags, task) in self.tags.iter_mut().zip(self.in_flight.pop_front().into_iter().flatten()) {
+        let Some((bytes, writes)) = self.in_flight.pop_front() else { return Ok(()) };
+        for (tags, task) in self.tags.iter_mut().zip(writes) {
             tags.push(self.link.wait(async { joined(task.await) })?);
+        }
+        if let Some(progress) = &self.progress {
+            progress.fetch_add(bytes, Ordering::Relaxed);
         }
         Ok(())
     }
