@@ -9,8 +9,8 @@ use crate::record::{Format, RECORD_BYTES_MAX};
 
 mod parse;
 
-/// Bound on the number of `-k` keys.
-pub const KEYS_MAX: usize = 64;
+/// Bound on the number of `-k` keys: as many fit into the request of a job, with room for its inputs.
+pub const KEYS_MAX: usize = 1000;
 
 /// The wanted order and how records are told apart. Check it with [`SortSpec::validate`] before use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

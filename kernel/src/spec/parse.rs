@@ -88,8 +88,12 @@ fn eat(rest: &mut &[u8], byte: u8) -> bool {
     }
 }
 
-/// Digits at the start of `rest`; a number too large for the type is as good as its maximum, as in sort(1).
+/// Digits at the start of `rest`, as strtoumax() reads them for sort(1): behind blanks, with a plus or without. A number too large for the type is as good as its maximum.
 fn number(rest: &mut &[u8]) -> Option<u32> {
+    while let [b' ' | b'\t'..=b'\r', tail @ ..] = *rest {
+        *rest = tail;
+    }
+    eat(rest, b'+');
     let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
     let (head, tail) = rest.split_at(digits);
     *rest = tail;
@@ -155,6 +159,10 @@ mod tests {
         check("2.3b,4.5bf", Ok((2, 3, Some((4, 5)), "bBf")));
         check("1di,1.0", Ok((1, 1, Some((1, 0)), "di")));
         check("99999999999", Ok((u32::MAX, 1, None, "")));
+        check(" 1. +2,\t3", Ok((1, 2, Some((3, 0)), "")));
+        check("1nn,2bb", Ok((1, 1, Some((2, 0)), "nB")));
+        check("++1", Err("invalid number at field start"));
+        check("-1", Err("invalid number at field start"));
         check("", Err("invalid number at field start"));
         check("0", Err("field number is zero"));
         check("1.0", Err("character offset is zero"));
