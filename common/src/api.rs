@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 
 use muster_kernel::proof::Sums;
@@ -352,6 +354,41 @@ pub struct QuarantineFile {
     pub checksum: String,
 }
 
+/// How comparison keys are written in a manifest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyEncoding {
+    /// As lower-case hex: the manifests of version 1.
+    #[default]
+    Hex,
+    /// As they are.
+    Text,
+    /// As base64 with padding: bytes that are no text, or keys that are encoded (of several parts, numeric, reversed).
+    Base64,
+}
+
+impl KeyEncoding {
+    /// Writes two keys, of at most `bytes_max` bytes each, the same way. A character that was cut there is left out.
+    pub fn write(keys: [&[u8]; 2], bytes_max: usize) -> (Self, [String; 2]) {
+        match keys.map(|key| readable(key, bytes_max)) {
+            [Some(first), Some(last)] => (Self::Text, [first.to_owned(), last.to_owned()]),
+            _ => (Self::Base64, keys.map(|key| BASE64_STANDARD.encode(key))),
+        }
+    }
+}
+
+/// A key as text, if it is one: UTF-8 without control characters, tabs apart.
+fn readable(key: &[u8], bytes_max: usize) -> Option<&str> {
+    let text = match std::str::from_utf8(key) {
+        Ok(text) => text,
+        Err(cut) if cut.error_len().is_none() && key.len() >= bytes_max => {
+            std::str::from_utf8(&key[..cut.valid_up_to()]).ok()?
+        }
+        Err(_) => return None,
+    };
+    (!text.chars().any(|c| c.is_control() && c != '\t')).then_some(text)
+}
+
 /// One part in a manifest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ManifestPart {
@@ -361,10 +398,13 @@ pub struct ManifestPart {
     pub records: u64,
     /// Its length in bytes.
     pub bytes: u64,
-    /// First comparison key, as lower-case hex, truncated.
+    /// First comparison key, truncated.
     pub first_key: String,
-    /// Last comparison key, as lower-case hex, truncated.
+    /// Last comparison key, truncated.
     pub last_key: String,
+    /// How the two are written.
+    #[serde(default)]
+    pub key_encoding: KeyEncoding,
     /// XXH3-64 of its bytes, as 16 hex digits.
     pub checksum: String,
     /// Sum of the record hashes, as hex.
@@ -386,4 +426,38 @@ pub struct Event {
     pub kind: String,
     /// One line for people.
     pub text: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_text_where_they_are_text() {
+        let check = |keys: [&[u8]; 2], encoding, expected: [&str; 2]| {
+            assert_eq!(KeyEncoding::write(keys, 8), (encoding, expected.map(str::to_owned)), "{keys:?}");
+        };
+        check([b"", b""], KeyEncoding::Text, ["", ""]);
+        check([b"a\tb", "z\u{e9}".as_bytes()], KeyEncoding::Text, ["a\tb", "z\u{e9}"]);
+        // Cut within a character, and wrong within.
+        check([b"a", b"1234567\xC3"], KeyEncoding::Text, ["a", "1234567"]);
+        check([b"a", b"123456\xC3"], KeyEncoding::Base64, ["YQ==", "MTIzNDU2ww=="]);
+        check([b"a", b"b\0"], KeyEncoding::Base64, ["YQ==", "YgA="]);
+        check([b"\xff", b"b"], KeyEncoding::Base64, ["/w==", "Yg=="]);
+    }
+
+    /// jq and its like take numbers for floating ones: of 2^64 - 1 they make 18446744073709552000.
+    #[test]
+    fn checksums_in_json_are_texts_and_numbers_are_read_too() {
+        let sums = Sums { records: 3, bytes: 7, hash: u64::MAX - 1 };
+        let json = serde_json::to_string(&sums).expect("encodes");
+        assert_eq!(json, r#"{"records":3,"bytes":7,"hash":"fffffffffffffffe"}"#);
+        for json in [json.as_str(), r#"{"records":3,"bytes":7,"hash":18446744073709551614}"#] {
+            assert_eq!(serde_json::from_str::<Sums>(json).expect("reads"), sums, "{json}");
+        }
+        for hash in [r#""""#, r#""+1""#, r#""10000000000000000""#, "-1", "1.5", "null"] {
+            let json = format!(r#"{{"records":3,"bytes":7,"hash":{hash}}}"#);
+            assert!(serde_json::from_str::<Sums>(&json).is_err(), "{json}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use muster_kernel::record::Format;
 use muster_kernel::spec::{KeyDef, SortSpec};
 use muster_kernel::splitters::Splitter;
 
-use crate::api::{Manifest, ManifestPart, PhaseTimes};
+use crate::api::{KeyEncoding, Manifest, ManifestPart, PhaseTimes};
 use crate::error::{Error, ErrorKind};
 use crate::ids::{AttemptId, Epoch, Generation, Incarnation, Phase, TaskId};
 use crate::plan::{BadInputs, BadRecords, JobSpec, PinnedObject, PinnedRun, PinnedRuns, Plan, Sizing};
@@ -265,6 +265,7 @@ fn in_json(lines: &mut Lines) {
             bytes: 900,
             first_key: "61".into(),
             last_key: "7a".into(),
+            key_encoding: KeyEncoding::Hex,
             checksum: "0000000000000058".into(),
             hash: "000000000000abcd".into(),
         }],
@@ -280,10 +281,26 @@ fn in_json(lines: &mut Lines) {
         skipped_objects: Vec::new(),
         recoveries: Vec::new(),
     };
-    lines.line("json-manifest", &serde_json::to_vec(&manifest).expect("encodes"));
+    // Of manifests of version 1, with keys in hex and sums as numbers, nothing is written any more.
+    lines.line("json-manifest", &golden(V1, "json-manifest"));
     assert_eq!(serde_json::from_slice::<Manifest>(&golden(V1, "json-manifest")).expect("json"), manifest);
     let more = serde_json::to_string(&spec).expect("encodes").replacen('{', "{\"more\":1,", 1);
     assert!(serde_json::from_str::<JobSpec>(&more).is_err(), "unknown fields are refused");
+}
+
+/// The manifest of version 2: keys as text, sums as hex digits.
+fn in_json_since_2(lines: &mut Lines) {
+    let manifest = serde_json::from_slice::<Manifest>(&golden(V1, "json-manifest")).expect("json");
+    let readable = |part: ManifestPart| ManifestPart {
+        first_key: "a".into(),
+        last_key: "z".into(),
+        key_encoding: KeyEncoding::Text,
+        ..part
+    };
+    let parts = manifest.parts.into_iter().map(readable).collect();
+    let manifest = Manifest { version: 2, parts, ..manifest };
+    lines.line("json-manifest", &serde_json::to_vec(&manifest).expect("encodes"));
+    assert_eq!(serde_json::from_slice::<Manifest>(&golden(V2, "json-manifest")).expect("json"), manifest);
 }
 
 /// What is new in version 2, filled in.
@@ -422,6 +439,7 @@ fn what_version_2_brought_keeps_its_bytes() {
     let mut lines = Lines::of(2, V2);
     new_in_2(&mut lines);
     in_scratch_since_2(&mut lines);
+    in_json_since_2(&mut lines);
     assert_eq!(lines.written, V2, "what this build writes:\n{}", lines.written);
 }
 

@@ -16,8 +16,45 @@ pub struct Sums {
     pub records: u64,
     /// Bytes of their bodies (terminators apart).
     pub bytes: u64,
-    /// Sum of their hashes modulo 2^64.
+    /// Sum of their hashes modulo 2^64. In JSON a text of 16 hex digits: readers that take numbers for floating ones (jq) would round it.
+    #[serde(with = "hex_where_read")]
     pub hash: u64,
+}
+
+/// 64 bits that are a number between programs, and hex digits where people and their tools read. A number is read in either case.
+mod hex_where_read {
+    use std::fmt;
+
+    use serde::de::{Error, Visitor};
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &u64, to: S) -> Result<S::Ok, S::Error> {
+        if to.is_human_readable() { to.collect_str(&format_args!("{value:016x}")) } else { to.serialize_u64(*value) }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+        if from.is_human_readable() { from.deserialize_any(HexOrNumber) } else { u64::deserialize(from) }
+    }
+
+    struct HexOrNumber;
+
+    impl Visitor<'_> for HexOrNumber {
+        type Value = u64;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("at most 16 hex digits, or a number")
+        }
+
+        fn visit_u64<E: Error>(self, number: u64) -> Result<u64, E> {
+            Ok(number)
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<u64, E> {
+            let digits = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let value = if digits { u64::from_str_radix(text, 16).ok() } else { None };
+            value.ok_or_else(|| E::custom(format_args!("{text:?} is not at most 16 hex digits")))
+        }
+    }
 }
 
 impl Sums {

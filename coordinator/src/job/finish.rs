@@ -3,7 +3,7 @@
 //! A job that fails or is cancelled leaves OUTPUT as it was, because no part is visible before the commit is decided. After the decision it can only go on: publishing is
 //! repeated until it succeeds, by this leader or the next, and each of them writes the very manifest that was made before the decision.
 
-use muster_common::api::{JobState, Manifest, ManifestPart, PhaseTimes, QuarantineFile};
+use muster_common::api::{JobState, KeyEncoding, Manifest, ManifestPart, PhaseTimes, QuarantineFile};
 use muster_common::ids::AttemptId;
 use muster_common::names;
 use muster_common::planted::{self, Bug};
@@ -11,6 +11,7 @@ use muster_common::store::BlobUrl;
 use muster_common::wire::{BlobRef, Broadcast, CancelAttempt};
 use muster_common::{Error, ErrorKind, Result};
 use muster_kernel::proof::Sums;
+use muster_kernel::splitters::SAMPLE_KEY_MAX;
 
 use super::active::{Active, Attempt, Stage, Waiters, settings_of};
 use super::durable::DurableJob;
@@ -29,7 +30,7 @@ const LATE_SWEEPS_MAX: u32 = 5;
 /// Jobs of former leaders whose scratch a new one looks over.
 const LATE_SWEPT_JOBS_MAX: usize = 100;
 /// Version of the manifest.
-const MANIFEST_VERSION: u32 = 1;
+const MANIFEST_VERSION: u32 = 2;
 
 impl Machine {
     /// The commit is decided: what was made becomes visible.
@@ -426,15 +427,19 @@ fn manifest(durable: &DurableJob, active: &Active, plan: &SharedPlan) -> Manifes
         let (name, checksum) = (names::quarantine_path(*split), format!("{:016x}", lines.digest));
         Some(QuarantineFile { name, bytes: lines.bytes, checksum })
     });
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let parts = durable.parts.values().map(|part| ManifestPart {
-        name: names::part_name(part.partition, &durable.submitted.extension),
-        records: part.kept.records,
-        bytes: part.bytes,
-        first_key: hex(&part.first_key),
-        last_key: hex(&part.last_key),
-        checksum: format!("{:016x}", part.checksum),
-        hash: format!("{:016x}", part.kept.hash),
+    let parts = durable.parts.values().map(|part| {
+        let (key_encoding, [first_key, last_key]) =
+            KeyEncoding::write([&part.first_key, &part.last_key], SAMPLE_KEY_MAX);
+        ManifestPart {
+            name: names::part_name(part.partition, &durable.submitted.extension),
+            records: part.kept.records,
+            bytes: part.bytes,
+            first_key,
+            last_key,
+            key_encoding,
+            checksum: format!("{:016x}", part.checksum),
+            hash: format!("{:016x}", part.kept.hash),
+        }
     });
     Manifest {
         version: MANIFEST_VERSION,
