@@ -1,5 +1,6 @@
 //! The command line as clap sees it. Scripts rely on it: names stay.
 
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -12,6 +13,7 @@ use crate::memory;
 #[command(
     name = "muster",
     version,
+    propagate_version = true,
     about,
     max_term_width = 110,
     after_help = "Exit codes: 0 succeeded, 1 failed or not in order, 2 wrong usage, 3 nothing to connect to, 130 interrupted."
@@ -339,7 +341,7 @@ pub(crate) struct CoordinatorArgs {
 /// OUTPUT is a folder or a prefix: it gets part-00000.EXT and so on, which read one after the other are the sorted data, and _SUCCESS when all of it is there. The letters
 /// have the meaning of sort(1) under LC_ALL=C, so help is --help alone here.
 #[derive(Debug, Args)]
-#[command(disable_help_flag = true, disable_version_flag = true)]
+#[command(version, disable_help_flag = true, disable_version_flag = true)]
 pub(crate) struct SortArgs {
     /// Files, folders, prefixes and globs; names beginning with _ or . are not read from folders. In a pool workers:/ is what workers offer with --input-dir, workers:/PATH some of it
     #[arg(required = true, value_name = "INPUT")]
@@ -389,12 +391,16 @@ pub(crate) struct SortArgs {
     /// Print help
     #[arg(long, action = clap::ArgAction::Help)]
     help: Option<bool>,
+    /// Print version
+    #[arg(long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
 }
 
 /// What order; shared by `sort` and `verify`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct OrderArgs {
-    /// auto, lines or fixed:LEN; auto reads lines and refuses what looks like another format
+    /// auto, lines or fixed:LEN. auto in sort: lines, and what looks like another format is refused. auto in verify: as the folder's _SUCCESS says, else lines where a letter or key of
+    /// lines is given, else gensort's fixed:100 with -k 0:10
     #[arg(long, value_name = "FORMAT", default_value = "auto")]
     pub(crate) format: String,
     /// Lines: as in sort(1), F[.C][LETTERS][,F[.C][LETTERS]]; fixed: OFFSET:LEN
@@ -402,7 +408,7 @@ pub(crate) struct OrderArgs {
     pub(crate) keys: Vec<String>,
     /// Byte between fields; else the change from non-blank to blank (\0 is NUL)
     #[arg(short = 't', long = "field-separator", value_name = "SEP")]
-    pub(crate) separator: Option<String>,
+    pub(crate) separator: Option<OsString>,
     /// Compare by numeric value
     #[arg(short = 'n', long = "numeric-sort")]
     pub(crate) numeric: bool,
@@ -430,6 +436,9 @@ pub(crate) struct OrderArgs {
     /// Compare printable characters only
     #[arg(short = 'i', long = "ignore-nonprinting")]
     pub(crate) nonprinting: bool,
+    /// As sort(1) has it: numeric is -n
+    #[arg(long = "sort", value_name = "WORD", hide = true)]
+    pub(crate) sort_word: Option<String>,
     /// Letters of sort(1) that are kept for its meaning and not built yet
     #[arg(short = 'g', long = "general-numeric-sort", hide = true)]
     pub(crate) general: bool,
@@ -500,8 +509,12 @@ pub(crate) struct GenArgs {
     pub(crate) json: bool,
 }
 
+/// Check order, count, checksum and duplicates as valsort does.
+///
+/// A folder that muster sorted is checked by the format and keys in its _SUCCESS, and against the sums there. Where options say what order is meant, they hold instead.
+/// Anything else is taken for gensort's records of 100 bytes with a key of 10 (--format fixed:100 -k 0:10), unless a letter or key of lines is given: for text say --format lines.
 #[derive(Debug, Args)]
-#[command(disable_help_flag = true, disable_version_flag = true)]
+#[command(version, disable_help_flag = true, disable_version_flag = true)]
 pub(crate) struct VerifyArgs {
     /// Files, objects, folders and prefixes, in order
     #[arg(required = true, value_name = "PATH")]
@@ -517,6 +530,9 @@ pub(crate) struct VerifyArgs {
     /// Print help
     #[arg(long, action = clap::ArgAction::Help)]
     help: Option<bool>,
+    /// Print version
+    #[arg(long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
 }
 
 /// `512MiB`, `4G`, `1000`: as bytesize reads it.

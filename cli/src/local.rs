@@ -4,6 +4,7 @@
 //! knows what is committed, and the job's id is kept beside it.
 
 mod folder;
+mod room;
 pub(crate) mod server;
 
 use std::sync::Arc;
@@ -25,12 +26,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::Api;
-use crate::cmd;
 use crate::cmd::watch::to_end;
 use crate::exit::Exit;
 use crate::local::folder::Folder;
 use crate::local::server::PrivateServer;
+use crate::output;
 use crate::progress::Progress;
+use crate::signals::EndSignals;
 
 /// Of the memory, what the private server takes, which is a process of its own, and the coordinator in this one.
 const SERVER_BYTES: u64 = 32 << 20;
@@ -75,6 +77,29 @@ impl LocalOptions {
     }
 }
 
+/// What a run is made of while it lasts.
+struct Parts {
+    server: Option<PrivateServer>,
+    running: JoinSet<Result<()>>,
+    /// Ends the workers.
+    stop: CancellationToken,
+    /// Ends the coordinator.
+    leave: watch::Sender<bool>,
+}
+
+impl Parts {
+    async fn end(mut self) {
+        self.stop.cancel();
+        self.leave.send_replace(true);
+        // A part that does not end in time ends with the process.
+        let all = async { while self.running.join_next().await.is_some() {} };
+        drop(tokio::time::timeout(STOP_TIMEOUT, all).await);
+        if let Some(server) = self.server {
+            server.stop().await;
+        }
+    }
+}
+
 /// Runs one job to its end, here.
 pub(crate) async fn run(
     mut spec: JobSpec,
@@ -82,25 +107,27 @@ pub(crate) async fn run(
     options: &LocalOptions,
     progress: &mut Progress,
 ) -> Result<JobStatus, Exit> {
+    // From here on no signal kills: what is made is removed.
+    let mut signals = EndSignals::watch();
+    crate::signals::outlive_file_size_limit();
     crate::open_files::make_room(options.workers.saturating_mul(options.slots()))?;
     let folder = Folder::open(options.data_dir.as_deref())?;
-    folder.adopt_job(&mut spec, options.job_id_given)?;
-    // Spawned on this thread, the process's first: the server dies with the thread that spawns it.
-    let server = PrivateServer::start(folder.path()).await?;
-    let stop = CancellationToken::new();
+    let other = folder.adopt_job(&mut spec, options.job_id_given)?;
     let (leave, left) = watch::channel(false);
-    let mut parts = JoinSet::new();
-    let api = start_parts(&server, &folder, config, options, (&stop, left), &mut parts).await?;
-    let result = tokio::select! {
-        result = run_job(&api, &spec, progress) => result,
-        Some(ended) = parts.join_next() => Err(part_ended(ended)),
-        _ = cmd::end_signal() => Err(interrupted(&api, &spec, options).await),
+    let mut parts = Parts { server: None, running: JoinSet::new(), stop: CancellationToken::new(), leave };
+    let begun = tokio::select! {
+        begun = begin(&folder, (&spec, other), config, options, (&mut parts, left)) => begun,
+        _ = signals.next() => Err(Exit::interrupted("interrupted before the job began; OUTPUT is as it was")),
     };
-    stop.cancel();
-    leave.send_replace(true);
-    // A part that does not end in time ends with the process.
-    drop(tokio::time::timeout(STOP_TIMEOUT, async { while parts.join_next().await.is_some() {} }).await);
-    server.stop().await;
+    let result = match begun {
+        Ok(api) => tokio::select! {
+            result = run_job(&api, &spec, progress) => result,
+            Some(ended) = parts.running.join_next() => Err(part_ended(ended)),
+            _ = signals.next() => Err(interrupted(&api, &spec, options, &mut signals).await),
+        },
+        Err(exit) => Err(exit),
+    };
+    parts.end().await;
     if result.is_ok() {
         folder.forget_job()?;
     }
@@ -108,8 +135,43 @@ pub(crate) async fn run(
     result
 }
 
+/// Starts everything. The job of another command in the folder counts only if the journal there knows it: one that was refused, or interrupted while it was planned, is
+/// given up.
+async fn begin(
+    folder: &Folder,
+    (spec, other): (&JobSpec, Option<JobSpec>),
+    config: &Config,
+    options: &LocalOptions,
+    (parts, left): (&mut Parts, watch::Receiver<bool>),
+) -> Result<Api, Exit> {
+    // Spawned on this thread, the process's first: the server dies with the thread that spawns it.
+    let server = &*parts.server.insert(PrivateServer::start(folder.path()).await?);
+    let budget = options.budget();
+    let mut limits = config.store.clone();
+    limits.objects_max = limits.objects_max.min(budget.objects_max());
+    let stores = Stores::new(BufferPool::new(budget.buffer_bytes), &limits);
+    let client = nats::connect(&server.settings(), config, "muster sort").await?;
+    ensure_streams(&client, config).await?;
+    start_coordinator(server, config, &stores, left, &mut parts.running).await?;
+    let api = Api::new(client, config, PATIENCE);
+    if let Some(other) = other {
+        match api.status(&other.job).await {
+            Ok(status) if !status.state.is_terminal() => return Err(folder.held_by_another(&other).into()),
+            Err(error) if error.kind != ErrorKind::NotFound => return Err(error.into()),
+            Ok(_) | Err(_) => folder.keep_job(spec)?,
+        }
+    }
+    start_workers(server, folder, config, options, (&stores, &parts.stop), &mut parts.running).await?;
+    Ok(api)
+}
+
 async fn run_job(api: &Api, spec: &JobSpec, progress: &mut Progress) -> Result<JobStatus, Exit> {
     let status = api.submit(spec, &|what| progress.say(what)).await?;
+    if progress.is_shown() {
+        for shortage in room::shortages(spec, status.input_bytes) {
+            output::error_line(&format!("muster: {shortage}"));
+        }
+    }
     progress.update(&status);
     Ok(to_end(api, &spec.job, progress, true).await?)
 }
@@ -122,8 +184,9 @@ fn part_ended(ended: std::result::Result<Result<()>, tokio::task::JoinError>) ->
     }
 }
 
-/// Ctrl-C: with a data directory the run can be resumed and stays as it is; without one nothing would know of it, so it is cancelled and cleaned up.
-async fn interrupted(api: &Api, spec: &JobSpec, options: &LocalOptions) -> Exit {
+/// Ctrl-C and its like: with a data directory the run can be resumed and stays as it is; without one nothing would know of it, so it is cancelled and cleaned up. Who asks
+/// once more does not wait for that.
+async fn interrupted(api: &Api, spec: &JobSpec, options: &LocalOptions, signals: &mut EndSignals) -> Exit {
     if let Some(dir) = &options.data_dir {
         return Exit::interrupted(format!(
             "interrupted; the same command with --data-dir {} resumes it",
@@ -138,7 +201,13 @@ async fn interrupted(api: &Api, spec: &JobSpec, options: &LocalOptions) -> Exit 
         }
         to_end(api, &spec.job, &mut Progress::new(crate::progress::Show::Nothing), true).await
     };
-    match tokio::time::timeout(CANCEL_TIMEOUT, cancelled).await {
+    let ended = tokio::select! {
+        ended = tokio::time::timeout(CANCEL_TIMEOUT, cancelled) => ended,
+        _ = signals.next() => {
+            return Exit::interrupted(format!("interrupted twice; unfinished parts may be left in {}", spec.output));
+        }
+    };
+    match ended {
         Ok(Ok(_)) => Exit::interrupted("interrupted; the job was cancelled and OUTPUT is as it was"),
         Ok(Err(error)) if error.kind == ErrorKind::NotFound => {
             Exit::interrupted("interrupted before the job began; OUTPUT is as it was")
@@ -148,33 +217,34 @@ async fn interrupted(api: &Api, spec: &JobSpec, options: &LocalOptions) -> Exit 
     }
 }
 
-async fn start_parts(
+async fn start_coordinator(
+    server: &PrivateServer,
+    config: &Config,
+    stores: &Stores,
+    left: watch::Receiver<bool>,
+    parts: &mut JoinSet<Result<()>>,
+) -> Result<()> {
+    let client = nats::connect(&server.settings(), config, "muster coordinator").await?;
+    let ledger = Arc::new(JetStreamLedger::new(&client, config));
+    let options = CoordinatorOptions { config: config.clone(), bucket: None, faults: None, vitals: None };
+    let (stores, clock) = (stores.clone(), Arc::new(SystemClock::default()));
+    parts.spawn(async move {
+        let led = muster_coordinator::run(client, ledger, stores, clock, options, left);
+        Box::pin(led).await
+    });
+    Ok(())
+}
+
+async fn start_workers(
     server: &PrivateServer,
     folder: &Folder,
     config: &Config,
     options: &LocalOptions,
-    (stop, left): (&CancellationToken, watch::Receiver<bool>),
+    (stores, stop): (&Stores, &CancellationToken),
     parts: &mut JoinSet<Result<()>>,
-) -> Result<Api> {
+) -> Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
-    let settings = server.settings();
-    let client = nats::connect(&settings, config, "muster sort").await?;
-    ensure_streams(&client, config).await?;
-    let budget = options.budget();
-    let mut limits = config.store.clone();
-    limits.objects_max = limits.objects_max.min(budget.objects_max());
-    let stores = Stores::new(BufferPool::new(budget.buffer_bytes), &limits);
-
-    let leader = nats::connect(&settings, config, "muster coordinator").await?;
-    let ledger = Arc::new(JetStreamLedger::new(&leader, config));
-    let coordinator = CoordinatorOptions { config: config.clone(), bucket: None, faults: None, vitals: None };
-    let (leader_stores, leader_clock) = (stores.clone(), clock.clone());
-    parts.spawn(async move {
-        let led = muster_coordinator::run(leader, ledger, leader_stores, leader_clock, coordinator, left);
-        Box::pin(led).await
-    });
-
-    let jobs = Jobs::default();
+    let (budget, jobs) = (options.budget(), Jobs::default());
     for number in 0..options.workers {
         let id = format!("local-{number}").parse().map_err(|e| Error::bug(format!("{e}")))?;
         // Nobody would start it again.
@@ -196,9 +266,9 @@ async fn start_parts(
             faults: None,
             vitals: None,
         };
-        let client = nats::connect(&settings, config, &format!("muster worker local-{number}")).await?;
+        let client = nats::connect(&server.settings(), config, &format!("muster worker local-{number}")).await?;
         let (stores, clock, stop) = (stores.clone(), clock.clone(), stop.clone());
         parts.spawn(async move { muster_worker::run(client, stores, clock, worker, stop).await.map(drop) });
     }
-    Ok(Api::new(client, config, PATIENCE))
+    Ok(())
 }

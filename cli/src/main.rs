@@ -2,6 +2,7 @@
 
 mod allocator;
 mod args;
+mod argv;
 mod client;
 mod cmd;
 mod environment;
@@ -11,7 +12,12 @@ mod memory;
 mod nats_context;
 mod open_files;
 mod output;
+mod pace;
 mod progress;
+mod signals;
+mod temporary;
+
+use std::ffi::OsString;
 
 use clap::Parser;
 
@@ -19,20 +25,24 @@ use crate::args::{Cli, Command};
 use crate::exit::Exit;
 
 fn main() -> std::process::ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return exit::usage(&error),
+    let args: Vec<OsString> = std::env::args_os().collect();
+    // Known before the rest is read: wrong usage is told as an object, too.
+    let json = args.iter().take_while(|arg| *arg != "--").any(|arg| arg == "--json");
+    let cli = match argv::for_clap(args).map(Cli::try_parse_from) {
+        Ok(Ok(cli)) => cli,
+        Ok(Err(error)) => return exit::usage(error, json),
+        Err(exit) => return exit.report(json),
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return Exit::failed(format!("cannot start the runtime: {error}")).report(),
+        Err(error) => return Exit::failed(format!("cannot start the runtime: {error}")).report(json),
     };
     let result = runtime.block_on(dispatch(cli));
     // Reads that hang in a store must not hold up the end of the process.
     runtime.shutdown_background();
-    match result {
+    match result.and_then(|()| output::written()) {
         Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(exit) => exit.report(),
+        Err(exit) => exit.report(json),
     }
 }
 

@@ -1,17 +1,41 @@
 //! The only place that writes to stdout and stderr.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
+use std::sync::OnceLock;
 
 use serde::Serialize;
 
-/// One line on stdout. A reader that went away (`| head`) is no error of ours.
+use crate::exit::Exit;
+
+/// Why something could not be written to stdout, the first time.
+static UNWRITTEN: OnceLock<String> = OnceLock::new();
+
+/// One line on stdout.
 pub(crate) fn line(text: &str) {
-    drop(writeln!(std::io::stdout().lock(), "{text}"));
+    noted(writeln!(std::io::stdout().lock(), "{text}"));
 }
 
 /// Lines as they are on stdout.
 pub(crate) fn text(text: &str) {
-    drop(write!(std::io::stdout().lock(), "{text}"));
+    noted(write!(std::io::stdout().lock(), "{text}"));
+}
+
+/// A reader that went away (`| head`) is no error of ours; a full disk is told in the end, when the work is done.
+fn noted(written: std::io::Result<()>) {
+    if let Err(error) = written
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        drop(UNWRITTEN.set(error.to_string()));
+    }
+}
+
+/// Whether all that was to stand on stdout stands there.
+pub(crate) fn written() -> Result<(), Exit> {
+    noted(std::io::stdout().lock().flush());
+    match UNWRITTEN.get() {
+        None => Ok(()),
+        Some(why) => Err(Exit::failed(format!("the work is done, but cannot be told on standard output: {why}"))),
+    }
 }
 
 /// One line on stderr.

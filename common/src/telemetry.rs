@@ -61,6 +61,8 @@ where
     let spans = std::env::var_os("MUSTER_LOG_SPANS").is_some_and(|value| value == "1");
     let ends = if spans { FmtSpan::CLOSE } else { FmtSpan::NONE };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_span_events(ends).with_writer(writer);
+    // A line that cannot be written (the terminal is gone, the disk is full) would be told by eprintln!, which panics where stderr is what fails.
+    let builder = builder.log_internal_errors(false);
     // An error means that logging was set up before, as it is by an embedding program or another test.
     drop(match format {
         LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),

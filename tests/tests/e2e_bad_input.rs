@@ -227,7 +227,7 @@ fn an_output_that_is_not_empty_stays_as_it_is() {
     assert_eq!(fs::read(kept).unwrap(), b"mine");
 
     let file = sandbox.file("file", "mine");
-    sandbox.run(["sort", "in", "-o", "file", "--local=2"]).expect_code(1).expect_error(&["file"]);
+    sandbox.run(["sort", "in", "-o", "file", "--local=2"]).expect_code(2).expect_error(&["file"]);
     assert_eq!(fs::read(file).unwrap(), b"mine");
     sandbox.assert_no_temporaries();
 }

@@ -350,37 +350,50 @@ fn a_local_run_on_files_that_was_killed_resumes() {
     sandbox.assert_no_temporaries();
 }
 
-#[test]
-fn a_local_run_that_is_interrupted_cleans_up() {
+/// A run on a bucket that gets a signal in the midst of it: how it ended, and what is in the bucket then. With `nohup` it ignores SIGHUP from the start.
+#[track_caller]
+fn signalled(signal: Signal, nohup: bool) -> (i32, String, Vec<String>) {
     let sandbox = Sandbox::new();
     let s3 = S3Server::start(&sandbox);
     let (bucket, gate) = (s3.bucket(BUCKET), Gate::before(s3.port()));
     bucket.put("in", &records(RECORDS, Keys::Random, 4));
     let config = sandbox.small_tasks(SMALL, SMALL);
-    let mut command = sandbox.muster();
-    command.args([
-        "sort",
-        &bucket.url("in"),
-        "-o",
-        &bucket.url("out"),
-        "--format",
-        "fixed:100",
-        "-k",
-        "0:10",
-        "--local=2",
-        "--config",
-    ]);
+    let mut command = sandbox.clean_command("sh");
+    let ignore = if nohup { "trap '' HUP; " } else { "" };
+    command.args(["-c", &format!("{ignore}exec \"$@\""), "sh"]).arg(sandbox.muster().get_program());
+    command.args(["sort", &bucket.url("in"), "-o", &bucket.url("out"), "--format", "fixed:100", "-k", "0:10"]);
+    command.args(["--local=2", "--config"]);
     command.arg(config).envs(s3.environment()).env("AWS_ENDPOINT_URL", gate.endpoint());
     gate.hold_after(12, begins_an_upload);
     let mut run = Process::spawn("run", command, &sandbox.logs());
     gate.wait_for_request("the run to be in the midst of it", wait::RUN_BOUND);
-    run.signal(Signal::INT);
+    run.signal(signal);
     gate.open();
-    assert_eq!(process::exit_code(run.wait(Duration::from_secs(60))), 130, "{}", run.stderr());
-    Output::of_bucket(&bucket, "out").assert_nothing();
-    assert_eq!((bucket.list(""), bucket.uploads()), (vec!["in".to_owned()], vec![]));
+    let code = process::exit_code(run.wait(Duration::from_secs(60)));
+    assert_eq!(bucket.uploads(), Vec::<String>::new());
     sandbox.assert_no_temporaries();
     assert!(fs::read_dir(sandbox.path("tmp")).unwrap().next().is_none(), "a folder stays in the temporary folder");
+    (code, run.stderr(), bucket.list(""))
+}
+
+#[test]
+fn a_local_run_that_is_interrupted_cleans_up() {
+    let (code, said, left) = signalled(Signal::INT, false);
+    assert_eq!((code, left), (130, vec!["in".to_owned()]), "{said}");
+}
+
+/// A lost ssh: before, the run was killed, and left parts in OUTPUT and its folder in TMPDIR.
+#[test]
+fn a_local_run_whose_terminal_is_gone_cleans_up() {
+    let (code, said, left) = signalled(Signal::HUP, false);
+    assert_eq!((code, left), (130, vec!["in".to_owned()]), "{said}");
+}
+
+#[test]
+fn a_local_run_under_nohup_outlives_its_terminal() {
+    let (code, said, left) = signalled(Signal::HUP, true);
+    assert_eq!(code, 0, "{said}");
+    assert!(left.contains(&"out/_SUCCESS".to_owned()), "{left:?}");
 }
 
 /// The second time the store gives each part the tag that the old one has: nothing tells them apart, and nothing needs to.

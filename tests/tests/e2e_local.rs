@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use muster_tests::harness::data::{Keys, log_lines, odd_lines, records, words};
-use muster_tests::harness::process::any_with_argument;
+use muster_tests::harness::process::{self, Process, any_with_argument};
 use muster_tests::harness::sandbox::LOG_ATTEMPTS;
 use muster_tests::harness::{Output, Sandbox, arg, oracle, wait};
 
@@ -301,6 +301,96 @@ fn verify_tells_order_from_disorder() {
     // In order, but not what the job wrote: one record is missing.
     let short = sandbox.file("short/part-00000.bin", &sorted[100..]);
     verify(short.parent().unwrap()).expect_code(1);
+}
+
+/// Before, a run that looked for what dead ones had left took the folder of one that was just beginning.
+#[test]
+fn runs_that_begin_at_once_leave_each_other_alone() {
+    let sandbox = Sandbox::new();
+    let input = sandbox.file("in", "b\na\n");
+    let dead = sandbox.file("tmp/muster-local-dead/spill/x", "of a run that was killed");
+    sandbox.file("tmp/muster-local-dead/lock", "");
+    let mut runs: Vec<Process> = (0..8)
+        .map(|number| {
+            let mut command = sandbox.muster();
+            command.args(["sort", "--quiet", "--local=1", "--format", "lines", arg(&input), "-o"]);
+            command.arg(sandbox.path(format!("out{number}")));
+            Process::spawn(&format!("run{number}"), command, &sandbox.logs())
+        })
+        .collect();
+    for (number, run) in runs.iter_mut().enumerate() {
+        let code = process::exit_code(run.wait(wait::RUN_BOUND));
+        assert_eq!((code, run.stderr().as_str()), (0, ""), "run {number}");
+        Output::of_folder(&sandbox.path(format!("out{number}"))).assert_is(b"a\nb\n");
+    }
+    assert!(!dead.exists(), "what a killed run left stays");
+    sandbox.assert_no_temporaries();
+}
+
+/// Before, the folder held the job that was refused, and no other command could use it.
+#[test]
+fn a_refused_job_does_not_keep_its_data_dir() {
+    let sandbox = Sandbox::new();
+    let input = sandbox.file("in", "b\na\n");
+    sandbox.file("full/other", "of somebody else");
+    let sort = |output: &str| {
+        let arguments =
+            ["sort", "--json", "--local=1", "--data-dir", "data", "--format", "lines", arg(&input), "-o", output];
+        sandbox.run(arguments)
+    };
+    let refused = sort("full").expect_code(1).expect_error(&["full"]);
+    let told = refused.json();
+    assert_eq!(told["exit_code"], 1, "{told}");
+    assert!(told["error"].as_str().is_some_and(|error| error.contains("full")), "{told}");
+    let done = sort("out").expect_code(0);
+    assert_eq!((&done.json()["state"], &done.json()["exit_code"]), (&"succeeded".into(), &0.into()), "{}", done.stdout);
+    Output::of_folder(&sandbox.path("out")).assert_is(b"a\nb\n");
+}
+
+#[test]
+fn what_cannot_be_told_on_standard_output_or_error_is_no_crash() {
+    let sandbox = Sandbox::new();
+    let input = sandbox.file("in", "b\na\n");
+    // Whose terminal is gone, or whose disk is full; nobody reads a pipe.
+    for (output, redirect, code) in [
+        ("o1", "2>/dev/full", 0),
+        ("o2", ">/dev/full", 1),
+        ("o3", ">&- 2>&-", 0),
+        ("o4", "2>&1 | true; exit ${PIPESTATUS[0]}", 0),
+    ] {
+        let mut command = sandbox.clean_command("bash");
+        let line = format!("\"$@\" -o {output} {redirect}");
+        command.args(["-c", &line, "sh"]).arg(sandbox.muster().get_program());
+        command.args(["sort", "--local=1", "--format", "lines", arg(&input)]).env("MUSTER_LOG", "info");
+        let ended = sandbox.run_command(command, wait::RUN_BOUND).expect_code(code);
+        assert!(!ended.stderr.contains("panicked"), "{redirect}: {}", ended.stderr);
+        Output::of_folder(&sandbox.path(output)).assert_is(b"a\nb\n");
+    }
+    let refused = sandbox.run(["sort", "--json", "-c", "in"]).expect_code(2).expect_error(&["muster verify"]);
+    assert_eq!(refused.json()["exit_code"], 2, "{}", refused.stdout);
+    let wrong = sandbox.run(["sort", "--json", "--nonsense", "in"]).expect_code(2).expect_error(&["--nonsense"]);
+    assert!(!wrong.stderr.contains("-- --nonsense"), "{}", wrong.stderr);
+    let told = wrong.json()["error"].as_str().map(str::to_owned);
+    assert_eq!(told.as_deref(), Some("unexpected argument '--nonsense' found"));
+}
+
+#[test]
+fn verify_reads_order_and_sums_from_the_folder() {
+    let sandbox = Sandbox::new();
+    let input = sandbox.file("in", "c:1\na:10\nb:9\n");
+    sandbox.sort_here(&sandbox.path("out"), [arg(&input), "-t:", "-k2,2nr", "--format", "lines"]);
+    let manifest = std::fs::read_to_string(sandbox.path("out/_SUCCESS")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    let hash = manifest["sums"]["hash"].as_str().map(str::len);
+    assert_eq!((hash, &manifest["parts"][0]["key_encoding"]), (Some(16), &"base64".into()), "{manifest}");
+    let verified = sandbox.run(["verify", "--json", "out"]).expect_code(0);
+    let told = verified.json();
+    let seen = (&told["records"], &told["in_order"], &told["matches_manifest"], &told["order_from"]);
+    assert_eq!(seen, (&3.into(), &true.into(), &true.into(), &"manifest".into()), "{told}");
+    sandbox.run(["verify", "out", "-t", ":", "-k2,2n"]).expect_code(1).expect_error(&["not in order"]);
+    // In order by itself, but not what the job made.
+    sandbox.file("out/part-00000.txt", "a:10\nb:9\n");
+    sandbox.run(["verify", "out"]).expect_code(1).expect_error(&["is not that of job"]);
 }
 
 #[test]

@@ -9,6 +9,7 @@ pub(crate) mod jobs;
 pub(crate) mod manual;
 pub(crate) mod order;
 pub(crate) mod rights;
+pub(crate) mod single_output;
 pub(crate) mod sort;
 pub(crate) mod verify;
 pub(crate) mod watch;
@@ -34,9 +35,13 @@ use crate::client::Api;
 use crate::environment;
 use crate::exit::{self, Exit};
 use crate::nats_context;
+use crate::signals::EndSignals;
 
 /// How long a client waits for a leader.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Standard input or output, where a path may stand.
+pub(crate) const STANDARD: &str = "-";
 
 /// Says which deployment is meant, unless `--namespace` does.
 pub(crate) const NAMESPACE_VARIABLE: &str = "MUSTER_NAMESPACE";
@@ -122,6 +127,11 @@ pub(crate) async fn api_of(args: &ClientArgs) -> Result<Api, Exit> {
 
 /// An argument as blob URL: a URL as it is, a path made absolute.
 pub(crate) fn blob_url(text: &str) -> Result<BlobUrl, Exit> {
+    if text == STANDARD {
+        return Err(Exit::usage(
+            "- (standard input or output) is not built yet: name a file or a folder; what is really named - is ./-",
+        ));
+    }
     let parsed = if text.contains("://") {
         text.parse()
     } else {
@@ -139,18 +149,9 @@ pub(crate) fn cores() -> u32 {
     std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1024))
 }
 
-/// Resolves when the process is asked to end: SIGINT or SIGTERM. Gives true for SIGINT.
+/// Resolves when the process is asked to end (see [`crate::signals`]). Gives true for Ctrl-C and its like.
 pub(crate) async fn end_signal() -> bool {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        tracing::error!("signals cannot be watched; this process can only be killed");
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => true,
-        _ = terminate.recv() => false,
-    }
+    EndSignals::watch().next().await
 }
 
 /// What `what` would be, where it is one that this version does not have.

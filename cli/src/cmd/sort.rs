@@ -14,7 +14,7 @@ use muster_kernel::record::Format;
 
 use crate::args::{OnBadInputs, OnBadRecords, SortArgs};
 use crate::client::Api;
-use crate::cmd::{self, order, watch};
+use crate::cmd::{self, order, single_output, watch};
 use crate::exit::{self, Exit};
 use crate::local::{self, LocalOptions};
 use crate::memory::{self, Size};
@@ -40,6 +40,7 @@ pub(crate) async fn run(args: SortArgs) -> Result<(), Exit> {
     let level = if args.quiet { "error" } else { "warn" };
     cmd::log(args.settings.log_format, if pool.is_none() { "off" } else { level });
     refuse_misplaced(&args)?;
+    single_output::refuse(&args.output)?;
     let config = cmd::settings(&args.settings, &place.nats)?;
     let show = if args.quiet || args.json { Show::Nothing } else { Show::Auto };
     match pool {

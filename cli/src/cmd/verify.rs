@@ -68,6 +68,7 @@ struct Report {
     in_order: bool,
     hash: String,
     matches_manifest: Option<bool>,
+    order_from: OrderFrom,
 }
 
 /// Checks, prints, and fails where the data is not in order or not that of the manifest.
@@ -77,20 +78,25 @@ pub(crate) async fn run(args: VerifyArgs) -> Result<(), Exit> {
     let stores = Stores::new(BufferPool::new(IDLE_BYTES_MAX), &limits);
     let manifest = match &args.against {
         Some(text) => Some(read_manifest(&stores, &cmd::blob_url(text)?).await?),
-        None => None,
+        None if order::is_given(&args.order) => None,
+        None => own_manifest(&stores, &args.paths).await?,
     };
-    let spec = spec(&args, manifest.as_ref())?;
+    let (spec, from) = spec(&args, manifest.as_ref())?;
+    if !args.json && from != OrderFrom::Options {
+        output::error_line(&format!("muster: {}", from.told(&spec)));
+    }
     let inputs = find_inputs(&stores, &args.paths).await?;
     let checked = check_all(&inputs, &spec).await?;
     let matches = manifest.as_ref().map(|manifest| manifest.sums == checked.sums);
-    print(&args, &checked, matches);
-    if !checked.summary.in_order() {
-        return Err(Exit::failed(if args.json { "" } else { "the data is not in order" }));
-    }
-    match manifest {
-        Some(manifest) if manifest.sums != checked.sums => Err(Exit::failed(differs(&manifest, &checked.sums))),
-        _ => Ok(()),
-    }
+    print(&args, &checked, matches, from);
+    let held = if !checked.summary.in_order() {
+        Err(Exit::failed("the data is not in order"))
+    } else if let Some(manifest) = manifest.filter(|manifest| manifest.sums != checked.sums) {
+        Err(Exit::failed(differs(&manifest, &checked.sums)))
+    } else {
+        Ok(())
+    };
+    if args.json { held.map_err(Exit::told) } else { held }
 }
 
 fn differs(manifest: &Manifest, seen: &Sums) -> String {
@@ -102,20 +108,70 @@ fn differs(manifest: &Manifest, seen: &Sums) -> String {
     )
 }
 
-/// The order to check: the given one, else the manifest's, else gensort's.
-fn spec(args: &VerifyArgs, manifest: Option<&Manifest>) -> Result<SortSpec, Exit> {
-    let given = &args.order;
-    let plain = order::is_auto(given) && given.keys.is_empty() && !given.zero;
-    if let (Some(manifest), true) = (manifest, plain) {
-        return Ok(manifest.sort.clone());
+/// Who said what order is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum OrderFrom {
+    Options,
+    Manifest,
+    Default,
+}
+
+impl OrderFrom {
+    /// What is checked, for who did not say it.
+    fn told(self, spec: &SortSpec) -> String {
+        let format = match spec.format {
+            Format::Lines { terminator: 0 } => "lines that end with NUL".to_owned(),
+            Format::Lines { .. } => "lines".to_owned(),
+            Format::Fixed { len } => format!("records of {len} bytes"),
+        };
+        match (self, spec.keys.len()) {
+            (Self::Default, _) => {
+                format!("checking {format} with the key 0:10, as gensort makes them; for text say --format lines")
+            }
+            (_, 0) => format!("checking {format}, as _SUCCESS says"),
+            (_, keys) => format!("checking {format} by {keys} key(s), as _SUCCESS says"),
+        }
     }
-    // Lines are meant wherever a letter is given that only lines have.
-    let auto = if given.zero { Format::Lines { terminator: 0 } } else { GENSORT };
+}
+
+/// The order to check: the given one, else the manifest's, else gensort's.
+fn spec(args: &VerifyArgs, manifest: Option<&Manifest>) -> Result<(SortSpec, OrderFrom), Exit> {
+    let given = &args.order;
+    if let (Some(manifest), false) = (manifest, order::is_given(given)) {
+        return Ok((manifest.sort.clone(), OrderFrom::Manifest));
+    }
+    let auto = match manifest {
+        _ if order::is_of_lines(given) => Format::Lines { terminator: b'\n' },
+        Some(manifest) => manifest.sort.format.clone(),
+        None => GENSORT,
+    };
     let mut spec = order::spec(given, auto)?;
     if spec.format == GENSORT && spec.keys.is_empty() {
         spec.keys = vec![KeyDef::Range { offset: 0, len: 10 }];
     }
-    Ok(spec)
+    Ok((spec, if order::is_given(given) { OrderFrom::Options } else { OrderFrom::Default }))
+}
+
+/// The `_SUCCESS` of the one folder that is to be checked, if muster wrote one there.
+async fn own_manifest(stores: &Stores, paths: &[String]) -> Result<Option<Manifest>, Exit> {
+    let [path] = paths else { return Ok(None) };
+    let url = cmd::blob_url(path)?;
+    let store = stores.open(&url).await?;
+    if !url.key().ends_with('/') && store.head(url.key()).await.is_ok() {
+        return Ok(None);
+    }
+    let url = url.join(names::SUCCESS);
+    match read_manifest(stores, &url).await {
+        Ok(manifest) => Ok(Some(manifest)),
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
+        // Other programs write such files, too, and leave them empty.
+        Err(error) if error.kind == ErrorKind::Invalid => {
+            output::error_line(&format!("muster: {url} is passed over: {error}"));
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn read_manifest(stores: &Stores, url: &BlobUrl) -> Result<Manifest> {
@@ -247,7 +303,7 @@ impl RangeCheck {
     }
 }
 
-fn print(args: &VerifyArgs, checked: &Checked, matches: Option<bool>) {
+fn print(args: &VerifyArgs, checked: &Checked, matches: Option<bool>, order_from: OrderFrom) {
     let summary = &checked.summary;
     if args.json {
         output::json(&Report {
@@ -260,6 +316,7 @@ fn print(args: &VerifyArgs, checked: &Checked, matches: Option<bool>) {
             in_order: summary.in_order(),
             hash: format!("{:x}", checked.sums.hash),
             matches_manifest: matches,
+            order_from,
         });
         return;
     }

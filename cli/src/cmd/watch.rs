@@ -15,6 +15,8 @@ use crate::progress::Progress;
 
 /// Pause between status requests where no hint comes.
 const POLL_EVERY: Duration = Duration::from_secs(2);
+/// How long an answer may take before it is said that there is none.
+const SILENT_AFTER: Duration = Duration::from_secs(3);
 
 /// What `--json` prints at the end of a job.
 #[derive(Serialize)]
@@ -35,6 +37,7 @@ struct Summary<'a> {
     checksum: String,
     times: muster_common::api::PhaseTimes,
     error: Option<&'a str>,
+    exit_code: u8,
 }
 
 /// What was left out by name: the coordinator names it until the job is history.
@@ -73,7 +76,15 @@ pub(crate) async fn to_end(api: &Api, job: &JobId, progress: &mut Progress, clea
     let mut left_out = LeftOut::default();
     let mut hints = api.client().subscribe(api.names().progress(job)).await.ok();
     loop {
-        match api.status(job).await {
+        let asked = api.status(job);
+        tokio::pin!(asked);
+        let answer = loop {
+            match tokio::time::timeout(SILENT_AFTER, &mut asked).await {
+                Ok(answer) => break answer,
+                Err(_) => progress.silent(),
+            }
+        };
+        match answer {
             Ok(mut status) => {
                 left_out.carry(&mut status);
                 progress.update(&status);
@@ -81,7 +92,7 @@ pub(crate) async fn to_end(api: &Api, job: &JobId, progress: &mut Progress, clea
                     return Ok(status);
                 }
             }
-            Err(error) if error.kind == ErrorKind::Retry => {}
+            Err(error) if error.kind == ErrorKind::Retry => progress.silent(),
             Err(error) => return Err(error),
         }
         let pause = tokio::time::sleep(POLL_EVERY);
@@ -112,22 +123,25 @@ pub(crate) async fn to_end(api: &Api, job: &JobId, progress: &mut Progress, clea
 
 /// Prints the closing summary, and fails where the job did not succeed.
 pub(crate) fn summarise(status: &JobStatus, json: bool, quiet: bool) -> Result<(), Exit> {
-    if json {
-        print_json(status);
-    } else if !quiet && status.state == JobState::Succeeded {
-        print_text(status);
-    }
     let cause = status.error.as_deref().unwrap_or("no cause was recorded");
-    match status.state {
+    let ended = match status.state {
         JobState::Succeeded => Ok(()),
         JobState::Cancelled => {
             Err(Exit::failed(format!("job {} was cancelled; {} is as it was", status.job, status.output)))
         }
         _ => Err(Exit::failed(format!("job {} failed: {cause}", status.job))),
+    };
+    if json {
+        print_json(status, ended.as_ref().map_or_else(Exit::code, |()| 0));
+        return ended.map_err(Exit::told);
     }
+    if !quiet && ended.is_ok() {
+        print_text(status);
+    }
+    ended
 }
 
-fn print_json(status: &JobStatus) {
+fn print_json(status: &JobStatus, exit_code: u8) {
     let (sums, dropped) = (status.sums.unwrap_or_default(), status.dropped.unwrap_or_default());
     let kept = sums.minus(&dropped).minus(&status.skipped);
     output::json(&Summary {
@@ -147,6 +161,7 @@ fn print_json(status: &JobStatus) {
         checksum: format!("{:x}", kept.hash),
         times: status.times,
         error: status.error.as_deref(),
+        exit_code,
     });
 }
 

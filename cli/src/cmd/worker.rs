@@ -19,6 +19,7 @@ use crate::environment;
 use crate::exit::Exit;
 use crate::memory;
 use crate::nats_context;
+use crate::temporary::Temporary;
 
 const ID_FILE: &str = "worker-id";
 /// The variable with the identity, where a file of settings holds all of a worker's NATS user.
@@ -26,13 +27,22 @@ const ID_VARIABLE: &str = "MUSTER_WORKER_ID";
 const LOCK_FILE: &str = "worker-lock";
 /// The least memory that a worker works with.
 const MEMORY_BYTES_MIN: u64 = 64 << 20;
+/// Prefix of temporary folders.
+const PREFIX: &str = "muster-worker-";
 
 /// The folder of a worker, locked; removed at the end where it is temporary.
 #[derive(Debug)]
 struct DataDir {
     path: PathBuf,
-    _temporary: Option<tempfile::TempDir>,
-    _lock: File,
+    _held: Held,
+}
+
+/// What says that the folder is in use.
+#[derive(Debug)]
+#[expect(dead_code, reason = "they are held, not looked at")]
+enum Held {
+    Temporary(Temporary),
+    Kept(File),
 }
 
 /// Works until it is asked to end.
@@ -101,23 +111,17 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
 }
 
 fn open_data_dir(given: Option<&Path>) -> Result<DataDir, Exit> {
-    let (path, temporary) = match given {
-        Some(dir) => {
-            fs::create_dir_all(dir)
-                .map_err(|e| Exit::failed(format!("cannot make the folder {}: {e}", dir.display())))?;
-            (dir.to_owned(), None)
-        }
-        None => {
-            let made = tempfile::Builder::new().prefix("muster-worker-").tempdir();
-            let temporary = made.map_err(|e| Exit::failed(format!("cannot make a temporary folder: {e}")))?;
-            (temporary.path().to_owned(), Some(temporary))
-        }
+    let Some(dir) = given else {
+        let temporary = Temporary::make(PREFIX)?;
+        return Ok(DataDir { path: temporary.path().to_owned(), _held: Held::Temporary(temporary) });
     };
+    fs::create_dir_all(dir).map_err(|e| Exit::failed(format!("cannot make the folder {}: {e}", dir.display())))?;
+    let path = dir.to_owned();
     let lock_path = path.join(LOCK_FILE);
     let opened = File::options().create(true).truncate(false).write(true).open(&lock_path);
     let lock = opened.map_err(|e| Exit::failed(format!("cannot open {}: {e}", lock_path.display())))?;
     match lock.try_lock() {
-        Ok(()) => Ok(DataDir { path, _temporary: temporary, _lock: lock }),
+        Ok(()) => Ok(DataDir { path, _held: Held::Kept(lock) }),
         Err(fs::TryLockError::WouldBlock) => {
             Err(Exit::failed(format!("{} is in use by another worker", path.display())))
         }

@@ -7,17 +7,24 @@ use muster_common::ids::JobId;
 use muster_common::plan::JobSpec;
 use muster_common::{Error, Result};
 
-/// Prefix of temporary folders; one that nobody holds the lock of belonged to a run that was killed.
+use crate::temporary::Temporary;
+
+/// Prefix of temporary folders.
 const PREFIX: &str = "muster-local-";
 const LOCK: &str = "lock";
 const JOB: &str = "job.json";
+/// The name of a job's file until it is whole.
+const JOB_NEW: &str = "job.json.new";
+/// Inputs of another command's job that an error names.
+const INPUTS_SHOWN: usize = 3;
 
 /// A locked folder.
 #[derive(Debug)]
-pub(crate) struct Folder {
-    path: PathBuf,
-    temporary: Option<tempfile::TempDir>,
-    _lock: File,
+pub(crate) enum Folder {
+    /// For one run.
+    Temporary(Temporary),
+    /// The user's, for as many runs as there may be.
+    Kept { path: PathBuf, _lock: File },
 }
 
 fn file_error(path: &Path, doing: &str, error: &std::io::Error) -> Error {
@@ -42,82 +49,74 @@ fn lock(folder: &Path) -> Result<File> {
 impl Folder {
     /// Opens the given folder, or a temporary one.
     pub(crate) fn open(data_dir: Option<&Path>) -> Result<Self> {
-        let Some(dir) = data_dir else {
-            remove_abandoned(&std::env::temp_dir());
-            let made = tempfile::Builder::new().prefix(PREFIX).tempdir();
-            let temporary = made.map_err(|e| file_error(&std::env::temp_dir(), "make a temporary folder in", &e))?;
-            let path = temporary.path().to_owned();
-            return Ok(Self { _lock: lock(&path)?, path, temporary: Some(temporary) });
-        };
+        let Some(dir) = data_dir else { return Temporary::make(PREFIX).map(Self::Temporary) };
         fs::create_dir_all(dir).map_err(|e| file_error(dir, "make the folder", &e))?;
         let path = dir.canonicalize().map_err(|e| file_error(dir, "open", &e))?;
-        Ok(Self { _lock: lock(&path)?, path, temporary: None })
+        Ok(Self::Kept { _lock: lock(&path)?, path })
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        match self {
+            Self::Temporary(temporary) => temporary.path(),
+            Self::Kept { path, .. } => path,
+        }
     }
 
-    /// Gives the job the id of the run that this folder holds unfinished, if it is the same job; else keeps the job for a later resume.
-    pub(crate) fn adopt_job(&self, spec: &mut JobSpec, job_id_given: bool) -> Result<()> {
-        let path = self.path.join(JOB);
+    /// Gives the job the id of the run that this folder holds unfinished, if it is the same job; keeps the job for a later resume, if the folder holds none. To be called before
+    /// the job is submitted: a run that is killed right after must find its job again.
+    ///
+    /// Gives the job of another command, if the folder holds one. Whether that one was ever taken on, the journal knows.
+    pub(crate) fn adopt_job(&self, spec: &mut JobSpec, job_id_given: bool) -> Result<Option<JobSpec>> {
+        let path = self.path().join(JOB);
         match fs::read(&path) {
             Ok(bytes) => {
-                let held: JobSpec = serde_json::from_slice(&bytes)
-                    .map_err(|e| Error::invalid(format!("{} is not a job that can be resumed: {e}", path.display())))?;
+                let held: JobSpec = serde_json::from_slice(&bytes).map_err(|e| {
+                    let path = path.display();
+                    Error::invalid(format!(
+                        "{path} is not a job that can be resumed: {e}; remove it to give that job up, or use another --data-dir"
+                    ))
+                })?;
                 let wanted: JobId = if job_id_given { spec.job.clone() } else { held.job.clone() };
                 if (JobSpec { job: wanted, ..spec.clone() }) != held {
-                    let dir = self.path.display();
-                    let why = format!(
-                        "{dir} holds job {} of another command, unfinished; repeat that one or remove the folder",
-                        held.job
-                    );
-                    return Err(Error::invalid(why));
+                    return Ok(Some(held));
                 }
                 *spec = held;
-                Ok(())
+                Ok(None)
             }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                let bytes = serde_json::to_vec(spec).map_err(|e| Error::bug(format!("cannot encode a job: {e}")))?;
-                let temporary = self.path.join("job.json.new");
-                fs::write(&temporary, bytes)
-                    .and_then(|()| fs::rename(&temporary, &path))
-                    .map_err(|e| file_error(&path, "write", &e))
-            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => self.keep_job(spec).map(|()| None),
             Err(e) => Err(file_error(&path, "read", &e)),
         }
     }
 
+    /// Keeps the job for a later resume, in place of whatever the folder holds.
+    pub(crate) fn keep_job(&self, spec: &JobSpec) -> Result<()> {
+        let (path, new) = (self.path().join(JOB), self.path().join(JOB_NEW));
+        let bytes = serde_json::to_vec(spec).map_err(|e| Error::bug(format!("cannot encode a job: {e}")))?;
+        fs::write(&new, bytes).and_then(|()| fs::rename(&new, &path)).map_err(|e| file_error(&path, "write", &e))
+    }
+
+    /// That the folder holds an unfinished job which is not the one at hand.
+    pub(crate) fn held_by_another(&self, held: &JobSpec) -> Error {
+        let (dir, job) = (self.path().display(), &held.job);
+        let inputs = held.inputs.iter().take(INPUTS_SHOWN).map(String::as_str).collect::<Vec<_>>().join(" ");
+        let more = if held.inputs.len() > INPUTS_SHOWN { " ..." } else { "" };
+        Error::invalid(format!(
+            "{dir} holds the unfinished job {job} of another command: muster sort {inputs}{more} -o {}; repeat that one with all its options to finish it, \
+             or give this one another --data-dir (removing {dir} gives the unfinished job up)",
+            held.output
+        ))
+    }
+
     /// The job has ended: the next command with this folder is a new one.
     pub(crate) fn forget_job(&self) -> Result<()> {
-        let path = self.path.join(JOB);
+        let path = self.path().join(JOB);
         fs::remove_file(&path).map_err(|e| file_error(&path, "remove", &e))
     }
 
     /// Removes a temporary folder.
     pub(crate) fn close(self) {
-        if let Some(temporary) = self.temporary
-            && let Err(error) = temporary.close()
-        {
-            tracing::warn!(%error, "cannot remove a temporary folder");
-        }
-    }
-}
-
-/// Removes the temporary folders of runs that were killed. Only folders that carry our lock file, which nobody holds, count.
-fn remove_abandoned(parent: &Path) {
-    let Ok(entries) = fs::read_dir(parent) else { return };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
-        if !ours || !path.join(LOCK).is_file() {
-            continue;
-        }
-        let Ok(file) = File::options().write(true).open(path.join(LOCK)) else { continue };
-        if file.try_lock().is_ok()
-            && let Err(error) = fs::remove_dir_all(&path)
-        {
-            tracing::warn!(%error, folder = %path.display(), "cannot remove the folder of a run that was killed");
+        if let Self::Temporary(temporary) = self {
+            temporary.close();
         }
     }
 }
@@ -155,25 +154,20 @@ mod tests {
         assert!(Folder::open(Some(dir.path())).is_err(), "the lock is held");
         folder.adopt_job(&mut spec("first", "/out"), false).expect("new");
         let mut again = spec("second", "/out");
-        folder.adopt_job(&mut again, false).expect("same");
+        assert_eq!(folder.adopt_job(&mut again, false).expect("same"), None);
         assert_eq!(again.job.as_str(), "first");
-        assert!(folder.adopt_job(&mut spec("third", "/elsewhere"), false).is_err());
-        assert!(folder.adopt_job(&mut spec("third", "/out"), true).is_err(), "another id was asked for");
+        let mut other = spec("third", "/elsewhere");
+        let held = folder.adopt_job(&mut other, false).expect("read").expect("another job");
+        assert_eq!((held.job.as_str(), other.job.as_str()), ("first", "third"));
+        let refused = folder.held_by_another(&held).message;
+        assert!(refused.contains("job first") && refused.contains("muster sort /in -o /out;"), "{refused}");
+        assert!(
+            folder.adopt_job(&mut spec("third", "/out"), true).expect("read").is_some(),
+            "another id was asked for"
+        );
+        folder.keep_job(&other).expect("instead");
+        assert_eq!(folder.adopt_job(&mut spec("fourth", "/elsewhere"), false).expect("same"), None);
         folder.forget_job().expect("forget");
         folder.adopt_job(&mut spec("third", "/elsewhere"), false).expect("new");
-    }
-
-    #[test]
-    fn folders_of_killed_runs_are_removed() {
-        let parent = tempfile::tempdir().expect("dir");
-        let abandoned = parent.path().join(format!("{PREFIX}a"));
-        let (held, foreign) = (parent.path().join(format!("{PREFIX}b")), parent.path().join("other"));
-        for path in [&abandoned, &held, &foreign] {
-            fs::create_dir(path).expect("dir");
-            fs::write(path.join(LOCK), "").expect("file");
-        }
-        let _held = lock(&held).expect("lock");
-        remove_abandoned(parent.path());
-        assert_eq!([abandoned.exists(), held.exists(), foreign.exists()], [false, true, true]);
     }
 }

@@ -40,22 +40,24 @@ impl PrivateServer {
         let binary = find_binary()?;
         let clock = SystemClock::default();
         let token = format!("{:016x}{:016x}", clock.random(), clock.random());
+        remove_old_ports(folder)?;
         let config = folder.join("nats-server.conf");
         write_private(&config, &settings_text(folder, &token))
             .map_err(|e| Error::invalid(format!("cannot write {}: {e}", config.display())))?;
-        let mut child = spawn(&binary, &config)?;
-        let ports = folder.join(format!("{}_{}.ports", binary_name(&binary), child.id()));
+        // From here on it is killed, whatever becomes of this call.
+        let mut server = Self { child: spawn(&binary, &config)?, url: String::new(), token };
+        let ports = folder.join(format!("{}_{}.ports", binary_name(&binary), server.child.id()));
         let log = folder.join("nats-server.log");
         loop {
             if let Some(url) = read_ports(&ports) {
-                return Ok(Self { child, url, token });
+                server.url = url;
+                return Ok(server);
             }
-            let exited = child.try_wait().map_err(|e| Error::bug(format!("cannot watch nats-server: {e}")))?;
+            let exited = server.child.try_wait().map_err(|e| Error::bug(format!("cannot watch nats-server: {e}")))?;
             if let Some(status) = exited {
                 return Err(Error::invalid(format!("{} ended with {status}: {}", binary.display(), log_tail(&log))));
             }
             if clock.now_ms() > START_TIMEOUT_MS {
-                kill(&mut child);
                 return Err(Error::invalid(format!(
                     "{} did not listen within {} s: {}",
                     binary.display(),
@@ -89,6 +91,18 @@ fn kill(child: &mut Child) {
     // Either call fails only where the process has ended already.
     drop(child.kill());
     drop(child.wait());
+}
+
+/// Removes what servers of earlier runs wrote about their ports: in a container the next one may well get the same process id.
+fn remove_old_ports(folder: &Path) -> Result<()> {
+    let unreadable = |e: std::io::Error| Error::invalid(format!("cannot look through {}: {e}", folder.display()));
+    for entry in fs::read_dir(folder).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        if path.extension().is_some_and(|extension| extension == "ports") {
+            fs::remove_file(&path).map_err(|e| Error::invalid(format!("cannot remove {}: {e}", path.display())))?;
+        }
+    }
+    Ok(())
 }
 
 fn find_binary() -> Result<PathBuf> {
@@ -162,4 +176,19 @@ fn log_tail(path: &Path) -> String {
     let from = text.len().saturating_sub(LOG_BYTES_MAX);
     let tail = text.get((from..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(0)..).unwrap_or_default();
     if tail.is_empty() { "it left no log".to_owned() } else { tail.replace('\n', " | ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_earlier_server_wrote_about_its_ports_is_not_believed() {
+        let folder = tempfile::tempdir().expect("dir");
+        let (ports, other) = (folder.path().join("nats-server_7.ports"), folder.path().join("job.json"));
+        fs::write(&ports, r#"{"nats":["nats://127.0.0.1:1"]}"#).expect("ports");
+        fs::write(&other, "").expect("file");
+        remove_old_ports(folder.path()).expect("removed");
+        assert_eq!((read_ports(&ports), other.exists()), (None, true));
+    }
 }

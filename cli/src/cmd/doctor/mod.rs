@@ -112,7 +112,8 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<(), Exit> {
         Show::Lines => mended.iter().for_each(|what| output::line(&format!("mended   {what}"))),
     }
     if problems > 0 {
-        return Err(Exit::failed(format!("{problems} problem(s), {warnings} warning(s); each says what to do")));
+        let exit = Exit::failed(format!("{problems} problem(s), {warnings} warning(s); each says what to do"));
+        return Err(if args.json { exit.told() } else { exit });
     }
     Ok(())
 }

@@ -210,7 +210,8 @@ impl Drill {
         if passed {
             Ok(())
         } else {
-            Err(Exit::failed(format!("the proof does not hold: {} (seed {})", failed.join(", "), self.seed)))
+            let exit = Exit::failed(format!("the proof does not hold: {} (seed {})", failed.join(", "), self.seed));
+            Err(if self.args.json { exit.told() } else { exit })
         }
     }
 
