@@ -372,7 +372,10 @@ fn signalled(signal: Signal, nohup: bool) -> (i32, String, Vec<String>) {
     let code = process::exit_code(run.wait(Duration::from_secs(60)));
     assert_eq!(bucket.uploads(), Vec::<String>::new());
     sandbox.assert_no_temporaries();
-    assert!(fs::read_dir(sandbox.path("tmp")).unwrap().next().is_none(), "a folder stays in the temporary folder");
+    assert!(
+        fs::read_dir(sandbox.path("tmp")).expect("folder").next().is_none(),
+        "a folder stays in the temporary folder"
+    );
     (code, run.stderr(), bucket.list(""))
 }
 

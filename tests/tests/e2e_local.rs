@@ -321,7 +321,7 @@ fn runs_that_begin_at_once_leave_each_other_alone() {
     for (number, run) in runs.iter_mut().enumerate() {
         let code = process::exit_code(run.wait(wait::RUN_BOUND));
         assert_eq!((code, run.stderr().as_str()), (0, ""), "run {number}");
-        Output::of_folder(&sandbox.path(format!("out{number}"))).assert_is(b"a\nb\n");
+        Output::of_folder(sandbox.path(format!("out{number}"))).assert_is(b"a\nb\n");
     }
     assert!(!dead.exists(), "what a killed run left stays");
     sandbox.assert_no_temporaries();
@@ -344,7 +344,7 @@ fn a_refused_job_does_not_keep_its_data_dir() {
     assert!(told["error"].as_str().is_some_and(|error| error.contains("full")), "{told}");
     let done = sort("out").expect_code(0);
     assert_eq!((&done.json()["state"], &done.json()["exit_code"]), (&"succeeded".into(), &0.into()), "{}", done.stdout);
-    Output::of_folder(&sandbox.path("out")).assert_is(b"a\nb\n");
+    Output::of_folder(sandbox.path("out")).assert_is(b"a\nb\n");
 }
 
 #[test]
@@ -364,7 +364,7 @@ fn what_cannot_be_told_on_standard_output_or_error_is_no_crash() {
         command.args(["sort", "--local=1", "--format", "lines", arg(&input)]).env("MUSTER_LOG", "info");
         let ended = sandbox.run_command(command, wait::RUN_BOUND).expect_code(code);
         assert!(!ended.stderr.contains("panicked"), "{redirect}: {}", ended.stderr);
-        Output::of_folder(&sandbox.path(output)).assert_is(b"a\nb\n");
+        Output::of_folder(sandbox.path(output)).assert_is(b"a\nb\n");
     }
     let refused = sandbox.run(["sort", "--json", "-c", "in"]).expect_code(2).expect_error(&["muster verify"]);
     assert_eq!(refused.json()["exit_code"], 2, "{}", refused.stdout);
