@@ -34,6 +34,8 @@ enum Silence {
     Nobody,
     /// Somebody may listen, but gives no answer.
     NoAnswer,
+    /// It says "later", and why.
+    Later,
 }
 
 /// Why one try of a call has no result.
@@ -122,7 +124,13 @@ impl Api {
                 match tried {
                     Ok(answer) => return Ok(answer),
                     Err(Tried::Refused(error)) => return Err(error),
-                    Err(Tried::Later(error)) => (later, alone_since_ms) = (Some(error.message), None),
+                    Err(Tried::Later(error)) => {
+                        if told != Some(Silence::Later) && delay >= RETRY_DELAY_MAX {
+                            tell(Silence::Later, &error.message);
+                            told = Some(Silence::Later);
+                        }
+                        (later, alone_since_ms) = (Some(error.message), None);
+                    }
                     Err(Tried::Lost(error)) => {
                         later = None;
                         if told.is_none() && delay >= RETRY_DELAY_MAX {
@@ -189,6 +197,7 @@ impl Api {
         // A request is answered when the job is planned: until then its silence is no news while the coordinator answers others.
         let silent = |silence: Silence, text: &str| match silence {
             Silence::Nobody => tell(text),
+            Silence::Later => tell(&format!("the coordinator is asked again for up to {patience_s} s: {text}")),
             Silence::NoAnswer if answers.load(Ordering::Relaxed) => {}
             Silence::NoAnswer => tell(&format!("the coordinator does not answer; waiting up to {patience_s} s")),
         };

@@ -237,14 +237,16 @@ fn a_temporary_disk_is_full(phase: &str, seeds: std::ops::Range<u64>) {
         let sandbox = Sandbox::new();
         let size = format!("{}k", 64 + dice.below(512));
         let setup = Setup {
-            worker_memory: "8MiB",
+            worker_memory: "64MiB",
             small_disk: Some((0, size)),
             ..Setup::new(Crew { coordinators: 1, workers: 2 })
         };
         let mut stage = Stage::start(&sandbox, setup);
         let watch = Watch::start(&stage.nats.url());
-        let data = records(200_000, Keys::Random, seed);
-        let (split, partition) = if phase == "sort" { (10_000_000, 1_000_000) } else { (100_000, 5_000_000) };
+        // A split larger than a chunk, or more runs than one merge takes at once, so that the worker's own disk is needed.
+        let (count, split, partition) =
+            if phase == "sort" { (600_000, 60_000_000, 6_000_000) } else { (600_000, 200_000, 60_000_000) };
+        let data = records(count, Keys::Random, seed);
         let case = Case::new(&sandbox, &data, split, partition);
         let id = format!("disk-{seed}");
         // The one with room comes when the other has found its disk full: else it might do all the work.

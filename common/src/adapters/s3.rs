@@ -351,7 +351,7 @@ mod tests {
             ("AWS_REGION", "us-east-1"),
             ("AWS_ACCESS_KEY_ID", "a-key"),
             ("AWS_SECRET_ACCESS_KEY", "hidden"),
-            ("AWS_SESSION_TOKEN", "hidden too"),
+            ("AWS_SESSION_TOKEN", "hidden+too"),
         ];
         S3Blobs::from_variables("bucket", &limits, variables.map(|(name, value)| (name.to_owned(), value.to_owned())))
     }
