@@ -17,8 +17,8 @@ pub const PLAN_VERSION: u8 = 2;
 pub const PLAN_BYTES_MAX: u64 = 256 << 20;
 /// Most input objects of one job.
 pub const OBJECTS_MAX: usize = 1_000_000;
-/// Memory that one input object takes in a process that leads a job and works on it: names and versions in its lists and plans, and the pieces of splits (measured; names
-/// of 50 bytes).
+/// Memory that one input object takes in a process that leads a job and works on it: names and versions in its lists and plans, and the pieces of splits (an estimate for
+/// names of 50 bytes).
 pub const OBJECT_BYTES: u64 = 600;
 /// Most partitions of one job; part names have five digits.
 pub const PARTITIONS_MAX: u32 = 100_000;
