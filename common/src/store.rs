@@ -180,7 +180,7 @@ impl FromStr for BlobUrl {
         // A file may have such a name; elsewhere it is a secret, which must not get into logs and messages.
         if scheme != "file" && rest.split(['/', '?', '#']).next().is_some_and(|place| place.contains('@')) {
             return Err(Error::invalid(format!(
-                "a {scheme}:// URL with a user or password (not shown): credentials of a store come from its environment (AWS_*)"
+                "a {scheme}:// URL with a user or password (not shown): credentials of a store come from its environment (AWS_*) or a profile"
             )));
         }
         match scheme {
@@ -497,7 +497,7 @@ impl Stores {
         &self.buffers
     }
 
-    /// The store that a URL lies in. Credentials of S3 come from the usual `AWS_*` environment.
+    /// The store that a URL lies in. Credentials of S3 come from the usual `AWS_*` environment, or from a profile of the AWS tools.
     ///
     /// # Errors
     /// `Setup` where the environment's settings do not make a client.
@@ -509,7 +509,7 @@ impl Stores {
         let store: Arc<dyn Blobs> = match url.scheme() {
             Scheme::File => Arc::new(crate::adapters::local::LocalBlobs::new(self.buffers.clone())),
             Scheme::S3 { bucket } => {
-                Arc::new(crate::adapters::s3::S3Blobs::from_env(bucket, &self.limits, &self.troubles)?)
+                Arc::new(crate::adapters::s3::S3Blobs::from_env(bucket, &self.limits, &self.troubles).await?)
             }
             Scheme::Memory => Arc::new(crate::adapters::memory::MemoryBlobs::default()),
             Scheme::Worker { id } => {

@@ -53,7 +53,10 @@ where
 {
     let ours = ["muster", "muster_common", "muster_coordinator", "muster_worker"];
     let libraries = if level == "off" { "off" } else { "warn" };
-    let default = ours.iter().fold(libraries.to_owned(), |filter, name| format!("{filter},{name}={level}"));
+    // What fails there comes back as an error; besides, they warn of whatever stands in ~/.aws that is none of ours.
+    let quiet = ["aws_config", "aws_runtime"];
+    let levels = ours.map(|name| (name, level)).into_iter().chain(quiet.map(|name| (name, "off")));
+    let default = levels.fold(libraries.to_owned(), |filter, (name, level)| format!("{filter},{name}={level}"));
     let (filter, refused) = match EnvFilter::try_from_env("MUSTER_LOG") {
         Ok(filter) => (filter, None),
         Err(error) => (EnvFilter::new(default), std::env::var_os("MUSTER_LOG").map(|_| error)),

@@ -27,7 +27,7 @@ fn a_bucket_passes_the_suite_of_stores() {
     let sandbox = Sandbox::new();
     let s3 = S3Server::start(&sandbox);
     drop(s3.bucket("suite"));
-    let store = S3Blobs::from_variables("suite", &limits(), variables(&s3)).expect("settings");
+    let store = block_on(S3Blobs::from_variables("suite", &limits(), variables(&s3))).expect("settings");
     block_on(conformance::blobs(&store, "root"));
 }
 
@@ -35,13 +35,13 @@ fn a_bucket_passes_the_suite_of_stores() {
 fn a_bucket_that_is_not_there_is_said_to_be_missing() {
     let sandbox = Sandbox::new();
     let s3 = S3Server::start(&sandbox);
-    let store = S3Blobs::from_variables("absent", &limits(), variables(&s3)).expect("settings");
+    let store = block_on(S3Blobs::from_variables("absent", &limits(), variables(&s3))).expect("settings");
     let error = block_on(store.put("a", bytes::Bytes::from_static(b"x"))).expect_err("no bucket");
     assert!(error.message.contains("absent"), "{error}");
     let wrong = variables(&s3)
         .into_iter()
         .map(|(name, value)| if name.contains("SECRET") { (name, "wrong".to_owned()) } else { (name, value) });
-    let store = S3Blobs::from_variables("absent", &limits(), wrong).expect("settings");
+    let store = block_on(S3Blobs::from_variables("absent", &limits(), wrong)).expect("settings");
     assert_eq!(block_on(store.head("a")).expect_err("wrong secret").kind, ErrorKind::Setup);
 }
 

@@ -1,10 +1,14 @@
 //! What `muster sort` says of a store that cannot be used: at once where no wait helps, and what it waits for where one does.
 
+use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use muster_tests::harness::fake_s3::{Request, error_body, reply};
-use muster_tests::harness::{FakeS3, NatsServer, Process, Sandbox, arg, process, wait};
+use muster_tests::harness::{
+    Bucket, FakeS3, Finished, NatsServer, Output, Process, S3Server, Sandbox, arg, process, wait,
+};
 use rustix::process::Signal;
 
 /// Far less than anything is waited for.
@@ -158,4 +162,152 @@ fn a_client_without_a_coordinator_says_so_and_ends_soon() {
     assert_eq!(process::exit_code(patient.wait(wait::RUN_BOUND)), 3);
     let text = patient.stderr();
     assert!(text.contains("muster coordinator") && text.contains("--local"), "{text}");
+}
+
+/// Files of the AWS tools in the home of a sandbox, and a bucket that has something to sort.
+struct Profiles {
+    sandbox: Sandbox,
+    s3: S3Server,
+    bucket: Bucket,
+    key: (String, String),
+}
+
+impl Profiles {
+    fn new(config: impl Fn(&str, &str, &str) -> String) -> Self {
+        let sandbox = Sandbox::new();
+        let s3 = S3Server::start(&sandbox);
+        let bucket = s3.bucket("data");
+        bucket.put("in/a", b"b\nc\na\n");
+        let environment = s3.environment();
+        let value = |name: &str| environment.iter().find(|(known, _)| *known == name).expect(name).1.clone();
+        let key = (value("AWS_ACCESS_KEY_ID"), value("AWS_SECRET_ACCESS_KEY"));
+        sandbox.file("home/.aws/config", config(s3.endpoint(), &key.0, &key.1));
+        Self { sandbox, s3, bucket, key }
+    }
+
+    fn sort(&self, output: &str, set: &[(&str, &str)]) -> Finished {
+        let mut command = self.sandbox.muster();
+        command.args(["sort", "--local=1", "--quiet", "--format", "lines", "s3://data/in", "-o"]);
+        command.arg(format!("s3://data/{output}")).envs(set.iter().copied());
+        self.sandbox.run_command(command, wait::RUN_BOUND)
+    }
+
+    #[track_caller]
+    fn sorts(&self, output: &str, set: &[(&str, &str)]) {
+        let done = self.sort(output, set).expect_code(0);
+        assert!(done.stderr.is_empty(), "{}", done.stderr);
+        Output::of_bucket(&self.bucket, output).assert_is(b"a\nb\nc\n");
+    }
+
+    #[track_caller]
+    fn fails(&self, set: &[(&str, &str)], words: &[&str]) {
+        let done = self.sort("nothing", set).expect_code(1).expect_error(words);
+        let text = &done.stderr;
+        assert!(text.lines().count() <= 2 && !text.contains(&self.key.1) && !text.contains("hidden"), "{text}");
+    }
+}
+
+#[test]
+fn a_profile_is_all_that_a_run_needs_and_the_environment_goes_before_it() {
+    let profiles = Profiles::new(|endpoint, id, secret| {
+        format!(
+            "[profile pool]\nregion = eu-north-1\nendpoint_url = {endpoint}\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n\
+             [profile wrong]\nendpoint_url = http://127.0.0.1:9\naws_access_key_id = {id}\naws_secret_access_key = hidden\n\
+             [default]\nregion = eu-west-3\n"
+        )
+    });
+    let (endpoint, (id, secret)) = (profiles.s3.endpoint(), &profiles.key);
+    profiles.sorts("by-profile", &[("AWS_PROFILE", "pool")]);
+    let keys = [("AWS_ACCESS_KEY_ID", id.as_str()), ("AWS_SECRET_ACCESS_KEY", secret.as_str())];
+    profiles.sorts("keys", &[("AWS_PROFILE", "wrong"), ("AWS_ENDPOINT_URL", endpoint), keys[0], keys[1]]);
+    profiles.sorts("elsewhere", &[("AWS_PROFILE", "pool"), ("AWS_CONFIG_FILE", "~/.aws/config")]);
+    let environment = ("AWS_ENDPOINT_URL", endpoint);
+    profiles.fails(&[("AWS_PROFILE", "wrong"), environment], &["SignatureDoesNotMatch"]);
+    profiles
+        .fails(&[("AWS_PROFILE", "pool"), keys[0], ("AWS_SECRET_ACCESS_KEY", "hidden")], &["SignatureDoesNotMatch"]);
+    profiles.fails(&[("AWS_PROFILE", "pol")], &["no AWS profile \"pol\"", ".aws/config", "default, pool, wrong"]);
+    profiles.fails(&[("AWS_PROFILE", "pool"), ("AWS_CONFIG_FILE", "logs")], &["AWS_CONFIG_FILE", "no regular file"]);
+    // A local file needs nothing of all that.
+    let (input, output) = (profiles.sandbox.file("in", "b\na\n"), profiles.sandbox.path("out"));
+    let mut command = profiles.sandbox.muster();
+    command.args(["sort", "--local=1", arg(&input), "-o", arg(&output)]).env("AWS_PROFILE", "pol");
+    profiles.sandbox.run_command(command, wait::RUN_BOUND).expect_code(0);
+}
+
+#[test]
+fn credentials_come_from_a_process_once_a_run() {
+    let profiles = Profiles::new(|endpoint, _, _| {
+        format!(
+            "[profile pool]\nendpoint_url = {endpoint}\ncredential_process = ./keys\n\
+             [profile broken]\nendpoint_url = {endpoint}\ncredential_process = echo 'nobody is here' >&2; exit 4\n\
+             [profile garbage]\nendpoint_url = {endpoint}\ncredential_process = echo hidden\n"
+        )
+    });
+    let (id, secret) = &profiles.key;
+    let keys = format!(
+        r#"{{"Version":1,"AccessKeyId":"{id}","SecretAccessKey":"{secret}","Expiration":"2099-01-01T00:00:00Z"}}"#
+    );
+    let script = profiles.sandbox.file("keys", format!("#!/bin/sh\necho asked >>asked\nprintf '%s' '{keys}'\n"));
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("a program");
+    profiles.sorts("out", &[("AWS_PROFILE", "pool")]);
+    let asked = fs::read_to_string(profiles.sandbox.path("asked")).expect("it was asked");
+    assert_eq!(asked.lines().count(), 1, "one process of muster asks once");
+    profiles.fails(&[("AWS_PROFILE", "broken")], &["the AWS profile \"broken\"", "exit status: 4", "nobody is here"]);
+    profiles.fails(&[("AWS_PROFILE", "garbage")], &["the AWS profile \"garbage\"", "could not parse"]);
+}
+
+/// The services that give credentials are asked over our own http client.
+#[test]
+fn credentials_come_from_a_login_and_from_a_role() {
+    let role = "arn:aws:iam::123456789012:role/r";
+    let profiles = Profiles::new(|endpoint, id, secret| {
+        format!(
+            "[profile login]\nsso_session = corp\nsso_account_id = 123456789012\nsso_role_name = r\nservices = here\n\
+             [profile role]\nrole_arn = {role}\nsource_profile = base\nservices = here\n\
+             [profile base]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n\
+             [sso-session corp]\nsso_region = eu-west-1\nsso_start_url = https://example.com/start\n\
+             [services here]\ns3 =\n  endpoint_url = {endpoint}\n"
+        )
+    });
+    let (id, secret) = profiles.key.clone();
+    let service = FakeS3::start(move |request: &Request| match request.line.as_str() {
+        line if line.starts_with("GET /federation/credentials?") => {
+            let given = format!(
+                r#"{{"roleCredentials":{{"accessKeyId":"{id}","secretAccessKey":"{secret}","sessionToken":"","expiration":4070908800000}}}}"#
+            );
+            reply("200 OK", "Content-Type: application/json\r\n", &given)
+        }
+        _ => {
+            let given = format!(
+                "<AccessKeyId>{id}</AccessKeyId><SecretAccessKey>{secret}</SecretAccessKey><SessionToken></SessionToken>\
+                 <Expiration>2099-01-01T00:00:00Z</Expiration>"
+            );
+            let result = format!("<AssumeRoleResult><Credentials>{given}</Credentials></AssumeRoleResult>");
+            let body = format!(
+                r#"<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">{result}</AssumeRoleResponse>"#
+            );
+            reply("200 OK", "Content-Type: text/xml\r\n", &body)
+        }
+    });
+    let endpoint = service.endpoint();
+    // Named by the hash of the session's name, as `aws sso login` leaves it.
+    let cache = "home/.aws/sso/cache/ee0bfd2552fbd840c02cc48b6e823320543c450f.json";
+    let token = |expires: &str| {
+        format!(
+            r#"{{"accessToken":"hidden","expiresAt":"{expires}","region":"eu-west-1","startUrl":"https://example.com/start"}}"#
+        )
+    };
+    let login = [("AWS_PROFILE", "login"), ("AWS_ENDPOINT_URL_SSO", endpoint.as_str())];
+    profiles.fails(&login, &["the AWS profile \"login\"", "aws sso login --profile login"]);
+    profiles.sandbox.file(cache, token("2020-01-01T00:00:00Z"));
+    profiles.fails(&login, &["expired", "aws sso login --profile login"]);
+    assert!(service.requests().is_empty(), "nobody was asked: {:?}", service.requests());
+    profiles.sandbox.file(cache, token("2099-01-01T00:00:00Z"));
+    profiles.sorts("by-login", &login);
+    let asked = service.requests();
+    assert!(asked.len() == 1 && asked[0].header("x-amz-sso_bearer_token") == Some("hidden"), "{asked:?}");
+    profiles.sorts("by-role", &[("AWS_PROFILE", "role"), ("AWS_ENDPOINT_URL_STS", endpoint.as_str())]);
+    assert_eq!(service.requests().len(), 2);
+    let dead = [("AWS_PROFILE", "role"), ("AWS_ENDPOINT_URL_STS", "http://no-such-host.invalid")];
+    profiles.fails(&dead, &["the AWS profile \"role\"", "nobody knows the name no-such-host.invalid"]);
 }

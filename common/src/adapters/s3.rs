@@ -1,6 +1,6 @@
 //! A bucket that speaks S3, through `object_store`.
 //!
-//! Endpoint and credentials come from the usual `AWS_*` environment; requests are path-style, and plain http is allowed where the endpoint says `http://`. Payloads are not
+//! Endpoint and credentials come from the usual `AWS_*` environment, or from a profile of the AWS tools; requests are path-style, and plain http is allowed where the endpoint says `http://`. Payloads are not
 //! signed (`AWS_UNSIGNED_PAYLOAD=false` brings that back): SHA-256 on both sides costs more than sorting, and runs, pointers and parts carry checksums of their own.
 //! Only what MinIO, SeaweedFS, Garage and AWS all do is used: PUT, ranged GET, HEAD, list, delete and multipart uploads.
 
@@ -17,16 +17,21 @@ use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig, StaticCredentialProvider};
 
+use crate::clock::SystemClock;
 use crate::config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt, Troubles};
+use cached::Cached;
 use failure::{Cause, Failure};
-use settings::{Keys, Settings};
+use profile::{ByProfile, Place, Profile};
+use settings::{Keys, Settings, Variables};
 
+mod cached;
 mod credentials;
 mod failure;
 mod http;
 mod names;
+mod profile;
 mod settings;
 mod uploads;
 
@@ -59,42 +64,53 @@ fn install_tls_provider() {
 }
 
 impl S3Blobs {
-    /// A bucket, with everything else from the environment. Nothing is sent yet. Its absence is told to `troubles`.
+    /// A bucket, with everything else from the environment and the files that it names. Nothing is sent yet. Its absence is told to `troubles`.
     ///
     /// # Errors
-    /// `Setup` where the settings do not make a client, naming the variable.
-    pub fn from_env(bucket: &str, limits: &config::Store, troubles: &Troubles) -> Result<Self> {
+    /// `Setup` where the settings do not make a client, naming the variable or the setting of a profile.
+    pub async fn from_env(bucket: &str, limits: &config::Store, troubles: &Troubles) -> Result<Self> {
         // A name that is no text is none that anybody looks for.
         let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
-        let settings = Settings::read(variables.map(|(name, value)| (name, value.into_string().ok())))?;
-        Self::of(bucket, limits, settings, troubles)
+        let variables = variables.map(|(name, value)| (name, value.into_string().ok())).collect();
+        Self::of(bucket, limits, &Variables(variables), troubles).await
     }
 
-    /// A bucket, with everything else from these variables. Nothing is sent yet.
+    /// A bucket, with everything else from these variables, and the files that they name. Nothing is sent yet.
     ///
     /// # Errors
     /// As [`S3Blobs::from_env`].
-    pub fn from_variables(
+    pub async fn from_variables(
         bucket: &str,
         limits: &config::Store,
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self> {
-        let settings = Settings::read(variables.into_iter().map(|(name, value)| (name, Some(value))))?;
-        Self::of(bucket, limits, settings, &Troubles::default())
+        let variables = variables.into_iter().map(|(name, value)| (name, Some(value))).collect();
+        Self::of(bucket, limits, &Variables(variables), &Troubles::default()).await
     }
 
-    fn of(bucket: &str, limits: &config::Store, settings: Settings, troubles: &Troubles) -> Result<Self> {
+    async fn of(bucket: &str, limits: &config::Store, variables: &Variables, troubles: &Troubles) -> Result<Self> {
         install_tls_provider();
         let no_client = |e: object_store::Error| {
             Error::setup(format!("the S3 settings of the environment do not work for bucket {bucket}: {}", chain(&e)))
         };
+        let profile = match variables.leave_open()? {
+            true => Profile::read(&Place::of(variables)?).await?,
+            false => None,
+        };
+        let settings = Settings::read(variables, profile.as_ref())?;
         let region = settings.region.clone().unwrap_or_else(|| DEFAULT_REGION.to_owned());
-        let credentials: AwsCredentialProvider = match &settings.keys {
-            Some(Keys { id, secret, token }) => {
+        let name = format!("s3://{bucket}");
+        let profile = profile.filter(|profile| profile.gives_credentials() && !settings.has_web_identity());
+        let credentials: AwsCredentialProvider = match (&settings.keys, profile) {
+            (Some(Keys { id, secret, token }), _) => {
                 let (key_id, secret_key, token) = (id.clone(), secret.clone(), token.clone());
                 Arc::new(StaticCredentialProvider::new(AwsCredential { key_id, secret_key, token }))
             }
-            None => Arc::new(credentials::elsewhere(&settings, &region).map_err(no_client)?),
+            (None, Some(profile)) => {
+                let source = ByProfile::new(profile, &region, http::options("https://", limits)).map_err(no_client)?;
+                Arc::new(Cached::new(source, Arc::new(SystemClock::default()), name.clone(), troubles.clone()))
+            }
+            (None, None) => Arc::new(credentials::elsewhere(&settings, &region).map_err(no_client)?),
         };
         let Settings { endpoint, skip_signature, sign_payload, virtual_hosted, others, .. } = settings;
         let aws = |host: String| format!("https://{host}.{region}.amazonaws.com");
@@ -106,7 +122,6 @@ impl S3Blobs {
         };
         let place = endpoint.clone().unwrap_or_else(|| aws("s3".to_owned()));
         let options = http::options(&place, limits);
-        let name = format!("s3://{bucket}");
         let connector = http::Connector::new(name, &place, &options, troubles.clone()).map_err(no_client)?;
         // What the client repeats by itself stays within the bound of a call; beyond it callers decide.
         let retry = RetryConfig {
@@ -344,7 +359,7 @@ mod tests {
     use super::*;
     use crate::config::{Config, Profile};
 
-    fn made(endpoint: &str) -> Result<S3Blobs> {
+    async fn made(endpoint: &str) -> Result<S3Blobs> {
         let limits = Config::profile(Profile::Testing).expect("settings").store;
         let variables = [
             ("AWS_ENDPOINT_URL", endpoint),
@@ -353,16 +368,17 @@ mod tests {
             ("AWS_SECRET_ACCESS_KEY", "hidden"),
             ("AWS_SESSION_TOKEN", "hidden+too"),
         ];
-        S3Blobs::from_variables("bucket", &limits, variables.map(|(name, value)| (name.to_owned(), value.to_owned())))
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        S3Blobs::from_variables("bucket", &limits, variables).await
     }
 
     #[tokio::test]
     async fn secrets_of_a_bucket_are_not_shown() {
-        let blobs = made("http://127.0.0.1:1").expect("a client");
+        let blobs = made("http://127.0.0.1:1").await.expect("a client");
         assert_eq!(format!("{blobs:?}"), "S3Blobs { bucket: \"bucket\", .. }");
         let error = blobs.head("a").await.expect_err("nobody listens there");
         assert!(!error.message.contains("hidden") && error.message.contains("s3://bucket/a"), "{error}");
-        let error = made("http://me:hidden@127.0.0.1:1").expect_err("a password in the endpoint");
+        let error = made("http://me:hidden@127.0.0.1:1").await.expect_err("a password in the endpoint");
         assert!(!error.message.contains("hidden") && error.message.contains("AWS_ENDPOINT_URL"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! Credentials that are not in the environment themselves: of a role that a web identity stands for, of a container, of an instance.
+//! Credentials that are neither in the environment themselves nor come from a profile: of a role that a web identity stands for, of a container, of an instance.
 //!
 //! `object_store` finds them; here their absence gets words of its own, in place of the address of a metadata service that nobody has asked for, and what comes is checked
 //! before it goes into headers.

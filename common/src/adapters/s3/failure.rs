@@ -51,6 +51,8 @@ pub(super) enum Cause {
     Broken { text: String, greeting: bool },
     /// There is nothing to sign requests with.
     NoCredentials { text: String },
+    /// A profile of the AWS tools gives no credentials; `passing` where whom it asks does not answer at present.
+    Profile { text: String, passing: bool },
     /// The store has answered, but not with what was asked for.
     Answer(Answer),
     /// Anything else.
@@ -187,7 +189,8 @@ impl Failure {
         // A name may go and come back with the machine that bears it, and a peer may break off in the midst of a greeting.
         let once = if self.answered_before { ErrorKind::Retry } else { ErrorKind::Setup };
         match &self.cause {
-            Cause::NoCredentials { .. } => once,
+            Cause::Profile { passing: true, .. } => ErrorKind::Retry,
+            Cause::NoCredentials { .. } | Cause::Profile { .. } => once,
             Cause::NameUnknown { .. } | Cause::Tls { .. } | Cause::NoTls | Cause::NoHttp => once,
             Cause::NamesUnavailable { .. }
             | Cause::Unconnected { .. }
@@ -322,9 +325,10 @@ impl fmt::Display for Failure {
             Cause::Broken { text, .. } => write!(f, "the connection to {whom} broke off: {text}"),
             Cause::NoCredentials { text } => write!(
                 f,
-                "no credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set, and {whom} gives none ({text}); \
-                 for a profile or SSO run `eval \"$(aws configure export-credentials --format env)\"`, for a public bucket set AWS_SKIP_SIGNATURE=true"
+                "no credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set, no AWS profile gives any, and {whom} gives none \
+                 ({text}); set AWS_PROFILE to a profile of ~/.aws/config, or for a public bucket AWS_SKIP_SIGNATURE=true"
             ),
+            Cause::Profile { text, .. } => write!(f, "{whom} gives no credentials: {text}"),
             Cause::Other { text } => write!(f, "a request to {whom} failed: {text}"),
             Cause::Answer(answer) => write!(f, "{answer} ({whom})"),
         }

@@ -133,7 +133,10 @@ impl HttpService for Shared {
 }
 
 /// A whole body, cut to a bound.
-async fn read(body: HttpResponseBody) -> Result<Vec<u8>, HttpError> {
+///
+/// # Errors
+/// That of the transport, where it breaks off.
+pub(super) async fn read(body: HttpResponseBody) -> Result<Vec<u8>, HttpError> {
     let mut bytes = Vec::new();
     let mut stream = body.bytes_stream();
     while let Some(chunk) = stream.next().await {

@@ -5,6 +5,7 @@
 use object_store::aws::AmazonS3ConfigKey as Key;
 use reqwest::Url;
 
+use super::profile::Profile;
 use crate::error::{Error, Result};
 
 /// Longest name of a region.
@@ -16,11 +17,13 @@ const REGIONS: [&str; 2] = ["AWS_REGION", "AWS_DEFAULT_REGION"];
 const HTTP_PROXIES: [&str; 3] = ["HTTP_PROXY", "http_proxy", "ALL_PROXY"];
 const HTTPS_PROXIES: [&str; 3] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"];
 const ALL_PROXY: &str = "all_proxy";
+/// The setting of a profile by which the endpoints that it names do not count.
+const PASS_OVER: &str = "ignore_configured_endpoint_urls";
 
-/// What S3 is reached with, as far as the environment says it.
+/// What S3 is reached with, as far as the environment says it, and after it a profile of the AWS tools.
 #[derive(Default)]
 pub(super) struct Settings {
-    /// URL of the service without trailing slash, and the variable that names it.
+    /// URL of the service without trailing slash.
     pub(super) endpoint: Option<String>,
     pub(super) region: Option<String>,
     pub(super) keys: Option<Keys>,
@@ -44,11 +47,14 @@ pub(super) struct Keys {
 }
 
 /// Variables by their names; a value is none where it is no UTF-8.
-struct Variables(Vec<(String, Option<String>)>);
+pub(super) struct Variables(pub(super) Vec<(String, Option<String>)>);
 
 impl Variables {
     /// The value of a variable that is set to something.
-    fn get(&self, name: &str) -> Result<Option<&str>> {
+    ///
+    /// # Errors
+    /// `Setup` where it is no text.
+    pub(super) fn get(&self, name: &str) -> Result<Option<&str>> {
         match self.0.iter().find(|(known, _)| known == name) {
             None => Ok(None),
             Some((_, None)) => Err(Error::setup(format!("{name} is no UTF-8 text"))),
@@ -56,7 +62,11 @@ impl Variables {
         }
     }
 
-    fn first(&self, names: &[&'static str]) -> Result<Option<(&'static str, &str)>> {
+    /// The first of these variables that is set to something.
+    ///
+    /// # Errors
+    /// As [`Variables::get`].
+    pub(super) fn first(&self, names: &[&'static str]) -> Result<Option<(&'static str, &str)>> {
         for name in names {
             if let Some(value) = self.get(name)? {
                 return Ok(Some((name, value)));
@@ -67,43 +77,76 @@ impl Variables {
 
     /// A switch, in the words that the AWS tools and object_store take.
     fn switch(&self, name: &str) -> Result<Option<bool>> {
-        let Some(value) = self.get(name)? else { return Ok(None) };
-        match value.to_ascii_lowercase().as_str() {
-            "1" | "true" | "on" | "yes" | "y" => Ok(Some(true)),
-            "0" | "false" | "off" | "no" | "n" => Ok(Some(false)),
-            _ => Err(Error::setup(format!("{name}={value:?} is neither true nor false"))),
-        }
+        self.get(name)?.map(|value| check_switch(name, value)).transpose()
+    }
+
+    /// Whether something is left open that the files of the AWS tools may say. Where nothing is, they are not looked at.
+    ///
+    /// # Errors
+    /// As [`Variables::get`].
+    pub(super) fn leave_open(&self) -> Result<bool> {
+        let keys = self.get("AWS_ACCESS_KEY_ID")?.is_some() || self.switch("AWS_SKIP_SIGNATURE")?.unwrap_or(false);
+        Ok(!keys || self.first(&ENDPOINTS)?.is_none() || self.first(&REGIONS)?.is_none())
+    }
+}
+
+fn check_switch(name: &str, value: &str) -> Result<bool> {
+    match value.to_ascii_lowercase().as_str() {
+        "1" | "true" | "on" | "yes" | "y" => Ok(true),
+        "0" | "false" | "off" | "no" | "n" => Ok(false),
+        _ => Err(Error::setup(format!("{name}={value:?} is neither true nor false"))),
     }
 }
 
 impl Settings {
-    /// Reads and checks them.
+    /// Reads and checks them. What the environment says goes first, as with the AWS tools.
     ///
     /// # Errors
-    /// `Setup`, naming the variable.
-    pub(super) fn read(variables: impl IntoIterator<Item = (String, Option<String>)>) -> Result<Self> {
-        let variables = Variables(variables.into_iter().collect());
+    /// `Setup`, naming the variable, or the setting of the profile.
+    pub(super) fn read(variables: &Variables, profile: Option<&Profile>) -> Result<Self> {
         let endpoint = match variables.first(&ENDPOINTS)? {
             Some((name, text)) => Some(check_endpoint(name, text)?),
-            None => None,
+            None => endpoint_of(variables, profile)?,
         };
-        let region = match variables.first(&REGIONS)? {
-            Some((name, text)) => Some(check_region(name, text)?),
-            None => None,
+        let region = match (variables.first(&REGIONS)?, profile.and_then(|profile| profile.get("region"))) {
+            (Some((name, text)), _) => Some(check_region(name, text)?),
+            (None, Some((name, text))) => Some(check_region(&name, text)?),
+            (None, None) => None,
         };
         let scheme = endpoint.as_deref().map_or("https", |url| url.split("://").next().unwrap_or_default());
-        check_proxies(&variables, scheme)?;
+        check_proxies(variables, scheme)?;
         let skip_signature = variables.switch("AWS_SKIP_SIGNATURE")?.unwrap_or(false);
         Ok(Self {
             endpoint,
             region,
-            keys: keys(&variables)?,
+            keys: keys(variables)?,
             skip_signature,
             sign_payload: !variables.switch("AWS_UNSIGNED_PAYLOAD")?.unwrap_or(true),
             virtual_hosted: variables.switch("AWS_VIRTUAL_HOSTED_STYLE_REQUEST")?.unwrap_or(false),
-            credentials: if skip_signature { Vec::new() } else { sources_of_credentials(&variables)? },
-            others: others(&variables)?,
+            credentials: if skip_signature { Vec::new() } else { sources_of_credentials(variables)? },
+            others: others(variables)?,
         })
+    }
+}
+
+impl Settings {
+    /// Whether the environment says that a role is taken on by a web identity.
+    pub(super) fn has_web_identity(&self) -> bool {
+        self.credentials.iter().any(|(key, _)| *key == Key::WebIdentityTokenFile)
+    }
+}
+
+/// The endpoint that a profile names, unless it is to be passed over.
+fn endpoint_of(variables: &Variables, profile: Option<&Profile>) -> Result<Option<String>> {
+    let Some(profile) = profile else { return Ok(None) };
+    let passed_over = match (variables.switch("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")?, profile.get(PASS_OVER)) {
+        (Some(by_variable), _) => by_variable,
+        (None, Some((name, text))) => check_switch(&name, text)?,
+        (None, None) => false,
+    };
+    match profile.endpoint().filter(|_| !passed_over) {
+        Some((name, text)) => check_endpoint(&name, text).map(Some),
+        None => Ok(None),
     }
 }
 
@@ -291,8 +334,24 @@ pub(super) fn proxy_of(endpoint: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn read(variables: &[(&str, &str)]) -> Result<Settings> {
-        Settings::read(variables.iter().map(|(name, value)| ((*name).to_owned(), Some((*value).to_owned()))))
+    fn variables(variables: &[(&str, &str)]) -> Variables {
+        Variables(variables.iter().map(|(name, value)| ((*name).to_owned(), Some((*value).to_owned()))).collect())
+    }
+
+    fn read(set: &[(&str, &str)]) -> Result<Settings> {
+        Settings::read(&variables(set), None)
+    }
+
+    #[test]
+    fn files_are_looked_at_only_for_what_is_open() {
+        let open = |set: &[(&str, &str)]| variables(set).leave_open().expect("texts");
+        let all = [("AWS_ACCESS_KEY_ID", "a"), ("AWS_ENDPOINT_URL", "http://s3"), ("AWS_REGION", "eu-1")];
+        assert!(!open(&all));
+        assert!(!open(&[("AWS_SKIP_SIGNATURE", "1"), all[1], ("AWS_DEFAULT_REGION", "eu-1")]));
+        for left_out in 0..all.len() {
+            let rest: Vec<_> = all.iter().enumerate().filter(|(at, _)| *at != left_out).map(|(_, set)| *set).collect();
+            assert!(open(&rest), "{rest:?}");
+        }
     }
 
     #[test]
@@ -363,7 +422,8 @@ mod tests {
             let error = read(&pair(id, secret, token)).err().expect("refused");
             assert!(error.message.contains(words) && !error.message.contains("hidden"), "{error}");
         }
-        let no_text = Settings::read([("AWS_SECRET_ACCESS_KEY".to_owned(), None)]).err().expect("refused");
+        let no_text =
+            Settings::read(&Variables(vec![("AWS_SECRET_ACCESS_KEY".to_owned(), None)]), None).err().expect("refused");
         assert!(no_text.message.contains("AWS_SECRET_ACCESS_KEY is no UTF-8"), "{no_text}");
     }
 
