@@ -114,11 +114,28 @@ impl Error {
         Self::new(ErrorKind::Bug, message)
     }
 
-    /// The same error with its place put before the message.
+    /// The same error with its place put before the message, where the message does not name it already.
     #[must_use]
     pub fn at(self, place: impl std::fmt::Display) -> Self {
+        let place = place.to_string();
+        if names(&self.message, &place) {
+            return self;
+        }
         Self::new(self.kind, format!("{place}: {}", self.message))
     }
+}
+
+/// Whether a message names a place as a whole, and not only one whose name begins or ends with it.
+fn names(message: &str, place: &str) -> bool {
+    let of_a_name = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || "/._-".contains(c));
+    let mut found = message.match_indices(place);
+    !place.is_empty()
+        && found.any(|(at, _)| {
+            let (before, after) = (&message[..at], &message[at + place.len()..]);
+            // A full stop ends a sentence, or goes on within a name.
+            let after = after.trim_start_matches('.').chars().next().filter(|_| !after.starts_with(". "));
+            !of_a_name(before.chars().next_back()) && !of_a_name(after)
+        })
 }
 
 impl From<muster_kernel::error::KernelError> for Error {
@@ -133,5 +150,26 @@ impl From<muster_kernel::error::KernelError> for Error {
             K::OutOfOrder { .. } => ErrorKind::Bug,
         };
         Error::new(kind, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_named_once() {
+        let at = |message: &str| Error::retry(message).at("s3://data/in").message;
+        for named in
+            ["cannot read s3://data/in: access denied", "s3://data/in", "of s3://data/in. Later", "(s3://data/in)"]
+        {
+            assert_eq!(at(named), named);
+        }
+        for other in
+            ["access denied", "cannot read s3://data/in2", "s3://data/in/a is gone", "s3://data/in.gz is gone", ""]
+        {
+            assert_eq!(at(other), format!("s3://data/in: {other}"));
+        }
+        assert_eq!(Error::retry("gone").at("").message, ": gone");
     }
 }
