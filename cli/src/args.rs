@@ -343,12 +343,12 @@ pub(crate) struct CoordinatorArgs {
 #[derive(Debug, Args)]
 #[command(version, disable_help_flag = true, disable_version_flag = true)]
 pub(crate) struct SortArgs {
-    /// Files, folders, prefixes and globs; names beginning with _ or . are not read from folders. In a pool workers:/ is what workers offer with --input-dir, workers:/PATH some of it
+    /// Files, folders, prefixes and globs; what exists is no glob, whatever its name; names beginning with _ or . are not read from folders. In a pool workers:/ is what workers offer with --input-dir, workers:/PATH some of it
     #[arg(required = true, value_name = "INPUT")]
-    pub(crate) inputs: Vec<String>,
+    pub(crate) inputs: Vec<OsString>,
     /// Folder or prefix for the parts; must be empty or absent without --overwrite
     #[arg(short, long, value_name = "OUTPUT")]
-    pub(crate) output: String,
+    pub(crate) output: OsString,
 
     #[command(flatten)]
     pub(crate) order: OrderArgs,
@@ -373,7 +373,8 @@ pub(crate) struct SortArgs {
     /// What becomes of malformed records: the job fails, leaves them out, or keeps them below OUTPUT/_quarantine
     #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
     pub(crate) bad_records: OnBadRecords,
-    /// What becomes of input objects that cannot be read: the job fails, or leaves them out as a whole
+    /// What becomes of input objects that cannot be read, and of entries of folders that are no files (dangling links, sockets, pipes): the job fails, or leaves them out as a whole
+    /// and names them
     #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
     pub(crate) bad_inputs: OnBadInputs,
     /// A second store for what is sorted and not yet merged, like s3://other/prefix: what the first loses is read there
@@ -518,7 +519,7 @@ pub(crate) struct GenArgs {
 pub(crate) struct VerifyArgs {
     /// Files, objects, folders and prefixes, in order
     #[arg(required = true, value_name = "PATH")]
-    pub(crate) paths: Vec<String>,
+    pub(crate) paths: Vec<OsString>,
     #[command(flatten)]
     pub(crate) order: OrderArgs,
     /// A _SUCCESS whose count, bytes and checksum the data must have

@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::Api;
-use crate::cmd::watch::to_end;
+use crate::cmd::watch::{to_end, warn};
 use crate::exit::Exit;
 use crate::local::folder::Folder;
 use crate::local::server::PrivateServer;
@@ -168,6 +168,7 @@ async fn begin(
 async fn run_job(api: &Api, spec: &JobSpec, progress: &mut Progress) -> Result<JobStatus, Exit> {
     let status = api.submit(spec, &|what| progress.say(what)).await?;
     if progress.is_shown() {
+        warn(&status);
         for shortage in room::shortages(spec, status.input_bytes) {
             output::error_line(&format!("muster: {shortage}"));
         }

@@ -146,6 +146,9 @@ pub struct JobStatus {
     /// What failed on the way, and how it was got over.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub recoveries: Vec<Recovery>,
+    /// What whoever asked for the job should know of its input; as long as the leader that planned it leads it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -143,6 +143,8 @@ section!(Store {
     list_timeout_ms: u64,
     replica_after_ms: u64,
     objects_max: u64,
+    entries_max: u64,
+    depth_max: u64,
 });
 section!(Faults { enabled: bool });
 section!(Http { stuck_ms: u64 });
@@ -358,6 +360,8 @@ impl Config {
             ("store.list_timeout_ms", self.store.list_timeout_ms),
             ("store.replica_after_ms", self.store.replica_after_ms),
             ("store.objects_max", self.store.objects_max),
+            ("store.entries_max", self.store.entries_max),
+            ("store.depth_max", self.store.depth_max),
             ("http.stuck_ms", self.http.stuck_ms),
             ("sizes.split_bytes_min", self.sizes.split_bytes_min),
             ("sizes.partition_bytes_min", self.sizes.partition_bytes_min),

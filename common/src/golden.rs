@@ -1,5 +1,5 @@
 //! Golden bytes of everything that is sent or stored: what a former build wrote must be read by every later one. A line of `golden/v1.txt` never changes; a new version
-//! of a message gets lines of its own in `golden/v2.txt`.
+//! of a message gets lines of its own in `golden/v2.txt`, a third in `golden/v3.txt`.
 
 use std::fmt::Debug;
 use std::fmt::Write as _;
@@ -12,7 +12,7 @@ use muster_kernel::splitters::Splitter;
 use crate::api::{KeyEncoding, Manifest, ManifestPart, PhaseTimes};
 use crate::error::{Error, ErrorKind};
 use crate::ids::{AttemptId, Epoch, Generation, Incarnation, Phase, TaskId};
-use crate::plan::{BadInputs, BadRecords, JobSpec, PinnedObject, PinnedRun, PinnedRuns, Plan, Sizing};
+use crate::plan::{BadInputs, BadRecords, JobSpec, LeftOut, PinnedObject, PinnedRun, PinnedRuns, Plan, Sizing};
 use crate::retry::Recoveries;
 use crate::wire::{
     self, AttemptProgress, BadRecord, BlobRef, Broadcast, CancelAttempt, CommandReply, DamageCause, Drain, Health,
@@ -23,6 +23,7 @@ use crate::wire::{
 
 const V1: &str = include_str!("golden/v1.txt");
 const V2: &str = include_str!("golden/v2.txt");
+const V3: &str = include_str!("golden/v3.txt");
 
 /// Collects the lines as this build writes them for a peer of one wire version, and checks that the golden ones read back as the samples.
 struct Lines {
@@ -221,6 +222,7 @@ fn in_scratch(lines: &mut Lines) {
         replica: None,
         bad_records: BadRecords::Fail,
         settings: None,
+        left_out: Vec::new(),
     };
     lines.line("plan", &plan.to_bytes().expect("encodes"));
     assert_eq!(Plan::from_bytes(&golden(V1, "plan")).expect("plan"), plan);
@@ -441,6 +443,16 @@ fn what_version_2_brought_keeps_its_bytes() {
     in_scratch_since_2(&mut lines);
     in_json_since_2(&mut lines);
     assert_eq!(lines.written, V2, "what this build writes:\n{}", lines.written);
+}
+
+#[test]
+fn what_version_3_of_the_plan_brought_keeps_its_bytes() {
+    let mut lines = Lines::of(3, V3);
+    let plan = Plan::from_bytes(&golden(V2, "plan")).expect("plan");
+    let plan = Plan { left_out: vec![LeftOut { url: "file:///in/odd".into(), why: "a socket".into() }], ..plan };
+    lines.line("plan", &plan.to_bytes().expect("encodes"));
+    assert_eq!(Plan::from_bytes(&golden(V3, "plan")).expect("plan"), plan);
+    assert_eq!(lines.written, V3, "what this build writes:\n{}", lines.written);
 }
 
 /// What version 1 cannot say is refused or made plainer, never misread.

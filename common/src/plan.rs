@@ -10,9 +10,12 @@ use crate::ids::{AttemptId, JobId};
 use crate::wire;
 
 pub mod v1;
+pub mod v2;
 
-/// Newest version byte of [`Plan`] and [`PinnedRuns`] as they are stored. What version 1 can say is written as version 1, so that workers of the last build read it.
-pub const PLAN_VERSION: u8 = 2;
+/// Newest version byte of [`Plan`] as it is stored. What an older version can say is written as that, so that workers of the last build read it.
+pub const PLAN_VERSION: u8 = 3;
+/// The same of [`PinnedRuns`].
+pub const RUNS_VERSION: u8 = 2;
 /// Largest plan or list of runs that is read back, in bytes.
 pub const PLAN_BYTES_MAX: u64 = 256 << 20;
 /// Most input objects of one job.
@@ -120,6 +123,15 @@ pub struct PinnedObject {
     pub version: String,
 }
 
+/// An entry of the input that cannot be read, seen when it was listed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Its blob URL.
+    pub url: String,
+    /// Why it cannot be read.
+    pub why: String,
+}
+
 /// Everything that workers need to know of a job; made from options and pinned input alone, so the same request over the same input gives the same parts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -157,6 +169,8 @@ pub struct Plan {
     pub bad_records: BadRecords,
     /// Settings of this job alone, as TOML.
     pub settings: Option<String>,
+    /// What the input holds besides `objects` and cannot be read.
+    pub left_out: Vec<LeftOut>,
 }
 
 /// The runs that the merges of a job read: one for each split, in order.
@@ -224,8 +238,11 @@ impl Plan {
     /// # Errors
     /// `Bug` where it cannot be serialised.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        match v1::PlanV1Ref::of(self) {
-            Some(old) => wire::frame(1, &old),
+        if let Some(old) = v1::PlanV1Ref::of(self) {
+            return wire::frame(1, &old);
+        }
+        match v2::PlanV2Ref::of(self) {
+            Some(old) => wire::frame(2, &old),
             None => wire::frame(PLAN_VERSION, self),
         }
     }
@@ -237,6 +254,7 @@ impl Plan {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let plan = match bytes.first() {
             Some(1) => wire::unframe::<v1::PlanV1>(1..=1, bytes)?.into(),
+            Some(2) => wire::unframe::<v2::PlanV2>(2..=2, bytes)?.into(),
             _ => wire::unframe::<Plan>(1..=PLAN_VERSION, bytes)?,
         };
         for piece in plan.splits.iter().flatten() {
@@ -276,7 +294,7 @@ impl PinnedRuns {
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         match v1::PinnedRunsV1::try_from(self.clone()) {
             Ok(old) => wire::frame(1, &old),
-            Err(_) => wire::frame(PLAN_VERSION, self),
+            Err(_) => wire::frame(RUNS_VERSION, self),
         }
     }
 
@@ -287,7 +305,7 @@ impl PinnedRuns {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         match bytes.first() {
             Some(1) => wire::unframe::<v1::PinnedRunsV1>(1..=1, bytes).map(Self::from),
-            _ => wire::unframe(1..=PLAN_VERSION, bytes),
+            _ => wire::unframe(1..=RUNS_VERSION, bytes),
         }
     }
 }

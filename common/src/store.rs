@@ -24,10 +24,14 @@ use crate::config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::faults::{Component as Disturbed, Faults, Scope};
 use crate::ids::WorkerId;
+use crate::paths;
 use crate::plan::TEXT_BYTES_MAX;
 use crate::retry::Retry;
+use crate::survey::{Bounds, Survey, Wanted};
 use crate::wire::BlobRef;
 
+/// Why a path is refused whose meaning hangs on links.
+const NO_PARENTS: &str = "holds .., which means what the links before it make of it; name the resolved path";
 /// Tries of a read that gives damaged bytes.
 const DAMAGED_READS_MAX: u32 = 3;
 
@@ -35,7 +39,7 @@ const DAMAGED_READS_MAX: u32 = 3;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlobUrl {
     scheme: Scheme,
-    /// Without leading slash; for files the absolute path less its slash.
+    /// Without leading slash; for files the absolute path less its slash, as [`crate::paths`] writes it.
     key: String,
 }
 
@@ -92,29 +96,32 @@ impl BlobUrl {
 
     /// The path, where this is a file URL.
     pub fn file_path(&self) -> Option<PathBuf> {
-        (self.scheme == Scheme::File).then(|| PathBuf::from(format!("/{}", self.key)))
+        (self.scheme == Scheme::File).then(|| paths::path_of(&self.key))
     }
 
-    /// A path as URL; it must be absolute and is cleaned of `.` and `..` without a look at links.
+    /// A path as URL; it must be absolute, and is cleaned of `.`. What `..` means depends on the links before it, so who knows them resolves it first.
     ///
     /// # Errors
-    /// `Invalid` where it is relative or not UTF-8.
+    /// `Invalid` where it is relative or holds `..`.
     pub fn from_path(path: &Path) -> Result<Self> {
         let refuse = |why: &str| Error::invalid(format!("the path {} {why}", path.display()));
         if !path.is_absolute() {
             return Err(refuse("is not absolute; in a pool every process must see it under the same absolute path"));
         }
-        let mut segments: Vec<&str> = Vec::new();
-        for component in path.components() {
-            match component {
-                Component::Normal(segment) => {
-                    segments.push(segment.to_str().ok_or_else(|| refuse("is not valid UTF-8"))?);
-                }
-                Component::ParentDir => drop(segments.pop()),
-                Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
-            }
+        if path.components().any(|component| component == Component::ParentDir) {
+            return Err(refuse(NO_PARENTS));
         }
-        Ok(Self { scheme: Scheme::File, key: segments.join("/") })
+        let clean: PathBuf = path.components().collect();
+        Ok(Self { scheme: Scheme::File, key: paths::key_of(&clean) })
+    }
+
+    /// What stands behind `file://`: a key with its slash.
+    fn from_file_key(text: &str) -> Result<Self> {
+        let segments = text.split('/').filter(|segment| !matches!(*segment, "" | "."));
+        if segments.clone().any(|segment| segment == "..") {
+            return Err(Error::invalid(format!("file://{text} {NO_PARENTS}")));
+        }
+        Ok(Self { scheme: Scheme::File, key: segments.collect::<Vec<_>>().join("/") })
     }
 
     /// The file at an absolute path of one worker.
@@ -184,7 +191,7 @@ impl FromStr for BlobUrl {
             )));
         }
         match scheme {
-            "file" if rest.starts_with('/') => Self::from_path(Path::new(rest)),
+            "file" if rest.starts_with('/') => Self::from_file_key(rest),
             "file" => Err(Error::invalid(format!("{text:?}: a file URL has no host; write file:///PATH"))),
             "s3" => {
                 let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
@@ -290,6 +297,12 @@ pub trait Blobs: Send + Sync + 'static {
     /// # Errors
     /// `Exhausted` beyond `limit` objects; else as [`Blobs::head`]. A prefix that nothing lies below gives an empty list.
     async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<BlobMeta>>;
+
+    /// The objects below a folder that are input, and what is left out because it cannot be. A folder that is not there holds none.
+    ///
+    /// # Errors
+    /// `Exhausted` where more objects are meant than the bounds allow; `Invalid` beyond another bound, or where the folder itself cannot be listed; else as [`Blobs::head`].
+    async fn survey(&self, wanted: &Wanted) -> Result<Survey>;
 
     /// An object's size and version.
     ///
@@ -487,6 +500,12 @@ impl Stores {
         usize::try_from(self.limits.objects_max).unwrap_or(usize::MAX)
     }
 
+    /// How far a look for input goes.
+    pub fn bounds(&self) -> Bounds {
+        let depth = usize::try_from(self.limits.depth_max).unwrap_or(usize::MAX);
+        Bounds { objects: self.objects_max(), entries: self.limits.entries_max, depth }
+    }
+
     /// The stores that cannot be used at present.
     pub fn troubles(&self) -> &Troubles {
         &self.troubles
@@ -625,8 +644,14 @@ mod tests {
             assert_eq!(text.parse::<BlobUrl>().ok().map(|url| url.to_string()).as_deref(), expected, "{text}");
         };
         check("/a/b", Some("file:///a/b"));
-        check("/a/./b/../c/", Some("file:///a/c"));
+        check("/a/./b//c/", Some("file:///a/b/c"));
         check("file:///a", Some("file:///a"));
+        // Where b is a link, another file than the system would open.
+        check("/a/b/../c", None);
+        check("file:///a/b/..", None);
+        // A name that looks like an escape, as path and as key.
+        check(r"/a\xff", Some(r"file:///a\x5cxff"));
+        check(r"file:///a\xff", Some(r"file:///a\xff"));
         check("s3://bucket/a/b", Some("s3://bucket/a/b"));
         check("s3://bucket", Some("s3://bucket/"));
         check("s3://B/a", None);

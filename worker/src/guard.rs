@@ -18,6 +18,7 @@ use bytes::Bytes;
 use muster_common::clock::Clock;
 use muster_common::config::Hedge;
 use muster_common::store::{Access, BlobMeta, Blobs, Completed, Layer, OpenUpload, PartAt, Scheme};
+use muster_common::survey::{Survey, Wanted};
 use muster_common::{Error, ErrorKind, Result};
 
 /// Failures in a row that shut the gate.
@@ -399,6 +400,10 @@ impl Guarded {
 impl Blobs for Guarded {
     async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<BlobMeta>> {
         self.call(|| self.store.list(prefix, limit)).await
+    }
+
+    async fn survey(&self, wanted: &Wanted) -> Result<Survey> {
+        self.call(|| self.store.survey(wanted)).await
     }
 
     async fn head(&self, key: &str) -> Result<BlobMeta> {

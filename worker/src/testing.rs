@@ -11,6 +11,7 @@ use muster_common::clock::ManualClock;
 use muster_common::config::{Config, Profile};
 use muster_common::retry::Retry;
 use muster_common::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
+use muster_common::survey::{Survey, Wanted};
 use muster_common::{Error, ErrorKind, Result};
 
 /// The store; its knobs are public.
@@ -70,6 +71,10 @@ impl Shaky {
 impl Blobs for Shaky {
     async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<BlobMeta>> {
         self.inner.list(prefix, limit).await
+    }
+
+    async fn survey(&self, wanted: &Wanted) -> Result<Survey> {
+        self.inner.survey(wanted).await
     }
 
     async fn head(&self, key: &str) -> Result<BlobMeta> {

@@ -8,6 +8,7 @@ pub(crate) mod r#gen;
 pub(crate) mod jobs;
 pub(crate) mod manual;
 pub(crate) mod order;
+pub(crate) mod places;
 pub(crate) mod rights;
 pub(crate) mod single_output;
 pub(crate) mod sort;
@@ -16,7 +17,8 @@ pub(crate) mod watch;
 pub(crate) mod worker;
 pub(crate) mod workers;
 
-use std::path::{Path, PathBuf};
+pub(crate) use places::url as blob_url;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +28,6 @@ use muster_common::clock::SystemClock;
 use muster_common::config::{self, Config};
 use muster_common::faults::{self, Faults};
 use muster_common::http;
-use muster_common::store::BlobUrl;
 use muster_common::telemetry;
 use muster_common::vitals::Vitals;
 
@@ -123,25 +124,6 @@ pub(crate) async fn api(args: &NatsArgs) -> Result<Api, Exit> {
 pub(crate) async fn api_of(args: &ClientArgs) -> Result<Api, Exit> {
     log(LogFormat::Text, "warn");
     api(&args.nats).await
-}
-
-/// An argument as blob URL: a URL as it is, a path made absolute.
-pub(crate) fn blob_url(text: &str) -> Result<BlobUrl, Exit> {
-    if text == STANDARD {
-        return Err(Exit::usage(
-            "- (standard input or output) is not built yet: name a file or a folder; what is really named - is ./-",
-        ));
-    }
-    let parsed = if text.contains("://") {
-        text.parse()
-    } else {
-        absolute(Path::new(text)).and_then(|path| BlobUrl::from_path(&path))
-    };
-    parsed.map_err(|e| Exit::usage(e.message))
-}
-
-fn absolute(path: &Path) -> muster_common::Result<PathBuf> {
-    std::path::absolute(path).map_err(|e| muster_common::Error::invalid(format!("the path {}: {e}", path.display())))
 }
 
 /// The machine's cores, as far as this process may use them.

@@ -1,5 +1,6 @@
 //! `muster sort`: submit, show progress, wait; here or in a pool.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, IsTerminal};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use muster_kernel::record::Format;
 
 use crate::args::{OnBadInputs, OnBadRecords, SortArgs};
 use crate::client::Api;
-use crate::cmd::{self, order, single_output, watch};
+use crate::cmd::{self, order, places, single_output, watch};
 use crate::exit::{self, Exit};
 use crate::local::{self, LocalOptions};
 use crate::memory::{self, Size};
@@ -40,7 +41,7 @@ pub(crate) async fn run(args: SortArgs) -> Result<(), Exit> {
     let level = if args.quiet { "error" } else { "warn" };
     cmd::log(args.settings.log_format, if pool.is_none() { "off" } else { level });
     refuse_misplaced(&args)?;
-    single_output::refuse(&args.output)?;
+    single_output::refuse(&args.output.to_string_lossy())?;
     let config = cmd::settings(&args.settings, &place.nats)?;
     let show = if args.quiet || args.json { Show::Nothing } else { Show::Auto };
     match pool {
@@ -112,9 +113,10 @@ fn job_spec(args: &SortArgs, config: &Config, in_pool: bool, task_memory_bytes: 
 }
 
 /// An INPUT as the coordinator takes it.
-fn input(text: &str, in_pool: bool) -> Result<String, Exit> {
+fn input(argument: &OsStr, in_pool: bool) -> Result<String, Exit> {
+    let text = argument.to_str().unwrap_or_default();
     match inputs::of_workers(text) {
-        None => cmd::blob_url(text).map(|url| url.to_string()),
+        None => places::input(argument),
         Some(Err(error)) => Err(Exit::usage(error.message)),
         Some(Ok(_)) if !in_pool => Err(Exit::usage(format!(
             "INPUT {text} means files that the workers of a pool offer; a run here has none: name the files themselves, or a pool with --nats"
@@ -194,6 +196,7 @@ async fn in_pool(args: &SortArgs, spec: JobSpec, config: &Config, found: &Found,
     }
     if show == Show::Auto {
         output::error_line(&format!("job {}", spec.job));
+        watch::warn(&status);
     }
     progress.update(&status);
     let ended = tokio::select! {
@@ -312,8 +315,8 @@ mod tests {
             format!("{exit:?}").contains("code: 2") && format!("{exit:?}").contains("a run here has none"),
             "{exit:?}"
         );
-        assert_eq!(input("workers:/logs/*.txt", true).expect("input"), "workers:/logs/*.txt");
-        assert!(format!("{:?}", input("workers:/../x", true)).contains("code: 2"));
+        assert_eq!(input("workers:/logs/*.txt".as_ref(), true).expect("input"), "workers:/logs/*.txt");
+        assert!(format!("{:?}", input("workers:/../x".as_ref(), true)).contains("code: 2"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `muster verify`: order, count, checksum and duplicates as valsort reports them, in parallel over ranges, from files or objects.
 
+use std::ffi::OsString;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
@@ -154,7 +155,7 @@ fn spec(args: &VerifyArgs, manifest: Option<&Manifest>) -> Result<(SortSpec, Ord
 }
 
 /// The `_SUCCESS` of the one folder that is to be checked, if muster wrote one there.
-async fn own_manifest(stores: &Stores, paths: &[String]) -> Result<Option<Manifest>, Exit> {
+async fn own_manifest(stores: &Stores, paths: &[OsString]) -> Result<Option<Manifest>, Exit> {
     let [path] = paths else { return Ok(None) };
     let url = cmd::blob_url(path)?;
     let store = stores.open(&url).await?;
@@ -187,7 +188,7 @@ async fn read_manifest(stores: &Stores, url: &BlobUrl) -> Result<Manifest> {
     read.await.map_err(|e: Error| e.at(url))
 }
 
-async fn find_inputs(stores: &Stores, paths: &[String]) -> Result<Vec<Input>, Exit> {
+async fn find_inputs(stores: &Stores, paths: &[OsString]) -> Result<Vec<Input>, Exit> {
     let mut inputs = Vec::new();
     for text in paths {
         let url = cmd::blob_url(text)?;

@@ -18,6 +18,9 @@ const POLL_EVERY: Duration = Duration::from_secs(2);
 /// How long an answer may take before it is said that there is none.
 const SILENT_AFTER: Duration = Duration::from_secs(3);
 
+/// Entries of the input that are named on stderr.
+const OMITTED_SHOWN: usize = 10;
+
 /// What `--json` prints at the end of a job.
 #[derive(Serialize)]
 struct Summary<'a> {
@@ -32,6 +35,8 @@ struct Summary<'a> {
     repeated_tasks: u32,
     skipped_records: u64,
     skipped_objects: u32,
+    skipped: &'a [SkippedObject],
+    warnings: &'a [String],
     recoveries: &'a [muster_common::api::Recovery],
     output: &'a str,
     checksum: String,
@@ -46,6 +51,7 @@ struct LeftOut {
     records: Vec<BadPlace>,
     objects: Vec<SkippedObject>,
     objects_total: u32,
+    warnings: Vec<String>,
 }
 
 impl LeftOut {
@@ -55,14 +61,18 @@ impl LeftOut {
             if status.bad_records.is_empty() {
                 status.bad_records.clone_from(&self.records);
             }
-            if status.skipped_objects_total == 0 {
+            if status.skipped_objects_total < self.objects_total {
                 status.skipped_objects.clone_from(&self.objects);
                 status.skipped_objects_total = self.objects_total;
+            }
+            if status.warnings.is_empty() {
+                status.warnings.clone_from(&self.warnings);
             }
         } else {
             self.records.clone_from(&status.bad_records);
             self.objects.clone_from(&status.skipped_objects);
             self.objects_total = status.skipped_objects_total;
+            self.warnings.clone_from(&status.warnings);
         }
     }
 }
@@ -121,6 +131,23 @@ pub(crate) async fn to_end(api: &Api, job: &JobId, progress: &mut Progress, clea
     }
 }
 
+/// Says on stderr what whoever asked for a job should know of its input.
+pub(crate) fn warn(status: &JobStatus) {
+    for warning in &status.warnings {
+        output::error_line(&format!("muster: {}", output::plain(warning)));
+    }
+    let total = status.skipped_objects_total;
+    if total > 0 {
+        output::error_line(&format!("muster: {} entries of the input are left out:", output::grouped(total.into())));
+        for SkippedObject { object, reason } in status.skipped_objects.iter().take(OMITTED_SHOWN) {
+            output::error_line(&format!("muster:   {}", output::plain(&format!("{object}: {reason}"))));
+        }
+        if total as usize > OMITTED_SHOWN {
+            output::error_line("muster:   and more; muster status and _SUCCESS name them");
+        }
+    }
+}
+
 /// Prints the closing summary, and fails where the job did not succeed.
 pub(crate) fn summarise(status: &JobStatus, json: bool, quiet: bool) -> Result<(), Exit> {
     let cause = status.error.as_deref().unwrap_or("no cause was recorded");
@@ -156,6 +183,8 @@ fn print_json(status: &JobStatus, exit_code: u8) {
         repeated_tasks: status.repeated_tasks,
         skipped_records: status.skipped.records,
         skipped_objects: status.skipped_objects_total,
+        skipped: &status.skipped_objects,
+        warnings: &status.warnings,
         recoveries: &status.recoveries,
         output: &status.output,
         checksum: format!("{:x}", kept.hash),

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
+use crate::survey::{Survey, Wanted};
 
 /// A store within time-outs.
 pub struct BoundedBlobs {
@@ -47,6 +48,10 @@ async fn within<T>(bound: Duration, setting: &str, key: &str, call: impl Future<
 impl Blobs for BoundedBlobs {
     async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<BlobMeta>> {
         self.within_list(prefix, self.inner.list(prefix, limit)).await
+    }
+
+    async fn survey(&self, wanted: &Wanted) -> Result<Survey> {
+        self.within_list(wanted.base(), self.inner.survey(wanted)).await
     }
 
     async fn head(&self, key: &str) -> Result<BlobMeta> {

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::faults::{Component, Faults, Hit, Kind, Scope, Site};
 use crate::ledger::{Appended, Entry, Ledger, Room};
 use crate::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
+use crate::survey::{Survey, Wanted};
 
 /// A store that fails on purpose.
 pub struct FaultyBlobs {
@@ -67,6 +68,10 @@ fn is_damage(hit: Hit) -> bool {
 impl Blobs for FaultyBlobs {
     async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<BlobMeta>> {
         self.around("list", prefix, self.inner.list(prefix, limit)).await
+    }
+
+    async fn survey(&self, wanted: &Wanted) -> Result<Survey> {
+        self.around("list", wanted.base(), self.inner.survey(wanted)).await
     }
 
     async fn head(&self, key: &str) -> Result<BlobMeta> {

@@ -17,9 +17,12 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 
+use super::folders::{self, Interest};
 use crate::buffer::{ALIGN, Buffer, BufferPool, is_aligned};
 use crate::error::{Error, ErrorKind, Result};
+use crate::paths::{key_of, path_of};
 use crate::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
+use crate::survey::{Survey, Wanted};
 
 /// Reads below this size go through the page cache even where they are read once.
 const DIRECT_BYTES_MIN: u64 = 256 * 1024;
@@ -65,10 +68,6 @@ impl LocalBlobs {
     }
 }
 
-fn path_of(key: &str) -> PathBuf {
-    Path::new("/").join(key.trim_start_matches('/'))
-}
-
 /// Names the path and sorts the error by what can be done about it.
 pub(super) fn file_error(path: &Path, doing: &str, error: &io::Error) -> Error {
     let kind = match error.kind() {
@@ -80,9 +79,17 @@ pub(super) fn file_error(path: &Path, doing: &str, error: &io::Error) -> Error {
         | io::ErrorKind::IsADirectory
         | io::ErrorKind::InvalidInput
         | io::ErrorKind::InvalidFilename => ErrorKind::Invalid,
+        // No wait undoes a chain of links that never ends, or makes a socket a file.
+        _ if is_one_of(error, &[Errno::LOOP, Errno::NAMETOOLONG, Errno::NXIO, Errno::NODEV, Errno::OVERFLOW]) => {
+            ErrorKind::Invalid
+        }
         _ => ErrorKind::Retry,
     };
     Error::new(kind, format!("cannot {doing} {}: {error}", path.display()))
+}
+
+fn is_one_of(error: &io::Error, known: &[Errno]) -> bool {
+    known.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 fn version_of(meta: &fs::Metadata) -> String {
@@ -130,11 +137,8 @@ fn walk(folder: &Path, depth: usize, limit: usize, found: &mut Vec<BlobMeta>) ->
             walk(&path, depth + 1, limit, found)?;
             continue;
         }
-        let Some(key) = path.to_str() else {
-            return Err(Error::invalid(format!("the name {} is not valid UTF-8", path.display())));
-        };
         if meta.is_file() {
-            found.push(blob_meta(key.trim_start_matches('/'), &meta));
+            found.push(blob_meta(&key_of(&path), &meta));
         }
         if found.len() > limit {
             return Err(Error::exhausted(format!("more than {limit} objects lie below {}", folder.display())));
@@ -162,7 +166,7 @@ fn find_uploads(prefix: &str, limit: usize) -> Result<Vec<OpenUpload>> {
     walk(&target, 0, OBJECTS_WALKED_MAX, &mut found)?;
     let mut uploads: Vec<OpenUpload> = found.iter().filter_map(|meta| upload_of(&meta.key)).collect();
     let beside = target.parent().and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten().flatten();
-    let keys = beside.filter_map(|entry| entry.path().to_str().map(|path| path.trim_start_matches('/').to_owned()));
+    let keys = beside.map(|entry| key_of(&entry.path()));
     uploads.extend(keys.filter_map(|key| upload_of(&key)).filter(|open| open.key == prefix));
     uploads.sort();
     if uploads.len() > limit {
@@ -410,6 +414,14 @@ impl Blobs for LocalBlobs {
             Ok(found)
         })
         .await
+    }
+
+    async fn survey(&self, wanted: &Wanted) -> Result<Survey> {
+        let (interest, gone) = Interest::new();
+        let wanted = wanted.clone();
+        let surveyed = self.blocking(move || folders::survey(&wanted, &gone)).await;
+        drop(interest);
+        surveyed
     }
 
     async fn head(&self, key: &str) -> Result<BlobMeta> {

@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::etag;
 use crate::ledger::{Appended, Entry, Ledger};
 use crate::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
+use crate::survey::{Survey, Wanted};
 
 /// An object store in memory. As in S3 an object's version follows from its bytes: the same bytes, the same version.
 #[derive(Debug, Default)]
@@ -69,6 +70,10 @@ impl Blobs for MemoryBlobs {
         } else {
             Ok(found)
         }
+    }
+
+    async fn survey(&self, wanted: &Wanted) -> Result<Survey> {
+        wanted.choose(self.list(wanted.base(), usize::MAX).await?)
     }
 
     async fn head(&self, key: &str) -> Result<BlobMeta> {

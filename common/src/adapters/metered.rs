@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::error::{ErrorKind, Result};
 use crate::store::{Access, BlobMeta, Blobs, Completed, Layer, OpenUpload, PartAt, Scheme};
+use crate::survey::{Survey, Wanted};
 use crate::vitals::{Family, Vitals};
 
 const CALLS: Family = Family::new(
@@ -143,6 +144,10 @@ impl Metered {
 impl Blobs for Metered {
     async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<BlobMeta>> {
         self.count(Call::List, self.store.list(prefix, limit)).await
+    }
+
+    async fn survey(&self, wanted: &Wanted) -> Result<Survey> {
+        self.count(Call::List, self.store.survey(wanted)).await
     }
 
     async fn head(&self, key: &str) -> Result<BlobMeta> {

@@ -3,6 +3,7 @@
 pub mod bounded;
 pub mod events;
 pub mod faulty;
+mod folders;
 pub mod journal;
 pub mod local;
 pub mod memory;

@@ -22,6 +22,7 @@ use crate::inputs::{FOLDERS_MAX, Pattern};
 use crate::names;
 use crate::plan::TEXT_BYTES_MAX;
 use crate::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt, is_normal};
+use crate::survey::{Survey, Wanted};
 use crate::wire::{HEAD_BYTES_MAX, LocalFile};
 
 /// Bytes of a page of a listing, about: half of what a message may have.
@@ -330,6 +331,10 @@ fn only_read<T>() -> Result<T> {
 #[async_trait]
 impl Blobs for OwnFiles {
     async fn list(&self, _prefix: &str, _limit: usize) -> Result<Vec<BlobMeta>> {
+        Err(Error::bug("the folders that a worker offers are listed page by page"))
+    }
+
+    async fn survey(&self, _wanted: &Wanted) -> Result<Survey> {
         Err(Error::bug("the folders that a worker offers are listed page by page"))
     }
 

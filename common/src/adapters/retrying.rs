@@ -10,6 +10,7 @@ use bytes::Bytes;
 use crate::error::Result;
 use crate::retry::Retry;
 use crate::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
+use crate::survey::{Survey, Wanted};
 
 /// A store that is asked again.
 pub struct RetryingBlobs {
@@ -28,6 +29,10 @@ impl RetryingBlobs {
 impl Blobs for RetryingBlobs {
     async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<BlobMeta>> {
         self.retry.repeat(|| self.inner.list(prefix, limit)).await
+    }
+
+    async fn survey(&self, wanted: &Wanted) -> Result<Survey> {
+        self.retry.repeat(|| self.inner.survey(wanted)).await
     }
 
     async fn head(&self, key: &str) -> Result<BlobMeta> {

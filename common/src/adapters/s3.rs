@@ -21,6 +21,7 @@ use crate::clock::SystemClock;
 use crate::config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt, Troubles};
+use crate::survey::{Survey, Wanted};
 use cached::Cached;
 use failure::{Cause, Failure};
 use profile::{ByProfile, Place, Profile};
@@ -244,6 +245,11 @@ impl Blobs for S3Blobs {
         }
         found.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         Ok(found)
+    }
+
+    async fn survey(&self, wanted: &Wanted) -> Result<Survey> {
+        let limit = usize::try_from(wanted.bounds().entries).unwrap_or(usize::MAX);
+        wanted.choose(self.list(wanted.base(), limit).await?)
     }
 
     async fn head(&self, key: &str) -> Result<BlobMeta> {

@@ -82,7 +82,7 @@ impl From<PlanV1> for Plan {
             fsync,
             attempts_max,
         } = plan;
-        let (replica, bad_records, settings) = (None, BadRecords::default(), None);
+        let (replica, bad_records, settings, left_out) = (None, BadRecords::default(), None, Vec::new());
         Self {
             job,
             sort,
@@ -101,6 +101,7 @@ impl From<PlanV1> for Plan {
             replica,
             bad_records,
             settings,
+            left_out,
         }
     }
 }
@@ -145,8 +146,9 @@ impl<'a> PlanV1Ref<'a> {
             replica,
             bad_records,
             settings,
+            left_out,
         } = plan;
-        if replica.is_some() || *bad_records != BadRecords::default() || settings.is_some() {
+        if replica.is_some() || *bad_records != BadRecords::default() || settings.is_some() || !left_out.is_empty() {
             return None;
         }
         Some(Self {

@@ -194,6 +194,7 @@ mod tests {
             replica: None,
             bad_records,
             settings: None,
+            left_out: Vec::new(),
         }
     }
 

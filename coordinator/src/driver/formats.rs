@@ -1,126 +1,151 @@
-//! What `--format auto` refuses: input that is not plain lines, told by its name or its first bytes. Its bytes would sort, but into something that nobody can read.
+//! Looks at how the input begins: what cannot be read is told before anything is done, and what is no lines and no records is refused (`--format auto`) or warned of. Its
+//! bytes would sort, and the proof would hold, but nobody could read what comes out.
 
-use muster_common::plan::{BadInputs, PinnedObject};
+use futures::{StreamExt, stream};
+
+use muster_common::plan::{BadInputs, JobSpec, PinnedObject};
 use muster_common::store::{Access, BlobUrl, Stores, read_whole};
 use muster_common::{Error, Result};
+use muster_kernel::record::Format;
+use muster_kernel::spec::{KeyDef, SortSpec};
 
+use super::magic::{self, HEAD_BYTES, Kind, Known};
 use super::offers::Offered;
 
-/// Objects whose first bytes are looked at; names are looked at in all.
-const LOOKED_AT_MAX: usize = 256;
-const MAGIC_BYTES: u64 = 16;
+/// Objects of which the first bytes are read; of more, so many that are spread over all of them. Names are looked at in all.
+const HEADS_MAX: usize = 10_000;
+const HEADS_AT_ONCE: usize = 32;
 
-/// Extensions, in lower case, and what they stand for.
-const EXTENSIONS: [(&str, &str); 19] = [
-    ("gz", "gzip-compressed"),
-    ("tgz", "gzip-compressed"),
-    ("bz2", "bzip2-compressed"),
-    ("xz", "xz-compressed"),
-    ("zst", "zstd-compressed"),
-    ("lz4", "lz4-compressed"),
-    ("sz", "snappy-compressed"),
-    ("snappy", "snappy-compressed"),
-    ("br", "brotli-compressed"),
-    ("zip", "a zip archive"),
-    ("tar", "a tar archive"),
-    ("parquet", "Parquet"),
-    ("orc", "ORC"),
-    ("avro", "Avro"),
-    ("csv", "CSV"),
-    ("tsv", "TSV"),
-    ("jsonl", "JSON lines"),
-    ("ndjson", "JSON lines"),
-    ("json", "JSON"),
-];
+/// Extensions of text, in lower case, whose records are not always lines.
+const TEXT: [(&str, &str); 5] =
+    [("csv", "CSV"), ("tsv", "TSV"), ("jsonl", "JSON lines"), ("ndjson", "JSON lines"), ("json", "JSON")];
 
-/// First bytes that no line of text begins with, and what they stand for.
-const MAGIC: [(&[u8], &str); 7] = [
-    (b"\x1f\x8b", "gzip-compressed"),
-    (b"\xfd7zXZ\0", "xz-compressed"),
-    (b"\x28\xb5\x2f\xfd", "zstd-compressed"),
-    (b"\x04\x22\x4d\x18", "lz4-compressed"),
-    (b"PK\x03\x04", "a zip archive"),
-    (b"PAR1\x15", "Parquet"),
-    (b"Obj\x01", "Avro"),
-];
-
-/// Looks at names and first bytes. One that cannot be read is passed over where such objects may be left out.
+/// Looks at names and first bytes, and gives what there is to warn of. One that cannot be read is passed over where such objects may be left out: the task that reads it says
+/// so in the journal.
 ///
 /// # Errors
-/// `Invalid`, naming the object and what it seems to be; else as a read.
-pub(super) async fn refuse_other_formats(
+/// `Invalid`, naming the object, what it is and what to do instead; else as a read.
+pub(super) async fn look(
     stores: &Stores,
+    spec: &JobSpec,
     objects: &[PinnedObject],
-    unreadable: BadInputs,
     offered: &Offered,
-) -> Result<()> {
-    for object in objects {
-        let url: BlobUrl = object.url.parse()?;
-        if let Some(what) = by_name(url.name()) {
-            return Err(refusal(&url, what));
+) -> Result<Vec<String>> {
+    let auto = spec.auto_format;
+    if auto && !means_lines(&spec.sort) {
+        let other = objects.iter().find_map(|object| Some((object, text_by_name(&object.url)?)));
+        if let Some((object, what)) = other {
+            return Err(Error::invalid(format!(
+                "INPUT {} is {what} by its name, which is not built yet; to sort its lines as they are, say --format lines, or a key or separator of lines (-k, -t)",
+                object.url
+            )));
         }
     }
-    for object in objects.iter().filter(|object| object.bytes > 0).take(LOOKED_AT_MAX) {
-        let url: BlobUrl = object.url.parse()?;
-        let read = match offered.heads.get(&object.url) {
-            Some(head) => head.clone().map(Into::into),
-            None => {
-                let store = stores.open(&url).await?;
-                let start = 0..object.bytes.min(MAGIC_BYTES);
-                read_whole(|| store.read(url.key(), start.clone(), Access::Cached)).await
-            }
-        };
-        let bytes = match read {
-            Ok(bytes) => bytes,
-            Err(_) if unreadable == BadInputs::Skip => continue,
-            Err(error) => return Err(error.at(&url)),
-        };
-        if let Some(what) = by_magic(&bytes) {
-            return Err(refusal(&url, what));
+    let mut found: Vec<(String, &Known)> = Vec::new();
+    let looked_at: Vec<PinnedObject> = to_look_at(objects).cloned().collect();
+    let heads = stream::iter(looked_at).map(|object| async move {
+        let head = head(stores, &object, offered).await;
+        (object, head)
+    });
+    let mut heads = heads.buffered(HEADS_AT_ONCE);
+    while let Some((object, head)) = heads.next().await {
+        match head {
+            Ok(head) => found.extend(known(&spec.sort.format, &object, &head).map(|known| (object.url, known))),
+            Err(_) if spec.bad_inputs == BadInputs::Skip => {}
+            Err(error) => return Err(error.at(format!("INPUT {} cannot be read", object.url))),
         }
     }
-    Ok(())
+    let Some((url, known)) = found.first() else { return Ok(Vec::new()) };
+    let more = if found.len() > 1 { format!(" (and {} more like it)", found.len() - 1) } else { String::new() };
+    match auto {
+        true => Err(Error::invalid(format!("INPUT {url} is {}{more}: {}", known.what, known.advice()))),
+        false => Ok(vec![format!(
+            "INPUT {url} is {}{more}: its raw bytes are sorted, as --format says, and {}; {}",
+            known.what,
+            known.harm(),
+            known.advice()
+        )]),
+    }
 }
 
-fn by_name(name: &str) -> Option<&'static str> {
-    let extension = name.rsplit_once('.')?.1.to_ascii_lowercase();
-    EXTENSIONS.iter().find(|(known, _)| *known == extension).map(|(_, what)| *what)
+/// Whether the request has what only lines have, as sort(1) knows it.
+fn means_lines(sort: &SortSpec) -> bool {
+    let flags = &sort.global;
+    let letters = [flags.numeric, flags.ignore_leading_blanks, flags.fold_case, flags.dictionary, flags.nonprinting];
+    sort.separator.is_some()
+        || letters.into_iter().any(|given| given)
+        || matches!(sort.format, Format::Lines { terminator: 0 })
+        || sort.keys.iter().any(|key| !matches!(key, KeyDef::Range { .. }))
 }
 
-fn by_magic(bytes: &[u8]) -> Option<&'static str> {
-    MAGIC.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|(_, what)| *what)
+fn extension(url: &str) -> Option<String> {
+    let name = url.rsplit('/').next()?;
+    Some(name.rsplit_once('.')?.1.to_ascii_lowercase())
 }
 
-fn refusal(url: &BlobUrl, what: &str) -> Error {
-    Error::invalid(format!(
-        "INPUT {url} seems to be {what}, which is not built yet; to sort its lines as plain bytes, say --format lines"
-    ))
+fn text_by_name(url: &str) -> Option<&'static str> {
+    let extension = extension(url)?;
+    TEXT.iter().find(|(known, _)| *known == extension).map(|(_, what)| *what)
+}
+
+/// Those that are not empty, or so many of them.
+fn to_look_at(objects: &[PinnedObject]) -> impl Iterator<Item = &PinnedObject> {
+    let every = objects.len().div_ceil(HEADS_MAX).max(1);
+    objects.iter().filter(|object| object.bytes > 0).step_by(every)
+}
+
+async fn head(stores: &Stores, object: &PinnedObject, offered: &Offered) -> Result<Vec<u8>> {
+    if let Some(head) = offered.heads.get(&object.url) {
+        return head.clone();
+    }
+    let url: BlobUrl = object.url.parse()?;
+    let store = stores.open(&url).await?;
+    let start = 0..object.bytes.min(HEAD_BYTES);
+    read_whole(|| store.read(url.key(), start.clone(), Access::Cached)).await.map(|bytes| bytes.to_vec())
+}
+
+/// What an object is, where it is not what the format says. Records of a fixed length may begin with anything, so a few bytes prove nothing there.
+fn known(format: &Format, object: &PinnedObject, head: &[u8]) -> Option<&'static Known> {
+    let by_content = magic::of(head, object.bytes).filter(|known| match format {
+        Format::Lines { terminator: 0 } => known.kind != Kind::Encoded,
+        Format::Lines { .. } => true,
+        Format::Fixed { .. } => known.kind != Kind::Encoded,
+    });
+    let by_name = || match format {
+        Format::Lines { .. } if !magic::is_text(head) => magic::by_extension(&extension(&object.url)?),
+        _ => None,
+    };
+    by_content.or_else(by_name)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use muster_kernel::spec::KeyFlags;
 
     #[test]
-    fn other_formats_are_told_by_name_and_by_first_bytes() {
-        for (name, expected) in [
-            ("a.txt", None),
-            ("gz", None),
-            ("a.log", None),
-            ("a.GZ", Some("gzip-compressed")),
-            ("x.y.parquet", Some("Parquet")),
-            ("a.csv", Some("CSV")),
-        ] {
-            assert_eq!(by_name(name), expected, "{name}");
-        }
-        for (bytes, expected) in [
-            (&b"plain"[..], None),
-            (b"", None),
-            (b"\x1f\x8b\x08\0", Some("gzip-compressed")),
-            (b"PAR1\x15", Some("Parquet")),
-            (b"PAR1S", None),
-        ] {
-            assert_eq!(by_magic(bytes), expected, "{bytes:?}");
+    fn lines_are_meant_by_what_only_lines_have() {
+        let lines = || SortSpec::new(Format::Lines { terminator: b'\n' });
+        let check = |sort: SortSpec, expected: bool| assert_eq!(means_lines(&sort), expected, "{sort:?}");
+        check(lines(), false);
+        check(SortSpec { unique: true, stable: true, ..lines() }, false);
+        check(SortSpec { global: KeyFlags { reverse: true, ..KeyFlags::default() }, ..lines() }, false);
+        check(SortSpec { global: KeyFlags { numeric: true, ..KeyFlags::default() }, ..lines() }, true);
+        check(SortSpec { separator: Some(b','), ..lines() }, true);
+        check(SortSpec::new(Format::Lines { terminator: 0 }), true);
+        let key = |text: &str| KeyDef::parse(text, &lines().format).expect("key");
+        check(SortSpec { keys: vec![key("2,2")], ..lines() }, true);
+        check(SortSpec { keys: vec![KeyDef::Range { offset: 0, len: 4 }], ..lines() }, false);
+    }
+
+    #[test]
+    fn of_very_many_objects_some_are_looked_at() {
+        let object = |n: usize| PinnedObject { url: n.to_string(), bytes: 1, version: String::new() };
+        for count in [0, 1, HEADS_MAX, HEADS_MAX + 1, 35_000] {
+            let objects: Vec<PinnedObject> = (0..count).map(object).collect();
+            let looked: Vec<&PinnedObject> = to_look_at(&objects).collect();
+            assert!(looked.len() <= HEADS_MAX && looked.len() >= count.min(HEADS_MAX / 2), "{count}");
+            assert!(count > HEADS_MAX || looked.len() == count, "{count}");
         }
     }
 }

@@ -4,33 +4,21 @@
 //! unless an argument names the object itself. What workers offer of their own (`workers:/`) has been asked for before (`offers.rs`): in the order of their ids, then of
 //! the paths.
 
-use std::sync::Arc;
-
-use futures::{StreamExt, TryStreamExt, stream};
-use globset::{GlobBuilder, GlobMatcher};
-
 use muster_common::inputs;
-use muster_common::names::{self, SCRATCH_DIR};
-use muster_common::plan::{BadInputs, JobSpec, OBJECT_BYTES, OBJECTS_MAX, PinnedObject};
-use muster_common::store::{Access, BlobMeta, BlobUrl, Blobs, Stores, read_whole};
+use muster_common::names::SCRATCH_DIR;
+use muster_common::plan::{BadInputs, JobSpec, LeftOut, OBJECTS_MAX, PinnedObject};
+use muster_common::store::{BlobMeta, BlobUrl, Stores};
+use muster_common::survey::OMITTED_MAX;
 use muster_common::{Error, ErrorKind, Result};
 
-use super::formats::refuse_other_formats;
+use super::formats;
+use super::gather::{self, Expanded, is_folder, too_many};
 use super::offers::Offered;
 use crate::job::io::{Listing, Offer, Places};
 use crate::job::overlap;
 
-/// Objects of which a first byte is read, so that one that cannot be read is named at once. With more, the task that reads it names it.
-const TRIED_MAX: usize = 1000;
-const TRIED_AT_ONCE: usize = 16;
-
-/// One argument's objects.
-struct Expanded {
-    objects: Vec<BlobMeta>,
-    /// The folder that was listed, where the argument is one.
-    folder: Option<BlobUrl>,
-    url: BlobUrl,
-}
+/// Entries that cannot be input which a refusal names.
+const ODD_SHOWN: usize = 5;
 
 /// Lists and pins.
 ///
@@ -43,6 +31,7 @@ pub(super) async fn list_input(
     (offers, offered): (&[Offer], &Offered),
 ) -> Result<Listing> {
     let mut objects: Vec<PinnedObject> = Vec::new();
+    let mut left_out: Vec<LeftOut> = Vec::new();
     check_offered_folders(offers, places)?;
     for text in &spec.inputs {
         if inputs::of_workers(text).is_some() {
@@ -52,9 +41,10 @@ pub(super) async fn list_input(
             check_count(stores, &objects)?;
             continue;
         }
-        let expanded = expand(stores, text).await?;
+        let expanded = gather::expand(stores, text, spec.bad_inputs).await?;
         check_overlap(&expanded, places)?;
-        let Expanded { objects: found, url, .. } = expanded;
+        let Expanded { objects: found, left_out: odd, url, .. } = expanded;
+        left_out.extend(odd);
         objects.extend(found.into_iter().map(|meta| PinnedObject {
             url: url.with_key(meta.key).to_string(),
             bytes: meta.bytes,
@@ -62,40 +52,40 @@ pub(super) async fn list_input(
         }));
         check_count(stores, &objects)?;
     }
-    // What may be left out is found unreadable by the task that reads it, which says so in the journal.
-    if spec.bad_inputs == BadInputs::Fail {
-        try_reading(stores, &objects, offered).await?;
-    }
-    if spec.auto_format {
-        refuse_other_formats(stores, &objects, spec.bad_inputs, offered).await?;
-    }
+    decide(&left_out, spec.bad_inputs)?;
+    let warnings = formats::look(stores, spec, &objects, offered).await?;
     let replaced = look_at_output(stores, spec, &places.output).await?;
     let uploads_before = open_uploads(stores, &places.output).await?;
     let output_existed = is_folder(&places.output).await.unwrap_or(true);
-    Ok(Listing { objects, replaced, uploads_before, output_existed })
+    Ok(Listing { objects, left_out, warnings, replaced, uploads_before, output_existed })
+}
+
+/// What cannot be input ends the request, or is left out by name.
+fn decide(left_out: &[LeftOut], bad_inputs: BadInputs) -> Result<()> {
+    let first: Vec<String> =
+        left_out.iter().take(ODD_SHOWN).map(|LeftOut { url, why }| format!("{url} ({why})")).collect();
+    if left_out.len() > OMITTED_MAX {
+        let count = left_out.len();
+        return Err(Error::invalid(format!(
+            "{count} entries cannot be input, more than the {OMITTED_MAX} that a job leaves out: {}",
+            first.join(", ")
+        )));
+    }
+    if left_out.is_empty() || bad_inputs == BadInputs::Skip {
+        return Ok(());
+    }
+    let more = left_out.len() - first.len();
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let entries = if left_out.len() == 1 { "1 entry" } else { &format!("{} entries", left_out.len()) };
+    Err(Error::invalid(format!(
+        "{entries} of the input cannot be read: {}{rest}; --bad-inputs skip leaves such entries out and names them",
+        first.join(", ")
+    )))
 }
 
 fn check_count(stores: &Stores, objects: &[PinnedObject]) -> Result<()> {
     let limit = stores.objects_max();
     if objects.len() > limit { Err(too_many(limit)) } else { Ok(()) }
-}
-
-fn too_many(limit: usize) -> Error {
-    Error::invalid(format!(
-        "the input has more than {limit} objects, the limit (store.objects_max, or what --memory has room for in a run here: {OBJECT_BYTES} bytes for each); give more --memory, or join small objects"
-    ))
-}
-
-/// What lies below `base`, as far as it is not more than a job takes.
-async fn listed(stores: &Stores, store: &Arc<dyn Blobs>, url: &BlobUrl, base: &str) -> Result<Vec<BlobMeta>> {
-    let limit = stores.objects_max();
-    store.list(base, limit).await.map_err(|e| {
-        match e.kind {
-            ErrorKind::Exhausted => Error::invalid(format!("{} ({})", too_many(limit), e.message)),
-            _ => e,
-        }
-        .at(format!("INPUT {url}"))
-    })
 }
 
 /// Paths mean the same to all processes of a pool, so an OUTPUT below a folder that a worker offers would be the next run's input.
@@ -116,75 +106,8 @@ fn check_offered_folders(offers: &[Offer], places: &Places) -> Result<()> {
     Ok(())
 }
 
-/// Whether a path is a folder; none for what is no path.
-async fn is_folder(url: &BlobUrl) -> Option<bool> {
-    let path = url.file_path()?;
-    Some(tokio::fs::metadata(path).await.is_ok_and(|meta| meta.is_dir()))
-}
-
-async fn expand(stores: &Stores, text: &str) -> Result<Expanded> {
-    let url: BlobUrl = text.parse().map_err(|e: Error| e.at("INPUT"))?;
-    let store = stores.open(&url).await?;
-    if !text.ends_with('/') && !url.key().is_empty() {
-        match store.head(url.key()).await {
-            Ok(meta) => return Ok(Expanded { objects: vec![meta], folder: None, url }),
-            Err(error) if error.kind == ErrorKind::NotFound => {}
-            Err(error) => return Err(error.at(format!("INPUT {url}"))),
-        }
-    }
-    match glob_base(url.key()) {
-        Some(base) => expand_glob(stores, &store, url.clone(), base).await,
-        None => expand_folder(stores, &store, url).await,
-    }
-}
-
-/// The folder before the first segment with a wildcard; none where there is no wildcard.
-fn glob_base(key: &str) -> Option<&str> {
-    let first = key.find(['*', '?', '[', '{'])?;
-    Some(key[..first].rsplit_once('/').map_or("", |(base, _)| base))
-}
-
-async fn expand_glob(stores: &Stores, store: &Arc<dyn Blobs>, url: BlobUrl, base: &str) -> Result<Expanded> {
-    let matcher = matcher(url.key()).map_err(|e| e.at(format!("INPUT {url}")))?;
-    let listed = listed(stores, store, &url, base).await?;
-    let is_input = |meta: &BlobMeta| names::is_input_name(relative(&meta.key, base)) && matcher.is_match(&meta.key);
-    let objects: Vec<BlobMeta> = listed.into_iter().filter(is_input).collect();
-    if objects.is_empty() {
-        return Err(not_there(&url, "no object matches it"));
-    }
-    Ok(Expanded { objects, folder: None, url })
-}
-
-fn matcher(pattern: &str) -> Result<GlobMatcher> {
-    let glob = GlobBuilder::new(pattern).literal_separator(true).build();
-    Ok(glob.map_err(|e| Error::invalid(format!("not a valid pattern: {e}")))?.compile_matcher())
-}
-
-async fn expand_folder(stores: &Stores, store: &Arc<dyn Blobs>, url: BlobUrl) -> Result<Expanded> {
-    let base = url.key().trim_end_matches('/');
-    let listed = listed(stores, store, &url, base).await?;
-    let hidden = !listed.is_empty();
-    let objects: Vec<BlobMeta> =
-        listed.into_iter().filter(|meta| names::is_input_name(relative(&meta.key, base))).collect();
-    if objects.is_empty() && is_folder(&url).await != Some(true) {
-        let why = if hidden {
-            "it holds only names that begin with _ or ."
-        } else {
-            "neither such an object nor anything below it"
-        };
-        return Err(not_there(&url, why));
-    }
-    Ok(Expanded { objects, folder: Some(url.clone()), url })
-}
-
 fn relative<'a>(key: &'a str, base: &str) -> &'a str {
     key.strip_prefix(base).unwrap_or(key).trim_start_matches('/')
-}
-
-fn not_there(url: &BlobUrl, why: &str) -> Error {
-    let hint =
-        if url.file_path().is_some() { "; in a pool every process must see a path under the same name" } else { "" };
-    Error::new(ErrorKind::NotFound, format!("INPUT {url} is not there: {why}, as the coordinator sees it{hint}"))
 }
 
 /// OUTPUT must neither hold input nor be part of a folder that is read: the next run over the same folder would read this one's output.
@@ -215,26 +138,6 @@ fn check_overlap(expanded: &Expanded, places: &Places) -> Result<()> {
         }
     }
     Ok(())
-}
-
-async fn try_reading(stores: &Stores, objects: &[PinnedObject], offered: &Offered) -> Result<()> {
-    let heads = objects.iter().filter_map(|object| Some((&object.url, offered.heads.get(&object.url)?)));
-    for (url, head) in heads {
-        head.as_ref().map_err(|e| e.clone().at(format!("INPUT {url} cannot be read")))?;
-    }
-    let try_one = |text: String| async move {
-        let url: BlobUrl = text.parse()?;
-        let store = stores.open(&url).await?;
-        let read = read_whole(|| store.read(url.key(), 0..1, Access::Cached)).await;
-        read.map(drop).map_err(|e| e.at(format!("INPUT {url} cannot be read")))
-    };
-    let tried: Vec<String> = objects
-        .iter()
-        .filter(|object| object.bytes > 0 && object.owner().is_none())
-        .take(TRIED_MAX)
-        .map(|object| object.url.clone())
-        .collect();
-    stream::iter(tried.into_iter().map(try_one)).buffer_unordered(TRIED_AT_ONCE).try_collect::<()>().await
 }
 
 /// What stands in OUTPUT, all of which a job that may overwrite replaces. Scratch and unfinished uploads do not count.

@@ -1,8 +1,12 @@
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::Arc;
+
 use muster_common::adapters::memory::MemoryBlobs;
 use muster_common::buffer::BufferPool;
 use muster_common::config::{Config, Profile};
 use muster_common::plan::{BadInputs, BadRecords, Sizing};
-use muster_common::store::Scheme;
+use muster_common::store::{Blobs, Scheme};
 use muster_kernel::record::Format;
 use muster_kernel::spec::SortSpec;
 
@@ -103,7 +107,8 @@ async fn output_must_be_apart_and_empty() {
 async fn what_cannot_be_read_is_named() {
     let url: BlobUrl = "memory:///in/gone".parse().expect("url");
     let gone = PinnedObject { url: url.to_string(), bytes: 5, version: "v".to_owned() };
-    let error = try_reading(&stores(&[]).await, &[gone], &Offered::default()).await.expect_err("unreadable");
+    let (stores, spec) = (stores(&[]).await, spec(&[], "memory:///out", false));
+    let error = formats::look(&stores, &spec, &[gone], &Offered::default()).await.expect_err("unreadable");
     assert!(error.message.contains("memory:///in/gone cannot be read"), "{error}");
 }
 
@@ -133,4 +138,134 @@ async fn more_objects_than_memory_has_room_for_are_refused_with_the_number() {
     check(&["memory:///in/a", "memory:///in/b", "memory:///in/c"], false).await;
     check(&["memory:///in"], false).await;
     check(&["memory:///in/*"], false).await;
+}
+
+/// Lists files below a folder.
+async fn list_files(base: &Path, inputs: &[&str], bad_inputs: BadInputs, auto_format: bool) -> Result<Listing> {
+    let output = format!("{}/out", base.display());
+    let inputs: Vec<String> = inputs.iter().map(|input| format!("{}/{input}", base.display())).collect();
+    let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+    let spec = JobSpec { bad_inputs, auto_format, ..spec(&inputs, &output, false) };
+    list(&[], &spec).await
+}
+
+fn below(base: &Path, url: &str) -> String {
+    url.strip_prefix(&format!("file://{}/", base.display())).expect("below the base").to_owned()
+}
+
+async fn check_files(base: &Path, inputs: &[&str], expected: Result<&[&str], &str>) {
+    match (list_files(base, inputs, BadInputs::Fail, false).await, expected) {
+        (Ok(listing), Ok(expected)) => {
+            let found: Vec<String> = listing.objects.iter().map(|object| below(base, &object.url)).collect();
+            assert_eq!(found, expected, "{inputs:?}");
+        }
+        (Err(error), Err(expected)) => assert!(error.message.contains(expected), "{inputs:?}: {error}"),
+        (found, expected) => panic!("{inputs:?}: {found:?}, not {expected:?}"),
+    }
+}
+
+#[tokio::test]
+async fn what_exists_is_a_path_and_no_pattern() {
+    let dir = tempfile::tempdir().expect("dir");
+    let base = dir.path().canonicalize().expect("base");
+    for path in
+        ["a[1].txt", "a1.txt", "x*y", "xzy", "d[1]/b.txt", "d[1]/c.txt", "d1/b.txt", "{e,f}/x", "e/x", "p{q", r"r\s"]
+    {
+        let path = base.join(path);
+        std::fs::create_dir_all(path.parent().expect("folder")).expect("folder");
+        std::fs::write(path, "x").expect("file");
+    }
+    check_files(&base, &["a[1].txt"], Ok(&["a[1].txt"])).await;
+    check_files(&base, &["a[0-9].txt"], Ok(&["a1.txt"])).await;
+    check_files(&base, &["x*y"], Ok(&["x*y"])).await;
+    check_files(&base, &["x?y"], Ok(&["x*y", "xzy"])).await;
+    check_files(&base, &[r"a\[1\].txt"], Ok(&["a[1].txt"])).await;
+    check_files(&base, &["p{q"], Ok(&["p{q"])).await;
+    check_files(&base, &["p{r"], Err("not a valid pattern")).await;
+    check_files(&base, &[r"r\s"], Ok(&[r"r\s"])).await;
+    // A folder is one, too, alone and before a pattern.
+    check_files(&base, &["d[1]"], Ok(&["d[1]/b.txt", "d[1]/c.txt"])).await;
+    check_files(&base, &["d[1]/*.txt"], Ok(&["d[1]/b.txt", "d[1]/c.txt"])).await;
+    check_files(&base, &["{e,f}/x"], Ok(&["{e,f}/x"])).await;
+    check_files(&base, &["{e,f}/*"], Ok(&["{e,f}/x"])).await;
+    check_files(&base, &["[de]*/[bx]*"], Ok(&["d1/b.txt", "d[1]/b.txt", "e/x"])).await;
+    // What a client says is its working folder.
+    check_files(&base, &["d[1]/./[b]*"], Ok(&["d[1]/b.txt"])).await;
+    check_files(&base, &["d[1]/./none.txt"], Err("is not there")).await;
+    check_files(&base, &["d[1]/none.txt"], Err("is not there")).await;
+    check_files(&base, &["a1.txt/"], Err("is not there")).await;
+    // So are keys.
+    let keys = ["in/a[1].log", "in/a1.log", "in/b[1]/x", "in/b1/x"];
+    check(&keys, &["memory:///in/a[1].log"], Ok(&["in/a[1].log"])).await;
+    check(&keys, &["memory:///in/b[1]"], Ok(&["in/b[1]/x"])).await;
+    check(&keys, &["memory:///in/b[1]/*"], Ok(&["in/b[1]/x"])).await;
+    check(&keys, &["memory:///in/[ab]1*"], Ok(&["in/a1.log"])).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_input_fails_the_job_or_is_left_out_by_name() {
+    let dir = tempfile::tempdir().expect("dir");
+    let base = dir.path().canonicalize().expect("base");
+    std::fs::create_dir(base.join("in")).expect("folder");
+    for name in ["a", "b"] {
+        std::fs::write(base.join("in").join(name), "x").expect("file");
+    }
+    symlink("nowhere", base.join("in/dangling")).expect("link");
+    symlink(".", base.join("in/loop")).expect("link");
+    // A pattern means files, so it does not care for folders.
+    for (inputs, named, odd) in [
+        ("in", "2 entries of the input cannot be read", &["in/dangling", "in/loop"][..]),
+        ("in/*", "1 entry of the input cannot be read", &["in/dangling"]),
+    ] {
+        let error = list_files(&base, &[inputs], BadInputs::Fail, false).await.expect_err("refused");
+        let named = [named, "in/dangling (a link to what is not there", "--bad-inputs skip"];
+        assert!(named.iter().all(|part| error.message.contains(part)), "{error}");
+        assert_eq!(error.message.contains("in/loop (a link to a folder that holds it)"), odd.len() == 2, "{error}");
+        let listing = list_files(&base, &[inputs], BadInputs::Skip, false).await.expect("skipped");
+        let urls: Vec<String> = listing.objects.iter().map(|object| below(&base, &object.url)).collect();
+        let left_out: Vec<String> = listing.left_out.iter().map(|left_out| below(&base, &left_out.url)).collect();
+        assert_eq!(urls, ["in/a", "in/b"]);
+        assert_eq!(left_out, odd);
+    }
+    check_files(&base, &["in/[ab]"], Ok(&["in/a", "in/b"])).await;
+    // Named by itself, one that stands there can be left out; what is not there cannot.
+    std::os::unix::net::UnixListener::bind(base.join("in/sock")).expect("socket");
+    let listing = list_files(&base, &["in/a", "in/sock"], BadInputs::Skip, false).await.expect("skipped");
+    assert_eq!((listing.objects.len(), listing.left_out.len()), (1, 1));
+    assert!(list_files(&base, &["in/a", "in/none"], BadInputs::Skip, false).await.is_err());
+}
+
+#[tokio::test]
+async fn content_that_is_no_lines_is_refused_or_warned_of() {
+    let dir = tempfile::tempdir().expect("dir");
+    let base = dir.path().canonicalize().expect("base");
+    let gzip = b"\x1f\x8b\x08\0\0\0\0\0\0\x03rest";
+    for (name, bytes) in
+        [("plain.txt", &b"b\na\n"[..]), ("named.gz", b"lines all the same\n"), ("packed", gzip), ("x.csv", b"a,b\n")]
+    {
+        std::fs::write(base.join(name), bytes).expect("file");
+    }
+    let warnings = async |inputs: &[&str], auto: bool| {
+        list_files(&base, inputs, BadInputs::Fail, auto).await.map(|listing| listing.warnings)
+    };
+    assert_eq!(warnings(&["plain.txt", "named.gz"], true).await, Ok(Vec::new()));
+    let error = warnings(&["plain.txt", "packed"], true).await.expect_err("refused");
+    assert!(
+        error.message.contains("packed is gzip-compressed: decompress it first (gzip -dc FILE > PLAIN)"),
+        "{error}"
+    );
+    assert!(!error.message.contains("--format lines"), "{error}");
+    let warned = warnings(&["plain.txt", "packed"], false).await.expect("sorted as they are");
+    assert!(
+        warned.len() == 1
+            && warned[0].contains("packed is gzip-compressed")
+            && warned[0].contains("cannot be decompressed"),
+        "{warned:?}"
+    );
+    let error = warnings(&["x.csv"], true).await.expect_err("refused");
+    assert!(error.message.contains("CSV") && error.message.contains("--format lines"), "{error}");
+    // A separator is for lines, as sort(1) has it.
+    let spec = JobSpec { auto_format: true, ..spec(&[&format!("{}/x.csv", base.display())], "/none/out", false) };
+    let spec = JobSpec { sort: SortSpec { separator: Some(b','), ..spec.sort.clone() }, ..spec };
+    assert_eq!(list(&[], &spec).await.map(|listing| listing.objects.len()), Ok(1));
 }

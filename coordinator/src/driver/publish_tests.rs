@@ -330,6 +330,7 @@ async fn clean_up_leaves_only_what_is_not_the_jobs() {
         replica: None,
         bad_records: BadRecords::Fail,
         settings: None,
+        left_out: Vec::new(),
     };
     let pointer =
         bench.stores.put_ref(&url("s/_muster/d1/j1/plan.1"), plan.to_bytes().expect("bytes")).await.expect("put");

@@ -109,6 +109,8 @@ pub(super) struct Active {
     /// When this leader heard of failed attempts.
     pub failed_unix_ms: BTreeMap<AttemptId, u64>,
     pub recoveries: Recoveries,
+    /// What was told when the job was planned.
+    pub warnings: Vec<String>,
     /// Merges under way that may read an older list of runs than the journal has.
     pub older_list: BTreeSet<AttemptId>,
     /// Merges whose worker died, and whose uploads are being revoked.
@@ -175,6 +177,7 @@ impl Active {
             merged_ms: 0,
             failed_unix_ms: BTreeMap::new(),
             recoveries: Recoveries::of(job, now_ms),
+            warnings: Vec::new(),
             older_list: BTreeSet::new(),
             bereaved: BTreeSet::new(),
             runnable: None,

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use muster_common::api::JobState;
 use muster_common::ids::{AttemptId, JobId, WorkerId};
-use muster_common::plan::{BadInputs, Plan};
+use muster_common::plan::{BadInputs, LeftOut, Plan};
 use muster_common::planted::{self, Bug};
 use muster_common::wire::{DamageCause, SortedRun};
 use muster_common::{Error, ErrorKind};
@@ -15,6 +15,7 @@ use muster_kernel::proof::Interval;
 
 use super::Machine;
 use super::active::Waiters;
+use super::io::Listing;
 use super::schedule::{TakenBack, cut_to_line};
 use crate::journal::record::Record;
 
@@ -59,6 +60,14 @@ impl Machine {
         }
         self.append(Record::ObjectSkipped { job: job.clone(), object, why }, Waiters::default());
         self.take_back(job, id, &TakenBack::HandedBack);
+    }
+
+    /// Tells of what cannot be input, as it was seen when the input was listed.
+    pub(super) fn tell_left_out(&mut self, job: &JobId, listing: &Listing) {
+        let Some(LeftOut { url, why }) = listing.left_out.first() else { return };
+        let count = listing.left_out.len();
+        let text = format!("{count} entries of the input are left out, the first of them {url}: {why}");
+        self.event(Some(job), "warning", "object-skipped", text);
     }
 
     /// The omission stands.

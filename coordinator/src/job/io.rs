@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use muster_common::api::{DeadLetter, Event, JobStatus, WorkerStatus};
 use muster_common::ids::{AttemptId, JobId, WorkerId};
-use muster_common::plan::{JobSpec, PinnedObject, Plan};
+use muster_common::plan::{JobSpec, LeftOut, PinnedObject, Plan};
 use muster_common::store::BlobUrl;
 use muster_common::wire::{
     BlobRef, Broadcast, CancelAttempt, Drain, Heartbeat, JobRecoveries, PhaseQuery, PhaseReply, Register,
@@ -234,6 +234,10 @@ pub struct MeasuredBoundaries {
 pub struct Listing {
     /// The input in order.
     pub objects: Vec<PinnedObject>,
+    /// Entries of the input that cannot be read, where the request leaves such out.
+    pub left_out: Vec<LeftOut>,
+    /// What whoever asked should know.
+    pub warnings: Vec<String>,
     /// What stands in OUTPUT and would be replaced.
     pub replaced: Vec<PinnedObject>,
     /// Ids of the uploads into OUTPUT that are open already.

@@ -168,6 +168,7 @@ pub fn make(spec: &JobSpec, places: &Places, listing: Listing, config: &Config) 
         replica: places.replica.as_ref().map(ToString::to_string),
         bad_records: spec.bad_records,
         settings: spec.settings.clone(),
+        left_out: listing.left_out,
     })
 }
 

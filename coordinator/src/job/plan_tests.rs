@@ -31,6 +31,8 @@ fn listing(sizes: &[u64]) -> Listing {
         |(n, &bytes): (usize, &u64)| PinnedObject { url: format!("file:///in/{n}"), bytes, version: "v".to_owned() };
     Listing {
         objects: sizes.iter().enumerate().map(object).collect(),
+        left_out: Vec::new(),
+        warnings: Vec::new(),
         replaced: Vec::new(),
         uploads_before: Vec::new(),
         output_existed: false,

@@ -2,6 +2,7 @@
 
 use muster_common::api::{BadPlace, JobState, JobStatus, Recovery, SkippedObject};
 use muster_common::ids::{JobId, Phase};
+use muster_common::plan::LeftOut;
 use muster_common::wire::BadRecord;
 use muster_common::{Error, ErrorKind};
 
@@ -51,6 +52,7 @@ impl Machine {
             job.bad_records.clear();
             job.skipped_objects.clear();
             job.recoveries.clear();
+            job.warnings.clear();
         }
         self.reply(to, Reply::Jobs(jobs));
     }
@@ -105,8 +107,9 @@ impl Machine {
             skipped: durable.run_totals.skipped,
             bad_records: bad_places(durable, active),
             skipped_objects: skipped_objects(durable, active, SKIPPED_SHOWN),
-            skipped_objects_total: u32::try_from(durable.skipped_objects.len()).unwrap_or(u32::MAX),
+            skipped_objects_total: skipped_objects_total(durable, active),
             recoveries: recoveries(durable, active),
+            warnings: active.map(|active| active.warnings.clone()).unwrap_or_default(),
         })
     }
 
@@ -164,15 +167,24 @@ impl Machine {
     }
 }
 
-/// The first input objects that are left out.
+/// The first entries and objects of the input that are left out.
 pub(super) fn skipped_objects(durable: &DurableJob, active: Option<&Active>, most: usize) -> Vec<SkippedObject> {
     let plan = active.and_then(|active| active.plan.as_deref());
     let name = |at: u32| {
         let url = plan.and_then(|plan| plan.objects.get(at as usize)).map(|object| object.url.clone());
         url.unwrap_or_else(|| format!("object {at}"))
     };
-    let skipped = durable.skipped_objects.iter().take(most);
-    skipped.map(|(at, why)| SkippedObject { object: name(*at), reason: why.clone() }).collect()
+    let listed = plan.map(|plan| plan.left_out.as_slice()).unwrap_or_default();
+    let listed = listed.iter().map(|LeftOut { url, why }| SkippedObject { object: url.clone(), reason: why.clone() });
+    let later = durable.skipped_objects.iter();
+    let later = later.map(|(at, why)| SkippedObject { object: name(*at), reason: why.clone() });
+    listed.chain(later).take(most).collect()
+}
+
+/// How many are left out: what could not be input when it was listed, and what could not be read since.
+fn skipped_objects_total(durable: &DurableJob, active: Option<&Active>) -> u32 {
+    let listed = active.and_then(|active| active.plan.as_deref()).map_or(0, |plan| plan.left_out.len());
+    u32::try_from(listed + durable.skipped_objects.len()).unwrap_or(u32::MAX)
 }
 
 /// The first malformed records that were left out, with the names of their objects.

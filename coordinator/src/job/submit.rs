@@ -28,6 +28,7 @@ pub(super) struct Planning {
     unix_ms: u64,
     output_existed: bool,
     plan: Option<SharedPlan>,
+    warnings: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,18 +125,23 @@ impl Machine {
             unix_ms,
             output_existed: true,
             plan: None,
+            warnings: Vec::new(),
         };
         self.planning.insert(job, planning);
     }
 
     pub(super) fn listed(&mut self, job: &JobId, ticket: u64, result: Result<Listing>) {
         self.tickets.redeem(ticket);
-        if self.planning.get(job).is_some_and(|planning| planning.ticket == ticket) {
-            result.iter().for_each(|listing| self.tell_offers(job, listing));
+        let listing = result.as_ref().ok();
+        let asked = self.planning.get(job).is_some_and(|planning| planning.ticket == ticket);
+        if let Some(listing) = listing.filter(|_| asked) {
+            self.tell_offers(job, listing);
+            self.tell_left_out(job, listing);
         }
         let Some(planning) = self.planning.get_mut(job).filter(|planning| planning.ticket == ticket) else { return };
-        let made = result.and_then(|listing| {
+        let made = result.and_then(|mut listing| {
             planning.output_existed = listing.output_existed;
+            planning.warnings = std::mem::take(&mut listing.warnings);
             plan::make(&planning.spec, &planning.places, listing, &self.config)
         });
         let encoded = made.and_then(|plan| Ok((plan.to_bytes()?, plan)));
@@ -189,9 +195,10 @@ impl Machine {
         let job = &submitted.job;
         let planning = self.planning.remove(job);
         let Some(durable) = self.durable.jobs.get(job) else { return };
-        let (plan, late) = planning.map(|planning| (planning.plan, planning.waiters)).unwrap_or_default();
+        let known = planning.map(|planning| (planning.plan, planning.waiters, planning.warnings));
+        let (plan, late, warnings) = known.unwrap_or_default();
         match Active::new(durable, plan, &self.config, self.now_ms) {
-            Ok(active) => drop(self.active.insert(job.clone(), active)),
+            Ok(active) => drop(self.active.insert(job.clone(), Active { warnings, ..active })),
             Err(error) => self.event(Some(job), "error", "record-refused", error.message),
         }
         let (splits, bytes) = (submitted.splits, submitted.input_bytes);
@@ -260,6 +267,7 @@ impl Machine {
             skipped_objects: Vec::new(),
             skipped_objects_total: 0,
             recoveries: Vec::new(),
+            warnings: planning.warnings.clone(),
         }
     }
 }

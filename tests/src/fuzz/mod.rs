@@ -53,7 +53,8 @@ fn unhex(hex: &str) -> Option<Vec<u8>> {
 fn golden() -> impl Iterator<Item = (&'static str, Vec<u8>)> {
     const V1: &str = include_str!("../../../common/src/golden/v1.txt");
     const V2: &str = include_str!("../../../common/src/golden/v2.txt");
-    V1.lines().chain(V2.lines()).filter_map(|line| {
+    const V3: &str = include_str!("../../../common/src/golden/v3.txt");
+    V1.lines().chain(V2.lines()).chain(V3.lines()).filter_map(|line| {
         let (name, hex) = line.split_once(' ')?;
         Some((name, unhex(hex)?))
     })

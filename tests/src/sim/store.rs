@@ -11,6 +11,7 @@ use bytes::Bytes;
 use muster_common::etag;
 use muster_common::ids::WorkerId;
 use muster_common::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
+use muster_common::survey::{Survey, Wanted};
 use muster_common::{Error, ErrorKind, Result};
 
 use super::core::{Core, Event, MS, Node, Ops, S, Shared, Way};
@@ -571,6 +572,10 @@ impl Blobs for StorePort {
             Answer::Metas(metas) => Ok(metas),
             other => bug(&other),
         }
+    }
+
+    async fn survey(&self, wanted: &Wanted) -> Result<Survey> {
+        wanted.choose(self.list(wanted.base(), wanted.bounds().objects).await?)
     }
 
     async fn head(&self, key: &str) -> Result<BlobMeta> {

@@ -202,6 +202,10 @@ impl Blobs for Slow {
         self.inner.list(prefix, limit).await
     }
 
+    async fn survey(&self, wanted: &Wanted) -> Result<Survey> {
+        self.inner.survey(wanted).await
+    }
+
     async fn head(&self, key: &str) -> Result<BlobMeta> {
         self.inner.head(key).await
     }

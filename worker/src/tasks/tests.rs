@@ -81,6 +81,7 @@ impl World {
             replica: None,
             bad_records: BadRecords::Fail,
             settings: None,
+            left_out: Vec::new(),
         };
         let spills = Spills::new("file:///spill".parse().expect("url"));
         let context = Arc::new(Context::new(stores.clone(), retry(), budget, 2, spills));

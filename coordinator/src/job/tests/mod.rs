@@ -35,5 +35,6 @@ pub(super) fn empty_plan() -> muster_common::plan::Plan {
         replica: None,
         bad_records: muster_common::plan::BadRecords::Fail,
         settings: None,
+        left_out: Vec::new(),
     }
 }

@@ -587,6 +587,8 @@ pub(super) fn listing(records: &[u64]) -> Listing {
     };
     Listing {
         objects: records.iter().enumerate().map(object).collect(),
+        left_out: Vec::new(),
+        warnings: Vec::new(),
         replaced: Vec::new(),
         uploads_before: Vec::new(),
         output_existed: false,
