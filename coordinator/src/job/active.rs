@@ -18,6 +18,7 @@ use super::durable::DurableJob;
 use super::io::ReplyTo;
 use super::owners::Owners;
 use super::recoveries::Recoveries;
+use super::schedule::ERRORS_MAX;
 use crate::membership::breaker::Ticket;
 use crate::membership::speculation::{Pace, Rates};
 
@@ -435,15 +436,17 @@ impl PhaseTasks {
     pub(super) fn recall(mut self, job: &DurableJob) -> Self {
         let first = TaskId { phase: self.phase, index: 0 };
         let last = TaskId { phase: self.phase, index: u32::MAX };
-        for (task, failures) in job.failures.range(first..=last) {
-            let history = self.history.entry(task.index).or_default();
-            for failure in failures {
-                history.tries += 1;
+        for (task, tries) in job.tries.range(first..=last) {
+            self.history.entry(task.index).or_default().tries = *tries;
+        }
+        for failure in job.failures.iter().filter(|failure| failure.attempt.task.phase == self.phase) {
+            let history = self.history.entry(failure.attempt.task.index).or_default();
+            if history.errors.len() < ERRORS_MAX {
                 history.errors.push(failure.error.clone());
-                history.heed_memory(self.phase, failure.kind, &failure.error);
-                if !history.tried.contains(&failure.worker) {
-                    history.tried.push(failure.worker.clone());
-                }
+            }
+            history.heed_memory(self.phase, failure.kind, &failure.error);
+            if !history.tried.contains(&failure.worker) {
+                history.tried.push(failure.worker.clone());
             }
         }
         self

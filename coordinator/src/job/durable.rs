@@ -3,18 +3,21 @@
 //! [`Durable::apply`] is the one way in. The leader calls it when an append is acknowledged, a new leader when it reads the journal; so both hold the same state
 //! (a test folds the journal of every scripted conversation and compares). A record that contradicts the state is refused and changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
-use muster_common::ErrorKind;
 use muster_common::api::{JobState, PhaseTimes};
-use muster_common::ids::{AttemptId, DeploymentId, Epoch, Generation, JobId, Phase, TaskId, WorkerId};
+use muster_common::ids::{AttemptId, DeploymentId, Epoch, Generation, JobId, Phase, TaskId};
 use muster_common::wire::{BadRecord, BlobRef};
 
+use super::history::Failure;
 use super::state;
 use crate::journal::record::{
-    AttemptFailed, GenerationBegan, JobArchived, JobEnded, JobHistory, JobOutcome, JobSubmitted, PLACES_KEPT,
-    PartCommitted, Record, RunCommitted, Totals,
+    GenerationBegan, JobArchived, JobEnded, JobOutcome, JobSubmitted, PLACES_KEPT, PartCommitted, Record, RunCommitted,
+    Totals,
 };
+
+/// Most revoked uploads of one partition that are kept, the last ones.
+pub const REVOKED_KEPT: usize = 8;
 
 /// The folded journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,8 +45,10 @@ pub struct DurableJob {
     pub generations: BTreeMap<u32, Generation>,
     /// Input objects that are left out, and why.
     pub skipped_objects: BTreeMap<u32, String>,
-    /// What became of attempts without a result, task by task, in order; those of a phase that is over are only counted.
-    pub failures: BTreeMap<TaskId, Vec<Failure>>,
+    /// How many attempts of a task ended without a result; those of a former generation do not count.
+    pub tries: BTreeMap<TaskId, u32>,
+    /// What became of them, in the order of their ends: of the job's last [`super::history::FAILURES_KEPT`].
+    pub failures: VecDeque<Failure>,
     /// How many attempts ended without a result.
     pub retries: u32,
     /// How many committed tasks were given out anew.
@@ -58,7 +63,8 @@ pub struct DurableJob {
     pub runs_stale: bool,
     /// Open uploads of merges that are not committed, by partition and attempt: a task may have two attempts.
     pub uploads: BTreeMap<(u32, AttemptId), Upload>,
-    /// Uploads that were revoked, in the order of their revocation.
+    /// Uploads that were revoked, in the order of their revocation: of each partition the last [`REVOKED_KEPT`]. Those before were aborted: a merge is not given out again
+    /// while an upload of it is in doubt.
     pub revoked: Vec<Upload>,
     /// Committed merge tasks by partition.
     pub parts: BTreeMap<u32, PartCommitted>,
@@ -85,26 +91,6 @@ pub struct Boundaries {
     pub splitters: Option<BlobRef>,
     /// Number of partitions.
     pub partitions: u32,
-}
-
-/// An attempt that ended without a result.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// Which.
-    pub attempt: AttemptId,
-    /// Who ran it.
-    pub worker: WorkerId,
-    /// What could be done about it.
-    pub kind: ErrorKind,
-    /// What went wrong.
-    pub error: String,
-}
-
-impl From<&AttemptFailed> for Failure {
-    fn from(failed: &AttemptFailed) -> Self {
-        let AttemptFailed { attempt, worker, kind, error, .. } = failed.clone();
-        Self { attempt, worker, kind, error }
-    }
 }
 
 /// A merge attempt's upload.
@@ -213,7 +199,8 @@ impl DurableJob {
             boundaries: None,
             generations: BTreeMap::new(),
             skipped_objects: BTreeMap::new(),
-            failures: BTreeMap::new(),
+            tries: BTreeMap::new(),
+            failures: VecDeque::new(),
             retries: 0,
             repeated: 0,
             runs: BTreeMap::new(),
@@ -251,6 +238,19 @@ impl DurableJob {
             (partition, AttemptId { task, generation: Generation(0), epoch: Epoch(0), nonce: 0 })
         };
         self.uploads.range(least(partition)..least(partition.saturating_add(1))).map(|(_, upload)| upload)
+    }
+
+    /// The revoked uploads of a partition that are kept, the oldest first.
+    pub fn revoked_of(&self, partition: u32) -> impl Iterator<Item = &Upload> {
+        self.revoked.iter().filter(move |upload| upload.partition == partition)
+    }
+
+    /// Whether an attempt's upload was revoked, or may have been: where as many are kept as may be, there may have been others before.
+    pub fn may_be_revoked(&self, attempt: &AttemptId) -> bool {
+        let mut revoked = self.revoked_of(attempt.task.index);
+        attempt.task.phase == Phase::Merge
+            && (self.revoked_of(attempt.task.index).count() >= REVOKED_KEPT
+                || revoked.any(|upload| upload.attempt == *attempt))
     }
 
     fn apply(&mut self, record: &Record) -> Result<(), String> {
@@ -319,6 +319,7 @@ impl DurableJob {
     fn archive(&mut self) {
         self.cleaned = true;
         self.generations.clear();
+        self.tries.clear();
         self.failures.clear();
         self.skipped_objects.clear();
         self.runs.clear();
@@ -409,15 +410,6 @@ impl DurableJob {
         self.generations.get(&split).copied().unwrap_or(Generation(0))
     }
 
-    fn note_failure(&mut self, failed: &AttemptFailed) -> Result<(), String> {
-        if self.state.is_terminal() {
-            return Err(format!("job {}: an attempt fails while it is {}", failed.job, self.state));
-        }
-        self.retries = self.retries.saturating_add(1);
-        self.failures.entry(failed.attempt.task).or_default().push(Failure::from(failed));
-        Ok(())
-    }
-
     /// The committed run of a split is lost.
     fn begin_generation(&mut self, began: &GenerationBegan) -> Result<(), String> {
         if !matches!(self.state, JobState::Sorting | JobState::Merging) {
@@ -440,55 +432,10 @@ impl DurableJob {
         self.runs_stale = self.state == JobState::Merging;
         self.repeated = self.repeated.saturating_add(1);
         // What failed in a former generation says nothing about this one.
-        self.failures.remove(&TaskId { phase: Phase::Sort, index: split });
-        Ok(())
-    }
-
-    fn restore_history(&mut self, history: &JobHistory) -> Result<(), String> {
-        if self.retries > 0 || self.repeated > 0 || !self.runs.is_empty() {
-            return Err(format!("job {}: its history is restored after it went on", history.job));
+        let task = TaskId { phase: Phase::Sort, index: split };
+        if self.tries.remove(&task).is_some() {
+            self.failures.retain(|failure| failure.attempt.task != task);
         }
-        self.retries = history.retries;
-        self.repeated = history.repeated;
-        self.generations = history.generations.iter().copied().collect();
-        self.skipped_objects = history.skipped_objects.iter().cloned().collect();
-        for failed in &history.failures {
-            self.failures.entry(failed.attempt.task).or_default().push(Failure::from(failed));
-        }
-        Ok(())
-    }
-
-    /// What a snapshot keeps of this job's troubles; nothing where there were none.
-    pub fn history(&self) -> Option<JobHistory> {
-        let failures: Vec<AttemptFailed> = self
-            .failures
-            .values()
-            .flatten()
-            .map(|failure| AttemptFailed {
-                job: self.submitted.job.clone(),
-                attempt: failure.attempt,
-                worker: failure.worker.clone(),
-                kind: failure.kind,
-                error: failure.error.clone(),
-            })
-            .collect();
-        let history = JobHistory {
-            job: self.submitted.job.clone(),
-            retries: self.retries,
-            repeated: self.repeated,
-            generations: self.generations.iter().map(|(split, generation)| (*split, *generation)).collect(),
-            failures,
-            skipped_objects: self.skipped_objects.iter().map(|(object, why)| (*object, why.clone())).collect(),
-        };
-        let calm = history.retries == 0 && history.repeated == 0 && history.skipped_objects.is_empty();
-        (!calm).then_some(history)
-    }
-
-    fn skip_object(&mut self, object: u32, why: &str) -> Result<(), String> {
-        if !matches!(self.state, JobState::Submitted | JobState::Sampling | JobState::Sorting) {
-            return Err(format!("job {}: an object is left out while it is {}", self.submitted.job, self.state));
-        }
-        self.skipped_objects.entry(object).or_insert_with(|| why.to_owned());
         Ok(())
     }
 
@@ -507,6 +454,11 @@ impl DurableJob {
         match self.uploads.remove(&(partition, *attempt)) {
             Some(upload) => {
                 self.revoked.push(upload);
+                if self.revoked_of(partition).count() > REVOKED_KEPT
+                    && let Some(oldest) = self.revoked.iter().position(|upload| upload.partition == partition)
+                {
+                    self.revoked.remove(oldest);
+                }
                 Ok(())
             }
             None => Err(format!("{attempt} has no open upload for partition {partition}")),

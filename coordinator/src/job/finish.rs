@@ -104,7 +104,8 @@ impl Machine {
         }
         active.stage = Stage::Ending;
         let took_ms = if durable.commit_decided { active.elapsed_ms(self.now_ms) } else { 0 };
-        let error = error.map(|error| error.message);
+        // What a worker said may be longer than an error of our own.
+        let error = error.map(|error| Error::new(error.kind, error.message).message);
         let record = JobEnded {
             job: job.clone(),
             outcome,

@@ -2,11 +2,11 @@
 
 use muster_common::Error;
 use muster_common::api::{DeadLetter, FailedAttempt};
-use muster_common::ids::{JobId, TaskId};
+use muster_common::ids::JobId;
 use muster_common::wire::SortedRun;
 
 use super::Machine;
-use super::durable::Failure;
+use super::history::Failure;
 use super::io::Effect;
 use super::status::skipped_objects;
 
@@ -47,8 +47,8 @@ impl Machine {
     /// Sends the history of a job that fails where it outlives the job.
     pub(super) fn dead_letter(&mut self, job: &JobId, error: &Error) {
         let Some((durable, active)) = self.both(job) else { return };
-        let told = |(task, failure): (&TaskId, &Failure)| FailedAttempt {
-            task: task.to_string(),
+        let told = |failure: &Failure| FailedAttempt {
+            task: failure.attempt.task.to_string(),
             generation: failure.attempt.generation.0,
             attempt: failure.attempt.to_string(),
             worker: failure.worker.clone(),
@@ -56,18 +56,17 @@ impl Machine {
             error: failure.error.clone(),
             unix_ms: active.failed_unix_ms.get(&failure.attempt).copied(),
         };
-        let on_its_way: Vec<(TaskId, Failure)> = self
+        let on_its_way: Vec<Failure> = self
             .ledger
             .records()
             .filter_map(|record| match record {
                 crate::journal::record::Record::AttemptFailed(failed) if failed.job == *job => {
-                    Some((failed.attempt.task, Failure::from(&**failed)))
+                    Some(Failure::from(&**failed))
                 }
                 _ => None,
             })
             .collect();
-        let journalled = durable.failures.iter().flat_map(|(task, all)| all.iter().map(move |failure| (task, failure)));
-        let all = journalled.chain(on_its_way.iter().map(|(task, failure)| (task, failure)));
+        let all = durable.failures.iter().chain(&on_its_way);
         // The last are those that the job fails of.
         let mut attempts: Vec<FailedAttempt> = all.map(told).collect();
         attempts.drain(..attempts.len().saturating_sub(ATTEMPTS_MAX));

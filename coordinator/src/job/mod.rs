@@ -11,7 +11,7 @@
 //! inputs.rs    objects that cannot be read         lineage.rs   runs that are lost, and made anew
 //! watch.rs     silence, hangs, waves, alerts       stragglers.rs  second attempts of slow tasks
 //! owners.rs    inputs that one worker alone can read  boundaries.rs  where partitions begin
-//! figures.rs   what is counted for those who watch
+//! figures.rs   what is counted for those who watch   history.rs  troubles: what is kept, what is counted
 //! ```
 //!
 //! **Persist before tell.** A decision leaves as [`Effect::Append`]. Nothing else happens until [`Input::Appended`] is back; then the record is folded into
@@ -32,6 +32,7 @@ mod boundaries;
 pub mod durable;
 pub mod figures;
 mod finish;
+pub mod history;
 mod inputs;
 pub mod invariant;
 pub mod io;

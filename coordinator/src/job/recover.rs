@@ -102,7 +102,7 @@ impl Machine {
             Some(TaskState::Running { first, second: None }) => first.recording.is_none() && answered(Some(first.id)),
             _ => false,
         };
-        if !room || !may || durable.revoked.iter().any(|upload| upload.attempt == *id) {
+        if !room || !may || (open.is_none() && durable.may_be_revoked(id)) {
             return false;
         }
         tasks.start(Attempt {

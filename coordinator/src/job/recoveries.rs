@@ -31,8 +31,8 @@ impl Recoveries {
     /// As the journal knows them.
     pub(super) fn of(job: &DurableJob, now_ms: u64) -> Self {
         let mut recoveries = Self::default();
-        for (task, failures) in &job.failures {
-            failures.iter().for_each(|_| recoveries.trouble(*task, "attempt-failed", now_ms));
+        for (task, tries) in &job.tries {
+            (0..*tries).for_each(|_| recoveries.trouble(*task, "attempt-failed", now_ms));
             let committed = match task.phase {
                 Phase::Sample => job.boundaries.is_some(),
                 Phase::Sort => job.runs.contains_key(&task.index),

@@ -18,7 +18,7 @@ use super::boundaries::samples_max;
 use super::io::{Effect, Reply, ReplyTo};
 use super::lineage::Damage;
 use super::schedule::TakenBack;
-use crate::journal::record::{PartCommitted, Record, RunCommitted};
+use crate::journal::record::{self, PartCommitted, RECORD_BYTES_MAX, Record, RunCommitted};
 
 /// Most bytes of keys that the samples of one job take in memory.
 const SAMPLES_BYTES_MAX: u64 = 256 << 20;
@@ -181,6 +181,14 @@ impl Machine {
     }
 
     fn record_result(&mut self, to: ReplyTo, job: &JobId, id: &AttemptId, record: Record) {
+        match record::size(&record) {
+            Ok(..=RECORD_BYTES_MAX) => {}
+            Ok(bytes) => {
+                let why = format!("it makes a record of {bytes} bytes, the limit is {RECORD_BYTES_MAX}");
+                return self.violated(to, job, id, &why);
+            }
+            Err(error) => return self.violated(to, job, id, &error.message),
+        }
         self.dismiss_rivals(job, id);
         let token = self.append(record, Waiters::one(to));
         if let Some(attempt) = self.active.get_mut(job).and_then(|active| active.attempt_mut(id)) {

@@ -4,12 +4,15 @@
 //! input a single worker can read goes to that worker alone (`owners.rs`).
 //! An attempt is only this leader's word: it is not journalled, and lost with the leader unless its worker still holds it.
 
+use std::collections::BTreeSet;
+
 use muster_common::ids::{AttemptId, Generation, Phase, TaskId, WorkerId};
 use muster_common::wire::{CancelAttempt, RunAttempt, RunReply, Work};
 use muster_common::{Error, ErrorKind, Result};
 
 use super::active::{Active, Attempt, DIED, History, TaskState, Waiters};
 use super::durable::DurableJob;
+use super::history::FAILURES_KEPT;
 use super::io::Effect;
 use super::letters::causes;
 use super::workers::Worker;
@@ -21,7 +24,7 @@ const SENT_MAX: u32 = 10;
 /// First pause of a worker that says it is busy, in milliseconds: most likely it is about to read the acknowledgement that frees its slot.
 const BUSY_PAUSE_MS: u64 = 10;
 /// Errors of one task that are kept to be named.
-const ERRORS_MAX: usize = 10;
+pub(super) const ERRORS_MAX: usize = 10;
 
 /// Why an attempt is taken back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -382,6 +385,11 @@ impl Machine {
         let active = self.active.get_mut(job)?;
         let attempts_max = active.attempts_max;
         active.recoveries.trouble(task, word, now_ms);
+        if active.failed_unix_ms.len() >= 2 * FAILURES_KEPT {
+            let kept: BTreeSet<AttemptId> =
+                self.durable.jobs.get(job)?.failures.iter().map(|known| known.attempt).collect();
+            active.failed_unix_ms.retain(|attempt, _| kept.contains(attempt));
+        }
         active.failed_unix_ms.insert(*attempt, unix_ms);
         let history = active.tasks_of_mut(task.phase)?.history.entry(task.index).or_default();
         history.tries += 1;

@@ -6,10 +6,10 @@
 use muster_common::ids::{Epoch, JobId};
 use muster_common::{Error, Result};
 
-use super::record::{Entry, JobArchived, Record, digest};
+use super::record::{self, Entry, JobArchived, RECORD_BYTES_MAX, Record, digest};
 use crate::job::durable::{Durable, DurableJob};
 
-/// Size of one piece of a snapshot, in bytes as encoded; a single record that is larger stands alone.
+/// Size of one piece of a snapshot, in bytes as encoded; a single record that is larger, up to [`RECORD_BYTES_MAX`], stands alone.
 pub const SNAPSHOT_PIECE_BYTES_MAX: usize = 512 * 1024;
 
 /// Folds entries in the order in which they stand.
@@ -113,7 +113,7 @@ fn compact_job(id: &JobId, job: &DurableJob, records: &mut Vec<Record>) {
         return;
     }
     records.push(Record::JobSubmitted(Box::new(job.submitted.clone())));
-    records.extend(job.history().map(|history| Record::JobHistory(Box::new(history))));
+    records.extend(job.histories().into_iter().map(|history| Record::JobHistory(Box::new(history))));
     if let Some(chosen) = &job.boundaries {
         records.push(Record::BoundariesChosen {
             job: id.clone(),
@@ -162,12 +162,16 @@ fn compact_job(id: &JobId, job: &DurableJob, records: &mut Vec<Record>) {
 /// A snapshot as the records to append, in order.
 ///
 /// # Errors
-/// `Bug` where a record cannot be serialised.
+/// `Bug` where a record cannot be serialised, or is larger than records may be: no entry could hold it.
 pub fn snapshot(durable: &Durable, id: u64) -> Result<Vec<Record>> {
     let mut pieces: Vec<Vec<Record>> = vec![Vec::new()];
     let mut bytes = 0;
     for record in compact(durable) {
-        let size = postcard::to_stdvec(&record).map_err(|e| Error::bug(format!("cannot size a record: {e}")))?.len();
+        let size = record::size(&record)?;
+        if size > RECORD_BYTES_MAX {
+            let kind = record.kind();
+            return Err(Error::bug(format!("a {kind} record of {size} bytes exceeds the limit of {RECORD_BYTES_MAX}")));
+        }
         if bytes > 0 && bytes + size > SNAPSHOT_PIECE_BYTES_MAX {
             pieces.push(Vec::new());
             bytes = 0;
@@ -184,3 +188,7 @@ pub fn snapshot(durable: &Durable, id: u64) -> Result<Vec<Record>> {
         .map(|(part, records)| Record::Snapshot { id, part, of, digest: digest(&records), records })
         .collect())
 }
+
+#[cfg(test)]
+#[path = "fold_tests.rs"]
+mod tests;

@@ -15,18 +15,23 @@ use muster_common::wire::{self, MergedPart, SortedRun};
 
 pub mod v1;
 pub mod v2;
+pub mod v3;
 
 pub use v2::{
-    AttemptFailedV2 as AttemptFailed, EntryV2 as Entry, GenerationBeganV2 as GenerationBegan,
-    JobArchivedV2 as JobArchived, JobEndedV2 as JobEnded, JobHistoryV2 as JobHistory, JobSubmittedV2 as JobSubmitted,
-    PartCommittedV2 as PartCommitted, RecordV2 as Record, RecoveryV2 as Recovery, RunCommittedV2 as RunCommitted,
+    AttemptFailedV2 as AttemptFailed, GenerationBeganV2 as GenerationBegan, JobArchivedV2 as JobArchived,
+    JobEndedV2 as JobEnded, JobSubmittedV2 as JobSubmitted, PartCommittedV2 as PartCommitted, RecoveryV2 as Recovery,
     TotalsV2 as Totals,
 };
+pub use v3::{EntryV3 as Entry, JobHistoryV3 as JobHistory, RecordV3 as Record, RunCommittedV3 as RunCommitted};
 
 /// The version that this build writes.
-pub const JOURNAL_VERSION: u8 = 2;
+pub const JOURNAL_VERSION: u8 = 3;
 /// The oldest version that this build reads.
 pub const JOURNAL_VERSION_OLDEST: u8 = 1;
+
+/// Largest record, as postcard. Whoever makes records of what others say refuses what is larger; so an entry, and a piece of a snapshot that holds one record, is below
+/// the limit of messages.
+pub const RECORD_BYTES_MAX: usize = wire::MESSAGE_BYTES_MAX - 64 * 1024;
 
 /// Most malformed records that a job names one by one, and that one of its runs does.
 pub const PLACES_KEPT: usize = 20;
@@ -160,9 +165,18 @@ fn flat<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Resu
 }
 
 /// The digest that a piece of a snapshot carries: XXH3-64 of its records as postcard.
-pub fn digest(records: &[Record]) -> u64 {
+pub fn digest<T: Serialize>(records: &[T]) -> u64 {
     // Records hold nothing that postcard cannot write; if it could not, the piece would not be written either.
     postcard::to_stdvec(records).map_or(0, |bytes| wire::digest(&bytes))
+}
+
+/// How large a record is, as postcard.
+///
+/// # Errors
+/// `Bug` where it cannot be serialised.
+pub fn size(record: &Record) -> Result<usize> {
+    let bytes = postcard::to_stdvec(record);
+    bytes.map(|bytes| bytes.len()).map_err(|e| Error::bug(format!("a {} record cannot be sized: {e}", record.kind())))
 }
 
 /// An entry as it is stored.
@@ -185,6 +199,7 @@ pub fn encode(entry: &Entry) -> Result<Vec<u8>> {
 pub fn decode(bytes: &[u8]) -> Result<Entry> {
     match bytes.first() {
         Some(1) => wire::unframe::<v1::EntryV1>(1..=1, bytes).map(Entry::from),
+        Some(2) => wire::unframe::<v2::EntryV2>(2..=2, bytes).map(Entry::from),
         _ => wire::unframe(JOURNAL_VERSION_OLDEST..=JOURNAL_VERSION, bytes),
     }
 }

@@ -12,7 +12,7 @@ use muster_common::ids::Epoch;
 use muster_common::{Error, Result, ledger};
 
 use super::fold::Fold;
-use super::record::{self, Entry, JOURNAL_VERSION, Record, v1};
+use super::record::{self, Entry, JOURNAL_VERSION, Record, v1, v2};
 use crate::job::durable::Durable;
 
 /// What a journal comes to.
@@ -111,6 +111,7 @@ fn is_piece(bytes: &[u8]) -> bool {
     let records = Vec::new();
     let empty = match version {
         1 => postcard::to_stdvec(&v1::RecordV1::Snapshot { id: 0, part: 0, of: 0, records: Vec::new() }),
+        2 => postcard::to_stdvec(&v2::RecordV2::Snapshot { id: 0, part: 0, of: 0, digest: 0, records: Vec::new() }),
         _ => postcard::to_stdvec(&Record::Snapshot { id: 0, part: 0, of: 0, digest: 0, records }),
     };
     let variant = |bytes: &[u8]| postcard::take_from_bytes::<u32>(bytes).ok().map(|(variant, _)| variant);

@@ -205,7 +205,7 @@ async fn no_flipped_byte_of_a_snapshot_gives_another_state() {
 #[test]
 fn a_piece_with_the_last_number_there_is_completes_nothing() {
     for (part, of) in [(u32::MAX, 0), (u32::MAX, u32::MAX), (0, 0)] {
-        let piece = Record::Snapshot { id: 1, part, of, digest: record::digest(&[]), records: Vec::new() };
+        let piece = Record::Snapshot { id: 1, part, of, digest: record::digest::<Record>(&[]), records: Vec::new() };
         let first = Record::DeploymentCreated { deployment: "d1".parse().expect("id") };
         let entries = (1..).zip([first, piece]).map(|(sequence, record)| {
             let bytes = record::encode(&Entry { epoch: Epoch(0), nonce: 0, record }).expect("encode");

@@ -68,8 +68,9 @@ fn snapshot(of: &Replayed) -> Vec<Vec<u8>> {
 pub fn seeds() -> Vec<Vec<u8>> {
     const V1: &str = include_str!("../../../coordinator/src/journal/record/golden/journal_v1.hex");
     const V2: &str = include_str!("../../../coordinator/src/journal/record/golden/journal_v2.hex");
+    const V3: &str = include_str!("../../../coordinator/src/journal/record/golden/journal_v3.hex");
     let mut seeds = Vec::new();
-    for golden in [V1, V2] {
+    for golden in [V1, V2, V3] {
         let entries: Vec<Vec<u8>> = golden.lines().filter_map(super::unhex).collect();
         seeds.push(joined(&entries));
         seeds.extend(entries.iter().cloned());
@@ -84,7 +85,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         }
     }
     for (part, of) in [(0, 0), (0, 2), (u32::MAX, 0), (u32::MAX - 1, u32::MAX)] {
-        let record = Record::Snapshot { id: 1, part, of, digest: record::digest(&[]), records: Vec::new() };
+        let record = Record::Snapshot { id: 1, part, of, digest: record::digest::<Record>(&[]), records: Vec::new() };
         let entry = record::encode(&Entry { epoch: Epoch(1), nonce: 0, record }).expect("an entry");
         let first = Record::DeploymentCreated { deployment: "d1".parse().expect("id") };
         let first = record::encode(&Entry { epoch: Epoch(1), nonce: 0, record: first }).expect("an entry");

@@ -9,7 +9,7 @@ use muster_common::{Error, ErrorKind};
 use super::world::{World, config, job, listing, spec, worker};
 use crate::job::io::{Input, Reply, ReplyTo};
 use crate::journal::fold::{Fold, compact};
-use crate::journal::record::{Entry, Record};
+use crate::journal::record::{Entry, RECORD_BYTES_MAX, Record};
 
 fn world(slots: u32) -> World {
     let mut world = World::new(config());
@@ -273,6 +273,22 @@ fn a_report_of_the_wrong_phase_is_not_believed() {
     assert_eq!(reply_to(&world, to), "revoked");
     assert_eq!(world.machine.counters().violations, 1);
     assert_eq!(world.settle_after_finishing("j1"), JobState::Succeeded);
+}
+
+/// As large as a message may be, a report would make a record that no entry holds, and end the leader that believes it.
+#[test]
+fn a_report_that_makes_too_large_a_record_is_refused() {
+    let mut world = world(1);
+    world.lies = |outcome| {
+        if let Outcome::Sorted(run) = outcome {
+            run.url = format!("{}/{}", run.url, "x".repeat(RECORD_BYTES_MAX));
+        }
+    };
+    world.submit(spec("j1"));
+    assert_eq!(world.settle("j1"), JobState::Failed);
+    let error = error_of(&mut world);
+    assert!(error.contains("cannot be true") && error.contains(&format!("limit is {RECORD_BYTES_MAX}")), "{error}");
+    assert!(world.machine.counters().violations >= 4);
 }
 
 #[test]

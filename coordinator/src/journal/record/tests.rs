@@ -8,6 +8,7 @@ use muster_kernel::proof::{Interval, Sums};
 use super::v1::{
     EntryV1, JobArchivedV1, JobEndedV1, JobSubmittedV1, PartCommittedV1, RecordV1, RunCommittedV1, TotalsV1,
 };
+use super::v2::{EntryV2, JobHistoryV2, RecordV2};
 use super::*;
 
 fn attempt(phase: Phase, index: u32) -> AttemptId {
@@ -103,7 +104,7 @@ fn records_v1() -> Vec<RecordV1> {
 }
 
 /// Every variant of version 2, in its order: those of version 1 lifted, with what is new filled in, and those that are new.
-fn records_v2() -> Vec<Record> {
+fn records_v2() -> Vec<RecordV2> {
     let failed = |index| AttemptFailed {
         job: job(),
         attempt: attempt(Phase::Sort, index),
@@ -111,20 +112,18 @@ fn records_v2() -> Vec<Record> {
         kind: ErrorKind::Corrupt,
         error: "why".to_owned(),
     };
-    let mut records: Vec<Record> = records_v1().into_iter().map(Record::from).collect();
+    let mut records: Vec<RecordV2> = records_v1().into_iter().map(RecordV2::from).collect();
     for record in &mut records {
         match record {
-            Record::JobSubmitted(submitted) => submitted.replica = Some("file:///s2".to_owned()),
-            Record::RunCommitted(run) => {
+            RecordV2::JobSubmitted(submitted) => submitted.replica = Some("file:///s2".to_owned()),
+            RecordV2::RunCommitted(run) => {
                 run.worker = Some(worker());
                 run.replica = Some("file:///r2".to_owned());
                 run.skipped = sums(4);
                 run.quarantine = Some(blob("file:///q"));
-                run.bad_records = vec![BadRecord { object: 1, offset: 300, bytes: 4, reason: "no key".to_owned() }];
             }
-            Record::PartCommitted(part) => part.worker = Some(worker()),
-            Record::CommitDecided { manifest, .. } => *manifest = Some(blob("file:///m")),
-            Record::JobEnded(ended) => {
+            RecordV2::PartCommitted(part) => part.worker = Some(worker()),
+            RecordV2::JobEnded(ended) => {
                 ended.repeated = 3;
                 ended.unix_ms = 77;
                 ended.recoveries = vec![Recovery {
@@ -139,7 +138,7 @@ fn records_v2() -> Vec<Record> {
             _ => {}
         }
     }
-    let history = JobHistory {
+    let history = JobHistoryV2 {
         job: job(),
         retries: 2,
         repeated: 1,
@@ -156,11 +155,26 @@ fn records_v2() -> Vec<Record> {
         why: "gone".to_owned(),
     };
     records.extend([
-        Record::AttemptFailed(Box::new(failed(1))),
-        Record::GenerationBegan(Box::new(began)),
-        Record::ObjectSkipped { job: job(), object: 5, why: "unreadable".to_owned() },
-        Record::JobHistory(Box::new(history)),
+        RecordV2::AttemptFailed(Box::new(failed(1))),
+        RecordV2::GenerationBegan(Box::new(began)),
+        RecordV2::ObjectSkipped { job: job(), object: 5, why: "unreadable".to_owned() },
+        RecordV2::JobHistory(Box::new(history)),
     ]);
+    records
+}
+
+/// Every variant of version 3, in the order of version 2, with what is new filled in.
+fn records_v3() -> Vec<Record> {
+    let mut records: Vec<Record> = records_v2().into_iter().map(Record::from).collect();
+    for record in &mut records {
+        match record {
+            Record::RunCommitted(run) => {
+                run.bad_records = vec![BadRecord { object: 1, offset: 300, bytes: 4, reason: "no key".to_owned() }];
+            }
+            Record::CommitDecided { manifest, .. } => *manifest = Some(blob("file:///m")),
+            _ => {}
+        }
+    }
     records
 }
 
@@ -171,6 +185,7 @@ fn worker() -> WorkerId {
 /// Entries as they were first written, in hexadecimal, one a line.
 const GOLDEN_V1: &str = include_str!("golden/journal_v1.hex");
 const GOLDEN_V2: &str = include_str!("golden/journal_v2.hex");
+const GOLDEN_V3: &str = include_str!("golden/journal_v3.hex");
 const NONCE: u64 = 0xffff_ffff_ffff_ffff;
 
 fn hex(bytes: &[u8]) -> String {
@@ -194,17 +209,43 @@ fn journals_of_version_1_stay_readable() {
     }
 }
 
+/// The same of version 2, which the release before wrote.
 #[test]
-fn journals_of_version_2_keep_their_bytes() {
+fn journals_of_version_2_stay_readable() {
+    let golden: Vec<&str> = GOLDEN_V2.lines().collect();
+    let entries: Vec<EntryV2> =
+        records_v2().into_iter().map(|record| EntryV2 { epoch: Epoch(3), nonce: NONCE, record }).collect();
+    let written: Vec<String> = entries.iter().map(|entry| hex(&wire::frame(2, entry).expect("encode"))).collect();
+    assert_eq!(written, golden);
+    for (line, expected) in golden.iter().zip(entries) {
+        let read = decode(&unhex(line)).expect("decode");
+        if let Record::Snapshot { digest: found, records, .. } = &read.record {
+            assert_eq!(*found, digest(records), "a sound piece stays one");
+        }
+        assert_eq!(read, Entry::from(expected));
+    }
+}
+
+/// A damaged piece of version 2 is one in this version too.
+#[test]
+fn a_piece_of_version_2_whose_digest_is_wrong_stays_damaged() {
+    let records = vec![RecordV2::JobForgotten { job: job() }];
+    let piece = RecordV2::Snapshot { id: 1, part: 0, of: 1, digest: digest(&records) + 1, records };
+    let Record::Snapshot { digest: found, records, .. } = Record::from(piece) else { panic!("a piece") };
+    assert_ne!(found, digest(&records));
+}
+
+#[test]
+fn journals_of_version_3_keep_their_bytes() {
     let entries: Vec<Entry> =
-        records_v2().into_iter().map(|record| Entry { epoch: Epoch(3), nonce: NONCE, record }).collect();
+        records_v3().into_iter().map(|record| Entry { epoch: Epoch(3), nonce: NONCE, record }).collect();
     let written: Vec<String> = entries.iter().map(|entry| hex(&encode(entry).expect("encode"))).collect();
     if std::env::var_os("UPDATE_GOLDEN_JOURNAL").is_some() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/journal/record/golden/journal_v2.hex");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/journal/record/golden/journal_v3.hex");
         std::fs::write(path, written.join("\n") + "\n").expect("write");
     }
-    assert_eq!(written, GOLDEN_V2.lines().collect::<Vec<_>>());
-    for (line, expected) in GOLDEN_V2.lines().zip(entries) {
+    assert_eq!(written, GOLDEN_V3.lines().collect::<Vec<_>>());
+    for (line, expected) in GOLDEN_V3.lines().zip(entries) {
         assert_eq!(decode(&unhex(line)).expect("decode"), expected);
     }
 }
@@ -217,7 +258,7 @@ fn what_is_no_entry_is_refused() {
         assert!(decode(&sound[..end]).is_err(), "cut at {end}");
     }
     let newer = [&[JOURNAL_VERSION + 1], &sound[1..]].concat();
-    assert!(decode(&newer).expect_err("newer").message.contains("version 3"));
+    assert!(decode(&newer).expect_err("newer").message.contains("version 4"));
     assert!(decode(&[&sound[..], b"x"].concat()).is_err());
 }
 

@@ -1,11 +1,11 @@
-//! Version 2 of the journal: what failed, what was lost and done again, and where runs lie a second time are durable now. Every record of version 1 has its
-//! counterpart here.
+//! Version 2 of the journal, frozen: what failed, what was lost and done again, and where runs lie a second time became durable. Every record of version 1 has its
+//! counterpart here; [`super::v3`] says what each of these became, and has what did not change from here.
 
 use serde::{Deserialize, Serialize};
 
 use muster_common::error::ErrorKind;
 use muster_common::ids::{AttemptId, DeploymentId, Epoch, Generation, JobId, WorkerId};
-use muster_common::wire::{BadRecord, BlobRef, DamageCause};
+use muster_common::wire::{BlobRef, DamageCause};
 use muster_kernel::proof::{Interval, Sums};
 
 use super::v1::{
@@ -106,8 +106,6 @@ pub enum RecordV2 {
         job: JobId,
         /// Milliseconds since the leader began to merge.
         took_ms: u64,
-        /// Where the bytes of `_SUCCESS` are, which whoever publishes writes as they are; none in records of version 1.
-        manifest: Option<BlobRef>,
     },
     /// Nothing follows for this job but clean-up.
     JobEnded(Box<JobEndedV2>),
@@ -205,8 +203,6 @@ pub struct RunCommittedV2 {
     pub quarantine: Option<BlobRef>,
     /// What was consumed of which object.
     pub intervals: Vec<Interval>,
-    /// The first of the malformed records that were left out, in order; not all of them.
-    pub bad_records: Vec<BadRecord>,
 }
 
 /// See [`RecordV2::AttemptFailed`].
@@ -382,7 +378,7 @@ impl From<RecordV1> for RecordV2 {
             }
             RecordV1::UploadRevoked { job, partition, attempt } => Self::UploadRevoked { job, partition, attempt },
             RecordV1::PartCommitted(part) => Self::PartCommitted(Box::new((*part).into())),
-            RecordV1::CommitDecided { job, took_ms } => Self::CommitDecided { job, took_ms, manifest: None },
+            RecordV1::CommitDecided { job, took_ms } => Self::CommitDecided { job, took_ms },
             RecordV1::JobEnded(ended) => Self::JobEnded(Box::new((*ended).into())),
             RecordV1::JobCleaned { job } => Self::JobCleaned { job },
             RecordV1::JobForgotten { job } => Self::JobForgotten { job },
@@ -451,7 +447,6 @@ impl From<RunCommittedV1> for RunCommittedV2 {
             skipped: Sums::default(),
             quarantine: None,
             intervals,
-            bad_records: Vec::new(),
         }
     }
 }
