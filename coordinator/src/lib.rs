@@ -8,10 +8,15 @@
 //! ```
 //!
 //! [`run`] lasts for the life of a process: it stands by ([`election`]) until nobody else leads, leads for a term, and stands by again when somebody has taken over. It can
-//! be killed at any moment; whoever leads next goes on where the journal stands.
+//! be killed at any moment; whoever leads next goes on where the journal stands. A term that ends by a bug of ours is over like any other, but this process then stands
+//! back for a while ([`StandBack`]): it, or a stand-by, may meet the same bug in the same journal, and a loop of short terms would help nobody.
 
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::sync::watch;
 
 use muster_common::adapters::faulty::FaultyLedger;
@@ -23,7 +28,7 @@ use muster_common::ledger::Ledger;
 use muster_common::retry::Retry;
 use muster_common::store::{BlobUrl, Layer, Stores};
 use muster_common::vitals::Vitals;
-use muster_common::{ErrorKind, Result};
+use muster_common::{Error, ErrorKind, Result};
 
 mod api;
 mod driver;
@@ -43,6 +48,9 @@ use stand_by::{Elected, StandBy};
 /// For how long a failing call of the store is repeated before the step it belongs to fails, in milliseconds.
 const CALL_REPEAT_MS_MAX: u64 = 5000;
 
+/// How long a process stands back after a term that a bug ended, in milliseconds: at first, and at most.
+const STAND_BACK_MS: std::ops::RangeInclusive<u64> = 5_000..=300_000;
+
 /// What a coordinator is told.
 #[derive(Debug, Clone)]
 pub struct CoordinatorOptions {
@@ -60,7 +68,7 @@ pub struct CoordinatorOptions {
 /// ([`muster_common::adapters::journal::ensure_streams`]). Running jobs are left as they are: whoever leads next goes on with them.
 ///
 /// # Errors
-/// `Invalid` where the journal cannot be read by this build; `Bug` where a promise of our own is broken.
+/// `Invalid` where the journal cannot be read by this build, `Corrupt` where it cannot be read at all.
 pub async fn run(
     client: async_nats::Client,
     ledger: Arc<dyn Ledger>,
@@ -79,24 +87,61 @@ pub async fn run(
     let meters = options.vitals.clone().map(|vitals| Arc::new(Meters::new(vitals)));
     let (own_client, config) = (client.clone(), options.config.clone());
     let mut stand_by = StandBy::new(own_client, ledger.clone(), clock.clone(), config, meters.clone());
+    let mut stand_back = StandBack::default();
     loop {
-        let Some(elected) = stand_by.wait(&mut shutdown).await? else { return Ok(()) };
-        let epoch = elected.writer.epoch();
-        let term = Term {
-            client: client.clone(),
-            ledger: ledger.clone(),
-            stores: stores.clone(),
-            clock: clock.clone(),
-            options: options.clone(),
-            meters: meters.clone(),
+        let mut term = None;
+        let turn = async {
+            let Some(elected) = stand_by.wait(&mut shutdown).await? else { return Ok(()) };
+            term = Some((elected.writer.epoch(), clock.now_ms()));
+            let parts = Term {
+                client: client.clone(),
+                ledger: ledger.clone(),
+                stores: stores.clone(),
+                clock: clock.clone(),
+                options: options.clone(),
+                meters: meters.clone(),
+            };
+            Box::pin(parts.lead(elected, &mut shutdown)).await
         };
-        match Box::pin(term.lead(elected, &mut shutdown)).await {
+        let outcome = AssertUnwindSafe(Box::pin(turn)).catch_unwind().await;
+        let (epoch, began_ms) = term.unwrap_or_else(|| (stand_by.epoch(), clock.now_ms()));
+        match outcome.unwrap_or_else(|panic| Err(Error::bug(format!("a panic: {}", panic_text(&*panic))))) {
             Err(error) if matches!(error.kind, ErrorKind::Fenced | ErrorKind::Retry) => {
                 tracing::warn!(%error, epoch = epoch.0, "stepped down");
                 stand_by.stepped_down(epoch, &error).await;
             }
+            Err(error) if error.kind == ErrorKind::Bug => {
+                let pause_ms = stand_back.after_a_bug(clock.now_ms().saturating_sub(began_ms));
+                stand_by.failed(epoch, &error, pause_ms).await;
+                let _standing_back = meters.as_ref().map(|meters| meters.excuse());
+                tokio::select! {
+                    () = tokio::time::sleep(Duration::from_millis(pause_ms)) => {}
+                    _ = shutdown.wait_for(|stop| *stop) => return Ok(()),
+                }
+            }
             outcome => return outcome,
         }
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a word")
+}
+
+/// How long to stand back after terms that ended by bugs: twice as long after each, until a term has lasted.
+#[derive(Debug, Default)]
+struct StandBack {
+    in_a_row: u32,
+}
+
+impl StandBack {
+    /// The pause after one more such term, which lasted so long, in milliseconds.
+    fn after_a_bug(&mut self, lasted_ms: u64) -> u64 {
+        // A term that outlasts the longest pause has met another bug, or the same one by other means.
+        self.in_a_row = if lasted_ms > *STAND_BACK_MS.end() { 1 } else { self.in_a_row.saturating_add(1) };
+        let doublings = self.in_a_row.saturating_sub(1).min(16);
+        (*STAND_BACK_MS.start() << doublings).min(*STAND_BACK_MS.end())
     }
 }
 
@@ -149,5 +194,30 @@ impl Term {
         let driver = driver::Driver::start(parts).await?;
         drop(starting);
         Box::pin(driver.run(shutdown)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_meets_a_bug_stands_back_longer_each_time() {
+        let mut stand_back = StandBack::default();
+        let pauses: Vec<u64> = (0..8).map(|_| stand_back.after_a_bug(100)).collect();
+        assert_eq!(pauses, [5_000, 10_000, 20_000, 40_000, 80_000, 160_000, 300_000, 300_000]);
+        assert_eq!(stand_back.after_a_bug(300_001), 5_000, "after a term that lasted");
+        for _ in 0..100 {
+            stand_back.after_a_bug(0);
+        }
+        assert_eq!(stand_back.after_a_bug(0), 300_000);
+    }
+
+    #[test]
+    fn a_panic_is_told_in_its_own_words() {
+        let check = |panic: Box<dyn Any + Send>, expected: &str| assert_eq!(panic_text(&*panic), expected);
+        check(Box::new("of a literal"), "of a literal");
+        check(Box::new("of a text".to_owned()), "of a text");
+        check(Box::new(7), "without a word");
     }
 }

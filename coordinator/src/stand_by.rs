@@ -106,6 +106,26 @@ impl StandBy {
         self.announce(epoch, "warning", "stepped-down", error.message.clone()).await;
     }
 
+    /// The newest term known of.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.election.epoch()
+    }
+
+    /// A term is over by a bug of ours. Who watches is told, with what this process does about it.
+    pub(crate) async fn failed(&mut self, epoch: Epoch, error: &Error, pause_ms: u64) {
+        let text = format!(
+            "epoch {epoch} ends by a bug of this program: {}; jobs stay as the journal has them, and this coordinator does not try to lead for {} s",
+            error.message,
+            pause_ms / 1000
+        );
+        tracing::error!(epoch = epoch.0, kind = "leader-failed", "{text}");
+        if let Some(meters) = &self.meters {
+            meters.stands_by(epoch);
+        }
+        self.election.step(self.clock.now_ms(), Input::Lost { epoch });
+        self.announce(epoch, "error", "leader-failed", text).await;
+    }
+
     async fn until_elected(&mut self) -> Result<Elected> {
         let meters = self.meters.clone();
         let subscribing = meters.as_ref().map(|meters| meters.excuse());

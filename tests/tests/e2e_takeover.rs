@@ -3,7 +3,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use muster_coordinator::journal::record::Record;
+use muster_common::wire::MESSAGE_BYTES_MAX;
+use muster_coordinator::journal::record::{self, Record};
 use muster_tests::harness::data::{Keys, records};
 use muster_tests::harness::journal::Journal;
 use muster_tests::harness::{Bucket, Gate, Output, Pool, Process, S3Server, Sandbox, arg, oracle, process, wait};
@@ -16,6 +17,9 @@ const RECORDS: usize = 24_000;
 const SMALL: usize = 100_000;
 /// Added to each request of a worker, so that phases last for seconds.
 const DELAY: Duration = Duration::from_millis(40);
+/// Sort tasks of the job whose attempts fail, and how many failures are waited for.
+const SPLITS: usize = 900;
+const FAILURES: u64 = 6_500;
 /// What the design promises from the loss of a leader to progress under a stand-by.
 const PROGRESS_BOUND: Duration = Duration::from_secs(10);
 
@@ -311,4 +315,80 @@ fn clients_and_workers_wait_for_a_coordinator() {
     impatient.wait_for_log("waiting for coordinator", Duration::ZERO);
     pool.start_coordinator();
     assert_eq!(process::exit_code(asks.wait(wait::START_BOUND)), 0, "{}", asks.stderr());
+}
+
+/// Attempts fail by the thousand, each with its words, and snapshots are taken all along: no entry grows beyond what a message may be, and another leader reads all of it.
+#[test]
+fn thousands_of_failed_attempts_fit_into_snapshots() {
+    const SETTINGS: &str = "[faults]\nenabled = true\n[journal]\nsnapshot_after = 400\n[tasks]\nattempts_max = 100\n\
+        [retry.task]\npause_ms = 1\npause_max_ms = 2\n[breaker]\nfailures_max = 100000\nvolume_min = 100000\n\
+        [recovery]\nwave_losses_min = 1000\n";
+    let sandbox = Sandbox::new();
+    let data = records(RECORDS, Keys::Random, 3);
+    let (input, output) = (sandbox.file("in", &data), sandbox.path("out"));
+    let mut pool = Pool::watched_on_folder(&sandbox, 3, SETTINGS);
+    for worker in 0..3 {
+        pool.inject(&format!("worker-{worker}"), "task.begin:error,p=0.9,phase=sort");
+        pool.stop_worker(worker, wait::START_BOUND);
+        pool.start_worker(worker);
+    }
+    let config = sandbox.small_tasks(RECORDS * 100 / SPLITS, RECORDS * 100 / 4);
+    // Every failure bears the job's name.
+    let job = "j".repeat(64);
+    let options = ["-o", arg(&output), "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)];
+    let mut sort = pool.start_sort(&job, [arg(&input)].into_iter().chain(options));
+    let retries = |status: &Value| status["retries"].as_u64().unwrap_or(0);
+    pool.wait_for_status(&job, "failing by the thousand", |status| retries(status) > FAILURES);
+    let before = pool.status(&job).expect("the leader answers");
+    pool.kill_coordinator();
+    pool.start_coordinator();
+    let after = wait::until("the next leader to know the job", wait::RUN_BOUND, || pool.status(&job));
+    assert!(retries(&after) >= retries(&before), "{before} became {after}");
+    wait::until("the job to end", wait::RUN_BOUND, || sort.poll());
+    pool.coordinator(0).assert_running();
+    let ended = pool.finish_sort(sort);
+    assert!(ended["retries"].as_u64() > Some(FAILURES), "{ended}");
+    Output::of_folder(&output).assert_is(&oracle::fixed(&data, 100, 0, 10));
+    let journal = Journal::read(&pool.nats.url());
+    let pieces = journal.entries().iter().filter_map(|(_, entry)| match &entry.record {
+        Record::Snapshot { records, .. } => Some(records),
+        _ => None,
+    });
+    let failures = pieces.flatten().filter_map(|record| match record {
+        Record::JobHistory(history) => history.failures.first(),
+        _ => None,
+    });
+    let one = failures.map(|failed| record::size(&Record::AttemptFailed(Box::new(failed.clone())))).next();
+    let bytes = one.expect("a snapshot tells of failures").expect("a size") as u64 * FAILURES;
+    assert!(bytes > MESSAGE_BYTES_MAX as u64, "as one entry they would be {bytes} bytes: too few to show anything");
+}
+
+/// A leader whose own code is wrong steps down, says so, and is not led into the same by its stand-by in a loop. Neither process ends.
+#[test]
+fn a_leader_that_meets_a_bug_steps_down_and_says_so() {
+    let sandbox = Sandbox::new();
+    let data = records(2_000, Keys::Random, 3);
+    let (input, output) = (sandbox.file("in", &data), sandbox.path("out"));
+    let mut pool = Pool::watched_on_folder(&sandbox, 1, "[faults]\nenabled = true\n");
+    // Both meet it with the first record after the beginning of their terms, once each.
+    pool.inject("coordinator", "ledger.append:bug,after=1,times=1");
+    pool.kill_coordinator();
+    pool.start_coordinator();
+    let second = pool.add_coordinator();
+    let sort = pool.start_sort("job", [arg(&input), "-o", arg(&output), "--format", "fixed:100", "-k", "0:10"]);
+    for index in [0, second] {
+        pool.coordinator(index).wait_for_log("leader-failed", wait::RUN_BOUND);
+    }
+    let report = pool.finish_sort(sort);
+    assert_eq!(report["records"], 2_000);
+    Output::of_folder(&output).assert_is(&oracle::fixed(&data, 100, 0, 10));
+    for index in [0, second] {
+        pool.coordinator(index).assert_running();
+    }
+    let events = pool.run(["events", "--json"]).expect_code(0).stdout;
+    let told = |line: &&str| line.contains("\"leader-failed\"") && line.contains("does not try to lead for 5 s");
+    assert_eq!(events.lines().filter(told).count(), 2, "{events}");
+    let epochs = Journal::read(&pool.nats.url());
+    let begun = epochs.entries().iter().filter(|(_, entry)| matches!(entry.record, Record::EpochBegan { .. })).count();
+    assert!(begun <= 5, "{begun} terms began");
 }

@@ -200,6 +200,8 @@ impl Ledger for FaultyLedger {
                 Appended::Applied { .. } => Appended::Unknown { why },
                 other => other,
             },
+            // As a broken assertion would, without its lines on stderr.
+            Kind::Bug => std::panic::resume_unwind(Box::new(why)),
             _ => Appended::Unknown { why },
         }
     }

@@ -170,6 +170,8 @@ kinds! {
     Crash "crash",
     /// The process stops for a time.
     Pause "pause",
+    /// A promise of our own code is broken: a panic.
+    Bug "bug",
 }
 
 impl fmt::Display for Kind {
@@ -187,7 +189,8 @@ pub(super) fn fits(kind: Kind, site: Site) -> bool {
         (Kind::Refuse, Memory) => operation(&["alloc"]),
         (Kind::Flip, Memory) => operation(&["hold"]),
         (Kind::Refuse, _) => false,
-        (_, Memory) => false,
+        (Kind::Bug, Ledger) => operation(&["append"]),
+        (Kind::Bug, _) | (_, Memory) => false,
         (Kind::Error, _) => true,
         (Kind::Drop | Kind::Duplicate, component) => component == Bus,
         (Kind::Timeout, component) => component != Task,

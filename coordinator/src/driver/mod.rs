@@ -489,7 +489,7 @@ impl Driver {
         let effects = self.machine.step(self.clock.now_ms(), input);
         #[cfg(debug_assertions)]
         if let Err(broken) = crate::job::invariant::check(&self.machine) {
-            tracing::error!(broken, "an invariant of the job machine does not hold");
+            return Err(Error::bug(format!("an invariant of the job machine does not hold: {broken}")));
         }
         for effect in effects {
             self.perform(effect).await?;

@@ -50,6 +50,8 @@ pub struct Pool<'a> {
     client_environment: Vec<(&'static str, String)>,
     /// The NATS users, where each role has its own.
     users: Option<Users>,
+    /// Faults that processes inject into themselves, by who they are.
+    faults: Vec<(String, String)>,
     /// The `muster` that whatever is started next runs: this build's unless it is changed.
     pub program: PathBuf,
     /// Whether coordinators and workers are started with `--http`.
@@ -208,6 +210,7 @@ impl<'a> Pool<'a> {
             offers,
             client_environment,
             users: None,
+            faults: Vec::new(),
             program,
             watched: false,
         }
@@ -269,6 +272,15 @@ impl<'a> Pool<'a> {
         let added = self.spawn_coordinator(self.coordinators.len());
         self.coordinators.push(added);
         self.coordinators.len() - 1
+    }
+
+    /// Faults (`--faults`) that a process injects into itself from its next start on: `coordinator`, for all of them, or `worker-0` and so on. The pool's settings must
+    /// allow it; an empty text takes them back.
+    pub fn inject(&mut self, who: &str, spec: &str) {
+        self.faults.retain(|(known, _)| known != who);
+        if !spec.is_empty() {
+            self.faults.push((who.to_owned(), spec.to_owned()));
+        }
     }
 
     /// One of the coordinators.
@@ -456,6 +468,9 @@ impl<'a> Pool<'a> {
         }
         if let Some(settings) = &self.settings {
             command.arg("--config").arg(settings);
+        }
+        for (_, spec) in self.faults.iter().filter(|(of, _)| of == who) {
+            command.args(["--faults", spec]);
         }
         if let Store::Bucket { environment, gates, .. } = &self.store {
             command.envs(environment.iter().cloned()).env("AWS_ENDPOINT_URL", gates[gate].endpoint());
