@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event};
+use muster_common::clock::{Clock, SystemClock};
 use muster_common::ids::{Epoch, Incarnation, JobId};
 use muster_common::wire::{self, Heartbeat, PhaseQuery, Register, WorkerState};
 use muster_tests::harness::data::{Keys, records};
@@ -481,4 +482,48 @@ fn another_namespace_has_rights_of_its_own() {
     talk(&users, "w1", &server.url(), async |user| {
         user.may_not_publish(&["muster.c.register.w1", "team-a.c.register", "team-a.journal"]).await;
     });
+}
+
+/// The roles that may see less are told what they see, and of the rest that it is not theirs to see: a healthy pool has no problem whoever looks, and nobody waits for what
+/// the server has refused.
+#[test]
+fn a_healthy_pool_has_no_problem_whoever_looks() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    s3.bucket(BUCKET);
+    let (mut pool, _users) = pool(&sandbox, &s3, 2);
+    let looks = |pool: &Pool<'_>, who: &str, code: i32| {
+        let clock = SystemClock::default();
+        let done = pool.run_as(who, ["doctor", "--json", "--profile", "production"]).expect_code(code);
+        assert!(clock.now_ms() < 8_000, "{who} waited for what was refused: {} ms", clock.now_ms());
+        assert!(!done.stderr.contains("ERROR"), "{who}: {}", done.stderr);
+        done.json()
+    };
+    let level = |report: &serde_json::Value, check: &str| {
+        let findings = report["findings"].as_array().expect("findings").clone();
+        let found = findings.iter().find(|finding| finding["check"] == check);
+        found.and_then(|finding| finding["level"].as_str()).unwrap_or("none").to_owned()
+    };
+    for (who, coordinator, workers) in [
+        ("client", "ok", "ok"),
+        ("operator", "ok", "ok"),
+        ("worker-0", "unknown", "none"),
+        ("coordinator", "unknown", "none"),
+    ] {
+        let report = looks(&pool, who, 0);
+        assert_eq!(report["problems"], 0, "{who}: {report:#}");
+        assert_eq!(
+            (level(&report, "coordinator").as_str(), level(&report, "workers").as_str()),
+            (coordinator, workers),
+            "{who}: {report:#}"
+        );
+    }
+    let report = looks(&pool, "client", 0);
+    for check in ["jetstream", "nats-permissions", "stream-MUSTER_JOURNAL", "clock"] {
+        assert_eq!(level(&report, check), "unknown", "{check}: {report:#}");
+    }
+    // What is wrong is still told: silence is no refusal.
+    pool.kill_coordinator();
+    let report = pool.run_as("client", ["doctor", "--json", "--profile", "testing"]).expect_code(1).json();
+    assert_eq!(level(&report, "coordinator"), "problem", "{report:#}");
 }

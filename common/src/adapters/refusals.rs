@@ -6,13 +6,21 @@ use std::sync::Arc;
 use async_nats::{Client, ServerError};
 use tokio::sync::watch;
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// Refusals that are kept; what is refused is repeated, so few are different.
 const KEPT_MAX: usize = 64;
 const VIOLATION: &str = "permissions violation";
 /// What the inboxes of all clients begin with, unless somebody chose otherwise.
 const INBOX: &str = "_INBOX";
+
+/// How the error begins that a refusal becomes.
+pub const REFUSES: &str = "the NATS server refuses this user";
+
+/// Whether an error is that of a refusal: for want of rights, not of an answer.
+pub fn is_refusal(error: &Error) -> bool {
+    error.kind == ErrorKind::Invalid && error.message.starts_with(REFUSES)
+}
 
 /// One refusal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,10 +91,9 @@ impl Refusals {
             .await
             .map(|kept| kept.iter().find(|r| concerns(r)).cloned())
         {
-            Ok(Some(refusal)) => Error::invalid(format!(
-                "the NATS server refuses this user: {}; `muster rights` lists what each role needs",
-                refusal.text
-            )),
+            Ok(Some(refusal)) => {
+                Error::invalid(format!("{REFUSES}: {}; `muster rights` lists what each role needs", refusal.text))
+            }
             // Nobody tells of refusals any more.
             _ => std::future::pending().await,
         }

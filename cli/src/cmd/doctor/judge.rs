@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use muster_common::Error;
 use muster_common::adapters::nats::{SERVER_VERSION_OLDEST, is_new_enough};
+use muster_common::adapters::refusals;
 use muster_common::api::WorkerStatus;
 use muster_common::ids::{DeploymentId, Epoch};
 
@@ -274,14 +276,19 @@ impl Beats {
 }
 
 /// Whether a coordinator leads, and whether it answers.
-pub(super) fn coordinator(beats: &Beats, answers: Result<usize, &str>) -> Vec<Finding> {
+pub(super) fn coordinator(beats: &Beats, answers: Result<usize, &Error>) -> Vec<Finding> {
     const CHECK: &str = "coordinator";
+    const ANOTHER: &str = "this user may not ask; the user of a client or an operator can";
     if let Some(why) = &beats.deaf {
-        return vec![Finding::unknown(
-            CHECK,
-            why,
-            "this user may not subscribe to the leader's beat; a worker's user can",
-        )];
+        return vec![match answers {
+            Ok(jobs) => Finding::ok(CHECK, format!("answers, knows {jobs} jobs; its beat is not this user's to hear")),
+            Err(error) if refusals::is_refusal(error) => Finding::unknown(CHECK, why, ANOTHER),
+            Err(error) => Finding::problem(
+                CHECK,
+                format!("does not answer: {}", error.message),
+                "jobs do not move: look whether one runs, start one with muster coordinator",
+            ),
+        }];
     }
     let Some((deployment, epoch)) = beats.newest() else {
         let seen = format!("no leader's beat within {} ms", beats.waited_ms);
@@ -314,13 +321,22 @@ pub(super) fn coordinator(beats: &Beats, answers: Result<usize, &str>) -> Vec<Fi
         Ok(jobs) => {
             Finding::ok(CHECK, format!("leads deployment {deployment} in epoch {}, knows {jobs} jobs", epoch.0))
         }
-        Err(why) => Finding::problem(
+        Err(error) if refusals::is_refusal(error) => {
+            let seen = format!("leads deployment {deployment} in epoch {}; {}", epoch.0, error.message);
+            Finding::unknown(CHECK, seen, ANOTHER)
+        }
+        Err(error) => Finding::problem(
             CHECK,
-            format!("beats (deployment {deployment}, epoch {}), but does not answer: {why}", epoch.0),
+            format!("beats (deployment {deployment}, epoch {}), but does not answer: {}", epoch.0, error.message),
             "look at its log; it may wait for the journal",
         ),
     });
     findings
+}
+
+/// What a coordinator that answers was asked in vain.
+pub(super) fn unanswered(check: &str, error: &Error) -> Finding {
+    Finding::unknown(check, error.message.clone(), "ask again, or as another user: muster workers")
 }
 
 pub(super) fn workers(workers: &[WorkerStatus]) -> Finding {

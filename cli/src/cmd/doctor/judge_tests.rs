@@ -118,9 +118,16 @@ fn coordinators() {
     check(&coordinator(&beats(&[("d1", 3), ("d1", 3)]), Ok(7)), Level::Ok, "epoch 3, knows 7 jobs");
     check(&coordinator(&beats(&[("d1", 3), ("d1", 4)]), Ok(7)), Level::Warning, "2 leaders");
     check(&coordinator(&beats(&[("d1", 3), ("d2", 4)]), Ok(7)), Level::Problem, "2 leaders");
-    check(&coordinator(&beats(&[("d1", 3)]), Err("no answer")), Level::Problem, "no answer");
+    let silent = Error::retry("no answer");
+    let refusal = Error::invalid(format!("{}: x", muster_common::adapters::refusals::REFUSES));
+    check(&coordinator(&beats(&[("d1", 3)]), Err(&silent)), Level::Problem, "no answer");
+    check(&coordinator(&beats(&[("d1", 3)]), Err(&refusal)), Level::Unknown, "epoch 3; the NATS server refuses");
     let deaf = Beats { deaf: Some("may not".to_owned()), ..Beats::default() };
-    check(&coordinator(&deaf, Ok(0)), Level::Unknown, "may not");
+    // Who may not hear it may still be answered: what a user may not see is no problem, what does not answer is.
+    check(&coordinator(&deaf, Ok(2)), Level::Ok, "knows 2 jobs");
+    check(&coordinator(&deaf, Err(&refusal)), Level::Unknown, "may not");
+    check(&coordinator(&deaf, Err(&silent)), Level::Problem, "no answer");
+    check(&[unanswered("workers", &refusal)], Level::Unknown, "refuses");
 }
 
 #[test]

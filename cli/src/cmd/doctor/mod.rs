@@ -15,7 +15,6 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use async_nats::Client;
 use muster_common::adapters::{journal, nats};
 use muster_common::buffer::BufferPool;
 use muster_common::clock::{Clock, SystemClock};
@@ -28,7 +27,7 @@ use serde::Serialize;
 use self::finding::{Finding, Level};
 use self::judge::{Beats, Wanted};
 use self::leftovers::Group;
-use self::server::Looked;
+use self::server::{Looked, Nats};
 use crate::args::{DoctorArgs, LogFormat};
 use crate::client::Api;
 use crate::cmd;
@@ -55,7 +54,7 @@ enum Ailment {
 struct Patient {
     clock: SystemClock,
     config: Config,
-    client: Client,
+    nats: Nats,
     api: Api,
     stores: Stores,
     bucket: Option<BlobUrl>,
@@ -75,7 +74,8 @@ struct Report<'a> {
 
 /// Goes through all checks; fails where one is a problem.
 pub(crate) async fn run(args: DoctorArgs) -> Result<(), Exit> {
-    cmd::log(LogFormat::Text, "error");
+    // What the server refuses is a finding, not an error.
+    cmd::log(LogFormat::Text, "error,muster_common::adapters::refusals=off");
     let config = cmd::settings(&args.settings, &args.nats)?;
     let settings = nats_context::find_or_default(&args.nats).map_err(|e| Exit::usage(e.message))?;
     let bucket = args.bucket.as_deref().map(cmd::blob_url).transpose()?;
@@ -86,7 +86,7 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<(), Exit> {
         api: Api::new(client.clone(), &config, API_PATIENCE).heeding(settings.refusals.clone()),
         stores: Stores::new(BufferPool::new(IDLE_BYTES_MAX), &config.store),
         config,
-        client,
+        nats: Nats { client, refusals: settings.refusals.clone() },
         bucket,
         output,
         ours: None,
@@ -135,24 +135,24 @@ fn print(finding: &Finding) {
 impl Patient {
     async fn look_at_nats(&mut self, url: &str, monitor: Option<&str>) {
         let names = Names::new(&self.config.namespace);
-        let version = self.client.server_info().version;
+        let version = self.nats.client.server_info().version;
         self.findings.push(Finding::ok("nats", format!("connected to {url}")));
         self.findings.push(judge::version(&version));
-        let rights = server::rights(&self.client).await;
+        let rights = server::rights(&self.nats).await;
         self.findings.push(rights::judge(rights.as_ref().map_err(String::as_str), &names));
-        let account = server::account(&self.client).await;
+        let account = server::account(&self.nats).await;
         self.findings.push(judge::account(&account));
         let journal_stream = names.journal_stream();
-        let (trips, difference) = server::trips(&self.client, &journal_stream, &self.clock).await;
+        let (trips, difference) = server::trips(&self.nats, &journal_stream, &self.clock).await;
         self.findings.push(judge::round_trip(&trips));
         self.findings.push(judge::clock(difference));
         if matches!(account, Looked::Absent(_)) {
             return;
         }
-        self.findings.push(judge::sync(&server::sync(&self.client, monitor, url).await));
+        self.findings.push(judge::sync(&server::sync(&self.nats, monitor, url).await));
         let mut missing = Vec::new();
         for name in [&journal_stream, &names.events_stream(), &names.dead_letters_stream()] {
-            let looked = server::stream(&self.client, name).await;
+            let looked = server::stream(&self.nats, name).await;
             let wanted = Wanted { replicas: self.config.journal.replicas, is_journal: *name == journal_stream };
             self.findings.extend(judge::stream(name, &looked, wanted));
             if matches!(looked, Looked::Absent(_)) {
@@ -168,17 +168,21 @@ impl Patient {
         let names = Names::new(&self.config.namespace);
         let interval = Duration::from_millis(self.config.heartbeat.interval_ms);
         let bound = Duration::from_millis(self.config.heartbeat.dead_after_ms);
-        let beats: Beats = server::beats(&self.client, &names, &self.clock, interval, bound).await;
-        let Some((deployment, _)) = beats.newest() else {
+        let beats: Beats = server::beats(&self.nats, &names, &self.clock, interval, bound).await;
+        self.ours = beats.newest().map(|(deployment, _)| deployment.clone());
+        if self.ours.is_none() && beats.deaf.is_none() {
             self.findings.extend(judge::coordinator(&beats, Ok(0)));
             return;
-        };
-        self.ours = Some(deployment.clone());
+        }
+        // Who may not hear the beat may still ask.
         let jobs = self.api.jobs().await;
-        let answers = jobs.as_ref().map(Vec::len).map_err(|error| error.message.as_str());
-        self.findings.extend(judge::coordinator(&beats, answers));
-        if let Ok(workers) = self.api.workers().await {
-            self.findings.push(judge::workers(&workers));
+        self.findings.extend(judge::coordinator(&beats, jobs.as_ref().map(Vec::len)));
+        if jobs.is_err() {
+            return;
+        }
+        match self.api.workers().await {
+            Ok(workers) => self.findings.push(judge::workers(&workers)),
+            Err(error) => self.findings.push(judge::unanswered("workers", &error)),
         }
     }
 
@@ -203,8 +207,9 @@ impl Patient {
             }
         }
         let Some(ours) = self.ours.clone() else {
-            let advice = "only beside a coordinator can be told what nobody knows: start one, then look again";
-            self.findings.push(Finding::unknown("leftovers", "no coordinator leads", advice));
+            let advice =
+                "only beside a coordinator whose beat is heard can be told what nobody knows: see what is said of it";
+            self.findings.push(Finding::unknown("leftovers", "no coordinator is heard of", advice));
             return;
         };
         match leftovers::find(&self.stores, &bucket, &ours, &self.api).await {
@@ -275,7 +280,7 @@ impl Patient {
     }
 
     async fn make_streams(&mut self, names: &[String]) -> muster_common::Result<String> {
-        journal::ensure_streams(&self.client, &self.config).await?;
+        journal::ensure_streams(&self.nats.client, &self.config).await?;
         let checks: Vec<String> = names.iter().map(|name| format!("stream-{name}")).collect();
         for finding in self.findings.iter_mut().filter(|finding| checks.contains(&finding.check)) {
             *finding = Finding::ok(finding.check.clone(), "it was missing and has been made");

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_nats::{Client, RequestErrorKind};
 use futures::StreamExt;
+use muster_common::adapters::refusals::Refusals;
 use muster_common::clock::Clock;
 use muster_common::names::{self, Names};
 use muster_common::wire::{self, LeaderBeat};
@@ -23,6 +24,24 @@ const MONITOR_BYTES_MAX: u64 = 1 << 20;
 /// Where servers have their monitoring port by custom.
 const MONITOR_PORT: u16 = 8222;
 const MONITOR_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connection to NATS, and what its server refuses it: what this user may not see is told at once from what does not answer.
+#[derive(Debug, Clone)]
+pub(super) struct Nats {
+    pub(super) client: Client,
+    pub(super) refusals: Refusals,
+}
+
+impl Nats {
+    /// What somebody gives, unless the server refuses the subject, or this user's inbox.
+    async fn unless_refused<T>(&self, subject: &str, asking: impl Future<Output = T>) -> Result<T, String> {
+        tokio::select! {
+            biased;
+            given = asking => Ok(given),
+            refused = self.refusals.refused(&self.client, |refused| refused == subject) => Err(refused.message),
+        }
+    }
+}
 
 /// What a look came to.
 #[derive(Debug)]
@@ -130,7 +149,7 @@ pub(super) enum Sync {
 }
 
 /// One request; an answer that is an error of the API comes as one.
-async fn ask<T: DeserializeOwned>(client: &Client, subject: &str) -> Looked<T> {
+async fn ask<T: DeserializeOwned>(nats: &Nats, subject: &str) -> Looked<T> {
     #[derive(Deserialize)]
     struct Refusal {
         error: ApiError,
@@ -142,7 +161,12 @@ async fn ask<T: DeserializeOwned>(client: &Client, subject: &str) -> Looked<T> {
         #[serde(default)]
         description: String,
     }
-    let reply = match tokio::time::timeout(REQUEST_TIMEOUT, client.request(subject.to_owned(), "".into())).await {
+    let asking = tokio::time::timeout(REQUEST_TIMEOUT, nats.client.request(subject.to_owned(), "".into()));
+    let answered = match nats.unless_refused(subject, asking).await {
+        Ok(answered) => answered,
+        Err(why) => return Looked::Unknown(why),
+    };
+    let reply = match answered {
         Ok(Ok(reply)) => reply,
         Ok(Err(e)) if e.kind() == RequestErrorKind::NoResponders => {
             return Looked::Absent(format!("nobody answers {subject}"));
@@ -164,37 +188,33 @@ async fn ask<T: DeserializeOwned>(client: &Client, subject: &str) -> Looked<T> {
 }
 
 /// The account's use and limits.
-pub(super) async fn account(client: &Client) -> Looked<Account> {
-    ask(client, names::ACCOUNT_INFO_REQUEST).await
+pub(super) async fn account(nats: &Nats) -> Looked<Account> {
+    ask(nats, names::ACCOUNT_INFO_REQUEST).await
 }
 
 /// One stream.
-pub(super) async fn stream(client: &Client, name: &str) -> Looked<StreamInfo> {
-    ask(client, &names::stream_info_request(name)).await
+pub(super) async fn stream(nats: &Nats, name: &str) -> Looked<StreamInfo> {
+    ask(nats, &names::stream_info_request(name)).await
 }
 
 /// What this user may do.
-pub(super) async fn rights(client: &Client) -> Result<UserInfo, String> {
+pub(super) async fn rights(nats: &Nats) -> Result<UserInfo, String> {
     #[derive(Deserialize)]
     struct Answer {
         data: UserInfo,
     }
-    match ask::<Answer>(client, names::USER_INFO_REQUEST).await {
+    match ask::<Answer>(nats, names::USER_INFO_REQUEST).await {
         Looked::Seen(answer) => Ok(answer.data),
         Looked::Absent(why) | Looked::Unknown(why) => Err(why),
     }
 }
 
 /// How long requests to JetStream take, and how its clock differs from ours, by the quickest of them.
-pub(super) async fn trips(
-    client: &Client,
-    stream_name: &str,
-    clock: &dyn Clock,
-) -> (Vec<u64>, Option<ClockDifference>) {
+pub(super) async fn trips(nats: &Nats, stream_name: &str, clock: &dyn Clock) -> (Vec<u64>, Option<ClockDifference>) {
     let (mut trips, mut best): (Vec<u64>, Option<ClockDifference>) = (Vec::new(), None);
     for _ in 0..TRIPS {
         let (began_ms, began_unix_ms) = (clock.now_ms(), clock.unix_ms());
-        let looked = stream(client, stream_name).await;
+        let looked = stream(nats, stream_name).await;
         let trip_ms = clock.now_ms().saturating_sub(began_ms);
         let info = match looked {
             Looked::Seen(info) => info,
@@ -223,15 +243,9 @@ fn unix_ms(rfc3339: &str) -> Option<u64> {
 }
 
 /// Listens to the leader's beat until one is heard, and for one interval more, so that a second leader shows.
-pub(super) async fn beats(
-    client: &Client,
-    names: &Names,
-    clock: &dyn Clock,
-    interval: Duration,
-    bound: Duration,
-) -> Beats {
+pub(super) async fn beats(nats: &Nats, names: &Names, clock: &dyn Clock, interval: Duration, bound: Duration) -> Beats {
     let mut beats = Beats::default();
-    let subscribed = tokio::time::timeout(REQUEST_TIMEOUT, client.subscribe(names.leader())).await;
+    let subscribed = tokio::time::timeout(REQUEST_TIMEOUT, nats.client.subscribe(names.leader())).await;
     let mut messages = match subscribed {
         Ok(Ok(messages)) => messages,
         Ok(Err(e)) => return Beats { deaf: Some(format!("cannot listen to {}: {e}", names.leader())), ..beats },
@@ -241,7 +255,12 @@ pub(super) async fn beats(
     let mut left = bound;
     loop {
         let listened_ms = clock.now_ms();
-        let Ok(Some(message)) = tokio::time::timeout(left, messages.next()).await else { break };
+        let listening = tokio::time::timeout(left, messages.next());
+        let heard = match nats.unless_refused(&names.leader(), listening).await {
+            Ok(heard) => heard,
+            Err(why) => return Beats { deaf: Some(why), ..Beats::default() },
+        };
+        let Ok(Some(message)) = heard else { break };
         left = left.saturating_sub(Duration::from_millis(clock.now_ms().saturating_sub(listened_ms)));
         // What cannot be read is not a beat of a version that we know.
         let Ok(beat) = wire::decode::<LeaderBeat>(&message.payload) else { continue };
@@ -255,7 +274,7 @@ pub(super) async fn beats(
 }
 
 /// The server's sync setting: from its own account of it where this user may ask, else from its monitoring port.
-pub(super) async fn sync(client: &Client, monitor: Option<&str>, nats_url: &str) -> Sync {
+pub(super) async fn sync(nats: &Nats, monitor: Option<&str>, nats_url: &str) -> Sync {
     #[derive(Deserialize)]
     struct Answer {
         data: Jsz,
@@ -264,7 +283,7 @@ pub(super) async fn sync(client: &Client, monitor: Option<&str>, nats_url: &str)
     struct Jsz {
         config: JetStreamConfig,
     }
-    if let Looked::Seen(Answer { data }) = ask(client, names::JETSTREAM_SETTINGS_REQUEST).await {
+    if let Looked::Seen(Answer { data }) = ask(nats, names::JETSTREAM_SETTINGS_REQUEST).await {
         return data.config.sync();
     }
     let place = match monitor {
@@ -276,7 +295,7 @@ pub(super) async fn sync(client: &Client, monitor: Option<&str>, nats_url: &str)
         Ok(Err(e)) => return Sync::Unknown(format!("not told to this user, and no monitoring port at {place}: {e}")),
         Err(_) => return Sync::Unknown(format!("not told to this user, and nothing answers at {place}")),
     };
-    sync_of(&text, &client.server_info().server_id, &place)
+    sync_of(&text, &nats.client.server_info().server_id, &place)
 }
 
 #[derive(Debug, Default, Deserialize)]
