@@ -111,6 +111,9 @@ pub(crate) async fn run(
     let mut signals = EndSignals::watch();
     crate::signals::outlive_file_size_limit();
     crate::open_files::make_room(options.workers.saturating_mul(options.slots()))?;
+    if let Some(dir) = &options.data_dir {
+        crate::apart::check_run(dir, &spec)?;
+    }
     let folder = Folder::open(options.data_dir.as_deref())?;
     let other = folder.adopt_job(&mut spec, options.job_id_given)?;
     let (leave, left) = watch::channel(false);
@@ -168,7 +171,7 @@ async fn begin(
 async fn run_job(api: &Api, spec: &JobSpec, progress: &mut Progress) -> Result<JobStatus, Exit> {
     let status = api.submit(spec, &|what| progress.say(what)).await?;
     if progress.is_shown() {
-        warn(&status);
+        warn(&status, progress);
         for shortage in room::shortages(spec, status.input_bytes) {
             output::error_line(&format!("muster: {shortage}"));
         }

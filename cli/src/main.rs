@@ -1,6 +1,7 @@
 //! The command line: parse, call, print. How jobs work is nobody's business here.
 
 mod allocator;
+mod apart;
 mod args;
 mod argv;
 mod client;

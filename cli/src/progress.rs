@@ -34,6 +34,8 @@ pub(crate) struct Progress {
     last_line_ms: Option<u64>,
     last: Option<JobStatus>,
     pace: Pace,
+    /// How many of the job's warnings have been said.
+    pub(crate) warned: usize,
 }
 
 impl Progress {
@@ -51,6 +53,7 @@ impl Progress {
             last_line_ms: None,
             last: None,
             pace: Pace::default(),
+            warned: 0,
         }
     }
 

@@ -123,6 +123,9 @@ pub struct PinnedObject {
     pub version: String,
 }
 
+/// In place of ids of uploads: the store does not list them, or not for this user. No store gives such an id.
+pub const UPLOADS_UNKNOWN: &str = "*";
+
 /// An entry of the input that cannot be read, seen when it was listed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
@@ -157,7 +160,7 @@ pub struct Plan {
     pub scratch: String,
     /// What stood in OUTPUT and goes after the commit, if it is still that version.
     pub replaced: Vec<PinnedObject>,
-    /// Ids of the uploads into OUTPUT that were open already: they are somebody else's.
+    /// Ids of the uploads into OUTPUT that were open already: they are somebody else's. [`UPLOADS_UNKNOWN`] alone where the store does not tell.
     pub uploads_before: Vec<String>,
     /// Whether output on a file system is synced before `_SUCCESS`.
     pub fsync: bool,
@@ -205,6 +208,11 @@ impl PinnedObject {
 }
 
 impl Plan {
+    /// Whether it is known which uploads were open before the job began; if not, any upload that nobody of the job reported may be somebody else's.
+    pub fn knows_uploads_before(&self) -> bool {
+        self.uploads_before.iter().all(|upload| upload != UPLOADS_UNKNOWN)
+    }
+
     /// The name of the worker that alone can read a split; none where every worker can.
     pub fn owner(&self, split: u32) -> Option<&str> {
         let piece = self.splits.get(split as usize)?.first()?;

@@ -70,7 +70,7 @@ pub(crate) async fn watch(args: JobArgs) -> Result<(), Exit> {
     };
     progress.finish();
     let status = end.map_err(calling)?;
-    watch::summarise(&status, args.client.json, false)
+    watch::summarise(&status, args.client.json, false, progress.warned)
 }
 
 /// Ends a job.

@@ -165,7 +165,7 @@ async fn here(args: &SortArgs, spec: JobSpec, config: &Config, options: &LocalOp
     let mut progress = Progress::new(show);
     let ended = local::run(spec, config, options, &mut progress).await;
     progress.finish();
-    watch::summarise(&ended?, args.json, args.quiet)
+    watch::summarise(&ended?, args.json, args.quiet, progress.warned)
 }
 
 async fn in_pool(args: &SortArgs, spec: JobSpec, config: &Config, found: &Found, show: Show) -> Result<(), Exit> {
@@ -196,7 +196,7 @@ async fn in_pool(args: &SortArgs, spec: JobSpec, config: &Config, found: &Found,
     }
     if show == Show::Auto {
         output::error_line(&format!("job {}", spec.job));
-        watch::warn(&status);
+        watch::warn(&status, &mut progress);
     }
     progress.update(&status);
     let ended = tokio::select! {
@@ -207,7 +207,7 @@ async fn in_pool(args: &SortArgs, spec: JobSpec, config: &Config, found: &Found,
         }
     };
     progress.finish();
-    watch::summarise(&ended.map_err(cmd::jobs::calling)?, args.json, args.quiet)
+    watch::summarise(&ended.map_err(cmd::jobs::calling)?, args.json, args.quiet, progress.warned)
 }
 
 /// An error of submitting, where "no coordinator" leaves the choice to sort here.

@@ -131,11 +131,17 @@ pub(crate) async fn to_end(api: &Api, job: &JobId, progress: &mut Progress, clea
     }
 }
 
-/// Says on stderr what whoever asked for a job should know of its input.
-pub(crate) fn warn(status: &JobStatus) {
-    for warning in &status.warnings {
+/// Says on stderr what has not been said yet of what whoever asked for a job should know.
+fn warn_of_news(status: &JobStatus, warned: usize) {
+    for warning in status.warnings.iter().skip(warned) {
         output::error_line(&format!("muster: {}", output::plain(warning)));
     }
+}
+
+/// Says on stderr what whoever asked for a job should know of its input.
+pub(crate) fn warn(status: &JobStatus, progress: &mut Progress) {
+    warn_of_news(status, progress.warned);
+    progress.warned = status.warnings.len();
     let total = status.skipped_objects_total;
     if total > 0 {
         output::error_line(&format!("muster: {} entries of the input are left out:", output::grouped(total.into())));
@@ -149,7 +155,12 @@ pub(crate) fn warn(status: &JobStatus) {
 }
 
 /// Prints the closing summary, and fails where the job did not succeed.
-pub(crate) fn summarise(status: &JobStatus, json: bool, quiet: bool) -> Result<(), Exit> {
+///
+/// Of its warnings, those are said of which `warned` does not know.
+pub(crate) fn summarise(status: &JobStatus, json: bool, quiet: bool, warned: usize) -> Result<(), Exit> {
+    if !quiet {
+        warn_of_news(status, warned);
+    }
     let cause = status.error.as_deref().unwrap_or("no cause was recorded");
     let ended = match status.state {
         JobState::Succeeded => Ok(()),

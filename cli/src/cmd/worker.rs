@@ -13,6 +13,7 @@ use muster_common::store::Stores;
 use muster_worker::{Budget, Jobs, WorkerOptions};
 use tokio_util::sync::CancellationToken;
 
+use crate::apart;
 use crate::args::WorkerArgs;
 use crate::cmd;
 use crate::environment;
@@ -51,6 +52,9 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
     let config = cmd::settings(&args.settings, &args.nats)?;
     let settings = nats_context::find_or_default(&args.nats).map_err(|e| Exit::usage(e.message))?;
     crate::open_files::make_room(args.threads.unwrap_or_else(cmd::cores))?;
+    if let Some(dir) = &args.data_dir {
+        apart::check_worker(dir, &args.input_dir).map_err(|e| Exit::usage(e.message))?;
+    }
     let data_dir = open_data_dir(args.data_dir.as_deref())?;
     let clock = SystemClock::default();
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();

@@ -13,3 +13,4 @@ pub mod own_files;
 pub mod refusals;
 pub mod retrying;
 pub mod s3;
+pub mod territory;

@@ -14,33 +14,42 @@ use muster_common::store::{BlobUrl, OpenUpload, Scheme, Stores};
 use muster_common::{ErrorKind, Result};
 
 use super::fence::Fence;
-use super::publish::{AT_ONCE, delete};
-use crate::job::io::Leftovers;
+use super::publish::{AT_ONCE, refused, remove};
+use crate::job::io::{Leftovers, Unremoved};
 
 /// Objects that one listing of scratch may give.
 const LISTED_MAX: usize = 1_000_000;
 /// Open uploads that one listing may give.
 pub(super) const UPLOADS_MAX: usize = 100_000;
 
-/// Removes the leftovers. Harmless where that has happened before.
+/// Removes the leftovers, and says what the store refuses to remove: no repeat would change that. Harmless where that has happened before.
 ///
 /// # Errors
-/// `Fenced` where somebody else leads; else the first error of the store, naming the object.
-pub(super) async fn clean_up(stores: &Stores, fence: &Fence, leftovers: Leftovers) -> Result<()> {
-    abort_all(stores, fence, leftovers.uploads.clone()).await?;
-    if let Some(plan) = plan_of(stores, &leftovers).await? {
-        let unknown = unknown_uploads(stores, &leftovers, &plan).await?;
-        abort_all(stores, fence, unknown).await?;
+/// `Fenced` where somebody else leads; else the first error of the store that may pass, naming the object.
+pub(super) async fn clean_up(stores: &Stores, fence: &Fence, leftovers: Leftovers) -> Result<Unremoved> {
+    let mut unremoved = abort_all(stores, fence, leftovers.uploads.clone()).await?;
+    if let Some(plan) = plan_of(stores, &leftovers).await?
+        && plan.knows_uploads_before()
+    {
+        match unknown_uploads(stores, &leftovers, &plan).await {
+            Ok(unknown) => unremoved.join(abort_all(stores, fence, unknown).await?),
+            // There may be none; whether there are, nobody can see.
+            Err(error) if error.kind == ErrorKind::Invalid => {
+                tracing::warn!(%error, output = %leftovers.output, "open uploads cannot be looked for");
+            }
+            Err(error) => return Err(error),
+        }
     }
     let Leftovers { scratch, replica, plan, empty_output, .. } = leftovers;
     if let Some(replica) = replica {
-        sweep(stores, fence, &replica, &plan.url).await?;
+        unremoved.join(sweep(stores, fence, &replica, &plan.url).await?);
     }
-    sweep(stores, fence, &scratch, &plan.url).await?;
+    unremoved.join(sweep(stores, fence, &scratch, &plan.url).await?);
     if let Some(output) = empty_output {
-        stores.open(&output).await?.prune(output.key()).await.map_err(|e| e.at(&output))?;
+        let pruned = stores.open(&output).await?.prune(output.key()).await;
+        refused(&mut unremoved, &output, pruned)?;
     }
-    Ok(())
+    Ok(unremoved)
 }
 
 /// Removes what has come to the scratches of a job since they were cleaned, and says how much that was.
@@ -51,33 +60,51 @@ pub(super) async fn sweep_late(stores: &Stores, fence: &Fence, scratches: &[Blob
     let mut found = 0;
     for scratch in scratches {
         let store = stores.open(scratch).await?;
-        let open = store.list_uploads(scratch.key(), UPLOADS_MAX).await.map_err(|e| e.at(scratch))?.len();
+        let open = match store.list_uploads(scratch.key(), UPLOADS_MAX).await {
+            // What this user may not see, it cannot have missed the first time only.
+            Err(error) if error.kind == ErrorKind::Invalid => 0,
+            open => open.map_err(|e| e.at(scratch))?.len(),
+        };
         let left = store.list(scratch.key(), LISTED_MAX).await.map_err(|e| e.at(scratch))?.len();
-        if open + left > 0 {
-            sweep(stores, fence, scratch, "").await?;
-        }
-        found += (open + left) as u64;
+        let unremoved = if open + left > 0 { sweep(stores, fence, scratch, "").await? } else { Unremoved::default() };
+        found += ((open + left) as u64).saturating_sub(unremoved.count);
     }
     Ok(found)
 }
 
-/// Removes all of a scratch, one object of it last.
-async fn sweep(stores: &Stores, fence: &Fence, scratch: &BlobUrl, last: &str) -> Result<()> {
+/// Removes all of a scratch, one object of it last, and says what the store refuses to remove.
+async fn sweep(stores: &Stores, fence: &Fence, scratch: &BlobUrl, last: &str) -> Result<Unremoved> {
     let store = stores.open(scratch).await?;
-    let open = store.list_uploads(scratch.key(), UPLOADS_MAX).await.map_err(|e| e.at(scratch))?;
-    abort_all(stores, fence, open.into_iter().map(|open| (scratch.with_key(open.key), open.upload)).collect()).await?;
+    let mut unremoved = Unremoved::default();
+    match store.list_uploads(scratch.key(), UPLOADS_MAX).await {
+        Ok(open) => {
+            let open = open.into_iter().map(|open| (scratch.with_key(open.key), open.upload)).collect();
+            unremoved.join(abort_all(stores, fence, open).await?);
+        }
+        Err(error) if error.kind == ErrorKind::Invalid => {
+            tracing::warn!(%error, %scratch, "open uploads cannot be looked for");
+        }
+        Err(error) => return Err(error.at(scratch)),
+    }
     let by_age = planted::is(Bug::CleanByAge);
     let all = if by_age { scratch.key().rsplit_once('/').map_or("", |(above, _)| above) } else { scratch.key() };
-    let left = store.list(all, LISTED_MAX).await.map_err(|e| e.at(scratch))?;
+    let left = match store.list(all, LISTED_MAX).await {
+        Err(error) if error.kind == ErrorKind::Invalid => {
+            unremoved.note(scratch, &error);
+            return Ok(unremoved);
+        }
+        left => left.map_err(|e| e.at(scratch))?,
+    };
     let urls: Vec<BlobUrl> = left.into_iter().map(|meta| scratch.with_key(meta.key)).collect();
     let (last, others) = urls.into_iter().partition(|url| url.to_string() == last);
-    delete(&store, fence, others).await?;
-    delete(&store, fence, last).await?;
+    unremoved.join(remove(&store, fence, others).await?);
+    unremoved.join(remove(&store, fence, last).await?);
     fence.check().await?;
     for folder in folders(scratch) {
-        store.prune(folder.key()).await.map_err(|e| e.at(&folder))?;
+        let pruned = store.prune(folder.key()).await;
+        refused(&mut unremoved, &folder, pruned)?;
     }
-    Ok(())
+    Ok(unremoved)
 }
 
 /// The job's plan; none where it is gone, and with it all that an earlier try has removed, or where it is damaged.
@@ -128,9 +155,18 @@ async fn collect(mut all: BTreeSet<OpenUpload>, some: Vec<OpenUpload>) -> Result
     Ok(all)
 }
 
-async fn abort_all(stores: &Stores, fence: &Fence, uploads: Vec<(BlobUrl, String)>) -> Result<()> {
-    let abort_one = |(url, upload): (BlobUrl, String)| async move { abort(stores, fence, &url, &upload).await };
-    stream::iter(uploads.into_iter().map(abort_one)).buffer_unordered(AT_ONCE).try_collect::<()>().await
+/// Aborts uploads, and says which of them the store refuses to abort.
+async fn abort_all(stores: &Stores, fence: &Fence, uploads: Vec<(BlobUrl, String)>) -> Result<Unremoved> {
+    let abort_one = |(url, upload): (BlobUrl, String)| async move {
+        let aborted = abort(stores, fence, &url, &upload).await;
+        (format!("the upload {upload} to {url}"), aborted)
+    };
+    let mut unremoved = Unremoved::default();
+    let mut aborted = stream::iter(uploads.into_iter().map(abort_one)).buffer_unordered(AT_ONCE);
+    while let Some((what, aborted)) = aborted.next().await {
+        refused(&mut unremoved, &what, aborted)?;
+    }
+    Ok(unremoved)
 }
 
 /// Aborts one upload. A store that no longer knows it has nothing left of it.

@@ -6,16 +6,16 @@
 
 use muster_common::inputs;
 use muster_common::names::SCRATCH_DIR;
-use muster_common::plan::{BadInputs, JobSpec, LeftOut, OBJECTS_MAX, PinnedObject};
+use muster_common::plan::{BadInputs, JobSpec, LeftOut, OBJECTS_MAX, PinnedObject, UPLOADS_UNKNOWN};
 use muster_common::store::{BlobMeta, BlobUrl, Stores};
 use muster_common::survey::OMITTED_MAX;
 use muster_common::{Error, ErrorKind, Result};
 
+use super::apart::Ground;
 use super::formats;
 use super::gather::{self, Expanded, is_folder, too_many};
 use super::offers::Offered;
 use crate::job::io::{Listing, Offer, Places};
-use crate::job::overlap;
 
 /// Entries that cannot be input which a refusal names.
 const ODD_SHOWN: usize = 5;
@@ -32,7 +32,8 @@ pub(super) async fn list_input(
 ) -> Result<Listing> {
     let mut objects: Vec<PinnedObject> = Vec::new();
     let mut left_out: Vec<LeftOut> = Vec::new();
-    check_offered_folders(offers, places)?;
+    let ground = Ground::look(places).await?;
+    ground.check_offers(offers).await?;
     for text in &spec.inputs {
         if inputs::of_workers(text).is_some() {
             let found = offered.objects.get(text);
@@ -42,8 +43,9 @@ pub(super) async fn list_input(
             continue;
         }
         let expanded = gather::expand(stores, text, spec.bad_inputs).await?;
-        check_overlap(&expanded, places)?;
-        let Expanded { objects: found, left_out: odd, url, .. } = expanded;
+        let Expanded { objects: found, left_out: odd, url, folder } = expanded;
+        let urls = found.iter().map(|meta| url.with_key(meta.key.clone())).collect();
+        ground.check_input(folder.as_ref(), urls).await?;
         left_out.extend(odd);
         objects.extend(found.into_iter().map(|meta| PinnedObject {
             url: url.with_key(meta.key).to_string(),
@@ -53,9 +55,9 @@ pub(super) async fn list_input(
         check_count(stores, &objects)?;
     }
     decide(&left_out, spec.bad_inputs)?;
-    let warnings = formats::look(stores, spec, &objects, offered).await?;
+    let mut warnings = formats::look(stores, spec, &objects, offered).await?;
     let replaced = look_at_output(stores, spec, &places.output).await?;
-    let uploads_before = open_uploads(stores, &places.output).await?;
+    let uploads_before = open_uploads(stores, &places.output, &mut warnings).await?;
     let output_existed = is_folder(&places.output).await.unwrap_or(true);
     Ok(Listing { objects, left_out, warnings, replaced, uploads_before, output_existed })
 }
@@ -88,56 +90,8 @@ fn check_count(stores: &Stores, objects: &[PinnedObject]) -> Result<()> {
     if objects.len() > limit { Err(too_many(limit)) } else { Ok(()) }
 }
 
-/// Paths mean the same to all processes of a pool, so an OUTPUT below a folder that a worker offers would be the next run's input.
-fn check_offered_folders(offers: &[Offer], places: &Places) -> Result<()> {
-    let output = &places.output;
-    for offer in offers {
-        for folder in &offer.folders {
-            let folder: BlobUrl = folder.parse()?;
-            if overlap(&folder, output) {
-                let worker = &offer.worker;
-                let text = format!(
-                    "OUTPUT {output} overlaps {folder}, which worker {worker} offers as input; choose another OUTPUT"
-                );
-                return Err(Error::invalid(text));
-            }
-        }
-    }
-    Ok(())
-}
-
 fn relative<'a>(key: &'a str, base: &str) -> &'a str {
     key.strip_prefix(base).unwrap_or(key).trim_start_matches('/')
-}
-
-/// OUTPUT must neither hold input nor be part of a folder that is read: the next run over the same folder would read this one's output.
-fn check_overlap(expanded: &Expanded, places: &Places) -> Result<()> {
-    let Places { output, scratch, replica, .. } = places;
-    let refuse =
-        |what: &BlobUrl| Err(Error::invalid(format!("OUTPUT {output} overlaps INPUT {what}; choose another OUTPUT")));
-    if let Some(folder) = &expanded.folder
-        && (folder.contains(output) || output.contains(folder))
-    {
-        return refuse(folder);
-    }
-    if let (Some(folder), Some(replica)) = (&expanded.folder, replica)
-        && overlap(folder, replica)
-    {
-        return Err(Error::invalid(format!("--replica {replica} overlaps INPUT {folder}; name another place")));
-    }
-    let urls = expanded.objects.iter().map(|meta| expanded.url.with_key(meta.key.clone()));
-    for object in urls {
-        if output.contains(&object) || object.contains(output) {
-            return refuse(&object);
-        }
-        if scratch.contains(&object) {
-            return Err(Error::invalid(format!("INPUT {object} lies in the job's own scratch")));
-        }
-        if let Some(replica) = replica.as_ref().filter(|replica| overlap(replica, &object)) {
-            return Err(Error::invalid(format!("--replica {replica} overlaps INPUT {object}; name another place")));
-        }
-    }
-    Ok(())
 }
 
 /// What stands in OUTPUT, all of which a job that may overwrite replaces. Scratch and unfinished uploads do not count.
@@ -169,14 +123,21 @@ async fn look_at_output(stores: &Stores, spec: &JobSpec, output: &BlobUrl) -> Re
     }
 }
 
-/// The uploads into OUTPUT that are open before the job writes anything: whoever opened them, it was not this job.
-async fn open_uploads(stores: &Stores, output: &BlobUrl) -> Result<Vec<String>> {
+/// The uploads into OUTPUT that are open before the job writes anything: whoever opened them, it was not this job. A store that lists none for this user, or does not have
+/// the call, does not keep a job from sorting; then what the job's own workers leave without a word stays.
+async fn open_uploads(stores: &Stores, output: &BlobUrl, warnings: &mut Vec<String>) -> Result<Vec<String>> {
     let store = stores.open(output).await?;
-    let listed = store
-        .list_uploads(output.key().trim_end_matches('/'), OBJECTS_MAX)
-        .await
-        .map_err(|e| e.at(format!("OUTPUT {output}")))?;
-    Ok(listed.into_iter().map(|open| open.upload).collect())
+    match store.list_uploads(output.key().trim_end_matches('/'), OBJECTS_MAX).await {
+        Ok(listed) => Ok(listed.into_iter().map(|open| open.upload).collect()),
+        Err(error) if error.kind == ErrorKind::Invalid => {
+            warnings.push(format!(
+                "open uploads below OUTPUT cannot be listed ({}); should a worker die, an unfinished upload of its may stay, invisible, until a rule of the bucket removes it",
+                error.message
+            ));
+            Ok(vec![UPLOADS_UNKNOWN.to_owned()])
+        }
+        Err(error) => Err(error.at(format!("OUTPUT {output}"))),
+    }
 }
 
 fn is_content(relative: &str) -> bool {

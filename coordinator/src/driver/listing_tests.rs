@@ -269,3 +269,48 @@ async fn content_that_is_no_lines_is_refused_or_warned_of() {
     let spec = JobSpec { sort: SortSpec { separator: Some(b','), ..spec.sort.clone() }, ..spec };
     assert_eq!(list(&[], &spec).await.map(|listing| listing.objects.len()), Ok(1));
 }
+
+/// A job over files, with links, as a client would send it.
+async fn list_paths(inputs: &[&Path], output: &Path, change: impl FnOnce(&mut JobSpec)) -> Result<Listing> {
+    let stores = Stores::new(BufferPool::new(0), &Config::profile(Profile::Testing).expect("settings").store);
+    let text = |path: &Path| path.to_str().expect("utf-8").to_owned();
+    let mut spec = spec(&[], &text(output), true);
+    spec.inputs = inputs.iter().map(|path| text(path)).collect();
+    change(&mut spec);
+    let places = plan::places(&spec, None, &"d1".parse().expect("deployment id"))?;
+    list_input(&stores, &spec, &places, (&[], &Offered::default())).await
+}
+
+#[tokio::test]
+async fn one_place_under_two_names_is_one_place() {
+    use std::os::unix::fs::symlink;
+    let dir = tempfile::tempdir().expect("dir");
+    let at = |name: &str| dir.path().join(name);
+    std::fs::create_dir_all(at("d/sub")).expect("folders");
+    std::fs::create_dir_all(at("free")).expect("folder");
+    std::fs::create_dir_all(at("files")).expect("folder");
+    std::fs::write(at("d/a.txt"), "b\na\n").expect("file");
+    std::fs::write(at("d/sub/b.txt"), "b\na\n").expect("file");
+    symlink(at("d"), at("link")).expect("link");
+    symlink(at("d/a.txt"), at("files/a.txt")).expect("link");
+    let refused = async |input: &str, output: &str, words: &str| {
+        let error = list_paths(&[&at(input)], &at(output), |_| {}).await.expect_err(output);
+        assert!(error.kind == ErrorKind::Invalid && error.message.contains(words), "{input} {output}: {error}");
+    };
+    refused("d", "link", "overlaps INPUT").await;
+    refused("d", "link/sorted", "overlaps INPUT").await;
+    refused("link", "d/sorted", "lead to").await;
+    refused("d/sub", "link", "overlaps INPUT").await;
+    refused("d/a.txt", "link", "overlaps INPUT").await;
+    // A link to a file that lies in OUTPUT.
+    refused("files", "d", "overlaps INPUT").await;
+    refused("files/a.txt", "link", "overlaps INPUT").await;
+    assert_eq!(list_paths(&[&at("link")], &at("free/out"), |_| {}).await.expect("apart").objects.len(), 2);
+    assert_eq!(list_paths(&[&at("files")], &at("d/sorted"), |_| {}).await.expect("apart").objects.len(), 1);
+    let text = |name: &str| at(name).to_str().expect("utf-8").to_owned();
+    let replica = list_paths(&[&at("d")], &at("free/out"), |spec| spec.replica = Some(text("link/again"))).await;
+    assert!(replica.expect_err("replica").message.contains("--replica"), "the replica lies in the input");
+    symlink(at("free"), at("free2")).expect("link");
+    let replica = list_paths(&[&at("d")], &at("free/out"), |spec| spec.replica = Some(text("free2/out"))).await;
+    assert!(replica.expect_err("replica").message.contains("where scratch lies already"), "the replica is scratch");
+}

@@ -32,6 +32,7 @@ use muster_common::telemetry::Bounded;
 use muster_common::wire::{self, Heartbeat, JobRecoveries, LeaderBeat, PhaseQuery, Register, Report};
 use muster_common::{Error, Result};
 
+mod apart;
 mod asker;
 mod clean;
 pub(crate) mod effects;

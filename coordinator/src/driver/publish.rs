@@ -25,8 +25,9 @@ use muster_common::store::{Access, BlobMeta, BlobUrl, Blobs, Completed, PartAt, 
 use muster_common::wire::{self, BlobRef, Digester};
 use muster_common::{Error, ErrorKind, Result};
 
+use super::apart::Ground;
 use super::fence::Fence;
-use crate::job::io::{ManifestBytes, Publication, PublishedPart};
+use crate::job::io::{ManifestBytes, Publication, PublishedPart, Unremoved};
 
 /// Uploads that are completed side by side.
 const COMPLETIONS_AT_ONCE: usize = 8;
@@ -36,6 +37,11 @@ const PIECE_BYTES: u64 = 8 << 20;
 const LOOK_BYTES: u64 = 1 << 20;
 /// Other calls to a store that go side by side.
 pub(super) const AT_ONCE: usize = 16;
+
+/// Calls after which it is looked at how many of them the store has refused.
+const CALLS_BETWEEN: usize = 256;
+/// Refusals of a store after which the rest is not asked for.
+const REFUSALS_MAX: u64 = 64;
 
 /// An object that a publication makes appear.
 struct Wanted<'a> {
@@ -69,20 +75,22 @@ pub(super) async fn prepare(
 ) -> Result<BlobRef> {
     let store = stores.open(&publication.output).await?;
     let manifest = manifest(stores, publication).await?;
+    Ground::check_again(&publication.plan).await?;
     refuse_foreign(&store, publication, &manifest).await?;
     fence.check().await?;
     stores.put_ref(url, manifest).await
 }
 
-/// Makes the publication visible.
+/// Makes the publication visible, and says what of an older output it could not remove.
 ///
 /// # Errors
 /// `Fenced` where somebody else leads; else the first error of the store, naming the object. What has been done stays done; the next try goes on from there.
-pub(super) async fn publish(stores: &Stores, fence: &Fence, publication: &Publication) -> Result<()> {
+pub(super) async fn publish(stores: &Stores, fence: &Fence, publication: &Publication) -> Result<Unremoved> {
     let store = stores.open(&publication.output).await?;
     let success = publication.output.join(SUCCESS);
     let manifest = manifest(stores, publication).await?;
     if !stands(&store, &success, &manifest).await? {
+        Ground::check_again(&publication.plan).await?;
         refuse_foreign(&store, publication, &manifest).await?;
         let late = planted::is(Bug::RemoveSuccessLate);
         if !late {
@@ -119,7 +127,7 @@ async fn remove_replaced(
     fence: &Fence,
     publication: &Publication,
     success: &BlobUrl,
-) -> Result<()> {
+) -> Result<Unremoved> {
     let mut kept: Vec<String> = wanted(publication).map(|wanted| wanted.url.to_string()).collect();
     kept.push(success.to_string());
     kept.sort_unstable();
@@ -133,7 +141,7 @@ async fn remove_replaced(
             unchanged.push(url);
         }
     }
-    delete(store, fence, unchanged).await
+    remove(store, fence, unchanged).await
 }
 
 /// Everything that the publication makes appear, `_SUCCESS` apart.
@@ -222,7 +230,8 @@ async fn remove_old(store: &Arc<dyn Blobs>, fence: &Fence, success: &BlobUrl) ->
     match store.head(success.key()).await {
         Ok(_) => {
             fence.check_anew().await?;
-            store.delete(success.key()).await.map_err(|e| e.at(success))
+            let removed = store.delete(success.key()).await;
+            removed.map_err(|e| Error::new(e.kind, format!("the old {success} cannot be removed: {}", e.message)))
         }
         Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error.at(success)),
@@ -362,16 +371,44 @@ async fn put(
     completed
 }
 
-/// Deletes objects of one store, a bounded number at once.
-pub(super) async fn delete(store: &Arc<dyn Blobs>, fence: &Fence, urls: Vec<BlobUrl>) -> Result<()> {
+/// Deletes objects of one store, a bounded number at once, and says which of them the store refuses to delete.
+pub(super) async fn remove(store: &Arc<dyn Blobs>, fence: &Fence, urls: Vec<BlobUrl>) -> Result<Unremoved> {
     let delete_one = |url: BlobUrl| {
         let store = store.clone();
         async move {
             fence.check().await?;
-            store.delete(url.key()).await.map_err(|e| e.at(&url))
+            let deleted = store.delete(url.key()).await;
+            Ok::<_, Error>((url, deleted))
         }
     };
-    stream::iter(urls.into_iter().map(delete_one)).buffer_unordered(AT_ONCE).try_collect::<()>().await
+    let mut unremoved = Unremoved::default();
+    let mut urls = urls.into_iter();
+    loop {
+        // Where nothing may be deleted, a million refusals say no more than a few.
+        if unremoved.count >= REFUSALS_MAX {
+            unremoved.count += urls.len() as u64;
+            return Ok(unremoved);
+        }
+        let some: Vec<BlobUrl> = urls.by_ref().take(CALLS_BETWEEN).collect();
+        if some.is_empty() {
+            return Ok(unremoved);
+        }
+        let mut deleted = stream::iter(some.into_iter().map(delete_one)).buffer_unordered(AT_ONCE);
+        while let Some((url, deleted)) = deleted.try_next().await? {
+            refused(&mut unremoved, &url, deleted)?;
+        }
+    }
+}
+
+/// Notes what a store refuses for good. What may pass, and what ends this leader's part, is an error.
+pub(super) fn refused(unremoved: &mut Unremoved, what: &dyn std::fmt::Display, done: Result<()>) -> Result<()> {
+    match done {
+        Err(error) if matches!(error.kind, ErrorKind::Invalid | ErrorKind::Setup) => {
+            unremoved.note(what, &error);
+            Ok(())
+        }
+        done => done.map_err(|e| e.at(what)),
+    }
 }
 
 #[cfg(test)]

@@ -76,7 +76,32 @@ async fn publication(bench: &Bench, sync: bool) -> Publication {
         manifest: ManifestBytes::Made(b"{}".to_vec()),
         replaced,
         overwrite: true,
+        plan: Arc::new(plan(Vec::new())),
         sync,
+    }
+}
+
+/// The plan of a job without input.
+fn plan(uploads_before: Vec<String>) -> Plan {
+    Plan {
+        job: "j1".parse().expect("job id"),
+        sort: SortSpec::new(Format::Lines { terminator: b'\n' }),
+        objects: Vec::new(),
+        splits: Vec::new(),
+        partitions: 1,
+        sample_seed: 0,
+        samples_per_split: 1,
+        output: url("out").to_string(),
+        extension: "txt".to_owned(),
+        scratch: url("s/_muster/d1/j1").to_string(),
+        replaced: Vec::new(),
+        uploads_before,
+        fsync: false,
+        attempts_max: 1,
+        replica: None,
+        bad_records: BadRecords::Fail,
+        settings: None,
+        left_out: Vec::new(),
     }
 }
 
@@ -211,7 +236,7 @@ async fn what_somebody_has_put_into_output_since_is_seen_before_anything_changes
             publication.overwrite = overwrite;
             let seen = [
                 prepare(&bench.stores, &bench.fence, &publication, &kept).await.map(drop),
-                publish(&bench.stores, &bench.fence, &publication).await,
+                publish(&bench.stores, &bench.fence, &publication).await.map(drop),
             ];
             if overwrite && name != "_SUCCESS" {
                 assert_eq!(seen, [Ok(()), Ok(())], "{name}: it may go");
@@ -312,26 +337,7 @@ async fn who_no_longer_leads_touches_nothing() {
 async fn clean_up_leaves_only_what_is_not_the_jobs() {
     let bench = Bench::new(&["s/_muster/d1/j1/a.run", "s/_muster/d1/j2/b.run", "out/other"]).await;
     let theirs = bench.memory.open_upload("out/part-00000.txt").await.expect("open");
-    let plan = Plan {
-        job: "j1".parse().expect("job id"),
-        sort: SortSpec::new(Format::Lines { terminator: b'\n' }),
-        objects: Vec::new(),
-        splits: Vec::new(),
-        partitions: 1,
-        sample_seed: 0,
-        samples_per_split: 1,
-        output: url("out").to_string(),
-        extension: "txt".to_owned(),
-        scratch: url("s/_muster/d1/j1").to_string(),
-        replaced: Vec::new(),
-        uploads_before: vec![theirs.clone()],
-        fsync: false,
-        attempts_max: 1,
-        replica: None,
-        bad_records: BadRecords::Fail,
-        settings: None,
-        left_out: Vec::new(),
-    };
+    let plan = plan(vec![theirs.clone()]);
     let pointer =
         bench.stores.put_ref(&url("s/_muster/d1/j1/plan.1"), plan.to_bytes().expect("bytes")).await.expect("put");
     let (known, _) = bench.upload("out/part-00000.txt", "x").await;
@@ -385,4 +391,105 @@ async fn an_upload_that_no_store_has_given_is_gone() {
     assert_eq!(open().await, 1, "what is open stays");
     crate::driver::clean::abort(&bench.stores, &bench.fence, &part, &upload).await.expect("abort");
     assert_eq!(open().await, 0);
+}
+
+/// A store whose user may write and read, but neither delete nor abort nor list uploads.
+struct Denying(Arc<MemoryBlobs>);
+
+fn denied<T>() -> Result<T> {
+    Err(Error::invalid("access denied"))
+}
+
+#[async_trait::async_trait]
+impl Blobs for Denying {
+    async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<BlobMeta>> {
+        self.0.list(prefix, limit).await
+    }
+
+    async fn survey(&self, wanted: &muster_common::survey::Wanted) -> Result<muster_common::survey::Survey> {
+        self.0.survey(wanted).await
+    }
+
+    async fn head(&self, key: &str) -> Result<BlobMeta> {
+        self.0.head(key).await
+    }
+
+    async fn read(&self, key: &str, range: std::ops::Range<u64>, access: Access) -> Result<bytes::Bytes> {
+        self.0.read(key, range, access).await
+    }
+
+    async fn put(&self, key: &str, bytes: bytes::Bytes) -> Result<()> {
+        self.0.put(key, bytes).await
+    }
+
+    async fn open_upload(&self, key: &str) -> Result<String> {
+        self.0.open_upload(key).await
+    }
+
+    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: bytes::Bytes) -> Result<String> {
+        self.0.upload_part(key, upload, at, data).await
+    }
+
+    async fn complete_upload(
+        &self,
+        key: &str,
+        upload: &str,
+        tags: &[String],
+        bytes: u64,
+        sync: bool,
+    ) -> Result<Completed> {
+        self.0.complete_upload(key, upload, tags, bytes, sync).await
+    }
+
+    async fn abort_upload(&self, _key: &str, _upload: &str) -> Result<()> {
+        denied()
+    }
+
+    async fn list_uploads(&self, _prefix: &str, _limit: usize) -> Result<Vec<muster_common::store::OpenUpload>> {
+        denied()
+    }
+
+    async fn delete(&self, _key: &str) -> Result<()> {
+        denied()
+    }
+
+    async fn prune(&self, _prefix: &str) -> Result<()> {
+        denied()
+    }
+}
+
+#[tokio::test]
+async fn what_may_not_be_deleted_is_named_and_no_reason_to_go_on() {
+    let runs: Vec<String> = (0..400).map(|at| format!("s/_muster/d1/j1/{at:03}.run")).collect();
+    let bench = Bench::new(&runs.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let pointer = url("s/_muster/d1/j1/plan.1");
+    let pointer = bench.stores.put_ref(&pointer, plan(Vec::new()).to_bytes().expect("bytes")).await.expect("put");
+    let (upload, _) = bench.upload("out/part-00000.txt", "x").await;
+    bench.stores.insert(Scheme::Memory, Arc::new(Denying(bench.memory.clone()))).await;
+    let leftovers = Leftovers {
+        scratch: url("s/_muster/d1/j1"),
+        replica: None,
+        plan: pointer,
+        output: url("out"),
+        partitions: 1,
+        uploads: vec![(url("out/part-00000.txt"), upload)],
+        empty_output: None,
+    };
+    let unremoved = clean_up(&bench.stores, &bench.fence, leftovers).await.expect("it ends");
+    // The upload, 400 runs, the plan, and three folders that could not be looked into.
+    assert_eq!(unremoved.count, 405, "{unremoved:?}");
+    let warning = unremoved.warning().expect("a warning");
+    let words = ["out/part-00000.txt", "s/_muster/d1/j1/", "and 402 more", "access denied", "doctor --mend"];
+    assert!(words.iter().all(|word| warning.contains(word)), "{warning}");
+}
+
+#[tokio::test]
+async fn an_old_success_that_may_not_be_deleted_leaves_everything_as_it_is() {
+    let bench = Bench::new(&OLD).await;
+    let publication = publication(&bench, false).await;
+    bench.stores.insert(Scheme::Memory, Arc::new(Denying(bench.memory.clone()))).await;
+    let error = publish(&bench.stores, &bench.fence, &publication).await.expect_err("refused");
+    assert!(error.message.contains("out/_SUCCESS cannot be removed: access denied"), "{error}");
+    assert_eq!(bench.keys().await, ["elsewhere", "out/_SUCCESS", "out/part-00000.txt", "out/part-00001.txt"]);
+    assert_eq!(bench.text("out/part-00000.txt").await, "out/part-00000.txt");
 }

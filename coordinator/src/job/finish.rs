@@ -15,7 +15,7 @@ use muster_kernel::splitters::SAMPLE_KEY_MAX;
 
 use super::active::{Active, Attempt, Stage, Waiters, settings_of};
 use super::durable::DurableJob;
-use super::io::{Effect, Leftovers, ManifestBytes, Publication, PublishedPart, RefusalCode, ReplyTo};
+use super::io::{Effect, Leftovers, ManifestBytes, Publication, PublishedPart, RefusalCode, ReplyTo, Unremoved};
 use super::status::{bad_places, recoveries, skipped_objects};
 use super::{JOBS_MAX, JobId, Machine, SharedPlan, Timer};
 use crate::journal::record::{JobEnded, JobOutcome, Record};
@@ -61,11 +61,12 @@ impl Machine {
         }
     }
 
-    pub(super) fn published(&mut self, job: &JobId, result: Result<()>) {
+    pub(super) fn published(&mut self, job: &JobId, result: Result<Unremoved>) {
         let Some(active) = self.active.get_mut(job).filter(|active| active.stage == Stage::Publishing) else { return };
         match result {
-            Ok(()) => {
+            Ok(unremoved) => {
                 active.moved(self.now_ms);
+                self.warn_of(job, &unremoved);
                 self.end(job, JobOutcome::Succeeded, None, Waiters::default());
             }
             Err(error) => self.store_trouble(job, error),
@@ -247,12 +248,14 @@ impl Machine {
         self.out.push(Effect::CleanUp { job: job.clone(), leftovers: Box::new(leftovers) });
     }
 
-    pub(super) fn cleaned(&mut self, job: &JobId, result: Result<()>) {
+    pub(super) fn cleaned(&mut self, job: &JobId, result: Result<Unremoved>) {
         let Some(active) = self.active.get_mut(job).filter(|active| active.stage == Stage::Cleaning) else { return };
         match result {
-            Ok(()) => {
+            Ok(unremoved) => {
                 active.stage = Stage::Closing;
+                active.given_up = unremoved.count > 0;
                 active.moved(self.now_ms);
+                self.warn_of(job, &unremoved);
                 self.append(Record::JobCleaned { job: job.clone() }, Waiters::default());
             }
             Err(error) => {
@@ -270,6 +273,15 @@ impl Machine {
         }
     }
 
+    /// Tells whoever follows the job what stays, now and when it is history.
+    fn warn_of(&mut self, job: &JobId, unremoved: &Unremoved) {
+        let Some(warning) = unremoved.warning() else { return };
+        self.event(Some(job), "warning", "not-removed", warning.clone());
+        if let Some(active) = self.active.get_mut(job) {
+            active.warnings.push(warning);
+        }
+    }
+
     /// The store keeps the clean-up from ending: OUTPUT and the job's slot are free again all the same, and what is left is for people.
     fn give_up_cleaning(&mut self, job: &JobId, lasted_ms: u64, error: &Error) {
         let Some(active) = self.active.get_mut(job) else { return };
@@ -281,13 +293,18 @@ impl Machine {
             "it failed for {lasted_ms} ms, the limit is {limit_ms} ms (phases.clean_ms): {}; what is left, in {scratch} and as open uploads, `muster doctor --mend` finds",
             error.message
         );
+        active.warnings.push(format!("the clean-up was given up: {text}"));
         self.event(Some(job), "error", "clean-up-given-up", text);
         self.append(Record::JobCleaned { job: job.clone() }, Waiters::default());
     }
 
     /// Nothing is left, or nothing more can be done: the job is history, of which a bounded part is kept.
     pub(super) fn closed(&mut self, job: &JobId) {
-        let given_up = self.active.remove(job).is_some_and(|active| active.given_up);
+        let active = self.active.remove(job);
+        let given_up = active.as_ref().is_some_and(|active| active.given_up);
+        if let Some(active) = active.filter(|active| !active.warnings.is_empty()) {
+            self.warned.insert(job.clone(), active.warnings);
+        }
         self.forget_alerts(&Subject::Job(job.clone()));
         if !given_up {
             self.event(Some(job), "info", "job-cleaned", "scratch and unfinished uploads are gone");
@@ -378,6 +395,7 @@ impl Machine {
             .map(|(_, (_, _, job))| job)
             .collect();
         for job in gone {
+            self.warned.remove(&job);
             self.append(Record::JobForgotten { job }, Waiters::default());
         }
     }
@@ -406,6 +424,7 @@ pub(super) fn publication(
         manifest,
         replaced: plan.replaced.clone(),
         overwrite: active.overwrite,
+        plan: plan.clone(),
         sync: plan.fsync,
     }
 }

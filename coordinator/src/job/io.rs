@@ -197,15 +197,15 @@ pub enum Input {
     Published {
         /// The job.
         job: JobId,
-        /// Whether OUTPUT is whole.
-        result: Result<()>,
+        /// Whether OUTPUT is whole, and what else stays in it.
+        result: Result<Unremoved>,
     },
     /// What came of [`Effect::CleanUp`].
     Cleaned {
         /// The job.
         job: JobId,
-        /// Whether nothing is left.
-        result: Result<()>,
+        /// Whether all is gone that can be.
+        result: Result<Unremoved>,
     },
     /// What came of [`Effect::SweepLate`].
     SweptLate {
@@ -240,7 +240,7 @@ pub struct Listing {
     pub warnings: Vec<String>,
     /// What stands in OUTPUT and would be replaced.
     pub replaced: Vec<PinnedObject>,
-    /// Ids of the uploads into OUTPUT that are open already.
+    /// Ids of the uploads into OUTPUT that are open already, as [`Plan::uploads_before`] has them.
     pub uploads_before: Vec<String>,
     /// Whether OUTPUT stands as a folder already.
     pub output_existed: bool,
@@ -289,6 +289,8 @@ pub struct Publication {
     pub replaced: Vec<PinnedObject>,
     /// Whether the job may take the place of what stands in OUTPUT.
     pub overwrite: bool,
+    /// The plan, whose objects must not lie where the job writes: a link may have come since it was made.
+    pub plan: Arc<Plan>,
     /// Whether the store is asked to make it outlive a power loss.
     pub sync: bool,
 }
@@ -315,6 +317,50 @@ pub struct PublishedPart {
     pub bytes: u64,
     /// XXH3-64 of its bytes.
     pub checksum: u64,
+}
+
+/// What could not be removed, and will not be by trying again: the store refuses it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unremoved {
+    /// How many things.
+    pub count: u64,
+    /// The first of them.
+    pub first: Vec<String>,
+    /// What the store said of the first.
+    pub why: Option<String>,
+}
+
+impl Unremoved {
+    /// Most things that are named.
+    const NAMED_MAX: usize = 3;
+
+    /// One thing more.
+    pub fn note(&mut self, what: &dyn std::fmt::Display, error: &Error) {
+        self.count += 1;
+        if self.first.len() < Self::NAMED_MAX {
+            self.first.push(what.to_string());
+        }
+        self.why.get_or_insert_with(|| error.message.clone());
+    }
+
+    /// Both together.
+    pub fn join(&mut self, other: Unremoved) {
+        self.count += other.count;
+        let room = Self::NAMED_MAX.saturating_sub(self.first.len());
+        self.first.extend(other.first.into_iter().take(room));
+        self.why = self.why.take().or(other.why);
+    }
+
+    /// What to say of it; none where all is gone.
+    pub fn warning(&self) -> Option<String> {
+        let why = self.why.as_ref()?;
+        let more = self.count.saturating_sub(self.first.len() as u64);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        Some(format!(
+            "not removed, because the store refuses it: {}{more} ({why}); remove them by hand, or give muster the right to delete and run `muster doctor --mend`",
+            self.first.join(", ")
+        ))
+    }
 }
 
 /// What goes when a job has ended.

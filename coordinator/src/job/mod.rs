@@ -102,6 +102,8 @@ pub struct Machine {
     tickets: Tickets,
     /// Cleaned jobs whose scratch is to be swept once more, and how often that has failed. Until it has ended they are not forgotten, so that nobody takes their names.
     sweeping: BTreeMap<JobId, u32>,
+    /// What was to be said of jobs that are history now.
+    warned: BTreeMap<JobId, Vec<String>>,
     next_order: u64,
     /// When ended jobs are looked through for old ones.
     retention_due_ms: u64,
@@ -218,6 +220,7 @@ impl Machine {
             led_since_ms: 0,
             tickets: Tickets::default(),
             sweeping: BTreeMap::new(),
+            warned: BTreeMap::new(),
             next_order,
             retention_due_ms: 0,
             too_few_since_ms: None,

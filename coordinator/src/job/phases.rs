@@ -230,7 +230,7 @@ impl Machine {
                 String::new()
             };
             let text = format!(
-                "the commit is decided, but cannot be carried out; OUTPUT is not whole and has no _SUCCESS of this job: {how_long}{}",
+                "the commit is decided, but cannot be carried out; OUTPUT has no whole result of this job: {how_long}{}",
                 error.message
             );
             self.give_up_commit(job, Error::new(error.kind, text));

@@ -471,6 +471,11 @@ impl Machine {
             Ok(()) => {
                 active.bereaved.remove(attempt);
             }
+            // A part that cannot be taken back must not be made again, and no wait gives the right to do it.
+            Err(error) if awaited && error.kind == ErrorKind::Invalid => {
+                let text = format!("the upload of {} cannot be taken back: {}", attempt.task, error.message);
+                self.fail(job, Error::invalid(text));
+            }
             Err(error) => {
                 if awaited {
                     active.trouble = Some(error.message);

@@ -109,7 +109,11 @@ impl Machine {
             skipped_objects: skipped_objects(durable, active, SKIPPED_SHOWN),
             skipped_objects_total: skipped_objects_total(durable, active),
             recoveries: recoveries(durable, active),
-            warnings: active.map(|active| active.warnings.clone()).unwrap_or_default(),
+            warnings: active
+                .map(|active| &active.warnings)
+                .or_else(|| self.warned.get(job))
+                .cloned()
+                .unwrap_or_default(),
         })
     }
 

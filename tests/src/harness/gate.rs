@@ -33,6 +33,8 @@ struct State {
     held: Option<Choice>,
     /// Requests of that choice that still pass before the others are held.
     pass_first: usize,
+    /// Requests that are answered here, with these bytes; the connection ends with that.
+    refused: Option<(Choice, Vec<u8>)>,
     /// Time that each request is delayed by.
     delay: Duration,
     /// Requests that stand before the gate, each with the number that it drew. One passes when it is taken out of here, so that what an opened gate lets through
@@ -86,6 +88,11 @@ impl Gate {
             (state.held, state.pass_first) = (Some(choice), pass_first);
             state.waiting.retain(|(_, request)| choice(request));
         });
+    }
+
+    /// Answers the requests of this choice, which have no body, with the raw bytes of an answer, from now on.
+    pub fn refuse(&self, choice: Choice, answer: Vec<u8>) {
+        self.shared.change(|state| state.refused = Some((choice, answer)));
     }
 
     /// Holds every request.
@@ -155,6 +162,10 @@ impl Shared {
             }
             if let Some(request) = request_line(&buffer[..count]) {
                 self.pass(&request);
+                let refused = self.lock().refused.clone().filter(|(choice, _)| choice(&request));
+                if let Some((_, answer)) = refused {
+                    return client.write_all(&answer);
+                }
             }
             if self.lock().closed {
                 return Ok(());

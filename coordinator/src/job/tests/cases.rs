@@ -458,6 +458,29 @@ fn an_upload_that_cannot_be_aborted_holds_its_task_back() {
 }
 
 #[test]
+fn an_upload_that_may_not_be_taken_back_fails_the_job() {
+    let mut world = holding(Phase::Merge);
+    world.open_uploads("w1");
+    world.kill("w1");
+    world.store_fails.entry("abort").or_default().push_back(Error::invalid("AccessDenied"));
+    world.join("w2", 2);
+    assert_eq!(world.settle("j1"), JobState::Failed);
+    let error = error_of(&mut world);
+    assert!(error.contains("merge-") && error.contains("cannot be taken back: AccessDenied"), "{error}");
+}
+
+#[test]
+fn what_could_not_be_removed_is_told_of_an_ended_job() {
+    let mut world = world(2);
+    world.unremoved.note(&"file:///out-j1/_muster/x", &Error::invalid("AccessDenied"));
+    world.submit(spec("j1"));
+    assert_eq!(world.settle("j1"), JobState::Succeeded);
+    let status = world.status("j1").expect("status");
+    assert!(status.cleaned && status.warnings.len() == 1, "{:?}", status.warnings);
+    assert!(status.warnings[0].contains("not removed") && status.warnings[0].contains("_muster/x (AccessDenied)"));
+}
+
+#[test]
 fn publishing_is_repeated_while_the_store_is_away() {
     let mut world = world(2);
     world.store_fails.entry("publish").or_default().extend((0..8).map(|_| Error::retry("503")));
@@ -473,7 +496,7 @@ fn a_commit_that_cannot_be_carried_out_ends_with_its_cause() {
     world.submit(spec("j1"));
     assert_eq!(world.settle("j1"), JobState::Failed);
     let error = error_of(&mut world);
-    assert!(error.contains("OUTPUT is not whole") && error.contains("part-00001"), "{error}");
+    assert!(error.contains("OUTPUT has no whole result") && error.contains("part-00001"), "{error}");
 }
 
 /// What OUTPUT does not allow is seen before the commit is decided: nothing has changed there, and nothing is left.
@@ -515,7 +538,7 @@ fn a_commit_that_the_store_refuses_for_too_long_ends_with_its_cause() {
     assert_eq!(world.status("j1").expect("status").state, JobState::Committing, "it may pass yet");
     assert_eq!(world.settle("j1"), JobState::Failed);
     let error = error_of(&mut world);
-    for part in ["OUTPUT is not whole", "phases.commit_ms", "503 of the store"] {
+    for part in ["OUTPUT has no whole result", "phases.commit_ms", "503 of the store"] {
         assert!(error.contains(part), "{part}: {error}");
     }
     assert!(world.uploads.is_empty() && world.objects.is_empty(), "{:?} {:?}", world.uploads, world.objects);

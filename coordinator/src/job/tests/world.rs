@@ -15,7 +15,9 @@ use muster_kernel::spec::SortSpec;
 
 use super::fakes::{FakeWorker, Unacknowledged};
 use crate::job::durable::Durable;
-use crate::job::io::{Effect, Input, Listing, ManifestBytes, MeasuredBoundaries, Publication, Reply, ReplyTo};
+use crate::job::io::{
+    Effect, Input, Listing, ManifestBytes, MeasuredBoundaries, Publication, Reply, ReplyTo, Unremoved,
+};
 use crate::job::{Machine, invariant};
 use crate::journal::fold::Fold;
 use crate::journal::record::{self, Entry, Record};
@@ -95,6 +97,8 @@ pub(super) struct World {
     pub fullest_percent: VecDeque<u32>,
     /// Errors that the next store calls of a kind (second word of their line) end in.
     pub store_fails: BTreeMap<&'static str, VecDeque<Error>>,
+    /// What a clean-up cannot remove.
+    pub unremoved: Unremoved,
     /// What people and workers report instead of the truth: applied to every outcome.
     pub lies: fn(&mut Outcome),
     /// Folding the whole journal after each step is too slow for large jobs.
@@ -149,6 +153,7 @@ impl World {
             plans: BTreeMap::new(),
             fullest_percent: VecDeque::new(),
             store_fails: BTreeMap::new(),
+            unremoved: Unremoved::default(),
             lies: |_| {},
             checks: true,
             journal_holds: false,
@@ -451,7 +456,7 @@ impl World {
                     }
                     self.published.push(job.clone());
                 }
-                Input::Published { job, result: fails }
+                Input::Published { job, result: fails.map(|()| Unremoved::default()) }
             }
             Effect::CleanUp { job, leftovers } => {
                 if fails.is_ok() {
@@ -464,7 +469,7 @@ impl World {
                     let output = leftovers.output.to_string();
                     self.uploads.retain(|(url, _)| !url.starts_with(&output));
                 }
-                Input::Cleaned { job, result: fails }
+                Input::Cleaned { job, result: fails.map(|()| self.unremoved.clone()) }
             }
             Effect::SweepLate { job, scratch } => {
                 let before = self.objects.len();
