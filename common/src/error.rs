@@ -31,6 +31,8 @@ pub enum ErrorKind {
     /// The way in which this process reaches something cannot work: a name that nobody knows, a certificate, credentials, a clock. No wait mends it; another process may be
     /// set up better.
     Setup,
+    /// The worker that was at it is dead: its memory may have killed it. A leader says so of an attempt; nobody sends it.
+    WorkerDied,
 }
 
 impl ErrorKind {
@@ -39,6 +41,7 @@ impl ErrorKind {
         self.is_passing()
             || self.is_of_memory()
             || matches!(self, ErrorKind::Corrupt | ErrorKind::Exhausted | ErrorKind::NotFound | ErrorKind::Setup)
+            || self == ErrorKind::WorkerDied
     }
 
     /// Whether memory is what was short.

@@ -125,7 +125,7 @@ impl Metered {
             Some(ErrorKind::Invalid) => 4,
             Some(ErrorKind::Corrupt) => 5,
             Some(ErrorKind::Exhausted | ErrorKind::OutOfMemory | ErrorKind::NeedsMemory { .. }) => 6,
-            Some(ErrorKind::Fenced | ErrorKind::Bug | ErrorKind::Setup) => 7,
+            Some(ErrorKind::Fenced | ErrorKind::Bug | ErrorKind::Setup | ErrorKind::WorkerDied) => 7,
         };
         self.counters.count(call, outcome, began.elapsed());
         result

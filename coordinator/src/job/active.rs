@@ -24,8 +24,6 @@ use crate::membership::speculation::{Pace, Rates};
 
 /// How often the memory of a task is halved at most.
 const HALVINGS_MAX: u8 = 3;
-/// What stands in the history of an attempt whose worker died.
-pub(super) const DIED: &str = "its worker is dead";
 
 /// What the machine needs of a request while its job runs. Fields that a newer build wrote are left alone; a request that cannot be read asks for nothing special.
 #[derive(Debug, Default, Deserialize)]
@@ -399,13 +397,11 @@ pub(super) struct History {
 impl History {
     /// What an attempt that failed says about memory. One that needs more than its worker has can only be done by a larger one. A sort that ran out of memory which was its
     /// to use, or was lost with its worker, which memory may have killed, gets half of it the next time, up to a bound.
-    pub(super) fn heed_memory(&mut self, phase: Phase, kind: ErrorKind, text: &str) {
+    pub(super) fn heed_memory(&mut self, phase: Phase, kind: ErrorKind) {
         if let ErrorKind::NeedsMemory { task_bytes } = kind {
             self.needs_bytes = self.needs_bytes.max(task_bytes);
         }
-        let ran_out = kind == ErrorKind::OutOfMemory;
-        let died = kind == ErrorKind::Retry && text.contains(DIED);
-        if phase == Phase::Sort && (ran_out || died) {
+        if phase == Phase::Sort && matches!(kind, ErrorKind::OutOfMemory | ErrorKind::WorkerDied) {
             self.halvings = (self.halvings + 1).min(HALVINGS_MAX);
         }
     }
@@ -444,7 +440,7 @@ impl PhaseTasks {
             if history.errors.len() < ERRORS_MAX {
                 history.errors.push(failure.error.clone());
             }
-            history.heed_memory(self.phase, failure.kind, &failure.error);
+            history.heed_memory(self.phase, failure.kind);
             if !history.tried.contains(&failure.worker) {
                 history.tried.push(failure.worker.clone());
             }

@@ -10,7 +10,7 @@ use muster_common::ids::{AttemptId, Generation, Phase, TaskId, WorkerId};
 use muster_common::wire::{CancelAttempt, RunAttempt, RunReply, Work};
 use muster_common::{Error, ErrorKind, Result};
 
-use super::active::{Active, Attempt, DIED, History, TaskState, Waiters};
+use super::active::{Active, Attempt, History, TaskState, Waiters};
 use super::durable::DurableJob;
 use super::history::FAILURES_KEPT;
 use super::io::Effect;
@@ -372,7 +372,7 @@ impl Machine {
         let (kind, text) = match why {
             TakenBack::HandedBack => return None,
             TakenBack::Failed(error) => (error.kind, error.message.clone()),
-            TakenBack::Died(how) => (ErrorKind::Retry, format!("{DIED}: {how}")),
+            TakenBack::Died(how) => (ErrorKind::WorkerDied, format!("its worker is dead: {how}")),
             TakenBack::Lost(how) => (ErrorKind::Retry, how.clone()),
         };
         let (word, counted) = match why {
@@ -393,7 +393,7 @@ impl Machine {
         active.failed_unix_ms.insert(*attempt, unix_ms);
         let history = active.tasks_of_mut(task.phase)?.history.entry(task.index).or_default();
         history.tries += 1;
-        history.heed_memory(task.phase, kind, &text);
+        history.heed_memory(task.phase, kind);
         let needs_bytes = history.needs_bytes;
         if !history.tried.contains(worker) {
             history.tried.push(worker.clone());

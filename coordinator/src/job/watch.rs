@@ -467,7 +467,8 @@ fn is_the_workers(error: &Error) -> bool {
         | ErrorKind::Exhausted
         | ErrorKind::OutOfMemory
         | ErrorKind::Bug
-        | ErrorKind::Setup => true,
+        | ErrorKind::Setup
+        | ErrorKind::WorkerDied => true,
         ErrorKind::Fenced
         | ErrorKind::Invalid
         | ErrorKind::NotFound

@@ -282,3 +282,18 @@ fn a_snapshot_within_a_snapshot_is_refused() {
     check(piece(vec![piece(vec![piece(Vec::new())])]), false);
     check(piece(Vec::new()), true);
 }
+
+#[test]
+fn that_a_worker_died_is_a_kind_since_version_3() {
+    let lifted = |kind, error: &str| {
+        let (job, attempt, error) = (job(), attempt(Phase::Sort, 1), error.to_owned());
+        let failed = AttemptFailed { job, attempt, worker: worker(), kind, error };
+        match Record::from(RecordV2::AttemptFailed(Box::new(failed))) {
+            Record::AttemptFailed(failed) => failed.kind,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(lifted(ErrorKind::Retry, "worker w1 on h: its worker is dead: nothing heard"), ErrorKind::WorkerDied);
+    assert_eq!(lifted(ErrorKind::Retry, "worker w1 on h: no connection"), ErrorKind::Retry);
+    assert_eq!(lifted(ErrorKind::Corrupt, "its worker is dead"), ErrorKind::Corrupt);
+}

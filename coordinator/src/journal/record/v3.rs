@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use muster_common::ErrorKind;
 use muster_common::ids::{AttemptId, DeploymentId, Epoch, Generation, JobId, TaskId, WorkerId};
 use muster_common::wire::{BadRecord, BlobRef};
 use muster_kernel::proof::{Interval, Sums};
@@ -219,7 +220,7 @@ impl From<RecordV2> for RecordV3 {
                 Self::BoundariesChosen { job, splitters, partitions, took_ms }
             }
             RecordV2::RunCommitted(run) => Self::RunCommitted(Box::new((*run).into())),
-            RecordV2::AttemptFailed(failed) => Self::AttemptFailed(failed),
+            RecordV2::AttemptFailed(failed) => Self::AttemptFailed(Box::new(lifted(*failed))),
             RecordV2::GenerationBegan(began) => Self::GenerationBegan(began),
             RecordV2::ObjectSkipped { job, object, why } => Self::ObjectSkipped { job, object, why },
             RecordV2::JobHistory(history) => Self::JobHistory(Box::new((*history).into())),
@@ -243,6 +244,12 @@ impl From<RecordV2> for RecordV3 {
             }
         }
     }
+}
+
+/// That a worker died was words in version 2, and is a kind.
+fn lifted(failed: AttemptFailedV2) -> AttemptFailedV2 {
+    let died = failed.kind == ErrorKind::Retry && failed.error.contains("its worker is dead");
+    AttemptFailedV2 { kind: if died { ErrorKind::WorkerDied } else { failed.kind }, ..failed }
 }
 
 impl From<RunCommittedV2> for RunCommittedV3 {
@@ -286,6 +293,7 @@ impl From<RunCommittedV2> for RunCommittedV3 {
 impl From<JobHistoryV2> for JobHistoryV3 {
     fn from(history: JobHistoryV2) -> Self {
         let JobHistoryV2 { job, retries, repeated, generations, failures, skipped_objects } = history;
+        let failures: Vec<AttemptFailedV2> = failures.into_iter().map(lifted).collect();
         let mut tries: BTreeMap<TaskId, u32> = BTreeMap::new();
         for failed in &failures {
             let tries = tries.entry(failed.attempt.task).or_default();
