@@ -1,5 +1,7 @@
 //! `muster gen`: gensort's records, made in parallel, to files or objects.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use muster_common::buffer::BufferPool;
@@ -14,6 +16,7 @@ use crate::args::{GenArgs, LogFormat};
 use crate::cmd;
 use crate::exit::Exit;
 use crate::output;
+use crate::signals::EndSignals;
 
 /// Records of one part: 8,192,000 bytes, a multiple of the alignment that direct I/O asks for.
 const PART_RECORDS: u64 = 81_920;
@@ -55,10 +58,27 @@ pub(crate) async fn run(args: GenArgs) -> Result<(), Exit> {
     let shares = shares(&args, &url);
     let files = shares.len() as u64;
     let at_once = if files > 1 { FILES_AT_ONCE } else { 1 };
-    stream::iter(shares.iter().map(|share| write_file(&*store, stores.buffers(), generator, share)))
-        .buffer_unordered(at_once)
-        .try_collect::<Vec<()>>()
-        .await?;
+    // From here on no signal kills: an upload that was opened is given up.
+    let mut signals = EndSignals::watch();
+    crate::signals::outlive_file_size_limit();
+    let writer = Writer { store: &*store, buffers: stores.buffers(), generator, ended: AtomicBool::new(false) };
+    let written = async {
+        let all = stream::iter(shares.iter().map(|share| writer.write_file(share))).buffer_unordered(at_once);
+        // Each ends by itself, so that none leaves an upload open.
+        let ends: Vec<Result<()>> = all.collect().await;
+        ends.into_iter().collect::<Result<()>>()
+    };
+    tokio::pin!(written);
+    tokio::select! {
+        done = &mut written => done?,
+        _ = signals.next() => {
+            writer.ended.store(true, Ordering::Relaxed);
+            return Err(tokio::select! {
+                _ = written => Exit::interrupted(format!("interrupted; nothing unfinished is left in {url}")),
+                _ = signals.next() => Exit::interrupted(format!("interrupted twice; an unfinished upload may be left in {url}")),
+            });
+        }
+    }
     report(&args, &url, files, clock.now_ms());
     Ok(())
 }
@@ -81,56 +101,73 @@ fn shares(args: &GenArgs, url: &BlobUrl) -> Vec<Share> {
         .collect()
 }
 
-async fn write_file(store: &dyn Blobs, buffers: &BufferPool, generator: Generator, share: &Share) -> Result<()> {
-    let written = if share.records <= PART_RECORDS {
-        write_small(store, generator, share).await
-    } else {
-        write_large(store, buffers, generator, share).await
-    };
-    written.map_err(|e| e.at(&share.url))
+/// Writes files. One that has failed or was told to end lets the others end, and leaves no upload behind.
+struct Writer<'a> {
+    store: &'a dyn Blobs,
+    buffers: &'a BufferPool,
+    generator: Generator,
+    /// Nothing more is begun.
+    ended: AtomicBool,
 }
 
-async fn write_small(store: &dyn Blobs, generator: Generator, share: &Share) -> Result<()> {
-    let mut bytes = vec![0; share.records as usize * RECORD_BYTES];
-    generator.fill(share.first.into(), &mut bytes);
-    store.put(share.url.key(), Bytes::from(bytes)).await
-}
-
-async fn write_large(store: &dyn Blobs, buffers: &BufferPool, generator: Generator, share: &Share) -> Result<()> {
-    let key = share.url.key();
-    let part_records = PART_RECORDS * share.records.div_ceil(PART_RECORDS * PARTS_MAX);
-    let parts = share.records.div_ceil(part_records);
-    let upload = store.open_upload(key).await?;
-    let part = |index: u64| {
-        let upload = &upload;
-        async move {
-            let skipped = index * part_records;
-            let bytes = part_records.min(share.records - skipped) as usize * RECORD_BYTES;
-            let (mut buffer, first) = (buffers.take(bytes), u128::from(share.first + skipped));
-            let filled = tokio::task::spawn_blocking(move || {
-                let vec = buffer.vec_mut();
-                let start = vec.len();
-                vec.resize(start + bytes, 0);
-                generator.fill(first, &mut vec[start..]);
-                buffer
-            });
-            let buffer = filled.await.map_err(|e| Error::bug(format!("a generator ended early: {e}")))?;
-            let at = PartAt { index: index as u32, offset: skipped * RECORD_BYTES as u64 };
-            store.upload_part(key, upload, at, buffer.into()).await
-        }
-    };
-    let at_once = 2 * cmd::cores() as usize;
-    let tags: Result<Vec<String>> = stream::iter((0..parts).map(part)).buffered(at_once).try_collect().await;
-    let total = share.records * RECORD_BYTES as u64;
-    let done = match tags {
-        Ok(tags) => store.complete_upload(key, &upload, &tags, total, false).await.map(drop),
-        Err(error) => Err(error),
-    };
-    if done.is_err() {
-        // The first error is the one to report; what an abort cannot remove, the store's own rules will.
-        drop(store.abort_upload(key, &upload).await);
+impl Writer<'_> {
+    fn go_on(&self) -> Result<()> {
+        if self.ended.load(Ordering::Relaxed) { Err(Error::invalid("it was ended")) } else { Ok(()) }
     }
-    done
+
+    async fn write_file(&self, share: &Share) -> Result<()> {
+        self.go_on()?;
+        let small = share.records <= PART_RECORDS;
+        let written = if small { self.write_small(share).await } else { self.write_large(share).await };
+        if written.is_err() {
+            self.ended.store(true, Ordering::Relaxed);
+        }
+        written.map_err(|e| e.at(&share.url))
+    }
+
+    async fn write_small(&self, share: &Share) -> Result<()> {
+        let mut bytes = vec![0; share.records as usize * RECORD_BYTES];
+        self.generator.fill(share.first.into(), &mut bytes);
+        self.store.put(share.url.key(), Bytes::from(bytes)).await
+    }
+
+    async fn write_large(&self, share: &Share) -> Result<()> {
+        let (store, key) = (self.store, share.url.key());
+        let part_records = PART_RECORDS * share.records.div_ceil(PART_RECORDS * PARTS_MAX);
+        let parts = share.records.div_ceil(part_records);
+        let upload = store.open_upload(key).await?;
+        let at_once = 2 * cmd::cores() as usize;
+        let part = |index: u64| self.write_part(share, &upload, (index, part_records));
+        let tags: Result<Vec<String>> = stream::iter((0..parts).map(part)).buffered(at_once).try_collect().await;
+        let total = share.records * RECORD_BYTES as u64;
+        let done = match tags {
+            Ok(tags) => store.complete_upload(key, &upload, &tags, total, false).await.map(drop),
+            Err(error) => Err(error),
+        };
+        if done.is_err() {
+            // The first error is the one to report; what an abort cannot remove, the store's own rules will.
+            drop(store.abort_upload(key, &upload).await);
+        }
+        done
+    }
+
+    async fn write_part(&self, share: &Share, upload: &str, (index, part_records): (u64, u64)) -> Result<String> {
+        self.go_on()?;
+        let skipped = index * part_records;
+        let bytes = part_records.min(share.records - skipped) as usize * RECORD_BYTES;
+        let (mut buffer, first) = (self.buffers.take(bytes), u128::from(share.first + skipped));
+        let generator = self.generator;
+        let filled = tokio::task::spawn_blocking(move || {
+            let vec = buffer.vec_mut();
+            let start = vec.len();
+            vec.resize(start + bytes, 0);
+            generator.fill(first, &mut vec[start..]);
+            buffer
+        });
+        let buffer = filled.await.map_err(|e| Error::bug(format!("a generator ended early: {e}")))?;
+        let at = PartAt { index: index as u32, offset: skipped * RECORD_BYTES as u64 };
+        self.store.upload_part(share.url.key(), upload, at, buffer.into()).await
+    }
 }
 
 fn report(args: &GenArgs, url: &BlobUrl, files: u64, millis: u64) {
