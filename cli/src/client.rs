@@ -61,6 +61,36 @@ pub(crate) struct Api {
     refusals: Refusals,
 }
 
+/// What has been said while a job is submitted, so that one cause makes one line.
+#[derive(Debug, Default)]
+struct Said {
+    /// Whether the coordinator answers other requests meanwhile.
+    answers: AtomicBool,
+    /// Whether a store that is waited for was named.
+    store: AtomicBool,
+}
+
+impl Said {
+    /// What to say of a store (or the journal) that is waited for: once.
+    fn of_store(&self, what: &str, patience_s: u64) -> Option<String> {
+        let new = !self.store.swap(true, Ordering::Relaxed);
+        new.then(|| format!("waiting up to {patience_s} s for {what}"))
+    }
+
+    /// What to say of a silence.
+    fn of_silence(&self, silence: Silence, text: &str, patience_s: u64) -> Option<String> {
+        match silence {
+            Silence::Nobody => Some(text.to_owned()),
+            // "Later" because of a store that is away, which was said as soon as it was noticed.
+            Silence::Later if self.store.load(Ordering::Relaxed) => None,
+            Silence::Later => Some(format!("the coordinator is asked again for up to {patience_s} s: {text}")),
+            // A request is answered when the job is planned: until then its silence is no news while the coordinator answers others.
+            Silence::NoAnswer if self.answers.load(Ordering::Relaxed) => None,
+            Silence::NoAnswer => Some(format!("the coordinator does not answer; waiting up to {patience_s} s")),
+        }
+    }
+}
+
 impl Api {
     pub(crate) fn new(client: Client, config: &Config, patience: Duration) -> Self {
         let timeout = Duration::from_millis(config.nats.request_timeout_ms);
@@ -169,7 +199,7 @@ impl Api {
             Err(_) => {
                 let waited = self.patience.as_secs();
                 Err(match later {
-                    Some(why) => Error::exhausted(format!("given up after {waited} s: {why}")),
+                    Some(why) => Error::throttled(format!("given up after {waited} s: {why}")),
                     None => Error::retry(self.nobody(waited)),
                 })
             }
@@ -180,26 +210,24 @@ impl Api {
     pub(crate) async fn submit(&self, spec: &JobSpec, tell: &(impl Fn(&str) + Sync)) -> Result<JobStatus> {
         let query = JobQuery { job: spec.job.clone() };
         let query = serde_json::to_vec(&query).map_err(|e| Error::bug(format!("cannot encode a request: {e}")))?;
-        let (patience_s, answers) = (self.patience.as_secs(), AtomicBool::new(false));
+        let (patience_s, said) = (self.patience.as_secs(), Said::default());
         let look = async {
-            let mut told = false;
             loop {
                 tokio::time::sleep(LOOK_EVERY).await;
                 let status: std::result::Result<JobStatus, Tried> = self.call_once("status", &query).await;
-                answers.store(!matches!(status, Err(Tried::Nobody | Tried::Lost(_))), Ordering::Relaxed);
+                said.answers.store(!matches!(status, Err(Tried::Nobody | Tried::Lost(_))), Ordering::Relaxed);
                 // Whatever else it answers, the request itself will hear.
-                if let (false, Ok(JobStatus { waiting_for: Some(what), .. })) = (told, status) {
-                    tell(&format!("waiting up to {patience_s} s for {what}"));
-                    told = true;
+                if let Ok(JobStatus { waiting_for: Some(what), .. }) = status
+                    && let Some(line) = said.of_store(&what, patience_s)
+                {
+                    tell(&line);
                 }
             }
         };
-        // A request is answered when the job is planned: until then its silence is no news while the coordinator answers others.
-        let silent = |silence: Silence, text: &str| match silence {
-            Silence::Nobody => tell(text),
-            Silence::Later => tell(&format!("the coordinator is asked again for up to {patience_s} s: {text}")),
-            Silence::NoAnswer if answers.load(Ordering::Relaxed) => {}
-            Silence::NoAnswer => tell(&format!("the coordinator does not answer; waiting up to {patience_s} s")),
+        let silent = |silence: Silence, text: &str| {
+            if let Some(line) = said.of_silence(silence, text, patience_s) {
+                tell(&line);
+            }
         };
         tokio::select! {
             result = self.call_telling("submit", spec, &silent) => result,
@@ -241,5 +269,30 @@ impl Api {
         }
         serde_json::from_slice(&reply.payload)
             .map_err(|e| Tried::Refused(Error::invalid(format!("the answer to {call} cannot be read: {e}"))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_is_away_makes_one_line() {
+        let said = Said::default();
+        let later = |said: &Said| said.of_silence(Silence::Later, "cannot list s3://data/in: no connection", 300);
+        assert_eq!(
+            said.of_store("store s3://data: refused", 300).as_deref(),
+            Some("waiting up to 300 s for store s3://data: refused")
+        );
+        assert_eq!(said.of_store("store s3://data: timed out", 300), None);
+        assert_eq!(later(&said), None);
+        // Of anything else "later" is told.
+        let told = later(&Said::default()).expect("a line");
+        assert!(told.starts_with("the coordinator is asked again for up to 300 s: cannot list"), "{told}");
+        let silent = |answers| {
+            let said = Said { answers: AtomicBool::new(answers), ..Said::default() };
+            said.of_silence(Silence::NoAnswer, "", 5).is_some()
+        };
+        assert_eq!([silent(true), silent(false)], [false, true]);
     }
 }

@@ -16,9 +16,9 @@ fn job_id(args: &JobArgs) -> Result<JobId, Exit> {
     args.job.parse().map_err(|e: muster_common::ids::InvalidId| Exit::usage(e.to_string()))
 }
 
-/// Errors of a call, where "no coordinator" means that there is nothing to connect to.
+/// Errors of a call, where "no coordinator", or one that says "later" all the time, means that there is nothing to connect to.
 pub(crate) fn calling(error: muster_common::Error) -> Exit {
-    if error.kind == muster_common::ErrorKind::Retry { Exit::unreachable(error.message) } else { error.into() }
+    if error.kind.is_passing() { Exit::unreachable(error.message) } else { error.into() }
 }
 
 async fn with_api(args: &JobArgs) -> Result<(Api, JobId), Exit> {

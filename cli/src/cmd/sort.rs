@@ -214,7 +214,7 @@ async fn in_pool(args: &SortArgs, spec: JobSpec, config: &Config, found: &Found,
 fn submitting(error: Error) -> Exit {
     match error.kind {
         ErrorKind::Retry => Exit::unreachable(format!("{}, or sort here with --local", error.message)),
-        _ => error.into(),
+        _ => cmd::jobs::calling(error),
     }
 }
 

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use futures::StreamExt;
+use muster_common::Result;
 use muster_common::api::{BadPlace, JobState, JobStatus, Recovery, SkippedObject};
 use muster_common::ids::JobId;
-use muster_common::{ErrorKind, Result};
 use serde::Serialize;
 
 use crate::client::Api;
@@ -102,7 +102,7 @@ pub(crate) async fn to_end(api: &Api, job: &JobId, progress: &mut Progress, clea
                     return Ok(status);
                 }
             }
-            Err(error) if error.kind == ErrorKind::Retry => progress.silent(),
+            Err(error) if error.kind.is_passing() => progress.silent(),
             Err(error) => return Err(error),
         }
         let pause = tokio::time::sleep(POLL_EVERY);

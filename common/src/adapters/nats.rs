@@ -65,13 +65,15 @@ impl std::fmt::Debug for NatsSettings {
 }
 
 impl NatsSettings {
-    /// The URL without the secrets that it may hold.
+    /// The URL without the secrets that it may hold, in one line.
     pub fn public_url(&self) -> String {
-        let one = |url: &str| match url.split_once("://") {
+        let plain = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+        let one = |url: &str| match url.trim().split_once("://") {
             Some((scheme, rest)) => format!("{scheme}://{}", rest.rsplit_once('@').map_or(rest, |(_, host)| host)),
-            None => url.rsplit_once('@').map_or(url, |(_, host)| host).to_owned(),
+            None => url.rsplit_once('@').map_or(url, |(_, host)| host).trim().to_owned(),
         };
-        self.url.split(',').map(one).collect::<Vec<_>>().join(",")
+        let all = self.url.split(',').map(one).collect::<Vec<_>>().join(",");
+        all.chars().map(plain).collect()
     }
 
     fn listener(&self) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
@@ -278,6 +280,11 @@ mod tests {
         };
         assert_eq!(settings.public_url(), "nats://host:4222,other:4222");
         assert!(!format!("{settings:?}").contains("hidden"));
+        let url = |url: &str| NatsSettings { url: url.to_owned(), ..NatsSettings::default() }.public_url();
+        // As a file leaves it that was made by `echo`.
+        assert_eq!(url("nats://me:hidden@host:4222\n"), "nats://host:4222");
+        assert_eq!(url("one:4222, tls://two:4222\r\n"), "one:4222,tls://two:4222");
+        assert_eq!(url("nats://ho\nst\u{1b}[31m"), "nats://ho\\nst\\u{1b}[31m", "one line, and no colour");
     }
 
     #[test]
