@@ -7,12 +7,13 @@ mod folder;
 mod room;
 pub(crate) mod server;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use muster_common::adapters::journal::{JetStreamLedger, ensure_streams};
 use muster_common::adapters::nats;
-use muster_common::api::JobStatus;
+use muster_common::api::{JobState, JobStatus};
 use muster_common::buffer::BufferPool;
 use muster_common::clock::{Clock, SystemClock};
 use muster_common::config::Config;
@@ -26,9 +27,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::Api;
+use crate::cmd::jobs::calling;
 use crate::cmd::watch::{to_end, warn};
 use crate::exit::Exit;
 use crate::local::folder::Folder;
+use crate::local::room::Shortage;
 use crate::local::server::PrivateServer;
 use crate::output;
 use crate::progress::Progress;
@@ -124,7 +127,7 @@ pub(crate) async fn run(
     };
     let result = match begun {
         Ok(api) => tokio::select! {
-            result = run_job(&api, &spec, progress) => result,
+            result = run_job(&api, &spec, config, (options, folder.path()), progress) => result,
             Some(ended) = parts.running.join_next() => Err(part_ended(ended)),
             _ = signals.next() => Err(interrupted(&api, &spec, options, &mut signals).await),
         },
@@ -168,12 +171,31 @@ async fn begin(
     Ok(api)
 }
 
-async fn run_job(api: &Api, spec: &JobSpec, progress: &mut Progress) -> Result<JobStatus, Exit> {
-    let status = api.submit(spec, &|what| progress.say(what)).await?;
+async fn run_job(
+    api: &Api,
+    spec: &JobSpec,
+    config: &Config,
+    (options, folder): (&LocalOptions, &Path),
+    progress: &mut Progress,
+) -> Result<JobStatus, Exit> {
+    let status = api.submit(spec, &|what| progress.say(what)).await.map_err(calling)?;
     if progress.is_shown() {
         warn(&status, progress);
-        for shortage in room::shortages(spec, status.input_bytes) {
-            output::error_line(&format!("muster: {shortage}"));
+    }
+    // What a run that is resumed has written is no longer free, nor needed.
+    let fresh = matches!(status.state, JobState::Submitted | JobState::Sampling);
+    let memory = (options.workers.saturating_mul(options.slots()), options.chunk_bytes());
+    for shortage in room::shortages(spec, config, folder, memory, status.input_bytes) {
+        match shortage {
+            Shortage::Surely(text) if fresh => {
+                api.cancel(&spec.job).await?;
+                to_end(api, &spec.job, progress, true).await?;
+                return Err(Exit::failed(format!("the job was not begun: {text}")));
+            }
+            Shortage::Surely(text) | Shortage::Perhaps(text) if progress.is_shown() => {
+                output::error_line(&format!("muster: {text}"));
+            }
+            Shortage::Surely(_) | Shortage::Perhaps(_) => {}
         }
     }
     progress.update(&status);

@@ -243,13 +243,13 @@ fn an_output_within_the_input_or_around_it() {
     assert_eq!(fs::read(input).unwrap(), log_lines(100, 1));
 }
 
-/// Runs a sort whose folder `full` is a file system of 4 MiB of its own, and gives what it left there. It is mounted for that command alone.
+/// Runs a sort whose folder `full` is a file system of its own, of so many KiB, and gives what it left there. It is mounted for that command alone.
 #[track_caller]
-fn run_with_a_full_disk(sandbox: &Sandbox, arguments: &[&str]) -> (Finished, String) {
+fn run_with_a_full_disk(sandbox: &Sandbox, kib: usize, arguments: &[&str]) -> (Finished, String) {
     let full = sandbox.path("full");
     fs::create_dir_all(&full).expect("a folder can be made");
-    let script = r#"full=$1; left=$2; shift 2
-        mount -t tmpfs -o size=4m tmpfs "$full" || exit 99
+    let script = r#"full=$1; left=$2; kib=$3; shift 3
+        mount -t tmpfs -o "size=${kib}k" tmpfs "$full" || exit 99
         "$@"; code=$?
         find "$full" -type f >"$left"; exit $code"#;
     let left = sandbox.path("left");
@@ -259,7 +259,11 @@ fn run_with_a_full_disk(sandbox: &Sandbox, arguments: &[&str]) -> (Finished, Str
     } else {
         command.args(["--map-root-user", "--mount"]);
     }
-    command.args(["sh", "-c", script, "sh"]).args([&full, &left]).arg(sandbox.muster().get_program());
+    command
+        .args(["sh", "-c", script, "sh"])
+        .args([&full, &left])
+        .arg(kib.to_string())
+        .arg(sandbox.muster().get_program());
     command.args(["sort", "--local=2"]).args(arguments);
     let done = sandbox.run_command(command, wait::RUN_BOUND);
     assert_ne!(done.code, 99, "no file system can be mounted here: {}", done.stderr);
@@ -272,8 +276,13 @@ fn a_full_disk_at_the_output() {
     let data = records(120_000, Keys::Random, 1);
     let (input, scratch) = (sandbox.file("in", &data), sandbox.path("scratch"));
     let common = [arg(&input), "-o", "full/out", "--format", "fixed:100", "-k", "0:10"];
+    // What is clearly too little is not begun with.
+    let (done, left) = run_with_a_full_disk(&sandbox, 4 << 10, &common);
+    done.expect_code(1).expect_error(&["not begun", "the output alone needs about 12", "full/out", "another OUTPUT"]);
+    assert_eq!(left, "");
+    sandbox.assert_no_temporaries();
     for more in [&[][..], &["--bucket", arg(&scratch)]] {
-        let (done, left) = run_with_a_full_disk(&sandbox, &[&common[..], more].concat());
+        let (done, left) = run_with_a_full_disk(&sandbox, data.len() / 1024 * 95 / 100, &[&common[..], more].concat());
         let done = done.expect_code(1);
         let said = done.stderr.to_lowercase();
         assert!(said.contains("space") || said.contains("full") || said.contains("free"), "{}", done.stderr);
@@ -283,7 +292,8 @@ fn a_full_disk_at_the_output() {
     }
     // What fits is sorted there.
     let small = sandbox.file("small", &data[..1_000_000]);
-    let (done, left) = run_with_a_full_disk(&sandbox, &[arg(&small), "-o", "full/out", "--bucket", arg(&scratch)]);
+    let (done, left) =
+        run_with_a_full_disk(&sandbox, 4 << 10, &[arg(&small), "-o", "full/out", "--bucket", arg(&scratch)]);
     done.expect_code(0);
     assert!(left.contains("full/out/_SUCCESS"), "{left}");
 }

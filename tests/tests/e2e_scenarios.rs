@@ -295,7 +295,8 @@ fn the_output_disk_is_full(seeds: std::ops::Range<u64>) {
         let (full, scratch) = (sandbox.path("full"), sandbox.path("scratch"));
         fs::create_dir_all(&full).expect("a folder can be made");
         for bucket in [None, Some(&scratch)] {
-            let kib = 256 + dice.below(3_500);
+            // Not so little that the job is not begun.
+            let kib = data.len() as u64 / 1024 * (92 + dice.below(6)) / 100;
             let script = r#"mount -t tmpfs -o "size=$1k" tmpfs "$2" || exit 99; full=$2; left=$3; shift 3
                 "$@"; code=$?; find "$full" -type f >"$left"; exit $code"#;
             let mut command: Command = sandbox.clean_command("unshare");
