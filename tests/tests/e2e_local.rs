@@ -4,8 +4,9 @@ use std::path::Path;
 
 use muster_tests::harness::data::{Keys, log_lines, odd_lines, records, words};
 use muster_tests::harness::process::{self, Process, any_with_argument};
-use muster_tests::harness::sandbox::LOG_ATTEMPTS;
+use muster_tests::harness::sandbox::{LOG_ATTEMPTS, files_below};
 use muster_tests::harness::{Output, Sandbox, arg, oracle, wait};
+use rustix::process::Signal;
 
 /// Bytes of a split and of a partition where a test wants many tasks of little data.
 const SMALL: usize = 64 << 10;
@@ -374,6 +375,73 @@ fn what_cannot_be_told_on_standard_output_or_error_is_no_crash() {
     assert_eq!(told.as_deref(), Some("unexpected argument '--nonsense' found"));
 }
 
+/// It used to leave its hidden uploads.
+#[test]
+fn generating_that_is_interrupted_leaves_nothing_unfinished() {
+    let sandbox = Sandbox::new();
+    for (signal, files) in [(Signal::INT, None), (Signal::TERM, Some("3")), (Signal::HUP, None)] {
+        let mut command = sandbox.muster();
+        command.args(["gen", "-n", "100000000", "-o", "made"]);
+        command.args(files.into_iter().flat_map(|files| ["--files", files]));
+        let mut run = Process::spawn("gen", command, &sandbox.logs());
+        let uploads = || files_below(&sandbox.path(".")).into_iter().filter(|name| name.ends_with(".upload")).count();
+        wait::until("an upload to be under way", wait::START_BOUND, || {
+            run.assert_running();
+            (uploads() > 0).then_some(())
+        });
+        run.signal(signal);
+        assert_eq!(process::exit_code(run.wait(wait::RUN_BOUND)), 130);
+        assert!(run.stderr().contains("interrupted; nothing unfinished is left"), "{}", run.stderr());
+        assert_eq!((uploads(), sandbox.path("made").is_file()), (0, false), "{signal:?}");
+    }
+}
+
+/// Sorts with so much `--memory`, and gives the peak of what the process holds itself, in MiB.
+fn peak_mib(sandbox: &Sandbox, memory: &str, arguments: &[&str]) -> u64 {
+    let mut command = sandbox.muster();
+    command.args(["sort", "--local=2", "--quiet", "--overwrite", "-o", "out", "--memory", memory]).args(arguments);
+    let mut run = Process::spawn("sort", command, &sandbox.logs());
+    let (status, mut peak_kib) = (format!("/proc/{}/status", run.id()), 0);
+    let ended = wait::until("the sort to end", wait::RUN_BOUND, || {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        let anon = text.lines().find_map(|line| line.strip_prefix("RssAnon:")?.split_whitespace().next()?.parse().ok());
+        peak_kib = peak_kib.max(anon.unwrap_or(0));
+        run.poll()
+    });
+    assert_eq!(process::exit_code(ended), 0, "{}", run.stderr());
+    assert!(peak_kib > 0, "the process was never seen");
+    peak_kib >> 10
+}
+
+#[test]
+fn a_small_memory_is_kept_while_many_runs_are_merged() {
+    let sandbox = Sandbox::new();
+    let data = records(1_000_000, Keys::Random, 21);
+    let (input, config) = (sandbox.file("in", &data), sandbox.small_tasks(2 << 20, 32 << 20));
+    let peak =
+        peak_mib(&sandbox, "128MiB", &[arg(&input), "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)]);
+    assert!(peak <= 128, "{peak} MiB");
+    Output::of_folder(sandbox.path("out")).assert_is(&oracle::fixed(&data, 100, 0, 10));
+}
+
+#[test]
+fn a_line_that_is_too_long_for_the_memory_says_with_how_much_it_works() {
+    let sandbox = Sandbox::new();
+    let mut lines = b"b\n".to_vec();
+    lines.resize(lines.len() + (60 << 20), b'a');
+    lines.extend(b"\nc\n");
+    let input = sandbox.file("in", &lines);
+    let sort = |memory: &str| {
+        sandbox.run(["sort", arg(&input), "-o", "out", "--local=1", "--format", "lines", "--quiet", "--memory", memory])
+    };
+    let refused = sort("128MiB").expect_code(1).expect_error(&["62914560 bytes", "in", "byte 2", "give --memory "]);
+    let after = refused.stderr.split("give --memory ").nth(1).expect("an amount");
+    let enough: String = after.chars().take_while(char::is_ascii_alphanumeric).collect();
+    assert!(enough.ends_with("MiB"), "{}", refused.stderr);
+    sort(&enough).expect_code(0);
+    Output::of_folder(sandbox.path("out")).assert_is(&oracle::gnu_sort(&[], std::slice::from_ref(&input)));
+}
+
 #[test]
 fn verify_reads_order_and_sums_from_the_folder() {
     let sandbox = Sandbox::new();
@@ -417,4 +485,26 @@ fn long_lines_of_64_mib() {
     }
     // Smaller than the lines, so that some tasks lie wholly within one.
     check_lines_in_tasks(16 << 20, &[("long", &lines)], &[]);
+}
+
+/// With two inputs larger than all memory, in each form.
+#[test]
+fn long_memory_is_kept_in_every_form() {
+    let sandbox = Sandbox::new();
+    let input = sandbox.path("in");
+    sandbox.run(["gen", "-n", "8000000", "--ascii", "-o", arg(&input)]).expect_code(0);
+    let forms: [&[&str]; 3] =
+        [&["--format", "fixed:100", "-k", "0:10"], &["--format", "lines"], &["--format", "lines", "-k", "2,2"]];
+    for form in forms {
+        let mut sums = Vec::new();
+        for memory in [128, 256, 512] {
+            let peak = peak_mib(&sandbox, &format!("{memory}MiB"), &[&[arg(&input)], form].concat());
+            assert!(peak <= memory, "{peak} MiB with {memory} MiB, {form:?}");
+            let manifest = std::fs::read_to_string(sandbox.path("out/_SUCCESS")).expect("a manifest");
+            let manifest: serde_json::Value = serde_json::from_str(&manifest).expect("JSON");
+            sums.push(manifest["sums"].clone());
+            sandbox.run(["verify", "out"]).expect_code(0);
+        }
+        assert!(sums.windows(2).all(|two| two[0] == two[1]), "{sums:?}");
+    }
 }
