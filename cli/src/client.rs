@@ -1,6 +1,7 @@
 //! A client of the control API: requests with bounds, and the errors of the micro service protocol.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::{Client, RequestErrorKind};
@@ -68,6 +69,8 @@ struct Said {
     answers: AtomicBool,
     /// Whether a store that is waited for was named.
     store: AtomicBool,
+    /// What is waited for at present, as far as the coordinator has said.
+    waits_for: Mutex<Option<String>>,
 }
 
 impl Said {
@@ -75,6 +78,20 @@ impl Said {
     fn of_store(&self, what: &str, patience_s: u64) -> Option<String> {
         let new = !self.store.swap(true, Ordering::Relaxed);
         new.then(|| format!("waiting up to {patience_s} s for {what}"))
+    }
+
+    /// What the coordinator says of the job while it is planned.
+    fn heard(&self, waits_for: Option<&str>) {
+        *self.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = waits_for.map(str::to_owned);
+    }
+
+    /// The error of a wait that is given up: a coordinator that waits for a store is there, though it has no answer.
+    fn given_up(&self, error: Error, patience_s: u64) -> Error {
+        let waits_for = self.waits_for.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match waits_for.filter(|_| error.kind.is_passing()) {
+            Some(what) => Error::throttled(format!("given up after {patience_s} s of waiting for {what}")),
+            None => error,
+        }
     }
 
     /// What to say of a silence.
@@ -217,9 +234,9 @@ impl Api {
                 let status: std::result::Result<JobStatus, Tried> = self.call_once("status", &query).await;
                 said.answers.store(!matches!(status, Err(Tried::Nobody | Tried::Lost(_))), Ordering::Relaxed);
                 // Whatever else it answers, the request itself will hear.
-                if let Ok(JobStatus { waiting_for: Some(what), .. }) = status
-                    && let Some(line) = said.of_store(&what, patience_s)
-                {
+                let Ok(JobStatus { waiting_for, .. }) = status else { continue };
+                said.heard(waiting_for.as_deref());
+                if let Some(line) = waiting_for.and_then(|what| said.of_store(&what, patience_s)) {
                     tell(&line);
                 }
             }
@@ -230,7 +247,7 @@ impl Api {
             }
         };
         tokio::select! {
-            result = self.call_telling("submit", spec, &silent) => result,
+            result = self.call_telling("submit", spec, &silent) => result.map_err(|e| said.given_up(e, patience_s)),
             never = look => never,
         }
     }
@@ -289,6 +306,15 @@ mod tests {
         // Of anything else "later" is told.
         let told = later(&Said::default()).expect("a line");
         assert!(told.starts_with("the coordinator is asked again for up to 300 s: cannot list"), "{told}");
+        // Who gives up says what it was that did not come.
+        let given_up = |said: &Said, error: Error| said.given_up(error, 60).message;
+        said.heard(Some("store s3://data: refused"));
+        let words = "given up after 60 s of waiting for store s3://data: refused";
+        assert_eq!(given_up(&said, Error::retry("no coordinator answered")), words);
+        said.heard(None);
+        assert_eq!(given_up(&said, Error::retry("no coordinator answered")), "no coordinator answered");
+        said.heard(Some("store s3://data: refused"));
+        assert_eq!(given_up(&said, Error::invalid("no such bucket")), "no such bucket");
         let silent = |answers| {
             let said = Said { answers: AtomicBool::new(answers), ..Said::default() };
             said.of_silence(Silence::NoAnswer, "", 5).is_some()
