@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use muster_common::adapters::journal::{JetStreamLedger, ensure_streams};
 use muster_common::adapters::nats;
+use muster_common::adapters::processes;
 use muster_common::api::{JobState, JobStatus};
 use muster_common::buffer::BufferPool;
 use muster_common::clock::{Clock, SystemClock};
@@ -20,7 +21,7 @@ use muster_common::config::Config;
 use muster_common::plan::JobSpec;
 use muster_common::store::Stores;
 use muster_common::{Error, ErrorKind, Result};
-use muster_coordinator::CoordinatorOptions;
+use muster_coordinator::{Claimant, CoordinatorOptions};
 use muster_worker::{Budget, Jobs, WorkerOptions};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -103,6 +104,41 @@ impl Parts {
     }
 }
 
+/// What bears this process's mark: its stores, and its claim on OUTPUT.
+struct Here {
+    stores: Stores,
+    claimant: Claimant,
+}
+
+impl Here {
+    fn new(config: &Config, options: &LocalOptions) -> Self {
+        let budget = options.budget();
+        let mut limits = config.store.clone();
+        limits.objects_max = limits.objects_max.min(budget.objects_max());
+        let mark = SystemClock::default().random() as u32;
+        Self {
+            stores: Stores::new(BufferPool::new(budget.buffer_bytes), &limits).marked(mark),
+            claimant: Claimant::new(processes::own(true, Some(mark)), |what| {
+                output::error_line(&format!("muster: {what}"));
+            }),
+        }
+    }
+
+    /// What was claimed for a job that was refused, or never came to be, goes with this process.
+    async fn withdraw(&self) {
+        let Some(claims) = self.claimant.claims() else { return };
+        match tokio::time::timeout(STOP_TIMEOUT, claims.withdraw_planned(&self.stores)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                output::error_line(&format!("muster: the claim on OUTPUT stays, until the next run: {error}"));
+            }
+            Err(_) => {
+                output::error_line("muster: the claim on OUTPUT stays, until the next run: the store does not answer");
+            }
+        }
+    }
+}
+
 /// Runs one job to its end, here.
 pub(crate) async fn run(
     mut spec: JobSpec,
@@ -121,8 +157,9 @@ pub(crate) async fn run(
     let other = folder.adopt_job(&mut spec, options.job_id_given)?;
     let (leave, left) = watch::channel(false);
     let mut parts = Parts { server: None, running: JoinSet::new(), stop: CancellationToken::new(), leave };
+    let here = Here::new(config, options);
     let begun = tokio::select! {
-        begun = begin(&folder, (&spec, other), config, options, (&mut parts, left)) => begun,
+        begun = begin(&folder, (&spec, other), config, options, (&mut parts, left), &here) => begun,
         _ = signals.next() => Err(Exit::interrupted("interrupted before the job began; OUTPUT is as it was")),
     };
     let result = match begun {
@@ -134,6 +171,7 @@ pub(crate) async fn run(
         Err(exit) => Err(exit),
     };
     parts.end().await;
+    here.withdraw().await;
     if result.is_ok() {
         folder.forget_job()?;
     }
@@ -149,16 +187,14 @@ async fn begin(
     config: &Config,
     options: &LocalOptions,
     (parts, left): (&mut Parts, watch::Receiver<bool>),
+    here: &Here,
 ) -> Result<Api, Exit> {
     // Spawned on this thread, the process's first: the server dies with the thread that spawns it.
     let server = &*parts.server.insert(PrivateServer::start(folder.path()).await?);
-    let budget = options.budget();
-    let mut limits = config.store.clone();
-    limits.objects_max = limits.objects_max.min(budget.objects_max());
-    let stores = Stores::new(BufferPool::new(budget.buffer_bytes), &limits);
+    let stores = &here.stores;
     let client = nats::connect(&server.settings(), config, "muster sort").await?;
     ensure_streams(&client, config).await?;
-    start_coordinator(server, config, &stores, left, &mut parts.running).await?;
+    start_coordinator(server, config, here, left, &mut parts.running).await?;
     let api = Api::new(client, config, PATIENCE);
     if let Some(other) = other {
         match api.status(&other.job).await {
@@ -167,7 +203,7 @@ async fn begin(
             Ok(_) | Err(_) => folder.keep_job(spec)?,
         }
     }
-    start_workers(server, folder, config, options, (&stores, &parts.stop), &mut parts.running).await?;
+    start_workers(server, folder, config, options, (stores, &parts.stop), &mut parts.running).await?;
     Ok(api)
 }
 
@@ -246,14 +282,15 @@ async fn interrupted(api: &Api, spec: &JobSpec, options: &LocalOptions, signals:
 async fn start_coordinator(
     server: &PrivateServer,
     config: &Config,
-    stores: &Stores,
+    here: &Here,
     left: watch::Receiver<bool>,
     parts: &mut JoinSet<Result<()>>,
 ) -> Result<()> {
     let client = nats::connect(&server.settings(), config, "muster coordinator").await?;
     let ledger = Arc::new(JetStreamLedger::new(&client, config));
-    let options = CoordinatorOptions { config: config.clone(), bucket: None, faults: None, vitals: None };
-    let (stores, clock) = (stores.clone(), Arc::new(SystemClock::default()));
+    let claimant = here.claimant.clone();
+    let options = CoordinatorOptions { config: config.clone(), bucket: None, faults: None, vitals: None, claimant };
+    let (stores, clock) = (here.stores.clone(), Arc::new(SystemClock::default()));
     parts.spawn(async move {
         let led = muster_coordinator::run(client, ledger, stores, clock, options, left);
         Box::pin(led).await

@@ -34,6 +34,7 @@ pub struct Config {
     pub tasks: Tasks,
     pub phases: Phases,
     pub store: Store,
+    pub claim: Claim,
     pub hedge: Hedge,
     pub retry: Retry,
     pub faults: Faults,
@@ -55,6 +56,7 @@ macro_rules! section {
 
 section!(Heartbeat { interval_ms: u64, dead_after_ms: u64 });
 section!(Leader { silence_ms: u64 });
+section!(Claim { renew_ms: u64, dead_after_ms: u64 });
 section!(Detector {
     floor_ms: u64,
     ceiling_ms: u64,
@@ -241,7 +243,7 @@ impl Profile {
                  [speculation]\nruntime_min_ms = 1000\nhang_ms = 15000\n\
                  [recovery]\nwave_window_ms = 10000\nrate_min_per_s = 10\nstep_ms = 200\ncalm_ms = 3000\n\
                  [alerts]\nraise_ms = 400\nclear_ms = 1000\nprogress_stall_ms = 5000\n\
-                 [store]\nrequest_timeout_ms = 30000\ncall_timeout_ms = 60000\n\
+                 [claim]\nrenew_ms = 400\ndead_after_ms = 4000\n[store]\nrequest_timeout_ms = 30000\ncall_timeout_ms = 60000\n\
                  [retry.store]\npause_ms = 50\npause_max_ms = 1000\nattempts_max = 8\n[retry.throttle]\npause_ms = 100\npause_max_ms = 2000\n\
                  [retry.nats]\npause_ms = 50\npause_max_ms = 1000\n[retry.abort]\npause_ms = 50\npause_max_ms = 1000\n\
                  [retry.task]\npause_ms = 50\npause_max_ms = 1000\n[retry.disk]\npause_ms = 200\n[retry.input]\npause_ms = 50\n"
@@ -362,6 +364,7 @@ impl Config {
             ("store.objects_max", self.store.objects_max),
             ("store.entries_max", self.store.entries_max),
             ("store.depth_max", self.store.depth_max),
+            ("claim.renew_ms", self.claim.renew_ms),
             ("http.stuck_ms", self.http.stuck_ms),
             ("sizes.split_bytes_min", self.sizes.split_bytes_min),
             ("sizes.partition_bytes_min", self.sizes.partition_bytes_min),
@@ -384,6 +387,12 @@ impl Config {
             return Err(Error::invalid(format!(
                 "leader.silence_ms ({}) must be at least twice heartbeat.interval_ms ({})",
                 self.leader.silence_ms, self.heartbeat.interval_ms
+            )));
+        }
+        if self.claim.dead_after_ms < self.claim.renew_ms.saturating_mul(4) {
+            return Err(Error::invalid(format!(
+                "claim.dead_after_ms ({}) must be at least four times claim.renew_ms ({})",
+                self.claim.dead_after_ms, self.claim.renew_ms
             )));
         }
         if self.store.objects_max > OBJECTS_MAX as u64 {

@@ -3,6 +3,7 @@
 pub mod adapters;
 pub mod api;
 pub mod buffer;
+pub mod claim;
 pub mod clock;
 pub mod config;
 pub mod conformance;

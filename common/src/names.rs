@@ -1,11 +1,16 @@
 //! The only builder of names: NATS subjects, stream names and object paths. Nothing else in the program puts one together.
 
+use crate::claim::ClaimId;
 use crate::ids::{AttemptId, DeploymentId, Epoch, JobId, WorkerId};
 
 /// File that says a job's OUTPUT is whole.
 pub const SUCCESS: &str = "_SUCCESS";
 /// First path segment of everything that is muster's own in a bucket.
 pub const SCRATCH_DIR: &str = "_muster";
+/// The folder of the claims on an OUTPUT, within that.
+const CLAIMS_DIR: &str = "claims";
+/// What the name of a claim ends with.
+const CLAIM_SUFFIX: &str = ".json";
 /// Name of the micro service that is the control API.
 pub const SERVICE: &str = "muster";
 /// The namespace that settings start with.
@@ -327,6 +332,21 @@ pub const PROBE_PREFIX: &str = "doctor-";
 /// The folder of one probe, as a path below a bucket.
 pub fn probe_path(nonce: u64) -> String {
     format!("{SCRATCH_DIR}/{PROBE_PREFIX}{nonce:016x}")
+}
+
+/// The folder of the claims on an OUTPUT, below it.
+pub fn claims_path() -> String {
+    format!("{SCRATCH_DIR}/{CLAIMS_DIR}")
+}
+
+/// One claim below OUTPUT; `id` names deployment and job.
+pub fn claim_path(id: &ClaimId) -> String {
+    format!("{SCRATCH_DIR}/{CLAIMS_DIR}/{id}{CLAIM_SUFFIX}")
+}
+
+/// Whose claim a name in that folder is; none for names that no claim has.
+pub fn claim_of(name: &str) -> Option<ClaimId> {
+    name.strip_suffix(CLAIM_SUFFIX)?.parse().ok()
 }
 
 /// The plan's object below a job's scratch. The nonce keeps two leaders apart.

@@ -34,6 +34,14 @@ pub enum Bug {
     RemoveSuccessLate,
     /// Whoever publishes makes the manifest of what it knows itself.
     RemakeManifest,
+    /// Whoever wants OUTPUT does not wait for one that is just drawing its ticket.
+    PassOverChoosing,
+    /// An owner that was not watched yet counts as dead.
+    SilenceIsDeath,
+    /// An owner does not look at its claim again before it changes OUTPUT.
+    NeverConfirm,
+    /// What runs have left is removed beside owners that live.
+    CleanBesideOwners,
 }
 
 /// All of them, by name.
@@ -53,6 +61,14 @@ pub const BUGS: [(&str, Bug); 15] = [
     ("take runs as they arrive", Bug::RunsAsTheyArrive),
     ("remove the old _SUCCESS late", Bug::RemoveSuccessLate),
     ("make the manifest anew", Bug::RemakeManifest),
+];
+
+/// Those that the simulation of claims has to find, by name.
+pub const CLAIM_BUGS: [(&str, Bug); 4] = [
+    ("pass over one that draws its ticket", Bug::PassOverChoosing),
+    ("take silence for death", Bug::SilenceIsDeath),
+    ("never confirm a claim", Bug::NeverConfirm),
+    ("clean up beside owners that live", Bug::CleanBesideOwners),
 ];
 
 #[cfg(feature = "planted-bugs")]

@@ -429,6 +429,8 @@ pub struct Stores {
     limits: config::Store,
     layers: Layers,
     troubles: Troubles,
+    /// What the temporary names of uploads on this machine's file system begin with.
+    mark: Option<u32>,
 }
 
 impl Stores {
@@ -436,7 +438,14 @@ impl Stores {
     pub fn new(buffers: BufferPool, limits: &config::Store) -> Self {
         let (component, scope) = (Disturbed::Store, Scope::default());
         let layers = Layers { faults: None, component, scope, meter: None, guard: None, retry: None };
-        Self { opened: Arc::default(), buffers, limits: limits.clone(), layers, troubles: Troubles::default() }
+        Self {
+            opened: Arc::default(),
+            buffers,
+            limits: limits.clone(),
+            layers,
+            troubles: Troubles::default(),
+            mark: None,
+        }
     }
 
     /// The same stores, disturbed by faults.
@@ -444,6 +453,12 @@ impl Stores {
     pub fn disturbed(mut self, faults: Option<Arc<Faults>>) -> Self {
         self.layers.faults = faults;
         self
+    }
+
+    /// The same stores, none of them opened yet, whose uploads on this machine's file system bear a mark: after the process is gone they can be told from others'.
+    #[must_use]
+    pub fn marked(self, mark: u32) -> Self {
+        Self { mark: Some(mark), opened: Arc::default(), ..self }
     }
 
     /// The same stores, with every single call counted.
@@ -526,7 +541,7 @@ impl Stores {
             return Ok(self.layered(url.scheme(), store.clone()));
         }
         let store: Arc<dyn Blobs> = match url.scheme() {
-            Scheme::File => Arc::new(crate::adapters::local::LocalBlobs::new(self.buffers.clone())),
+            Scheme::File => Arc::new(crate::adapters::local::LocalBlobs::new(self.buffers.clone()).marked(self.mark)),
             Scheme::S3 { bucket } => {
                 Arc::new(crate::adapters::s3::S3Blobs::from_env(bucket, &self.limits, &self.troubles).await?)
             }

@@ -13,7 +13,7 @@
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -21,9 +21,12 @@ use tokio::sync::watch;
 
 use muster_common::adapters::faulty::FaultyLedger;
 use muster_common::adapters::metered::Meter;
+use muster_common::adapters::processes;
+use muster_common::claim::{Claims, Owner};
 use muster_common::clock::Clock;
 use muster_common::config::{self, Config};
 use muster_common::faults::Faults;
+use muster_common::ids::DeploymentId;
 use muster_common::ledger::Ledger;
 use muster_common::retry::Retry;
 use muster_common::store::{BlobUrl, Layer, Stores};
@@ -62,6 +65,43 @@ pub struct CoordinatorOptions {
     pub faults: Option<Arc<Faults>>,
     /// Where it tells how it is, where somebody watches it.
     pub vitals: Option<Arc<Vitals>>,
+    /// Who it is that claims OUTPUTs.
+    pub claimant: Claimant,
+}
+
+/// Who claims OUTPUTs for the jobs of a coordinator. Clones share what was claimed.
+#[derive(Debug, Clone)]
+pub struct Claimant {
+    owner: Owner,
+    say: fn(&str),
+    claims: Arc<Mutex<Option<Claims>>>,
+}
+
+impl Claimant {
+    /// This process; `say` tells people what of dead runs was removed.
+    pub fn new(owner: Owner, say: fn(&str)) -> Self {
+        Self { owner, say, claims: Arc::default() }
+    }
+
+    /// The claims of this process, once it has led.
+    pub fn claims(&self) -> Option<Claims> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn lead(&self, deployment: &DeploymentId, clock: &Arc<dyn Clock>, config: &Config) -> Claims {
+        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || {
+            Claims::new(
+                deployment.clone(),
+                self.owner.clone(),
+                processes::look,
+                self.say,
+                clock.clone(),
+                config.claim.clone(),
+            )
+        };
+        claims.get_or_insert_with(new).clone()
+    }
 }
 
 /// Stands by and leads in turn until `shutdown` becomes true (or its sender is gone). The streams must stand
@@ -169,13 +209,14 @@ impl Term {
     async fn lead(self, elected: Elected, shutdown: &mut watch::Receiver<bool>) -> Result<()> {
         let Self { client, ledger, stores, clock, options, meters } = self;
         let Elected { writer, replayed, subscriptions, stalled, cause } = elected;
-        let CoordinatorOptions { config, bucket, .. } = options;
+        let CoordinatorOptions { config, bucket, claimant, .. } = options;
         for refused in &replayed.refused {
             tracing::error!(refused, "a journal entry contradicts those before it and is passed over");
         }
         let mut machine = job::Machine::new(config.clone(), bucket, replayed.durable)?;
         machine.knows_snapshots(replayed.snapshots);
         tracing::info!(epoch = machine.epoch().0, deployment = %machine.deployment(), %cause, "leading");
+        let claims = claimant.lead(machine.deployment(), &clock, &config);
         let parts = driver::Parts {
             client,
             ledger,
@@ -189,6 +230,7 @@ impl Term {
             cause,
             damage: replayed.damage,
             meters: meters.clone(),
+            claims,
         };
         let starting = meters.as_ref().map(|meters| meters.excuse());
         let driver = driver::Driver::start(parts).await?;

@@ -7,11 +7,12 @@ use async_nats::Client;
 use muster_common::ErrorKind;
 use muster_common::adapters::journal::{JetStreamLedger, ensure_streams};
 use muster_common::adapters::nats;
+use muster_common::adapters::processes;
 use muster_common::buffer::BufferPool;
 use muster_common::clock::SystemClock;
 use muster_common::config::Config;
 use muster_common::store::Stores;
-use muster_coordinator::CoordinatorOptions;
+use muster_coordinator::{Claimant, CoordinatorOptions};
 
 use crate::args::CoordinatorArgs;
 use crate::cmd;
@@ -47,7 +48,8 @@ pub(crate) async fn run(args: CoordinatorArgs) -> Result<(), Exit> {
         streams_waiting(&client, &config).await?;
         let ledger = Arc::new(JetStreamLedger::new(&client, &config));
         let stores = Stores::new(BufferPool::new(IDLE_BYTES_MAX), &config.store);
-        let options = CoordinatorOptions { config: config.clone(), bucket, faults: faults.clone(), vitals };
+        let claimant = Claimant::new(processes::own(false, None), |what| tracing::warn!("{what}"));
+        let options = CoordinatorOptions { config: config.clone(), bucket, faults: faults.clone(), vitals, claimant };
         let clock = Arc::new(SystemClock::default());
         Box::pin(muster_coordinator::run(client, ledger, stores, clock, options, stopped)).await
     };

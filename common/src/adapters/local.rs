@@ -41,12 +41,20 @@ pub struct LocalBlobs {
     buffers: BufferPool,
     /// Bounds the threads that file work takes: each has memory of its own, and a merge asks for a hundred ranges at once.
     turns: Arc<Semaphore>,
+    /// What the temporary names of uploads begin with.
+    mark: Option<u32>,
 }
 
 impl LocalBlobs {
     /// A store whose reads come in buffers of this pool.
     pub fn new(buffers: BufferPool) -> Self {
-        Self { buffers, turns: Arc::new(Semaphore::new(CALLS_AT_ONCE)) }
+        Self { buffers, turns: Arc::new(Semaphore::new(CALLS_AT_ONCE)), mark: None }
+    }
+
+    /// The same, whose uploads bear a mark, so that they can be told from those of other processes.
+    #[must_use]
+    pub fn marked(self, mark: Option<u32>) -> Self {
+        Self { mark, ..self }
     }
 }
 
@@ -361,9 +369,9 @@ fn complete(key: &str, upload: &str, bytes: u64, sync: bool) -> Result<Completed
     Ok(Completed::Now)
 }
 
-fn put_whole(key: &str, bytes: &[u8]) -> Result<()> {
+fn put_whole(key: &str, bytes: &[u8], mark: Option<u32>) -> Result<()> {
     let target = path_of(key);
-    let temporary = target.with_file_name(new_upload_name(&target));
+    let temporary = target.with_file_name(new_upload_name(&target, mark));
     let file = create_in_folder(&temporary)?;
     let written = write_at(&temporary, &file, false, bytes, 0)
         .and_then(|()| fs::rename(&temporary, &target).map_err(|e| file_error(&target, "put in place", &e)));
@@ -374,10 +382,11 @@ fn put_whole(key: &str, bytes: &[u8]) -> Result<()> {
     written
 }
 
-fn new_upload_name(target: &Path) -> String {
+fn new_upload_name(target: &Path, mark: Option<u32>) -> String {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     #[expect(clippy::disallowed_methods, reason = "an adapter's temporary names need no seed: nothing depends on them")]
     let nonce: u64 = rand::random();
+    let nonce = mark.map_or(nonce, |mark| u64::from(mark) << 32 | nonce & u64::from(u32::MAX));
     format!(".{name}.{nonce:016x}.upload")
 }
 
@@ -435,14 +444,14 @@ impl Blobs for LocalBlobs {
     }
 
     async fn put(&self, key: &str, bytes: Bytes) -> Result<()> {
-        let key = key.to_owned();
-        self.blocking(move || put_whole(&key, &bytes)).await
+        let (key, mark) = (key.to_owned(), self.mark);
+        self.blocking(move || put_whole(&key, &bytes, mark)).await
     }
 
     async fn open_upload(&self, key: &str) -> Result<String> {
-        let target = path_of(key);
+        let (target, mark) = (path_of(key), self.mark);
         self.blocking(move || {
-            let name = new_upload_name(&target);
+            let name = new_upload_name(&target, mark);
             create_in_folder(&target.with_file_name(&name))?;
             Ok(name)
         })

@@ -10,6 +10,7 @@ pub mod memory;
 pub mod metered;
 pub mod nats;
 pub mod own_files;
+pub mod processes;
 pub mod refusals;
 pub mod retrying;
 pub mod s3;

@@ -7,12 +7,14 @@ use std::collections::BTreeSet;
 
 use futures::{StreamExt, TryStreamExt, stream};
 
+use muster_common::ids::JobId;
 use muster_common::names::{self, SCRATCH_DIR};
 use muster_common::plan::{BadRecords, PLAN_BYTES_MAX, Plan};
 use muster_common::planted::{self, Bug};
 use muster_common::store::{BlobUrl, OpenUpload, Scheme, Stores};
 use muster_common::{ErrorKind, Result};
 
+use super::claims;
 use super::fence::Fence;
 use super::publish::{AT_ONCE, refused, remove};
 use crate::job::io::{Leftovers, Unremoved};
@@ -26,9 +28,12 @@ pub(super) const UPLOADS_MAX: usize = 100_000;
 ///
 /// # Errors
 /// `Fenced` where somebody else leads; else the first error of the store that may pass, naming the object.
-pub(super) async fn clean_up(stores: &Stores, fence: &Fence, leftovers: Leftovers) -> Result<Unremoved> {
+pub(super) async fn clean_up(stores: &Stores, fence: &Fence, job: &JobId, leftovers: Leftovers) -> Result<Unremoved> {
+    // Whoever has taken OUTPUT from this job has uploads there that nobody here knows.
+    let alone = claims::is_alone(stores, fence, &leftovers.output, job).await?;
     let mut unremoved = abort_all(stores, fence, leftovers.uploads.clone()).await?;
-    if let Some(plan) = plan_of(stores, &leftovers).await?
+    if alone
+        && let Some(plan) = plan_of(stores, &leftovers).await?
         && plan.knows_uploads_before()
     {
         match unknown_uploads(stores, &leftovers, &plan).await {
@@ -40,12 +45,14 @@ pub(super) async fn clean_up(stores: &Stores, fence: &Fence, leftovers: Leftover
             Err(error) => return Err(error),
         }
     }
-    let Leftovers { scratch, replica, plan, empty_output, .. } = leftovers;
+    let Leftovers { scratch, replica, plan, output, empty_output, .. } = leftovers;
     if let Some(replica) = replica {
         unremoved.join(sweep(stores, fence, &replica, &plan.url).await?);
     }
     unremoved.join(sweep(stores, fence, &scratch, &plan.url).await?);
-    if let Some(output) = empty_output {
+    let released = claims::release(stores, fence, &output, job).await;
+    refused(&mut unremoved, &output, released)?;
+    if let Some(output) = empty_output.filter(|_| alone) {
         let pruned = stores.open(&output).await?.prune(output.key()).await;
         refused(&mut unremoved, &output, pruned)?;
     }

@@ -152,7 +152,7 @@ where
 {
     let Effect::ListInput { spec, places, offers, ticket } = effect else { return None };
     let result = match offers::list(&spec, &offers, fence.epoch(), bound, ask).await {
-        Ok(offered) => listing::list_input(stores, &spec, &places, (&offers, &offered)).await,
+        Ok(offered) => listing::list_input(stores, fence, &spec, &places, (&offers, &offered)).await,
         Err(error) => Err(error),
     };
     Some(Input::Listed { job: spec.job.clone(), ticket, result })
@@ -184,7 +184,7 @@ pub async fn carry_out_on_stores(stores: &Stores, fence: &Fence, effect: Effect)
             Input::Published { job, result: publish::publish(stores, fence, &publication).await }
         }
         Effect::CleanUp { job, leftovers } => {
-            Input::Cleaned { job, result: clean::clean_up(stores, fence, *leftovers).await }
+            Input::Cleaned { result: clean::clean_up(stores, fence, &job, *leftovers).await, job }
         }
         Effect::SweepLate { job, scratch } => {
             Input::SweptLate { job, result: clean::sweep_late(stores, fence, &scratch).await }

@@ -9,7 +9,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use async_trait::async_trait;
 use futures::future::{self, Either};
+use muster_common::claim::{Claims, Held, Permit};
 use muster_common::clock::Clock;
 use muster_common::ids::Epoch;
 use muster_common::ledger::{Ledger, Room};
@@ -27,6 +29,18 @@ const BACKOFF: std::ops::RangeInclusive<u64> = 50..=1000;
 #[derive(Clone)]
 pub struct Fence {
     shared: Arc<Shared>,
+    /// What this leader claims OUTPUTs by; none where nobody else could want them.
+    claims: Option<Claims>,
+    /// The claim that is looked at with each question.
+    held: Option<Held>,
+}
+
+/// Who leads may write the deployment's claims.
+#[async_trait]
+impl Permit for Fence {
+    async fn permitted(&self) -> Result<()> {
+        self.check_epoch().await
+    }
 }
 
 struct Shared {
@@ -61,7 +75,26 @@ impl Fence {
     /// Asks this ledger for a leader of this epoch; one question takes no longer than `timeout_ms`.
     pub fn new(ledger: Arc<dyn Ledger>, clock: Arc<dyn Clock>, epoch: Epoch, timeout_ms: u64) -> Self {
         let (over, _) = watch::channel(None);
-        Self { shared: Arc::new(Shared { ledger, clock, epoch, timeout_ms, confirmed: Mutex::new(None), over }) }
+        let confirmed = Mutex::new(None);
+        let shared = Arc::new(Shared { ledger, clock, epoch, timeout_ms, confirmed, over });
+        Self { shared, claims: None, held: None }
+    }
+
+    /// The fence of a leader that claims OUTPUTs.
+    #[must_use]
+    pub fn claiming(mut self, claims: Claims) -> Self {
+        self.claims = Some(claims);
+        self
+    }
+
+    /// What this leader claims OUTPUTs by.
+    pub fn claims(&self) -> Option<&Claims> {
+        self.claims.as_ref()
+    }
+
+    /// The same, which also looks at a claim on OUTPUT with each question.
+    pub(super) fn holding(&self, held: Held) -> Self {
+        Self { held: Some(held), ..self.clone() }
     }
 
     /// Becomes an error once it is known that somebody else leads.
@@ -74,11 +107,19 @@ impl Fence {
         self.shared.over.borrow().clone()
     }
 
-    /// Returns when this leader is known to lead. Waits for a journal that does not answer: without it nothing may be touched.
+    /// Returns when this leader is known to lead, and to hold OUTPUT where that is asked too. Waits for a journal that does not answer: without it nothing may be touched.
     ///
     /// # Errors
-    /// `Fenced` where somebody else has begun an epoch.
+    /// `Fenced` where somebody else has begun an epoch; `Invalid` where somebody else has taken OUTPUT.
     pub async fn check(&self) -> Result<()> {
+        self.check_epoch().await?;
+        match &self.held {
+            Some(held) => held.check().await,
+            None => Ok(()),
+        }
+    }
+
+    async fn check_epoch(&self) -> Result<()> {
         let shared = &self.shared;
         let mut pause_ms = *BACKOFF.start();
         loop {

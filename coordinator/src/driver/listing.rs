@@ -12,6 +12,8 @@ use muster_common::survey::OMITTED_MAX;
 use muster_common::{Error, ErrorKind, Result};
 
 use super::apart::Ground;
+use super::claims;
+use super::fence::Fence;
 use super::formats;
 use super::gather::{self, Expanded, is_folder, too_many};
 use super::offers::Offered;
@@ -26,6 +28,7 @@ const ODD_SHOWN: usize = 5;
 /// `Invalid` or `NotFound`, naming the argument or the object; `Retry` where the store does not answer.
 pub(super) async fn list_input(
     stores: &Stores,
+    fence: &Fence,
     spec: &JobSpec,
     places: &Places,
     (offers, offered): (&[Offer], &Offered),
@@ -56,10 +59,23 @@ pub(super) async fn list_input(
     }
     decide(&left_out, spec.bad_inputs)?;
     let mut warnings = formats::look(stores, spec, &objects, offered).await?;
-    let replaced = look_at_output(stores, spec, &places.output).await?;
-    let uploads_before = open_uploads(stores, &places.output, &mut warnings).await?;
+    refuse_object(stores, &places.output).await?;
     let output_existed = is_folder(&places.output).await.unwrap_or(true);
-    Ok(Listing { objects, left_out, warnings, replaced, uploads_before, output_existed })
+    claims::take(stores, fence, &places.output, &spec.job, output_existed).await?;
+    // Only now it stays as it is seen.
+    let looked = async {
+        let replaced = look_at_output(stores, spec, &places.output).await?;
+        Ok((replaced, open_uploads(stores, &places.output, &mut warnings).await?))
+    };
+    match looked.await {
+        Ok((replaced, uploads_before)) => {
+            Ok(Listing { objects, left_out, warnings, replaced, uploads_before, output_existed })
+        }
+        Err(error) => {
+            claims::withdraw(stores, fence, &spec.job).await?;
+            Err(error)
+        }
+    }
 }
 
 /// What cannot be input ends the request, or is left out by name.
@@ -92,6 +108,14 @@ fn check_count(stores: &Stores, objects: &[PinnedObject]) -> Result<()> {
 
 fn relative<'a>(key: &'a str, base: &str) -> &'a str {
     key.strip_prefix(base).unwrap_or(key).trim_start_matches('/')
+}
+
+async fn refuse_object(stores: &Stores, output: &BlobUrl) -> Result<()> {
+    match stores.open(output).await?.head(output.key()).await {
+        Ok(_) => Err(Error::invalid(format!("OUTPUT {output} is an object; name a folder or prefix"))),
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error.at(format!("OUTPUT {output}"))),
+    }
 }
 
 /// What stands in OUTPUT, all of which a job that may overwrite replaces. Scratch and unfinished uploads do not count.

@@ -10,6 +10,7 @@ use muster_common::store::{Blobs, Scheme};
 use muster_kernel::record::Format;
 use muster_kernel::spec::SortSpec;
 
+use super::super::fence::tests::leading;
 use super::*;
 use crate::job::plan;
 
@@ -44,7 +45,8 @@ fn spec(inputs: &[&str], output: &str, overwrite: bool) -> JobSpec {
 
 async fn list(keys: &[&str], spec: &JobSpec) -> Result<Listing> {
     let places = plan::places(spec, None, &"d1".parse().expect("deployment id")).expect("places");
-    list_input(&stores(keys).await, spec, &places, (&[], &Offered::default())).await
+    let (fence, _, _) = leading().await;
+    list_input(&stores(keys).await, &fence, spec, &places, (&[], &Offered::default())).await
 }
 
 async fn check(keys: &[&str], inputs: &[&str], expected: Result<&[&str], &str>) {
@@ -125,7 +127,8 @@ async fn more_objects_than_memory_has_room_for_are_refused_with_the_number() {
     let check = async |inputs: &[&str], sound: bool| {
         let spec = spec(inputs, "memory:///out", false);
         let places = plan::places(&spec, None, &"d1".parse().expect("deployment id")).expect("places");
-        match list_input(&stores, &spec, &places, (&[], &Offered::default())).await {
+        let (fence, _, _) = leading().await;
+        match list_input(&stores, &fence, &spec, &places, (&[], &Offered::default())).await {
             Ok(listing) => assert!(sound && listing.objects.len() == 2, "{inputs:?}"),
             Err(error) => {
                 let named =
@@ -278,7 +281,8 @@ async fn list_paths(inputs: &[&Path], output: &Path, change: impl FnOnce(&mut Jo
     spec.inputs = inputs.iter().map(|path| text(path)).collect();
     change(&mut spec);
     let places = plan::places(&spec, None, &"d1".parse().expect("deployment id"))?;
-    list_input(&stores, &spec, &places, (&[], &Offered::default())).await
+    let (fence, _, _) = leading().await;
+    list_input(&stores, &fence, &spec, &places, (&[], &Offered::default())).await
 }
 
 #[tokio::test]

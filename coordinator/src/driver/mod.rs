@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use muster_common::api::Event;
+use muster_common::claim::Claims;
 use muster_common::clock::Clock;
 use muster_common::config::Config;
 use muster_common::faults;
@@ -34,6 +35,7 @@ use muster_common::{Error, Result};
 
 mod apart;
 mod asker;
+mod claims;
 mod clean;
 pub(crate) mod effects;
 pub(crate) mod fence;
@@ -84,6 +86,8 @@ pub(crate) struct Parts {
     pub(crate) damage: Vec<String>,
     /// Where somebody watches this process.
     pub(crate) meters: Option<Arc<Meters>>,
+    /// How it claims OUTPUTs.
+    pub(crate) claims: Claims,
 }
 
 /// One term of one leader.
@@ -106,6 +110,7 @@ pub(crate) struct Driver {
     tick_due_ms: u64,
     fence_due_ms: u64,
     room_due_ms: u64,
+    renew_due_ms: u64,
     looking: Option<AbortHandle>,
     connected: bool,
     /// As the machine was told last.
@@ -147,7 +152,7 @@ impl Driver {
     /// `Retry` where NATS does not take it.
     pub(crate) async fn start(parts: Parts) -> Result<Self> {
         let Parts { client, ledger, stores, clock, config, machine, writer, stalled, subscriptions, .. } = parts;
-        let (cause, damage, meters) = (parts.cause, parts.damage, parts.meters);
+        let (cause, damage, meters, claims) = (parts.cause, parts.damage, parts.meters, parts.claims);
         let names = Names::new(&config.namespace);
         let api = ControlApi::start(&client, &names, machine.epoch()).await?;
         let (orders, orders_taken) = mpsc::unbounded_channel();
@@ -160,7 +165,7 @@ impl Driver {
             listing_ms: config.store.list_timeout_ms,
         };
         let now_ms = clock.now_ms();
-        let fence = Fence::new(ledger, clock.clone(), machine.epoch(), config.leader.silence_ms / 2);
+        let fence = Fence::new(ledger, clock.clone(), machine.epoch(), config.leader.silence_ms / 2).claiming(claims);
         let over = fence.watch();
         let config_silence_ms = config.leader.silence_ms;
         Ok(Self {
@@ -181,6 +186,7 @@ impl Driver {
             tick_due_ms: now_ms,
             fence_due_ms: now_ms + config_silence_ms,
             room_due_ms: now_ms,
+            renew_due_ms: now_ms,
             looking: None,
             connected: true,
             stores_away: Vec::new(),
@@ -354,6 +360,41 @@ impl Driver {
         Ok(true)
     }
 
+    /// Shows that the owner of each job's claim lives. A renewal that fails is made again with the next: what follows from a claim that is lost is decided before OUTPUT changes.
+    fn renew_claims(&mut self, now_ms: u64) {
+        let Some(claims) = self.hands.fence.claims().cloned() else { return };
+        self.renew_due_ms = now_ms + claims.renew_ms();
+        for (job, output) in self.machine.outputs() {
+            let (claims, stores, fence) = (claims.clone(), self.hands.stores.clone(), self.hands.fence.clone());
+            self.tasks.spawn(async move {
+                if fence.over().is_none()
+                    && let Err(error) = claims.renew(&stores, &output, &job).await
+                {
+                    tracing::warn!(%error, %job, "the claim on OUTPUT was not renewed");
+                }
+                None
+            });
+        }
+    }
+
+    /// A claim was taken for a job that was refused after that, or was withdrawn while it was planned.
+    fn withdraw_unplanned(&mut self) {
+        let Some(claims) = self.hands.fence.claims().cloned() else { return };
+        for job in claims.planned() {
+            if self.machine.knows(&job) {
+                claims.journalled(&job);
+            } else if !self.machine.plans(&job) && claims.begins_withdrawal(&job) {
+                let (claims, stores, fence) = (claims.clone(), self.hands.stores.clone(), self.hands.fence.clone());
+                self.tasks.spawn(async move {
+                    if let Err(error) = claims.withdraw(&stores, &job, &fence).await {
+                        tracing::warn!(%error, %job, "the claim on OUTPUT was not withdrawn");
+                    }
+                    None
+                });
+            }
+        }
+    }
+
     /// Beats and ticks when they are due, whatever woke the loop: a flood of messages must not keep the clock from being looked at.
     async fn look_at_clock(&mut self) -> Result<()> {
         let now_ms = self.clock.now_ms();
@@ -386,6 +427,10 @@ impl Driver {
             }
             self.feed(Input::Tick).await?;
             self.publish_unsent().await;
+        }
+        self.withdraw_unplanned();
+        if now_ms >= self.renew_due_ms {
+            self.renew_claims(now_ms);
         }
         if now_ms >= self.room_due_ms {
             self.room_due_ms = now_ms + ROOM_MS;

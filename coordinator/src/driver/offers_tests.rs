@@ -7,6 +7,7 @@ use muster_common::store::Stores;
 use muster_kernel::record::Format;
 use muster_kernel::spec::SortSpec;
 
+use super::super::fence::tests::leading;
 use super::super::listing::list_input;
 use super::*;
 use crate::job::plan;
@@ -136,11 +137,12 @@ async fn offered_files_are_checked_as_others_are() {
         muster_common::buffer::BufferPool::new(0),
         &Config::profile(Profile::Testing).expect("settings").store,
     );
+    let (fence, _, _) = leading().await;
     let check = async |files: Vec<LocalFile>, spec: JobSpec| {
         let listed = Ok(ListReply::Listed { files, next: None });
         let offered = list_of(&["workers:/"], vec![listed]).await.expect("listed");
         let places = plan::places(&spec, None, &"d1".parse().expect("id")).expect("places");
-        list_input(&stores, &spec, &places, (&[offer("w1"), offer("w2")], &offered)).await
+        list_input(&stores, &fence, &spec, &places, (&[offer("w1"), offer("w2")], &offered)).await
     };
     let listing = check(vec![file("/data/a")], spec(&["workers:/"])).await.expect("listing");
     assert_eq!(listing.objects.iter().map(|object| object.owner()).collect::<Vec<_>>(), [Some("w1"), Some("w2")]);
@@ -156,7 +158,7 @@ async fn offered_files_are_checked_as_others_are() {
         let spec =
             JobSpec { output: output.to_owned(), bucket: Some("memory:///scratch".to_owned()), ..spec(&["workers:/"]) };
         let Ok(places) = plan::places(&spec, None, &"d1".parse().expect("id")) else { continue };
-        let listed = list_input(&stores, &spec, &places, (&[offer("w1")], &Offered::default())).await;
+        let listed = list_input(&stores, &fence, &spec, &places, (&[offer("w1")], &Offered::default())).await;
         assert!(listed.expect_err(output).message.contains("which worker w1 offers as input"));
     }
 }

@@ -26,6 +26,7 @@ use muster_common::wire::{self, BlobRef, Digester};
 use muster_common::{Error, ErrorKind, Result};
 
 use super::apart::Ground;
+use super::claims;
 use super::fence::Fence;
 use crate::job::io::{ManifestBytes, Publication, PublishedPart, Unremoved};
 
@@ -73,6 +74,7 @@ pub(super) async fn prepare(
     publication: &Publication,
     url: &BlobUrl,
 ) -> Result<BlobRef> {
+    let fence = &claims::holding(stores, fence, (&publication.output, &publication.job), None).await?;
     let store = stores.open(&publication.output).await?;
     let manifest = manifest(stores, publication).await?;
     Ground::check_again(&publication.plan).await?;
@@ -86,6 +88,11 @@ pub(super) async fn prepare(
 /// # Errors
 /// `Fenced` where somebody else leads; else the first error of the store, naming the object. What has been done stays done; the next try goes on from there.
 pub(super) async fn publish(stores: &Stores, fence: &Fence, publication: &Publication) -> Result<Unremoved> {
+    let kept = match &publication.manifest {
+        ManifestBytes::Stored(pointer) => Some(pointer),
+        ManifestBytes::Made(_) => None,
+    };
+    let fence = &claims::holding(stores, fence, (&publication.output, &publication.job), kept).await?;
     let store = stores.open(&publication.output).await?;
     let success = publication.output.join(SUCCESS);
     let manifest = manifest(stores, publication).await?;

@@ -329,7 +329,10 @@ async fn who_no_longer_leads_touches_nothing() {
         uploads: vec![(url("out/part-00000.txt"), publication.parts[0].upload.clone())],
         empty_output: None,
     };
-    assert_eq!(clean_up(&bench.stores, &fence, leftovers).await.expect_err("fenced").kind, ErrorKind::Fenced);
+    assert_eq!(
+        clean_up(&bench.stores, &fence, &"j1".parse().expect("job"), leftovers).await.expect_err("fenced").kind,
+        ErrorKind::Fenced
+    );
     assert_eq!((bench.keys().await.len(), bench.memory.open_uploads()), (OLD.len() + 1, 1));
 }
 
@@ -354,7 +357,7 @@ async fn clean_up_leaves_only_what_is_not_the_jobs() {
         empty_output: None,
     };
     for _ in 0..2 {
-        clean_up(&bench.stores, &bench.fence, leftovers.clone()).await.expect("clean up");
+        clean_up(&bench.stores, &bench.fence, &"j1".parse().expect("job"), leftovers.clone()).await.expect("clean up");
         assert_eq!(bench.keys().await, ["out/other", "s/_muster/d1/j2/b.run"]);
         let open: Vec<String> =
             bench.memory.list_uploads("", 10).await.expect("list").into_iter().map(|open| open.upload).collect();
@@ -475,7 +478,8 @@ async fn what_may_not_be_deleted_is_named_and_no_reason_to_go_on() {
         uploads: vec![(url("out/part-00000.txt"), upload)],
         empty_output: None,
     };
-    let unremoved = clean_up(&bench.stores, &bench.fence, leftovers).await.expect("it ends");
+    let unremoved =
+        clean_up(&bench.stores, &bench.fence, &"j1".parse().expect("job"), leftovers).await.expect("it ends");
     // The upload, 400 runs, the plan, and three folders that could not be looked into.
     assert_eq!(unremoved.count, 405, "{unremoved:?}");
     let warning = unremoved.warning().expect("a warning");

@@ -56,7 +56,7 @@ mod tests;
 mod watch;
 mod workers;
 
-use active::Active;
+use active::{Active, Stage};
 use durable::{Durable, DurableJob};
 use io::{Effect, Input, RefusalCode, Reply, ReplyTo};
 
@@ -249,6 +249,22 @@ impl Machine {
     /// What the journal says.
     pub fn durable(&self) -> &Durable {
         &self.durable
+    }
+
+    /// The jobs that have not ended, or are just ending, with their OUTPUTs.
+    pub fn outputs(&self) -> Vec<(JobId, BlobUrl)> {
+        let works = |active: &Active| !matches!(active.stage, Stage::Stopping | Stage::Cleaning | Stage::Closing);
+        self.active.iter().filter(|(_, job)| works(job)).map(|(id, job)| (id.clone(), job.output.clone())).collect()
+    }
+
+    /// Whether the journal knows a job.
+    pub fn knows(&self, job: &JobId) -> bool {
+        self.durable.jobs.contains_key(job)
+    }
+
+    /// Whether a job is being planned.
+    pub fn plans(&self, job: &JobId) -> bool {
+        self.planning.contains_key(job)
     }
 
     /// What should not happen, counted.

@@ -38,7 +38,8 @@ impl Output {
 
     fn collect(names: &[String], read: impl Fn(&str) -> Vec<u8>) -> Self {
         let mut output = Self { parts: Vec::new(), success: None, others: Vec::new() };
-        for name in names {
+        // A job's claim on OUTPUT goes with the clean-up, which comes right after its end.
+        for name in names.iter().filter(|name| !name.starts_with("_muster/claims/")) {
             if name.starts_with("part-") {
                 output.parts.push((name.clone(), read(name)));
             } else if name == "_SUCCESS" {
