@@ -2,7 +2,7 @@
 # Does --memory hold? Sorts 4 GB with --memory 512MiB inside a memory cgroup of 900 MiB, server included, and watches the process.
 #
 #   deploy/bench-memory.sh [--records N] [--memory SIZE] [--anon-max MIB] [--cgroup MIB] [--dir DIR] [--without-cgroup]
-#   deploy/bench-memory.sh --table [--binary PATH] [--records "N..."] [--memories "MIB..."] [--forms "F..."] [--places "P..."] [--dir DIR]
+#   deploy/bench-memory.sh --table [--binary PATH] [--records "N..."] [--memories "MIB..."] [--forms "F..."] [--places "P..."] [--objects "N..."] [--dir DIR]
 #
 #   --records N        100-byte gensort ASCII records (default 40000000: 4 GB)
 #   --memory SIZE      muster's budget (default 512MiB)
@@ -21,6 +21,7 @@
 #   --memories "M..."  in MiB, default "128 256 512 1024"
 #   --forms "F..."     fixed (records of 100 bytes, key 0:10), lines (whole lines), keys (lines by -k 2,2); default all
 #   --places "P..."    local (one command, its server in the cgroup, too), worker (a worker in the cgroup; server, coordinator and client outside); default both
+#   --objects "N..."   in place of records so many files of 18 bytes each, as lines, by one local command
 set -euo pipefail
 # shellcheck source=deploy/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -36,6 +37,7 @@ binary=
 memories="128 256 512 1024"
 forms="fixed lines keys"
 places="local worker"
+objects=
 while [ $# -gt 0 ]; do
     case $1 in
     --records) records=${2:-} && shift ;;
@@ -49,6 +51,7 @@ while [ $# -gt 0 ]; do
     --memories) memories=${2:-} && shift ;;
     --forms) forms=${2:-} && shift ;;
     --places) places=${2:-} && shift ;;
+    --objects) objects=${2:-} && shift ;;
     -h | --help) help && exit 0 ;;
     *) misuse "unknown argument '$1'" ;;
     esac
@@ -57,6 +60,7 @@ done
 if $table; then records=${records:-30000000 80000000}; else records=${records:-40000000}; fi
 for count in $records; do want_number --records "$count"; done
 $table || want_number --records "$records"
+for count in $objects; do want_number --objects "$count"; done
 for count in $memories; do want_number --memories "$count"; done
 want_number --anon-max "$anon_max"
 want_number --cgroup "$limit"
@@ -122,7 +126,7 @@ trap 'exit 143' TERM
 arguments() {
     case $1 in
     fixed) printf '%s ' --format fixed:100 -k 0:10 ;;
-    lines) printf '%s ' --format lines ;;
+    lines | objects) printf '%s ' --format lines ;;
     keys) printf '%s ' --format lines -k 2,2 ;;
     *) misuse "a form is fixed, lines or keys, not '$1'" ;;
     esac
@@ -172,7 +176,20 @@ start_pool() {
     others="$others $!"
 }
 
-# one_run RECORDS FORM PLACE MIB: a line of the table.
+# make_objects N: so many files of 18 bytes, a thousand in a folder.
+make_objects() {
+    mkdir -p "$work/input-$1"
+    awk -v n="$1" -v dir="$work/input-$1" 'BEGIN {
+        for (i = 0; i < n; i++) {
+            if (i % 1000 == 0) { folder = sprintf("%s/%06d", dir, i / 1000); system("mkdir " folder) }
+            file = sprintf("%s/%03d", folder, i % 1000)
+            printf "%017d\n", (i * 7919) % n > file
+            close(file)
+        }
+    }'
+}
+
+# one_run RECORDS FORM PLACE MIB: a line of the table. Of objects the first column counts thousands.
 one_run() {
     local input=$work/input-$1 form=$2 place=$3 memory=$4 digest before=$SECONDS kills used
     limit=$(((memory * 110 + 99) / 100))
@@ -200,17 +217,20 @@ one_run() {
     rm -rf "$work/parts" "$work/worker"
     local verdict=ok
     known=$(cat "$work/digest-$1-$form" 2>/dev/null) || known=$digest
-    echo "$known" >"$work/digest-$1-$form"
+    [ "$digest" = failed ] || echo "$known" >"$work/digest-$1-$form"
     [ "$digest" = "$known" ] || verdict="other bytes"
     [ $((peak / 1024)) -le "$memory" ] || verdict="beyond --memory"
     [ "${kills:-0}" = 0 ] || verdict=killed
     [ "$status" = 0 ] || verdict="failed: $(tail -n 1 "$work/log")"
-    printf '| %5s | %-5s | %-6s | %6s | %6s | %4s | %6s | %6s | %s |\n' "$(awk -v n="$1" 'BEGIN { printf "%.1f", n / 1e7 }')" "$form" "$place" "$memory" \
+    local unit=10000000
+    [ "$form" != objects ] || unit=1000
+    printf '| %5s | %-7s | %-6s | %6s | %6s | %4s | %6s | %6s | %s |\n' "$(awk -v n="$1" -v unit=$unit 'BEGIN { printf "%.1f", n / unit }')" "$form" "$place" "$memory" \
         "$((peak / 1024))" "$((peak_server / 1024))" "$limit" "${used:+$((used / 1048576))}" "$verdict, $((SECONDS - before)) s"
     [ "$verdict" = ok ] || bad=$((bad + 1))
 }
 
 if $table; then
+    if [ -n "$objects" ]; then records= places=local; fi
     largest=0
     for count in $records; do if [ "$count" -gt "$largest" ]; then largest=$count; fi; done
     want_space "$dir" $((largest * 450))
@@ -227,6 +247,11 @@ if $table; then
         sync
         for form in $forms; do for place in $places; do for memory in $memories; do one_run "$count" "$form" "$place" "$memory"; done; done; done
         rm -f "$work/input-$count"
+    done
+    for count in $objects; do
+        make_objects "$count"
+        for memory in $memories; do one_run "$count" objects local "$memory"; done
+        rm -rf "$work/input-$count"
     done
     [ "$bad" = 0 ] || die "$bad runs did not keep to it"
     say "kept: RssAnon within --memory, every command within a cgroup of 10 % more, same bytes from all"
