@@ -117,7 +117,9 @@ impl Here {
         limits.objects_max = limits.objects_max.min(budget.objects_max());
         let mark = SystemClock::default().random() as u32;
         Self {
-            stores: Stores::new(BufferPool::new(budget.buffer_bytes), &limits).marked(mark),
+            stores: Stores::new(BufferPool::new(budget.buffer_bytes), &limits)
+                .marked(mark)
+                .with_lists_bytes_max(budget.lists_bytes_max()),
             claimant: Claimant::new(processes::own(true, Some(mark)), |what| {
                 output::error_line(&format!("muster: {what}"));
             }),

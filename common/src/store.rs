@@ -431,6 +431,8 @@ pub struct Stores {
     troubles: Troubles,
     /// What the temporary names of uploads on this machine's file system begin with.
     mark: Option<u32>,
+    /// Memory for names and places of input objects.
+    lists_bytes_max: u64,
 }
 
 impl Stores {
@@ -445,6 +447,7 @@ impl Stores {
             layers,
             troubles: Troubles::default(),
             mark: None,
+            lists_bytes_max: u64::MAX,
         }
     }
 
@@ -519,6 +522,17 @@ impl Stores {
     pub fn bounds(&self) -> Bounds {
         let depth = usize::try_from(self.limits.depth_max).unwrap_or(usize::MAX);
         Bounds { objects: self.objects_max(), entries: self.limits.entries_max, depth }
+    }
+
+    /// The same stores, for a process that has so many bytes of memory for names and places of input objects.
+    #[must_use]
+    pub fn with_lists_bytes_max(self, lists_bytes_max: u64) -> Self {
+        Self { lists_bytes_max, ..self }
+    }
+
+    /// Memory for names and places of input objects, in bytes; no bound where none was set.
+    pub fn lists_bytes_max(&self) -> u64 {
+        self.lists_bytes_max
     }
 
     /// The stores that cannot be used at present.

@@ -95,14 +95,19 @@ impl Budget {
         halved.max(SORTER_BYTES_MIN).min(sorter_bytes)
     }
 
-    /// Input objects whose names and places have room beside what is sorted: half of the sorters' memory.
-    pub fn objects_max(&self) -> u64 {
-        (self.sorter_bytes as u64).saturating_mul(u64::from(self.slots)) / 2 / OBJECT_BYTES
+    /// Memory for the names and places of input objects beside what is sorted: half of the sorters'.
+    pub fn lists_bytes_max(&self) -> u64 {
+        (self.sorter_bytes as u64).saturating_mul(u64::from(self.slots)) / 2
     }
 
-    /// The chunk of one task beside the names and places of so many input objects, beyond what is kept for them anyway.
-    pub(crate) fn sorter_bytes_beside(&self, objects: usize) -> usize {
-        let lists = (objects as u64).saturating_mul(OBJECT_BYTES).saturating_sub(self.cache_bytes as u64);
+    /// Input objects that have room in it, at most.
+    pub fn objects_max(&self) -> u64 {
+        self.lists_bytes_max() / OBJECT_BYTES
+    }
+
+    /// The chunk of one task beside names and places of input objects that take so many bytes, beyond what is kept for them anyway.
+    pub(crate) fn sorter_bytes_beside(&self, lists_bytes: u64) -> usize {
+        let lists = lists_bytes.saturating_sub(self.cache_bytes as u64);
         let each = usize::try_from(lists / u64::from(self.slots)).unwrap_or(usize::MAX);
         self.sorter_bytes.saturating_sub(each).max(self.sorter_bytes / 2)
     }
@@ -331,12 +336,12 @@ mod tests {
         let budget = Budget::beside(32 << 20, 256 << 20, 2);
         let most = budget.objects_max();
         assert!((50_000..500_000).contains(&most), "{most}");
-        assert_eq!(budget.sorter_bytes_beside(1000), budget.sorter_bytes, "few are kept in the caches");
-        let beside = budget.sorter_bytes_beside(most as usize);
+        assert_eq!(budget.sorter_bytes_beside(1000 * OBJECT_BYTES), budget.sorter_bytes, "few are kept in the caches");
         let lists = most * OBJECT_BYTES;
+        let beside = budget.sorter_bytes_beside(lists);
         assert!(beside < budget.sorter_bytes && beside >= budget.sorter_bytes / 2, "{beside}");
         assert!(2 * beside as u64 + lists <= 2 * budget.sorter_bytes as u64 + budget.cache_bytes as u64 + 1);
-        assert_eq!(budget.sorter_bytes_beside(usize::MAX), budget.sorter_bytes / 2);
+        assert_eq!(budget.sorter_bytes_beside(u64::MAX), budget.sorter_bytes / 2);
     }
 
     #[test]

@@ -70,15 +70,15 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// An empty sorter for a job of so many input objects, its budget halved so many times: the one of the last attempt, where it sorts by the same order. It leaves the slot
+    /// An empty sorter for a job whose input objects take so many bytes of memory, its budget halved so many times: the one of the last attempt, where it sorts by the same order. It leaves the slot
     /// until [`Lease::keep_sorter`].
-    pub(crate) fn take_sorter(&mut self, order: &Arc<Order>, objects: usize, halvings: u8) -> ChunkSorter {
+    pub(crate) fn take_sorter(&mut self, order: &Arc<Order>, lists_bytes: u64, halvings: u8) -> ChunkSorter {
         self.slot.lent = None;
         match self.slot.sorter.take() {
             Some((of, sorter)) if halvings == 0 && Arc::ptr_eq(&of, order) && sorter.is_empty() => sorter,
             other => {
                 drop(other);
-                let budget = Budget::halved(self.slots.budget.sorter_bytes_beside(objects), halvings);
+                let budget = Budget::halved(self.slots.budget.sorter_bytes_beside(lists_bytes), halvings);
                 let limits = self.slots.limits;
                 ChunkSorter::new(order.clone(), budget)
                     .with_memory_advice(advise_huge_pages)

@@ -6,7 +6,7 @@
 
 use muster_common::inputs;
 use muster_common::names::SCRATCH_DIR;
-use muster_common::plan::{BadInputs, JobSpec, LeftOut, OBJECTS_MAX, PinnedObject, UPLOADS_UNKNOWN};
+use muster_common::plan::{BadInputs, JobSpec, LeftOut, OBJECTS_MAX, PinnedObject, UPLOADS_UNKNOWN, memory_of};
 use muster_common::store::{BlobMeta, BlobUrl, Stores};
 use muster_common::survey::OMITTED_MAX;
 use muster_common::{Error, ErrorKind, Result};
@@ -103,7 +103,17 @@ fn decide(left_out: &[LeftOut], bad_inputs: BadInputs) -> Result<()> {
 
 fn check_count(stores: &Stores, objects: &[PinnedObject]) -> Result<()> {
     let limit = stores.objects_max();
-    if objects.len() > limit { Err(too_many(limit)) } else { Ok(()) }
+    if objects.len() > limit {
+        return Err(too_many(limit));
+    }
+    let (lists_bytes, room) = (memory_of(objects), stores.lists_bytes_max());
+    if lists_bytes > room {
+        let count = objects.len();
+        return Err(Error::invalid(format!(
+            "the names of the {count} input objects take about {lists_bytes} bytes of memory, more than the {room} that --memory has room for in a run here; give more --memory, or join small objects"
+        )));
+    }
+    Ok(())
 }
 
 fn relative<'a>(key: &'a str, base: &str) -> &'a str {

@@ -141,6 +141,21 @@ async fn more_objects_than_memory_has_room_for_are_refused_with_the_number() {
     check(&["memory:///in/a", "memory:///in/b", "memory:///in/c"], false).await;
     check(&["memory:///in"], false).await;
     check(&["memory:///in/*"], false).await;
+    // Long names take more than short ones: a run here has so much memory for all of them.
+    let long = format!("long/{}", "n".repeat(800));
+    let memory = MemoryBlobs::default();
+    memory.put(&long, b"x".to_vec().into()).await.expect("put");
+    stores.insert(Scheme::Memory, Arc::new(memory)).await;
+    for (room, sound) in [(3_000, true), (2_500, false)] {
+        let stores = stores.clone().with_lists_bytes_max(room);
+        let spec = spec(&["memory:///long"], "memory:///out", false);
+        let places = plan::places(&spec, None, &"d1".parse().expect("deployment id")).expect("places");
+        let (fence, _, _) = leading().await;
+        let listed = list_input(&stores, &fence, &spec, &places, (&[], &Offered::default())).await;
+        let refused =
+            listed.err().map(|error| (error.kind, error.message.contains("more than the 2500 that --memory")));
+        assert_eq!(refused, (!sound).then_some((ErrorKind::Invalid, true)), "{room}");
+    }
 }
 
 /// Lists files below a folder.

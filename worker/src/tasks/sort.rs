@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use muster_common::plan::memory_of;
 use muster_common::retry::Trouble;
 use muster_common::store::{Access, BlobUrl, Scheme};
 use muster_common::wire::{BlobRef, Outcome, SortedRun};
@@ -87,7 +88,7 @@ impl Inputs {
     fn sort(&self, task: &Task, lease: &mut Lease, halvings: u8) -> Result<SortedRun> {
         let job = &self.job;
         let split = task.split(job)?;
-        let mut sorter = lease.take_sorter(&job.order, job.plan.objects.len(), halvings);
+        let mut sorter = lease.take_sorter(&job.order, memory_of(&job.plan.objects), halvings);
         let io_bytes = lease.io_bytes();
         let parts = PartsPlan::of(self.quarantine.url.scheme(), 0, io_bytes / 8);
         let mut sorting = Sorting {
