@@ -205,10 +205,7 @@ impl FromStr for BlobUrl {
                 if key.split('/').any(|segment| segment == ".." || segment == ".") {
                     return Err(Error::invalid(format!("{text:?}: a key may not hold . or .. segments")));
                 }
-                Ok(Self {
-                    scheme: Scheme::S3 { bucket: bucket.to_owned() },
-                    key: key.trim_start_matches('/').to_owned(),
-                })
+                Ok(Self { scheme: Scheme::S3 { bucket: bucket.to_owned() }, key: key.to_owned() })
             }
             "memory" if rest.split('/').any(|segment| segment == ".." || segment == ".") => {
                 Err(Error::invalid(format!("{text:?}: a key may not hold . or .. segments")))
@@ -683,6 +680,7 @@ mod tests {
         check(r"file:///a\xff", Some(r"file:///a\xff"));
         check("s3://bucket/a/b", Some("s3://bucket/a/b"));
         check("s3://bucket", Some("s3://bucket/"));
+        check("s3://bucket//a//b/", Some("s3://bucket//a//b/"));
         check("s3://B/a", None);
         check("s3://bucket/../a", None);
         check("memory:///../a", None);

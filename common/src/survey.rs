@@ -117,7 +117,13 @@ impl Wanted {
         let mut survey = Survey::default();
         for meta in listed {
             let Some(relative) = relative(&meta.key, &self.base) else { continue };
-            if is_hidden(relative) {
+            if relative.split('/').any(|segment| matches!(segment, "." | "..")) {
+                // Not hidden: no client of a store can ask for it.
+                if self.means(Path::new(relative)) {
+                    let why = "a key with . or .. segments, which cannot be asked for".to_owned();
+                    survey.omitted.push(Omitted { key: meta.key, why });
+                }
+            } else if is_hidden(relative) {
                 survey.hidden = true;
             } else if self.means(Path::new(relative)) {
                 survey.objects.push(meta);
@@ -125,6 +131,8 @@ impl Wanted {
             self.check_objects(&survey)?;
         }
         survey.objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        survey.omitted.sort_unstable();
+        survey.omitted.truncate(OMITTED_MAX + 1);
         Ok(survey)
     }
 
@@ -190,6 +198,13 @@ mod tests {
     fn of_a_listing_what_is_hidden_or_not_meant_is_passed_over() {
         let meta = |key: &str| BlobMeta { key: key.to_owned(), bytes: 1, version: String::new(), modified_unix_ms: 0 };
         let keys = ["in/b", "in/a.log", "in/_x", "in/c/.d/e", "inside", "in//f"].map(meta);
+        let dots = Wanted::all("in", BOUNDS).choose(["in/./a", "in/b/../c", "in/.d"].map(meta)).expect("survey");
+        assert_eq!(
+            dots.omitted.iter().map(|omitted| omitted.key.as_str()).collect::<Vec<_>>(),
+            ["in/./a", "in/b/../c"]
+        );
+        let logs = Wanted::matching("in", "*.log", BOUNDS).expect("pattern").choose(["in/./a"].map(meta));
+        assert!(logs.expect("survey").omitted.is_empty(), "what is not meant is nobody's trouble");
         let check = |wanted: &Wanted, expected: &[&str]| {
             let survey = wanted.choose(keys.clone()).expect("survey");
             assert_eq!(survey.objects.iter().map(|meta| meta.key.as_str()).collect::<Vec<_>>(), expected);

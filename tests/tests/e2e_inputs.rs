@@ -8,7 +8,8 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use muster_tests::harness::{Finished, Output, Sandbox, oracle, wait};
+use muster_tests::harness::fake_s3::{Request, error_body, reply};
+use muster_tests::harness::{FakeS3, Finished, Output, S3Server, Sandbox, oracle, wait};
 use serde_json::Value;
 
 /// Far less than anything is waited for.
@@ -233,4 +234,114 @@ fn keys_and_separators_of_lines_make_csv_lines() {
             options.iter().copied().filter(|option| !["--format", "lines"].contains(option)).collect();
         Output::of_folder(&output).assert_is(&oracle::gnu_sort(&as_sort, std::slice::from_ref(&file)));
     }
+}
+
+/// Keys that a bucket may hold, as URLs write them, and what each object holds.
+const KEYS: [(&str, &str); 7] = [
+    ("in/plain", "b\n"),
+    ("in/del%7F", "a\n"),
+    ("in/%01%0Acontrol", "d\n"),
+    ("in//twice", "c\n"),
+    ("in/a+b%20c%26d", "e\n"),
+    ("in/tail/", "f\n"),
+    ("other/./dots", "g\n"),
+];
+
+/// Answers as a bucket with these objects, in pages of two.
+fn bucket_of_odd_keys(request: &Request) -> Vec<u8> {
+    let (method, target) = request.line.split_once(' ').unwrap_or_default();
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let parameter = |name: &str| {
+        let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        pairs.filter(|(key, _)| *key == name).map(|(_, value)| value.replace("%2F", "/")).next().unwrap_or_default()
+    };
+    let key = path.strip_prefix("/data/").unwrap_or_default();
+    // A client escapes what it likes; the pluses and blanks of these keys are all that differs.
+    let same = |known: &str| known.replace('+', "%2B") == key;
+    match KEYS.iter().find(|(known, _)| same(known)) {
+        _ if query.contains("list-type") => {
+            let prefix = parameter("prefix");
+            let below: Vec<_> = KEYS.iter().filter(|(known, _)| known.starts_with(&prefix)).collect();
+            let begin = parameter("continuation-token").parse::<usize>().unwrap_or(0);
+            let entry = |(known, bytes): &&(&str, &str)| {
+                format!(
+                    "<Contents><Key>{}</Key><Size>{}</Size><ETag>\"{}\"</ETag></Contents>",
+                    known.replace('+', "%2B").replace("%20", "+"),
+                    bytes.len(),
+                    bytes.trim()
+                )
+            };
+            let entries: String = below.iter().skip(begin).take(2).map(entry).collect();
+            let more = begin + 2 < below.len();
+            let next = if more {
+                format!("<NextContinuationToken>{}</NextContinuationToken>", begin + 2)
+            } else {
+                String::new()
+            };
+            reply(
+                "200 OK",
+                "",
+                &format!(
+                    "<ListBucketResult><EncodingType>url</EncodingType><IsTruncated>{more}</IsTruncated>{next}{entries}</ListBucketResult>"
+                ),
+            )
+        }
+        Some((_, bytes)) if matches!(method, "HEAD" | "GET") => {
+            let headers = format!("ETag: \"{}\"\r\nLast-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\n", bytes.trim());
+            let last = bytes.len() - 1;
+            match request.header("range") {
+                Some(range) => {
+                    let (begin, end) =
+                        range.strip_prefix("bytes=").and_then(|range| range.split_once('-')).unwrap_or_default();
+                    let begin = begin.parse::<usize>().unwrap_or(0);
+                    let end = end.parse::<usize>().map_or(last, |end| end.min(last));
+                    let headers = format!("{headers}Content-Range: bytes {begin}-{end}/{}\r\n", bytes.len());
+                    reply("206 Partial Content", &headers, &bytes[begin..=end])
+                }
+                None => reply("200 OK", &headers, bytes),
+            }
+        }
+        _ => reply("404 Not Found", "", &error_body("NoSuchKey", "There is none")),
+    }
+}
+
+#[test]
+fn keys_of_a_bucket_are_read_as_they_are() {
+    let sandbox = Sandbox::new();
+    let store = FakeS3::start(bucket_of_odd_keys);
+    let run = |input: &str, output: &str, more: &[&str]| {
+        let mut command = sandbox.muster();
+        command.args([&["sort", input, "-o", output, "--local=1", "--json"], more].concat());
+        command.env("AWS_ENDPOINT_URL", store.endpoint());
+        command.env("AWS_ACCESS_KEY_ID", "key").env("AWS_SECRET_ACCESS_KEY", "secret");
+        sandbox.run_command(command, wait::RUN_BOUND)
+    };
+    let check = |input: &str, output: &str, expected: &[u8]| {
+        run(input, output, &[]).expect_code(0);
+        Output::of_folder(sandbox.path(output)).assert_is(expected);
+    };
+    check("s3://data/in", "all", b"a\nb\nc\nd\ne\nf\n");
+    check("s3://data/in//", "twice", b"c\n");
+    check("s3://data/in//twice", "one", b"c\n");
+    check("s3://data/in/p*", "glob", b"b\n");
+    // What cannot be asked for is named; a pattern that does not mean it is not harmed.
+    run("s3://data/other", "none", &[]).expect_code(1).expect_error(&["other/./dots", ". or .. segments"]);
+    run("s3://data/*/p*", "across", &[]).expect_code(0);
+    let report = run("s3://data/other", "skipped", &["--bad-inputs", "skip"]).expect_code(0).json();
+    assert_eq!(report["skipped_objects"], 1, "{report}");
+}
+
+/// One such key failed the whole listing.
+#[test]
+fn a_key_with_a_control_character_fails_no_listing() {
+    let sandbox = Sandbox::new();
+    let server = S3Server::start(&sandbox);
+    let bucket = server.bucket("data");
+    let files = [sandbox.file("a", "d\na\n"), sandbox.file("b", "c\nb\n")];
+    bucket.put("in/plain", b"d\na\n");
+    bucket.put_escaped("in/del%7F", b"c\nb\n");
+    let mut command = sandbox.muster();
+    command.args(["sort", &bucket.url("in"), "-o", &bucket.url("out"), "--local=1"]).envs(server.environment());
+    sandbox.run_command(command, wait::RUN_BOUND).expect_code(0);
+    Output::of_bucket(&bucket, "out/").assert_is(&oracle::gnu_sort(&[], &files));
 }

@@ -32,6 +32,7 @@ mod credentials;
 mod failure;
 mod http;
 mod names;
+mod objects;
 mod profile;
 mod settings;
 mod uploads;
@@ -46,6 +47,7 @@ pub struct S3Blobs {
     endpoint: String,
     store: AmazonS3,
     uploads: uploads::Lister,
+    objects: objects::Objects,
     skip_signature: bool,
 }
 
@@ -130,6 +132,7 @@ impl S3Blobs {
             retry_timeout: Duration::from_millis(limits.call_timeout_ms / 2),
             ..RetryConfig::default()
         };
+        let objects = objects::Objects::new(bucket, base.clone(), region.clone(), connector.client());
         let uploads = uploads::Lister::new(bucket, base, region.clone(), connector.client());
         let mut builder = AmazonS3Builder::new();
         for (key, value) in others {
@@ -152,7 +155,16 @@ impl S3Blobs {
             .with_disable_bulk_delete(true)
             .build()
             .map_err(no_client)?;
-        Ok(Self { bucket: bucket.to_owned(), endpoint: place, store, uploads, skip_signature })
+        Ok(Self { bucket: bucket.to_owned(), endpoint: place, store, uploads, objects, skip_signature })
+    }
+
+    /// What requests of our own are signed with; none where nothing is signed.
+    async fn credential(&self, key: &str, doing: &str) -> Result<Option<Arc<AwsCredential>>> {
+        if self.skip_signature {
+            return Ok(None);
+        }
+        let credential = self.store.credentials().get_credential().await;
+        credential.map(Some).map_err(|e| self.error(key, doing, &e))
     }
 
     fn path(&self, key: &str) -> Result<Path> {
@@ -248,11 +260,21 @@ impl Blobs for S3Blobs {
     }
 
     async fn survey(&self, wanted: &Wanted) -> Result<Survey> {
-        let limit = usize::try_from(wanted.bounds().entries).unwrap_or(usize::MAX);
-        wanted.choose(self.list(wanted.base(), limit).await?)
+        let base = wanted.base();
+        let prefix = if base.is_empty() { String::new() } else { format!("{base}/") };
+        let credential = self.credential(base, "list").await?;
+        let listed = self.objects.list(credential.as_deref(), &prefix, wanted.bounds().entries).await?;
+        let mut survey = wanted.choose(listed)?;
+        for meta in survey.objects.iter_mut().filter(|meta| meta.version.is_empty()) {
+            *meta = self.head(&meta.key).await?;
+        }
+        Ok(survey)
     }
 
     async fn head(&self, key: &str) -> Result<BlobMeta> {
+        if !objects::is_plain(key) {
+            return self.objects.head(self.credential(key, "look at").await?.as_deref(), key).await;
+        }
         let path = self.path(key)?;
         match self.store.head(&path).await {
             Ok(meta) => Ok(blob_meta(meta)),
@@ -263,6 +285,9 @@ impl Blobs for S3Blobs {
     async fn read(&self, key: &str, range: Range<u64>, _access: Access) -> Result<Bytes> {
         if range.is_empty() {
             return Ok(Bytes::new());
+        }
+        if !objects::is_plain(key) {
+            return self.objects.read(self.credential(key, "read").await?.as_deref(), key, range).await;
         }
         let result = self.store.get_range(&self.path(key)?, range.clone()).await;
         let short = |seen: u64| {
@@ -332,13 +357,7 @@ impl Blobs for S3Blobs {
 
     async fn list_uploads(&self, prefix: &str, limit: usize) -> Result<Vec<OpenUpload>> {
         let prefix = prefix.trim_end_matches('/');
-        let credential = match self.skip_signature {
-            true => None,
-            false => {
-                let credential = self.store.credentials().get_credential().await;
-                Some(credential.map_err(|e| self.error(prefix, "list uploads below", &e))?)
-            }
-        };
+        let credential = self.credential(prefix, "list uploads below").await?;
         self.uploads.list(credential.as_deref(), prefix, limit).await
     }
 

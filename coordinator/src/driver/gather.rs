@@ -75,7 +75,8 @@ impl Input<'_> {
                 Err(error) => return Err(self.at(error)),
             }
         }
-        let folder = key.trim_end_matches('/');
+        // One slash ends a folder's name; a second one is a name of its own in a bucket.
+        let folder = key.strip_suffix('/').unwrap_or(key);
         let plain = !is_wild(key) && unescaped(key) == key;
         if plain || self.is_folder(folder).await? {
             return self.folder(folder).await;
@@ -84,8 +85,9 @@ impl Input<'_> {
             (Scheme::File, Some((folder, _))) => folder.parse::<BlobUrl>()?.key().to_owned(),
             _ => String::new(),
         };
-        let rest = if literal.is_empty() { key } else { key.strip_prefix(&literal).unwrap_or(key) };
-        self.pattern(literal, rest.trim_start_matches('/')).await
+        let rest =
+            if literal.is_empty() { key } else { key.strip_prefix(&literal).unwrap_or(key).trim_start_matches('/') };
+        self.pattern(literal, rest).await
     }
 
     fn objects(&self, objects: Vec<BlobMeta>) -> Expanded {
@@ -121,6 +123,10 @@ impl Input<'_> {
     async fn pattern(&self, mut base: String, pattern: &str) -> Result<Expanded> {
         let mut rest = pattern;
         while let Some((segment, below)) = rest.split_once('/') {
+            // A key may begin with a slash, and no folder stands for what is before it.
+            if base.is_empty() && segment.is_empty() {
+                break;
+            }
             let folder = match is_wild(segment) {
                 false => unescaped(segment),
                 // Brackets and braces are in names of folders, too.

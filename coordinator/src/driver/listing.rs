@@ -131,7 +131,8 @@ async fn refuse_object(stores: &Stores, output: &BlobUrl) -> Result<()> {
 /// What stands in OUTPUT, all of which a job that may overwrite replaces. Scratch and unfinished uploads do not count.
 async fn look_at_output(stores: &Stores, spec: &JobSpec, output: &BlobUrl) -> Result<Vec<PinnedObject>> {
     let store = stores.open(output).await?;
-    match store.head(output.key()).await {
+    // A tool may mark the folder by an empty object with a slash behind its name.
+    match store.head(output.key().trim_end_matches('/')).await {
         Ok(_) => return Err(Error::invalid(format!("OUTPUT {output} is an object; name a folder or prefix"))),
         Err(error) if error.kind == ErrorKind::NotFound => {}
         Err(error) => return Err(error.at(format!("OUTPUT {output}"))),

@@ -146,9 +146,24 @@ impl Bucket {
         assert_eq!(status, 200, "begin upload: {body}");
     }
 
+    /// Writes an object under a key that is escaped as in URLs, whatever bytes it has.
+    ///
+    /// # Panics
+    /// Where it cannot.
+    #[track_caller]
+    pub fn put_escaped(&self, key: &str, bytes: &[u8]) {
+        let body = PutPayload::from(bytes.to_vec()).into();
+        let (status, body) = self.call_with("PUT", &format!("/{key}"), body).expect("an object can be written");
+        assert_eq!(status, 200, "put {}: {body}", self.url(key));
+    }
+
     /// One signed request to the bucket: the path and query follow its name.
     fn call(&self, method: &str, path_and_query: &str) -> Result<(u16, String), String> {
-        let mut request = HttpRequest::new(HttpRequestBody::empty());
+        self.call_with(method, path_and_query, HttpRequestBody::empty())
+    }
+
+    fn call_with(&self, method: &str, path_and_query: &str, body: HttpRequestBody) -> Result<(u16, String), String> {
+        let mut request = HttpRequest::new(body);
         *request.method_mut() = method.parse().expect("a method");
         *request.uri_mut() = format!("{}/{}{path_and_query}", self.endpoint, self.name).parse().expect("a URL");
         AwsAuthorizer::new(&self.credential, "s3", REGION)
