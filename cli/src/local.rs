@@ -14,6 +14,7 @@ use std::time::Duration;
 use muster_common::adapters::journal::{JetStreamLedger, ensure_streams};
 use muster_common::adapters::nats;
 use muster_common::adapters::processes;
+use muster_common::adapters::servers::Servers;
 use muster_common::api::{JobState, JobStatus};
 use muster_common::buffer::BufferPool;
 use muster_common::clock::{Clock, SystemClock};
@@ -291,7 +292,14 @@ async fn start_coordinator(
     let client = nats::connect(&server.settings(), config, "muster coordinator").await?;
     let ledger = Arc::new(JetStreamLedger::new(&client, config));
     let claimant = here.claimant.clone();
-    let options = CoordinatorOptions { config: config.clone(), bucket: None, faults: None, vitals: None, claimant };
+    let options = CoordinatorOptions {
+        config: config.clone(),
+        bucket: None,
+        faults: None,
+        servers: Servers::default(),
+        vitals: None,
+        claimant,
+    };
     let (stores, clock) = (here.stores.clone(), Arc::new(SystemClock::default()));
     parts.spawn(async move {
         let led = muster_coordinator::run(client, ledger, stores, clock, options, left);

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use muster_common::adapters::faulty::FaultyLedger;
 use muster_common::adapters::metered::Meter;
 use muster_common::adapters::processes;
+use muster_common::adapters::servers::Servers;
 use muster_common::claim::{Claims, Owner};
 use muster_common::clock::Clock;
 use muster_common::config::{self, Config};
@@ -63,6 +64,8 @@ pub struct CoordinatorOptions {
     pub bucket: Option<BlobUrl>,
     /// Faults to inject, where somebody asked for it.
     pub faults: Option<Arc<Faults>>,
+    /// The NATS servers that it was told of: each is looked at, so that one that is gone has a name.
+    pub servers: Servers,
     /// Where it tells how it is, where somebody watches it.
     pub vitals: Option<Arc<Vitals>>,
     /// Who it is that claims OUTPUTs.
@@ -209,7 +212,7 @@ impl Term {
     async fn lead(self, elected: Elected, shutdown: &mut watch::Receiver<bool>) -> Result<()> {
         let Self { client, ledger, stores, clock, options, meters } = self;
         let Elected { writer, replayed, subscriptions, stalled, cause } = elected;
-        let CoordinatorOptions { config, bucket, claimant, .. } = options;
+        let CoordinatorOptions { config, bucket, servers, claimant, .. } = options;
         for refused in &replayed.refused {
             tracing::error!(refused, "a journal entry contradicts those before it and is passed over");
         }
@@ -223,6 +226,7 @@ impl Term {
             stores,
             clock,
             config,
+            servers,
             machine,
             writer,
             stalled,
@@ -233,7 +237,7 @@ impl Term {
             claims,
         };
         let starting = meters.as_ref().map(|meters| meters.excuse());
-        let driver = driver::Driver::start(parts).await?;
+        let driver = Box::pin(driver::Driver::start(parts)).await?;
         drop(starting);
         Box::pin(driver.run(shutdown)).await
     }

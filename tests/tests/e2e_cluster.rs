@@ -101,9 +101,23 @@ fn one_of_three_servers_is_lost_while_sorting() {
     let mut scene = Scene::start(&sandbox, &s3, Nats::cluster(&sandbox), REPLICATED);
     scene.pool.hold_in_the_midst_of("job", "sorting");
     let lost = scene.pool.nats.journal_leader();
+    let place = format!("127.0.0.1:{}", scene.pool.nats.server(lost).port());
     scene.pool.nats.server(lost).kill();
+    // It is named wherever somebody looks.
+    scene.pool.wait_for_status("job", "without a server of its NATS", |status| {
+        let alerts = status["alerts"].as_array().expect("alerts");
+        alerts.iter().any(|alert| *alert == format!("nats-server-away {place}"))
+    });
+    scene.pool.coordinator(0).wait_for_log(&format!("the NATS server {place} does not answer"), wait::RUN_BOUND);
+    let looked = scene.pool.run(["doctor", "--profile", "testing"]);
+    assert!(looked.stdout.contains(&format!("1 of 3 do not answer: {place}")), "{}", looked.stdout);
     scene.go_on();
-    let pool = scene.finish();
+    let mut pool = scene.finish();
+    pool.nats.server(lost).start_again(&sandbox);
+    pool.coordinator(0).wait_for_log(&format!("the NATS server {place} answers again"), wait::RUN_BOUND);
+    let events = pool.run(["events", "job"]).expect_code(0).stdout;
+    assert!(events.contains("nats-server-away"), "{events}");
+    pool.nats.server(lost).kill();
     assert_ne!(pool.nats.journal_leader(), lost, "the lost server leads");
 }
 
@@ -128,7 +142,12 @@ fn without_a_quorum_commits_wait_and_then_go_on() {
     for server in lost {
         scene.pool.nats.server(server).start_again(&sandbox);
     }
-    scene.finish();
+    let pool = scene.finish();
+    let events = wait::until("the outage in the job's history", wait::RUN_BOUND, || {
+        let said = pool.run(["events", "job"]).stdout;
+        said.contains("the journal could not be written").then_some(said)
+    });
+    assert!(events.contains("job-submitted"), "{events}");
 }
 
 #[test]

@@ -19,6 +19,21 @@ fn kinds(events: &[Value]) -> Vec<&str> {
     events.iter().map(|event| event["kind"].as_str().expect("a kind")).collect()
 }
 
+/// A request that was refused is no job; what was wrong with it can be asked for all the same.
+#[test]
+fn a_refused_request_can_be_asked_for() {
+    let sandbox = Sandbox::new();
+    let pool = Pool::on_folder(&sandbox, 1);
+    let (missing, output) = (sandbox.path("missing"), sandbox.path("out"));
+    pool.run(["sort", "--job-id", "wrong", arg(&missing), "-o", arg(&output)]).expect_code(1);
+    let asked = wait::until("the refusal to be told", wait::RUN_BOUND, || {
+        let asked = pool.run(["status", "wrong"]).expect_code(1);
+        asked.stderr.contains("was refused").then_some(asked)
+    });
+    asked.expect_error(&["job wrong was refused at", "missing"]);
+    pool.run(["status", "never"]).expect_code(1).expect_error(&["never is not known"]);
+}
+
 #[test]
 fn the_history_of_a_job_is_whole_and_in_order() {
     let sandbox = Sandbox::new();

@@ -1,6 +1,7 @@
 //! Two coordinators on one deployment: one leads, the other stands by. The leader is killed, stopped and continued, or asked to end, in the midst of a job; the job goes on
 //! under the other, ends with the same bytes, and nothing that was committed is done again.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use muster_common::wire::MESSAGE_BYTES_MAX;
@@ -118,15 +119,31 @@ fn services(pool: &Pool<'_>) -> usize {
     })
 }
 
+/// The tasks that `muster workers` says each worker has done.
+fn done_by_worker(pool: &Pool<'_>) -> Option<BTreeMap<String, u64>> {
+    let workers = pool.user("client").workers()?;
+    let done = |worker: &Value| Some((worker["id"].as_str()?.to_owned(), worker["tasks_done"].as_u64()?));
+    workers.iter().map(done).collect()
+}
+
 fn leader_is_killed(state: &str) {
     let sandbox = Sandbox::new();
     let s3 = S3Server::start(&sandbox);
     let mut scene = Scene::start(&sandbox, &s3, "testing", |_| {});
     let before = scene.pool.hold_in_the_midst_of("job", state);
+    let done_before = done_by_worker(&scene.pool).expect("the leader answers");
     let killed = now();
     scene.pool.kill_coordinator();
     scene.pool.each_worker_gate(Gate::open);
     scene.pool.coordinator(1).wait_for_log("leading epoch=2", PROGRESS_BOUND);
+    // What each worker has done does not fall: it is in the journal.
+    let registered = wait::until("both workers to register again", PROGRESS_BOUND, || {
+        done_by_worker(&scene.pool).filter(|done| done.len() == done_before.len())
+    });
+    for (worker, done) in &done_before {
+        assert!(registered[worker] >= *done, "{worker}: {done} became {}", registered[worker]);
+    }
+    assert!(done_before.values().sum::<u64>() > 0, "nothing was done before");
     let after = wait::until("the new leader to know the job", PROGRESS_BOUND, || scene.pool.status("job"));
     let done = |status: &Value| (status["state"] == state).then(|| status["tasks_done"].as_u64());
     assert!(done(&after).is_none_or(|after| after >= done(&before).flatten()), "{before} became {after}");
@@ -135,7 +152,14 @@ fn leader_is_killed(state: &str) {
     scene.open_gates();
     wait::until("the job to end", wait::RUN_BOUND, || scene.sort.poll());
     assert!(scene.progress_after(killed, 2) <= PROGRESS_BOUND);
-    scene.finish();
+    let (_, pool) = scene.finish();
+    // The job's history tells of the take-over, and its status what came of it.
+    let events = pool.run(["events", "job"]).expect_code(0).stdout;
+    assert!(events.contains("took-over") && events.contains("job-ended"), "{events}");
+    let status = pool.run(["status", "job"]).expect_code(0).stdout;
+    for words in ["records   24,000", "parts     ", "time      ", "sort "] {
+        assert!(status.contains(words), "no {words:?} in {status}");
+    }
 }
 
 #[test]

@@ -130,7 +130,11 @@ impl Driver {
             asking: JoinSet::new(),
             events: mpsc::channel(EVENTS_MAX),
             presence: Presence::new(options.id.clone(), config, clock.now_ms()),
-            gauge: Gauge::new(std::thread::available_parallelism().map_or(1, usize::from), options.memory_bytes),
+            gauge: Gauge::new(
+                std::thread::available_parallelism().map_or(1, usize::from),
+                options.threads,
+                options.memory_bytes,
+            ),
             own_files,
             listing: Arc::new(Semaphore::new(LISTINGS_AT_ONCE)),
             bytes_ended: 0,

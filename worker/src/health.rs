@@ -48,13 +48,16 @@ impl Reading {
     }
 }
 
+/// Shortest time that shares and rates are measured over, in milliseconds: ten ticks of the CPU's clock.
+const MEASURED_MS_MIN: u64 = 100;
+
 /// How long after a retry a standstill is the store's: the longest call and the longest pause before it (`store.call_timeout_ms`, `[retry.throttle]`).
 const RETRYING_MS: u64 = 150_000;
 
 /// What is between two heartbeats.
 #[derive(Debug)]
 pub(crate) struct Gauge {
-    /// Cores that the process may use.
+    /// Cores that its work may use: no more than it has threads for.
     cores: u64,
     memory_bytes: u64,
     last: Option<Reading>,
@@ -68,10 +71,10 @@ pub(crate) struct Gauge {
 }
 
 impl Gauge {
-    /// Of a worker with this memory budget, on so many cores.
-    pub(crate) fn new(cores: usize, memory_bytes: u64) -> Self {
+    /// Of a worker with this memory budget, which does so many tasks at once, on so many cores.
+    pub(crate) fn new(cores: usize, threads: u32, memory_bytes: u64) -> Self {
         Self {
-            cores: cores.max(1) as u64,
+            cores: (cores.max(1) as u64).min(u64::from(threads.max(1))),
             memory_bytes,
             last: None,
             cpu_permille: 0,
@@ -89,12 +92,14 @@ impl Gauge {
 
     /// The figures for a heartbeat; shares and rates are over the time since the one before.
     pub(crate) fn figures(&mut self, reading: Reading) -> Health {
+        let mut measured = true;
         if let Some(last) = &self.last {
             let since_ms = reading.now_ms.saturating_sub(last.now_ms);
             let cpu_ms = reading.cpu_ms.saturating_sub(last.cpu_ms);
             let bytes = reading.bytes_done.saturating_sub(last.bytes_done);
             let retries = reading.store_retries.saturating_sub(last.store_retries);
-            if since_ms > 0 {
+            measured = since_ms >= MEASURED_MS_MIN;
+            if measured {
                 let permille = cpu_ms.saturating_mul(1000) / since_ms.saturating_mul(self.cores);
                 // Ticks of the CPU's clock are coarse: a short interval may seem to have more than there is.
                 self.cpu_permille = u32::try_from(permille.min(1000)).unwrap_or(1000);
@@ -123,7 +128,13 @@ impl Gauge {
             waiting_for: self.stalled.then(|| "store".to_owned()),
             mended: reading.mended,
         };
-        self.last = Some(reading);
+        // Of two readings that are too near to one another the later one says nothing: the next is measured from the earlier.
+        self.last = match self.last.take().filter(|_| !measured) {
+            Some(last) => {
+                Some(Reading { now_ms: last.now_ms, cpu_ms: last.cpu_ms, bytes_done: last.bytes_done, ..reading })
+            }
+            None => Some(reading),
+        };
         health
     }
 }
@@ -183,7 +194,7 @@ mod tests {
 
     #[test]
     fn shares_and_rates_are_of_the_last_interval() {
-        let mut gauge = Gauge::new(2, 1 << 30);
+        let mut gauge = Gauge::new(2, 2, 1 << 30);
         let at = |now_ms, cpu_ms, bytes_done| Reading { now_ms, cpu_ms, bytes_done, running: 1, ..Reading::default() };
         let mut check = |reading: Reading, cpu_permille: u32, bytes_per_s: u64| {
             let health = gauge.figures(reading.clone());
@@ -193,11 +204,25 @@ mod tests {
         check(at(5000, 9000, 700), 0, 0);
         check(at(6000, 10_000, 1700), 500, 1000);
         check(at(6500, 10_100, 1700), 100, 0);
-        // Nothing has passed: the last figures still hold.
-        check(at(6500, 10_100, 9000), 100, 0);
-        check(at(6600, 90_000, 9100), 1000, 1000);
+        // Nothing has passed, or too little: the last figures still hold, and nothing of it is lost.
+        check(at(6500, 10_100, 1700), 100, 0);
+        check(at(6550, 10_100, 1750), 100, 0);
+        check(at(6600, 90_000, 1800), 1000, 1000);
         // Counters that fall (a process cannot, a bug could) are no wrap-around.
         check(at(7600, 0, 0), 0, 0);
+    }
+
+    /// On a machine of many cores one busy thread is one core of many; of a worker that may use no more than that, it is all.
+    #[test]
+    fn the_cpu_is_that_which_a_worker_may_use() {
+        for (cores, threads, busy_ms, permille) in
+            [(64, 1, 900, 900), (64, 4, 2000, 500), (2, 16, 1000, 500), (0, 0, 500, 500)]
+        {
+            let mut gauge = Gauge::new(cores, threads, 0);
+            let at = |now_ms, cpu_ms| Reading { now_ms, cpu_ms, ..Reading::default() };
+            gauge.figures(at(1000, 0));
+            assert_eq!(gauge.figures(at(2000, busy_ms)).cpu_permille, permille, "{cores} cores, {threads} threads");
+        }
     }
 
     #[test]
@@ -219,7 +244,7 @@ mod tests {
 
     #[test]
     fn retries_and_failed_attempts_are_errors() {
-        let mut gauge = Gauge::new(1, 0);
+        let mut gauge = Gauge::new(1, 1, 0);
         let at = |now_ms, store_retries| Reading { now_ms, store_retries, ..Reading::default() };
         assert_eq!(gauge.figures(at(0, 3)).errors_5min, 0, "what was before the first heartbeat is not dated");
         gauge.failed(500);
@@ -230,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_store_in_trouble_is_waited_for_until_something_moves() {
-        let mut gauge = Gauge::new(1, 0);
+        let mut gauge = Gauge::new(1, 1, 0);
         let mut at = |now_ms, store_retries, bytes_done, running| {
             gauge.figures(Reading { now_ms, store_retries, bytes_done, running, ..Reading::default() }).waiting_for
         };

@@ -8,6 +8,7 @@ use muster_common::ErrorKind;
 use muster_common::adapters::journal::{JetStreamLedger, ensure_streams};
 use muster_common::adapters::nats;
 use muster_common::adapters::processes;
+use muster_common::adapters::servers::Servers;
 use muster_common::buffer::BufferPool;
 use muster_common::clock::SystemClock;
 use muster_common::config::Config;
@@ -49,7 +50,8 @@ pub(crate) async fn run(args: CoordinatorArgs) -> Result<(), Exit> {
         let ledger = Arc::new(JetStreamLedger::new(&client, &config));
         let stores = Stores::new(BufferPool::new(IDLE_BYTES_MAX), &config.store);
         let claimant = Claimant::new(processes::own(false, None), |what| tracing::warn!("{what}"));
-        let options = CoordinatorOptions { config: config.clone(), bucket, faults: faults.clone(), vitals, claimant };
+        let (faults, servers) = (faults.clone(), Servers::of(&settings));
+        let options = CoordinatorOptions { config: config.clone(), bucket, faults, servers, vitals, claimant };
         let clock = Arc::new(SystemClock::default());
         Box::pin(muster_coordinator::run(client, ledger, stores, clock, options, stopped)).await
     };

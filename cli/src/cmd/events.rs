@@ -1,6 +1,6 @@
 //! `muster events`: a job's history, or all of the deployment's, as it was said; nothing is read from it but by people.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use async_nats::Client;
 use muster_common::adapters::events::{Entry, Events};
@@ -13,6 +13,7 @@ use muster_common::{Error, ErrorKind};
 
 use crate::args::{EventsArgs, LogFormat};
 use crate::cmd;
+use crate::cmd::history::{self, Scope};
 use crate::exit::{self, Exit};
 use crate::output;
 
@@ -37,7 +38,8 @@ async fn read(
     since_unix_ms: Option<u64>,
 ) -> Result<(), Exit> {
     let mut events = Events::open(client, config, job, since_unix_ms).await.map_err(opening)?;
-    let mut printer = Printer { json: args.client.json, with_job: job.is_none(), printed: 0 };
+    let scope = job.map(|job| Scope::new(job.clone(), since_unix_ms.is_none()));
+    let mut printer = Printer { json: args.client.json, with_job: job.is_none(), scope, printed: 0 };
     while let Some(entry) = events.next_kept().await.map_err(exit::connecting)? {
         printer.print(entry);
     }
@@ -78,11 +80,18 @@ struct Printer {
     json: bool,
     /// Whether lines name the job: only where events of several are shown.
     with_job: bool,
+    /// What belongs to the job whose history is asked for.
+    scope: Option<Scope>,
     printed: u64,
 }
 
 impl Printer {
     fn print(&mut self, entry: Entry) {
+        if let (Entry::Event(event), Some(scope)) = (&entry, &mut self.scope)
+            && !scope.takes(event)
+        {
+            return;
+        }
         match entry {
             Entry::Event(event) if self.json => output::json(&event),
             Entry::Event(event) => output::line(&line(&event, self.with_job)),
@@ -93,7 +102,7 @@ impl Printer {
 }
 
 fn line(event: &Event, with_job: bool) -> String {
-    let time = humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(event.unix_ms.min(MILLIS_MAX)));
+    let time = history::time(event.unix_ms);
     let job = match (&event.job, with_job) {
         (_, false) => String::new(),
         (Some(job), true) => format!("{job:<20} "),
@@ -102,9 +111,6 @@ fn line(event: &Event, with_job: bool) -> String {
     let (severity, kind) = (output::plain(&event.severity), output::plain(&event.kind));
     format!("{time} {severity:<7} {kind:<18} {job}{}", output::plain(&event.text))
 }
-
-/// The end of the year 9999, beyond which times are not written.
-const MILLIS_MAX: u64 = 253_402_300_799_999;
 
 #[cfg(test)]
 mod tests {

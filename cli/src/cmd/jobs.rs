@@ -1,13 +1,14 @@
 //! `muster jobs`, `status`, `watch` and `cancel`.
 
+use muster_common::ErrorKind;
 use muster_common::api::JobStatus;
 use muster_common::ids::JobId;
 use serde::Serialize;
 
-use crate::args::{ClientArgs, JobArgs};
+use crate::args::{ClientArgs, JobArgs, LogFormat};
 use crate::client::Api;
 use crate::cmd::workers::Shares;
-use crate::cmd::{self, watch};
+use crate::cmd::{self, history, watch};
 use crate::exit::Exit;
 use crate::output;
 use crate::progress::{Progress, Show};
@@ -50,8 +51,20 @@ pub(crate) async fn jobs(args: ClientArgs) -> Result<(), Exit> {
 
 /// Prints where a job stands.
 pub(crate) async fn status(args: JobArgs) -> Result<(), Exit> {
-    let (api, job) = with_api(&args).await?;
-    let status = api.status(&job).await.map_err(calling)?;
+    let job = job_id(&args)?;
+    cmd::log(LogFormat::Text, "warn");
+    let (client, config, refusals) = cmd::connect(&args.client.nats).await?;
+    let api = cmd::api_on(&client, &config, refusals.clone());
+    let status = match api.status(&job).await {
+        // Refused requests are no jobs, and ended ones are forgotten in the end; what became of them stays told for longer.
+        Err(error) if error.kind == ErrorKind::NotFound => {
+            return Err(match history::end_of(&client, &config, &refusals, &job).await {
+                Some(end) => Exit::failed(end),
+                None => error.into(),
+            });
+        }
+        known => known.map_err(calling)?,
+    };
     let pool = Shares::of(&api.workers().await.map_err(calling)?);
     print_status(&status, Some(pool), args.client.json);
     Ok(())
@@ -106,12 +119,18 @@ fn print_status(status: &JobStatus, pool: Option<Shares>, json: bool) {
             status.tasks_done, status.tasks_total
         ));
     }
-    output::line(&format!("workers   {}, running attempts {}", status.workers, status.attempts_running));
+    if status.state.is_terminal() {
+        watch::print_results(status);
+    } else {
+        output::line(&format!("workers   {}, running attempts {}", status.workers, status.attempts_running));
+    }
     if let Some(pool) = pool {
         output::line(&format!("pool      {pool}"));
     }
     let (retries, repeated, second) = (status.retries, status.repeated_tasks, status.speculations);
-    output::line(&format!("retries   {retries}, repeated tasks {repeated}, second attempts {second}"));
+    if !status.state.is_terminal() {
+        output::line(&format!("retries   {retries}, repeated tasks {repeated}, second attempts {second}"));
+    }
     if !status.alerts.is_empty() {
         output::line(&format!("alerts    {}", status.alerts.join(", ")));
     }

@@ -5,6 +5,7 @@ pub(crate) mod doctor;
 pub(crate) mod drill;
 pub(crate) mod events;
 pub(crate) mod r#gen;
+pub(crate) mod history;
 pub(crate) mod jobs;
 pub(crate) mod manual;
 pub(crate) mod order;
@@ -117,7 +118,12 @@ pub(crate) async fn connect(args: &NatsArgs) -> Result<(async_nats::Client, Conf
 /// The control API, for a command that only asks.
 pub(crate) async fn api(args: &NatsArgs) -> Result<Api, Exit> {
     let (client, config, refusals) = connect(args).await?;
-    Ok(Api::new(client, &config, CLIENT_PATIENCE).heeding(refusals))
+    Ok(api_on(&client, &config, refusals))
+}
+
+/// The same on a connection that stands.
+pub(crate) fn api_on(client: &async_nats::Client, config: &Config, refusals: Refusals) -> Api {
+    Api::new(client.clone(), config, CLIENT_PATIENCE).heeding(refusals)
 }
 
 /// The control API, for a command that prints.

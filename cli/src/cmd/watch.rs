@@ -206,11 +206,17 @@ fn print_json(status: &JobStatus, exit_code: u8) {
 }
 
 fn print_text(status: &JobStatus) {
+    let row = |name: &str, text: &str| output::line(&format!("{name:<9} {text}"));
+    row("job", &format!("{} succeeded", status.job));
+    print_results(status);
+}
+
+/// What came of an ended job: records, bytes, parts, times, and what it got over.
+pub(crate) fn print_results(status: &JobStatus) {
     let (sums, dropped, times) = (status.sums.unwrap_or_default(), status.dropped.unwrap_or_default(), status.times);
     let kept = sums.minus(&dropped).minus(&status.skipped);
     let total_ms = times.plan_ms + times.sample_ms + times.sort_ms + times.merge_ms + times.commit_ms;
     let row = |name: &str, text: &str| output::line(&format!("{name:<9} {text}"));
-    row("job", &format!("{} succeeded", status.job));
     let uniques = if dropped.records > 0 {
         format!(", {} duplicates dropped", output::grouped(dropped.records))
     } else {
@@ -222,7 +228,9 @@ fn print_text(status: &JobStatus) {
         "bytes",
         &format!("{} read, rate {}", output::bytes(status.input_bytes), output::rate(status.input_bytes, total_ms)),
     );
-    row("parts", &format!("{} in {}", status.parts, status.output));
+    if status.state == JobState::Succeeded {
+        row("parts", &format!("{} in {}", status.parts, status.output));
+    }
     let times = [
         ("plan", times.plan_ms),
         ("sample", times.sample_ms),

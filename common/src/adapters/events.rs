@@ -28,7 +28,7 @@ pub enum Entry {
     Unreadable(Error),
 }
 
-/// The events of a job or of the whole deployment, in the order in which they were said. Holds what the server sends ahead, never the history.
+/// The events of a job, with those of the deployment as a whole between them, or all that there are, in the order in which they were said. Holds what the server sends ahead, never the history.
 pub struct Events {
     messages: Ordered,
     /// How many of what stood there at the beginning are still to come, as the server counts.
@@ -59,7 +59,7 @@ impl Events {
         let wanted = OrderedConfig {
             deliver_policy,
             replay_policy: ReplayPolicy::Instant,
-            filter_subject: job.map(|job| names.event(job)).unwrap_or_default(),
+            filter_subjects: job.map(|job| vec![names.event(job), names.deployment_event()]).unwrap_or_default(),
             ..Default::default()
         };
         let passing = |e: &dyn std::fmt::Display| Error::retry(format!("cannot read the stream {stream}: {e}"));

@@ -14,4 +14,5 @@ pub mod processes;
 pub mod refusals;
 pub mod retrying;
 pub mod s3;
+pub mod servers;
 pub mod territory;

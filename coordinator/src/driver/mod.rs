@@ -20,6 +20,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
+use muster_common::adapters::servers::Servers;
 use muster_common::api::Event;
 use muster_common::claim::Claims;
 use muster_common::clock::Clock;
@@ -68,6 +69,8 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(1);
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(800);
 /// How often the journal is asked how full it is.
 const ROOM_MS: u64 = 10_000;
+/// How often the servers of a cluster are looked at, one by one.
+const SERVERS_MS: u64 = 5_000;
 
 /// What the driver is made of.
 pub(crate) struct Parts {
@@ -76,6 +79,8 @@ pub(crate) struct Parts {
     pub(crate) stores: Stores,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) config: Config,
+    /// The servers of the cluster, where there are several.
+    pub(crate) servers: Servers,
     pub(crate) machine: Machine,
     pub(crate) writer: JournalWriter,
     pub(crate) stalled: watch::Receiver<Option<String>>,
@@ -111,6 +116,8 @@ pub(crate) struct Driver {
     fence_due_ms: u64,
     room_due_ms: u64,
     renew_due_ms: u64,
+    servers_due_ms: u64,
+    servers: Servers,
     looking: Option<AbortHandle>,
     connected: bool,
     /// As the machine was told last.
@@ -153,6 +160,7 @@ impl Driver {
     pub(crate) async fn start(parts: Parts) -> Result<Self> {
         let Parts { client, ledger, stores, clock, config, machine, writer, stalled, subscriptions, .. } = parts;
         let (cause, damage, meters, claims) = (parts.cause, parts.damage, parts.meters, parts.claims);
+        let servers = parts.servers;
         let names = Names::new(&config.namespace);
         let api = ControlApi::start(&client, &names, machine.epoch()).await?;
         let (orders, orders_taken) = mpsc::unbounded_channel();
@@ -187,6 +195,8 @@ impl Driver {
             fence_due_ms: now_ms + config_silence_ms,
             room_due_ms: now_ms,
             renew_due_ms: now_ms,
+            servers_due_ms: now_ms,
+            servers,
             looking: None,
             connected: true,
             stores_away: Vec::new(),
@@ -438,6 +448,11 @@ impl Driver {
             let room =
                 async move { Some(Input::JournalRoom { used_percent: fence.journal_room().await?.used_percent() }) };
             self.tasks.spawn(room);
+        }
+        if now_ms >= self.servers_due_ms && self.servers.are_several() {
+            self.servers_due_ms = now_ms + SERVERS_MS;
+            let servers = self.servers.clone();
+            self.tasks.spawn(async move { Some(Input::NatsServers { away: servers.away().await }) });
         }
         if now_ms >= self.fence_due_ms && self.looking.as_ref().is_none_or(AbortHandle::is_finished) {
             // Whoever took over may be gone again before it was heard; a leader with nothing to write would never find out.

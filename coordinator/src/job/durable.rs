@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use muster_common::api::{JobState, PhaseTimes};
-use muster_common::ids::{AttemptId, DeploymentId, Epoch, Generation, JobId, Phase, TaskId};
+use muster_common::ids::{AttemptId, DeploymentId, Epoch, Generation, JobId, Phase, TaskId, WorkerId};
 use muster_common::wire::{BadRecord, BlobRef};
 
 use super::history::Failure;
@@ -19,6 +19,9 @@ use crate::journal::record::{
 /// Most revoked uploads of one partition that are kept, the last ones.
 pub const REVOKED_KEPT: usize = 8;
 
+/// Most workers whose work is counted.
+pub const WORKERS_KEPT: usize = 20_000;
+
 /// The folded journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Durable {
@@ -30,6 +33,8 @@ pub struct Durable {
     pub nonce: u64,
     /// Every job that is not forgotten.
     pub jobs: BTreeMap<JobId, DurableJob>,
+    /// How many sort and merge tasks each worker has had committed, of jobs that are forgotten, too. For people; of very many workers, those with the most.
+    pub done: BTreeMap<WorkerId, u64>,
 }
 
 /// One job, as the journal knows it.
@@ -116,7 +121,7 @@ pub fn end_state(outcome: JobOutcome) -> JobState {
 impl Default for Durable {
     /// An empty journal: epoch 0 is nobody's.
     fn default() -> Self {
-        Self { deployment: None, epoch: Epoch(0), nonce: 0, jobs: BTreeMap::new() }
+        Self { deployment: None, epoch: Epoch(0), nonce: 0, jobs: BTreeMap::new(), done: BTreeMap::new() }
     }
 }
 
@@ -163,10 +168,37 @@ impl Durable {
             Record::GenerationBegan(began) => self.job(&began.job)?.apply(record),
             Record::ObjectSkipped { job, .. } => self.job(job)?.apply(record),
             Record::JobHistory(history) => self.job(&history.job)?.apply(record),
-            Record::RunCommitted(run) => self.job(&run.job)?.apply(record),
-            Record::PartCommitted(part) => self.job(&part.job)?.apply(record),
+            Record::RunCommitted(run) => {
+                self.job(&run.job)?.apply(record)?;
+                self.count_done(run.worker.as_ref());
+                Ok(())
+            }
+            Record::PartCommitted(part) => {
+                self.job(&part.job)?.apply(record)?;
+                self.count_done(part.worker.as_ref());
+                Ok(())
+            }
+            Record::WorkersDone { anew, done } => {
+                if *anew {
+                    self.done.clear();
+                }
+                self.done.extend(done.iter().cloned());
+                Ok(())
+            }
             Record::JobEnded(ended) => self.job(&ended.job)?.apply(record),
         }
+    }
+
+    fn count_done(&mut self, worker: Option<&WorkerId>) {
+        let Some(worker) = worker else { return };
+        if !self.done.contains_key(worker)
+            && self.done.len() >= WORKERS_KEPT
+            && let Some(least) = self.done.iter().min_by_key(|(_, count)| **count).map(|(least, _)| least.clone())
+        {
+            self.done.remove(&least);
+        }
+        let count = self.done.entry(worker.clone()).or_default();
+        *count = count.saturating_add(1);
     }
 
     fn job(&mut self, job: &JobId) -> Result<&mut DurableJob, String> {

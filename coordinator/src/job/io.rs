@@ -48,6 +48,11 @@ pub enum Input {
         /// Each as `s3://bucket`, with the reason.
         away: Vec<(String, String)>,
     },
+    /// The servers of a NATS cluster that do not answer at present.
+    NatsServers {
+        /// Each as `host:port`, with the reason.
+        away: Vec<(String, String)>,
+    },
     /// How full the journal's stream is, in percent.
     JournalRoom {
         /// Of what it may hold.

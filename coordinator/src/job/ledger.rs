@@ -216,6 +216,7 @@ impl Machine {
             | Record::DeploymentCreated { .. }
             | Record::EpochBegan { .. }
             | Record::JobArchived(_)
+            | Record::WorkersDone { .. }
             | Record::Snapshot { .. } => {}
         }
     }

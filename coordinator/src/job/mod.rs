@@ -286,6 +286,7 @@ impl Machine {
             Input::Connection { up } => self.connection(up),
             Input::JournalStalled { why } => self.journal_stalls(why),
             Input::StoresAway { away } => self.stores_away = away,
+            Input::NatsServers { away } => self.nats_servers(away),
             Input::JournalRoom { used_percent } => self.watch.journal_used_percent = used_percent,
             Input::Appended { token, sequence } => self.appended(token, sequence),
             Input::Submit { to, spec, unix_ms } => self.submit(to, *spec, unix_ms),

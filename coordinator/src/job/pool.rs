@@ -84,6 +84,8 @@ impl Machine {
                 register.host, register.slots, register.memory_bytes
             );
             self.workers.admit(register, self.now_ms, &self.config)?;
+            // Whatever was raised was about a process that is gone.
+            self.forget_alerts(&Subject::Worker(id.clone()));
             self.event(None, "info", "worker-joined", text);
         }
         let mut goes_on =

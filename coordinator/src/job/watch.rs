@@ -17,7 +17,7 @@ use super::pool::WAITING_CHARS_MAX;
 use super::schedule::TakenBack;
 use super::workers::{Look, Worker};
 use crate::membership::breaker::{self, State, Ticket};
-use crate::membership::health::{self, DeploymentFigures, JobFigures, Subject, Transition};
+use crate::membership::health::{self, Alert, DeploymentFigures, JobFigures, Rule, Subject, Transition};
 use crate::membership::phi::{self, Liveness};
 use crate::membership::ramp;
 
@@ -44,7 +44,23 @@ pub(super) struct Watch {
     journal_failures: u32,
     /// How full the journal's stream was when it was last asked.
     pub journal_used_percent: u32,
+    /// An outage of the journal that is not told of yet.
+    outage: Option<Outage>,
+    /// NATS servers that do not answer, and why.
+    servers_away: Vec<(String, String)>,
 }
+
+/// A time in which the journal could not be written.
+#[derive(Debug)]
+struct Outage {
+    since_ms: u64,
+    until_ms: Option<u64>,
+    why: String,
+}
+
+/// Shortest outage of the journal that people are told of, and how long after its end, in milliseconds.
+const OUTAGE_MS_MIN: u64 = 1000;
+const OUTAGE_TOLD_MS: u64 = 3000;
 
 impl Machine {
     /// Looks at everybody's silence, and at all that follows from time alone.
@@ -254,7 +270,6 @@ impl Machine {
         let (config, now_ms) = (&self.config, self.now_ms);
         let change = self.workers.update(&attempt.worker, |worker| {
             worker.attempts.remove(&(job.clone(), attempt.id));
-            worker.tasks_done = worker.tasks_done.saturating_add(1);
             worker.ended.record(now_ms, 1, 0);
             if let Some(pace) = pace.filter(|_| bytes > 0) {
                 let rate = crate::membership::speculation::rate(bytes, elapsed_ms);
@@ -352,11 +367,48 @@ impl Machine {
 
     pub(super) fn journal_stalls(&mut self, why: Option<String>) {
         self.watch.journal_failures = if why.is_some() { self.watch.journal_failures.saturating_add(1) } else { 0 };
+        match (&self.journal_stalled, &why) {
+            (None, Some(_)) => {
+                self.watch.outage = Some(Outage { since_ms: self.now_ms, until_ms: None, why: String::new() });
+            }
+            (Some(before), None) => {
+                if let Some(outage) = &mut self.watch.outage {
+                    (outage.until_ms, outage.why) = (Some(self.now_ms), before.clone());
+                }
+            }
+            _ => {}
+        }
         self.journal_stalled = why;
+    }
+
+    /// Tells of an outage of the journal once it has been over for a moment: the stream of events may need as long to come back.
+    fn tell_outage(&mut self) {
+        let over = |outage: &Outage| outage.until_ms.is_some_and(|until_ms| self.now_ms >= until_ms + OUTAGE_TOLD_MS);
+        let Some(outage) = self.watch.outage.take_if(|outage| over(outage)) else { return };
+        let lasted_ms = outage.until_ms.unwrap_or(self.now_ms).saturating_sub(outage.since_ms);
+        if lasted_ms >= OUTAGE_MS_MIN {
+            let text =
+                format!("for {lasted_ms} ms the journal could not be written ({}); nothing was committed", outage.why);
+            self.event(None, "warning", "journal-back", text);
+        }
+    }
+
+    /// The servers of a NATS cluster that do not answer: each is named as it goes, and as it comes back.
+    pub(super) fn nats_servers(&mut self, away: Vec<(String, String)>) {
+        let before = std::mem::take(&mut self.watch.servers_away);
+        let is_in = |list: &[(String, String)], server: &str| list.iter().any(|(known, _)| known == server);
+        for (server, why) in away.iter().filter(|(server, _)| !is_in(&before, server)) {
+            self.event(None, "warning", "nats-server-away", format!("the NATS server {server} does not answer: {why}"));
+        }
+        for (server, _) in before.iter().filter(|(server, _)| !is_in(&away, server)) {
+            self.event(None, "info", "nats-server-back", format!("the NATS server {server} answers again"));
+        }
+        self.watch.servers_away = away;
     }
 
     /// Gives all figures to the rules; what is raised or cleared becomes an event.
     fn watch_health(&mut self) {
+        self.tell_outage();
         let mut transitions = Vec::new();
         let deployment = self.deployment_figures();
         let (settings, now_ms) = (&self.config.alerts, self.now_ms);
@@ -431,14 +483,20 @@ impl Machine {
             Subject::Job(known) => known == job,
             Subject::Worker(_) => false,
         };
-        self.alerts.raised().filter(|alert| about(&alert.subject)).map(|alert| alert.rule.as_str().to_owned()).collect()
+        let raised = self.alerts.raised().filter(|alert| about(&alert.subject));
+        let servers = self.watch.servers_away.iter().map(|(server, _)| format!("nats-server-away {server}"));
+        raised.map(|alert| alert.rule.as_str().to_owned()).chain(servers).collect()
     }
 
     pub(super) fn worker_status(&self, worker: &Worker) -> WorkerStatus {
         let about = |subject: &Subject| matches!(subject, Subject::Worker(id) if *id == worker.info.worker);
-        let raised = self.alerts.raised().filter(|alert| about(&alert.subject));
+        // The alert stays raised for a while, lest it comes and goes; of one that is heard of again it says nothing any more.
+        let holds = |alert: &&Alert| alert.rule != Rule::WorkerDown || !worker.is_alive();
+        let raised = self.alerts.raised().filter(|alert| about(&alert.subject)).filter(holds);
         let alerts = raised.map(|alert| alert.rule.as_str().to_owned()).collect();
-        WorkerStatus { alerts, ..worker.status(&self.config, self.now_ms) }
+        let done = self.durable.done.get(&worker.info.worker).copied().unwrap_or(0);
+        let tasks_done = u32::try_from(done).unwrap_or(u32::MAX);
+        WorkerStatus { alerts, tasks_done, ..worker.status(&self.config, self.now_ms) }
     }
 }
 

@@ -85,7 +85,6 @@ pub(super) struct Worker {
     pub busy: u32,
     /// What its newest heartbeat says.
     pub health: Health,
-    pub tasks_done: u32,
     /// How many attempts it may have at most, by its speed and its breaker, as of the last look.
     usable: u32,
     room: Option<u32>,
@@ -203,7 +202,8 @@ impl Worker {
             memory_bytes: self.info.memory_bytes,
             rss_bytes: health.rss_bytes,
             last_heard_ms: silent_ms,
-            tasks_done: self.tasks_done,
+            // The journal's to say.
+            tasks_done: 0,
             program: self.info.program.clone(),
             labels: self.info.labels.clone(),
             cpu_permille: health.cpu_permille,
@@ -295,7 +295,6 @@ impl Workers {
             paused: false,
             busy: 0,
             health: Health::default(),
-            tasks_done: 0,
             room: None,
         };
         self.counts.add(&worker);

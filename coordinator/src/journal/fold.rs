@@ -3,7 +3,7 @@
 //! A snapshot is no second format. It is the shortest list of ordinary records that gives the same state, cut into pieces of bounded size. A leader that dies while
 //! it writes one leaves pieces that never become whole: they are passed over.
 
-use muster_common::ids::{Epoch, JobId};
+use muster_common::ids::{Epoch, JobId, WorkerId};
 use muster_common::{Error, Result};
 
 use super::record::{self, Entry, JobArchived, RECORD_BYTES_MAX, Record, digest};
@@ -11,6 +11,9 @@ use crate::job::durable::{Durable, DurableJob};
 
 /// Size of one piece of a snapshot, in bytes as encoded; a single record that is larger, up to [`RECORD_BYTES_MAX`], stands alone.
 pub const SNAPSHOT_PIECE_BYTES_MAX: usize = 512 * 1024;
+
+/// Workers whose work one record counts.
+const WORKERS_A_RECORD: usize = 1000;
 
 /// Folds entries in the order in which they stand.
 #[derive(Debug, Default)]
@@ -96,6 +99,9 @@ pub fn compact(durable: &Durable) -> Vec<Record> {
     for (id, job) in &durable.jobs {
         compact_job(id, job, &mut records);
     }
+    let done: Vec<(WorkerId, u64)> = durable.done.iter().map(|(worker, count)| (worker.clone(), *count)).collect();
+    let parts = (0..).zip(done.chunks(WORKERS_A_RECORD));
+    records.extend(parts.map(|(part, done)| Record::WorkersDone { anew: part == 0, done: done.to_vec() }));
     records
 }
 

@@ -6,10 +6,10 @@ use muster_common::wire::{BadRecord, BlobRef, DamageCause, MESSAGE_BYTES_MAX};
 use muster_kernel::proof::{Interval, Sums};
 
 use super::super::record::{
-    self, AttemptFailed, Entry, GenerationBegan, JobSubmitted, PartCommitted, RunCommitted, v2,
+    self, AttemptFailed, Entry, GenerationBegan, JobEnded, JobOutcome, JobSubmitted, PartCommitted, RunCommitted, v2,
 };
 use super::*;
-use crate::job::durable::REVOKED_KEPT;
+use crate::job::durable::{REVOKED_KEPT, WORKERS_KEPT};
 use crate::job::history::FAILURES_KEPT;
 
 /// SplitMix64.
@@ -98,13 +98,27 @@ impl Journal {
     }
 
     fn commit_run(&mut self, split: u32, pieces: u32) {
+        let worker = format!("{}-{}", "w".repeat(50), self.dice.next(2500)).parse().expect("worker id");
+        self.commit(split, pieces, worker);
+    }
+
+    fn commit_run_by(&mut self, split: u32, worker: WorkerId) {
+        self.commit(split, 1, worker);
+    }
+
+    fn commit(&mut self, split: u32, pieces: u32, worker: WorkerId) {
         let attempt = self.attempt(Phase::Sort, split);
-        let places = (0..20).map(|at| BadRecord { object: at, offset: 1, bytes: 2, reason: "r".repeat(1024) });
+        let places = (0..if pieces > 1 { 20 } else { 0 }).map(|at| BadRecord {
+            object: at,
+            offset: 1,
+            bytes: 2,
+            reason: "r".repeat(1024),
+        });
         self.push(&Record::RunCommitted(Box::new(RunCommitted {
             job: job(),
             split,
             attempt,
-            worker: None,
+            worker: Some(worker),
             url: "s3://b/s/run".to_owned(),
             replica: None,
             bytes: 3,
@@ -260,6 +274,37 @@ fn revoked_uploads_are_bounded() {
     assert!(journal.job().may_be_revoked(&one));
     let never = journal.attempt(Phase::Merge, 2);
     assert!(!journal.job().may_be_revoked(&never));
+    journal.check();
+}
+
+/// What each worker has done outlives its job, in as many records as it takes, and is bounded.
+#[test]
+fn what_workers_have_done_outlives_their_jobs() {
+    let worker = |at: u32| format!("{}-{at}", "w".repeat(50)).parse::<WorkerId>().expect("worker id");
+    let many = u32::try_from(WORKERS_KEPT).expect("a number") + 5;
+    let mut journal = Journal::of(many, 2, 1);
+    for split in 0..many {
+        journal.commit_run_by(split, worker(split));
+    }
+    assert_eq!(journal.durable.done.len(), WORKERS_KEPT);
+    journal.lose_run(3);
+    journal.commit_run_by(3, worker(many - 1));
+    assert_eq!(journal.durable.done[&worker(many - 1)], 2);
+    assert!(journal.check() > 10);
+    let failed = JobEnded {
+        job: job(),
+        outcome: JobOutcome::Failed,
+        error: None,
+        retries: 0,
+        repeated: 0,
+        recoveries: Vec::new(),
+        took_ms: 0,
+        unix_ms: 0,
+    };
+    journal.push(&Record::JobEnded(Box::new(failed)));
+    journal.push(&Record::JobCleaned { job: job() });
+    journal.push(&Record::JobForgotten { job: job() });
+    assert_eq!(journal.durable.done[&worker(many - 1)], 2);
     journal.check();
 }
 

@@ -144,6 +144,7 @@ impl Record {
             Self::JobForgotten { .. } => "job-forgotten",
             Self::JobArchived(_) => "job-archived",
             Self::Snapshot { .. } => "snapshot",
+            Self::WorkersDone { .. } => "workers-done",
         }
     }
 }

@@ -36,6 +36,21 @@ pub(super) fn version(version: &str) -> Finding {
     Finding::problem("nats-version", seen, "muster refuses this server: upgrade nats-server")
 }
 
+/// The servers of a list, each looked at by itself: those that do not answer, and why.
+pub(super) fn servers(count: usize, away: &[(String, String)]) -> Finding {
+    const CHECK: &str = "nats-servers";
+    if away.is_empty() {
+        return Finding::ok(CHECK, format!("all {count} of the list answer"));
+    }
+    let named: Vec<String> = away.iter().map(|(server, why)| format!("{server} ({why})")).collect();
+    let seen = format!("{} of {count} do not answer: {}", away.len(), named.join(", "));
+    Finding::warning(
+        CHECK,
+        seen,
+        "jobs go on with the others while most of them are there: start it again, or take it off the list",
+    )
+}
+
 /// The median of some round trips.
 pub(super) fn round_trip(trips_ms: &[u64]) -> Finding {
     let mut sorted = trips_ms.to_vec();

@@ -25,6 +25,13 @@ fn versions() {
 }
 
 #[test]
+fn servers_of_a_list() {
+    check(&[servers(3, &[])], Level::Ok, "all 3");
+    let away = [("b:4222".to_owned(), "connection refused".to_owned())];
+    check(&[servers(3, &away)], Level::Warning, "1 of 3 do not answer: b:4222 (connection refused)");
+}
+
+#[test]
 fn round_trips() {
     check(&[round_trip(&[900, 3, 1, 2, 4])], Level::Ok, "3 ms");
     check(&[round_trip(&[300, 400, 1])], Level::Warning, "300 ms");

@@ -15,6 +15,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use muster_common::adapters::servers::Servers;
 use muster_common::adapters::{journal, nats};
 use muster_common::buffer::BufferPool;
 use muster_common::clock::{Clock, SystemClock};
@@ -94,6 +95,7 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<(), Exit> {
         ailments: Vec::new(),
     };
     let shown = if args.json { Show::Nothing } else { Show::Lines };
+    patient.look_at_servers(&Servers::of(&settings)).await;
     patient.look_at_nats(&settings.public_url(), args.monitor.as_deref()).await;
     patient.look_at_pool().await;
     patient.look_at_disk(args.data_dir.as_deref());
@@ -133,6 +135,14 @@ fn print(finding: &Finding) {
 }
 
 impl Patient {
+    /// Connected to one of a cluster, nobody would miss another.
+    async fn look_at_servers(&mut self, servers: &Servers) {
+        if servers.are_several() {
+            let away = servers.away().await;
+            self.findings.push(judge::servers(servers.count(), &away));
+        }
+    }
+
     async fn look_at_nats(&mut self, url: &str, monitor: Option<&str>) {
         let names = Names::new(&self.config.namespace);
         let version = self.nats.client.server_info().version;

@@ -107,6 +107,7 @@ fn describe_record(record: &Record) -> String {
         | Record::JobForgotten { job } => {
             format!("{kind} {job}")
         }
+        Record::WorkersDone { done, .. } => format!("done by {} workers", done.len()),
         Record::Snapshot { part, of, records, .. } => format!("{kind} {} of {of}: {} records", part + 1, records.len()),
         Record::DeploymentCreated { .. } | Record::EpochBegan { .. } | Record::JobArchived(_) => kind.to_owned(),
     }

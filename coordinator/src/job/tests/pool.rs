@@ -379,6 +379,64 @@ fn throttled_stores_are_shared() {
     assert_eq!(world.settle_after_finishing("j1"), JobState::Succeeded);
 }
 
+/// Started anew under its id, or only heard of again, a worker is not called down.
+#[test]
+fn a_worker_that_is_back_is_not_called_down() {
+    let mut world = pool(config(), 3, Phase::Merge);
+    for id in ["w2", "w3"] {
+        world.kill(id);
+    }
+    world.pass(10);
+    assert_eq!(listed(&mut world, "w2").alerts, ["worker-down"]);
+    world.wake("w2");
+    world.join("w3", 1);
+    world.pass(1);
+    for id in ["w2", "w3"] {
+        let seen = listed(&mut world, id);
+        assert!(seen.alerts.is_empty() && seen.state != "failed", "{seen:?}");
+    }
+    assert!(said(&world, "alert-cleared: worker-down of worker w3"), "{:#?}", world.log);
+}
+
+#[test]
+fn an_outage_of_the_journal_is_told_when_it_is_over() {
+    let mut world = pool(config(), 1, Phase::Merge);
+    let stall = |world: &mut World, why: Option<&str>| {
+        world.feed(Input::JournalStalled { why: why.map(str::to_owned) });
+    };
+    // A hiccup is none.
+    stall(&mut world, Some("no quorum"));
+    stall(&mut world, None);
+    world.pass(10);
+    assert!(!said(&world, "journal-back"), "{:#?}", world.log);
+    stall(&mut world, Some("no quorum"));
+    world.pass(30);
+    stall(&mut world, Some("still none"));
+    world.pass(30);
+    assert!(!said(&world, "journal-back"), "it lasts");
+    stall(&mut world, None);
+    world.pass(10);
+    assert!(said(&world, "journal could not be written (still none)"), "{:#?}", world.log);
+}
+
+/// A server of a cluster is named as it goes, and as it comes back, and in between to those who ask for a job.
+#[test]
+fn a_server_of_nats_that_is_away_is_named() {
+    let mut world = pool(config(), 1, Phase::Sort);
+    world.hold("w1", &[Phase::Sort]);
+    world.submit(spec("j1"));
+    let away = |names: &[&str]| Input::NatsServers {
+        away: names.iter().map(|name| ((*name).to_owned(), "refused".to_owned())).collect(),
+    };
+    world.feed(away(&["b:4222"]));
+    world.feed(away(&["b:4222", "c:4222"]));
+    world.feed(away(&["c:4222"]));
+    let told = |kind: &str| world.log.iter().filter(|line| line.contains(kind)).count();
+    assert_eq!((told("nats-server-away"), told("nats-server-back")), (2, 1), "{:#?}", world.log);
+    assert!(said(&world, "the NATS server b:4222 does not answer: refused"));
+    assert_eq!(world.status("j1").expect("status").alerts, ["nats-server-away c:4222"]);
+}
+
 #[test]
 fn alerts_come_and_go() {
     let mut world = pool(config(), 3, Phase::Merge);

@@ -141,6 +141,13 @@ pub enum RecordV3 {
         #[serde(deserialize_with = "super::flat")]
         records: Vec<RecordV3>,
     },
+    /// What a snapshot keeps of the work of each worker, or a part of it. It stands after all that it counts.
+    WorkersDone {
+        /// Whether it is the first of them: what was counted before does not count.
+        anew: bool,
+        /// How many sort and merge tasks of each are, or were, committed.
+        done: Vec<(WorkerId, u64)>,
+    },
 }
 
 /// See [`RecordV3::RunCommitted`].
