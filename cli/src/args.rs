@@ -196,13 +196,13 @@ pub(crate) struct DoctorArgs {
     /// Folder whose disk is looked at; else that for temporary files
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
-    /// An OUTPUT in which to look for unfinished uploads, like s3://bucket/prefix: they cost room and are in no listing
+    /// An OUTPUT to look at, a path or s3://bucket/prefix: who claims it, what runs that were killed have left, unfinished uploads (which are in no listing). Needs no NATS
     #[arg(long, value_name = "URL")]
     pub(crate) output: Option<String>,
     /// The NATS server's monitoring port; else 8222 on its host
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) monitor: Option<String>,
-    /// Make streams that are missing, remove scratch that no deployment knows and abort unfinished uploads into --output, each only when confirmed
+    /// Make streams that are missing, remove scratch that no deployment knows, and from --output what dead runs have left and unfinished uploads, each only when confirmed
     #[arg(long)]
     pub(crate) mend: bool,
     /// Confirm everything

@@ -85,6 +85,11 @@ impl Available {
         least
     }
 
+    /// What it comes from, for people.
+    pub(crate) fn by(&self) -> String {
+        self.by.to_string()
+    }
+
     fn or_less(self, bytes: Option<u64>, file: PathBuf) -> Self {
         match bytes.filter(|bytes| *bytes < self.bytes) {
             Some(bytes) => Self { bytes, by: Bound::Group(file) },

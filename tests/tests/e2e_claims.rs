@@ -232,3 +232,49 @@ fn two_deployments_share_no_output_in_a_bucket() {
     let lines = one.file("lines", bucket.get("other"));
     Output::of_bucket(&bucket, "out").assert_is(&oracle::gnu_sort(&[], &[&lines]));
 }
+
+/// Without any NATS the doctor says who holds an OUTPUT, and what the dead have left there; it removes that where it is asked to, and nothing beside an owner that lives.
+#[test]
+fn the_doctor_looks_at_an_output_without_nats() {
+    let sandbox = Sandbox::new();
+    let (input, output) = (sandbox.file("in", records(60_000, Keys::Random, 1)), sandbox.path("out"));
+    let doctor = |more: &[&str]| {
+        let arguments = ["doctor", "--json", "--profile", "testing", "--output", arg(&output)];
+        sandbox.run(arguments.into_iter().chain(more.iter().copied())).expect_code(0).json()
+    };
+    let found = |report: &serde_json::Value, check: &str, level: &str, words: &str| {
+        let all = report["findings"].as_array().expect("findings");
+        let is = |finding: &&serde_json::Value| {
+            finding["check"] == check
+                && finding["level"] == level
+                && finding["seen"].as_str().is_some_and(|seen| seen.contains(words))
+        };
+        assert!(all.iter().any(|finding| is(&finding)), "no {level} of {check} that says {words:?}: {report:#}");
+    };
+    killed_in_the_midst(&sandbox, &output, &input, &[]);
+    let report = doctor(&[]);
+    found(&report, "output-claims", "warning", "which is dead and has left");
+    found(&report, "nats", "unknown", "no server is named");
+    found(&report, "memory", "ok", "this process may use");
+    let mended = doctor(&["--mend", "--yes"]);
+    assert!(mended["mended"][0].as_str().is_some_and(|what| what.contains("that a dead run had left")), "{mended:#}");
+    assert!(hidden(&output).is_empty(), "{:?}", hidden(&output));
+    let report = doctor(&[]);
+    found(&report, "output-claims", "ok", "nobody claims");
+    found(&report, "output-leftovers", "ok", "nothing in");
+
+    let config = sandbox.small_tasks(SMALL, SMALL);
+    let arguments = [arg(&input), "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)];
+    let mut run = Process::spawn("living", local(&sandbox, &output, arguments), &sandbox.logs());
+    wait::until("scratch in OUTPUT", wait::RUN_BOUND, || {
+        let scratch = |name: &String| name.starts_with("_muster/") && !name.starts_with("_muster/claims/");
+        files_below(&output).iter().any(scratch).then_some(())
+    });
+    run.signal(Signal::STOP);
+    let report = doctor(&["--mend", "--yes"]);
+    found(&report, "output-claims", "ok", "it is alive");
+    assert_eq!(report["mended"], serde_json::json!([]), "{report:#}");
+    run.signal(Signal::CONT);
+    assert_eq!(finished(&mut run).code, 0);
+    Output::of_folder(&output).assert_is(&oracle::fixed(&fs::read(&input).expect("input"), 100, 0, 10));
+}

@@ -4,7 +4,9 @@
 //! changes nothing but a probe of its own in the bucket, which it removes, unless `--mend` is given and what is to be mended is confirmed.
 
 mod bucket;
+mod claims;
 mod finding;
+mod here;
 mod judge;
 mod leftovers;
 mod rights;
@@ -49,6 +51,8 @@ enum Ailment {
     Leftover(Group),
     /// Uploads into an OUTPUT that nobody finishes.
     Uploads(uploads::Found),
+    /// Claims of dead owners on an OUTPUT, and what those have left there.
+    Dead(claims::Dead),
 }
 
 /// Everything that was seen.
@@ -78,10 +82,19 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<(), Exit> {
     // What the server refuses is a finding, not an error.
     cmd::log(LogFormat::Text, "error,muster_common::adapters::refusals=off");
     let config = cmd::settings(&args.settings, &args.nats)?;
+    let named = nats_context::find(&args.nats).map_err(|e| Exit::usage(e.message))?.is_some();
     let settings = nats_context::find_or_default(&args.nats).map_err(|e| Exit::usage(e.message))?;
     let bucket = args.bucket.as_deref().map(cmd::blob_url).transpose()?;
     let output = args.output.as_deref().map(cmd::blob_url).transpose()?;
-    let client = nats::connect_to_any(&settings, &config, "muster doctor").await.map_err(exit::connecting)?;
+    let client = match nats::connect_to_any(&settings, &config, "muster doctor").await {
+        Ok(client) => client,
+        // Nobody has named a server: what can be seen here is looked at.
+        Err(_) if !named && bucket.is_none() => {
+            let nats = format!("no server is named, and none answers at {}", settings.public_url());
+            return without_nats(&args, &config, output, &nats).await;
+        }
+        Err(error) => return Err(exit::connecting(error)),
+    };
     let mut patient = Patient {
         clock: SystemClock::default(),
         api: Api::new(client.clone(), &config, API_PATIENCE).heeding(settings.refusals.clone()),
@@ -105,13 +118,47 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<(), Exit> {
         patient.findings.iter().for_each(print);
     }
     let mended = if args.mend { patient.mend(args.yes, args.older_than).await } else { Vec::new() };
-    let count = |level| patient.findings.iter().filter(|finding| finding.level == level).count();
-    let (problems, warnings) = (count(Level::Problem), count(Level::Warning));
-    match shown {
-        Show::Nothing => {
-            output::json(&Report { findings: &patient.findings, problems, warnings, mended: &mended });
+    report(&patient.findings, &mended, &args)
+}
+
+/// Looks at what is here, where there is no NATS.
+async fn without_nats(args: &DoctorArgs, config: &Config, output: Option<BlobUrl>, nats: &str) -> Result<(), Exit> {
+    let stores = Stores::new(BufferPool::new(IDLE_BYTES_MAX), &config.store);
+    let (mut findings, dead) = here::look(&stores, config, output.as_ref(), nats).await;
+    findings.insert(1, disk(args.data_dir.as_deref()));
+    if !args.json {
+        findings.iter().for_each(print);
+    }
+    let mut mended = Vec::new();
+    if let Some(dead) = dead.filter(|_| args.mend) {
+        let question = question_of(&dead);
+        match confirmed(&question, args.yes, false).await {
+            Ok(true) => match claims::mend(&stores, config, &dead).await {
+                Ok(what) => mended.push(what),
+                Err(error) => {
+                    output::error_line(&format!("muster: {question}: {error}"));
+                    findings.push(Finding::problem("mend", error.message, "it can be tried again"));
+                }
+            },
+            Ok(false) => {}
+            Err(why) => output::error_line(&format!("muster: not done: {question}: {why}")),
         }
-        Show::Lines => mended.iter().for_each(|what| output::line(&format!("mended   {what}"))),
+    }
+    report(&findings, &mended, args)
+}
+
+fn question_of(dead: &claims::Dead) -> String {
+    format!("remove what {} dead owner(s) have left in {}", dead.owners, dead.output)
+}
+
+/// Prints what was mended, and everything where it is to be one object; fails where something is a problem.
+fn report(findings: &[Finding], mended: &[String], args: &DoctorArgs) -> Result<(), Exit> {
+    let count = |level| findings.iter().filter(|finding| finding.level == level).count();
+    let (problems, warnings) = (count(Level::Problem), count(Level::Warning));
+    if args.json {
+        output::json(&Report { findings, problems, warnings, mended });
+    } else {
+        mended.iter().for_each(|what| output::line(&format!("mended   {what}")));
     }
     if problems > 0 {
         let exit = Exit::failed(format!("{problems} problem(s), {warnings} warning(s); each says what to do"));
@@ -197,10 +244,7 @@ impl Patient {
     }
 
     fn look_at_disk(&mut self, data_dir: Option<&Path>) {
-        let path: PathBuf = data_dir.map_or_else(std::env::temp_dir, Path::to_owned);
-        let space = space(&path);
-        let text = path.display().to_string();
-        self.findings.push(judge::disk(&text, space.as_ref().copied().map_err(String::as_str)));
+        self.findings.push(disk(data_dir));
     }
 
     async fn look_at_bucket(&mut self) {
@@ -233,6 +277,16 @@ impl Patient {
 
     async fn look_at_output(&mut self) {
         let Some(output) = self.output.clone() else { return };
+        match claims::look(&self.stores, &self.config, &output).await {
+            Ok((findings, dead)) => {
+                self.findings.extend(findings);
+                self.ailments.extend(dead.map(Ailment::Dead));
+            }
+            Err(error) => {
+                let advice = "check the rights on OUTPUT, and the AWS_* environment";
+                self.findings.push(Finding::problem("output-claims", error.message, advice));
+            }
+        }
         match uploads::find(&self.stores, &output, &self.api).await {
             Ok(found) => {
                 self.findings.push(uploads::judge(&found));
@@ -255,6 +309,7 @@ impl Patient {
             let now_unix_ms = self.clock.unix_ms();
             let (question, recent) = match &ailment {
                 Ailment::Streams(names) => (format!("make the stream(s) {}", names.join(", ")), false),
+                Ailment::Dead(dead) => (question_of(dead), false),
                 Ailment::Leftover(group) => {
                     (format!("remove {}", group.describe(now_unix_ms)), group.is_recent(now_unix_ms, older_than_ms))
                 }
@@ -275,6 +330,7 @@ impl Patient {
             let done = match &ailment {
                 Ailment::Streams(names) => self.make_streams(names).await,
                 Ailment::Leftover(group) => self.remove(group).await,
+                Ailment::Dead(dead) => claims::mend(&self.stores, &self.config, dead).await,
                 Ailment::Uploads(found) => uploads::abort(&self.stores, found, &self.api).await,
             };
             match done {
@@ -304,6 +360,13 @@ impl Patient {
         };
         leftovers::remove(&self.stores, bucket, group, ours, &self.api).await
     }
+}
+
+fn disk(data_dir: Option<&Path>) -> Finding {
+    let path: PathBuf = data_dir.map_or_else(std::env::temp_dir, Path::to_owned);
+    let space = space(&path);
+    let text = path.display().to_string();
+    judge::disk(&text, space.as_ref().copied().map_err(String::as_str))
 }
 
 /// Whether somebody wants it: `--yes`, or a y at the terminal.
