@@ -46,6 +46,19 @@ fn many_seeds_reach_every_mark() {
 }
 
 #[test]
+fn owners_of_one_output_never_meet_whatever_happens() {
+    let (reach, broken) = sim::claims::many(0, 3000);
+    assert_eq!(broken, None, "replay with `sim claims --replay SEED`");
+    let missed: Vec<&str> = sim::claims::MARKS.into_iter().filter(|mark| !reach.contains_key(mark)).collect();
+    assert!(missed.is_empty(), "not reached: {missed:?}");
+}
+
+#[test]
+fn long_owners_of_one_output_never_meet_in_twenty_thousand_seeds() {
+    assert_eq!(sim::claims::many(0, 20_000).1, None, "replay with `sim claims --replay SEED`");
+}
+
+#[test]
 fn kept_scripts_hold() {
     let scripts = sim::script::kept().expect("scripts");
     assert!(scripts.len() >= 12, "{} scripts", scripts.len());
@@ -95,5 +108,13 @@ fn kept_scripts_find_their_planted_bugs() {
 fn long_every_planted_bug_is_found() {
     for (name, bug) in muster_common::planted::BUGS {
         assert!(sim::many::find(bug, 1000).is_some(), "{name}: not found within 1,000 seeds");
+    }
+}
+
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn planted_bugs_of_claims_are_found() {
+    for (name, bug) in muster_common::planted::CLAIM_BUGS {
+        assert!(sim::claims::find(bug, 1000).is_some(), "{name}: not found within 1,000 seeds");
     }
 }

@@ -4,9 +4,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use futures::future::{self, Either};
 use tokio::sync::Mutex as Turn;
 
 use super::judge::{self, Decision, Known, Life, Seen, Watch};
@@ -293,7 +295,7 @@ impl Claims {
         }
     }
 
-    /// Waits for one's turn. Gives one's claim, and the dead owners that it names.
+    /// Waits for one's turn. Gives one's claim, and all others that stand.
     async fn draw(
         &self,
         store: &Arc<dyn Blobs>,
@@ -341,11 +343,13 @@ impl Claims {
             }
             let named = |of: &ClaimId| others.iter().find(|seen| seen.id == *of);
             match judge::decide(&me, &others) {
-                Decision::Hold => {
-                    let dead = others.into_iter().filter(|seen| me.overruled.contains(&seen.ticket())).collect();
-                    return Ok((me, dead));
-                }
+                // A look that took longer says nothing about now: this process may have been asleep.
+                Decision::Hold if clock.now_ms().saturating_sub(now_ms) > settings.dead_after_ms / 2 => {}
+                Decision::Hold => return Ok((me, others)),
                 Decision::Overrule(dead) => {
+                    let silent = others
+                        .iter()
+                        .any(|seen| dead.contains(&seen.ticket()) && self.known(seen.claim.as_ref()) != Known::Gone);
                     me.overruled.extend(dead);
                     if me.overruled.len() > NAMED_MAX {
                         let why = format!(
@@ -353,7 +357,13 @@ impl Claims {
                         );
                         return Err(Error::exhausted(why));
                     }
-                    written_ms = None;
+                    self.sign(&mut me);
+                    put(store, output, &me).await?;
+                    written_ms = Some(clock.now_ms());
+                    // One that was only asleep may have asked before this and be about to act: that lands before anything of ours.
+                    if silent {
+                        clock.pause(settings.renew_ms).await;
+                    }
                 }
                 Decision::Refuse(by) => return Err(self.refusal(output, named(&by))),
                 Decision::Lost(by) => return Err(lost(output, named(&by))),
@@ -365,16 +375,41 @@ impl Claims {
         }
     }
 
-    /// What a new holder does for those before it: dead runs here leave nothing, and no dead owner keeps its claim.
+    /// What a new holder does for those before it, which may take long: it shows meanwhile that it lives.
     async fn take_over(
         &self,
         stores: &Stores,
         store: &Arc<dyn Blobs>,
         output: &BlobUrl,
         me: &Claim,
-        dead: &[Seen],
+        others: &[Seen],
     ) -> Result<()> {
-        for seen in dead {
+        let beats = async {
+            let mut me = me.clone();
+            loop {
+                self.shared.clock.pause(self.shared.settings.renew_ms).await;
+                self.sign(&mut me);
+                if let Err(error) = put(store, output, &me).await {
+                    tracing::warn!(%error, "the claim on OUTPUT was not renewed");
+                }
+            }
+        };
+        match future::select(pin!(self.succeed(stores, store, output, me, others)), pin!(beats)).await {
+            Either::Left((done, _)) => done,
+            Either::Right((never, _)) => never,
+        }
+    }
+
+    /// Dead runs here leave nothing, and no dead owner keeps its claim.
+    async fn succeed(
+        &self,
+        stores: &Stores,
+        store: &Arc<dyn Blobs>,
+        output: &BlobUrl,
+        me: &Claim,
+        others: &[Seen],
+    ) -> Result<()> {
+        for seen in others {
             if judge::may_remove(seen, me) {
                 let removed = leftovers::remove_dead(stores, output, seen).await?;
                 if !removed.is_nothing() {
@@ -384,10 +419,18 @@ impl Claims {
                     ));
                 }
             }
-            let key = output.join(&names::claim_path(&seen.id));
-            store.delete(key.key()).await.map_err(|e| e.at(&key))?;
+            if me.overruled.contains(&seen.ticket()) {
+                let key = output.join(&names::claim_path(&seen.id));
+                store.delete(key.key()).await.map_err(|e| e.at(&key))?;
+            }
         }
         Ok(())
+    }
+
+    /// What the system says of the process that a claim names.
+    fn known(&self, claim: Option<&Claim>) -> Known {
+        let process = claim.map(|claim| &claim.owner.process);
+        process.map_or(Known::Unknown, |process| (self.shared.look)(&self.shared.owner.process, process))
     }
 
     /// The claims on an OUTPUT: one's own (an inner none where it cannot be read), and the others.
@@ -399,15 +442,15 @@ impl Claims {
         watch: &mut Watch,
     ) -> Result<(Option<Option<Claim>>, Vec<Seen>)> {
         let (mut mine, mut others) = (None, Vec::new());
+        let asked_ms = self.shared.clock.now_ms();
         for (id, version, claim) in list(store, output).await? {
             if id == *own {
                 mine = Some(claim);
                 continue;
             }
             let owner = claim.as_ref().map(|claim| &claim.owner);
-            let known =
-                owner.map_or(Known::Unknown, |owner| (self.shared.look)(&self.shared.owner.process, &owner.process));
-            let bound = (self.shared.clock.now_ms(), self.shared.settings.dead_after_ms);
+            let known = self.known(claim.as_ref());
+            let bound = (asked_ms, self.shared.clock.now_ms(), self.shared.settings.dead_after_ms);
             let life = watch.life(&id, &version, owner, known, bound);
             others.push(Seen { id, claim, life });
         }
@@ -475,23 +518,29 @@ impl Held {
             return Ok(());
         }
         let clock = &*self.claims.shared.clock;
-        let asked = (clock.now_ms(), clock.unix_ms());
+        let moment = || (clock.now_ms(), clock.unix_ms());
+        let within = |(now, unix): (u64, u64), bound_ms: u64| {
+            let later = moment();
+            later.0.saturating_sub(now) <= bound_ms && later.1.abs_diff(unix) <= bound_ms
+        };
         let confirmed = *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
-        let serves =
-            |(now, unix): (u64, u64)| asked.0.saturating_sub(now) <= REUSE_MS && asked.1.abs_diff(unix) <= REUSE_MS;
-        if confirmed.is_some_and(serves) {
+        if confirmed.is_some_and(|confirmed| within(confirmed, REUSE_MS)) {
             return Ok(());
         }
-        let id = self.claims.id(&self.job);
-        let (own, others) = self.claims.look(&self.store, &self.output, &id, &mut Watch::default()).await?;
-        match own.flatten() {
-            Some(me) => match judge::overruled_by(&me, &others) {
-                Some(by) => return Err(lost(&self.output, Some(by))),
-                None => *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked),
-            },
-            None => return Err(lost(&self.output, others.first())),
+        loop {
+            let asked = moment();
+            let id = self.claims.id(&self.job);
+            let (own, others) = self.claims.look(&self.store, &self.output, &id, &mut Watch::default()).await?;
+            let Some(me) = own.flatten() else { return Err(lost(&self.output, others.first())) };
+            if let Some(by) = judge::overruled_by(&me, &others) {
+                return Err(lost(&self.output, Some(by)));
+            }
+            // An answer that took longer says nothing about now: this process may have been asleep.
+            if within(asked, self.claims.shared.settings.dead_after_ms / 2) {
+                *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked);
+                return Ok(());
+            }
         }
-        Ok(())
     }
 }
 

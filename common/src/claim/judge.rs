@@ -67,14 +67,15 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Whether an owner lives whose claim has this version now.
+    /// Whether an owner lives whose claim has this version, by a look that was begun at the first of these times and answered at the second; the third is the bound of silence.
+    /// What passes within a look counts for nobody's silence: whoever looks may have been asleep.
     pub fn life(
         &mut self,
         id: &ClaimId,
         version: &str,
         owner: Option<&Owner>,
         known: Known,
-        (now_ms, dead_after_ms): (u64, u64),
+        (asked_ms, seen_ms, dead_after_ms): (u64, u64, u64),
     ) -> Life {
         let run_here = owner.is_some_and(|owner| owner.run_here);
         match known {
@@ -83,11 +84,11 @@ impl Watch {
             _ => {}
         }
         let (last, since_ms, changed) =
-            self.seen.entry(id.clone()).or_insert_with(|| (version.to_owned(), now_ms, false));
+            self.seen.entry(id.clone()).or_insert_with(|| (version.to_owned(), seen_ms, false));
         if last != version {
-            (*last, *since_ms, *changed) = (version.to_owned(), now_ms, true);
+            (*last, *since_ms, *changed) = (version.to_owned(), seen_ms, true);
         }
-        if now_ms.saturating_sub(*since_ms) > dead_after_ms {
+        if asked_ms.saturating_sub(*since_ms) > dead_after_ms {
             Life::Dead
         } else if *changed {
             Life::Lives
@@ -96,11 +97,6 @@ impl Watch {
         } else {
             Life::Unknown
         }
-    }
-
-    /// For how long a claim has stood as it stands, as far as it was watched.
-    pub fn unchanged_ms(&self, id: &ClaimId, now_ms: u64) -> u64 {
-        self.seen.get(id).map_or(0, |(_, since_ms, _)| now_ms.saturating_sub(*since_ms))
     }
 }
 

@@ -116,7 +116,7 @@ fn death_is_told_by_the_system_or_by_silence() {
     let pool = Owner::default();
     let mut watch = Watch::default();
     let mut life = |version: &str, owner: &Owner, known: Known, now_ms: u64| {
-        watch.life(&id("a.j"), version, Some(owner), known, (now_ms, DEAD_AFTER_MS))
+        watch.life(&id("a.j"), version, Some(owner), known, (now_ms, now_ms, DEAD_AFTER_MS))
     };
     assert_eq!(life("1", &here, Known::Gone, 0), Life::Dead);
     assert_eq!(life("1", &here, Known::There, 0), Life::Lives);
@@ -127,6 +127,19 @@ fn death_is_told_by_the_system_or_by_silence() {
     assert_eq!(life("2", &pool, Known::Unknown, DEAD_AFTER_MS + 2), Life::Lives);
     assert_eq!(life("2", &pool, Known::Unknown, 2 * DEAD_AFTER_MS + 2), Life::Lives);
     assert_eq!(life("2", &pool, Known::Unknown, 2 * DEAD_AFTER_MS + 3), Life::Dead);
+}
+
+/// The simulation found it: a look that was answered after its process had slept for long made every owner dead.
+#[test]
+fn the_sleep_of_whoever_looks_is_nobodys_silence() {
+    let (mut watch, pool) = (Watch::default(), Owner::default());
+    let mut life = |version: &str, asked_ms: u64, seen_ms: u64| {
+        watch.life(&id("a.j"), version, Some(&pool), Known::Unknown, (asked_ms, seen_ms, DEAD_AFTER_MS))
+    };
+    assert_eq!(life("1", 0, 10), Life::Unknown);
+    assert_eq!(life("1", 250, 60_000), Life::Unknown, "asked before it slept, read after");
+    assert_eq!(life("2", 60_000, 60_010), Life::Lives);
+    assert_eq!(life("2", 60_010 + DEAD_AFTER_MS + 1, 70_000), Life::Dead);
 }
 
 struct Bench {

@@ -1,4 +1,4 @@
-//! The simulation by hand: `sim run --seeds N [--from S] [--seconds T]`, `sim replay SEED`, `sim sweep`, `sim script [NAME]`, `sim bugs` (with the feature `planted-bugs`).
+//! The simulation by hand: `sim run --seeds N [--from S] [--seconds T]`, `sim replay SEED`, `sim sweep`, `sim script [NAME]`, `sim claims`, `sim bugs` (with the feature `planted-bugs`).
 
 #![expect(clippy::print_stdout, reason = "this is a command for people")]
 
@@ -39,6 +39,7 @@ fn main() -> ExitCode {
             swept.broken.is_empty()
         }
         Some("script") => scripts(args.get(1).map(String::as_str)),
+        Some("claims") => claims(number("--from").unwrap_or(0), number("--seeds").unwrap_or(1000), number("--replay")),
         Some("bugs") => bugs(),
         _ => usage(),
     };
@@ -46,7 +47,9 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> bool {
-    println!("sim run --seeds N [--from S] [--seconds T] | sim replay SEED | sim sweep | sim script [NAME] | sim bugs");
+    println!(
+        "sim run --seeds N [--from S] [--seconds T] | sim replay SEED | sim sweep | sim script [NAME] | sim claims [--seeds N] [--from S] [--replay SEED] | sim bugs"
+    );
     false
 }
 
@@ -75,6 +78,22 @@ fn run(from: u64, seeds: u64, seconds: Option<u64>) -> bool {
         println!("not reached: {missed:?}");
     }
     many.broken.is_empty() && (missed.is_empty() || seeds < MARKED_SEEDS_MIN)
+}
+
+/// Owners of one OUTPUT, or one seed of them line by line.
+fn claims(from: u64, seeds: u64, replay: Option<u64>) -> bool {
+    if let Some(seed) = replay {
+        let report = sim::claims::run(seed, true);
+        report.trace.iter().for_each(|line| println!("{line}"));
+        println!("{:?}", report.reach);
+        return report.violation.is_none();
+    }
+    let clock = SystemClock::default();
+    let (reach, broken) = sim::claims::many(from, seeds);
+    println!("{seeds} seeds from {from} in {} ms", clock.now_ms());
+    reach.iter().for_each(|(mark, count)| println!("{count:>10} {mark}"));
+    broken.iter().for_each(|(seed, why)| println!("seed {seed}: {why}"));
+    broken.is_none()
 }
 
 fn replay(seed: u64) -> bool {
@@ -119,7 +138,15 @@ fn bugs() -> bool {
         }
         found.is_some()
     });
-    found.into_iter().all(|found| found)
+    let of_claims = muster_common::planted::CLAIM_BUGS.map(|(name, bug)| {
+        let found = sim::claims::find(bug, BUG_SEEDS_MAX);
+        match &found {
+            Some((seeds, violation)) => println!("{name}: found within {seeds} seeds: {violation}"),
+            None => println!("{name}: NOT found within {BUG_SEEDS_MAX} seeds"),
+        }
+        found.is_some()
+    });
+    found.into_iter().chain(of_claims).all(|found| found)
 }
 
 #[cfg(not(feature = "planted-bugs"))]

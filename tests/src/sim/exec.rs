@@ -109,7 +109,10 @@ impl Flag {
             if inner.0 {
                 return Poll::Ready(());
             }
-            inner.1.push(context.waker().clone());
+            // A future that waits for two things at once is polled for either: once is enough to be told.
+            if !inner.1.iter().any(|waker| waker.will_wake(context.waker())) {
+                inner.1.push(context.waker().clone());
+            }
             Poll::Pending
         })
         .await;

@@ -11,6 +11,7 @@
 
 pub mod bus;
 pub mod checker;
+pub mod claims;
 pub mod coordinator;
 pub mod core;
 pub mod dice;

@@ -31,12 +31,15 @@ pub(super) struct Dead {
     pub(super) owners: usize,
 }
 
+/// What was told while claims were taken.
+type Said = Arc<Mutex<Vec<String>>>;
+
 /// A hand in claims, with what it says.
-fn claims(config: &Config) -> Result<(Claims, JobId, Arc<Mutex<Vec<String>>>)> {
+fn claims(config: &Config) -> Result<(Claims, JobId, Said)> {
     let bug = |e: InvalidId| Error::bug(e.to_string());
     let clock = SystemClock::default();
     let job = format!("doctor-{:08x}", clock.random() as u32).parse().map_err(bug)?;
-    let said: Arc<Mutex<Vec<String>>> = Arc::default();
+    let said = Said::default();
     let say = {
         let said = said.clone();
         move |what: &str| said.lock().unwrap_or_else(PoisonError::into_inner).push(what.to_owned())
