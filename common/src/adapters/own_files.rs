@@ -4,8 +4,10 @@
 //! each call: `..`, an absolute path or a symbolic link cannot lead out, whatever happens to the tree meanwhile. Links below a folder are not followed at all: what they
 //! refer to inside the folder is offered under its own name, and what lies outside is not offered.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,7 +21,7 @@ use crate::buffer::BufferPool;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inputs::{FOLDERS_MAX, Pattern};
-use crate::names;
+use crate::paths;
 use crate::plan::TEXT_BYTES_MAX;
 use crate::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt, is_normal};
 use crate::survey::{Survey, Wanted};
@@ -89,7 +91,7 @@ impl OwnFiles {
     /// The next files that match, behind `after`.
     ///
     /// # Errors
-    /// `Invalid` where a name is not valid UTF-8 or a folder cannot be listed; `Exhausted` where one is too large or nested too deeply.
+    /// `Invalid` where a folder cannot be listed; `Exhausted` where one is too large or nested too deeply.
     pub async fn page(&self, pattern: Pattern, after: Option<String>) -> Result<Page> {
         let own = self.clone();
         self.files
@@ -152,6 +154,8 @@ impl Folder {
 
     /// Opens what has this path below the folder, and lies there.
     fn beneath(&self, relative: &str, flags: OFlags) -> Result<File, Errno> {
+        let decoded = paths::path_of(relative);
+        let relative = OsStr::from_bytes(&decoded.as_os_str().as_bytes()[1..]);
         let parent = rustix::fs::open(&self.path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let mut tries = 1;
@@ -257,13 +261,8 @@ impl Walk<'_> {
             if matches!(name.to_bytes(), b"." | b"..") {
                 continue;
             }
-            let Ok(name) = name.to_str() else {
-                let name = name.to_string_lossy();
-                if !names::is_input_name(&name) {
-                    continue;
-                }
-                return Err(Error::invalid(format!("the name {}/{name} is not valid UTF-8", path.display())));
-            };
+            // Bytes that are no UTF-8 are escaped, as in all keys of files.
+            let name = &*paths::key_of(Path::new(OsStr::from_bytes(name.to_bytes())));
             match self.kind(relative, name, entry.file_type())? {
                 FileType::Directory => entries.push((format!("{name}/"), true)),
                 FileType::RegularFile => entries.push((name.to_owned(), false)),

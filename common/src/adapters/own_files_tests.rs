@@ -162,3 +162,19 @@ fn folders_that_cannot_be_offered_are_refused() {
     check(&["a", "a"], "lies in, the input folder");
     check(&["a", "a/inner/.."], "");
 }
+
+#[tokio::test]
+async fn names_of_all_bytes_are_offered_and_read() {
+    let (_dir, root) = tree();
+    for name in [&b"gr\xfcn"[..], br"gr\xfcn"] {
+        fs::write(root.join("b").join(OsStr::from_bytes(name)), name).expect("file");
+    }
+    let own = both(&root);
+    let found = listed(&own, &root, "gr*").await;
+    assert_eq!(found, [r"b/gr\x5cxfcn", r"b/gr\xfcn"]);
+    for (file, bytes) in found.iter().zip([&br"gr\xfcn"[..], b"gr\xfcn"]) {
+        let key = format!("{}/{file}", root.display()).trim_start_matches('/').to_owned();
+        let read = own.read(&key, 0..bytes.len() as u64, Access::Cached).await;
+        assert_eq!(read.expect(file), bytes, "{file}");
+    }
+}
