@@ -394,6 +394,19 @@ pub fn part_name(partition: u32, extension: &str) -> String {
     format!("part-{partition:05}.{extension}")
 }
 
+/// Whether a path below OUTPUT is of the form that jobs give to parts and quarantined records, whatever the extension: what a manifest may name, and no more.
+pub fn is_of_a_job(relative: &str) -> bool {
+    let digits = |text: &str| (5..=10).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    let part = relative.strip_prefix("part-").and_then(|rest| rest.split_once('.'));
+    let is_part = part.is_some_and(|(number, extension)| digits(number) && is_extension(extension));
+    let split = relative.strip_prefix(QUARANTINE_DIR).and_then(|rest| rest.strip_prefix("/split-"));
+    is_part || split.and_then(|rest| rest.strip_suffix(".jsonl")).is_some_and(digits)
+}
+
+fn is_extension(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+}
+
 /// Whether a name directly below OUTPUT is one that a job gives: a part's, or the manifest's.
 pub fn is_output_name(name: &str, extension: &str) -> bool {
     let number = name
@@ -505,6 +518,29 @@ mod tests {
             [("a", true), ("a/b.txt", true), ("_SUCCESS", false), ("a/.tmp", false), ("_muster/x", false)]
         {
             assert_eq!(is_input_name(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_manifest_names_parts_and_quarantined_records_alone() {
+        for (name, expected) in [
+            ("part-00012.txt", true),
+            ("part-123456.csv.gz", true),
+            ("_quarantine/split-00003.jsonl", true),
+            ("part-012.txt", false),
+            ("part-00012.", false),
+            ("part-00012", false),
+            ("part-00012.txt/../../x", false),
+            ("../part-00012.txt", false),
+            ("/part-00012.txt", false),
+            ("sub/part-00012.txt", false),
+            ("_quarantine/../split-00003.jsonl", false),
+            ("_quarantine/x.jsonl", false),
+            ("_SUCCESS", false),
+            ("photo.jpg", false),
+            ("", false),
+        ] {
+            assert_eq!(is_of_a_job(name), expected, "{name}");
         }
     }
 }

@@ -289,7 +289,7 @@ pub enum Completed {
 /// The port to an object store. Keys are those of [`BlobUrl::key`].
 #[async_trait]
 pub trait Blobs: Send + Sync + 'static {
-    /// The objects below a prefix, which is a folder: `a/b` holds `a/b/c` but neither `a/bc` nor `a/b` itself. In byte order of their keys.
+    /// What lies below a prefix, which is a folder; on a file system links are what lies there, not what they lead to. `a/b` holds `a/b/c` but neither `a/bc` nor `a/b` itself. In byte order of their keys.
     ///
     /// # Errors
     /// `Exhausted` beyond `limit` objects; else as [`Blobs::head`]. A prefix that nothing lies below gives an empty list.
@@ -369,6 +369,14 @@ pub trait Blobs: Send + Sync + 'static {
     /// # Errors
     /// As [`Blobs::head`].
     async fn prune(&self, prefix: &str) -> Result<()>;
+
+    /// Removes one folder if it is empty, where folders are things of their own. Does nothing elsewhere.
+    ///
+    /// # Errors
+    /// As [`Blobs::head`].
+    async fn remove_folder(&self, _key: &str) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What is laid around every store that is given out.

@@ -100,6 +100,10 @@ impl Blobs for BoundedBlobs {
     async fn prune(&self, prefix: &str) -> Result<()> {
         self.within_list(prefix, self.inner.prune(prefix)).await
     }
+
+    async fn remove_folder(&self, key: &str) -> Result<()> {
+        self.within_list(key, self.inner.remove_folder(key)).await
+    }
 }
 
 #[cfg(test)]

@@ -147,6 +147,10 @@ impl Blobs for FaultyBlobs {
     async fn prune(&self, prefix: &str) -> Result<()> {
         self.around("prune", prefix, self.inner.prune(prefix)).await
     }
+
+    async fn remove_folder(&self, key: &str) -> Result<()> {
+        self.around("prune", key, self.inner.remove_folder(key)).await
+    }
 }
 
 /// A ledger that fails on purpose.

@@ -17,6 +17,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 
+use super::changes::{Changes, Witness};
 use super::folders::{self, Interest};
 use crate::buffer::{ALIGN, Buffer, BufferPool, is_aligned};
 use crate::error::{Error, ErrorKind, Result};
@@ -28,8 +29,6 @@ use crate::survey::{Survey, Wanted};
 const DIRECT_BYTES_MIN: u64 = 256 * 1024;
 /// File calls that run at once; disks gain nothing from more.
 const CALLS_AT_ONCE: usize = 8;
-/// Tries of making a folder that another process may be removing as empty.
-const FOLDER_TRIES_MAX: u32 = 5;
 /// Files that a search for uploads looks at, at most.
 const OBJECTS_WALKED_MAX: usize = 10_000_000;
 /// Deepest nesting of folders that a listing follows.
@@ -43,18 +42,24 @@ pub struct LocalBlobs {
     turns: Arc<Semaphore>,
     /// What the temporary names of uploads begin with.
     mark: Option<u32>,
+    changes: Changes,
 }
 
 impl LocalBlobs {
     /// A store whose reads come in buffers of this pool.
     pub fn new(buffers: BufferPool) -> Self {
-        Self { buffers, turns: Arc::new(Semaphore::new(CALLS_AT_ONCE)), mark: None }
+        Self { buffers, turns: Arc::new(Semaphore::new(CALLS_AT_ONCE)), mark: None, changes: Changes::default() }
     }
 
     /// The same, whose uploads bear a mark, so that they can be told from those of other processes.
     #[must_use]
     pub fn marked(self, mark: Option<u32>) -> Self {
         Self { mark, ..self }
+    }
+
+    /// The same, with a witness of every change that is made.
+    pub fn seen_by(buffers: BufferPool, witness: Arc<dyn Witness>) -> Self {
+        Self { changes: Changes::seen_by(witness), ..Self::new(buffers) }
     }
 }
 
@@ -135,9 +140,10 @@ fn walk(folder: &Path, depth: usize, limit: usize, found: &mut Vec<BlobMeta>) ->
     };
     for entry in entries {
         let path = entry.map_err(|e| file_error(folder, "list", &e))?.path();
-        let meta = match fs::metadata(&path) {
+        // A link is what lies there; what it leads to is not.
+        let meta = match fs::symlink_metadata(&path) {
             Ok(meta) => meta,
-            // It went away between the listing and the look, or is a link to nowhere: it is no object.
+            // It went away between the listing and the look.
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             Err(e) => return Err(file_error(&path, "look at", &e)),
         };
@@ -145,9 +151,7 @@ fn walk(folder: &Path, depth: usize, limit: usize, found: &mut Vec<BlobMeta>) ->
             walk(&path, depth + 1, limit, found)?;
             continue;
         }
-        if meta.is_file() {
-            found.push(blob_meta(&key_of(&path), &meta));
-        }
+        found.push(blob_meta(&key_of(&path), &meta));
         if found.len() > limit {
             return Err(Error::exhausted(format!("more than {limit} objects lie below {}", folder.display())));
         }
@@ -198,21 +202,6 @@ fn upload_path(key: &str, upload: &str) -> Result<PathBuf> {
     Ok(target.with_file_name(upload))
 }
 
-/// Opens `path` new for writing, making its folder as needed.
-fn create_in_folder(path: &Path) -> Result<File> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    let mut tries = 0;
-    loop {
-        fs::create_dir_all(folder).map_err(|e| file_error(folder, "make the folder", &e))?;
-        match File::options().write(true).create_new(true).open(path) {
-            Ok(file) => return Ok(file),
-            // Another process may have removed the folder as empty in between.
-            Err(e) if e.kind() == io::ErrorKind::NotFound && tries < FOLDER_TRIES_MAX => tries += 1,
-            Err(e) => return Err(file_error(path, "create", &e)),
-        }
-    }
-}
-
 fn open_with(path: &Path, flags: OFlags) -> Result<File, Errno> {
     Ok(File::from(rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?))
 }
@@ -223,15 +212,20 @@ fn refuses_direct(error: Errno) -> bool {
 }
 
 /// Opens past the page cache where asked and possible.
-fn open_for(path: &Path, flags: OFlags, direct: bool, doing: &str) -> Result<(File, bool)> {
+fn open_for(
+    path: &Path,
+    direct: bool,
+    doing: &str,
+    open: impl Fn(OFlags) -> Result<File, Errno>,
+) -> Result<(File, bool)> {
     if direct {
-        match open_with(path, flags | OFlags::DIRECT) {
+        match open(OFlags::DIRECT) {
             Ok(file) => return Ok((file, true)),
             Err(e) if refuses_direct(e) => {}
             Err(e) => return Err(file_error(path, doing, &e.into())),
         }
     }
-    let file = open_with(path, flags).map_err(|e| file_error(path, doing, &e.into()))?;
+    let file = open(OFlags::empty()).map_err(|e| file_error(path, doing, &e.into()))?;
     Ok((file, false))
 }
 
@@ -264,9 +258,9 @@ fn write_at(path: &Path, file: &File, mut direct: bool, mut bytes: &[u8], mut of
     Ok(())
 }
 
-fn write_part(path: &Path, at: PartAt, data: &[u8]) -> Result<()> {
+fn write_part(changes: &Changes, path: &Path, at: PartAt, data: &[u8]) -> Result<()> {
     let direct = is_aligned(data) && at.offset.is_multiple_of(ALIGN as u64) && data.len() >= ALIGN;
-    let (file, direct) = open_for(path, OFlags::WRONLY, direct, "write")?;
+    let (file, direct) = open_for(path, direct, "write", |flags| changes.open(path, flags))?;
     write_at(path, &file, direct, data, at.offset)
 }
 
@@ -302,7 +296,9 @@ fn read_at(path: &Path, file: &File, mut direct: bool, buffer: &mut Buffer, want
 fn read_range(buffers: &BufferPool, path: &Path, range: Range<u64>, access: Access) -> Result<Bytes> {
     let bytes = range.end.saturating_sub(range.start);
     let direct = access == Access::Once && bytes >= DIRECT_BYTES_MIN;
-    read_opened(buffers, path, range, || open_for(path, OFlags::RDONLY, direct, "read"))
+    read_opened(buffers, path, range, || {
+        open_for(path, direct, "read", |flags| open_with(path, OFlags::RDONLY | flags))
+    })
 }
 
 /// Reads exactly a range of the file that `open` gives, which also says whether it is read past the page cache.
@@ -343,12 +339,12 @@ fn sync_with_folder(path: &Path) -> Result<()> {
     path.parent().map_or(Ok(()), synced)
 }
 
-fn complete(key: &str, upload: &str, bytes: u64, sync: bool) -> Result<Completed> {
+fn complete(changes: &Changes, key: &str, upload: &str, bytes: u64, sync: bool) -> Result<Completed> {
     let (temporary, target) = (upload_path(key, upload)?, path_of(key));
-    match fs::metadata(&temporary) {
-        Ok(meta) if meta.size() == bytes => {}
-        Ok(meta) => {
-            let why = format!("the upload of {} has {} bytes, not {bytes}", target.display(), meta.size());
+    match Changes::look(&temporary) {
+        Ok(stat) if u64::try_from(stat.st_size) == Ok(bytes) => {}
+        Ok(stat) => {
+            let why = format!("the upload of {} has {} bytes, not {bytes}", target.display(), stat.st_size);
             return Err(Error::corrupt(why));
         }
         // The answer to an earlier completion may have been lost. A file does not tell of which upload it was made: inodes are used again.
@@ -362,22 +358,21 @@ fn complete(key: &str, upload: &str, bytes: u64, sync: bool) -> Result<Completed
     if sync {
         sync_with_folder(&temporary)?;
     }
-    fs::rename(&temporary, &target).map_err(|e| file_error(&target, "put in place", &e))?;
+    changes.rename(&temporary, &target)?;
     if sync {
         sync_with_folder(&target)?;
     }
     Ok(Completed::Now)
 }
 
-fn put_whole(key: &str, bytes: &[u8], mark: Option<u32>) -> Result<()> {
+fn put_whole(changes: &Changes, key: &str, bytes: &[u8], mark: Option<u32>) -> Result<()> {
     let target = path_of(key);
     let temporary = target.with_file_name(new_upload_name(&target, mark));
-    let file = create_in_folder(&temporary)?;
-    let written = write_at(&temporary, &file, false, bytes, 0)
-        .and_then(|()| fs::rename(&temporary, &target).map_err(|e| file_error(&target, "put in place", &e)));
+    let file = changes.create(&temporary)?;
+    let written = write_at(&temporary, &file, false, bytes, 0).and_then(|()| changes.rename(&temporary, &target));
     if written.is_err() {
         // The write's own error is what counts; a leftover temporary is hidden and named like an upload.
-        drop(fs::remove_file(&temporary));
+        drop(changes.remove(&temporary));
     }
     written
 }
@@ -388,28 +383,6 @@ fn new_upload_name(target: &Path, mark: Option<u32>) -> String {
     let nonce: u64 = rand::random();
     let nonce = mark.map_or(nonce, |mark| u64::from(mark) << 32 | nonce & u64::from(u32::MAX));
     format!(".{name}.{nonce:016x}.upload")
-}
-
-fn remove_file(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(file_error(path, "remove", &e)),
-        _ => Ok(()),
-    }
-}
-
-fn prune_folder(folder: &Path, depth: usize) -> Result<()> {
-    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
-    for entry in entries.flatten() {
-        if depth < DEPTH_MAX && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            prune_folder(&entry.path(), depth + 1)?;
-        }
-    }
-    match fs::remove_dir(folder) {
-        Err(e) if !matches!(e.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => {
-            Err(file_error(folder, "remove", &e))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[async_trait]
@@ -444,23 +417,23 @@ impl Blobs for LocalBlobs {
     }
 
     async fn put(&self, key: &str, bytes: Bytes) -> Result<()> {
-        let (key, mark) = (key.to_owned(), self.mark);
-        self.blocking(move || put_whole(&key, &bytes, mark)).await
+        let (key, mark, changes) = (key.to_owned(), self.mark, self.changes.clone());
+        self.blocking(move || put_whole(&changes, &key, &bytes, mark)).await
     }
 
     async fn open_upload(&self, key: &str) -> Result<String> {
-        let (target, mark) = (path_of(key), self.mark);
+        let (target, mark, changes) = (path_of(key), self.mark, self.changes.clone());
         self.blocking(move || {
             let name = new_upload_name(&target, mark);
-            create_in_folder(&target.with_file_name(&name))?;
+            changes.create(&target.with_file_name(&name))?;
             Ok(name)
         })
         .await
     }
 
     async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Bytes) -> Result<String> {
-        let path = upload_path(key, upload)?;
-        self.blocking(move || write_part(&path, at, &data).map(|()| at.index.to_string())).await
+        let (path, changes) = (upload_path(key, upload)?, self.changes.clone());
+        self.blocking(move || write_part(&changes, &path, at, &data).map(|()| at.index.to_string())).await
     }
 
     async fn complete_upload(
@@ -471,13 +444,13 @@ impl Blobs for LocalBlobs {
         bytes: u64,
         sync: bool,
     ) -> Result<Completed> {
-        let (key, upload) = (key.to_owned(), upload.to_owned());
-        self.blocking(move || complete(&key, &upload, bytes, sync)).await
+        let (key, upload, changes) = (key.to_owned(), upload.to_owned(), self.changes.clone());
+        self.blocking(move || complete(&changes, &key, &upload, bytes, sync)).await
     }
 
     async fn abort_upload(&self, key: &str, upload: &str) -> Result<()> {
-        let path = upload_path(key, upload)?;
-        self.blocking(move || remove_file(&path)).await
+        let (path, changes) = (upload_path(key, upload)?, self.changes.clone());
+        self.blocking(move || changes.remove(&path)).await
     }
 
     async fn list_uploads(&self, prefix: &str, limit: usize) -> Result<Vec<OpenUpload>> {
@@ -486,13 +459,18 @@ impl Blobs for LocalBlobs {
     }
 
     async fn delete(&self, key: &str) -> Result<()> {
-        let path = path_of(key);
-        self.blocking(move || remove_file(&path)).await
+        let (path, changes) = (path_of(key), self.changes.clone());
+        self.blocking(move || changes.remove(&path)).await
     }
 
     async fn prune(&self, prefix: &str) -> Result<()> {
-        let folder = path_of(prefix);
-        self.blocking(move || prune_folder(&folder, 0)).await
+        let (folder, changes) = (path_of(prefix), self.changes.clone());
+        self.blocking(move || changes.prune(&folder, 0)).await
+    }
+
+    async fn remove_folder(&self, key: &str) -> Result<()> {
+        let (folder, changes) = (path_of(key), self.changes.clone());
+        self.blocking(move || changes.remove_folder(&folder).map(drop)).await
     }
 }
 

@@ -200,6 +200,10 @@ impl Blobs for Metered {
     async fn prune(&self, prefix: &str) -> Result<()> {
         self.count(Call::Prune, self.store.prune(prefix)).await
     }
+
+    async fn remove_folder(&self, key: &str) -> Result<()> {
+        self.count(Call::Prune, self.store.remove_folder(key)).await
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The adapters behind the ports: thin, and the only places that know NATS, S3 or a file system.
 
 pub mod bounded;
+pub mod changes;
 pub mod events;
 pub mod faulty;
 mod folders;

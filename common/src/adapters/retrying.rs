@@ -81,4 +81,8 @@ impl Blobs for RetryingBlobs {
     async fn prune(&self, prefix: &str) -> Result<()> {
         self.retry.repeat(|| self.inner.prune(prefix)).await
     }
+
+    async fn remove_folder(&self, key: &str) -> Result<()> {
+        self.retry.repeat(|| self.inner.remove_folder(key)).await
+    }
 }

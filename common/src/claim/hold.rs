@@ -257,7 +257,7 @@ impl Claims {
         *released = true;
         // Not before: what is cut short here is done again at the end of the process.
         if !entry.existed {
-            store.prune(output.key()).await.map_err(|e| e.at(output))?;
+            store.remove_folder(output.key()).await.map_err(|e| e.at(output))?;
         }
         self.jobs().remove(job);
         Ok(())

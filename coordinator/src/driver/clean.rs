@@ -53,8 +53,12 @@ pub(super) async fn clean_up(stores: &Stores, fence: &Fence, job: &JobId, leftov
     let released = claims::release(stores, fence, &output, job).await;
     refused(&mut unremoved, &output, released)?;
     if let Some(output) = empty_output.filter(|_| alone) {
-        let pruned = stores.open(&output).await?.prune(output.key()).await;
-        refused(&mut unremoved, &output, pruned)?;
+        // The job made these, and no others: what else somebody has put there stays, an empty folder too.
+        for folder in [output.join(names::QUARANTINE_DIR), output] {
+            fence.check().await?;
+            let removed = stores.open(&folder).await?.remove_folder(folder.key()).await;
+            refused(&mut unremoved, &folder, removed)?;
+        }
     }
     Ok(unremoved)
 }

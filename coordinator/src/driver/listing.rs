@@ -5,9 +5,8 @@
 //! the paths.
 
 use muster_common::inputs;
-use muster_common::names::SCRATCH_DIR;
 use muster_common::plan::{BadInputs, JobSpec, LeftOut, OBJECTS_MAX, PinnedObject, UPLOADS_UNKNOWN, memory_of};
-use muster_common::store::{BlobMeta, BlobUrl, Stores};
+use muster_common::store::{BlobUrl, Stores};
 use muster_common::survey::OMITTED_MAX;
 use muster_common::{Error, ErrorKind, Result};
 
@@ -17,6 +16,7 @@ use super::fence::Fence;
 use super::formats;
 use super::gather::{self, Expanded, is_folder, too_many};
 use super::offers::Offered;
+use super::owned;
 use crate::job::io::{Listing, Offer, Places};
 
 /// Entries that cannot be input which a refusal names.
@@ -64,7 +64,7 @@ pub(super) async fn list_input(
     claims::take(stores, fence, &places.output, &spec.job, output_existed).await?;
     // Only now it stays as it is seen.
     let looked = async {
-        let replaced = look_at_output(stores, spec, &places.output).await?;
+        let replaced = owned::look_at_output(stores, spec, &places.output).await?;
         Ok((replaced, open_uploads(stores, &places.output, &mut warnings).await?))
     };
     match looked.await {
@@ -116,45 +116,13 @@ fn check_count(stores: &Stores, objects: &[PinnedObject]) -> Result<()> {
     Ok(())
 }
 
-fn relative<'a>(key: &'a str, base: &str) -> &'a str {
-    key.strip_prefix(base).unwrap_or(key).trim_start_matches('/')
-}
-
+/// OUTPUT is a folder or prefix, not an object.
 async fn refuse_object(stores: &Stores, output: &BlobUrl) -> Result<()> {
-    match stores.open(output).await?.head(output.key()).await {
+    // A tool may mark the folder by an empty object with a slash behind its name.
+    match stores.open(output).await?.head(output.key().trim_end_matches('/')).await {
         Ok(_) => Err(Error::invalid(format!("OUTPUT {output} is an object; name a folder or prefix"))),
         Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error.at(format!("OUTPUT {output}"))),
-    }
-}
-
-/// What stands in OUTPUT, all of which a job that may overwrite replaces. Scratch and unfinished uploads do not count.
-async fn look_at_output(stores: &Stores, spec: &JobSpec, output: &BlobUrl) -> Result<Vec<PinnedObject>> {
-    let store = stores.open(output).await?;
-    // A tool may mark the folder by an empty object with a slash behind its name.
-    match store.head(output.key().trim_end_matches('/')).await {
-        Ok(_) => return Err(Error::invalid(format!("OUTPUT {output} is an object; name a folder or prefix"))),
-        Err(error) if error.kind == ErrorKind::NotFound => {}
-        Err(error) => return Err(error.at(format!("OUTPUT {output}"))),
-    }
-    let base = output.key().trim_end_matches('/');
-    let listed = store.list(base, OBJECTS_MAX).await.map_err(|e| e.at(format!("OUTPUT {output}")))?;
-    let content = listed.into_iter().filter(|meta| is_content(relative(&meta.key, base)));
-    let pin = |meta: BlobMeta| PinnedObject {
-        url: output.with_key(meta.key).to_string(),
-        bytes: meta.bytes,
-        version: meta.version,
-    };
-    let replaced: Vec<PinnedObject> = content.map(pin).collect();
-    match replaced.first() {
-        Some(first) if !spec.overwrite => {
-            let more = if replaced.len() > 1 { format!(" and {} more", replaced.len() - 1) } else { String::new() };
-            Err(Error::invalid(format!(
-                "OUTPUT {output} is not empty ({}{more}); choose another one, or replace it with --overwrite",
-                first.url
-            )))
-        }
-        _ => Ok(replaced),
     }
 }
 
@@ -173,12 +141,6 @@ async fn open_uploads(stores: &Stores, output: &BlobUrl, warnings: &mut Vec<Stri
         }
         Err(error) => Err(error.at(format!("OUTPUT {output}"))),
     }
-}
-
-fn is_content(relative: &str) -> bool {
-    let name = relative.rsplit('/').next().unwrap_or(relative);
-    let unfinished = name.starts_with('.') && name.ends_with(".upload");
-    !unfinished && relative.split('/').next() != Some(SCRATCH_DIR)
 }
 
 #[cfg(test)]

@@ -96,7 +96,8 @@ async fn output_must_be_apart_and_empty() {
     check(&KEYS, spec(&["memory:///in/*.log"], "memory:///in/out", false), "0").await;
     check(&KEYS, spec(&["memory:///in"], "memory:///other/a.log", false), "is an object").await;
     check(&KEYS, spec(&["memory:///in"], "memory:///other", false), "is not empty").await;
-    check(&KEYS, spec(&["memory:///in"], "memory:///other", true), "1").await;
+    check(&KEYS, spec(&["memory:///in"], "memory:///other", true), "must not replace: a.log; there is no _SUCCESS")
+        .await;
     check(
         &["in/a", "out/_muster/d0/j0/x", "out/.part-00000.txt.0011223344556677.upload"],
         spec(&["memory:///in"], "memory:///out", false),

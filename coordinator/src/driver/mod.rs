@@ -45,6 +45,7 @@ mod gather;
 mod listing;
 mod magic;
 mod offers;
+mod owned;
 mod publish;
 mod subscriptions;
 mod unsent;

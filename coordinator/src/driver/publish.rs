@@ -18,7 +18,7 @@ use std::sync::Arc;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use muster_common::etag;
-use muster_common::names::SUCCESS;
+use muster_common::names::{QUARANTINE_DIR, SUCCESS};
 use muster_common::plan::{PLAN_BYTES_MAX, PinnedObject};
 use muster_common::planted::{self, Bug};
 use muster_common::store::{Access, BlobMeta, BlobUrl, Blobs, Completed, PartAt, Stores, read_whole};
@@ -114,7 +114,13 @@ pub(super) async fn publish(stores: &Stores, fence: &Fence, publication: &Public
         let put = put(stores, fence, &store, &success, &manifest, publication.sync);
         put.await.map_err(|e| e.at(&success))?;
     }
-    remove_replaced(&store, fence, publication, &success).await
+    let unremoved = remove_replaced(&store, fence, publication, &success).await?;
+    let quarantine = publication.output.join(QUARANTINE_DIR);
+    if publication.replaced.iter().any(|old| old.url.starts_with(&quarantine.to_string())) {
+        fence.check().await?;
+        store.remove_folder(quarantine.key()).await.map_err(|e| e.at(&quarantine))?;
+    }
+    Ok(unremoved)
 }
 
 /// The bytes of `_SUCCESS`: those that were kept when the commit was decided.
@@ -168,8 +174,7 @@ fn wanted(publication: &Publication) -> impl Iterator<Item = Wanted<'_>> {
     parts.chain(quarantine)
 }
 
-/// What stands where the job is going to write must be its own, from an earlier try, or what stood there when it was submitted and may be replaced. With `--overwrite` anything
-/// may stand there but the `_SUCCESS` of somebody who has published since.
+/// What stands where the job is going to write must be its own, from an earlier try, or what stood there when it was submitted and may be replaced.
 async fn refuse_foreign(store: &Arc<dyn Blobs>, publication: &Publication, manifest: &[u8]) -> Result<()> {
     let pinned: BTreeMap<&str, &str> =
         publication.replaced.iter().map(|old| (old.url.as_str(), old.version.as_str())).collect();
@@ -179,7 +184,7 @@ async fn refuse_foreign(store: &Arc<dyn Blobs>, publication: &Publication, manif
         checksum: wire::digest(manifest),
         tags: &[],
     };
-    let parts: Vec<Wanted<'_>> = if publication.overwrite { Vec::new() } else { wanted(publication).collect() };
+    let parts: Vec<Wanted<'_>> = wanted(publication).collect();
     let refuse_one = |wanted: Wanted<'_>| {
         let pinned = pinned.get(wanted.url.to_string().as_str()).map(|version| (*version).to_owned());
         let store = store.clone();
@@ -188,7 +193,7 @@ async fn refuse_foreign(store: &Arc<dyn Blobs>, publication: &Publication, manif
             let wanted = Wanted { url, bytes, checksum, tags: &tags };
             match standing(&store, &wanted, pinned.as_deref()).await? {
                 Standing::Other(meta) if pinned.as_ref() != Some(&meta.version) => Err(Error::invalid(format!(
-                    "{} ({} bytes) has come into OUTPUT since the job was submitted, and is not the job's; it is left as it is. Sort into another OUTPUT, or again with --overwrite",
+                    "{} ({} bytes) has come into OUTPUT since the job was submitted, and is not the job's; it is left as it is; sort into another OUTPUT",
                     wanted.url, meta.bytes
                 ))),
                 _ => Ok(()),

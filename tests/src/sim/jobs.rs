@@ -149,12 +149,7 @@ pub fn draw_clients(core: &mut Core, seed: u64, workers: &[WorkerId]) -> Vec<Cli
         let overwrite = again || dice.below(4) == 0;
         let mut before = BTreeMap::new();
         if !again && overwrite {
-            for name in ["part-00000.dat", "old.txt", "_SUCCESS"] {
-                let (key, bytes) = (format!("out{job}/{name}"), format!("old {name}").into_bytes());
-                core.store.place(&key, bytes.clone());
-                core.store.foreign.insert(key.clone());
-                before.insert(key, bytes);
-            }
+            place_old(core, &format!("out{job}"), &mut before);
         } else if again {
             before = clients[0].before.clone();
         }
@@ -209,6 +204,20 @@ fn place_result(core: &mut Core, spec: &JobSpec, input: &[Vec<u8>], before: &mut
     let key = format!("{output}/{}", names::part_name(0, &spec.extension));
     core.store.place(&key, result.clone());
     before.insert(key, result);
+}
+
+/// What an earlier job has left in OUTPUT, whose `_SUCCESS` names it.
+fn place_old(core: &mut Core, output: &str, before: &mut BTreeMap<String, Vec<u8>>) {
+    let parts = ["part-00000.dat", "part-00099.dat"];
+    let named: Vec<String> = parts.iter().map(|name| format!(r#"{{"name":"{name}"}}"#)).collect();
+    let success = format!(r#"{{"job":"old","parts":[{}]}}"#, named.join(","));
+    let old = parts.map(|name| (name, format!("old {name}"))).into_iter().chain([(names::SUCCESS, success)]);
+    for (name, text) in old {
+        let key = format!("{output}/{name}");
+        core.store.place(&key, text.clone().into_bytes());
+        core.store.foreign.insert(key.clone());
+        before.insert(key, text.into_bytes());
+    }
 }
 
 fn foreign(core: &mut Core, key: &str) {
@@ -306,12 +315,7 @@ fn script_client(core: &mut Core, number: usize, line: &JobLine) -> Client {
     let name = line.text("output").map_or_else(|| format!("out{number}"), str::to_owned);
     let mut before = BTreeMap::new();
     if line.says("overwrite") {
-        for old in ["part-00000.dat", "old.txt", "_SUCCESS"] {
-            let (key, bytes) = (format!("{name}/{old}"), format!("old {old}").into_bytes());
-            core.store.place(&key, bytes.clone());
-            core.store.foreign.insert(key.clone());
-            before.insert(key, bytes);
-        }
+        place_old(core, &name, &mut before);
     }
     let ms = |word: &str| line.text(word).map(|_| line.number(word, 0) * MS);
     let spec = JobSpec {
