@@ -370,6 +370,14 @@ pub trait Blobs: Send + Sync + 'static {
     /// As [`Blobs::head`].
     async fn prune(&self, prefix: &str) -> Result<()>;
 
+    /// Whether an object may be put under this key: nothing stands there, or an object does. On a file system a link or a folder may stand there instead, which is not replaced.
+    ///
+    /// # Errors
+    /// `Invalid` where something else stands there; else as [`Blobs::head`].
+    async fn check_place(&self, _key: &str) -> Result<()> {
+        Ok(())
+    }
+
     /// Removes one folder if it is empty, where folders are things of their own. Does nothing elsewhere.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 
 use muster_tests::harness::sandbox::files_below;
 use muster_tests::harness::{Output, Sandbox, arg, oracle, wait};
@@ -56,4 +57,50 @@ fn links_in_output_are_left_alone() {
     output.assert_is(&oracle::gnu_sort(&[], &[&second]));
     Output::of_folder(sandbox.path("out")).assert_is(&oracle::gnu_sort(&[], &[&second]));
     assert!(fs::read_dir(sandbox.path("out")).expect("out").count() <= parts && sandbox.path("to-out").is_symlink());
+}
+
+/// A link under a name that the result itself gives: to nowhere, to somebody's file, to the very bytes that the next sort makes, to a folder. It is seen before anything is
+/// sorted, and the old `_SUCCESS` stays.
+#[test]
+fn a_link_in_a_parts_place_leaves_the_old_result_as_it_is() {
+    let sandbox = Sandbox::new();
+    let input = sandbox.file("in", "b\na\n");
+    sandbox.file("important/part-00000.txt", "kept");
+    for target in ["nowhere", "../important/part-00000.txt", "../same", "../important"] {
+        let output = sandbox.path("out");
+        sandbox.sort_here(&output, [arg(&input), "--partitions=2"]);
+        fs::rename(output.join("part-00001.txt"), sandbox.path("same")).expect("moved");
+        symlink(target, output.join("part-00001.txt")).expect("link");
+        refused(&sandbox, "", "out", &["part-00001.txt", "is a link"]);
+        assert_eq!(fs::read_link(output.join("part-00001.txt")).expect("a link"), Path::new(target));
+        assert_eq!(fs::read(sandbox.path("important/part-00000.txt")).expect("there"), b"kept");
+        fs::remove_dir_all(&output).expect("removed");
+    }
+    // In the place of `_SUCCESS`, and of the folder of scratch.
+    for (name, target) in [("_SUCCESS", "../manifest"), ("_muster", "../important")] {
+        let output = sandbox.path("out");
+        sandbox.sort_here(&output, [arg(&input)]);
+        if name == "_SUCCESS" {
+            fs::rename(output.join(name), sandbox.path("manifest")).expect("moved");
+        }
+        symlink(target, output.join(name)).expect("link");
+        refused(&sandbox, "", "out", &[name]);
+        assert_eq!(files_below(&sandbox.path("important")), ["part-00000.txt"], "{name}");
+        fs::remove_dir_all(&output).expect("removed");
+    }
+}
+
+/// An empty folder is no content; that no part can be put in its place is seen before anything of the old result has gone.
+#[test]
+fn a_folder_in_a_parts_place_leaves_the_old_result_as_it_is() {
+    let sandbox = Sandbox::new();
+    let (input, output) = (sandbox.file("in", "b\na\n"), sandbox.path("out"));
+    sandbox.sort_here(&output, [arg(&input), "--partitions=1"]);
+    let before = fs::read(output.join("_SUCCESS")).expect("a manifest");
+    fs::create_dir(output.join("part-00001.txt")).expect("folder");
+    let sort = ["sort", "--local=1", arg(&input), "-o", arg(&output), "--partitions=2", "--overwrite"];
+    sandbox.run(sort).expect_code(1).expect_error(&["part-00001.txt", "left as it is"]);
+    assert_eq!(fs::read(output.join("_SUCCESS")).expect("still there"), before);
+    assert_eq!(files_below(&output), ["_SUCCESS", "part-00000.txt"]);
+    assert!(output.join("part-00001.txt").is_dir());
 }

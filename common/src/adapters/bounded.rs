@@ -101,6 +101,10 @@ impl Blobs for BoundedBlobs {
         self.within_list(prefix, self.inner.prune(prefix)).await
     }
 
+    async fn check_place(&self, key: &str) -> Result<()> {
+        self.within_call(key, self.inner.check_place(key)).await
+    }
+
     async fn remove_folder(&self, key: &str) -> Result<()> {
         self.within_list(key, self.inner.remove_folder(key)).await
     }

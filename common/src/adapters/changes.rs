@@ -101,18 +101,19 @@ impl Changes {
         Ok(rustix::fs::statat(&at.folder, at.name, AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
+    /// Whether a file may be put here: in the place of a regular file or of nothing.
+    pub(super) fn check_place(path: &Path) -> Result<()> {
+        match At::of(path) {
+            Ok(at) => at.check(),
+            Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(file_error(path, "look at", &e.into())),
+        }
+    }
+
     /// Gives a file the name of another in its folder, in the place of a regular file or of nothing.
     pub(super) fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         let at = At::of(to).map_err(|e| file_error(to, "put in place", &e.into()))?;
-        match rustix::fs::statat(&at.folder, at.name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {}
-            Ok(_) => {
-                let path = to.display();
-                return Err(Error::invalid(format!("{path} is a link or no file at all; it is left as it is")));
-            }
-            Err(Errno::NOENT) => {}
-            Err(e) => return Err(at.error("look at", e)),
-        }
+        at.check()?;
         self.tell(Change::TakeAway, from);
         self.tell(Change::PutInPlace, to);
         let name = from.file_name().unwrap_or_default();
@@ -189,6 +190,19 @@ impl<'a> At<'a> {
         Ok(Self { folder, name, path })
     }
 
+    /// Nothing but a regular file is ever replaced.
+    fn check(&self) -> Result<()> {
+        match rustix::fs::statat(&self.folder, self.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => Ok(()),
+            Ok(_) => {
+                let path = self.path.display();
+                Err(Error::invalid(format!("{path} is a link or no file at all; it is left as it is")))
+            }
+            Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(self.error("look at", e)),
+        }
+    }
+
     fn error(&self, doing: &str, error: Errno) -> Error {
         file_error(self.path, doing, &error.into())
     }
@@ -262,9 +276,14 @@ mod tests {
                 "dangling" => symlink(at("nowhere"), at(odd)).expect("link"),
                 _ => fs::create_dir(at(odd)).expect("folder"),
             }
-            let error = changes.rename(&at("new"), &at(odd)).expect_err(odd);
-            assert!(error.message.contains("left as it is"), "{error}");
+            for error in [Changes::check_place(&at(odd)), changes.rename(&at("new"), &at(odd))] {
+                let error = error.expect_err(odd);
+                assert!(error.kind == ErrorKind::Invalid && error.message.contains("left as it is"), "{error}");
+            }
             assert!(changes.open(&at(odd), OFlags::empty()).is_err(), "{odd}");
+        }
+        for free in ["kept", "not-there", "no/folder"] {
+            Changes::check_place(&at(free)).expect(free);
         }
         changes.rename(&at("new"), &at("kept")).expect("a file is replaced");
         assert_eq!(fs::read(at("kept")).expect("read"), b"new");

@@ -148,6 +148,10 @@ impl Blobs for FaultyBlobs {
         self.around("prune", prefix, self.inner.prune(prefix)).await
     }
 
+    async fn check_place(&self, key: &str) -> Result<()> {
+        self.around("head", key, self.inner.check_place(key)).await
+    }
+
     async fn remove_folder(&self, key: &str) -> Result<()> {
         self.around("prune", key, self.inner.remove_folder(key)).await
     }

@@ -468,6 +468,11 @@ impl Blobs for LocalBlobs {
         self.blocking(move || changes.prune(&folder, 0)).await
     }
 
+    async fn check_place(&self, key: &str) -> Result<()> {
+        let path = path_of(key);
+        self.blocking(move || Changes::check_place(&path)).await
+    }
+
     async fn remove_folder(&self, key: &str) -> Result<()> {
         let (folder, changes) = (path_of(key), self.changes.clone());
         self.blocking(move || changes.remove_folder(&folder).map(drop)).await

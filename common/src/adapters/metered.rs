@@ -201,6 +201,10 @@ impl Blobs for Metered {
         self.count(Call::Prune, self.store.prune(prefix)).await
     }
 
+    async fn check_place(&self, key: &str) -> Result<()> {
+        self.count(Call::Head, self.store.check_place(key)).await
+    }
+
     async fn remove_folder(&self, key: &str) -> Result<()> {
         self.count(Call::Prune, self.store.remove_folder(key)).await
     }

@@ -82,6 +82,10 @@ impl Blobs for RetryingBlobs {
         self.retry.repeat(|| self.inner.prune(prefix)).await
     }
 
+    async fn check_place(&self, key: &str) -> Result<()> {
+        self.retry.repeat(|| self.inner.check_place(key)).await
+    }
+
     async fn remove_folder(&self, key: &str) -> Result<()> {
         self.retry.repeat(|| self.inner.remove_folder(key)).await
     }

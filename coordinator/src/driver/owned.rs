@@ -6,12 +6,15 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use futures::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
 
 use muster_common::names::{self, SCRATCH_DIR, SUCCESS};
 use muster_common::plan::{JobSpec, OBJECTS_MAX, PinnedObject};
 use muster_common::store::{Access, BlobMeta, BlobUrl, Blobs, Stores, read_whole};
 use muster_common::{Error, ErrorKind, Result};
+
+use super::publish::AT_ONCE;
 
 /// Largest `_SUCCESS` that is read, in bytes: it names each part, each bad record and each omission, all of which have bounds.
 const MANIFEST_BYTES_MAX: u64 = 256 << 20;
@@ -60,6 +63,12 @@ pub(super) async fn look_at_output(stores: &Stores, spec: &JobSpec, output: &Blo
     if !foreign.is_empty() {
         return Err(refuse(output, &foreign, made.is_empty()));
     }
+    // A link under a name that the manifest gives is somebody's: what it leads to may lie anywhere.
+    let places = content.iter().map(|meta| {
+        let store = &store;
+        async move { store.check_place(&meta.key).await.map_err(|e| e.at(format!("OUTPUT {output}"))) }
+    });
+    stream::iter(places.collect::<Vec<_>>()).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
     let pin = |meta: BlobMeta| PinnedObject {
         url: output.with_key(meta.key).to_string(),
         bytes: meta.bytes,

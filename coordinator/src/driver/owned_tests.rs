@@ -330,6 +330,12 @@ async fn check_tree(seed: u64) -> (bool, bool) {
         };
         assert!(sound, "seed {seed}: {change:?} {} ({played:?})", path.display());
     }
+    // The old `_SUCCESS` says that a result is whole. It goes only where the new one can come.
+    let success = tree.at("out/_SUCCESS");
+    assert!(
+        !made_before.contains(&success) || success.exists(),
+        "seed {seed}: the old _SUCCESS went for nothing ({played:?})"
+    );
     let lost = before.iter().find(|(path, what)| {
         let is_own = made_before.contains(*path) || path.ends_with("out/_quarantine");
         !is_own && after.get(*path) != Some(what)

@@ -191,6 +191,8 @@ async fn refuse_foreign(store: &Arc<dyn Blobs>, publication: &Publication, manif
         let (url, bytes, checksum, tags) = (wanted.url, wanted.bytes, wanted.checksum, wanted.tags.to_vec());
         async move {
             let wanted = Wanted { url, bytes, checksum, tags: &tags };
+            // A link to nowhere looks like nothing, and a link to the very bytes like them.
+            store.check_place(wanted.url.key()).await.map_err(|e| e.at(&wanted.url))?;
             match standing(&store, &wanted, pinned.as_deref()).await? {
                 Standing::Other(meta) if pinned.as_ref() != Some(&meta.version) => Err(Error::invalid(format!(
                     "{} ({} bytes) has come into OUTPUT since the job was submitted, and is not the job's; it is left as it is; sort into another OUTPUT",
