@@ -40,7 +40,10 @@ fn check(data_dir: &Path, own: &[&str], (what, path): (&str, &Path)) -> Result<(
     let (Ok(theirs), Ok(ours)) = (of(path), of(data_dir)) else { return Ok(()) };
     let (path, dir) = (path.display(), data_dir.display());
     if theirs.covers(&ours) {
-        return Err(Error::invalid(format!("--data-dir {dir} lies in {what} {path}; name a folder apart from it")));
+        let why = if what == "OUTPUT" { "where parts alone may lie" } else { "where it would be read as input" };
+        return Err(Error::invalid(format!(
+            "--data-dir {dir} lies in {what} {path}, {why}; name a folder apart from it"
+        )));
     }
     for name in own {
         if of(&data_dir.join(name)).is_ok_and(|own| own.covers(&theirs)) {

@@ -53,7 +53,7 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
     let settings = nats_context::find_or_default(&args.nats).map_err(|e| Exit::usage(e.message))?;
     crate::open_files::make_room(args.threads.unwrap_or_else(cmd::cores))?;
     if let Some(dir) = &args.data_dir {
-        apart::check_worker(dir, &args.input_dir).map_err(|e| Exit::usage(e.message))?;
+        apart::check_worker(dir, &args.input_dir)?;
     }
     let data_dir = open_data_dir(args.data_dir.as_deref())?;
     let clock = SystemClock::default();
