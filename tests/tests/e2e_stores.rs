@@ -1,8 +1,10 @@
 //! What `muster sort` says of a store that cannot be used: at once where no wait helps, and what it waits for where one does.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use muster_tests::harness::fake_s3::{Request, error_body, reply};
@@ -125,12 +127,43 @@ fn a_dead_endpoint_is_waited_for_and_named_and_an_interrupt_ends_the_wait() {
 fn nothing_is_signed_where_no_signature_is_wanted() {
     let sandbox = Sandbox::new();
     let input = sandbox.file("in", "b\na\n");
-    let store = FakeS3::start(|request: &Request| {
-        let empty = |root: &str| reply("200 OK", "", &format!("<?xml version=\"1.0\"?><{root}></{root}>"));
+    // It takes claims on OUTPUT, and nothing else.
+    let claims = Mutex::new(BTreeMap::<String, Vec<u8>>::new());
+    let store = FakeS3::start(move |request: &Request| {
+        let mut claims = claims.lock().unwrap_or_else(PoisonError::into_inner);
+        let list = |root: &str, of: &str| reply("200 OK", "", &format!("<?xml version=\"1.0\"?><{root}>{of}</{root}>"));
+        let when = "Last-Modified: Sat, 28 Nov 2026 12:00:00 GMT\r\nETag: \"e\"\r\n";
         match request.line.split_once(' ') {
-            Some(("HEAD", _)) => reply("404 Not Found", "", ""),
-            Some(("GET", path)) if path.contains("uploads") => empty("ListMultipartUploadsResult"),
-            Some(("GET", path)) if path.contains("list-type") => empty("ListBucketResult"),
+            Some(("GET", path)) if path.contains("?uploads") => list("ListMultipartUploadsResult", ""),
+            Some(("GET", path)) if path.contains("list-type") && path.contains("claims") => {
+                let entry = |(path, body): (&String, &Vec<u8>)| {
+                    let (key, size) = (path.trim_start_matches("/data/"), body.len());
+                    format!(
+                        "<Contents><Key>{key}</Key><LastModified>2026-11-28T12:00:00.000Z</LastModified>\
+                         <ETag>\"e\"</ETag><Size>{size}</Size></Contents>"
+                    )
+                };
+                list("ListBucketResult", &claims.iter().map(entry).collect::<String>())
+            }
+            Some(("GET", path)) if path.contains("list-type") => list("ListBucketResult", ""),
+            Some(("GET" | "HEAD", path)) => match claims.get(path) {
+                Some(body) => {
+                    let last = body.len().saturating_sub(1);
+                    // A claim is read whole.
+                    let headers = format!("{when}Content-Range: bytes 0-{last}/{}\r\n", body.len());
+                    let status = if request.header("range").is_some() { "206 Partial Content" } else { "200 OK" };
+                    reply(status, &headers, &String::from_utf8_lossy(body))
+                }
+                None => reply("404 Not Found", "", &error_body("NoSuchKey", "Nothing is there")),
+            },
+            Some(("PUT", path)) if path.contains("/claims/") => {
+                claims.insert(path.to_owned(), request.body.clone());
+                reply("200 OK", when, "")
+            }
+            Some(("DELETE", path)) => {
+                claims.remove(path);
+                reply("204 No Content", "", "")
+            }
             _ => reply("501 Not Implemented", "", &error_body("NotImplemented", "It only reads")),
         }
     });

@@ -12,7 +12,12 @@ pub struct Request {
     pub line: String,
     /// Names in lower case, with their values.
     pub headers: Vec<(String, String)>,
+    /// The first bytes of the body.
+    pub body: Vec<u8>,
 }
+
+/// Bytes of a body that are kept.
+const BODY_KEPT: u64 = 64 << 10;
 
 /// What is sent back: the raw bytes of an answer. The connection ends with it.
 pub type Reply = Vec<u8>;
@@ -104,9 +109,11 @@ fn serve(client: &TcpStream, answer: impl Fn(&Request) -> Reply) -> io::Result<(
         let (name, value) = text.split_once(':')?;
         Some((name.to_ascii_lowercase(), value.trim().to_owned()))
     };
-    let request = Request { line, headers: lines.filter_map(header).collect() };
+    let mut request = Request { line, headers: lines.filter_map(header).collect(), body: Vec::new() };
     let bytes = request.header("content-length").and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
-    io::copy(&mut reader.take(bytes), &mut io::sink())?;
+    let mut body = reader.take(bytes);
+    body.by_ref().take(BODY_KEPT).read_to_end(&mut request.body)?;
+    io::copy(&mut body, &mut io::sink())?;
     let mut reply = answer(&request);
     if request.line.starts_with("HEAD ") {
         // The answer to HEAD is a head.
