@@ -42,10 +42,12 @@ pub enum Bug {
     NeverConfirm,
     /// What runs have left is removed beside owners that live.
     CleanBesideOwners,
+    /// A leader that is to change a store reads who leads, where it ought to append.
+    FenceByReading,
 }
 
 /// All of them, by name.
-pub const BUGS: [(&str, Bug); 15] = [
+pub const BUGS: [(&str, Bug); 16] = [
     ("skip the epoch check", Bug::SkipEpochCheck),
     ("accept the second commit", Bug::AcceptSecondCommit),
     ("trust a listing", Bug::TrustListing),
@@ -61,6 +63,7 @@ pub const BUGS: [(&str, Bug); 15] = [
     ("take runs as they arrive", Bug::RunsAsTheyArrive),
     ("remove the old _SUCCESS late", Bug::RemoveSuccessLate),
     ("make the manifest anew", Bug::RemakeManifest),
+    ("fence by reading", Bug::FenceByReading),
 ];
 
 /// Those that the simulation of claims has to find, by name.

@@ -1,28 +1,38 @@
 //! Whether this leader still leads, asked of the journal before it touches what a later leader may own.
 //!
 //! The append is the fence for everything that is decided. What a leader does to stores between two appends (completing, deleting, aborting) has no such guard of its own:
-//! a process that is stopped in the midst of it and wakes after a take-over would go on by name. So each such step first asks for the journal's newest record, which must
-//! be of this leader's epoch. An answer serves for [`REUSE_MS`] and never across a pause of this process.
+//! a process that is stopped in the midst of it and wakes after a take-over would go on by name. So each such step first asks, by an append: a tiny record
+//! ([`Record::StillLeads`](crate::journal::record::Record::StillLeads)) under the same guard as all others, which a majority of the journal's servers must take. Reading will not do: the
+//! stream's leader of before, cut off with its coordinator, answers reads for seconds while the others have chosen another. Any record that is acknowledged serves as well
+//! ([`standing`](crate::journal::standing)), one answer serves for [`REUSE_MS`], never across a pause of this process, and one question is under way at a time; so the journal takes at
+//! most ten such records a second, and only while stores are changed.
+//!
+//! To *notice* a take-over early, without changing anything, a leader also looks at the newest record now and then ([`Fence::look`]).
 //!
 //! What remains is one store call that was let through just before the process was stopped and goes out when it wakes. `ARCHITECTURE.md` says why each is harmless, and
 //! where one is not.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures::channel::oneshot;
 use futures::future::{self, Either};
+use futures::lock::Mutex;
 use muster_common::claim::{Claims, Held, Permit};
 use muster_common::clock::Clock;
 use muster_common::ids::Epoch;
 use muster_common::ledger::{Ledger, Room};
+use muster_common::planted::{self, Bug};
 use muster_common::{Error, ErrorKind, Result};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::journal::record::JOURNAL_VERSION;
+use crate::journal::standing::{Moment, Standing};
+use crate::journal::writer::Order;
 
 /// So long one answer serves several steps, in milliseconds.
 const REUSE_MS: u64 = 100;
-/// Bounds of the pause between two questions that go unanswered.
+/// Bounds of the pause between two looks that go unanswered.
 const BACKOFF: std::ops::RangeInclusive<u64> = 50..=1000;
 
 /// One leader's question. Cloning shares it. It relies on no runtime: whoever polls it drives it.
@@ -39,7 +49,7 @@ pub struct Fence {
 #[async_trait]
 impl Permit for Fence {
     async fn permitted(&self) -> Result<()> {
-        self.check_epoch().await
+        self.check_epoch(false).await
     }
 }
 
@@ -49,21 +59,12 @@ struct Shared {
     epoch: Epoch,
     /// Bound of one question. An answer that took longer says nothing about now.
     timeout_ms: u64,
-    confirmed: Mutex<Option<Moment>>,
+    standing: Arc<Standing>,
+    /// The writer of the journal, as long as the leader has one.
+    orders: mpsc::WeakUnboundedSender<Order>,
+    /// One question at a time: who waits finds the answer that another one got.
+    asking: Mutex<()>,
     over: watch::Sender<Option<Error>>,
-}
-
-/// Both clocks: one of them stands still while a machine is suspended, the other may be set.
-#[derive(Clone, Copy)]
-struct Moment {
-    now_ms: u64,
-    unix_ms: u64,
-}
-
-impl Moment {
-    fn is_within(self, bound_ms: u64, later: Moment) -> bool {
-        later.now_ms.saturating_sub(self.now_ms) <= bound_ms && later.unix_ms.abs_diff(self.unix_ms) <= bound_ms
-    }
 }
 
 impl Fence {
@@ -72,11 +73,18 @@ impl Fence {
         self.shared.epoch
     }
 
-    /// Asks this ledger for a leader of this epoch; one question takes no longer than `timeout_ms`.
-    pub fn new(ledger: Arc<dyn Ledger>, clock: Arc<dyn Clock>, epoch: Epoch, timeout_ms: u64) -> Self {
+    /// For a leader of this epoch: asks the writer of its journal, which takes these orders and says in `standing` when it last knew; looks at this ledger. One question takes
+    /// no longer than `timeout_ms`.
+    pub fn new(
+        ledger: Arc<dyn Ledger>,
+        (orders, standing): (&mpsc::UnboundedSender<Order>, Arc<Standing>),
+        clock: Arc<dyn Clock>,
+        epoch: Epoch,
+        timeout_ms: u64,
+    ) -> Self {
         let (over, _) = watch::channel(None);
-        let confirmed = Mutex::new(None);
-        let shared = Arc::new(Shared { ledger, clock, epoch, timeout_ms, confirmed, over });
+        let (orders, asking) = (orders.downgrade(), Mutex::new(()));
+        let shared = Arc::new(Shared { ledger, clock, epoch, timeout_ms, standing, orders, asking, over });
         Self { shared, claims: None, held: None }
     }
 
@@ -110,40 +118,88 @@ impl Fence {
     /// Returns when this leader is known to lead, and to hold OUTPUT where that is asked too. Waits for a journal that does not answer: without it nothing may be touched.
     ///
     /// # Errors
-    /// `Fenced` where somebody else has begun an epoch; `Invalid` where somebody else has taken OUTPUT.
+    /// `Fenced` where somebody else has begun an epoch, or the term is over; `Invalid` where somebody else has taken OUTPUT.
     pub async fn check(&self) -> Result<()> {
-        self.check_epoch().await?;
+        self.check_epoch(false).await?;
+        self.check_claim().await
+    }
+
+    /// The same, whatever was answered before.
+    ///
+    /// # Errors
+    /// As [`Fence::check`].
+    pub async fn check_anew(&self) -> Result<()> {
+        self.check_epoch(true).await?;
+        self.check_claim().await
+    }
+
+    async fn check_claim(&self) -> Result<()> {
         match &self.held {
             Some(held) => held.check().await,
             None => Ok(()),
         }
     }
 
-    async fn check_epoch(&self) -> Result<()> {
+    async fn check_epoch(&self, anew: bool) -> Result<()> {
+        let shared = &self.shared;
+        let _one = shared.asking.lock().await;
+        let known =
+            |now: Moment| shared.standing.confirmed().is_some_and(|confirmed| confirmed.is_within(REUSE_MS, now));
+        loop {
+            if let Some(error) = self.over() {
+                return Err(error);
+            }
+            let asked = shared.moment();
+            if !anew && known(asked) || self.ask(asked).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Asks by an append. `false` where the answer took too long to say anything about now.
+    async fn ask(&self, asked: Moment) -> Result<bool> {
+        let shared = &self.shared;
+        if planted::is(Bug::FenceByReading) {
+            self.look().await?;
+            shared.standing.confirm(asked);
+            return Ok(true);
+        }
+        let over = || {
+            Error::new(
+                ErrorKind::Fenced,
+                format!("epoch {} is over: its journal is not written any more", shared.epoch),
+            )
+        };
+        let (answer, answered) = oneshot::channel();
+        // The leader itself holds the sender; without it nothing may go on.
+        let orders = shared.orders.upgrade().ok_or_else(over)?;
+        orders.send(Order::Ask { asked, answer }).map_err(|_| over())?;
+        drop(orders);
+        answered.await.map_err(|_| self.over().unwrap_or_else(over))?;
+        Ok(shared.standing.is_since(asked) && asked.is_within(shared.timeout_ms, shared.moment()))
+    }
+
+    /// Looks whether somebody else is known to lead: by reading, which costs the journal nothing, and lets nothing through, because who is cut off may be answered with what was.
+    /// Waits for a journal that does not answer.
+    ///
+    /// # Errors
+    /// `Fenced` where somebody else has begun an epoch.
+    pub async fn look(&self) -> Result<()> {
         let shared = &self.shared;
         let mut pause_ms = *BACKOFF.start();
         loop {
             if let Some(error) = self.over() {
                 return Err(error);
             }
-            let asked = shared.moment();
-            if shared.confirmed().is_some_and(|confirmed| confirmed.is_within(REUSE_MS, asked)) {
-                return Ok(());
-            }
-            match shared.ask().await {
-                Ok(()) => {
-                    if asked.is_within(shared.timeout_ms, shared.moment()) {
-                        *shared.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked);
-                        return Ok(());
-                    }
-                }
+            match shared.newest_is_ours().await {
+                Ok(()) => return Ok(()),
                 Err(error) if error.kind == ErrorKind::Fenced => {
                     shared.over.send_replace(Some(error.clone()));
                     return Err(error);
                 }
                 Err(error) => {
                     if pause_ms == *BACKOFF.start() {
-                        tracing::warn!(%error, epoch = shared.epoch.0, "waiting for the journal, to be sure to lead still");
+                        tracing::warn!(%error, epoch = shared.epoch.0, "waiting for the journal, to see who leads");
                     }
                     shared.clock.pause(pause_ms).await;
                     pause_ms = (pause_ms * 2).min(*BACKOFF.end());
@@ -164,27 +220,14 @@ impl Fence {
             Either::Right(_) => None,
         }
     }
-
-    /// The same, whatever was answered before.
-    ///
-    /// # Errors
-    /// As [`Fence::check`].
-    pub async fn check_anew(&self) -> Result<()> {
-        *self.shared.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.check().await
-    }
 }
 
 impl Shared {
     fn moment(&self) -> Moment {
-        Moment { now_ms: self.clock.now_ms(), unix_ms: self.clock.unix_ms() }
+        Moment::of(&*self.clock)
     }
 
-    fn confirmed(&self) -> Option<Moment> {
-        *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn ask(&self) -> Result<()> {
+    async fn newest_is_ours(&self) -> Result<()> {
         let newest = match future::select(self.ledger.newest(), self.clock.pause(self.timeout_ms)).await {
             Either::Left((newest, _)) => newest?,
             Either::Right(_) => return Err(Error::retry("the journal does not answer")),
@@ -219,7 +262,7 @@ fn epoch_of(bytes: &[u8]) -> Option<Epoch> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
     use std::time::Duration;
 
     use async_trait::async_trait;
@@ -230,21 +273,47 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::journal::record::{self, Record};
+    use crate::journal::writer::{JournalWriter, Written};
 
-    /// A fence whose leader leads, with the ledger in which somebody else may begin.
+    /// A fence whose leader leads, with the ledger in which somebody else may begin. Its writer ends with the test's runtime.
     pub(crate) async fn leading() -> (Fence, Arc<CountingLedger>, Arc<ManualClock>) {
         let ledger = Arc::new(CountingLedger::default());
         let clock = Arc::new(ManualClock::default());
-        ledger.begin(Epoch(4)).await;
-        (Fence::new(ledger.clone(), clock.clone(), Epoch(4), 500), ledger, clock)
+        let (stalled, _) = watch::channel(None);
+        let timeout = Duration::from_millis(200);
+        for _ in 0..3 {
+            JournalWriter::begin(ledger.clone(), clock.clone(), timeout, stalled.clone()).await.expect("an epoch");
+        }
+        let (writer, _) =
+            JournalWriter::begin(ledger.clone(), clock.clone(), timeout, stalled).await.expect("an epoch");
+        assert_eq!(writer.epoch(), Epoch(4));
+        let (orders, taken) = mpsc::unbounded_channel();
+        let (answers, written) = mpsc::unbounded_channel();
+        let standing = writer.standing();
+        let fence = Fence::new(ledger.clone(), (&orders, standing), clock.clone(), Epoch(4), 500);
+        let over = fence.clone();
+        tokio::spawn(async move {
+            let mut written = written;
+            let _orders = orders;
+            writer.serve(taken, answers).await;
+            // As the driver does, who ends the term.
+            if let Ok(Written::Stopped { error }) = written.try_recv() {
+                over.shared.over.send_replace(Some(error));
+            }
+        });
+        ledger.asked.store(0, Ordering::SeqCst);
+        clock.advance_ms(REUSE_MS + 1);
+        (fence, ledger, clock)
     }
 
-    /// Counts questions, and can be away.
+    /// Counts appends, and can be away, or show to readers what was.
     #[derive(Default)]
     pub(crate) struct CountingLedger {
         inner: MemoryLedger,
         asked: AtomicU32,
         away: AtomicBool,
+        /// The entry that reads show as the newest; 0 is the newest.
+        shows: AtomicU64,
     }
 
     impl CountingLedger {
@@ -267,14 +336,20 @@ pub(crate) mod tests {
         }
 
         async fn newest(&self) -> Result<Option<Entry>> {
-            self.asked.fetch_add(1, Ordering::SeqCst);
             if self.away.load(Ordering::SeqCst) {
                 return Err(Error::retry("away"));
             }
-            self.inner.newest().await
+            match self.shows.load(Ordering::SeqCst) {
+                0 => self.inner.newest().await,
+                stale => Ok(self.inner.read_from(1).await?.into_iter().find(|entry| entry.sequence == stale)),
+            }
         }
 
         async fn append(&self, expected_last: u64, bytes: Bytes) -> Appended {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            if self.away.load(Ordering::SeqCst) {
+                return Appended::Unknown { why: "away".to_owned() };
+            }
             self.inner.append(expected_last, bytes).await
         }
 
@@ -293,8 +368,14 @@ pub(crate) mod tests {
         clock.advance_ms(REUSE_MS + 1);
         fence.check().await.expect("leads");
         assert_eq!(ledger.asked.load(Ordering::SeqCst), 2);
+        clock.advance_ms(1);
         fence.check_anew().await.expect("leads");
         assert_eq!(ledger.asked.load(Ordering::SeqCst), 3);
+        // Many at once ask once.
+        clock.advance_ms(REUSE_MS + 1);
+        let all = futures::future::join_all((0..20).map(|_| fence.check())).await;
+        assert!(all.iter().all(Result::is_ok));
+        assert_eq!(ledger.asked.load(Ordering::SeqCst), 4);
     }
 
     #[tokio::test(start_paused = true)]
@@ -304,18 +385,36 @@ pub(crate) mod tests {
         fence.check().await.expect("leads");
         ledger.begin(Epoch(5)).await;
         clock.advance_ms(10_000);
-        let error = fence.check().await.expect_err("fenced");
-        assert!(error.kind == ErrorKind::Fenced && error.message.contains("epoch 5"), "{error}");
-        assert_eq!(other.check().await, Err(error.clone()));
-        assert_eq!(*other.watch().borrow(), Some(error));
+        assert_eq!(fence.check().await.expect_err("fenced").kind, ErrorKind::Fenced);
+        assert_eq!(other.check().await.expect_err("fenced").kind, ErrorKind::Fenced);
+        assert_eq!(fence.check_anew().await.expect_err("fenced").kind, ErrorKind::Fenced);
+    }
+
+    /// The newest record that a leader is shown says nothing where a minority of the journal's servers shows it: nothing is let through.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_minority_shows_lets_nothing_through() {
+        let (fence, ledger, clock) = leading().await;
+        fence.check().await.expect("leads");
+        ledger.shows.store(ledger.last_sequence().await.expect("last"), Ordering::SeqCst);
+        ledger.begin(Epoch(5)).await;
+        clock.advance_ms(REUSE_MS + 1);
+        fence.look().await.expect("whoever only looks sees nothing of it");
+        assert_eq!(fence.check().await.expect_err("fenced").kind, ErrorKind::Fenced);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_entry_of_a_newer_build_ends_it_too() {
+    async fn who_looks_sees_a_newer_epoch_and_an_entry_of_a_newer_build() {
+        let (fence, ledger, _) = leading().await;
+        fence.look().await.expect("leads");
+        ledger.begin(Epoch(5)).await;
+        let error = fence.look().await.expect_err("fenced");
+        assert!(error.kind == ErrorKind::Fenced && error.message.contains("epoch 5"), "{error}");
+        assert_eq!(*fence.watch().borrow(), Some(error));
         let (fence, ledger, _) = leading().await;
         let last = ledger.last_sequence().await.expect("last");
         ledger.append(last, Bytes::from_static(&[JOURNAL_VERSION + 1, 4, 0])).await;
-        assert_eq!(fence.check().await.expect_err("fenced").kind, ErrorKind::Fenced);
+        assert_eq!(fence.look().await.expect_err("fenced").kind, ErrorKind::Fenced);
+        assert_eq!(ledger.asked.load(Ordering::SeqCst), 1, "looking appends nothing");
     }
 
     #[tokio::test(start_paused = true)]

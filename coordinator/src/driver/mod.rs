@@ -167,6 +167,7 @@ impl Driver {
         let (orders, orders_taken) = mpsc::unbounded_channel();
         let (answers, written) = mpsc::unbounded_channel();
         let mut writers = JoinSet::new();
+        let standing = writer.standing();
         writers.spawn(writer.serve(orders_taken, answers));
         let timeouts = Timeouts {
             command: Duration::from_millis(config.tasks.command_retry_ms),
@@ -174,7 +175,9 @@ impl Driver {
             listing_ms: config.store.list_timeout_ms,
         };
         let now_ms = clock.now_ms();
-        let fence = Fence::new(ledger, clock.clone(), machine.epoch(), config.leader.silence_ms / 2).claiming(claims);
+        let timeout_ms = config.leader.silence_ms / 2;
+        let fence =
+            Fence::new(ledger, (&orders, standing), clock.clone(), machine.epoch(), timeout_ms).claiming(claims);
         let over = fence.watch();
         let config_silence_ms = config.leader.silence_ms;
         Ok(Self {
@@ -269,7 +272,7 @@ impl Driver {
         tracing::warn!(gap_ms, epoch = self.machine.epoch().0, "this process was paused: does it lead still?");
         let _waiting = self.meters.as_ref().map(|meters| meters.excuse());
         tokio::select! {
-            checked = self.hands.fence.check_anew() => checked.map(|()| true),
+            looked = self.hands.fence.look() => looked.map(|()| true),
             _ = shutdown.wait_for(|stop| *stop) => Ok(false),
         }
     }
@@ -427,7 +430,7 @@ impl Driver {
                 if up {
                     // Without a connection nothing was heard of a take-over.
                     let fence = self.hands.fence.clone();
-                    self.tasks.spawn(async move { fence.check_anew().await.err().and(None) });
+                    self.tasks.spawn(async move { fence.look().await.err().and(None) });
                 }
                 self.feed(Input::Connection { up }).await?;
             }
@@ -459,7 +462,7 @@ impl Driver {
             // Whoever took over may be gone again before it was heard; a leader with nothing to write would never find out.
             self.fence_due_ms = now_ms + self.config.leader.silence_ms;
             let fence = self.hands.fence.clone();
-            self.looking = Some(self.tasks.spawn(async move { fence.check_anew().await.err().and(None) }));
+            self.looking = Some(self.tasks.spawn(async move { fence.look().await.err().and(None) }));
         }
         Ok(())
     }

@@ -380,6 +380,7 @@ async fn put(
     };
     let completed = completed.await;
     if completed.is_err() {
+        fence.check().await?;
         store.abort_upload(url.key(), &upload).await?;
     }
     completed

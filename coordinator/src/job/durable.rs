@@ -157,6 +157,7 @@ impl Durable {
                 self.jobs.remove(job);
                 Ok(())
             }
+            Record::StillLeads => Ok(()),
             Record::Snapshot { id, .. } => Err(format!("snapshot {id} stands where a plain record belongs")),
             Record::BoundariesChosen { job, .. }
             | Record::RunsPinned { job, .. }

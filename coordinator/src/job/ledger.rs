@@ -217,6 +217,7 @@ impl Machine {
             | Record::EpochBegan { .. }
             | Record::JobArchived(_)
             | Record::WorkersDone { .. }
+            | Record::StillLeads
             | Record::Snapshot { .. } => {}
         }
     }

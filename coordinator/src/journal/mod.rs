@@ -3,4 +3,5 @@
 pub mod fold;
 pub mod record;
 pub mod replay;
+pub mod standing;
 pub mod writer;

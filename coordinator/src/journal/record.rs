@@ -145,6 +145,7 @@ impl Record {
             Self::JobArchived(_) => "job-archived",
             Self::Snapshot { .. } => "snapshot",
             Self::WorkersDone { .. } => "workers-done",
+            Self::StillLeads => "still-leads",
         }
     }
 }

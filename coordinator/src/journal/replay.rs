@@ -141,6 +141,9 @@ fn good_snapshots(seen: &[(u64, Seen)]) -> Vec<(usize, u64)> {
                     next => next.and_then(|next| begin.map(|begin| (*id, next, sequence + 1, begin))),
                 }
             }
+            Seen::Good(Entry { record: Record::StillLeads, .. }) => at_hand
+                .filter(|(_, _, place, _)| place == sequence)
+                .map(|(id, next, place, begin)| (id, next, place + 1, begin)),
             _ => None,
         };
     }

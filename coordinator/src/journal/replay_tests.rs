@@ -15,11 +15,14 @@ struct Bench {
     durable: Durable,
     /// Sequence numbers of the pieces of each snapshot.
     pieces: Vec<Vec<u64>>,
+    /// Whether the fence asks after each piece.
+    asks: bool,
 }
 
 impl Bench {
     async fn new() -> Self {
-        let mut bench = Self { ledger: MemoryLedger::default(), durable: Durable::default(), pieces: Vec::new() };
+        let mut bench =
+            Self { ledger: MemoryLedger::default(), durable: Durable::default(), pieces: Vec::new(), asks: false };
         let deployment: DeploymentId = "d1".parse().expect("id");
         bench.write(Record::DeploymentCreated { deployment }).await;
         bench.epoch(1).await;
@@ -61,6 +64,9 @@ impl Bench {
             let records = if part == 0 { compact(&self.durable) } else { Vec::new() };
             let digest = record::digest(&records);
             sequences.push(self.write(Record::Snapshot { id, part, of: 3, digest, records }).await);
+            if self.asks {
+                self.write(Record::StillLeads).await;
+            }
         }
         self.pieces.push(sequences);
     }
@@ -93,6 +99,25 @@ async fn a_sound_journal_gives_its_state() {
     assert_eq!((replayed.refused.len(), replayed.damage.len()), (0, 0));
     assert_eq!(replayed.snapshots, [bench.pieces[0][0], bench.pieces[1][0]]);
     assert_eq!(replay(Vec::new()).expect("replay").durable, Durable::default(), "so does an empty one");
+}
+
+/// What a fence has asked stands among all else, and says nothing about it.
+#[tokio::test]
+async fn what_a_fence_has_asked_changes_nothing() {
+    let mut bench = Bench { asks: true, ..Bench::new().await };
+    let before = bench.durable.clone();
+    bench.write(Record::StillLeads).await;
+    assert_eq!(bench.durable, before);
+    bench.snapshot(13).await;
+    bench.epoch(5).await;
+    let first = bench.pieces[2][0];
+    let replayed = replay(bench.entries().await).expect("replay");
+    assert_eq!((&replayed.durable, replayed.snapshots.last()), (&bench.durable, Some(&first)));
+    // With nothing before it, the snapshot alone gives the state.
+    bench.ledger.purge_before(first).await.expect("purge");
+    let replayed = replay(bench.entries().await).expect("replay");
+    assert_eq!((replayed.durable, replayed.snapshots), (bench.durable, vec![first]));
+    assert_eq!((replayed.refused.len(), replayed.damage.len()), (0, 0));
 }
 
 #[tokio::test]

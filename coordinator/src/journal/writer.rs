@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::channel::oneshot;
 use futures::future::{self, Either};
 use tokio::sync::{mpsc, watch};
 use tracing::Instrument;
@@ -24,6 +25,7 @@ use muster_common::{Error, ErrorKind, Result};
 use super::record::{self, Entry, Record};
 pub use super::replay::Replayed;
 use super::replay::replay;
+use super::standing::{Moment, Standing};
 use crate::job::durable::Durable;
 
 /// Longest pause between tries, in milliseconds.
@@ -39,6 +41,7 @@ pub struct JournalWriter {
     epoch: Epoch,
     last: u64,
     stalled: watch::Sender<Option<String>>,
+    standing: Arc<Standing>,
 }
 
 /// A journal that was read, and in which nothing has been written yet.
@@ -56,6 +59,13 @@ pub enum Order {
         token: u64,
         /// The record.
         record: Box<Record>,
+    },
+    /// Make sure that this leader leads: append a record that says so, unless one that was sent since then is acknowledged.
+    Ask {
+        /// When the question came up.
+        asked: Moment,
+        /// Told when it is sure; dropped where it never will be.
+        answer: oneshot::Sender<()>,
     },
     /// Remove what a snapshot has replaced.
     Purge {
@@ -92,7 +102,8 @@ impl JournalWriter {
         append_timeout: Duration,
         stalled: watch::Sender<Option<String>>,
     ) -> Result<Candidate> {
-        let mut writer = Self { ledger, clock, append_timeout, epoch: Epoch(0), last: 0, stalled };
+        let standing = Arc::default();
+        let mut writer = Self { ledger, clock, append_timeout, epoch: Epoch(0), last: 0, stalled, standing };
         let replayed = writer.replay().await?;
         Ok(Candidate { writer, replayed })
     }
@@ -113,6 +124,11 @@ impl JournalWriter {
     /// The epoch that it writes under.
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// Where it says when its leader was last known to lead.
+    pub fn standing(&self) -> Arc<Standing> {
+        self.standing.clone()
     }
 
     async fn replay(&mut self) -> Result<Replayed> {
@@ -170,6 +186,7 @@ impl JournalWriter {
         let mut bytes = self.encoded(nonce, record)?;
         let (mut tries, mut unseen) = (0, 0);
         loop {
+            let sent = Moment::of(&*self.clock);
             let appending = self.ledger.append(self.last, bytes.clone());
             let late = self.clock.pause(u64::try_from(self.append_timeout.as_millis()).unwrap_or(u64::MAX));
             let appended = match future::select(appending, late).await {
@@ -177,7 +194,10 @@ impl JournalWriter {
                 Either::Right(_) => None,
             };
             let trouble = match appended {
-                Some(Appended::Applied { sequence }) => return Ok(self.applied(sequence)),
+                Some(Appended::Applied { sequence }) => {
+                    self.standing.confirm(sent);
+                    return Ok(self.applied(sequence));
+                }
                 Some(Appended::Full { why }) => format!("the journal is full: {why}"),
                 Some(Appended::Conflict) if planted::is(Bug::SkipEpochCheck) => {
                     self.last = self.last_sequence().await;
@@ -285,6 +305,19 @@ impl JournalWriter {
             let answer = match order {
                 Order::Purge { before } => {
                     self.purge(before).await;
+                    continue;
+                }
+                Order::Ask { asked, answer } => {
+                    let sure = self.standing.is_since(asked);
+                    match if sure { Ok(0) } else { self.append(&Record::StillLeads).await } {
+                        // Who asked may be gone.
+                        Ok(_) => drop(answer.send(())),
+                        Err(_) if planted::is(Bug::UnknownIsFailed) => {}
+                        Err(error) => {
+                            drop(answers.send(Written::Stopped { error }));
+                            return;
+                        }
+                    }
                     continue;
                 }
                 Order::Append { token, record } => {

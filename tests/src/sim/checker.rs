@@ -10,7 +10,7 @@ use muster_coordinator::job::io::Reply;
 use muster_coordinator::journal::record::{GenerationBegan, JobEnded, JobOutcome, PartCommitted, Record, RunCommitted};
 use muster_kernel::run::{RunFooter, RunIndex};
 
-use super::core::{Core, Node, Way};
+use super::core::{Core, MS, Node, S, Way};
 use super::exec::lock;
 use super::jobs::UNREADABLE;
 use super::store::{Call, Made};
@@ -41,6 +41,9 @@ pub fn describe(record: &Record) -> String {
         other => other.kind().to_owned(),
     }
 }
+
+/// Store calls of one step that its leader was sure of: so long they may take, in microseconds.
+const AUTHORITY_SLACK_US: u64 = S;
 
 impl Core {
     /// An entry lands: what it names must exist, and be what it says.
@@ -166,6 +169,22 @@ impl Core {
             self.violate(format!(
                 "data: part {} of {} is committed with {} bytes, but its upload {} holds {whole:?}",
                 part.partition, part.job, part.bytes, part.upload
+            ));
+        }
+    }
+
+    /// A coordinator calls the store. Once another one has begun an epoch, the one before it may carry on what it was sure of by then, and no more: the answer of its fence serves for
+    /// a bounded time, and a call that was let through may be one of a short step.
+    pub(super) fn check_authority(&mut self, node: Node, call: &Call) {
+        let changes =
+            matches!(call, Call::Delete { .. } | Call::Abort { .. } | Call::Complete { .. } | Call::Put { .. });
+        let Some(epoch) = self.nodes[node].leads.filter(|_| changes) else { return };
+        let bound_us = self.fence_us + self.fence_us / 2 + AUTHORITY_SLACK_US;
+        if epoch < self.ledger.newest() && self.now_us > self.ledger.newest_us + bound_us {
+            let (name, since_ms) = (self.nodes[node].name.clone(), (self.now_us - self.ledger.newest_us) / MS);
+            self.violate(format!(
+                "authority: {name} of epoch {epoch} changes a store ({}), {since_ms} ms after another epoch began",
+                brief(call)
             ));
         }
     }

@@ -292,7 +292,8 @@ impl World {
 
     pub(super) fn is_cut_off(&self, node: Node) -> bool {
         let core = lock(&self.shared);
-        core.is_cut(node, Way::NatsIn) || core.is_cut(node, Way::NatsOut)
+        // Who is on the minority's side is connected, to servers that decide nothing.
+        !core.is_in_minority(node) && (core.is_cut(node, Way::NatsIn) || core.is_cut(node, Way::NatsOut))
     }
 
     /// Appends an epoch after what was read.
@@ -368,6 +369,7 @@ impl World {
         }
         let (orders, taken) = mpsc::unbounded_channel();
         let (answers, written) = mpsc::unbounded_channel();
+        let standing = writer.standing();
         let (writing, done) = (writer.serve(taken, answers), self.done.clone());
         let writer = self.executor.spawn(node, async move {
             writing.await;
@@ -378,7 +380,13 @@ impl World {
         let unix_ms = 1_700_000_000_000 + looked_ms;
         let ledger = Arc::new(LedgerPort { shared: self.shared.clone(), node });
         let clock = Arc::new(SimClock { shared: self.shared.clone(), node });
-        let fence = Fence::new(ledger, clock, machine.epoch(), self.config.leader.silence_ms / 2);
+        let timeout_ms = self.config.leader.silence_ms / 2;
+        let fence = Fence::new(ledger, (&orders, standing), clock, machine.epoch(), timeout_ms);
+        {
+            let core = &mut *lock(&self.shared);
+            core.nodes[node].leads = Some(machine.epoch());
+            core.fence_us = timeout_ms * MS;
+        }
         self.coordinators[at].role = Some(Role::Leads(Box::new(Leader {
             machine,
             orders,
@@ -462,7 +470,7 @@ impl World {
         let fence = leader.fence.clone();
         self.executor.spawn(node, async move {
             // Where it is over, the fence says so itself.
-            if fence.check_anew().await.is_ok() {
+            if fence.look().await.is_ok() {
                 lock(&done).push_back((node, Done::Leads));
             }
         });
@@ -504,7 +512,7 @@ impl World {
             let (fence, looking) = (leader.fence.clone(), leader.looking.clone());
             looking.store(1, SeqCst);
             self.executor.spawn(node, async move {
-                drop(fence.check_anew().await);
+                drop(fence.look().await);
                 looking.store(0, SeqCst);
             });
         }
@@ -518,7 +526,7 @@ impl World {
             leader.connected = up;
             if up {
                 let fence = leader.fence.clone();
-                self.executor.spawn(node, async move { drop(fence.check_anew().await) });
+                self.executor.spawn(node, async move { drop(fence.look().await) });
             }
             self.feed(at, Input::Connection { up });
         }

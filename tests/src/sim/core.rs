@@ -102,6 +102,10 @@ pub struct NodeInfo {
     rate_ppm: u64,
     /// Until when each [`Way`] is cut.
     pub cut_until_us: [u64; 4],
+    /// Until when it is cut off together with a minority of the servers, and the newest entry of the journal that these have.
+    pub minority: (u64, u64),
+    /// The newest term that it has led.
+    pub leads: Option<muster_common::ids::Epoch>,
     /// How many times longer everything takes.
     pub slow: u64,
     /// Its own random numbers.
@@ -124,6 +128,8 @@ pub struct Core {
     pub server_away_until_us: u64,
     /// The object store answers nobody until then.
     pub store_away_until_us: u64,
+    /// How long the answer of a fence may take.
+    pub fence_us: u64,
     /// Reads of the journal miss its newest entries until then.
     pub stale_until_us: u64,
     /// Tasks that were given a second attempt.
@@ -166,6 +172,7 @@ impl Core {
             clogged_until_us: 0,
             server_away_until_us: 0,
             store_away_until_us: 0,
+            fence_us: 0,
             stale_until_us: 0,
             speculated: std::collections::BTreeSet::new(),
             flips: std::collections::BTreeSet::new(),
@@ -210,6 +217,8 @@ impl Core {
             offset_ms,
             rate_ppm,
             cut_until_us: [0; 4],
+            minority: (0, 0),
+            leads: None,
             slow: 1,
             dice,
         });
@@ -242,6 +251,21 @@ impl Core {
             Way::StoreOut | Way::StoreIn => self.store_away_until_us,
         };
         self.now_us < away || self.nodes.get(node).is_some_and(|info| self.now_us < info.cut_until_us[way as usize])
+    }
+
+    /// A process is cut off for so long, with servers that answer reads as things stood, and take nothing.
+    pub fn cut_with_minority(&mut self, node: Node, until_us: u64) {
+        for way in [Way::NatsIn, Way::NatsOut] {
+            self.nodes[node].cut_until_us[way as usize] = until_us;
+        }
+        self.nodes[node].minority = (until_us, self.ledger.last());
+    }
+
+    /// Whether a process is cut off together with a minority of the servers.
+    pub fn is_in_minority(&self, node: Node) -> bool {
+        self.nodes.get(node).is_some_and(|info| self.now_us < info.minority.0)
+            && self.is_cut(node, Way::NatsIn)
+            && self.is_cut(node, Way::NatsOut)
     }
 
     /// Whether a process does not run, or nobody can reach it.
@@ -406,6 +430,11 @@ impl<C, A> Ops<C, A> {
     /// A call that is still of interest to somebody, or not carried out.
     pub fn get_mut(&mut self, op: u64) -> Option<&mut Op<C, A>> {
         self.all.get_mut(&op)
+    }
+
+    /// The same, to be looked at.
+    pub fn peek(&self, op: u64) -> Option<&Op<C, A>> {
+        self.all.get(&op)
     }
 
     /// The answer arrives.

@@ -178,6 +178,7 @@ pub const MARKS: &[&str] = &[
     "unknown outcome not applied",
     "append conflict",
     "stale read",
+    "read from a minority",
     "re-grant",
     "late sweep",
     "orphan upload in OUTPUT",

@@ -73,6 +73,11 @@ impl SimLedger {
         }
     }
 
+    /// The newest epoch.
+    pub fn newest(&self) -> Epoch {
+        self.newest
+    }
+
     /// The newest sequence number.
     pub fn last(&self) -> u64 {
         self.first + self.entries.len() as u64
@@ -139,6 +144,12 @@ impl Core {
                 self.preset(op, unknown());
                 self.after(long_us, Event::LedgerApply(op));
             }
+            false if self.is_in_minority(node) => {
+                self.mark("read from a minority");
+                let newest = self.nodes[node].minority.1;
+                let answer = self.minority_answer(op, newest);
+                self.answer_ledger(op, answer, go_us);
+            }
             false if cut || fails => {
                 let answer = self.ledger_failure(op);
                 self.answer_ledger(op, answer, 20 * MS);
@@ -162,6 +173,18 @@ impl Core {
             Some(Call::Last) => Answer::Last(Err(error())),
             Some(Call::Newest) => Answer::Newest(Err(error())),
             _ => Answer::Purged(Err(error())),
+        }
+    }
+
+    /// As a minority of the servers answers, which has all up to this entry, and takes no part in what is decided since.
+    fn minority_answer(&mut self, op: u64, newest: u64) -> Answer {
+        let missing = self.ledger.last().saturating_sub(newest);
+        let read = |first| self.ledger.read(first, missing);
+        match self.ledger.ops.peek(op).and_then(|op| op.call.as_ref()) {
+            Some(Call::Read { first }) => Answer::Entries(Ok(read(*first))),
+            Some(Call::Last) => Answer::Last(Ok(newest)),
+            Some(Call::Newest) => Answer::Newest(Ok(read(0).pop())),
+            _ => Answer::Purged(Err(Error::retry("the journal has no quorum"))),
         }
     }
 
@@ -224,6 +247,7 @@ impl Core {
     pub fn answer_arrives(&mut self, op: u64) {
         let Some(node) = self.ledger.ops.get_mut(op).map(|op| op.node) else { return };
         if self.is_cut(node, Way::NatsIn)
+            && !self.is_in_minority(node)
             && let Some(op) = self.ledger.ops.get_mut(op)
         {
             let error = || Error::retry("the journal does not answer");

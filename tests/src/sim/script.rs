@@ -19,7 +19,8 @@
 //! to be let in).
 //! `#N` means the N-th time, `#N-M` those between, `#all` every time; without it the first.
 //! Actions on what goes out: `lose call`, `lose answer`, `delay MS`, `refuse`, `flip` (a call of the store, once). On an attempt: `exhaust`, `bad memory`, `torn split`. On a process, which is `c1`, `w1`, `caller` (whose
-//! call or attempt it is) or `leader`: `kill P MS`, `pause P MS`, `stop P`, `slow P`, `usurp P`, `resign P MS`, `drain P`, `cut P nats | nats-in | nats-out | store | store-answers MS`. And `stale reads MS`,
+//! call or attempt it is) or `leader`: `kill P MS`, `pause P MS`, `stop P`, `slow P`, `usurp P`, `resign P MS`, `drain P`, `cut P nats | nats-in | nats-out | store | store-answers MS`,
+//! `isolate P MS` (cut off together with a minority of the servers, which answer reads as things stood). And `stale reads MS`,
 //! `forbid TEXT` (objects whose key holds it cannot be read any more), `lose run TEXT` (the store loses runs whose key holds it), `cancel jN` (the N-th job, from 0).
 
 use std::collections::BTreeMap;
@@ -134,6 +135,7 @@ pub enum Act {
     Drain(Whom),
     Forbid(String),
     Cut(Whom, Vec<Way>, u64),
+    Isolate(Whom, u64),
     StaleReads(u64),
     LoseRun(String),
     Cancel(usize),
@@ -147,6 +149,7 @@ impl Act {
             Act::Kill(whom, _)
             | Act::Pause(whom, _)
             | Act::Resign(whom, _)
+            | Act::Isolate(whom, _)
             | Act::Drain(whom)
             | Act::Stop(whom)
             | Act::Slow(whom)
@@ -350,6 +353,7 @@ fn action(text: &str) -> Result<Action, String> {
         ["drain", name] => Action::Act(Act::Drain(whom(name))),
         ["forbid", text] => Action::Act(Act::Forbid((*text).to_owned())),
         ["usurp", name] => Action::Act(Act::Usurp(whom(name))),
+        ["isolate", name, ms] => Action::Act(Act::Isolate(whom(name), us(ms)?)),
         ["cut", name, way, ms] => Action::Act(Act::Cut(whom(name), ways(way)?, us(ms)?)),
         ["lose", "run", text] => Action::Act(Act::LoseRun((*text).to_owned())),
         ["cancel", job] => Action::Act(Act::Cancel(number(job.trim_start_matches('j'))? as usize)),

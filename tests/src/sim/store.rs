@@ -305,6 +305,7 @@ impl Core {
     fn begin_store(&mut self, node: Node, call: Call) -> u64 {
         let (key, verb) = (call.key().to_owned(), call.verb());
         let reads = matches!(call, Call::Read { .. });
+        self.check_authority(node, &call);
         let op = self.store.ops.begin((node, self.nodes[node].life), self.now_us, call);
         let slow = self.nodes[node].slow;
         let weights = self.weights.clone();

@@ -618,6 +618,10 @@ impl World {
                     Kind::PauseWorker => core.nodes[worker].paused_until_us = until_us,
                     Kind::PauseCoordinator => core.nodes[coordinator].paused_until_us = until_us,
                     Kind::SlowWorker => core.nodes[worker].slow = 20,
+                    // A leader is cut off alone, or with the server that it is connected to.
+                    Kind::CutNats if any == coordinator && steps.is_multiple_of(2) => {
+                        core.cut_with_minority(coordinator, until_us);
+                    }
                     Kind::CutNats => cut(core, any, &[Way::NatsIn, Way::NatsOut]),
                     Kind::CutStore => cut(core, any, &[Way::StoreIn, Way::StoreOut]),
                     Kind::CutNatsIn => cut(core, any, &[Way::NatsIn]),
@@ -675,7 +679,7 @@ impl World {
         let now_us = lock(&self.shared).now_us;
         let (whom, for_us) = match act {
             Act::Kill(whom, for_us) | Act::Pause(whom, for_us) | Act::Cut(whom, _, for_us) => (whom, *for_us),
-            Act::Resign(whom, for_us) => (whom, *for_us),
+            Act::Resign(whom, for_us) | Act::Isolate(whom, for_us) => (whom, *for_us),
             Act::Stop(whom) | Act::Slow(whom) | Act::Usurp(whom) | Act::Drain(whom) => (whom, 0),
             Act::Forbid(text) => {
                 let core = &mut *lock(&self.shared);
@@ -720,6 +724,7 @@ impl World {
             (Act::Stop(_), Place::Worker(at)) => self.workers[at].stops = true,
             (Act::Slow(_), _) => lock(&self.shared).nodes[node].slow = 20,
             (Act::Pause(..), _) => lock(&self.shared).nodes[node].paused_until_us = now_us + for_us,
+            (Act::Isolate(..), Place::Coordinator(_)) => lock(&self.shared).cut_with_minority(node, now_us + for_us),
             (Act::Cut(_, ways, _), _) => {
                 for way in ways {
                     lock(&self.shared).nodes[node].cut_until_us[*way as usize] = now_us + for_us;

@@ -109,6 +109,8 @@ fn describe_record(record: &Record) -> String {
         }
         Record::WorkersDone { done, .. } => format!("done by {} workers", done.len()),
         Record::Snapshot { part, of, records, .. } => format!("{kind} {} of {of}: {} records", part + 1, records.len()),
-        Record::DeploymentCreated { .. } | Record::EpochBegan { .. } | Record::JobArchived(_) => kind.to_owned(),
+        Record::StillLeads | Record::DeploymentCreated { .. } | Record::EpochBegan { .. } | Record::JobArchived(_) => {
+            kind.to_owned()
+        }
     }
 }

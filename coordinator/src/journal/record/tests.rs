@@ -175,7 +175,7 @@ fn records_v3() -> Vec<Record> {
             _ => {}
         }
     }
-    records.push(Record::WorkersDone { anew: true, done: vec![(worker(), 300)] });
+    records.extend([Record::WorkersDone { anew: true, done: vec![(worker(), 300)] }, Record::StillLeads]);
     records
 }
 

@@ -148,6 +148,8 @@ pub enum RecordV3 {
         /// How many sort and merge tasks of each are, or were, committed.
         done: Vec<(WorkerId, u64)>,
     },
+    /// A leader has asked whether it still leads: that this stands says so, and nothing else.
+    StillLeads,
 }
 
 /// See [`RecordV3::RunCommitted`].
