@@ -40,7 +40,7 @@ pub enum Bug {
     SilenceIsDeath,
     /// An owner does not look at its claim again before it changes OUTPUT.
     NeverConfirm,
-    /// What runs have left is removed beside owners that live.
+    /// What runs have written is removed before one's turn has come, beside owners that live.
     CleanBesideOwners,
     /// A leader that is to change a store reads who leads, where it ought to append.
     FenceByReading,

@@ -29,6 +29,8 @@ const LOOK_MS: u64 = 250;
 const DRAWING_MS: u64 = 5000;
 /// So long one confirmation serves several steps, in milliseconds.
 const REUSE_MS: u64 = 100;
+/// Tickets that are drawn for one claim, where this process sleeps meanwhile.
+const DRAWS_MAX: u32 = 4;
 /// Tries of a look that meets with claims which are being written.
 const LOOKS_MAX: u32 = 3;
 
@@ -90,6 +92,18 @@ pub struct Found {
     pub seen: Seen,
     /// What of it could be removed.
     pub size: Removed,
+}
+
+impl Shared {
+    /// Both clocks: one of them stands still while a machine is suspended, the other may be set.
+    fn moment(&self) -> (u64, u64) {
+        (self.clock.now_ms(), self.clock.unix_ms())
+    }
+
+    fn is_within(&self, (now_ms, unix_ms): (u64, u64), bound_ms: u64) -> bool {
+        let later = self.moment();
+        later.0.saturating_sub(now_ms) <= bound_ms && later.1.abs_diff(unix_ms) <= bound_ms
+    }
 }
 
 impl fmt::Debug for Claims {
@@ -176,7 +190,7 @@ impl Claims {
         let turn = entry.turn.lock().await;
         let store = stores.open(output).await?;
         permit.permitted().await?;
-        let taken = self.draw(&store, output, job, None).await;
+        let taken = self.draw(stores, &store, output, job, None).await;
         let taken = match taken {
             Ok((me, dead)) => self.take_over(stores, &store, output, &me, &dead).await,
             Err(error) => Err(error),
@@ -206,7 +220,7 @@ impl Claims {
         let turn = entry.turn.lock().await;
         let store = stores.open(output).await?;
         permit.permitted().await?;
-        let (me, dead) = self.draw(&store, output, job, publishing).await?;
+        let (me, dead) = self.draw(stores, &store, output, job, publishing).await?;
         self.take_over(stores, &store, output, &me, &dead).await?;
         drop(turn);
         let confirmed = Arc::default();
@@ -224,7 +238,11 @@ impl Claims {
             return Ok(());
         }
         let store = stores.open(output).await?;
-        if let Some(mut claim) = read(&store, output, &self.id(job)).await?.flatten() {
+        let asked = self.shared.moment();
+        let claim = read(&store, output, &self.id(job)).await?.flatten();
+        // Where this process was asleep meanwhile, it may have been removed: the next renewal looks again.
+        if let Some(mut claim) = claim.filter(|_| self.shared.is_within(asked, self.shared.settings.dead_after_ms / 2))
+        {
             self.sign(&mut claim);
             put(&store, output, &claim).await?;
         }
@@ -298,6 +316,7 @@ impl Claims {
     /// Waits for one's turn. Gives one's claim, and all others that stand.
     async fn draw(
         &self,
+        stores: &Stores,
         store: &Arc<dyn Blobs>,
         output: &BlobUrl,
         job: &JobId,
@@ -305,46 +324,55 @@ impl Claims {
     ) -> Result<(Claim, Vec<Seen>)> {
         let (clock, settings) = (&*self.shared.clock, &self.shared.settings);
         let (id, mut watch) = (self.id(job), Watch::default());
+        let asked = self.shared.moment();
         let (own, others) = self.look(store, output, &id, &mut watch).await?;
         let kept = own.flatten().filter(|me| me.ticket > 0 && judge::overruled_by(me, &others).is_none());
-        let mut me = match kept {
-            Some(me) => me,
-            None => {
-                let mut me = Claim {
-                    version: VERSION,
-                    id: id.clone(),
-                    ticket: 0,
-                    beat: clock.random(),
-                    owner: Owner::default(),
-                    since_unix_ms: clock.unix_ms(),
-                    overruled: Vec::new(),
-                    marks: Vec::new(),
-                    publishing: None,
-                };
-                self.sign(&mut me);
-                put(store, output, &me).await?;
-                let (_, others) = self.look(store, output, &id, &mut watch).await?;
-                me.ticket = judge::next_ticket(&others);
-                me
-            }
+        let (mut me, mut stood) = match kept {
+            Some(me) => (me, asked),
+            None => self.choose(store, output, &id, &mut watch).await?,
         };
         me.publishing = publishing.cloned().or(me.publishing);
-        let (began_ms, mut written_ms) = (clock.now_ms(), None);
+        let (began_ms, mut written_ms, mut in_time, mut draws) = (clock.now_ms(), None, true, 1);
         loop {
+            if in_time && !self.shared.is_within(stood, settings.dead_after_ms / 2) {
+                // This process was asleep, or the store is slow: does it stand still?
+                let asked = self.shared.moment();
+                let (own, others) = self.look(store, output, &id, &mut watch).await?;
+                let stands = own.flatten().is_some_and(|own| own.ticket == me.ticket);
+                in_time = stands && judge::overruled_by(&me, &others).is_none();
+                stood = asked;
+            }
+            if !in_time {
+                // It may have been taken for dead and removed, and somebody who has not seen it may hold OUTPUT: its ticket says nothing any more, nor whom it names.
+                if draws == DRAWS_MAX {
+                    return Err(stood_still(output));
+                }
+                let publishing = me.publishing.take();
+                (me, stood) = self.choose(store, output, &id, &mut watch).await?;
+                (me.publishing, written_ms) = (publishing, None);
+                draws += 1;
+            }
             let now_ms = clock.now_ms();
+            in_time = true;
             if written_ms.is_none_or(|written: u64| now_ms.saturating_sub(written) >= settings.renew_ms) {
-                self.sign(&mut me);
-                put(store, output, &me).await?;
+                in_time = self.write(store, output, &mut me, &mut stood).await?;
                 written_ms = Some(now_ms);
+                if !in_time {
+                    continue;
+                }
             }
             let (own, others) = self.look(store, output, &id, &mut watch).await?;
             if own.is_none() {
                 return Err(Error::retry(format!("the claim on OUTPUT {output} was removed while it was made")));
             }
+            if planted::is(Bug::CleanBesideOwners) {
+                self.succeed(stores, store, output, &me, &others).await?;
+            }
             let named = |of: &ClaimId| others.iter().find(|seen| seen.id == *of);
             match judge::decide(&me, &others) {
                 // A look that took longer says nothing about now: this process may have been asleep.
-                Decision::Hold if clock.now_ms().saturating_sub(now_ms) > settings.dead_after_ms / 2 => {}
+                Decision::Hold | Decision::Overrule(_)
+                    if clock.now_ms().saturating_sub(now_ms) > settings.dead_after_ms / 2 => {}
                 Decision::Hold => return Ok((me, others)),
                 Decision::Overrule(dead) => {
                     let silent = others
@@ -357,8 +385,7 @@ impl Claims {
                         );
                         return Err(Error::exhausted(why));
                     }
-                    self.sign(&mut me);
-                    put(store, output, &me).await?;
+                    in_time = self.write(store, output, &mut me, &mut stood).await?;
                     written_ms = Some(clock.now_ms());
                     // One that was only asleep may have asked before this and be about to act: that lands before anything of ours.
                     if silent {
@@ -375,6 +402,49 @@ impl Claims {
         }
     }
 
+    /// Draws a ticket, which is to be written next. Also gives since when others can see that it is drawn.
+    async fn choose(
+        &self,
+        store: &Arc<dyn Blobs>,
+        output: &BlobUrl,
+        id: &ClaimId,
+        watch: &mut Watch,
+    ) -> Result<(Claim, (u64, u64))> {
+        let clock = &*self.shared.clock;
+        let mut me = Claim {
+            version: VERSION,
+            id: id.clone(),
+            ticket: 0,
+            beat: clock.random(),
+            owner: Owner::default(),
+            since_unix_ms: clock.unix_ms(),
+            overruled: Vec::new(),
+            marks: Vec::new(),
+            publishing: None,
+        };
+        self.sign(&mut me);
+        let since = self.shared.moment();
+        put(store, output, &me).await?;
+        let (_, others) = self.look(store, output, id, watch).await?;
+        me.ticket = judge::next_ticket(&others);
+        Ok((me, since))
+    }
+
+    /// Writes one's claim anew. `stood` is when it was written last, and becomes now. False where that was so long ago that others may have taken it for dead before this.
+    async fn write(
+        &self,
+        store: &Arc<dyn Blobs>,
+        output: &BlobUrl,
+        me: &mut Claim,
+        stood: &mut (u64, u64),
+    ) -> Result<bool> {
+        self.sign(me);
+        let now = self.shared.moment();
+        put(store, output, me).await?;
+        let last = std::mem::replace(stood, now);
+        Ok(self.shared.is_within(last, self.shared.settings.dead_after_ms))
+    }
+
     /// What a new holder does for those before it, which may take long: it shows meanwhile that it lives.
     async fn take_over(
         &self,
@@ -385,18 +455,23 @@ impl Claims {
         others: &[Seen],
     ) -> Result<()> {
         let beats = async {
-            let mut me = me.clone();
+            let (mut me, mut stood) = (me.clone(), self.shared.moment());
             loop {
                 self.shared.clock.pause(self.shared.settings.renew_ms).await;
-                self.sign(&mut me);
-                if let Err(error) = put(store, output, &me).await {
-                    tracing::warn!(%error, "the claim on OUTPUT was not renewed");
+                // What others have removed since must not come back.
+                if !self.shared.is_within(stood, self.shared.settings.dead_after_ms) {
+                    return Err(stood_still(output));
+                }
+                match self.write(store, output, &mut me, &mut stood).await {
+                    Ok(true) => {}
+                    Ok(false) => return Err(stood_still(output)),
+                    Err(error) => tracing::warn!(%error, "the claim on OUTPUT was not renewed"),
                 }
             }
         };
         match future::select(pin!(self.succeed(stores, store, output, me, others)), pin!(beats)).await {
             Either::Left((done, _)) => done,
-            Either::Right((never, _)) => never,
+            Either::Right((late, _)) => late,
         }
     }
 
@@ -495,6 +570,12 @@ impl Claims {
     }
 }
 
+fn stood_still(output: &BlobUrl) -> Error {
+    Error::retry(format!(
+        "the claim on OUTPUT {output} was not written for longer than claim.dead_after_ms while it was made: this process stood still, or the store is slow"
+    ))
+}
+
 /// Whether waiting has become pointless: somebody lives who draws no ticket, stopped in the midst of it.
 fn is_stuck(waited_ms: u64, settings: &config::Claim, others: &[Seen]) -> bool {
     let known = others.iter().all(|seen| seen.life != Life::Unknown);
@@ -517,18 +598,13 @@ impl Held {
         if planted::is(Bug::NeverConfirm) {
             return Ok(());
         }
-        let clock = &*self.claims.shared.clock;
-        let moment = || (clock.now_ms(), clock.unix_ms());
-        let within = |(now, unix): (u64, u64), bound_ms: u64| {
-            let later = moment();
-            later.0.saturating_sub(now) <= bound_ms && later.1.abs_diff(unix) <= bound_ms
-        };
+        let shared = &self.claims.shared;
         let confirmed = *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
-        if confirmed.is_some_and(|confirmed| within(confirmed, REUSE_MS)) {
+        if confirmed.is_some_and(|confirmed| shared.is_within(confirmed, REUSE_MS)) {
             return Ok(());
         }
         loop {
-            let asked = moment();
+            let asked = shared.moment();
             let id = self.claims.id(&self.job);
             let (own, others) = self.claims.look(&self.store, &self.output, &id, &mut Watch::default()).await?;
             let Some(me) = own.flatten() else { return Err(lost(&self.output, others.first())) };
@@ -536,7 +612,7 @@ impl Held {
                 return Err(lost(&self.output, Some(by)));
             }
             // An answer that took longer says nothing about now: this process may have been asleep.
-            if within(asked, self.claims.shared.settings.dead_after_ms / 2) {
+            if shared.is_within(asked, shared.settings.dead_after_ms / 2) {
                 *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked);
                 return Ok(());
             }

@@ -1,6 +1,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
+use futures::FutureExt;
+
 use super::judge::{Decision, Known, Life, Seen, Watch, decide};
 use super::*;
 use crate::adapters::memory::MemoryBlobs;
@@ -243,4 +246,34 @@ async fn a_claim_that_cannot_be_read_is_watched_as_any_other() {
     bench.take(&bench.claims("d1", true, Known::There), "j1").await.expect("nobody renews them");
     assert!(bench.time.load(Ordering::SeqCst) > DEAD_AFTER_MS);
     assert_eq!(bench.keys().await, ["out/_muster/claims/d1.j1.json"]);
+}
+
+/// The simulation found it: a ticket that was drawn before a long sleep came before that of whoever held OUTPUT by then and knew nothing of it.
+#[tokio::test]
+async fn who_sleeps_while_it_draws_its_ticket_draws_again() {
+    let bench = Bench::new().await;
+    let put = |claim: &Claim| -> (String, Bytes) {
+        (format!("out/{}", names::claim_path(&claim.id)), claim.to_bytes().expect("bytes").into())
+    };
+    let (old, newer) = (put(&claim("d9.j9", 1)), put(&claim("d2.j2", 5)));
+    bench.store.put(&old.0, old.1).await.expect("put");
+    let (store, time, looks) = (bench.store.clone(), bench.time.clone(), AtomicU64::new(0));
+    let look = move |_: &Process, _: &Process| {
+        // The second look is the one by which the ticket is drawn: meanwhile it is taken for dead and removed, and one that has not seen it gets OUTPUT.
+        if looks.fetch_add(1, Ordering::SeqCst) == 1 {
+            time.fetch_add(10 * DEAD_AFTER_MS, Ordering::SeqCst);
+            for key in ["out/_muster/claims/d1.j1.json", "out/_muster/claims/d9.j9.json"] {
+                store.delete(key).now_or_never().expect("at once").expect("delete");
+            }
+            store.put(&newer.0, newer.1.clone()).now_or_never().expect("at once").expect("put");
+        }
+        Known::There
+    };
+    let owner = Owner { host: "d1".to_owned(), run_here: true, ..Owner::default() };
+    let settings = config::Claim { renew_ms: 400, dead_after_ms: DEAD_AFTER_MS };
+    let clock = Arc::new(Pausing(bench.time.clone()));
+    let slept = Claims::new("d1".parse().expect("id"), owner, look, |_| {}, clock, settings);
+    let refused = bench.take(&slept, "j1").await.expect_err("the other holds it");
+    assert!(refused.message.contains("is held by job j2"), "{refused}");
+    assert_eq!(bench.keys().await, ["out/_muster/claims/d2.j2.json"]);
 }

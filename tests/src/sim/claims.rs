@@ -30,7 +30,7 @@ use super::dice::Dice;
 use super::exec::{Executor, Flag, lock};
 
 /// What many seeds together must have met with.
-pub const MARKS: [&str; 9] = [
+pub const MARKS: [&str; 10] = [
     "a run has succeeded",
     "refused by an owner that lives",
     "taken from a process that is gone",
@@ -39,6 +39,7 @@ pub const MARKS: [&str; 9] = [
     "what a dead run had left was removed",
     "killed while it removed what another had left",
     "killed while it published",
+    "fell asleep while it published",
     "two drew at once",
 ];
 
@@ -183,6 +184,10 @@ impl World {
     fn note_claim(&mut self, by: usize, id: &str, change: &Change) {
         let Change::Put(_, bytes) = change else { return };
         let Ok(text) = serde_json::from_slice::<serde_json::Value>(bytes) else { return };
+        if text["ticket"] == 0 {
+            // It stands back in line, if it held OUTPUT before.
+            self.runs[by].holds = false;
+        }
         let overruled: Vec<String> = text["overruled"]
             .as_array()
             .into_iter()
@@ -455,19 +460,22 @@ impl Hands {
         lock(&self.shared).runs[self.at].holds = holds;
     }
 
+    /// It has had its turn.
+    fn has_output(&self) {
+        let world = &mut *lock(&self.shared);
+        let others: Vec<usize> = world.holders().filter(|at| *at != self.at).collect();
+        // One that slept since it had its turn, and lost it, finds that out before it changes anything.
+        let overruled = world.runs[self.at].overruled;
+        if let Some(other) = others.first().filter(|_| !overruled) {
+            let text = format!("run {} has OUTPUT, and run {other} too", self.at);
+            world.violate(text);
+        }
+        world.runs[self.at].holds = true;
+    }
+
     async fn sort(&self) -> Result<()> {
         self.claims.take(&self.stores, &self.output, &self.job, true, &()).await?;
-        {
-            let world = &mut *lock(&self.shared);
-            let others: Vec<usize> = world.holders().filter(|at| *at != self.at).collect();
-            // One that slept since it had its turn, and lost it, finds that out before it changes anything.
-            let overruled = world.runs[self.at].overruled;
-            if let Some(other) = others.first().filter(|_| !overruled) {
-                let text = format!("run {} has OUTPUT, and run {other} too", self.at);
-                world.violate(text);
-            }
-        }
-        self.holds(true);
+        self.has_output();
         self.stage(Stage::Holds);
         let worked = self.work().await;
         self.holds(false);
@@ -488,14 +496,14 @@ impl Hands {
         };
         for run in 0..runs {
             store.put(scratch.join(&format!("run-{run}")).key(), Bytes::from_static(b"run")).await?;
-            let pause_ms = lock(&self.shared).dice.within(1, 1500);
-            self.clock.pause(pause_ms).await;
+            self.work_for_a_while().await;
         }
         let names: Vec<String> = (0..parts).map(|part| names::part_name(part as u32, "txt")).collect();
         let manifest = manifest(&self.job, &names);
         let kept = self.stores.put_ref(&scratch.join("manifest"), manifest.clone()).await?;
         let held = self.claims.confirm(&self.stores, (&self.output, &self.job), Some(&kept), &()).await?;
-        self.stage(Stage::Publishes);
+        self.has_output();
+        self.publishes();
         let success = self.output.join(names::SUCCESS);
         // As the program looks once more: what has come since is somebody's who published while this one slept.
         let since = contents(&store).await?;
@@ -508,9 +516,12 @@ impl Hands {
             store.delete(success.key()).await?;
         }
         for name in &names {
+            // As long as a large part takes: whoever looked before it must look again.
+            self.work_for_a_while().await;
             held.check().await?;
             store.put(self.output.join(name).key(), content(self.job.as_str(), name).into()).await?;
         }
+        self.work_for_a_while().await;
         held.check().await?;
         store.put(success.key(), manifest.into()).await?;
         let replaced = |key: &String| *key != success.key() && !names.iter().any(|name| key.ends_with(name));
@@ -522,6 +533,21 @@ impl Hands {
             }
         }
         Ok(())
+    }
+
+    async fn work_for_a_while(&self) {
+        let pause_ms = lock(&self.shared).dice.within(1, 1500);
+        self.clock.pause(pause_ms).await;
+    }
+
+    /// It is known to hold OUTPUT, and begins to change it: a sleep from here on is the one that may do harm.
+    fn publishes(&self) {
+        self.stage(Stage::Publishes);
+        let world = &mut *lock(&self.shared);
+        if world.now_us < CALM_US && world.dice.chance(world.faults.sleep) {
+            let (pause_us, sleep_us) = (world.dice.within(0, 3000 * MS), world.dice.within(100 * MS, 12_000 * MS));
+            world.after(pause_us, Event::Sleep(self.at, sleep_us));
+        }
     }
 
     async fn clean(&self) -> Result<()> {
@@ -654,9 +680,14 @@ fn play(shared: &Shared, count: usize) {
             Event::Sleep(at, sleep_us) => {
                 let world = &mut *lock(shared);
                 if world.runs[at].alive && world.runs[at].stage != Stage::Ended {
-                    let until_us = world.now_us + sleep_us;
-                    world.runs[at].asleep_until_us = until_us;
-                    world.runs[at].slept_us = sleep_us;
+                    // Of two sleeps with hardly a moment between them nobody sees that moment.
+                    let (now_us, run) = (world.now_us, &mut world.runs[at]);
+                    let again = run.slept_us > 0 && now_us < run.asleep_until_us + LOOKS_US;
+                    run.slept_us = if again { run.slept_us + sleep_us } else { sleep_us };
+                    run.asleep_until_us = run.asleep_until_us.max(now_us + sleep_us);
+                    if world.runs[at].stage == Stage::Publishes {
+                        world.mark("fell asleep while it published");
+                    }
                     world.line(|| format!("run {at} sleeps for {} ms", sleep_us / MS));
                 }
             }
