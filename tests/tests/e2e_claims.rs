@@ -278,3 +278,21 @@ fn the_doctor_looks_at_an_output_without_nats() {
     assert_eq!(finished(&mut run).code, 0);
     Output::of_folder(&output).assert_is(&oracle::fixed(&fs::read(&input).expect("input"), 100, 0, 10));
 }
+
+/// Its scratch went with what the dead run had left, and OUTPUT is another's: there is nothing to go on with, and nothing to change.
+#[test]
+fn a_run_that_is_resumed_after_another_took_its_output_fails_and_changes_nothing() {
+    let sandbox = Sandbox::new();
+    let (input, other) = (sandbox.file("in", records(60_000, Keys::Random, 1)), sandbox.file("other", words(2_000, 2)));
+    let (output, data) = (sandbox.path("out"), sandbox.path("data"));
+    killed_in_the_midst(&sandbox, &output, &input, &["--data-dir", arg(&data)]);
+    sandbox.run_command(local(&sandbox, &output, [arg(&other)]), wait::RUN_BOUND).expect_code(0);
+    let want = oracle::gnu_sort(&[], &[&other]);
+    Output::of_folder(&output).assert_is(&want);
+    let config = sandbox.small_tasks(SMALL, SMALL);
+    let same = [arg(&input), "--format", "fixed:100", "-k", "0:10", "--config", arg(&config), "--data-dir", arg(&data)];
+    let ended = sandbox.run_command(local(&sandbox, &output, same), wait::RUN_BOUND).expect_code(1);
+    ended.expect_error(&["failed", "plan", "No such file"]);
+    Output::of_folder(&output).assert_is(&want);
+    assert!(hidden(&output).is_empty(), "{:?}", hidden(&output));
+}
