@@ -10,7 +10,7 @@ use muster_coordinator::job::io::Reply;
 use muster_coordinator::journal::record::{GenerationBegan, JobEnded, JobOutcome, PartCommitted, Record, RunCommitted};
 use muster_kernel::run::{RunFooter, RunIndex};
 
-use super::core::{Core, MS, Node, S, Way};
+use super::core::{Core, MS, Node, Way};
 use super::exec::lock;
 use super::jobs::UNREADABLE;
 use super::store::{Call, Made};
@@ -43,7 +43,7 @@ pub fn describe(record: &Record) -> String {
 }
 
 /// Store calls of one step that its leader was sure of: so long they may take, in microseconds.
-const AUTHORITY_SLACK_US: u64 = S;
+const AUTHORITY_SLACK_US: u64 = 50 * MS;
 
 impl Core {
     /// An entry lands: what it names must exist, and be what it says.

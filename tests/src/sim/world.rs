@@ -598,7 +598,15 @@ impl World {
             Kind::StopWorker => self.workers[worker].stops = true,
             Kind::CrashCoordinator => self.kill_coordinator(coordinator, Some(while_us)),
             Kind::CrashAtEffect => self.armed = Some((coordinator, steps, true)),
-            Kind::SecondLeader => self.usurp(coordinator),
+            Kind::SecondLeader => {
+                // It is wrong, or the one that leads is on a minority's side, and hears nothing of it.
+                let leads = self.node_of(&Whom::Leader).filter(|node| *node != self.coordinators[coordinator].node);
+                if let Some(leads) = leads.filter(|_| steps.is_multiple_of(2)) {
+                    let core = &mut *lock(&self.shared);
+                    core.cut_with_minority(leads, core.now_us + long_us);
+                }
+                self.usurp(coordinator);
+            }
             Kind::ChangeInput => self.change_input(steps),
             Kind::Resign => {
                 let leads = self.node_of(&Whom::Leader).unwrap_or(self.coordinators[coordinator].node);
