@@ -4,6 +4,7 @@
 //! A lock file takes its name only when it is locked already. So a lock that nobody holds is one whose owner is dead, however many processes begin at once.
 
 use std::fs::{self, File, TryLockError};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -49,10 +50,28 @@ impl Temporary {
     /// Removes it, and says so where that fails.
     pub(crate) fn close(self) {
         let Self { folder, _lock } = self;
-        if let Err(error) = folder.close() {
+        if let Err(error) = remove_locked(&folder.keep(), remove) {
             tracing::warn!(%error, "cannot remove a temporary folder");
         }
     }
+}
+
+/// Removes a folder whose lock is held, the lock last: who is killed amid this leaves a folder that the next one can tell is nobody's.
+fn remove_locked(folder: &Path, remove: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name() != LOCK {
+            remove(&entry.path())?;
+        }
+    }
+    remove(&folder.join(LOCK))?;
+    fs::remove_dir(folder)
+}
+
+/// Removes a file, or a folder with all that is in it.
+fn remove(path: &Path) -> io::Result<()> {
+    let is_folder = fs::symlink_metadata(path)?.is_dir();
+    if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
 fn lock_new(folder: &Path) -> Result<File> {
@@ -76,7 +95,7 @@ fn remove_abandoned(parent: &Path, prefix: &str) {
         }
         // Held until the folder is gone, so that no two remove it at once.
         let removed = match abandoned(&path) {
-            Some(Abandoned::Locked(_lock)) => fs::remove_dir_all(&path),
+            Some(Abandoned::Locked(_lock)) => remove_locked(&path, remove),
             // Whoever had it did not come further than this; anything else in it is not ours to remove.
             Some(Abandoned::Begun) => {
                 drop(fs::remove_file(path.join(LOCK_NEW)));
@@ -134,6 +153,24 @@ mod tests {
     use std::time::SystemTime;
 
     const KIND: &str = "muster-kind-";
+
+    #[test]
+    fn the_lock_goes_last() {
+        let parent = tempfile::tempdir().expect("dir");
+        let folder = parent.path().join("muster-kind-ending");
+        fs::create_dir_all(folder.join("spill")).expect("folder");
+        for name in [LOCK, "spill/a", "z"] {
+            fs::write(folder.join(name), "").expect("file");
+        }
+        let killed = |path: &Path| match path.ends_with("spill") {
+            true => Err(io::Error::other("killed")),
+            false => remove(path),
+        };
+        remove_locked(&folder, killed).expect_err("killed");
+        assert!(folder.join(LOCK).exists(), "the next one can tell");
+        drop(Temporary::make_in(parent.path(), KIND).expect("the next one"));
+        assert!(!folder.exists());
+    }
 
     #[test]
     fn folders_of_killed_processes_are_removed() {

@@ -185,7 +185,14 @@ impl<'a> At<'a> {
                 Err(e) => return Err(failed(e)),
             }
             let inner = rustix::fs::openat(&folder, name.as_os_str(), open | OFlags::NOFOLLOW, Mode::empty());
-            folder = inner.map_err(failed)?;
+            folder = inner.map_err(|e| match e {
+                Errno::NOTDIR | Errno::LOOP => Error::invalid(format!(
+                    "{} leads through {:?}, which is a link or a file and none of muster's folders; move it away, or choose another place",
+                    path.display(),
+                    name.as_os_str()
+                )),
+                e => failed(e),
+            })?;
         }
         Ok(Self { folder, name, path })
     }

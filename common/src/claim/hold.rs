@@ -672,7 +672,8 @@ async fn read(store: &Arc<dyn Blobs>, output: &BlobUrl, id: &ClaimId) -> Result<
 
 async fn put(store: &Arc<dyn Blobs>, output: &BlobUrl, claim: &Claim) -> Result<()> {
     let url = output.join(&names::claim_path(&claim.id));
-    store.put(url.key(), claim.to_bytes()?.into()).await.map_err(|e| e.at(&url))
+    let put = store.put(url.key(), claim.to_bytes()?.into()).await;
+    put.map_err(|e| Error::new(e.kind, format!("cannot write into OUTPUT {output}: {}", e.message)))
 }
 
 async fn remove(store: &Arc<dyn Blobs>, output: &BlobUrl, id: &ClaimId) -> Result<()> {
