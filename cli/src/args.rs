@@ -358,7 +358,7 @@ pub(crate) struct SortArgs {
     /// How many output parts to aim for; else by the size of the input
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) partitions: Option<u32>,
-    /// Replace what stands in OUTPUT, once the new output is whole
+    /// Replace the result of an earlier sort in OUTPUT, once the new one is whole; anything else there refuses the job
     #[arg(long)]
     pub(crate) overwrite: bool,
     /// Sync the output to disk before saying that it is there

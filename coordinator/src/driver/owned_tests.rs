@@ -100,16 +100,19 @@ impl Drop for Mounted {
 
 /// A tree with what is muster's and what is not.
 struct Tree {
+    // Dropped in this order: what is mounted goes before the folder that holds it.
+    _mounted: Option<Mounted>,
     dir: tempfile::TempDir,
     dice: Dice,
-    _mounted: Option<Mounted>,
+    /// What others have put there while the job ran, and how many changes it had made by then.
+    added: (usize, BTreeMap<PathBuf, String>),
     _sockets: Vec<UnixListener>,
 }
 
 impl Tree {
     fn grow(seed: u64) -> Self {
         let dir = tempfile::tempdir().expect("dir");
-        let mut tree = Self { dir, dice: Dice(seed), _mounted: None, _sockets: Vec::new() };
+        let mut tree = Self { _mounted: None, dir, dice: Dice(seed), added: Default::default(), _sockets: Vec::new() };
         for (name, text) in
             [("in/a.txt", "b\na\n"), ("important/part-00000.txt", "kept"), ("important/d1/j1/x", "kept")]
         {
@@ -187,6 +190,14 @@ impl Tree {
         }
     }
 
+    /// The same while a job runs.
+    fn meddle(&mut self, record: &Record) {
+        let before = self.snapshot();
+        self.foreign();
+        let new = self.snapshot().into_iter().filter(|(path, _)| !before.contains_key(path)).collect();
+        self.added = (record.0.lock().expect("lock").len(), new);
+    }
+
     /// What a path is and holds, for everything below the folder.
     fn snapshot(&self) -> BTreeMap<PathBuf, String> {
         let mut found = BTreeMap::new();
@@ -245,7 +256,7 @@ fn spec(tree: &Tree, overwrite: bool) -> JobSpec {
 }
 
 /// A job's way through the file system, as far as it gets: whether it was refused.
-async fn play(tree: &mut Tree, stores: &Stores) -> Result<()> {
+async fn play(tree: &mut Tree, stores: &Stores, record: &Record) -> Result<()> {
     let overwrite = tree.dice.below(4) > 0;
     let spec = spec(tree, overwrite);
     let places = plan::places(&spec, None, &"d1".parse().expect("deployment id"))?;
@@ -280,13 +291,13 @@ async fn play(tree: &mut Tree, stores: &Stores) -> Result<()> {
     };
     let meddled = tree.dice.below(3);
     if meddled == 1 {
-        tree.foreign();
+        tree.meddle(record);
     }
     let prepared = prepare(stores, &fence, &publication, &places.scratch.join("manifest.1")).await;
     if let Ok(prepared) = prepared {
         publication.manifest = ManifestBytes::Stored(prepared);
         if meddled == 2 {
-            tree.foreign();
+            tree.meddle(record);
         }
         // It may fail; what counts is what it does.
         drop(publish(stores, &fence, &publication).await);
@@ -307,14 +318,22 @@ async fn check_tree(seed: u64) -> (bool, bool) {
     let stores = Stores::new(BufferPool::new(0), &Config::profile(Profile::Testing).expect("settings").store);
     stores.insert(Scheme::File, Arc::new(LocalBlobs::seen_by(BufferPool::new(0), record.clone()))).await;
     let (before, made_before) = (tree.snapshot(), tree.made_before());
-    let played = play(&mut tree, &stores).await;
+    let played = play(&mut tree, &stores, &record).await;
     let after = tree.snapshot();
     let changes = std::mem::take(&mut *record.0.lock().expect("lock"));
     if played.is_err() {
         assert!(changes.is_empty() && before == after, "seed {seed}: {played:?}, but {changes:?}");
     }
     let mut own = made_before.clone();
-    for (change, path) in &changes {
+    let (added_at, added) = std::mem::take(&mut tree.added);
+    for (at, (change, path)) in changes.iter().enumerate() {
+        let is_added = at >= added_at && added.contains_key(path);
+        // A folder that is no folder of the job's, or not empty, is tried in vain; below it is seen that it stands.
+        assert!(
+            !is_added || *change == Change::RemoveFolder,
+            "seed {seed}: {change:?} {}, which somebody has put there meanwhile ({played:?})",
+            path.display()
+        );
         let known = own.contains(path);
         let stood = before.contains_key(path);
         let sound = match change {
@@ -336,8 +355,9 @@ async fn check_tree(seed: u64) -> (bool, bool) {
         !made_before.contains(&success) || success.exists(),
         "seed {seed}: the old _SUCCESS went for nothing ({played:?})"
     );
-    let lost = before.iter().find(|(path, what)| {
-        let is_own = made_before.contains(*path) || path.ends_with("out/_quarantine");
+    let lost = before.iter().chain(&added).find(|(path, what)| {
+        let is_own = made_before.contains(*path)
+            || (path.ends_with("out/_quarantine") && what.as_str() == "folder" && before.contains_key(*path));
         !is_own && after.get(*path) != Some(what)
     });
     assert_eq!(lost, None, "seed {seed}: it was somebody else's ({played:?})");
