@@ -334,3 +334,22 @@ async fn one_place_under_two_names_is_one_place() {
     let replica = list_paths(&[&at("d")], &at("free/out"), |spec| spec.replica = Some(text("free2/out"))).await;
     assert!(replica.expect_err("replica").message.contains("where scratch lies already"), "the replica is scratch");
 }
+
+#[tokio::test]
+async fn a_link_that_comes_while_a_job_runs_is_seen_before_output_changes() {
+    let dir = tempfile::tempdir().expect("dir");
+    let at = |name: &str| dir.path().join(name);
+    std::fs::create_dir_all(at("d")).expect("folder");
+    std::fs::write(at("d/a.txt"), "b\na\n").expect("file");
+    let text = |name: &str| at(name).to_str().expect("utf-8").to_owned();
+    let mut spec = spec(&[], &text("out"), true);
+    spec.inputs = vec![text("d")];
+    let listing = list_paths(&[&at("d")], &at("out"), |_| {}).await.expect("apart");
+    let places = plan::places(&spec, None, &"d1".parse().expect("deployment id")).expect("places");
+    let plan = plan::make(&spec, &places, listing, &Config::profile(Profile::Testing).expect("settings"));
+    let plan = plan.expect("a plan");
+    Ground::check_again(&plan).await.expect("nothing has changed");
+    std::os::unix::fs::symlink(at("d"), at("out")).expect("link");
+    let error = Ground::check_again(&plan).await.expect_err("OUTPUT leads to the input now");
+    assert!(error.kind == ErrorKind::Invalid && error.message.contains("overlaps INPUT"), "{error}");
+}
