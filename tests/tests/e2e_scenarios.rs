@@ -7,7 +7,6 @@ use std::time::{Duration, SystemTime};
 
 use muster_common::ids::{AttemptId, Phase, TaskId};
 use muster_tests::chaos::cases::Case;
-use muster_tests::chaos::relay::Weather;
 use muster_tests::chaos::run::to_end;
 use muster_tests::chaos::schedule::{Crew, Member, Service};
 use muster_tests::chaos::stage::{Setup, Stage};
@@ -15,7 +14,7 @@ use muster_tests::chaos::watch::Watch;
 use muster_tests::harness::data::{Dice, Keys, records};
 use muster_tests::harness::journal::{self, Begin};
 use muster_tests::harness::sandbox::files_below;
-use muster_tests::harness::{Journal, Output, Sandbox, arg, oracle, wait};
+use muster_tests::harness::{Journal, Output, Sandbox, Weather, arg, oracle, wait};
 use serde_json::Value;
 
 const STALL: Weather = Weather::Stall { up: true, down: true };

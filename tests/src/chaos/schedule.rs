@@ -2,9 +2,8 @@
 //!
 //! The weights of the classes are drawn first, and some classes are left out of some seeds, so that rare combinations get room.
 
+use crate::harness::Weather;
 use crate::harness::data::Dice;
-
-use super::relay::Weather;
 
 /// A process of the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

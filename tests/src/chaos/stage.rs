@@ -11,10 +11,9 @@ use std::time::{Duration, Instant};
 use muster_common::faults::ENABLE_VARIABLE;
 use rustix::process::Signal;
 
-use super::relay::{Relay, Weather};
 use super::schedule::{Crew, Fault, Member, Service, Step};
 use crate::harness::sandbox::arg;
-use crate::harness::{Bucket, NatsServer, Process, S3Server, Sandbox, process};
+use crate::harness::{Bucket, NatsServer, Process, Relay, S3Server, Sandbox, Weather, process};
 
 /// The bucket of inputs, outputs and scratch.
 pub const BUCKET: &str = "data";

@@ -1,6 +1,6 @@
-//! A TCP relay between one process and one server, with weather: it can refuse, stall, cut and, before a store, answer for the server.
+//! A TCP relay between one process and one server, or between two servers of a cluster, with weather: it can refuse, stall, cut and, before a store, answer for the server.
 //!
-//! One stands before each service of each process, so that a process can be cut off from NATS alone or from the store alone, and in one direction only. A stalled
+//! In a chaos one stands before each service of each process, so that a process can be cut off from NATS alone or from the store alone, and in one direction only. A stalled
 //! direction holds its bytes, as a network does that loses packets: once the weather is calm they go on, unless the connection was given up meanwhile.
 
 use std::io::{self, Read, Write};
