@@ -1,10 +1,11 @@
-//! NATS under a running job: a cluster of three servers that loses one, two, or each in its turn, and a server whose JetStream has no room left. In every case the job waits
-//! for what it needs, ends with the right bytes, and nothing that was committed is done again.
+//! NATS under a running job: a cluster of three servers that loses one, two, or each in its turn, or falls into two sides, and a server whose JetStream has no room left. In
+//! every case the job waits for what it needs, ends with the right bytes, and nothing that was committed is done again.
 
 use std::time::Duration;
 
+use muster_coordinator::journal::record::Record;
 use muster_tests::harness::data::{Keys, records};
-use muster_tests::harness::nats::MEMBERS;
+use muster_tests::harness::nats::{LONE, MEMBERS};
 use muster_tests::harness::{
     Bucket, Gate, Nats, NatsServer, Output, Pool, Process, S3Server, Sandbox, arg, oracle, wait,
 };
@@ -199,4 +200,82 @@ fn the_journals_store_is_full_for_a_while() {
     scene.pool.finish_sort(late);
     Output::of_bucket(&scene.bucket, "late").assert_is(&oracle::fixed(&scene.data, 100, 0, 10));
     scene.finish();
+}
+
+/// Of the three parts of a job whose leader is cut off while the last of them appears.
+const THIRD: usize = 800_000;
+/// From a partition to a leader on the majority's side: its servers choose leaders of JetStream and of the journal after four to nine seconds, more where they do not agree at
+/// once, and a stand-by waits until they have.
+const TAKE_OVER_BOUND: Duration = Duration::from_secs(60);
+
+fn completes_an_upload(request: &str) -> bool {
+    request.starts_with("POST ") && request.contains("uploadId=")
+}
+
+/// What the first coordinator has asked its store to change, but for the renewals of its claim: these ask nobody, for they must go on while the journal is away.
+fn changes(pool: &Pool<'_>) -> Vec<String> {
+    let mut changes = pool.coordinator_gate().changes();
+    changes.retain(|request| !request.starts_with("PUT /data/job/_muster/claims/"));
+    changes
+}
+
+/// A leader is cut off together with the server that leads the journal, just when a call of its commit is under way. That server goes on answering what it is asked, but can take no
+/// record; the other two follow another leader. The old one changes nothing but what that one call does, neither while it is alone nor when the sides are joined again.
+#[test]
+fn a_leader_on_the_minority_side_changes_nothing_more() {
+    let sandbox = Sandbox::new();
+    let s3 = S3Server::start(&sandbox);
+    let bucket = s3.bucket(BUCKET);
+    let data = records(RECORDS, Keys::Random, 1);
+    bucket.put("in", &data);
+    let mut pool = Pool::on_two_sides(Nats::of_two_sides(&sandbox), REPLICATED, &sandbox, 2, &s3, BUCKET);
+    let next = pool.add_coordinator();
+    pool.coordinator(next).wait_for_log("standing by epoch=1", wait::START_BOUND);
+    pool.nats.lead_alone();
+    pool.coordinator_gate().hold_after(2, completes_an_upload);
+    let config = sandbox.small_tasks(SMALL, THIRD);
+    let (from, to) = (bucket.url("in"), bucket.url("job"));
+    let job =
+        pool.start_sort("job", [&from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)]);
+    let held = pool.coordinator_gate().wait_for_request("the third part's upload to be completed", wait::RUN_BOUND);
+    assert_eq!(pool.nats.journal_leader(), LONE, "the journal's stream has another leader by now");
+
+    pool.nats.part();
+    pool.coordinator(next).wait_for_log("leading epoch=2", TAKE_OVER_BOUND);
+    let before = changes(&pool);
+    assert!(before.contains(&held), "{held} is not among {before:?}");
+    report(&format!("the newest entry that the lone server shows is of epoch {:?}", pool.nats.newest_epoch_alone()));
+    // The one call that was let through before now goes out, and whatever the old leader would do after it.
+    pool.coordinator_gate().open();
+    pool.coordinator(0).wait_for_log("waiting for the journal epoch=1", wait::RUN_BOUND);
+    let ended = pool.finish_sort(job);
+    report(&format!("and at the job's end of epoch {:?}", pool.nats.newest_epoch_alone()));
+    let log = pool.coordinator(0).stderr();
+    assert!(!log.contains("stepped down"), "it was not cut off: {log}");
+    let since = changes(&pool).split_off(before.len());
+    assert!(since.is_empty(), "since another leads it has changed: {since:?}");
+
+    pool.nats.join();
+    let why = pool.coordinator(0).wait_for_log("stepped down", wait::RUN_BOUND);
+    assert!(why.contains("epoch 1 is over"), "{why}");
+    pool.coordinator(0).wait_for_log("standing by epoch=2", wait::RUN_BOUND);
+    let since = changes(&pool).split_off(before.len());
+    assert!(since.is_empty(), "since another leads it has changed: {since:?}");
+    pool.assert_nothing_repeated("job", &ended);
+    Output::of_bucket(&bucket, "job").assert_is(&oracle::fixed(&data, 100, 0, 10));
+    wait::until_empty("in scratch", || bucket.list("scratch"));
+    wait::until_empty("as open uploads", || bucket.uploads());
+    let journal = pool.journal();
+    let epochs: Vec<u64> = journal.entries().iter().map(|(_, entry)| entry.epoch.0).collect();
+    assert!(epochs.is_sorted() && epochs.last() == Some(&2), "terms of the journal's entries: {epochs:?}");
+    let begun = journal.entries().iter().filter(|(_, entry)| matches!(entry.record, Record::EpochBegan { .. }));
+    assert_eq!(begun.count(), 2, "nobody else has tried to lead");
+    // And it takes its turn again.
+    pool.coordinator(next).kill();
+    pool.coordinator(0).wait_for_log("leading epoch=3", wait::RUN_BOUND);
+}
+
+#[expect(clippy::print_stderr, reason = "figures of a test that passes are read with --no-capture")]
+fn report(text: &str) {
+    eprintln!("{text}");
 }

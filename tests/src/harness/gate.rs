@@ -42,6 +42,8 @@ struct State {
     waiting: Vec<(u64, String)>,
     /// The next number.
     number: u64,
+    /// Requests that change something, whether they have passed or not.
+    changes: Vec<String>,
     /// No new connections, and those there are end.
     closed: bool,
 }
@@ -106,6 +108,11 @@ impl Gate {
             (state.held, state.delay) = (None, Duration::ZERO);
             state.waiting.clear();
         });
+    }
+
+    /// Requests that have come to it and would change something, in their order.
+    pub fn changes(&self) -> Vec<String> {
+        self.shared.lock().changes.clone()
     }
 
     /// Waits until a request stands before the gate, and gives its first line.
@@ -177,6 +184,9 @@ impl Shared {
     /// Returns when a request may go on.
     fn pass(&self, request: &str) {
         let mut state = self.lock();
+        if !["GET", "HEAD"].iter().any(|method| request.starts_with(method)) {
+            state.changes.push(request.to_owned());
+        }
         let delay = state.delay;
         if state.held.is_some_and(|choice| choice(request)) && state.pass_first > 0 {
             state.pass_first -= 1;

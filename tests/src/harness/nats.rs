@@ -9,16 +9,24 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use muster_common::names::{DEFAULT_NAMESPACE, Names};
+use muster_coordinator::journal::record;
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::ports::Ports;
 use super::process::Process;
+use super::relay::{Relay, Weather};
 use super::sandbox::Sandbox;
 use super::{programs, wait};
 
 /// Servers of a cluster.
 pub const MEMBERS: usize = 3;
+/// The one of them that a partition cuts off.
+pub const LONE: usize = 0;
+/// Where nobody listens.
+const NOWHERE: &str = "127.0.0.1:1";
+/// Of servers of two sides: everybody is let in to the one account, and who gives this name and password to that in which the servers themselves are asked.
+const SYSTEM: &str = "system";
 /// Bound of one request to a server that may have no quorum.
 const REQUEST_BOUND: Duration = Duration::from_secs(2);
 
@@ -195,13 +203,15 @@ impl Setup {
 #[derive(Debug)]
 pub struct Nats {
     servers: Vec<NatsServer>,
+    /// Between the one that a partition cuts off and the others, each way; empty where none does.
+    links: Vec<Relay>,
     /// Claimed as long as the servers may start again.
     _ports: Option<Ports>,
 }
 
 impl From<NatsServer> for Nats {
     fn from(server: NatsServer) -> Self {
-        Self { servers: vec![server], _ports: None }
+        Self { servers: vec![server], links: Vec::new(), _ports: None }
     }
 }
 
@@ -212,19 +222,54 @@ impl Nats {
     /// Where it has none within [`wait::START_BOUND`].
     #[track_caller]
     pub fn cluster(sandbox: &Sandbox) -> Self {
+        Self::cluster_by(sandbox, ("", ""), |_, to, listens| (listens[to], None))
+    }
+
+    /// Starts a cluster of which the server [`LONE`] can be cut off ([`Nats::part`]): whatever it and the others say to each other goes through relays. They are told to name
+    /// nobody where a server or a client could reach them past these.
+    ///
+    /// # Panics
+    /// As [`Nats::cluster`].
+    #[track_caller]
+    pub fn of_two_sides(sandbox: &Sandbox) -> Self {
+        let hidden = format!(", no_advertise: true, advertise: {NOWHERE:?}");
+        let users = format!(
+            "accounts {{ ALL: {{ jetstream: enabled, users: [{{ user: all, password: all }}] }}\n\
+             SYS: {{ users: [{{ user: {SYSTEM}, password: {SYSTEM} }}] }} }}\nsystem_account: SYS\nno_auth_user: all\n"
+        );
+        Self::cluster_by(sandbox, (&hidden, &users), |from, to, listens| {
+            let relay = ((from == LONE) != (to == LONE)).then(|| Relay::before(listens[to]));
+            (relay.as_ref().map_or(listens[to], Relay::port), relay)
+        })
+    }
+
+    /// A cluster whose servers reach each other at the ports that `route` gives, from one to the other, with what stands there before the ports that they listen on. Further
+    /// settings of the cluster and of each server follow those that all have.
+    #[track_caller]
+    fn cluster_by(
+        sandbox: &Sandbox,
+        (of_cluster, of_server): (&str, &str),
+        route: impl Fn(usize, usize, [u16; MEMBERS]) -> (u16, Option<Relay>),
+    ) -> Self {
         let ports = Ports::claim();
-        let route = |member| format!("127.0.0.1:{}", ports.port((MEMBERS + member) as u16));
-        let routes: Vec<String> = (0..MEMBERS).map(|member| format!("nats-route://{}", route(member))).collect();
-        let server = |member| {
+        let listens = [0, 1, 2].map(|member| ports.port((MEMBERS + member) as u16));
+        let mut links = Vec::new();
+        let mut server = |member| {
             let name = format!("nats-{member}");
             let (store, port) = (sandbox.path(format!("nats/{name}")), Some(ports.port(member as u16)));
-            let listen = route(member);
-            let more =
-                format!("server_name: {name}\ncluster {{ name: tests, listen: {listen:?}, routes: {routes:?} }}\n");
+            let mut routes = Vec::new();
+            for other in (0..MEMBERS).filter(|other| *other != member) {
+                let (port, link) = route(member, other, listens);
+                routes.push(format!("nats-route://127.0.0.1:{port}"));
+                links.extend(link);
+            }
+            let listen = format!("127.0.0.1:{}", listens[member]);
+            let cluster = format!("cluster {{ name: tests, listen: {listen:?}, routes: {routes:?}{of_cluster} }}");
+            let more = format!("server_name: {name}\n{cluster}\n{of_server}");
             NatsServer::start_with(sandbox, Setup { name, port, more, ..Setup::single(store) })
         };
-        let servers = (0..MEMBERS).map(server).collect();
-        let cluster = Self { servers, _ports: Some(ports) };
+        let servers = (0..MEMBERS).map(&mut server).collect();
+        let cluster = Self { servers, links, _ports: Some(ports) };
         cluster.wait_for_quorum();
         cluster
     }
@@ -235,7 +280,8 @@ impl Nats {
         let member = |(index, settings): (usize, &Path)| {
             NatsServer::start_with(sandbox, Setup::made(sandbox, settings, Some(ports.port(index as u16))))
         };
-        Self { servers: settings.into_iter().enumerate().map(member).collect(), _ports: Some(ports) }
+        let servers = settings.into_iter().enumerate().map(member).collect();
+        Self { servers, links: Vec::new(), _ports: Some(ports) }
     }
 
     /// Waits until JetStream answers through every server: that takes a leader, and a way to it.
@@ -247,9 +293,61 @@ impl Nats {
         }
     }
 
-    /// What clients connect to: all of its servers.
+    /// What clients connect to: all of its servers; where one may be cut off, the others.
     pub fn url(&self) -> String {
-        self.servers.iter().map(NatsServer::url).collect::<Vec<_>>().join(",")
+        let first = if self.links.is_empty() { 0 } else { LONE + 1 };
+        self.servers[first..].iter().map(NatsServer::url).collect::<Vec<_>>().join(",")
+    }
+
+    /// What reaches the server [`LONE`] alone.
+    pub fn lone_url(&self) -> String {
+        self.servers[LONE].url()
+    }
+
+    /// Cuts off the server [`LONE`] from the others: what they say to each other is held, until they are joined again.
+    ///
+    /// # Panics
+    /// Where that cannot be done in this cluster.
+    pub fn part(&self) {
+        assert!(!self.links.is_empty(), "these servers were not started as two sides");
+        self.links.iter().for_each(|link| link.set(Weather::Stall { up: true, down: true }));
+    }
+
+    /// Ends what [`Nats::part`] has begun: what was held goes on.
+    pub fn join(&self) {
+        self.links.iter().for_each(|link| link.set(Weather::Calm));
+    }
+
+    /// Has the server [`LONE`] lead JetStream itself and the stream of the journal. Once it is cut off it goes on answering reads for ten to twenty seconds, as it has seen no
+    /// majority for so long; while it leads the stream alone, only until it misses the leader of the other (nats-server 2.15.1: 18 s and 6 to 8 s).
+    ///
+    /// # Panics
+    /// Where it does not within [`wait::START_BOUND`].
+    #[track_caller]
+    pub fn lead_alone(&self) {
+        let name = &self.servers[LONE].setup.name;
+        let wish = json!({ "placement": { "preferred": name } });
+        // Whoever lags behind is not preferred: then it is asked again.
+        wait::until(&format!("{name} to lead JetStream"), wait::START_BOUND, || {
+            let system = async_nats::ConnectOptions::with_user_and_password(SYSTEM.to_owned(), SYSTEM.to_owned());
+            ask_as(system, &self.url(), async |js| {
+                let told = js.client().request("$SYS.REQ.SERVER.PING.JSZ", "".into()).await.ok()?;
+                let told: Value = serde_json::from_slice(&told.payload).ok()?;
+                if told["data"]["meta_cluster"]["leader"] == **name {
+                    return Some(());
+                }
+                js.request::<_, _, Value>("META.LEADER.STEPDOWN", &wish).await.ok()?;
+                None
+            })
+        });
+        let step_down = format!("STREAM.LEADER.STEPDOWN.{}", Names::new(DEFAULT_NAMESPACE).journal_stream());
+        wait::until(&format!("{name} to lead the journal's stream"), wait::START_BOUND, || {
+            if journal_leader(&self.url())? == *name {
+                return Some(());
+            }
+            ask(&self.url(), async |js| js.request::<_, _, Value>(step_down.clone(), &wish).await.ok())?;
+            None
+        });
     }
 
     /// One of its servers, to be struck.
@@ -267,6 +365,16 @@ impl Nats {
             let leader = journal_leader(&self.url())?;
             self.servers.iter().position(|server| server.setup.name == leader)
         })
+    }
+
+    /// The term of the entry that the server [`LONE`] shows as the journal's newest; nothing where it does not answer.
+    pub fn newest_epoch_alone(&self) -> Option<u64> {
+        let names = Names::new(DEFAULT_NAMESPACE);
+        let newest = ask(&self.lone_url(), async |js| {
+            let stream = js.get_stream_no_info(names.journal_stream()).await.ok()?;
+            stream.get_last_raw_message_by_subject(&names.journal_subject()).await.ok()
+        })?;
+        record::decode(&newest.payload).ok().map(|entry| entry.epoch.0)
     }
 
     /// Waits until the journal stands on every server as its leader has it, so that another one may go.
@@ -331,9 +439,17 @@ fn journal_cluster(url: &str) -> Option<async_nats::jetstream::stream::ClusterIn
 
 /// One question to JetStream; nothing where no server is there.
 fn ask<T>(url: &str, question: impl AsyncFnOnce(async_nats::jetstream::Context) -> Option<T>) -> Option<T> {
+    ask_as(async_nats::ConnectOptions::new(), url, question)
+}
+
+fn ask_as<T>(
+    who: async_nats::ConnectOptions,
+    url: &str,
+    question: impl AsyncFnOnce(async_nats::jetstream::Context) -> Option<T>,
+) -> Option<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let client = async_nats::connect(addresses(url)).await.ok()?;
+        let client = who.connect(addresses(url)).await.ok()?;
         question(async_nats::jetstream::context::ContextBuilder::new().timeout(REQUEST_BOUND).build(client)).await
     })
 }

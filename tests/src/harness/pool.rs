@@ -56,6 +56,8 @@ pub struct Pool<'a> {
     pub program: PathBuf,
     /// Whether coordinators and workers are started with `--http`.
     watched: bool,
+    /// Whether the first coordinator knows no server but the one that may be cut off.
+    parts: bool,
 }
 
 impl<'a> Pool<'a> {
@@ -118,6 +120,26 @@ impl<'a> Pool<'a> {
         let store = Self::before_bucket(workers, s3, bucket);
         let given = Some((nats, sandbox.file("pool.toml", settings)));
         Self::start(programs::muster(), sandbox, vec![Vec::new(); workers], store, s3.environment(), TESTING, given)
+    }
+
+    /// The same on servers of two sides ([`Nats::of_two_sides`]): the first coordinator knows the lone one and nobody else, and all others know the two. Coordinators that are
+    /// added have a gate of their own together.
+    pub fn on_two_sides(
+        nats: Nats,
+        settings: &str,
+        sandbox: &'a Sandbox,
+        workers: usize,
+        s3: &S3Server,
+        bucket: &str,
+    ) -> Self {
+        let mut store = Self::before_bucket(workers, s3, bucket);
+        if let Store::Bucket { gates, .. } = &mut store {
+            gates.push(Gate::before(s3.port()));
+        }
+        let (offers, settings) = (vec![Vec::new(); workers], Some(sandbox.file("pool.toml", settings)));
+        let pool =
+            Self::unstarted(programs::muster(), sandbox, nats, offers, store, s3.environment(), TESTING, settings);
+        Self { parts: true, ..pool }.started()
     }
 
     /// The same where each role has a NATS user of its own.
@@ -213,6 +235,7 @@ impl<'a> Pool<'a> {
             faults: Vec::new(),
             program,
             watched: false,
+            parts: false,
         }
     }
 
@@ -259,7 +282,7 @@ impl<'a> Pool<'a> {
 
     /// Calls each worker's gate.
     pub fn each_worker_gate(&self, act: impl Fn(&Gate)) {
-        self.gates()[1..].iter().for_each(act);
+        self.gates()[1..=self.offers.len()].iter().for_each(act);
     }
 
     /// `kill -9` to the coordinator.
@@ -296,7 +319,11 @@ impl<'a> Pool<'a> {
             Store::Folder(path) => command.arg(path),
             Store::Bucket { url, .. } => command.arg(url),
         };
-        self.common(&mut command, 0, "coordinator");
+        let apart = self.parts && index == 0;
+        self.common(&mut command, if self.parts && !apart { self.offers.len() + 1 } else { 0 }, "coordinator");
+        if apart {
+            command.env("NATS_URL", self.nats.lone_url());
+        }
         Process::spawn(&name, command, &self.sandbox.logs())
     }
 
