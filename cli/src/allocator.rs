@@ -2,9 +2,8 @@
 //!
 //! Three things made a process of 256 MiB grow to 690 MiB while it merged, all of them memory that nobody held any more:
 //!
-//! - An allocator keeps what one thread frees and another asks for anew. Large blocks (windows, parts, the memory of sorters) are therefore mapped each by itself and unmapped
-//!   when freed. They are few and kept in pools; what it costs all the same shows while a gigabyte is
-//!   sorted (0.7 to 0.9 s with it, 0.5 to 0.65 s without, on two cores), and is not got back yet.
+//! - An allocator keeps what one thread frees and another asks for anew. Large blocks are therefore the system's, and go back when freed: those of the size of I/O buffers
+//!   (windows, parts) lie side by side in regions with huge pages ([`zone`]), others (the memory of sorters) are mapped each by itself.
 //! - mimalloc asks for huge pages behind all of its memory. A page of 2 MiB stays whole as long as one block in it lives, and the system's collector fills holes that were given
 //!   back ("khugepaged", which takes a page of 4 KiB as enough reason). So mimalloc's memory has small pages, also where the system would give huge ones unasked; who wants
 //!   huge ones for a large block asks for them there.
@@ -17,10 +16,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap_anonymous, mremap, munmap};
 
+use zone::Zone;
+
+mod zone;
+
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
-/// Blocks of this size and more are mapped.
+/// Where blocks of the size of I/O buffers lie.
+static ZONE: Zone = Zone::new();
+
+/// Blocks of this size and more are the system's.
 const LARGE_BYTES: usize = 128 << 10;
 /// What mappings are aligned to at least: the smallest page of all systems.
 const MAPPED_ALIGN: usize = 4096;
@@ -54,6 +60,16 @@ fn is_large(layout: Layout) -> bool {
     layout.size() >= LARGE_BYTES && layout.align() <= MAPPED_ALIGN
 }
 
+fn is_in_zone(bytes: usize) -> bool {
+    (zone::BLOCK_BYTES_MIN..=zone::BLOCK_BYTES_MAX).contains(&bytes)
+}
+
+/// A large block, whose bytes may be anything.
+fn cut_or_map(bytes: usize) -> *mut u8 {
+    let cut = if is_in_zone(bytes) { ZONE.cut(bytes) } else { null_mut() };
+    if cut.is_null() { map(bytes) } else { cut }
+}
+
 #[cold]
 fn set_up() {
     // SAFETY: setting an option of the allocator is allowed at any time.
@@ -82,29 +98,32 @@ fn map(bytes: usize) -> *mut u8 {
     mapped.map_or(null_mut(), <*mut c_void>::cast)
 }
 
-// SAFETY: a block is mapped or mimalloc's, by its layout alone, which every later call about it repeats. Mapped blocks are fresh, aligned to pages and as long as asked for.
+// SAFETY: a block is large or mimalloc's by its layout alone, which every later call about it repeats; where a large one lies its address tells. It is aligned to pages and
+// as long as asked for.
 unsafe impl GlobalAlloc for Allocator {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as the caller promises.
-        if is_large(layout) { map(layout.size()) } else { unsafe { Self::small().alloc(layout) } }
+        if is_large(layout) { cut_or_map(layout.size()) } else { unsafe { Self::small().alloc(layout) } }
     }
 
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // Fresh mappings are zero, places in the zone are not.
         // SAFETY: as the caller promises.
         if is_large(layout) { map(layout.size()) } else { unsafe { Self::small().alloc_zeroed(layout) } }
     }
 
     #[inline]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        if is_large(layout) {
-            // A system that does not take its own memory back leaks it; nothing else can be done here.
-            // SAFETY: a block of this layout was mapped with this length, and its owner gives it up.
-            let _ = unsafe { munmap(block.cast(), layout.size()) };
-        } else {
-            // SAFETY: as the caller promises.
-            unsafe { Self::small().dealloc(block, layout) }
+        // SAFETY: a block of this layout that its owner gives up.
+        unsafe {
+            if !is_large(layout) {
+                Self::small().dealloc(block, layout);
+            } else if !ZONE.take_back(block, layout.size()) {
+                // A system that does not take its own memory back leaks it; nothing else can be done here.
+                let _ = munmap(block.cast(), layout.size());
+            }
         }
     }
 
@@ -115,22 +134,37 @@ unsafe impl GlobalAlloc for Allocator {
         match (is_large(layout), is_large(wanted)) {
             // SAFETY: as the caller promises.
             (false, false) => unsafe { Self::small().realloc(block, layout, bytes) },
-            (true, true) => {
-                // SAFETY: the block was mapped with this length; nobody looks at its old place any more.
-                let moved = unsafe { mremap(block.cast(), layout.size(), bytes, MremapFlags::MAYMOVE) };
-                moved.map_or(null_mut(), <*mut c_void>::cast)
-            }
-            _ => {
+            // SAFETY: as the caller promises, who no longer uses what lies beyond.
+            (true, true) => match unsafe { ZONE.resize(block, layout.size(), bytes) } {
+                Some(true) => block,
                 // SAFETY: as the caller promises.
-                let Some(moved) = NonNull::new(unsafe { self.alloc(wanted) }) else { return null_mut() };
-                // SAFETY: both blocks hold as many bytes, and one was just made.
-                unsafe {
-                    moved.as_ptr().copy_from_nonoverlapping(block, layout.size().min(bytes));
-                    self.dealloc(block, layout);
+                Some(false) => unsafe { self.moved(block, layout, wanted) },
+                None => {
+                    // SAFETY: the block was mapped with this length; nobody looks at its old place any more.
+                    let moved = unsafe { mremap(block.cast(), layout.size(), bytes, MremapFlags::MAYMOVE) };
+                    moved.map_or(null_mut(), <*mut c_void>::cast)
                 }
-                moved.as_ptr()
-            }
+            },
+            // SAFETY: as the caller promises.
+            _ => unsafe { self.moved(block, layout, wanted) },
         }
+    }
+}
+
+impl Allocator {
+    /// A block of the wanted layout with what the old one holds, which is given up; null where there is no memory, and the old one stays.
+    ///
+    /// # Safety
+    /// As of [`GlobalAlloc::realloc`].
+    unsafe fn moved(&self, block: *mut u8, layout: Layout, wanted: Layout) -> *mut u8 {
+        // SAFETY: the layout is of some size, as the caller promises.
+        let Some(moved) = NonNull::new(unsafe { self.alloc(wanted) }) else { return null_mut() };
+        // SAFETY: both blocks hold as many bytes, and one was just made.
+        unsafe {
+            moved.as_ptr().copy_from_nonoverlapping(block, layout.size().min(wanted.size()));
+            self.dealloc(block, layout);
+        }
+        moved.as_ptr()
     }
 }
 
@@ -139,7 +173,7 @@ mod tests {
     use super::*;
 
     /// Of the mapping that an address lies in: its bytes in memory, and whether huge pages are `hg` asked for or `nh` forbidden.
-    fn mapping(address: usize) -> (usize, String) {
+    pub(super) fn mapping(address: usize) -> (usize, String) {
         let maps = std::fs::read_to_string("/proc/self/smaps").expect("smaps");
         let mut found = None;
         for line in maps.lines() {

@@ -496,3 +496,24 @@ async fn an_old_success_that_may_not_be_deleted_leaves_everything_as_it_is() {
     assert_eq!(bench.keys().await, ["elsewhere", "out/_SUCCESS", "out/part-00000.txt", "out/part-00001.txt"]);
     assert_eq!(bench.text("out/part-00000.txt").await, "out/part-00000.txt");
 }
+
+#[tokio::test]
+async fn output_that_leads_to_the_input_by_now_is_not_touched() {
+    let dir = tempfile::tempdir().expect("dir");
+    let at = |name: &str| BlobUrl::from_path(&dir.path().join(name)).expect("url").to_string();
+    std::fs::create_dir(dir.path().join("d")).expect("folder");
+    std::fs::write(dir.path().join("d/a.txt"), "b\na\n").expect("file");
+    let bench = Bench::new(&OLD).await;
+    let mut publication = publication(&bench, false).await;
+    let objects = vec![PinnedObject { url: at("d/a.txt"), bytes: 4, version: "1".to_owned() }];
+    publication.plan = Arc::new(Plan { objects, output: at("out"), scratch: at("out/_muster/d1/j1"), ..plan(vec![]) });
+    let kept = url("s/_muster/d1/j1/manifest");
+    std::os::unix::fs::symlink(dir.path().join("d"), dir.path().join("out")).expect("link");
+    let prepared = prepare(&bench.stores, &bench.fence, &publication, &kept).await.map(drop);
+    for refused in [prepared, publish(&bench.stores, &bench.fence, &publication).await.map(drop)] {
+        let error = refused.expect_err("OUTPUT is the input's folder");
+        assert!(error.kind == ErrorKind::Invalid && error.message.contains("overlaps INPUT"), "{error}");
+    }
+    assert_eq!(bench.keys().await, ["elsewhere", "out/_SUCCESS", "out/part-00000.txt", "out/part-00001.txt"]);
+    assert_eq!(bench.text("out/part-00000.txt").await, "out/part-00000.txt");
+}
