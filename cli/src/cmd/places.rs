@@ -62,7 +62,9 @@ impl Absolute {
         let here = if path.is_absolute() {
             PathBuf::from("/")
         } else {
-            std::env::current_dir().map_err(|e| failed(Path::new("."), e))?
+            std::env::current_dir().map_err(|e| {
+                Error::invalid(format!("the path {}: the working folder cannot be found: {e}", path.display()))
+            })?
         };
         let components: Vec<Component<'_>> = path.components().collect();
         let behind = components.iter().rposition(|component| *component == Component::ParentDir).map_or(0, |at| at + 1);

@@ -212,7 +212,7 @@ fn nowhere(path: &Path) -> String {
 }
 
 /// What an entry is that is neither file nor folder.
-fn kind(kind: FileType) -> &'static str {
+pub(super) fn kind(kind: FileType) -> &'static str {
     match kind {
         kind if kind.is_fifo() => "a pipe",
         kind if kind.is_socket() => "a socket",

@@ -122,9 +122,14 @@ pub(super) fn blob_meta(key: &str, meta: &fs::Metadata) -> BlobMeta {
 fn meta_of(key: &str, path: &Path) -> Result<BlobMeta> {
     let meta = fs::metadata(path).map_err(|e| file_error(path, "look at", &e))?;
     if !meta.is_file() {
-        let what = if meta.is_dir() { "a folder" } else { "not a regular file" };
-        let kind = if meta.is_dir() { ErrorKind::NotFound } else { ErrorKind::Invalid };
-        return Err(Error::new(kind, format!("{} is {what}", path.display())));
+        if meta.is_dir() {
+            return Err(Error::new(ErrorKind::NotFound, format!("{} is a folder", path.display())));
+        }
+        let what = folders::kind(meta.file_type());
+        return Err(Error::invalid(format!(
+            "{} is {what}, not a file that can be read from any place",
+            path.display()
+        )));
     }
     Ok(blob_meta(key, &meta))
 }
@@ -493,6 +498,20 @@ mod tests {
     async fn passes_the_suite() {
         let (_dir, store, root) = store();
         crate::conformance::blobs(&store, &root).await;
+    }
+
+    #[tokio::test]
+    async fn what_is_no_file_is_named() {
+        let (_dir, store, root) = store();
+        let pipe = path_of(&format!("{root}/pipe"));
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, Mode::RUSR, 0).expect("pipe");
+        let odd =
+            [(format!("{root}/pipe"), "is a pipe, not a file"), ("dev/null".to_owned(), "is a device, not a file")];
+        for (key, words) in odd {
+            let error = store.head(&key).await.expect_err(&key);
+            assert!(error.kind == ErrorKind::Invalid && error.message.contains(words), "{error}");
+        }
+        assert_eq!(store.head(&root).await.expect_err("a folder").kind, ErrorKind::NotFound);
     }
 
     #[tokio::test]
