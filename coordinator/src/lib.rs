@@ -29,7 +29,8 @@ use muster_common::config::{self, Config};
 use muster_common::faults::Faults;
 use muster_common::ids::DeploymentId;
 use muster_common::ledger::Ledger;
-use muster_common::retry::Retry;
+use muster_common::names::Names;
+use muster_common::retry::{Retry, Trouble};
 use muster_common::store::{BlobUrl, Layer, Stores};
 use muster_common::vitals::Vitals;
 use muster_common::{Error, ErrorKind, Result};
@@ -41,12 +42,14 @@ pub mod job;
 pub mod journal;
 pub mod membership;
 mod metrics;
+mod outbox;
 mod stand_by;
 
 pub use driver::effects::{carry_out_listing, carry_out_on_stores};
 pub use driver::fence::Fence;
 
 use metrics::Meters;
+use outbox::{NatsStreams, Outbox, Streams};
 use stand_by::{Elected, StandBy};
 
 /// For how long a failing call of the store is repeated before the step it belongs to fails, in milliseconds.
@@ -54,6 +57,9 @@ const CALL_REPEAT_MS_MAX: u64 = 5000;
 
 /// How long a process stands back after a term that a bug ended, in milliseconds: at first, and at most.
 const STAND_BACK_MS: std::ops::RangeInclusive<u64> = 5_000..=300_000;
+
+/// How long a process that ends waits for its streams to take what it has to tell.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// What a coordinator is told.
 #[derive(Debug, Clone)]
@@ -118,6 +124,24 @@ pub async fn run(
     stores: Stores,
     clock: Arc<dyn Clock>,
     options: CoordinatorOptions,
+    shutdown: watch::Receiver<bool>,
+) -> Result<()> {
+    let streams: Arc<dyn Streams> = Arc::new(NatsStreams { client: client.clone(), faults: options.faults.clone() });
+    let names = Names::new(&options.config.namespace);
+    let policy = options.config.retry.of(Trouble::Nats);
+    let (outbox, _telling) = Outbox::start(names, &streams, policy, clock.clone());
+    let outcome = Box::pin(terms(client, ledger, stores, clock, options, outbox.clone(), shutdown)).await;
+    outbox.flush(FLUSH_TIMEOUT).await;
+    outcome
+}
+
+async fn terms(
+    client: async_nats::Client,
+    ledger: Arc<dyn Ledger>,
+    stores: Stores,
+    clock: Arc<dyn Clock>,
+    options: CoordinatorOptions,
+    outbox: Outbox,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<()> {
     let ledger: Arc<dyn Ledger> = match &options.faults {
@@ -129,7 +153,7 @@ pub async fn run(
     let stores = stores.disturbed(options.faults.clone()).metered(meter).retrying(retry);
     let meters = options.vitals.clone().map(|vitals| Arc::new(Meters::new(vitals)));
     let (own_client, config) = (client.clone(), options.config.clone());
-    let mut stand_by = StandBy::new(own_client, ledger.clone(), clock.clone(), config, meters.clone());
+    let mut stand_by = StandBy::new(own_client, ledger.clone(), clock.clone(), config, meters.clone(), outbox.clone());
     let mut stand_back = StandBack::default();
     loop {
         let mut term = None;
@@ -143,6 +167,7 @@ pub async fn run(
                 clock: clock.clone(),
                 options: options.clone(),
                 meters: meters.clone(),
+                outbox: outbox.clone(),
             };
             Box::pin(parts.lead(elected, &mut shutdown)).await
         };
@@ -151,11 +176,11 @@ pub async fn run(
         match outcome.unwrap_or_else(|panic| Err(Error::bug(format!("a panic: {}", panic_text(&*panic))))) {
             Err(error) if matches!(error.kind, ErrorKind::Fenced | ErrorKind::Retry) => {
                 tracing::warn!(%error, epoch = epoch.0, "stepped down");
-                stand_by.stepped_down(epoch, &error).await;
+                stand_by.stepped_down(epoch, &error);
             }
             Err(error) if error.kind == ErrorKind::Bug => {
                 let pause_ms = stand_back.after_a_bug(clock.now_ms().saturating_sub(began_ms));
-                stand_by.failed(epoch, &error, pause_ms).await;
+                stand_by.failed(epoch, &error, pause_ms);
                 let _standing_back = meters.as_ref().map(|meters| meters.excuse());
                 tokio::select! {
                     () = tokio::time::sleep(Duration::from_millis(pause_ms)) => {}
@@ -205,12 +230,13 @@ struct Term {
     clock: Arc<dyn Clock>,
     options: CoordinatorOptions,
     meters: Option<Arc<Meters>>,
+    outbox: Outbox,
 }
 
 impl Term {
     /// Leads until it is fenced or told to stop.
     async fn lead(self, elected: Elected, shutdown: &mut watch::Receiver<bool>) -> Result<()> {
-        let Self { client, ledger, stores, clock, options, meters } = self;
+        let Self { client, ledger, stores, clock, options, meters, outbox } = self;
         let Elected { writer, replayed, subscriptions, stalled, cause } = elected;
         let CoordinatorOptions { config, bucket, servers, claimant, .. } = options;
         for refused in &replayed.refused {
@@ -235,6 +261,7 @@ impl Term {
             damage: replayed.damage,
             meters: meters.clone(),
             claims,
+            outbox,
         };
         let starting = meters.as_ref().map(|meters| meters.excuse());
         let driver = Box::pin(driver::Driver::start(parts)).await?;

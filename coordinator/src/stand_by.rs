@@ -26,11 +26,10 @@ use crate::driver::Subscriptions;
 use crate::election::{Answer, Cause, Effect, Election, Input, Settings, Sign};
 use crate::journal::writer::{Candidate, JournalWriter, Replayed};
 use crate::metrics::Meters;
+use crate::outbox::Outbox;
 
 /// Looks at the clock in the time that would count as a pause.
 const TICKS_A_PAUSE: u64 = 8;
-/// Bound of publishing one event.
-const PUBLISH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bound of one subscription.
 pub(crate) const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a subscription that NATS did not take.
@@ -47,6 +46,7 @@ pub(crate) struct StandBy {
     names: Names,
     election: Election,
     meters: Option<Arc<Meters>>,
+    outbox: Outbox,
 }
 
 /// What a leader begins with.
@@ -81,11 +81,12 @@ impl StandBy {
         clock: Arc<dyn Clock>,
         config: Config,
         meters: Option<Arc<Meters>>,
+        outbox: Outbox,
     ) -> Self {
         let settings = Settings { silence_ms: config.leader.silence_ms, beat_ms: config.heartbeat.interval_ms };
         let names = Names::new(&config.namespace);
         let election = Election::new(settings, clock.random());
-        Self { client, ledger, clock, config, names, election, meters }
+        Self { client, ledger, clock, config, names, election, meters, outbox }
     }
 
     /// Waits until this process leads; gives none where it is told to stop.
@@ -101,9 +102,12 @@ impl StandBy {
     }
 
     /// A term is over, by somebody else's doing or by trouble.
-    pub(crate) async fn stepped_down(&mut self, epoch: Epoch, error: &Error) {
+    pub(crate) fn stepped_down(&mut self, epoch: Epoch, error: &Error) {
         self.election.step(self.clock.now_ms(), Input::Lost { epoch });
-        self.announce(epoch, "warning", "stepped-down", error.message.clone()).await;
+        if error.kind == ErrorKind::Fenced {
+            self.outbox.deposed();
+        }
+        self.announce(epoch, "warning", "stepped-down", error.message.clone());
     }
 
     /// The newest term known of.
@@ -112,7 +116,7 @@ impl StandBy {
     }
 
     /// A term is over by a bug of ours. Who watches is told, with what this process does about it.
-    pub(crate) async fn failed(&mut self, epoch: Epoch, error: &Error, pause_ms: u64) {
+    pub(crate) fn failed(&mut self, epoch: Epoch, error: &Error, pause_ms: u64) {
         let text = format!(
             "epoch {epoch} ends by a bug of this program: {}; jobs stay as the journal has them, and this coordinator does not try to lead for {} s",
             error.message,
@@ -123,7 +127,7 @@ impl StandBy {
             meters.stands_by(epoch);
         }
         self.election.step(self.clock.now_ms(), Input::Lost { epoch });
-        self.announce(epoch, "error", "leader-failed", text).await;
+        self.announce(epoch, "error", "leader-failed", text);
     }
 
     async fn until_elected(&mut self) -> Result<Elected> {
@@ -184,7 +188,7 @@ impl StandBy {
                 if let Some(meters) = &self.meters {
                     meters.stands_by(epoch);
                 }
-                self.announce(epoch, "info", "stand-by", format!("a coordinator stands by epoch {epoch}")).await;
+                self.announce(epoch, "info", "stand-by", format!("a coordinator stands by epoch {epoch}"));
             }
             Effect::Begin(cause) => return self.begin(cause, work.read.take()).await,
         }
@@ -250,23 +254,9 @@ impl StandBy {
         async move { Ok(Read { candidate: reading.await?, stalled }) }
     }
 
-    async fn announce(&self, epoch: Epoch, severity: &str, kind: &str, text: String) {
-        let event = Event {
-            unix_ms: self.clock.unix_ms(),
-            epoch: epoch.0,
-            job: None,
-            severity: severity.to_owned(),
-            kind: kind.to_owned(),
-            text,
-        };
-        let bytes = match serde_json::to_vec(&event) {
-            Ok(bytes) => bytes,
-            Err(error) => return tracing::error!(%error, kind, "an event could not be written as JSON"),
-        };
-        let published = self.client.publish(self.names.deployment_event(), bytes.into());
-        if !matches!(tokio::time::timeout(PUBLISH_TIMEOUT, published).await, Ok(Ok(()))) {
-            tracing::debug!(kind, "an event was not sent");
-        }
+    fn announce(&self, epoch: Epoch, severity: &str, kind: &str, text: String) {
+        let (unix_ms, severity, kind) = (self.clock.unix_ms(), severity.to_owned(), kind.to_owned());
+        self.outbox.event(&Event { unix_ms, epoch: epoch.0, job: None, severity, kind, text });
     }
 }
 

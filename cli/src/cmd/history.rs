@@ -60,32 +60,49 @@ pub(crate) struct Scope {
     job: JobId,
     /// Whether its first event has come, or may have come before what is read, and its last one has not.
     lives: bool,
-    /// When its last one came.
+    /// When its first one happened, of those that are read.
+    began_unix_ms: Option<u64>,
+    /// When its last one happened.
     ended_unix_ms: Option<u64>,
 }
 
 impl Scope {
     /// Of a job whose events are read from the first one on, or from some time on.
     pub(crate) fn new(job: JobId, from_the_first: bool) -> Self {
-        Self { job, lives: !from_the_first, ended_unix_ms: None }
+        Self { job, lives: !from_the_first, began_unix_ms: None, ended_unix_ms: None }
     }
 
     /// Whether an event, of all in their order, is one of them.
     pub(crate) fn takes(&mut self, event: &Event) -> bool {
         match &event.job {
             Some(job) if *job == self.job => {
-                self.lives = !matches!(event.kind.as_str(), "job-cleaned" | "submit-refused");
-                self.ended_unix_ms = (!self.lives).then_some(event.unix_ms);
+                if !self.is_before_its_end(event) {
+                    self.lives = !matches!(event.kind.as_str(), "job-cleaned" | "submit-refused");
+                    self.ended_unix_ms = (!self.lives).then_some(event.unix_ms);
+                }
+                self.began_unix_ms.get_or_insert(event.unix_ms);
                 true
             }
             Some(_) => false,
-            None => (self.lives && concerns_jobs(event)) || self.is_told_late(event),
+            None => {
+                let of_its_time = self.lives || (self.is_after_its_begin(event) && self.is_before_its_end(event));
+                (of_its_time && concerns_jobs(event)) || self.is_told_late(event)
+            }
         }
     }
 }
 
 impl Scope {
-    /// An outage of the journal is told of when it is over for a moment; a job that waited for that may have ended meanwhile.
+    /// What a coordinator could not tell at once may come after what others told meanwhile.
+    fn is_before_its_end(&self, event: &Event) -> bool {
+        self.ended_unix_ms.is_some_and(|ended_unix_ms| event.unix_ms < ended_unix_ms)
+    }
+
+    fn is_after_its_begin(&self, event: &Event) -> bool {
+        self.began_unix_ms.is_none_or(|began_unix_ms| event.unix_ms >= began_unix_ms)
+    }
+
+    /// An outage of the journal is told of when it is over, and the record that waited for that may have been the job's last.
     fn is_told_late(&self, event: &Event) -> bool {
         let late = |ended_unix_ms: u64| event.unix_ms.saturating_sub(ended_unix_ms) <= TOLD_LATE_MS;
         event.kind == "journal-back" && self.ended_unix_ms.is_some_and(late)
@@ -135,6 +152,23 @@ mod tests {
         assert_eq!(taken, told.iter().map(|(_, expected)| *expected).collect::<Vec<_>>());
         let mut late = Scope::new("j1".parse().expect("id"), false);
         assert!(late.takes(&told[0].0), "it may have begun before");
+    }
+
+    /// A leader that was deposed tells what it had to when its stream is back.
+    #[test]
+    fn what_comes_late_is_of_the_time_when_it_happened() {
+        let at = |after_ms: u64, event: Event| Event { unix_ms: 1_700_000_000_000 + after_ms, ..event };
+        let told = [
+            (at(100, event(Some("j1"), "info", "job-submitted")), true),
+            (at(900, event(Some("j1"), "info", "job-cleaned")), true),
+            (at(200, event(None, "warning", "worker-lost")), true),
+            (at(300, event(Some("j1"), "info", "phase-began")), true),
+            (at(900, event(None, "warning", "worker-lost")), false),
+            (at(50, event(None, "warning", "worker-lost")), false),
+        ];
+        let mut scope = Scope::new("j1".parse().expect("id"), true);
+        let taken: Vec<bool> = told.iter().map(|(event, _)| scope.takes(event)).collect();
+        assert_eq!(taken, told.iter().map(|(_, expected)| *expected).collect::<Vec<_>>());
     }
 
     #[test]

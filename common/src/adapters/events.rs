@@ -1,5 +1,8 @@
 //! Reads the stream of events: history for people, one message at a time, however long it is.
+//!
+//! An event whose acknowledgement was lost, and whose stream was then away for longer than its duplicate window, may stand there twice, under one id: it is read once.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use async_nats::Client;
@@ -18,6 +21,12 @@ use crate::names::Names;
 
 /// Longest wait for an event that the server says is there.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// By which a repeat is known.
+const MESSAGE_ID: &str = "Nats-Msg-Id";
+/// So many ids are remembered: of each coordinator one event at most may be repeated, and only those of the others stand between.
+const IDS_MAX: usize = 1024;
+/// Ids that are longer are none of ours.
+const ID_BYTES_MAX: usize = 64;
 
 /// What stands at one place of the stream.
 #[derive(Debug)]
@@ -34,6 +43,28 @@ pub struct Events {
     /// How many of what stood there at the beginning are still to come, as the server counts.
     left: u64,
     stream: String,
+    repeats: Repeats,
+}
+
+/// The ids of what was read last.
+#[derive(Debug, Default)]
+struct Repeats {
+    ids: VecDeque<String>,
+}
+
+impl Repeats {
+    /// Whether one with this id was read, which it is from now on.
+    fn knows(&mut self, id: &str) -> bool {
+        if id.len() > ID_BYTES_MAX {
+            return false;
+        }
+        let known = self.ids.iter().any(|known| known == id);
+        if !known {
+            self.ids.truncate(IDS_MAX - 1);
+            self.ids.push_front(id.to_owned());
+        }
+        known
+    }
 }
 
 impl Events {
@@ -66,7 +97,7 @@ impl Events {
         let consumer = handle.create_consumer(wanted).await.map_err(|e| passing(&e))?;
         let left = consumer.cached_info().num_pending;
         let messages = consumer.messages().await.map_err(|e| passing(&e))?;
-        Ok(Self { messages, left, stream })
+        Ok(Self { messages, left, stream, repeats: Repeats::default() })
     }
 
     /// The next event; none when all that stood there at the beginning, and what came meanwhile, has been read.
@@ -74,19 +105,23 @@ impl Events {
     /// # Errors
     /// `Retry` where the server does not send what it says is there.
     pub async fn next_kept(&mut self) -> Result<Option<Entry>> {
-        if self.left == 0 {
-            return Ok(None);
-        }
-        match tokio::time::timeout(READ_TIMEOUT, self.next()).await {
-            Ok(next) => next.map(Some),
-            Err(_) => {
-                let (stream, waited) = (&self.stream, READ_TIMEOUT.as_secs());
-                Err(Error::retry(format!(
-                    "the stream {stream} has {} more events, but sent none for {waited} s",
-                    self.left
-                )))
+        while self.left > 0 {
+            match tokio::time::timeout(READ_TIMEOUT, self.read()).await {
+                Ok(read) => {
+                    if let Some(entry) = read? {
+                        return Ok(Some(entry));
+                    }
+                }
+                Err(_) => {
+                    let (stream, waited) = (&self.stream, READ_TIMEOUT.as_secs());
+                    return Err(Error::retry(format!(
+                        "the stream {stream} has {} more events, but sent none for {waited} s",
+                        self.left
+                    )));
+                }
             }
         }
+        Ok(None)
     }
 
     /// The next event, waiting for it as long as it takes.
@@ -94,6 +129,15 @@ impl Events {
     /// # Errors
     /// `Retry` where the reading ends.
     pub async fn next(&mut self) -> Result<Entry> {
+        loop {
+            if let Some(entry) = self.read().await? {
+                return Ok(entry);
+            }
+        }
+    }
+
+    /// What comes next; none where it was read before.
+    async fn read(&mut self) -> Result<Option<Entry>> {
         let trouble = |e: &dyn std::fmt::Display| Error::retry(format!("cannot read the stream {}: {e}", self.stream));
         let message = match self.messages.next().await {
             Some(message) => message.map_err(|e| trouble(&e))?,
@@ -101,13 +145,17 @@ impl Events {
         };
         let info = message.info().map_err(|e| trouble(&e))?;
         self.left = info.pending;
-        Ok(match serde_json::from_slice::<Event>(&message.payload) {
+        let id = message.headers.as_ref().and_then(|headers| headers.get(MESSAGE_ID));
+        if id.is_some_and(|id| self.repeats.knows(id.as_str())) {
+            return Ok(None);
+        }
+        Ok(Some(match serde_json::from_slice::<Event>(&message.payload) {
             Ok(event) => Entry::Event(event),
             Err(e) => Entry::Unreadable(Error::invalid(format!(
                 "entry {} of the stream {} is no event that this version can read: {e}",
                 info.stream_sequence, self.stream
             ))),
-        })
+        }))
     }
 }
 
@@ -128,4 +176,20 @@ fn opening(stream: &str, error: &async_nats::jetstream::context::GetStreamError)
 fn at(unix_ms: u64) -> Result<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms) * 1_000_000)
         .map_err(|e| Error::invalid(format!("{unix_ms} ms is no time that can be asked for: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_that_stands_there_twice_is_read_once() {
+        let mut repeats = Repeats::default();
+        assert!(!repeats.knows("a") && !repeats.knows("b") && repeats.knows("a"));
+        (0..IDS_MAX).for_each(|n| assert!(!repeats.knows(&n.to_string())));
+        assert!(!repeats.knows("a"), "what is remembered is bounded");
+        assert_eq!(repeats.ids.len(), IDS_MAX);
+        let long = "x".repeat(ID_BYTES_MAX + 1);
+        assert!(!repeats.knows(&long) && !repeats.knows(&long));
+    }
 }

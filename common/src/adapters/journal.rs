@@ -24,6 +24,10 @@ use crate::names::Names;
 const EXPECTED: &str = "Nats-Expected-Last-Sequence";
 /// Another sequence stands last (two codes: a single server's, and that of a clustered leader with appends in flight).
 const WRONG_LAST_SEQUENCE: [u64; 2] = [10_071, 10_164];
+/// A message is larger than the stream takes.
+const TOO_LARGE: u64 = 10_054;
+/// By which a stream knows that it has a message already.
+const MESSAGE_ID: &str = "Nats-Msg-Id";
 /// The stream, the account or the disk is full.
 const FULL: [u64; 3] = [10_023, 10_047, 10_077];
 /// Longest wait for the next record while the journal is read.
@@ -114,6 +118,37 @@ pub async fn ensure_streams(client: &Client, config: &Config) -> Result<()> {
         made.map_err(|e| passing(&format!("make the stream {name}; JetStream must be enabled and have room"), e))?;
     }
     Ok(())
+}
+
+/// Puts a message into the stream of its subject, and waits for the stream to say that it has it. Made again with the same id it is not stored twice, within the stream's
+/// duplicate window: two minutes where nobody has set another.
+///
+/// # Errors
+/// `Exhausted` where the message is too large for the server or the stream; `Retry` for all else, which may mean that it is stored and the answer was lost.
+pub async fn publish_stored(client: &Client, subject: &str, id: &str, bytes: Bytes, bound: Duration) -> Result<()> {
+    let mut headers = HeaderMap::new();
+    headers.insert(MESSAGE_ID, id);
+    let request = client.request_with_headers(subject.to_owned(), headers, bytes);
+    let message = match tokio::time::timeout(bound, request).await {
+        Ok(Ok(message)) => message,
+        Ok(Err(e)) if e.kind() == RequestErrorKind::MaxPayloadExceeded => return Err(Error::exhausted(e.to_string())),
+        Ok(Err(e)) if e.kind() == RequestErrorKind::NoResponders => {
+            return Err(Error::retry("no stream takes it".to_owned()));
+        }
+        Ok(Err(e)) => return Err(Error::retry(e.to_string())),
+        Err(_) => return Err(Error::retry(format!("no answer within {} ms", bound.as_millis()))),
+    };
+    match serde_json::from_slice::<PublishReply>(&message.payload) {
+        Ok(PublishReply { error: Some(error), .. }) if error.err_code == TOO_LARGE => {
+            Err(Error::exhausted(error.description))
+        }
+        Ok(PublishReply { error: Some(error), .. }) => {
+            Err(Error::retry(format!("{} (code {})", error.description, error.err_code)))
+        }
+        Ok(PublishReply { seq: Some(_), .. }) => Ok(()),
+        Ok(_) => Err(Error::retry("an answer without sequence number")),
+        Err(e) => Err(Error::retry(format!("an answer that cannot be read: {e}"))),
+    }
 }
 
 impl JetStreamLedger {

@@ -2,7 +2,7 @@
 //! effects in their order. It decides nothing.
 //!
 //! What is published from the loop (answers, beats, progress) is sent only while the connection stands and within a short bound: all of it is repeated or asked for again.
-//! Events are not, so they wait for the connection ([`unsent`]).
+//! Events and dead letters are not, so they wait for their stream ([`crate::outbox`]).
 //! What waits (commands, stores) runs in tasks of its own and comes back as an input. Records go to the journal's writer in the order in which the machine gave them.
 //!
 //! A term ends when somebody else is known to lead ([`fence`], or an append that is refused), and a loop that was paused for long asks before it does anything else. What
@@ -48,7 +48,6 @@ mod offers;
 mod owned;
 mod publish;
 mod subscriptions;
-mod unsent;
 
 use crate::api::{self, ControlApi};
 use crate::election::Cause;
@@ -56,11 +55,11 @@ use crate::job::Machine;
 use crate::job::io::{Effect, Input, RefusalCode};
 use crate::journal::writer::{JournalWriter, Order, Written};
 use crate::metrics::Meters;
+use crate::outbox::Outbox;
 use asker::{Asker, Askers};
 use effects::{Hands, Timeouts};
 use fence::Fence;
 pub(crate) use subscriptions::Subscriptions;
-use unsent::Unsent;
 
 /// Longest pause between two looks at the clock, in milliseconds.
 const TICK_MS: u64 = 100;
@@ -94,6 +93,8 @@ pub(crate) struct Parts {
     pub(crate) meters: Option<Arc<Meters>>,
     /// How it claims OUTPUTs.
     pub(crate) claims: Claims,
+    /// What people are told for good.
+    pub(crate) outbox: Outbox,
 }
 
 /// One term of one leader.
@@ -123,7 +124,7 @@ pub(crate) struct Driver {
     connected: bool,
     /// As the machine was told last.
     stores_away: Vec<(String, String)>,
-    unsent: Unsent,
+    outbox: Outbox,
     /// Becomes an error when somebody else is known to lead.
     over: watch::Receiver<Option<Error>>,
     cause: Cause,
@@ -204,7 +205,7 @@ impl Driver {
             looking: None,
             connected: true,
             stores_away: Vec::new(),
-            unsent: Unsent::default(),
+            outbox: parts.outbox,
             over,
             cause,
             damage,
@@ -234,10 +235,10 @@ impl Driver {
         self.feed(Input::Began { unix_ms }).await?;
         let kind = if self.cause.takes_over() { "took-over" } else { "first-leader" };
         let leads = self.about("info", kind, self.cause.to_string());
-        self.publish_event(leads).await;
+        self.tell(leads);
         for damage in std::mem::take(&mut self.damage) {
             let damaged = self.about("error", "journal-damaged", damage);
-            self.publish_event(damaged).await;
+            self.tell(damaged);
         }
         let pause_ms = self.config.leader.silence_ms / 2;
         let mut looked_ms = self.clock.now_ms();
@@ -440,7 +441,6 @@ impl Driver {
                 self.feed(Input::StoresAway { away }).await?;
             }
             self.feed(Input::Tick).await?;
-            self.publish_unsent().await;
         }
         self.withdraw_unplanned();
         if now_ms >= self.renew_due_ms {
@@ -594,12 +594,11 @@ impl Driver {
                 Ok(())
             }
             Effect::DeadLetter(letter) => {
-                let subject = self.hands.names.dead_letter(&letter.job);
-                self.publish_json("event", subject, &letter).await;
+                self.outbox.letter(&letter);
                 Ok(())
             }
             Effect::Event(event) => {
-                self.publish_event(event).await;
+                self.tell(event);
                 Ok(())
             }
             effect => {
@@ -619,7 +618,8 @@ impl Driver {
         self.tasks.spawn(async move { work.await.unwrap_or(on_panic) });
     }
 
-    async fn publish_event(&mut self, event: Event) {
+    /// In the log, and for good.
+    fn tell(&self, event: Event) {
         let event = Event { unix_ms: self.clock.unix_ms(), ..event };
         let (job, epoch) = (event.job.as_ref().map(JobId::as_str), event.epoch);
         match event.severity.as_str() {
@@ -627,28 +627,7 @@ impl Driver {
             "warning" => tracing::warn!(job, epoch, kind = event.kind, "{}", event.text),
             _ => tracing::info!(job, epoch, kind = event.kind, "{}", event.text),
         }
-        self.unsent.keep(event);
-        self.publish_unsent().await;
-    }
-
-    /// Sends the events that wait, in order, if the connection stands. One that goes down on the way keeps what has not been handed over.
-    async fn publish_unsent(&mut self) {
-        if self.unsent.is_empty() || self.hands.client.connection_state() != State::Connected {
-            return;
-        }
-        for event in self.unsent.take() {
-            if self.hands.client.connection_state() == State::Connected {
-                self.send_event(&event).await;
-            } else {
-                self.unsent.keep(event);
-            }
-        }
-    }
-
-    async fn send_event(&self, event: &Event) {
-        let names = &self.hands.names;
-        let subject = event.job.as_ref().map_or_else(|| names.deployment_event(), |job| names.event(job));
-        self.publish_json("event", subject, event).await;
+        self.outbox.event(&event);
     }
 
     async fn publish_frame<T: wire::Message>(&self, word: &'static str, subject: String, message: &T) {

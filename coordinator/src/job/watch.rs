@@ -44,23 +44,14 @@ pub(super) struct Watch {
     journal_failures: u32,
     /// How full the journal's stream was when it was last asked.
     pub journal_used_percent: u32,
-    /// An outage of the journal that is not told of yet.
-    outage: Option<Outage>,
+    /// Since when the journal cannot be written.
+    outage_since_ms: Option<u64>,
     /// NATS servers that do not answer, and why.
     servers_away: Vec<(String, String)>,
 }
 
-/// A time in which the journal could not be written.
-#[derive(Debug)]
-struct Outage {
-    since_ms: u64,
-    until_ms: Option<u64>,
-    why: String,
-}
-
-/// Shortest outage of the journal that people are told of, and how long after its end, in milliseconds.
+/// Shortest outage of the journal that people are told of, in milliseconds.
 const OUTAGE_MS_MIN: u64 = 1000;
-const OUTAGE_TOLD_MS: u64 = 3000;
 
 impl Machine {
     /// Looks at everybody's silence, and at all that follows from time alone.
@@ -367,28 +358,19 @@ impl Machine {
 
     pub(super) fn journal_stalls(&mut self, why: Option<String>) {
         self.watch.journal_failures = if why.is_some() { self.watch.journal_failures.saturating_add(1) } else { 0 };
-        match (&self.journal_stalled, &why) {
-            (None, Some(_)) => {
-                self.watch.outage = Some(Outage { since_ms: self.now_ms, until_ms: None, why: String::new() });
-            }
-            (Some(before), None) => {
-                if let Some(outage) = &mut self.watch.outage {
-                    (outage.until_ms, outage.why) = (Some(self.now_ms), before.clone());
-                }
-            }
+        let before = std::mem::replace(&mut self.journal_stalled, why);
+        match (before, &self.journal_stalled) {
+            (None, Some(_)) => self.watch.outage_since_ms = Some(self.now_ms),
+            (Some(why), None) => self.tell_outage(&why),
             _ => {}
         }
-        self.journal_stalled = why;
     }
 
-    /// Tells of an outage of the journal once it has been over for a moment: the stream of events may need as long to come back.
-    fn tell_outage(&mut self) {
-        let over = |outage: &Outage| outage.until_ms.is_some_and(|until_ms| self.now_ms >= until_ms + OUTAGE_TOLD_MS);
-        let Some(outage) = self.watch.outage.take_if(|outage| over(outage)) else { return };
-        let lasted_ms = outage.until_ms.unwrap_or(self.now_ms).saturating_sub(outage.since_ms);
+    fn tell_outage(&mut self, why: &str) {
+        let since_ms = self.watch.outage_since_ms.take().unwrap_or(self.now_ms);
+        let lasted_ms = self.now_ms.saturating_sub(since_ms);
         if lasted_ms >= OUTAGE_MS_MIN {
-            let text =
-                format!("for {lasted_ms} ms the journal could not be written ({}); nothing was committed", outage.why);
+            let text = format!("for {lasted_ms} ms the journal could not be written ({why}); nothing was committed");
             self.event(None, "warning", "journal-back", text);
         }
     }
@@ -408,7 +390,6 @@ impl Machine {
 
     /// Gives all figures to the rules; what is raised or cleared becomes an event.
     fn watch_health(&mut self) {
-        self.tell_outage();
         let mut transitions = Vec::new();
         let deployment = self.deployment_figures();
         let (settings, now_ms) = (&self.config.alerts, self.now_ms);

@@ -415,7 +415,6 @@ fn an_outage_of_the_journal_is_told_when_it_is_over() {
     world.pass(30);
     assert!(!said(&world, "journal-back"), "it lasts");
     stall(&mut world, None);
-    world.pass(10);
     assert!(said(&world, "journal could not be written (still none)"), "{:#?}", world.log);
 }
 
