@@ -7,7 +7,9 @@
 //! 4. the new `_SUCCESS` appears;
 //! 5. what else stood there before goes.
 //!
-//! Before each of them the leader makes sure that it leads still: one that was paused in the midst of it must not go on after the next has come to the end.
+//! Before each of them the leader makes sure that it leads still: one that was paused in the midst of it must not go on after the next has come to the end. Before 4 it asks
+//! anew. So whoever leads next looks after the last moment at which its predecessor could have been let through to write a `_SUCCESS`, and by then the old one was gone: what
+//! stands there under the old one's version was written by nobody of this job, and what stands there under another is not removed.
 //!
 //! What stands under a part's name is judged by what that part must be, never by what stood there before: an earlier try may have completed it, and the same bytes may have
 //! stood there all along.
@@ -100,17 +102,18 @@ pub(super) async fn publish(stores: &Stores, fence: &Fence, publication: &Public
         Ground::check_again(&publication.plan).await?;
         refuse_foreign(&store, publication, &manifest).await?;
         let late = planted::is(Bug::RemoveSuccessLate);
+        let name = success.to_string();
+        let old = publication.replaced.iter().find(|old| old.url == name);
         if !late {
-            remove_old(&store, fence, &success).await?;
+            remove_old(&store, fence, &success, old).await?;
         }
         for (lines, to) in &publication.quarantine {
             read_whole(|| copy(stores, fence, lines, to, publication.sync)).await?;
         }
         complete(&store, fence, publication).await?;
         if late {
-            remove_old(&store, fence, &success).await?;
+            remove_old(&store, fence, &success, old).await?;
         }
-        fence.check().await?;
         let put = put(stores, fence, &store, &success, &manifest, publication.sync);
         put.await.map_err(|e| e.at(&success))?;
     }
@@ -238,18 +241,22 @@ async fn checksum(store: &Arc<dyn Blobs>, url: &BlobUrl, bytes: u64) -> Result<u
     Ok(digest.finish())
 }
 
-/// Where nothing stands, nothing is deleted: a call that goes out late could only hit what has appeared since. What does stand may be the next leader's by now, so an
-/// earlier answer of the fence does not do.
-async fn remove_old(store: &Arc<dyn Blobs>, fence: &Fence, success: &BlobUrl) -> Result<()> {
-    match store.head(success.key()).await {
-        Ok(_) => {
-            fence.check_anew().await?;
-            let removed = store.delete(success.key()).await;
-            removed.map_err(|e| Error::new(e.kind, format!("the old {success} cannot be removed: {}", e.message)))
-        }
-        Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error.at(success)),
+/// Removes the `_SUCCESS` that stood there when the job was submitted. Any other is left: this job's own, which a deposed leader wrote just before, or somebody's. Where the old
+/// one does not stand, nothing is deleted: a call that goes out late could only hit what has appeared since. What does stand may be the next leader's by now, so an earlier
+/// answer of the fence does not do.
+async fn remove_old(
+    store: &Arc<dyn Blobs>,
+    fence: &Fence,
+    success: &BlobUrl,
+    old: Option<&PinnedObject>,
+) -> Result<()> {
+    let Some(old) = old else { return Ok(()) };
+    if !stands_as(store, success, &old.version).await? {
+        return Ok(());
     }
+    fence.check_anew().await?;
+    let removed = store.delete(success.key()).await;
+    removed.map_err(|e| Error::new(e.kind, format!("the old {success} cannot be removed: {}", e.message)))
 }
 
 /// Whether the very manifest stands already: then all that comes before it has been done. A store that does not say so is asked again: taken for "no", its silence would have
@@ -353,7 +360,8 @@ async fn copy(stores: &Stores, fence: &Fence, from: &BlobRef, to: &BlobUrl, sync
     copied
 }
 
-/// Writes the manifest whole, as an upload of one part where it must outlive a power loss.
+/// Writes the manifest whole, as an upload of one part where it must outlive a power loss. The fence is asked anew right before it shows: an earlier answer may be of the time before
+/// another began to lead, who may have seen the old `_SUCCESS` since.
 async fn put(
     stores: &Stores,
     fence: &Fence,
@@ -363,15 +371,17 @@ async fn put(
     sync: bool,
 ) -> Result<()> {
     if !sync {
+        fence.check_anew().await?;
         return store.put(url.key(), bytes.to_vec().into()).await;
     }
+    fence.check().await?;
     let upload = store.open_upload(url.key()).await?;
     let mut buffer = stores.buffers().take(bytes.len());
     buffer.vec_mut().extend_from_slice(bytes);
     let written = store.upload_part(url.key(), &upload, PartAt { index: 0, offset: 0 }, buffer.into()).await;
     let completed = async {
         let tag = written?;
-        fence.check().await?;
+        fence.check_anew().await?;
         match store.complete_upload(url.key(), &upload, &[tag], bytes.len() as u64, true).await? {
             Completed::Now => Ok(()),
             Completed::Unsure if stands(store, url, bytes).await? => Ok(()),

@@ -335,6 +335,37 @@ async fn who_no_longer_leads_touches_nothing() {
     assert_eq!((bench.keys().await.len(), bench.memory.open_uploads()), (OLD.len() + 1, 1));
 }
 
+/// A predecessor that is deposed in this instant may just have written it. To remove it would make a whole result look unfinished.
+#[tokio::test]
+async fn no_success_is_removed_but_the_one_that_stood_when_the_job_was_submitted() {
+    let bench = Bench::new(&OLD).await;
+    let (store, success) = (bench.stores.open(&url("out")).await.expect("store"), url("out/_SUCCESS"));
+    let old = bench.pinned(success.key()).await;
+    bench.memory.put(success.key(), "{}".into()).await.expect("put");
+    for pinned in [None, Some(&old)] {
+        remove_old(&store, &bench.fence, &success, pinned).await.expect("nothing to remove");
+        assert_eq!(bench.text(success.key()).await, "{}");
+    }
+    let old = bench.pinned(success.key()).await;
+    remove_old(&store, &bench.fence, &success, Some(&old)).await.expect("removed");
+    assert!(!bench.keys().await.contains(&success.key().to_owned()));
+}
+
+/// An answer of the fence serves for a moment; another leader may have begun in it, and may see the old `_SUCCESS`.
+#[tokio::test]
+async fn the_new_success_is_written_only_by_who_has_asked_anew() {
+    for sync in [false, true] {
+        let bench = Bench::new(&[]).await;
+        let publication = publication_of(&bench, &["one"], sync).await;
+        let (fence, ledger, _) = fence::tests::leading().await;
+        fence.check().await.expect("leads");
+        ledger.begin(muster_common::ids::Epoch(5)).await;
+        let error = publish(&bench.stores, &fence, &publication).await.expect_err("fenced");
+        assert_eq!(error.kind, ErrorKind::Fenced);
+        assert_eq!(bench.keys().await, ["out/part-00000.txt"], "what it was sure of, and no more");
+    }
+}
+
 #[tokio::test]
 async fn clean_up_leaves_only_what_is_not_the_jobs() {
     let bench = Bench::new(&["s/_muster/d1/j1/a.run", "s/_muster/d1/j2/b.run", "out/other"]).await;

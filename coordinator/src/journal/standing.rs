@@ -41,6 +41,11 @@ impl Standing {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether it has known at a later millisecond.
+    pub fn is_after(&self, moment: Moment) -> bool {
+        self.confirmed().is_some_and(|confirmed| confirmed.now_ms > moment.now_ms)
+    }
+
     /// Whether it has known since a moment.
     pub fn is_since(&self, moment: Moment) -> bool {
         self.confirmed().is_some_and(|confirmed| confirmed.now_ms >= moment.now_ms)

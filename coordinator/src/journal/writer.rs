@@ -60,7 +60,7 @@ pub enum Order {
         /// The record.
         record: Box<Record>,
     },
-    /// Make sure that this leader leads: append a record that says so, unless one that was sent since then is acknowledged.
+    /// Make sure that this leader leads: append a record that says so, unless one that was sent after that is acknowledged.
     Ask {
         /// When the question came up.
         asked: Moment,
@@ -308,7 +308,8 @@ impl JournalWriter {
                     continue;
                 }
                 Order::Ask { asked, answer } => {
-                    let sure = self.standing.is_since(asked);
+                    // One of the same millisecond may have been sent before the question came up.
+                    let sure = self.standing.is_after(asked);
                     match if sure { Ok(0) } else { self.append(&Record::StillLeads).await } {
                         // Who asked may be gone.
                         Ok(_) => drop(answer.send(())),
