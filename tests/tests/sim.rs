@@ -31,8 +31,19 @@ fn fresh_seeds_break_nothing() {
     while clock.now_ms() < seconds * 1000 && many.broken.is_empty() {
         many.run(from + many.seeds);
     }
-    assert!(many.broken.is_empty(), "replay with `sim replay SEED`: {:?}", many.broken);
+    assert!(many.broken.is_empty(), "{}", many.verdict());
     assert!(many.seeds > 0);
+}
+
+/// What is printed of many tests at once is cut in its midst: the seed must stand where it is seen.
+#[test]
+fn a_broken_seed_stands_first_and_last_in_few_words() {
+    let long = "\u{e9}".repeat(10_000);
+    let many = Many { broken: vec![(17, long), (18, "a\nb".to_owned())], seeds: 40, ..Many::default() };
+    let verdict = many.verdict();
+    assert!(verdict.starts_with("seeds [17, 18] of 40 are broken:\nseed 17: \u{e9}\u{e9}"), "{verdict}");
+    assert!(verdict.ends_with("\nseed 18: a b\nreplay with `sim replay 17`"), "{verdict}");
+    assert!(verdict.chars().count() < 600 && verdict.lines().count() == 4, "{verdict}");
 }
 
 #[test]
@@ -41,7 +52,7 @@ fn many_seeds_reach_every_mark() {
     for seed in 0..3000 {
         many.run(seed);
     }
-    assert!(many.broken.is_empty(), "{:?}", many.broken);
+    assert!(many.broken.is_empty(), "{}", many.verdict());
     assert!(many.missed().is_empty(), "not reached: {:?}", many.missed());
 }
 

@@ -1,6 +1,12 @@
 //! Many seeds: a run over a range of them, what it reached, and the first that broke something.
 
+use std::fmt::Write as _;
+
 use super::faults::{MARKS, Reach};
+
+/// Broken seeds that are told of one by one, and how much of each.
+const TOLD_MAX: usize = 5;
+const TOLD_CHARS_MAX: usize = 400;
 
 /// What came of many seeds.
 #[derive(Debug, Default)]
@@ -30,6 +36,19 @@ impl Many {
         let sound = report.violation.is_none();
         self.broken.extend(report.violation.map(|violation| (seed, violation)));
         sound
+    }
+
+    /// What broke, in few words: the seeds before all else, and how to see the first again at the end.
+    pub fn verdict(&self) -> String {
+        let seeds: Vec<u64> = self.broken.iter().map(|(seed, _)| *seed).collect();
+        let mut text = format!("seeds {seeds:?} of {} are broken:\n", self.seeds);
+        for (seed, violation) in self.broken.iter().take(TOLD_MAX) {
+            let words: String = violation.split_whitespace().collect::<Vec<_>>().join(" ");
+            let told: String = words.chars().take(TOLD_CHARS_MAX).collect();
+            let _ = writeln!(text, "seed {seed}: {told}");
+        }
+        let _ = write!(text, "replay with `sim replay {}`", seeds.first().unwrap_or(&0));
+        text
     }
 
     /// Marks that no seed reached.
