@@ -1,6 +1,7 @@
 //! Calls for keys that `object_store` does not take: with empty segments (`a//b`), a slash at the end, or control characters. One such key would fail its whole listing.
 //!
-//! A key with a segment `.` or `..` cannot be asked for at all: every client of http folds it away.
+//! A key with a segment `.` or `..` cannot be asked for: `reqwest` takes a URL as the URL standard has it, which folds such segments away, `%2e` as well, and the signer of
+//! `object_store` signs what is left. So another object would be read. It takes a transport and a signer of one's own to do better, as boto3 has them.
 
 use std::ops::Range;
 
