@@ -305,7 +305,7 @@ pub(crate) struct WorkerArgs {
     /// A label of this worker, for people and for placement
     #[arg(long = "label", value_name = "K=V", value_parser = parse_label)]
     pub(crate) labels: Vec<(String, String)>,
-    /// A folder that this worker alone can read: `muster sort workers:/` reads what lies in it. May be repeated; links below it are not followed
+    /// A folder that this worker alone can read: `muster sort workers:/` reads what lies in it. May be repeated; links below it are not followed, but named
     #[arg(long, value_name = "DIR")]
     pub(crate) input_dir: Vec<PathBuf>,
     #[command(flatten)]

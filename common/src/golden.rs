@@ -16,9 +16,9 @@ use crate::plan::{BadInputs, BadRecords, JobSpec, LeftOut, PinnedObject, PinnedR
 use crate::retry::Recoveries;
 use crate::wire::{
     self, AttemptProgress, BadRecord, BlobRef, Broadcast, CancelAttempt, CommandReply, DamageCause, Drain, Health,
-    Heartbeat, HeldAttempt, JobRecoveries, LeaderBeat, ListInputs, ListReply, LocalFile, Mended, MergedPart, Message,
-    Outcome, PhaseQuery, PhaseReply, Recovered, Register, RegisterReply, Report, ReportReply, RunAttempt, RunReply,
-    SortedRun, StoreLimits, Work, WorkerState,
+    Heartbeat, HeldAttempt, JobRecoveries, LeaderBeat, ListInputs, ListReply, LocalFile, LocalOmitted, Mended,
+    MergedPart, Message, Outcome, PhaseQuery, PhaseReply, Recovered, Register, RegisterReply, Report, ReportReply,
+    RunAttempt, RunReply, SortedRun, StoreLimits, Work, WorkerState,
 };
 
 const V1: &str = include_str!("golden/v1.txt");
@@ -404,7 +404,8 @@ fn new_in_2(lines: &mut Lines) {
     );
     let file = LocalFile { path: "/data/a".into(), bytes: 10, version: "v".into(), head: Ok(b"head".to_vec()) };
     let closed = LocalFile { path: "/data/b".into(), head: Err(Error::invalid("no")), ..file.clone() };
-    let listed = ListReply::Listed { files: vec![file, closed], next: Some("/data/b".into()) };
+    let omitted = LocalOmitted { path: "/data/c".into(), why: "a socket".into() };
+    let listed = ListReply::Listed { files: vec![file, closed], omitted: vec![omitted], next: Some("/data/b".into()) };
     lines.message("list-listed", &listed);
     lines.message("list-refused", &ListReply::Refused { error: Error::invalid("none") });
 }

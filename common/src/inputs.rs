@@ -1,59 +1,83 @@
 //! Inputs that workers offer of their own (`--input-dir`): how a request names them, and which files that means.
 //!
-//! `workers:/` is every file of every worker that offers folders, `workers:/PATH` what has that path below any of those folders, a file or a folder or a glob. The
-//! order is by worker id, then by path, byte by byte. As elsewhere, names with a segment that begins with `_` or `.` are no input unless they are spelled out.
+//! `workers:/` is every file of every worker that offers folders, `workers:/PATH` what has that path below any of those folders, a file or a folder or a glob. What exists
+//! at any worker is a path, whatever characters its name has; only what does not exist is read as a glob (the leader finds out). The order is by worker id, then by
+//! path, byte by byte. As elsewhere, names with a segment that begins with `_` or `.` are no input unless they are spelled out.
 
-use globset::{GlobBuilder, GlobMatcher};
+use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::names;
+use crate::paths;
 use crate::plan::TEXT_BYTES_MAX;
 use crate::store::is_normal;
+use crate::survey::{Levels, escaped, is_wild, unescaped, wild_at};
 
 /// What an INPUT begins with that means files of workers.
 pub const SCHEME: &str = "workers:";
 /// Most folders that one worker offers.
 pub const FOLDERS_MAX: usize = 64;
+/// First bytes of a text that are shown: as many as the longest magic number at the begin of a file has.
+const TEXT_HEAD_BYTES: usize = 16;
 
-/// The pattern of an INPUT that means files of workers; none for any other INPUT.
+/// What an INPUT asks for that means files of workers, a path or a glob; none for any other INPUT.
 ///
 /// # Errors
-/// `Invalid` where the pattern cannot be one.
-pub fn of_workers(input: &str) -> Option<Result<Pattern>> {
+/// `Invalid` where it can be neither.
+pub fn of_workers(input: &str) -> Option<Result<&str>> {
     let rest = input.strip_prefix(SCHEME)?;
-    let pattern = rest.strip_prefix('/').filter(|rest| !rest.starts_with('/'));
+    let text = rest.strip_prefix('/').filter(|rest| !rest.starts_with('/'));
     let refused =
         || Error::invalid(format!("{input:?}: write workers:/ for all files that workers offer, or workers:/PATH"));
-    Some(pattern.ok_or_else(refused).and_then(|text| Pattern::new(text).map_err(|e| e.at(format!("INPUT {input}")))))
+    let checked = |text| check(text).map(|()| text).map_err(|e| e.at(format!("INPUT {input}")));
+    Some(text.ok_or_else(refused).and_then(checked))
+}
+
+/// # Errors
+/// `Invalid`, saying what is wrong with it, where nothing can have such a path or match such a glob.
+fn check(text: &str) -> Result<()> {
+    let path = text.strip_suffix('/').unwrap_or(text);
+    if text.len() > TEXT_BYTES_MAX {
+        return Err(Error::invalid(format!("a pattern of {} bytes, the limit is {TEXT_BYTES_MAX}", text.len())));
+    }
+    if !path.is_empty() && !is_normal(path) || path.is_empty() && !text.is_empty() {
+        return Err(Error::invalid(format!("{text:?} must be a path without empty, . and .. segments")));
+    }
+    Ok(())
 }
 
 /// Which files below a worker's folders are meant.
 #[derive(Debug, Clone)]
 pub struct Pattern {
     text: String,
-    /// What lies in or below this folder may match.
+    /// What lies in or below this folder may match; the path itself where it is no glob.
     base: String,
-    glob: Option<GlobMatcher>,
+    /// What is meant below it; none where everything is.
+    levels: Option<Levels>,
 }
 
 impl Pattern {
-    /// Reads a pattern: empty for everything, else a path or a glob without `.` and `..`, relative to the folders.
+    /// Reads a pattern: empty for everything, else a path or a glob without `.` and `..`, relative to the folders. A backslash takes its meaning from a character.
     ///
     /// # Errors
     /// `Invalid`, saying what is wrong with it.
     pub fn new(text: &str) -> Result<Self> {
+        check(text)?;
         let path = text.strip_suffix('/').unwrap_or(text);
-        if text.len() > TEXT_BYTES_MAX {
-            return Err(Error::invalid(format!("a pattern of {} bytes, the limit is {TEXT_BYTES_MAX}", text.len())));
-        }
-        if !path.is_empty() && !is_normal(path) || path.is_empty() && !text.is_empty() {
-            return Err(Error::invalid(format!("{text:?} must be a path without empty, . and .. segments")));
-        }
-        let wild = path.find(['*', '?', '[', '{']);
-        let base = wild.map_or(path, |at| path[..at].rsplit_once('/').map_or("", |(base, _)| base));
-        let glob = wild.map(|_| GlobBuilder::new(text).literal_separator(true).build());
-        let glob = glob.transpose().map_err(|e| Error::invalid(format!("not a valid pattern: {e}")))?;
-        Ok(Self { text: text.to_owned(), base: base.to_owned(), glob: glob.map(|glob| glob.compile_matcher()) })
+        let Some(wild) = wild_at(path) else {
+            return Ok(Self { text: text.to_owned(), base: unescaped(path), levels: None });
+        };
+        let base_bytes = path[..wild].rfind('/').unwrap_or(0);
+        let levels = Levels::new(text[base_bytes..].trim_start_matches('/'))?;
+        Ok(Self { text: text.to_owned(), base: unescaped(&path[..base_bytes]), levels: Some(levels) })
+    }
+
+    /// What has this very path, or lies below it, whatever characters it has.
+    ///
+    /// # Errors
+    /// As [`Pattern::new`].
+    pub fn of_path(path: &str) -> Result<Self> {
+        Self::new(&escaped(path))
     }
 
     /// As it was written.
@@ -63,19 +87,49 @@ impl Pattern {
 
     /// Whether a file is meant, by its path below the folder that is offered.
     pub fn matches(&self, relative: &str) -> bool {
-        if relative == self.text {
-            return true;
+        match below(relative, &self.base) {
+            Some("") => self.levels.is_none() && !self.text.ends_with('/'),
+            Some(rest) => names::is_input_name(rest) && self.below_base(rest, |levels, rest, _| levels.means(rest)),
+            None => false,
         }
-        let Some(rest) = below(relative, &self.base).filter(|rest| names::is_input_name(rest)) else { return false };
-        !rest.is_empty() && self.glob.as_ref().is_none_or(|glob| glob.is_match(relative))
     }
 
     /// Whether a file that is meant may lie below this folder, which is given by its path below the folder that is offered.
     pub fn may_match_below(&self, relative: &str) -> bool {
-        below(&self.base, relative).is_some()
-            || below(relative, &self.base).is_some_and(names::is_input_name)
-            || self.glob.is_some() && below(&self.text, relative).is_some()
+        let lies_above = below(&self.base, relative).is_some();
+        let may = |rest: &str| names::is_input_name(rest) && self.below_base(rest, Levels::may_lie_below);
+        lies_above || below(relative, &self.base).is_some_and(may)
     }
+
+    /// Asks the pattern of a path below the base, by the name that it has in a file system, and the number of its names.
+    fn below_base(&self, rest: &str, ask: impl Fn(&Levels, &Path, usize) -> bool) -> bool {
+        let Some(levels) = &self.levels else { return true };
+        let path = paths::path_of(rest);
+        ask(levels, path.strip_prefix("/").unwrap_or(&path), rest.split('/').count())
+    }
+}
+
+/// Whether a text means one path and no other, as a path and as a glob.
+pub fn is_plain(text: &str) -> bool {
+    !is_wild(text) && unescaped(text) == text
+}
+
+/// Whether the first bytes of a file are UTF-8 without control characters other than those of text. A character that is cut at the end is none that is wrong.
+pub fn is_text(head: &[u8]) -> bool {
+    let text = match std::str::from_utf8(head) {
+        Ok(text) => text,
+        Err(cut) if cut.error_len().is_none() => std::str::from_utf8(&head[..cut.valid_up_to()]).unwrap_or_default(),
+        Err(_) => return false,
+    };
+    !text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t' | '\x0b' | '\x0c' | '\x1b' | '\x08'))
+}
+
+/// What of a file's first bytes tells what it is. Text is text by a few of them as well, and most files are, so that a page names as many as it can.
+pub fn telling(mut head: Vec<u8>) -> Vec<u8> {
+    if is_text(&head) {
+        head.truncate(TEXT_HEAD_BYTES);
+    }
+    head
 }
 
 /// The rest of a path below a folder; empty for the folder itself.
@@ -92,14 +146,11 @@ mod tests {
 
     #[test]
     fn only_what_begins_with_workers_is_meant() {
-        let check = |input: &str, expected: Option<Result<&str, &str>>| {
-            let found = of_workers(input).map(|read| read.map(|pattern| pattern.as_str().to_owned()));
-            match (found, expected) {
-                (None, None) => {}
-                (Some(Ok(found)), Some(Ok(expected))) => assert_eq!(found, expected, "{input}"),
-                (Some(Err(error)), Some(Err(part))) => assert!(error.message.contains(part), "{input}: {error}"),
-                (found, expected) => panic!("{input}: {found:?}, not {expected:?}"),
-            }
+        let check = |input: &str, expected: Option<Result<&str, &str>>| match (of_workers(input), expected) {
+            (None, None) => {}
+            (Some(Ok(found)), Some(Ok(expected))) => assert_eq!(found, expected, "{input}"),
+            (Some(Err(error)), Some(Err(part))) => assert!(error.message.contains(part), "{input}: {error}"),
+            (found, expected) => panic!("{input}: {found:?}, not {expected:?}"),
         };
         check("/in", None);
         check("file:///workers:/a", None);
@@ -111,7 +162,8 @@ mod tests {
         check("workers://w1/a", Some(Err("write workers:/")));
         check("workers:/a/../b", Some(Err("without empty, . and .. segments")));
         check("workers:/a//b", Some(Err("without empty")));
-        check("workers:/[a", Some(Err("not a valid pattern")));
+        // A file may have such a name.
+        check("workers:/[a", Some(Ok("[a")));
     }
 
     #[test]
@@ -141,6 +193,35 @@ mod tests {
     }
 
     #[test]
+    fn names_that_look_like_globs_are_written_with_backslashes() {
+        let files = ["a[1]", "a1", "b[1]/x*", "b[1]/xy", "b1/xy", r"c\d"];
+        let check = |pattern: Result<Pattern>, expected: &[&str]| {
+            let pattern = pattern.expect("pattern");
+            let found: Vec<&str> = files.into_iter().filter(|file| pattern.matches(file)).collect();
+            assert_eq!(found, expected, "{pattern:?}");
+            for file in found {
+                let folders = file.match_indices('/').map(|(at, _)| &file[..at]);
+                folders.for_each(|folder| assert!(pattern.may_match_below(folder), "{pattern:?} in {folder}"));
+            }
+        };
+        check(Pattern::new("a[1]"), &["a1"]);
+        check(Pattern::new(r"a\[1\]"), &["a[1]"]);
+        check(Pattern::of_path("a[1]"), &["a[1]"]);
+        check(Pattern::of_path("b[1]"), &["b[1]/x*", "b[1]/xy"]);
+        check(Pattern::of_path("b[1]/"), &["b[1]/x*", "b[1]/xy"]);
+        check(Pattern::of_path("b[1]/x*"), &["b[1]/x*"]);
+        check(Pattern::new(r"b\[1\]/x*"), &["b[1]/x*", "b[1]/xy"]);
+        check(Pattern::new("b[1]/x*"), &["b1/xy"]);
+        check(Pattern::of_path(r"c\d"), &[r"c\d"]);
+        assert!(Pattern::new("gr?n").expect("pattern").matches(r"gr\xfcn"), "a byte is no four characters");
+        assert!(Pattern::new("[a").expect_err("no pattern").message.contains("not a valid pattern"));
+        assert!(Pattern::of_path("[a").expect("a path").matches("[a"));
+        for (text, plain) in [("", true), ("a/b", true), (r"c\d", true), ("a[1]", false), (r"a\*", false)] {
+            assert_eq!(is_plain(text), plain, "{text}");
+        }
+    }
+
+    #[test]
     fn folders_without_a_match_are_left_alone() {
         let check = |pattern: &str, folder: &str, expected: bool| {
             assert_eq!(Pattern::new(pattern).expect("pattern").may_match_below(folder), expected, "{pattern} {folder}");
@@ -155,6 +236,10 @@ mod tests {
         check("a/b", "ab", false);
         check("a/*.log", "a", true);
         check("a/*.log", "b", false);
+        check("a/*.log", "a/b", false);
+        check("a/b*/*.log", "a/bc", true);
+        check("*.log", "a", false);
+        check("**/*.log", "a/b", true);
         check(".h/x", ".h", true);
     }
 }

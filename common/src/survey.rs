@@ -29,8 +29,9 @@ pub struct Wanted {
     bounds: Bounds,
 }
 
+/// A pattern, level by level.
 #[derive(Debug, Clone)]
-struct Levels {
+pub(crate) struct Levels {
     whole: GlobMatcher,
     /// What the folders at each depth match that may hold what is meant; none where that does not follow from the pattern (a group that holds a slash).
     folders: Option<Vec<GlobMatcher>>,
@@ -61,6 +62,52 @@ pub struct Survey {
 /// Entries that one job leaves out because they cannot be input, at most.
 pub const OMITTED_MAX: usize = 10_000;
 
+/// What makes a name a pattern, where no backslash stands before it.
+const WILD: [char; 4] = ['*', '?', '[', '{'];
+/// What a backslash takes its meaning from in a pattern.
+const SPECIAL: [char; 7] = ['*', '?', '[', ']', '{', '}', '\\'];
+
+/// Where a text begins to be a pattern; none where it is a name.
+pub fn wild_at(text: &str) -> Option<usize> {
+    let mut escaped = false;
+    let wild = text.char_indices().find(|(_, c)| {
+        let wild = !escaped && WILD.contains(c);
+        escaped = *c == '\\' && !escaped;
+        wild
+    });
+    wild.map(|(at, _)| at)
+}
+
+/// Whether a text is a pattern.
+pub fn is_wild(text: &str) -> bool {
+    wild_at(text).is_some()
+}
+
+/// A name without the backslashes that keep it from being a pattern.
+pub fn unescaped(text: &str) -> String {
+    let mut name = String::new();
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match chars.peek() {
+            Some(next) if c == '\\' && SPECIAL.contains(next) => name.extend(chars.next()),
+            _ => name.push(c),
+        }
+    }
+    name
+}
+
+/// A name as a pattern writes it.
+pub fn escaped(name: &str) -> String {
+    let mut text = String::new();
+    for c in name.chars() {
+        if SPECIAL.contains(&c) {
+            text.push('\\');
+        }
+        text.push(c);
+    }
+    text
+}
+
 impl Wanted {
     /// Everything below a folder.
     pub fn all(base: impl Into<String>, bounds: Bounds) -> Self {
@@ -72,13 +119,7 @@ impl Wanted {
     /// # Errors
     /// `Invalid` where it is no pattern.
     pub fn matching(base: impl Into<String>, pattern: &str, bounds: Bounds) -> Result<Self> {
-        let whole = matcher(pattern).map_err(|e| Error::invalid(format!("{pattern:?} is not a valid pattern: {e}")))?;
-        let segments: Vec<&str> = pattern.split('/').collect();
-        let above = &segments[..segments.len() - 1];
-        let levels = (1..=above.len()).map(|depth| matcher(&above[..depth].join("/")));
-        let folders = levels.collect::<Result<Vec<_>, _>>().ok();
-        let any_from = segments.iter().position(|segment| segment.contains("**"));
-        Ok(Self { base: base.into(), levels: Some(Levels { whole, folders, any_from }), bounds })
+        Ok(Self { base: base.into(), levels: Some(Levels::new(pattern)?), bounds })
     }
 
     /// The key of the folder.
@@ -93,20 +134,12 @@ impl Wanted {
 
     /// Whether an object is meant, by its path below the folder. Hidden names are the caller's to pass over.
     pub fn means(&self, relative: &Path) -> bool {
-        self.levels.as_ref().is_none_or(|levels| levels.whole.is_match(relative))
+        self.levels.as_ref().is_none_or(|levels| levels.means(relative))
     }
 
     /// Whether something that is meant may lie below a folder, which is given by its path below the base and the number of names in that.
     pub fn may_lie_below(&self, relative: &Path, depth: usize) -> bool {
-        let Some(levels) = &self.levels else { return true };
-        let Some(folders) = &levels.folders else { return true };
-        match levels.any_from {
-            // A `**` may stand for no folder at all, so the patterns before it decide, and nothing behind it.
-            Some(any) if depth > any => {
-                any == 0 || folders.get(any - 1).is_none_or(|glob| matches_start(glob, relative, any))
-            }
-            _ => depth >= 1 && folders.get(depth - 1).is_some_and(|glob| glob.is_match(relative)),
-        }
+        self.levels.as_ref().is_none_or(|levels| levels.may_lie_below(relative, depth))
     }
 
     /// What of a whole listing below the base is meant. For stores that know no folders.
@@ -144,6 +177,37 @@ impl Wanted {
             return Err(Error::exhausted(format!("more than {most} objects lie below {}", self.base)));
         }
         Ok(())
+    }
+}
+
+impl Levels {
+    /// # Errors
+    /// `Invalid` where it is no pattern.
+    pub(crate) fn new(pattern: &str) -> Result<Self> {
+        let whole = matcher(pattern).map_err(|e| Error::invalid(format!("{pattern:?} is not a valid pattern: {e}")))?;
+        let segments: Vec<&str> = pattern.split('/').collect();
+        let above = &segments[..segments.len() - 1];
+        let levels = (1..=above.len()).map(|depth| matcher(&above[..depth].join("/")));
+        let folders = levels.collect::<Result<Vec<_>, _>>().ok();
+        let any_from = segments.iter().position(|segment| segment.contains("**"));
+        Ok(Self { whole, folders, any_from })
+    }
+
+    /// As [`Wanted::means`].
+    pub(crate) fn means(&self, relative: &Path) -> bool {
+        self.whole.is_match(relative)
+    }
+
+    /// As [`Wanted::may_lie_below`].
+    pub(crate) fn may_lie_below(&self, relative: &Path, depth: usize) -> bool {
+        let Some(folders) = &self.folders else { return true };
+        match self.any_from {
+            // A `**` may stand for no folder at all, so the patterns before it decide, and nothing behind it.
+            Some(any) if depth > any => {
+                any == 0 || folders.get(any - 1).is_none_or(|glob| matches_start(glob, relative, any))
+            }
+            _ => depth >= 1 && folders.get(depth - 1).is_some_and(|glob| glob.is_match(relative)),
+        }
     }
 }
 
@@ -192,6 +256,25 @@ mod tests {
         check(r"a\[1\]/*", &["a[1]/x"], &["a[1]"], &["a1"]);
         let error = Wanted::matching("in", "[a", BOUNDS).expect_err("no pattern");
         assert!(error.message.contains("not a valid pattern"), "{error}");
+    }
+
+    #[test]
+    fn backslashes_keep_a_name_from_being_a_pattern() {
+        for (text, wild, name) in [
+            ("plain", false, "plain"),
+            ("a*", true, "a*"),
+            (r"a\*", false, "a*"),
+            (r"a\\*", true, r"a\*"),
+            (r"a\[1\]", false, "a[1]"),
+            ("a]}", false, "a]}"),
+            (r"a\b\", false, r"a\b\"),
+            (r"a\xff", false, r"a\xff"),
+        ] {
+            assert_eq!((is_wild(text), unescaped(text)), (wild, name.to_owned()), "{text}");
+        }
+        for name in ["plain", "a*", "[1]{x}?", r"a\b\", r"\\*", r"gr\xfc", "]}"] {
+            assert!(!is_wild(&escaped(name)) && unescaped(&escaped(name)) == name, "{name}");
+        }
     }
 
     #[test]

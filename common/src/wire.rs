@@ -26,8 +26,12 @@ pub const MESSAGE_BYTES_MAX: usize = 960 * 1024;
 /// Samples beyond this many bytes travel through scratch instead of the message.
 pub const INLINE_SAMPLES_BYTES_MAX: usize = 256 * 1024;
 
-/// First bytes of a file that a listing shows, at most.
-pub const HEAD_BYTES_MAX: usize = 16;
+/// First bytes of a file that a listing shows, at most: the whole header of a tar archive, which is told by its sum.
+pub const HEAD_BYTES_MAX: usize = 512;
+/// Longest reason why an entry of a folder cannot be input, in bytes.
+pub const WHY_BYTES_MAX: usize = 1024;
+/// Longest place where a listing goes on, in bytes: a path whose names are escaped.
+pub const NEXT_BYTES_MAX: usize = 64 << 10;
 
 /// What travels between coordinator and workers.
 pub trait Message: Sized {
@@ -693,6 +697,8 @@ pub enum ListReply {
     Listed {
         /// What is there, in byte order of the paths.
         files: Vec<LocalFile>,
+        /// What of the folders between there and here cannot be input.
+        omitted: Vec<LocalOmitted>,
         /// Where to go on, as [`ListInputs::after`]; none when this is all.
         next: Option<String>,
     },
@@ -714,6 +720,15 @@ pub struct LocalFile {
     pub version: String,
     /// Its first bytes, at most [`HEAD_BYTES_MAX`], or why it cannot be read.
     pub head: Result<Vec<u8>>,
+}
+
+/// An entry of a folder that only one worker can read, which may be meant and is no file that can be input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalOmitted {
+    /// Its absolute path, or the begin of one that is too long to be carried.
+    pub path: String,
+    /// Why it cannot be input, in at most [`WHY_BYTES_MAX`] without control characters.
+    pub why: String,
 }
 
 /// A worker's question where a job stands, when it has missed a hint.

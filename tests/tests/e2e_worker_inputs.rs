@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use muster_tests::harness::data::{Keys, log_lines, records};
 use muster_tests::harness::sandbox::files_below;
 use muster_tests::harness::{Bucket, Gate, Output, Pool, Process, S3Server, Sandbox, arg, oracle, process, wait};
+use serde_json::Value;
 
 const BUCKET: &str = "data";
 const SMALL: usize = 100_000;
@@ -117,9 +119,6 @@ fn files_of_three_workers_by_id_then_by_path() {
     files.extend(most);
     sandbox.file(first.join("_hidden"), "not to be seen\n");
     sandbox.file(first.join("b/.git/x"), "not to be seen\n");
-    let secret = sandbox.file("secret/lines", "a secret of this machine\n");
-    symlink(&secret, second.join("link.log")).unwrap();
-    symlink(sandbox.path("secret"), second.join("linked")).unwrap();
     let shared = sandbox.file("shared", log_lines(500, 99));
     let pool = Pool::on_folder_offering(&sandbox, vec![vec![first], vec![second], vec![third]]);
     let config = sandbox.small_tasks(20_000, 20_000);
@@ -140,14 +139,121 @@ fn files_of_three_workers_by_id_then_by_path() {
     check("glob", &["workers:/**/*.log"], &["-s", "-k2,2"], &[&files[1..2], &files[3..4], &files[6..7]].concat());
     let mixed: Vec<PathBuf> = [&files[..], std::slice::from_ref(&shared), &files[5..6]].concat();
     check("mixed", &["workers:/", arg(&shared), "workers:/0"], &["-s", "-k2,2"], &mixed);
-    for (input, expected) in [("workers:/link.log", "none of the workers"), ("workers:/linked", "none of the workers")]
-    {
-        let refused = pool.run(["sort", input, "-o", arg(&sandbox.path("none"))]).expect_code(1);
-        refused.expect_error(&[expected, input]);
-    }
     let over = sandbox.path("own-9/out");
     pool.run(["sort", "workers:/", "-o", arg(&over)]).expect_code(1).expect_error(&["overlaps", "worker-0"]);
     wait::until_empty("in scratch", || files_below(&sandbox.path("scratch")));
+}
+
+#[test]
+fn odd_entries_of_workers_are_named_and_bad_inputs_decides() {
+    let sandbox = Sandbox::new();
+    let files = [sandbox.file("own/a", "b\na\n"), sandbox.file("own/sub/b", "d\nc\n")];
+    let secret = sandbox.file("secret/lines", "a secret of this machine\n");
+    let (own, out) = (sandbox.path("own"), sandbox.path("out"));
+    for (target, link) in
+        [(PathBuf::from("nowhere"), "dangling"), (secret, "leads"), (sandbox.path("secret"), "sub/up")]
+    {
+        symlink(target, own.join(link)).unwrap();
+    }
+    symlink("nowhere", own.join("_dangling")).unwrap();
+    let _listener = UnixListener::bind(own.join("sock")).unwrap();
+    let mut command = sandbox.clean_command("mkfifo");
+    command.arg(own.join("sub/pipe"));
+    sandbox.run_command(command, Duration::from_secs(60)).expect_code(0);
+    let pool = Pool::on_folder_offering(&sandbox, vec![vec![own.clone()]]);
+
+    let place = format!("worker://worker-0{}", own.canonicalize().unwrap().display());
+    let dangling = format!("{place}/dangling (a link to what is not there (nowhere))");
+    let words = [
+        "5 entries of the input cannot be read",
+        &dangling,
+        "leads (a link that leads out of the folder",
+        "sock (a socket)",
+        "sub/pipe (a pipe)",
+        "sub/up (a link that leads out",
+        "--bad-inputs skip",
+    ];
+    for options in [&[][..], &["--bad-inputs", "fail"]] {
+        let refused = pool.run([&["sort", "workers:/", "-o", arg(&out)][..], options].concat()).expect_code(1);
+        assert!(!refused.expect_error(&words).stderr.contains("_dangling"));
+        assert!(!out.exists(), "a refused job leaves no OUTPUT");
+    }
+    let skip = ["--bad-inputs", "skip"];
+    let said = pool.run([&["sort", "workers:/", "-o", arg(&sandbox.path("said"))][..], &skip].concat()).expect_code(0);
+    let named = ["5 entries of the input are left out", "own/dangling", "own/sock: a socket", "own/sub/pipe: a pipe"];
+    assert!(said.expect_error(&named).stdout.contains("own/sock: a socket"));
+
+    let report = pool.sort("skips", [&["workers:/", "-o", arg(&out)][..], &skip].concat());
+    let output = Output::of_folder(&out);
+    let success = output.success.clone().expect("it has succeeded");
+    output.assert_is(&oracle::gnu_sort(&[], &files));
+    assert_eq!(report["skipped_objects"], 5, "{report}");
+    for (list, from) in [(&report["skipped"], "the report"), (&success["skipped_objects"], "_SUCCESS")] {
+        let entry = |entry: &Value| {
+            let text = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
+            (text("object"), text("reason"))
+        };
+        let list: Vec<(String, String)> = list.as_array().into_iter().flatten().map(entry).collect();
+        assert_eq!(list.len(), 5, "{from}: {list:?}");
+        for (name, reason) in
+            [("dangling", "a link to what is not there (nowhere)"), ("sock", "a socket"), ("sub/pipe", "a pipe")]
+        {
+            assert!(list.contains(&(format!("{place}/{name}"), reason.to_owned())), "{from}: {name} in {list:?}");
+        }
+    }
+    // One by itself, too; and what no pattern means is nobody's trouble.
+    let none = sandbox.path("none");
+    let refused = pool.run(["sort", "workers:/sub/up", "-o", arg(&none)]).expect_code(1);
+    refused.expect_error(&["1 entry of the input", "sub/up (a link that leads out"]);
+    pool.run(["sort", "workers:/?", "workers:/sub/?", "-o", arg(&none)]).expect_code(0);
+    Output::of_folder(&none).assert_is(&oracle::gnu_sort(&[], &files));
+}
+
+#[test]
+fn names_and_content_at_workers_are_judged_as_elsewhere() {
+    let sandbox = Sandbox::new();
+    let bracket = sandbox.file("own-1/a[1]", "bracket\n");
+    let plain = [sandbox.file("own-0/a1", "plain\n"), sandbox.file("own-1/a1", "too\n")];
+    let nested = [sandbox.file("own-0/d[1]/x*", "star\n"), sandbox.file("own-1/d[1]/xy", "no star\n")];
+    sandbox.file("own-0/d1/x", "another\n");
+    let lines = sandbox.file("packed/lines", "b\na\n");
+    let sh = |line: &str| {
+        let mut command = sandbox.clean_command("sh");
+        command.current_dir(sandbox.path("packed")).args(["-c", line]);
+        sandbox.run_command(command, Duration::from_secs(60)).expect_code(0);
+    };
+    // Without the extensions that would tell.
+    sh("tar -cf t lines; gzip -c lines > g; iconv -f utf-8 -t utf-16 lines > u");
+    let pool = Pool::on_folder_offering(
+        &sandbox,
+        vec![vec![sandbox.path("own-0"), sandbox.path("packed")], vec![sandbox.path("own-1")]],
+    );
+    let check = |job: &str, input: &str, files: &[PathBuf]| {
+        let output = sandbox.path(job);
+        pool.sort(job, [input, "-o", arg(&output)]);
+        Output::of_folder(&output).assert_is(&oracle::gnu_sort(&[], files));
+    };
+    // What exists at one worker is a path at all of them.
+    check("exact", "workers:/a[1]", std::slice::from_ref(&bracket));
+    check("escaped", r"workers:/a\[1\]", std::slice::from_ref(&bracket));
+    check("pattern", "workers:/a[0-9]", &plain);
+    check("folder", "workers:/d[1]", &nested);
+    check("below", "workers:/d[1]/*y", &nested[1..]);
+    check("star", "workers:/d[1]/x*", &nested[..1]);
+
+    let none = sandbox.path("none");
+    for (input, words) in [
+        ("workers:/t", ["packed/t is a tar archive", "unpack it first (tar -xf"]),
+        ("workers:/g", ["packed/g is gzip-compressed", "decompress it first (gzip -dc"]),
+        ("workers:/u", ["packed/u is UTF-16", "convert it first (iconv -f UTF-16"]),
+    ] {
+        pool.run(["sort", "workers:/lines", input, "-o", arg(&none)]).expect_code(1).expect_error(&words);
+    }
+    let bytes = sandbox.path("bytes");
+    pool.run(["sort", "workers:/t", "-o", arg(&bytes), "--format", "lines"])
+        .expect_code(0)
+        .expect_error(&["packed/t is a tar archive", "no archive any more"]);
+    check("lines", "workers:/lines", &[lines]);
 }
 
 #[test]

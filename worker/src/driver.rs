@@ -327,7 +327,7 @@ impl Driver {
                 Err(error) => Err(error),
             };
             let answer = match listed {
-                Ok(Page { files, next }) => ListReply::Listed { files, next },
+                Ok(Page { files, omitted, next }) => ListReply::Listed { files, omitted, next },
                 Err(error) => ListReply::Refused { error },
             };
             drop(turn);

@@ -20,7 +20,9 @@ use crate::paths;
 use crate::survey::{OMITTED_MAX, Omitted, Survey, Wanted};
 
 /// Readings of one folder that changes while it is read.
-const READINGS_MAX: u32 = 3;
+pub(super) const READINGS_MAX: u32 = 3;
+/// Why a name that was read stands for nothing.
+const WENT_AWAY: &str = "it went away while its folder was listed";
 /// Entries between two looks at whether anybody still waits.
 const LOOK_EVERY: u64 = 256;
 
@@ -176,17 +178,9 @@ impl Walk<'_> {
         walked
     }
 
-    /// What cannot be looked at is named; passing trouble is tried again by whoever asked.
     fn omit_failed(&mut self, relative: &Path, doing: &str, error: &io::Error) -> Result<()> {
-        if error.kind() == io::ErrorKind::NotFound {
-            return self.omit(relative, "it went away while its folder was listed");
-        }
-        let damaged = [Errno::IO, Errno::UCLEAN].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
-        let told = file_error(&self.base.join(relative), doing, error);
-        if told.kind == ErrorKind::Retry && !damaged {
-            return Err(told);
-        }
-        self.omit(relative, &format!("cannot {doing} it: {error}"))
+        let why = failed(&self.base.join(relative), doing, error)?;
+        self.omit(relative, &why)
     }
 
     fn omit(&mut self, relative: &Path, why: &str) -> Result<()> {
@@ -203,11 +197,27 @@ impl Walk<'_> {
     }
 }
 
+/// Why what cannot be looked at cannot be input.
+///
+/// # Errors
+/// `Retry` where the trouble may pass.
+pub(super) fn failed(path: &Path, doing: &str, error: &io::Error) -> Result<String> {
+    if error.kind() == io::ErrorKind::NotFound {
+        return Ok(WENT_AWAY.to_owned());
+    }
+    let damaged = [Errno::IO, Errno::UCLEAN].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
+    let told = file_error(path, doing, error);
+    if told.kind == ErrorKind::Retry && !damaged {
+        return Err(told);
+    }
+    Ok(format!("cannot {doing} it: {error}"))
+}
+
 /// Why nothing is there where a name is.
 fn nowhere(path: &Path) -> String {
     match fs::read_link(path) {
         Ok(target) => format!("a link to what is not there ({})", target.display()),
-        Err(_) => "it went away while its folder was listed".to_owned(),
+        Err(_) => WENT_AWAY.to_owned(),
     }
 }
 

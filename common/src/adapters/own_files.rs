@@ -2,7 +2,8 @@
 //!
 //! A plan, and so whoever writes one, names the files that a worker reads. So every path is resolved by the kernel beneath one of the folders (`openat2`), anew with
 //! each call: `..`, an absolute path or a symbolic link cannot lead out, whatever happens to the tree meanwhile. Links below a folder are not followed at all: what they
-//! refer to inside the folder is offered under its own name, and what lies outside is not offered.
+//! refer to inside the folder is offered under its own name, and what lies outside is not offered. They are named as what cannot be input, as is all else that is neither
+//! a file nor a folder, or cannot be looked at.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -16,16 +17,17 @@ use bytes::Bytes;
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use super::folders::{READINGS_MAX, failed, kind};
 use super::local::{DEPTH_MAX, LocalBlobs, blob_meta, file_error, read_opened};
 use crate::buffer::BufferPool;
 use crate::clock::Clock;
-use crate::error::{Error, ErrorKind, Result};
-use crate::inputs::{FOLDERS_MAX, Pattern};
+use crate::error::{Error, Result};
+use crate::inputs::{self, FOLDERS_MAX, Pattern};
 use crate::paths;
 use crate::plan::TEXT_BYTES_MAX;
 use crate::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt, is_normal};
 use crate::survey::{Survey, Wanted};
-use crate::wire::{HEAD_BYTES_MAX, LocalFile};
+use crate::wire::{HEAD_BYTES_MAX, LocalFile, LocalOmitted, WHY_BYTES_MAX};
 
 /// Bytes of a page of a listing, about: half of what a message may have.
 const PAGE_BYTES_MAX: usize = crate::wire::MESSAGE_BYTES_MAX / 2;
@@ -60,6 +62,8 @@ struct Folder {
 pub struct Page {
     /// What is there.
     pub files: Vec<LocalFile>,
+    /// What of the same stretch may be meant and cannot be input, in no order.
+    pub omitted: Vec<LocalOmitted>,
     /// Behind which path to go on; none when this is all.
     pub next: Option<String>,
 }
@@ -88,20 +92,21 @@ impl OwnFiles {
         self.folders.iter().map(|folder| folder.text.clone()).collect()
     }
 
-    /// The next files that match, behind `after`.
+    /// The next files that match, behind `after`, and what else there is in their place.
     ///
     /// # Errors
-    /// `Invalid` where a folder cannot be listed; `Exhausted` where one is too large or nested too deeply.
+    /// `Invalid` where a folder that is offered cannot be listed; `Exhausted` where one is too large; `Retry` where the file system is in trouble.
     pub async fn page(&self, pattern: Pattern, after: Option<String>) -> Result<Page> {
         let own = self.clone();
         self.files
             .blocking(move || {
-                let Some(first) = own.folders.first() else { return Ok(Page { files: Vec::new(), next: None }) };
+                let page = Page { files: Vec::new(), omitted: Vec::new(), next: None };
+                let Some(first) = own.folders.first() else { return Ok(page) };
                 let mut walk = Walk {
                     folder: first,
                     pattern: &pattern,
                     after: after.as_deref(),
-                    page: Page { files: Vec::new(), next: None },
+                    page,
                     bytes: 0,
                     looked: None,
                     full: false,
@@ -110,7 +115,8 @@ impl OwnFiles {
                 };
                 for folder in &*own.folders {
                     walk.folder = folder;
-                    walk.below("", 0)?;
+                    let entries = walk.entries("").map_err(|e| file_error(&folder.path, "list", &e.into()))?;
+                    walk.each(entries, "", 0)?;
                 }
                 let next = if walk.full { walk.looked } else { None };
                 Ok(Page { next, ..walk.page })
@@ -154,10 +160,14 @@ impl Folder {
 
     /// Opens what has this path below the folder, and lies there.
     fn beneath(&self, relative: &str, flags: OFlags) -> Result<File, Errno> {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        self.opened(relative, flags, resolve)
+    }
+
+    fn opened(&self, relative: &str, flags: OFlags, resolve: ResolveFlags) -> Result<File, Errno> {
         let decoded = paths::path_of(relative);
         let relative = OsStr::from_bytes(&decoded.as_os_str().as_bytes()[1..]);
         let parent = rustix::fs::open(&self.path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         let mut tries = 1;
         loop {
             // A pipe that nobody writes to must not hold the thread; a mere look never does.
@@ -190,6 +200,45 @@ impl Folder {
         Ok(meta.is_file().then(|| blob_meta(key.trim_start_matches('/'), &meta)))
     }
 
+    /// What stands at a path: a file, or why it is none that can be input.
+    fn stands(&self, relative: &str) -> Result<Result<BlobMeta, Odd>, Errno> {
+        let file = self.beneath(relative, OFlags::PATH | OFlags::NOFOLLOW)?;
+        let meta = file.metadata().map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        let what = meta.file_type();
+        if what.is_file() {
+            let key = format!("{}{relative}", self.as_prefix());
+            return Ok(Ok(blob_meta(key.trim_start_matches('/'), &meta)));
+        }
+        if what.is_dir() {
+            return Ok(Err(Odd::of("it became a folder while the one that holds it was listed")));
+        }
+        if !what.is_symlink() {
+            return Ok(Err(Odd::of(kind(what))));
+        }
+        let target = rustix::fs::readlinkat(&file, "", Vec::new())?;
+        let target = target.to_string_lossy();
+        Ok(Err(match self.resolve_link(relative) {
+            Ok(is_folder) => Odd {
+                why: format!("a link ({target}), and links in a folder that a worker offers are not followed"),
+                may_lead: is_folder,
+            },
+            Err(Errno::NOENT) => Odd { why: format!("a link to what is not there ({target})"), may_lead: true },
+            // It is not found out what is outside.
+            Err(Errno::XDEV) => {
+                Odd { why: format!("a link that leads out of the folder that is offered ({target})"), may_lead: true }
+            }
+            Err(e) => return Err(e),
+        }))
+    }
+
+    /// Whether a link refers to a folder, as far as it refers to what lies beneath.
+    fn resolve_link(&self, relative: &str) -> Result<bool, Errno> {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let file = self.opened(relative, OFlags::PATH, resolve)?;
+        let meta = file.metadata().map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        Ok(meta.is_dir())
+    }
+
     fn read(&self, buffers: &BufferPool, relative: &str, range: Range<u64>) -> Result<Bytes> {
         let path = self.path.join(relative);
         read_opened(buffers, &path, range, || {
@@ -203,6 +252,19 @@ impl Folder {
     }
 }
 
+/// What cannot be input.
+struct Odd {
+    why: String,
+    /// Whether it might lead to a folder, in which lies what is meant.
+    may_lead: bool,
+}
+
+impl Odd {
+    fn of(why: &str) -> Self {
+        Self { why: why.to_owned(), may_lead: false }
+    }
+}
+
 /// A walk through the folders in byte order of the paths, from one path on, until a page is full.
 struct Walk<'a> {
     folder: &'a Folder,
@@ -210,7 +272,7 @@ struct Walk<'a> {
     after: Option<&'a str>,
     page: Page,
     bytes: usize,
-    /// The last path that was decided on.
+    /// The last path that was decided on; that of a folder ends in a slash, by which it is sorted.
     looked: Option<String>,
     full: bool,
     clock: &'a dyn Clock,
@@ -219,106 +281,158 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn below(&mut self, folder: &str, depth: usize) -> Result<()> {
-        let place = || self.folder.path.join(folder).display().to_string();
+        let place = format!("{}{folder}/", self.folder.as_prefix());
         if depth > DEPTH_MAX {
-            return Err(Error::exhausted(format!("{} is nested deeper than {DEPTH_MAX} folders", place())));
+            self.omit(folder, place, &format!("a folder deeper than {DEPTH_MAX} others"));
+            return Ok(());
         }
-        for (name, is_folder) in self.entries(folder)? {
+        match self.entries(folder) {
+            Ok(entries) => self.each(entries, folder, depth),
+            Err(error) => self.omit_failed(folder, place, "list", error),
+        }
+    }
+
+    fn each(&mut self, entries: Vec<(String, FileType)>, folder: &str, depth: usize) -> Result<()> {
+        if entries.len() > ENTRIES_MAX {
+            let path = self.folder.path.join(folder);
+            return Err(Error::exhausted(format!("{} has more than {ENTRIES_MAX} entries", path.display())));
+        }
+        for (name, what) in entries {
             if self.full {
                 return Ok(());
             }
-            // A folder's name ends in the slash by which it is sorted.
             let relative = if folder.is_empty() { name } else { format!("{folder}/{name}") };
             let path = format!("{}{relative}", self.folder.as_prefix());
-            if is_folder {
-                let passed = self.after.is_some_and(|after| after >= path.as_str() && !after.starts_with(&path));
+            if what == FileType::Directory {
+                let passed =
+                    self.after.is_some_and(|after| after == path || after > path.as_str() && !after.starts_with(&path));
                 let relative = relative.trim_end_matches('/');
                 if !passed && self.pattern.may_match_below(relative) {
                     self.below(relative, depth + 1)?;
                 }
-            } else if self.after.is_none_or(|after| path.as_str() > after) && self.pattern.matches(&relative) {
-                self.take(&relative, path)?;
+            } else if self.after.is_none_or(|after| path.as_str() > after) {
+                self.take(&relative, path, what)?;
             }
         }
         Ok(())
     }
 
-    /// Names in the byte order of the paths that they begin, folders with a slash behind.
-    fn entries(&self, relative: &str) -> Result<Vec<(String, bool)>> {
-        let path = self.folder.path.join(relative);
-        let failed = |e: Errno| file_error(&path, "list", &e.into());
+    /// Names in the byte order of the paths that they begin, folders with a slash behind. Names are those of one moment as far as the file system tells.
+    fn entries(&self, relative: &str) -> Result<Vec<(String, FileType)>, Errno> {
         let place = if relative.is_empty() { "." } else { relative };
-        let opened = match self.folder.open_beneath(place, OFlags::RDONLY | OFlags::DIRECTORY) {
-            Ok(opened) => opened,
-            // It went away, or became something else, since it was seen.
-            Err(error) if !relative.is_empty() && error.kind == ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error),
+        let opened = self.folder.beneath(place, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let changed = || rustix::fs::fstat(&opened).map(|meta| (meta.st_mtime, meta.st_mtime_nsec));
+        let mut reading = 1;
+        let mut entries = loop {
+            let before = changed()?;
+            let entries = self.read_entries(&opened, relative)?;
+            if entries.len() > ENTRIES_MAX || before == changed()? || reading == READINGS_MAX {
+                break entries;
+            }
+            reading += 1;
         };
+        entries.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(entries)
+    }
+
+    fn read_entries(&self, opened: &File, relative: &str) -> Result<Vec<(String, FileType)>, Errno> {
         let mut entries = Vec::new();
-        for entry in Dir::read_from(&opened).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
+        for entry in Dir::read_from(opened)? {
+            let entry = entry?;
             let name = entry.file_name();
             if matches!(name.to_bytes(), b"." | b"..") {
                 continue;
             }
             // Bytes that are no UTF-8 are escaped, as in all keys of files.
-            let name = &*paths::key_of(Path::new(OsStr::from_bytes(name.to_bytes())));
-            match self.kind(relative, name, entry.file_type())? {
-                FileType::Directory => entries.push((format!("{name}/"), true)),
-                FileType::RegularFile => entries.push((name.to_owned(), false)),
-                _ => {}
+            let name = paths::key_of(Path::new(OsStr::from_bytes(name.to_bytes())));
+            match self.kind(relative, &name, entry.file_type()) {
+                FileType::Directory => entries.push((format!("{name}/"), FileType::Directory)),
+                what => entries.push((name, what)),
             }
             if entries.len() > ENTRIES_MAX {
-                return Err(Error::exhausted(format!("{} has more than {ENTRIES_MAX} entries", path.display())));
+                break;
             }
         }
-        entries.sort_unstable();
         Ok(entries)
     }
 
-    /// Some file systems do not say with the name what it stands for.
-    fn kind(&self, folder: &str, name: &str, said: FileType) -> Result<FileType> {
+    /// Some file systems do not say with the name what it stands for. What cannot be looked at is no folder, and is looked at again.
+    fn kind(&self, folder: &str, name: &str, said: FileType) -> FileType {
         if said != FileType::Unknown {
-            return Ok(said);
+            return said;
         }
         let relative = if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
-        let path = self.folder.path.join(&relative);
-        let file = match self.folder.beneath(&relative, OFlags::PATH) {
-            Ok(file) => file,
-            Err(Errno::NOENT | Errno::LOOP) => return Ok(FileType::Unknown),
-            Err(e) => return Err(file_error(&path, "look at", &e.into())),
-        };
-        let meta = file.metadata().map_err(|e| file_error(&path, "look at", &e))?;
-        Ok(match (meta.is_dir(), meta.is_file()) {
-            (true, _) => FileType::Directory,
-            (_, true) => FileType::RegularFile,
+        let meta = self.folder.beneath(&relative, OFlags::PATH | OFlags::NOFOLLOW).map(|file| file.metadata());
+        match meta {
+            Ok(Ok(meta)) if meta.is_dir() => FileType::Directory,
             _ => FileType::Unknown,
-        })
+        }
     }
 
-    fn take(&mut self, relative: &str, path: String) -> Result<()> {
-        if path.len() > TEXT_BYTES_MAX {
-            return Err(Error::invalid(format!("a path of {} bytes, the limit is {TEXT_BYTES_MAX}", path.len())));
-        }
-        let late = self.looked.is_some() && self.clock.now_ms() >= self.until_ms;
-        if late || self.bytes >= PAGE_BYTES_MAX {
-            self.full = true;
+    /// Takes what is no folder, if it is meant.
+    fn take(&mut self, relative: &str, path: String, what: FileType) -> Result<()> {
+        let means = self.pattern.matches(relative);
+        let may_lead = matches!(what, FileType::Symlink | FileType::Unknown) && self.pattern.may_match_below(relative);
+        if !means && !may_lead || !self.has_room() {
             return Ok(());
         }
-        let meta = match self.folder.look(relative) {
-            Ok(Some(meta)) => meta,
-            // It went away between the listing and the look, or is something else now.
-            Ok(None) => return Ok(()),
-            Err(error) if error.kind == ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
+        let meta = match self.folder.stands(relative) {
+            Ok(Ok(meta)) if means => meta,
+            Ok(Err(odd)) if means || odd.may_lead => {
+                self.omit(relative, path, &odd.why);
+                return Ok(());
+            }
+            Ok(_) => return Ok(()),
+            Err(error) => return self.omit_failed(relative, path, "look at", error),
         };
+        if path.len() > TEXT_BYTES_MAX {
+            let why = format!("its path has {} bytes, more than the {TEXT_BYTES_MAX} that are carried", path.len());
+            self.omit(relative, path, &why);
+            return Ok(());
+        }
         let range = 0..meta.bytes.min(HEAD_BYTES_MAX as u64);
-        let head = self.folder.read(&BufferPool::new(0), relative, range).map(|bytes| bytes.to_vec());
+        let head = self.folder.read(&BufferPool::new(0), relative, range);
+        let head = head.map(|bytes| inputs::telling(bytes.to_vec()));
         let said = head.as_ref().map_or_else(|error| error.message.len(), Vec::len);
         self.bytes += path.len() + meta.version.len() + said + FILE_OVERHEAD_BYTES;
         self.looked = Some(path.clone());
         self.page.files.push(LocalFile { path, bytes: meta.bytes, version: meta.version, head });
         Ok(())
+    }
+
+    /// Whether the page takes one more; the first one is always taken.
+    fn has_room(&mut self) -> bool {
+        let late = self.looked.is_some() && self.clock.now_ms() >= self.until_ms;
+        self.full |= late || self.bytes >= PAGE_BYTES_MAX;
+        !self.full
+    }
+
+    /// What cannot be looked at is named; passing trouble is tried again by whoever asked.
+    fn omit_failed(&mut self, relative: &str, place: String, doing: &str, error: Errno) -> Result<()> {
+        let why = failed(&self.folder.path.join(relative), doing, &error.into())?;
+        self.omit(relative, place, &why);
+        Ok(())
+    }
+
+    fn omit(&mut self, relative: &str, place: String, why: &str) {
+        if !self.has_room() {
+            return;
+        }
+        let mut path = format!("{}{relative}", self.folder.as_prefix());
+        path.truncate(path.floor_char_boundary(TEXT_BYTES_MAX));
+        // A name that is cut may be a dot.
+        while !is_normal(path.trim_start_matches('/')) {
+            path.pop();
+        }
+        let mut why: String =
+            why.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect();
+        why.truncate(why.floor_char_boundary(WHY_BYTES_MAX));
+        self.bytes += path.len() + why.len() + FILE_OVERHEAD_BYTES;
+        // A folder that could be listed for the page before is no place to go on behind.
+        if self.after.is_none_or(|after| place.as_str() > after) {
+            self.looked = Some(place);
+        }
+        self.page.omitted.push(LocalOmitted { path, why });
     }
 }
 

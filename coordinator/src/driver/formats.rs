@@ -3,6 +3,7 @@
 
 use futures::{StreamExt, stream};
 
+use muster_common::inputs::is_text;
 use muster_common::plan::{BadInputs, JobSpec, PinnedObject};
 use muster_common::store::{Access, BlobUrl, Stores, read_whole};
 use muster_common::{Error, Result};
@@ -43,14 +44,14 @@ pub(super) async fn look(
     }
     let mut found: Vec<(String, &Known)> = Vec::new();
     let looked_at: Vec<PinnedObject> = to_look_at(objects).cloned().collect();
-    let heads = stream::iter(looked_at).map(|object| async move {
-        let head = head(stores, &object, offered).await;
-        (object, head)
+    let looks = stream::iter(looked_at).map(|object| async move {
+        let what = what(stores, &spec.sort.format, &object, offered).await;
+        (object, what)
     });
-    let mut heads = heads.buffered(HEADS_AT_ONCE);
-    while let Some((object, head)) = heads.next().await {
-        match head {
-            Ok(head) => found.extend(known(&spec.sort.format, &object, &head).map(|known| (object.url, known))),
+    let mut looks = looks.buffered(HEADS_AT_ONCE);
+    while let Some((object, what)) = looks.next().await {
+        match what {
+            Ok(what) => found.extend(what.map(|known| (object.url, known))),
             Err(_) if spec.bad_inputs == BadInputs::Skip => {}
             Err(error) => return Err(error.at(format!("INPUT {} cannot be read", object.url))),
         }
@@ -94,25 +95,32 @@ fn to_look_at(objects: &[PinnedObject]) -> impl Iterator<Item = &PinnedObject> {
     objects.iter().filter(|object| object.bytes > 0).step_by(every)
 }
 
-async fn head(stores: &Stores, object: &PinnedObject, offered: &Offered) -> Result<Vec<u8>> {
-    if let Some(head) = offered.heads.get(&object.url) {
-        return head.clone();
+/// What an object is, where it is not what the format says.
+async fn what(
+    stores: &Stores,
+    format: &Format,
+    object: &PinnedObject,
+    offered: &Offered,
+) -> Result<Option<&'static Known>> {
+    if object.owner().is_some() {
+        return offered.looks.get(&object.url).cloned().transpose();
     }
     let url: BlobUrl = object.url.parse()?;
     let store = stores.open(&url).await?;
     let start = 0..object.bytes.min(HEAD_BYTES);
-    read_whole(|| store.read(url.key(), start.clone(), Access::Cached)).await.map(|bytes| bytes.to_vec())
+    let head = read_whole(|| store.read(url.key(), start.clone(), Access::Cached)).await?;
+    Ok(known(format, object, &head))
 }
 
-/// What an object is, where it is not what the format says. Records of a fixed length may begin with anything, so a few bytes prove nothing there.
-fn known(format: &Format, object: &PinnedObject, head: &[u8]) -> Option<&'static Known> {
+/// The same by its first bytes. Records of a fixed length may begin with anything, so a few bytes prove nothing there.
+pub(super) fn known(format: &Format, object: &PinnedObject, head: &[u8]) -> Option<&'static Known> {
     let by_content = magic::of(head, object.bytes).filter(|known| match format {
         Format::Lines { terminator: 0 } => known.kind != Kind::Encoded,
         Format::Lines { .. } => true,
         Format::Fixed { .. } => known.kind != Kind::Encoded,
     });
     let by_name = || match format {
-        Format::Lines { .. } if !magic::is_text(head) => magic::by_extension(&extension(&object.url)?),
+        Format::Lines { .. } if !is_text(head) => magic::by_extension(&extension(&object.url)?),
         _ => None,
     };
     by_content.or_else(by_name)

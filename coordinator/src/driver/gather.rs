@@ -7,16 +7,11 @@ use std::sync::Arc;
 
 use muster_common::plan::{BadInputs, LeftOut, OBJECT_BYTES};
 use muster_common::store::{BlobMeta, BlobUrl, Blobs, Scheme, Stores};
-use muster_common::survey::{Omitted, Survey, Wanted};
+use muster_common::survey::{Omitted, Survey, Wanted, is_wild, unescaped};
 use muster_common::{Error, ErrorKind, Result};
 
 /// Parts a folder from a pattern below it.
 const BOUNDARY: &str = "/./";
-/// What makes a name a pattern, where no backslash stands before it.
-const WILD: [char; 4] = ['*', '?', '[', '{'];
-/// What a backslash takes its meaning from in a pattern.
-const SPECIAL: [char; 7] = ['*', '?', '[', ']', '{', '}', '\\'];
-
 /// One argument's objects.
 #[derive(Debug)]
 pub(super) struct Expanded {
@@ -191,50 +186,7 @@ pub(super) fn too_many(limit: usize) -> Error {
     ))
 }
 
-fn join(base: &str, below: &str) -> String {
+/// A path below another.
+pub(super) fn join(base: &str, below: &str) -> String {
     if base.is_empty() { below.to_owned() } else { format!("{base}/{below}") }
-}
-
-/// Whether a name is a pattern.
-fn is_wild(text: &str) -> bool {
-    let mut escaped = false;
-    text.chars().any(|c| {
-        let wild = !escaped && WILD.contains(&c);
-        escaped = c == '\\' && !escaped;
-        wild
-    })
-}
-
-/// A name without the backslashes that keep it from being a pattern.
-fn unescaped(text: &str) -> String {
-    let mut name = String::new();
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        match chars.peek() {
-            Some(next) if c == '\\' && SPECIAL.contains(next) => name.extend(chars.next()),
-            _ => name.push(c),
-        }
-    }
-    name
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn backslashes_keep_a_name_from_being_a_pattern() {
-        for (text, wild, name) in [
-            ("plain", false, "plain"),
-            ("a*", true, "a*"),
-            (r"a\*", false, "a*"),
-            (r"a\\*", true, r"a\*"),
-            (r"a\[1\]", false, "a[1]"),
-            ("a]}", false, "a]}"),
-            (r"a\b\", false, r"a\b\"),
-            (r"a\xff", false, r"a\xff"),
-        ] {
-            assert_eq!((is_wild(text), unescaped(text)), (wild, name.to_owned()), "{text}");
-        }
-    }
 }

@@ -39,9 +39,10 @@ pub(super) async fn list_input(
     ground.check_offers(offers).await?;
     for text in &spec.inputs {
         if inputs::of_workers(text).is_some() {
-            let found = offered.objects.get(text);
+            let found = offered.inputs.get(text);
             let found = found.ok_or_else(|| Error::bug(format!("INPUT {text} was not asked for")))?;
-            objects.extend(found.iter().cloned());
+            objects.extend(found.objects.iter().cloned());
+            left_out.extend(found.left_out.iter().cloned());
             check_count(stores, &objects)?;
             continue;
         }

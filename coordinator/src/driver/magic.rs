@@ -4,8 +4,11 @@
 
 use std::iter;
 
-/// First bytes that are looked at: the magic of a tar archive stands at 257.
-pub(super) const HEAD_BYTES: u64 = 512;
+use muster_common::inputs::is_text;
+use muster_common::wire::HEAD_BYTES_MAX;
+
+/// First bytes that are looked at.
+pub(super) const HEAD_BYTES: u64 = HEAD_BYTES_MAX as u64;
 
 /// What can be done about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,16 +167,6 @@ pub(super) fn by_extension(extension: &str) -> Option<&'static Known> {
     FORMATS.iter().find(|known| known.extensions.contains(&extension))
 }
 
-/// Whether it is UTF-8 without control characters other than those of text. A character that is cut at the end is none that is wrong.
-pub(super) fn is_text(head: &[u8]) -> bool {
-    let text = match std::str::from_utf8(head) {
-        Ok(text) => text,
-        Err(cut) if cut.error_len().is_none() => std::str::from_utf8(&head[..cut.valid_up_to()]).unwrap_or_default(),
-        Err(_) => return false,
-    };
-    !text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t' | '\x0b' | '\x0c' | '\x1b' | '\x08'))
-}
-
 /// A tar header says its own sum, in octal digits, where 8 blanks count for the sum itself. That holds for every kind of tar, the first one without a magic number, too.
 fn is_tar(head: &[u8]) -> bool {
     let (Some(block), Some(field)) = (head.get(..512), head.get(148..156)) else { return false };
@@ -196,10 +189,21 @@ fn has_ascii_at(head: &[u8], bytes: u64, width: usize, at: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use muster_common::inputs::telling;
+
     use super::*;
 
     fn what(head: &[u8]) -> Option<&'static str> {
         of(head, head.len() as u64).map(|known| known.what)
+    }
+
+    /// A worker shows less of what is text; that must be told in the same way, and stay text.
+    fn assert_told_by_less(head: &[u8]) {
+        for head in [head.to_vec(), [head, b"and a line that is longer than what is shown\n"].concat()] {
+            let (bytes, less) = (head.len() as u64, telling(head.clone()));
+            let told = |head: &[u8]| (of(head, bytes).map(|known| known.what), is_text(head));
+            assert_eq!(told(&less), told(&head), "{head:?}");
+        }
     }
 
     #[test]
@@ -232,6 +236,7 @@ mod tests {
             (&utf32("several\nlines"), "UTF-32BE"),
         ] {
             assert_eq!(what(head), Some(expected), "{head:?}");
+            assert_told_by_less(head);
         }
     }
 
@@ -257,6 +262,7 @@ mod tests {
             b"gr\xfc\xdfe in latin-1\n",
         ] {
             assert_eq!(what(head), None, "{head:?}");
+            assert_told_by_less(head);
         }
         // Text of a whole block, with digits where a tar archive has its sum.
         let mut text = vec![b'a'; 512];
@@ -276,6 +282,7 @@ mod tests {
             block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
             assert_eq!(what(&block), Some("a tar archive"), "{magic:?}");
             assert_eq!(what(&block[..511]), None);
+            assert_told_by_less(&block);
         }
     }
 

@@ -1,4 +1,7 @@
 //! What workers offer of their own as input: asks each of them, page by page, and believes nothing that it did not register.
+//!
+//! What all of them offer is one tree: what exists at any of them is a path, whatever characters its name has, and only what exists at none is read as a pattern
+//! (`gather.rs` does the same for stores).
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -9,11 +12,18 @@ use futures::{StreamExt, TryStreamExt, stream};
 use muster_common::clock::Clock;
 use muster_common::ids::Epoch;
 use muster_common::inputs::{self, Pattern};
-use muster_common::plan::{JobSpec, OBJECTS_MAX, PinnedObject};
+use muster_common::plan::{JobSpec, LeftOut, OBJECTS_MAX, PinnedObject};
 use muster_common::store::BlobUrl;
-use muster_common::wire::{HEAD_BYTES_MAX, ListInputs, ListReply, LocalFile};
+use muster_common::survey::{OMITTED_MAX, escaped, is_wild, unescaped};
+use muster_common::wire::{
+    HEAD_BYTES_MAX, ListInputs, ListReply, LocalFile, LocalOmitted, NEXT_BYTES_MAX, WHY_BYTES_MAX,
+};
 use muster_common::{Error, ErrorKind, Result};
+use muster_kernel::record::Format;
 
+use super::formats;
+use super::gather::join;
+use super::magic::Known;
 use crate::job::io::Offer;
 
 /// Workers that are asked side by side.
@@ -25,13 +35,20 @@ const TRIES_MAX: u32 = 4;
 /// Longest version of a file, in bytes.
 const VERSION_BYTES_MAX: usize = 256;
 
-/// The files that workers offer, for each INPUT that means some.
+/// What workers offer, for each INPUT that means some of it.
 #[derive(Debug, Default)]
 pub(super) struct Offered {
-    /// By INPUT, in the order of the positions.
-    pub(super) objects: BTreeMap<String, Vec<PinnedObject>>,
-    /// The first bytes of each, or why it cannot be read, by URL.
-    pub(super) heads: BTreeMap<String, Result<Vec<u8>>>,
+    pub(super) inputs: BTreeMap<String, Found>,
+    /// By URL of a file: that it is not what the format says, or why it cannot be read. All others are as they should be.
+    pub(super) looks: BTreeMap<String, Result<&'static Known>>,
+}
+
+/// What one INPUT finds.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// In the order of the positions.
+    pub(super) objects: Vec<PinnedObject>,
+    pub(super) left_out: Vec<LeftOut>,
 }
 
 /// Lists what `offers` have for the INPUTs of a request. `ask` sends one question to one worker; nothing takes longer than `bound_ms`. It relies on no runtime, only on
@@ -69,26 +86,23 @@ where
     F: Future<Output = Result<ListReply>>,
 {
     let mut offered = Offered::default();
+    let asking = Asking { offers, epoch, clock, ask, format: &spec.sort.format };
     for input in &spec.inputs {
-        let Some(pattern) = inputs::of_workers(input).transpose()? else { continue };
-        if offered.objects.contains_key(input) {
+        let Some(text) = inputs::of_workers(input).transpose()? else { continue };
+        if offered.inputs.contains_key(input) {
             continue;
         }
-        let (ask, pattern) = (&ask, &pattern);
-        let lists =
-            offers.iter().cloned().map(|offer| async move { files_of(&offer, pattern, epoch, clock, ask).await });
-        let found: Vec<Vec<(BlobUrl, LocalFile)>> = stream::iter(lists).buffered(ASKED_AT_ONCE).try_collect().await?;
-        let mut objects = Vec::new();
-        for (url, file) in found.into_iter().flatten() {
-            let LocalFile { bytes, version, head, .. } = file;
-            let url = url.to_string();
-            offered.heads.insert(url.clone(), head);
-            objects.push(PinnedObject { url, bytes, version });
+        let pattern = asking.meaning(text).await.map_err(|e| e.at(format!("INPUT {input}")))?;
+        let mut found = Found::default();
+        for Seen { objects, left_out, looks } in asking.all(&pattern, usize::MAX).await? {
+            found.objects.extend(objects);
+            found.left_out.extend(left_out);
+            offered.looks.extend(looks);
         }
-        if objects.len() > OBJECTS_MAX {
+        if found.objects.len() > OBJECTS_MAX {
             return Err(Error::invalid(format!("the input has more than {OBJECTS_MAX} objects")));
         }
-        if objects.is_empty() {
+        if found.objects.is_empty() && found.left_out.is_empty() {
             let asked: Vec<&str> = offers.iter().take(10).map(|offer| offer.worker.as_str()).collect();
             let text = format!(
                 "INPUT {input} is not there: none of the workers that offer input has such a file ({})",
@@ -96,89 +110,161 @@ where
             );
             return Err(Error::new(ErrorKind::NotFound, text));
         }
-        offered.objects.insert(input.clone(), objects);
+        offered.inputs.insert(input.clone(), found);
     }
     Ok(offered)
 }
 
-/// Everything that one worker has.
-async fn files_of<F>(
-    offer: &Offer,
-    pattern: &Pattern,
+/// What one worker has.
+#[derive(Debug, Default)]
+struct Seen {
+    objects: Vec<PinnedObject>,
+    left_out: Vec<LeftOut>,
+    looks: Vec<(String, Result<&'static Known>)>,
+}
+
+/// Whom to ask, and how.
+struct Asking<'a, A> {
+    offers: &'a [Offer],
     epoch: Epoch,
-    clock: &dyn Clock,
-    ask: impl Fn(Offer, ListInputs) -> F,
-) -> Result<Vec<(BlobUrl, LocalFile)>>
+    clock: &'a dyn Clock,
+    ask: A,
+    format: &'a Format,
+}
+
+impl<A, F> Asking<'_, A>
 where
+    A: Fn(Offer, ListInputs) -> F,
     F: Future<Output = Result<ListReply>>,
 {
-    let mut found: Vec<(BlobUrl, LocalFile)> = Vec::new();
-    let mut after: Option<String> = None;
-    loop {
-        let question = ListInputs { epoch, pattern: pattern.as_str().to_owned(), after: after.clone() };
-        let (files, next) = page_of(offer, &question, clock, &ask).await?;
-        let lied = |why: String| {
-            Error::corrupt(format!(
-                "worker {} on {}: its list of input cannot be true: {why}",
-                offer.worker, offer.host
-            ))
-        };
-        for file in files {
-            let before = found.last().map(|(_, file)| file.path.as_str()).or(after.as_deref());
-            let url = check_file(offer, pattern, before, &file).map_err(lied)?;
-            found.push((url, file));
+    /// What a request means by a text: a path where there is one, else a pattern below the folders that it begins with.
+    async fn meaning(&self, text: &str) -> Result<Pattern> {
+        let path = Pattern::of_path(text)?;
+        if inputs::is_plain(text) || self.any(&path).await? {
+            return Ok(path);
         }
-        if found.len() > OBJECTS_MAX {
-            return Err(Error::invalid(format!("worker {} offers more than {OBJECTS_MAX} files", offer.worker)));
+        let (mut base, mut rest) = (String::new(), text);
+        while let Some((segment, below)) = rest.split_once('/') {
+            let folder = if !is_wild(segment) {
+                unescaped(segment)
+            } else if !segment.contains(['*', '?']) && self.any(&folder_at(&join(&base, segment))?).await? {
+                // Brackets and braces are in names of folders, too.
+                segment.to_owned()
+            } else {
+                break;
+            };
+            (base, rest) = (join(&base, &folder), below);
         }
-        match next {
-            None => return Ok(found),
-            Some(next) if after.as_ref().is_some_and(|after| next <= *after) => {
-                return Err(lied(format!("it does not go on behind {next:?}")));
+        Pattern::new(&join(&escaped(&base), rest))
+    }
+
+    /// Whether anybody has something of it.
+    async fn any(&self, pattern: &Pattern) -> Result<bool> {
+        let seen = self.all(pattern, 1).await?;
+        Ok(seen.iter().any(|seen| !seen.objects.is_empty() || !seen.left_out.is_empty()))
+    }
+
+    /// What each worker has, by their ids; of each so much at least, or all.
+    async fn all(&self, pattern: &Pattern, enough: usize) -> Result<Vec<Seen>> {
+        let lists =
+            self.offers.iter().cloned().map(|offer| async move { self.files_of(&offer, pattern, enough).await });
+        stream::iter(lists).buffered(ASKED_AT_ONCE).try_collect().await
+    }
+
+    async fn files_of(&self, offer: &Offer, pattern: &Pattern, enough: usize) -> Result<Seen> {
+        let (worker, host) = (&offer.worker, &offer.host);
+        let lied =
+            |why: String| Error::corrupt(format!("worker {worker} on {host}: its list of input cannot be true: {why}"));
+        let mut seen = Seen::default();
+        let mut after: Option<String> = None;
+        loop {
+            let question = ListInputs { epoch: self.epoch, pattern: pattern.as_str().to_owned(), after: after.clone() };
+            let (files, omitted, next) = self.page_of(offer, &question).await?;
+            let mut last = after.clone();
+            for file in files {
+                let url = check_file(offer, pattern, last.as_deref(), &file).map_err(lied)?;
+                last = Some(file.path.clone());
+                seen.take(self.format, &url, file);
             }
-            Some(next) if found.last().is_some_and(|(_, file)| file.path > next) => {
-                return Err(lied(format!("it goes back to {next:?}")));
+            for odd in omitted {
+                let url = check_omitted(offer, pattern, &odd).map_err(lied)?;
+                seen.left_out.push(LeftOut { url: url.to_string(), why: odd.why });
             }
-            Some(next) => after = Some(next),
+            if seen.objects.len() > OBJECTS_MAX {
+                return Err(Error::invalid(format!("worker {worker} offers more than {OBJECTS_MAX} files")));
+            }
+            if let Some(LeftOut { url, why }) = seen.left_out.get(OMITTED_MAX) {
+                return Err(Error::invalid(format!(
+                    "more than {OMITTED_MAX} entries that worker {worker} on {host} offers cannot be input, at last {url}: {why}"
+                )));
+            }
+            match next {
+                Some(next) if next.len() > NEXT_BYTES_MAX => {
+                    return Err(lied(format!("it goes on behind a path of {} bytes", next.len())));
+                }
+                Some(next) if after.as_ref().is_some_and(|after| next <= *after) => {
+                    return Err(lied(format!("it does not go on behind {next:?}")));
+                }
+                Some(next) if last.as_ref().is_some_and(|last| *last > next) => {
+                    return Err(lied(format!("it goes back to {next:?}")));
+                }
+                Some(next) if seen.objects.len() + seen.left_out.len() < enough => after = Some(next),
+                _ => break,
+            }
+        }
+        seen.left_out.sort_unstable_by(|a, b| a.url.cmp(&b.url));
+        Ok(seen)
+    }
+
+    /// One page, asked for again where that may help.
+    async fn page_of(
+        &self,
+        offer: &Offer,
+        question: &ListInputs,
+    ) -> Result<(Vec<LocalFile>, Vec<LocalOmitted>, Option<String>)> {
+        let mut tries = 1;
+        loop {
+            let error = match (self.ask)(offer.clone(), question.clone()).await {
+                Ok(ListReply::Listed { files, omitted, next }) => return Ok((files, omitted, next)),
+                Ok(ListReply::Refused { error }) | Err(error) => error,
+            };
+            if !error.kind.is_passing() || tries >= TRIES_MAX {
+                // No passing trouble any more: whoever asked is to hear the worker's name, not to ask again.
+                let kind = if error.kind.is_passing() { ErrorKind::Exhausted } else { error.kind };
+                let place = format!("worker {} on {} does not list its input", offer.worker, offer.host);
+                return Err(Error::new(kind, error.message).at(place));
+            }
+            tries += 1;
+            self.clock.pause(PAUSE_MS).await;
         }
     }
 }
 
-/// One page, asked for again where that may help.
-async fn page_of<F>(
-    offer: &Offer,
-    question: &ListInputs,
-    clock: &dyn Clock,
-    ask: impl Fn(Offer, ListInputs) -> F,
-) -> Result<(Vec<LocalFile>, Option<String>)>
-where
-    F: Future<Output = Result<ListReply>>,
-{
-    let mut tries = 1;
-    loop {
-        let error = match ask(offer.clone(), question.clone()).await {
-            Ok(ListReply::Listed { files, next }) => return Ok((files, next)),
-            Ok(ListReply::Refused { error }) | Err(error) => error,
+impl Seen {
+    fn take(&mut self, format: &Format, url: &BlobUrl, file: LocalFile) {
+        let LocalFile { bytes, version, head, .. } = file;
+        let object = PinnedObject { url: url.to_string(), bytes, version };
+        // Of a million heads only what they tell is kept.
+        let look = match head {
+            Ok(head) => formats::known(format, &object, &head).map(Ok),
+            // Its words are cut to the length that those of all errors have.
+            Err(Error { kind, message }) => Some(Err(Error::new(kind, message))),
         };
-        if !error.kind.is_passing() || tries >= TRIES_MAX {
-            // No passing trouble any more: whoever asked is to hear the worker's name, not to ask again.
-            let kind = if error.kind.is_passing() { ErrorKind::Exhausted } else { error.kind };
-            let place = format!("worker {} on {} does not list its input", offer.worker, offer.host);
-            return Err(Error::new(kind, error.message).at(place));
-        }
-        tries += 1;
-        clock.pause(PAUSE_MS).await;
+        self.looks.extend(look.map(|look| (object.url.clone(), look)));
+        self.objects.push(object);
     }
+}
+
+/// What lies below a folder of this name.
+fn folder_at(path: &str) -> Result<Pattern> {
+    Pattern::of_path(&format!("{path}/"))
 }
 
 /// The URL of a file that a worker says it has.
 fn check_file(offer: &Offer, pattern: &Pattern, before: Option<&str>, file: &LocalFile) -> Result<BlobUrl, String> {
     let LocalFile { path, version, head, .. } = file;
     let url = BlobUrl::of_worker(&offer.worker, path).map_err(|e| e.message)?;
-    let below = |folder: &String| path.strip_prefix(folder.as_str()).and_then(|rest| rest.strip_prefix('/'));
-    let Some(relative) = offer.folders.iter().find_map(below) else {
-        return Err(format!("{path} is not below the folders that it registered"));
-    };
+    let relative = relative_to(offer, path)?;
     if !pattern.matches(relative) {
         return Err(format!("{path} was not asked for"));
     }
@@ -192,6 +278,27 @@ fn check_file(offer: &Offer, pattern: &Pattern, before: Option<&str>, file: &Loc
         return Err(format!("{path} begins with more than {HEAD_BYTES_MAX} bytes"));
     }
     Ok(url)
+}
+
+/// The URL of an entry that a worker says cannot be input. A folder has the place of what lies in it, and a path that was cut that of a longer one, so they have no order.
+fn check_omitted(offer: &Offer, pattern: &Pattern, odd: &LocalOmitted) -> Result<BlobUrl, String> {
+    let LocalOmitted { path, why } = odd;
+    let url = BlobUrl::of_worker(&offer.worker, path).map_err(|e| e.message)?;
+    let relative = relative_to(offer, path)?;
+    if !pattern.matches(relative) && !pattern.may_match_below(relative) {
+        return Err(format!("{path} was not asked for"));
+    }
+    if why.is_empty() || why.len() > WHY_BYTES_MAX || why.contains(char::is_control) {
+        return Err(format!("{path} cannot be input for a reason of {} bytes that is none", why.len()));
+    }
+    Ok(url)
+}
+
+/// A path below the folders that a worker registered.
+fn relative_to<'a>(offer: &Offer, path: &'a str) -> Result<&'a str, String> {
+    let below = |folder: &String| path.strip_prefix(folder.as_str()).and_then(|rest| rest.strip_prefix('/'));
+    let found = offer.folders.iter().find_map(below);
+    found.ok_or_else(|| format!("{path} is not below the folders that it registered"))
 }
 
 #[cfg(test)]

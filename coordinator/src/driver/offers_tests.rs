@@ -2,7 +2,7 @@ use std::sync::Mutex;
 
 use muster_common::clock::SystemClock;
 use muster_common::config::{Config, Profile};
-use muster_common::plan::{BadInputs, BadRecords, Sizing};
+use muster_common::plan::{BadInputs, BadRecords, Sizing, TEXT_BYTES_MAX};
 use muster_common::store::Stores;
 use muster_kernel::record::Format;
 use muster_kernel::spec::SortSpec;
@@ -45,7 +45,16 @@ fn file(path: &str) -> LocalFile {
 }
 
 fn page(paths: &[&str], next: Option<&str>) -> Result<ListReply> {
-    Ok(ListReply::Listed { files: paths.iter().map(|path| file(path)).collect(), next: next.map(str::to_owned) })
+    page_of_odd(paths, Vec::new(), next)
+}
+
+fn odd(path: &str, why: &str) -> LocalOmitted {
+    LocalOmitted { path: path.to_owned(), why: why.to_owned() }
+}
+
+fn page_of_odd(files: &[&str], omitted: Vec<LocalOmitted>, next: Option<&str>) -> Result<ListReply> {
+    let files = files.iter().map(|path| file(path)).collect();
+    Ok(ListReply::Listed { files, omitted, next: next.map(str::to_owned) })
 }
 
 /// Two workers; `w1` answers with these pages one after the other, `w2` with a single file.
@@ -63,7 +72,7 @@ async fn list_of(inputs: &[&str], pages: Vec<Result<ListReply>>) -> Result<Offer
 }
 
 fn urls(offered: &Offered, input: &str) -> Vec<String> {
-    offered.objects[input].iter().map(|object| object.url.clone()).collect()
+    offered.inputs[input].objects.iter().map(|object| object.url.clone()).collect()
 }
 
 #[tokio::test]
@@ -73,7 +82,7 @@ async fn all_pages_of_all_workers_by_id_then_by_path() {
     let offered = list_of(&["memory:///in", "workers:/"], pages).await.expect("listed");
     let expected = ["worker://w1/data/a", "worker://w1/data/b", "worker://w1/more/a", "worker://w2/data/z"];
     assert_eq!(urls(&offered, "workers:/"), expected);
-    assert_eq!((offered.objects.len(), offered.heads.len()), (1, 4));
+    assert_eq!((offered.inputs.len(), offered.looks.len()), (1, 0));
 }
 
 #[tokio::test]
@@ -97,9 +106,133 @@ async fn what_cannot_be_true_is_not_believed() {
     check("workers:/", vec![page(&["/data/b"], Some("/data/a"))], "goes back").await;
     check("workers:/", vec![page(&[], Some("/data/a")), page(&[], Some("/data/a"))], "does not go on").await;
     let long = LocalFile { version: "v".repeat(300), ..file("/data/a") };
-    check("workers:/", vec![Ok(ListReply::Listed { files: vec![long], next: None })], "a version of 300 bytes").await;
-    let long = LocalFile { head: Ok(vec![0; 17]), ..file("/data/a") };
-    check("workers:/", vec![Ok(ListReply::Listed { files: vec![long], next: None })], "begins with more than").await;
+    check(
+        "workers:/",
+        vec![Ok(ListReply::Listed { files: vec![long], omitted: Vec::new(), next: None })],
+        "a version of 300 bytes",
+    )
+    .await;
+    let long = LocalFile { head: Ok(vec![0; 513]), ..file("/data/a") };
+    check(
+        "workers:/",
+        vec![Ok(ListReply::Listed { files: vec![long], omitted: Vec::new(), next: None })],
+        "begins with more than",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_said_of_odd_entries_is_bounded_and_checked() {
+    let check = async |input: &str, omitted: Vec<LocalOmitted>, expected: &str| {
+        let error = list_of(&[input], vec![page_of_odd(&[], omitted, None)]).await.expect_err(expected);
+        assert!(error.message.contains("worker w1 on host") && error.message.contains(expected), "{expected}: {error}");
+        assert_eq!(error.kind, ErrorKind::Corrupt, "{error}");
+    };
+    for path in ["/etc/passwd", "/data", "/database/x"] {
+        check("workers:/", vec![odd(path, "a pipe")], "not below the folders").await;
+    }
+    let long = format!("/data/{}", "x".repeat(TEXT_BYTES_MAX));
+    for path in ["/data/../etc/passwd", "data/x", "/data//x", "/data/x/", "/data/x\0", &long] {
+        check("workers:/", vec![odd(path, "a pipe")], "no absolute and normalised path").await;
+    }
+    check("workers:/sub", vec![odd("/data/other", "a pipe")], "was not asked for").await;
+    check("workers:/sub/*.log", vec![odd("/data/sub/x", "a pipe")], "was not asked for").await;
+    check("workers:/", vec![odd("/data/.hidden", "a pipe")], "was not asked for").await;
+    for why in ["", "a\x1b[31m", "a\nb", &"x".repeat(WHY_BYTES_MAX + 1)] {
+        check("workers:/", vec![odd("/data/a", why)], "a reason of").await;
+    }
+    let far = "/data/".to_owned() + &"x".repeat(NEXT_BYTES_MAX);
+    let error = list_of(&["workers:/"], vec![page_of_odd(&[], Vec::new(), Some(&far))]).await.expect_err("far");
+    assert!(error.message.contains("goes on behind a path of 65542 bytes"), "{error}");
+    let said = Error { kind: ErrorKind::Invalid, message: "x".repeat(100_000) };
+    let files = vec![LocalFile { head: Err(said), ..file("/data/a") }];
+    let offered = list_of(&["workers:/"], vec![Ok(ListReply::Listed { files, omitted: Vec::new(), next: None })]).await;
+    let look = &offered.expect("listed").looks["worker://w1/data/a"];
+    assert!(look.as_ref().is_err_and(|error| error.message.len() == muster_common::error::MESSAGE_BYTES_MAX));
+}
+
+/// However they are spread over pages, and whatever is repeated.
+#[tokio::test]
+async fn more_odd_entries_than_a_job_leaves_out_are_refused_as_they_come() {
+    let pages = |count: usize| {
+        let places = (0..count).map(|at| format!("/data/{at:05}")).collect::<Vec<_>>();
+        let pages: Vec<_> = places
+            .chunks(3_000)
+            .map(|chunk| {
+                let last = chunk.last().filter(|last| **last != places[count - 1]);
+                page_of_odd(&[], chunk.iter().map(|place| odd(place, "a pipe")).collect(), last.map(String::as_str))
+            })
+            .collect();
+        pages
+    };
+    let offered = list_of(&["workers:/"], pages(OMITTED_MAX)).await.expect("as many as a job leaves out");
+    assert_eq!(offered.inputs["workers:/"].left_out.len(), OMITTED_MAX);
+    let error = list_of(&["workers:/"], pages(OMITTED_MAX + 1)).await.expect_err("one more");
+    let words = ["more than 10000 entries that worker w1 on host offers", "at last worker://w1/data/10000: a pipe"];
+    assert!(error.kind == ErrorKind::Invalid && words.iter().all(|part| error.message.contains(part)), "{error}");
+    let again = (0..).map(|at| page_of_odd(&[], vec![odd("/data/a", "a pipe"); 9], Some(&format!("/data/{at:09}"))));
+    let error = list_of(&["workers:/"], again.take(2_000).collect()).await.expect_err("for ever the same");
+    assert!(error.message.contains("more than 10000 entries"), "{error}");
+}
+
+#[tokio::test]
+async fn odd_entries_of_all_workers_stand_in_the_order_of_their_places() {
+    let pages = vec![
+        page_of_odd(&["/data/b-x"], vec![odd("/data/z", "a pipe")], Some("/data/b/")),
+        page_of_odd(&["/data/c"], vec![odd("/data/b", "cannot list it: Permission denied")], None),
+    ];
+    let offered = list_of(&["workers:/"], pages).await.expect("listed");
+    assert_eq!(urls(&offered, "workers:/"), ["worker://w1/data/b-x", "worker://w1/data/c", "worker://w2/data/z"]);
+    let left_out: Vec<&str> = offered.inputs["workers:/"].left_out.iter().map(|odd| odd.url.as_str()).collect();
+    assert_eq!(left_out, ["worker://w1/data/b", "worker://w1/data/z"]);
+    // One that is asked for by its very path is there.
+    let offered = list_of(&["workers:/z"], vec![page_of_odd(&[], vec![odd("/data/z", "a pipe")], None)]).await;
+    assert_eq!(offered.expect("listed").inputs["workers:/z"].left_out.len(), 1);
+}
+
+/// Two workers that have these files below `/data`: what an INPUT finds.
+async fn found(input: &str, files: [&[&str]; 2]) -> Result<Vec<String>> {
+    let ask = |offer: Offer, question: ListInputs| {
+        let pattern = Pattern::new(&question.pattern).expect("pattern");
+        let at = usize::from(offer.worker.as_str() == "w2");
+        let paths: Vec<String> =
+            files[at].iter().filter(|name| pattern.matches(name)).map(|n| format!("/data/{n}")).collect();
+        let answer = page(&paths.iter().map(String::as_str).collect::<Vec<_>>(), None);
+        async move { answer }
+    };
+    let offers = [offer("w1"), offer("w2")];
+    let offered = list(&spec(&[input]), &offers, Epoch(1), (&SystemClock::default(), 60_000), ask).await?;
+    Ok(urls(&offered, input).iter().map(|url| url.trim_start_matches("worker://").replace("/data/", ":")).collect())
+}
+
+#[tokio::test]
+async fn what_exists_at_any_worker_is_a_path_and_no_pattern() {
+    let first: &[&str] = &["a1", "b2/xy", "b[2]/x*", "b[2]/xy", "d/a1.log"];
+    let second: &[&str] = &["[e", "a1", "a[1]", "b[2]/z", "c1", "c{1,2}", r"f\g"];
+    let check = async |input: &str, expected: Result<&[&str], &str>| match (
+        found(&format!("workers:/{input}"), [first, second]).await,
+        expected,
+    ) {
+        (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{input}"),
+        (Err(error), Err(expected)) => assert!(error.message.contains(expected), "{input}: {error}"),
+        (found, expected) => panic!("{input}: {found:?}, not {expected:?}"),
+    };
+    check("a[1]", Ok(&["w2:a[1]"])).await;
+    check(r"a\[1\]", Ok(&["w2:a[1]"])).await;
+    check("a[0-9]", Ok(&["w1:a1", "w2:a1"])).await;
+    check("a*", Ok(&["w1:a1", "w2:a1", "w2:a[1]"])).await;
+    check("b[2]", Ok(&["w1:b[2]/x*", "w1:b[2]/xy", "w2:b[2]/z"])).await;
+    check("b[2]/", Ok(&["w1:b[2]/x*", "w1:b[2]/xy", "w2:b[2]/z"])).await;
+    check("b[2]/x*", Ok(&["w1:b[2]/x*"])).await;
+    check("b[2]/?y", Ok(&["w1:b[2]/xy"])).await;
+    check("b[0-9]/?y", Ok(&["w1:b2/xy"])).await;
+    check("c{1,2}", Ok(&["w2:c{1,2}"])).await;
+    check("c{1,3}", Ok(&["w2:c1"])).await;
+    check("[e", Ok(&["w2:[e"])).await;
+    check(r"f\g", Ok(&[r"w2:f\g"])).await;
+    check("**/a?.log", Ok(&["w1:d/a1.log"])).await;
+    check("[f", Err("not a valid pattern")).await;
+    check("x[1]", Err("none of the workers")).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -132,6 +265,35 @@ async fn nothing_found_is_said() {
 }
 
 #[tokio::test]
+async fn odd_entries_of_workers_fall_under_bad_inputs() {
+    let stores = Stores::new(
+        muster_common::buffer::BufferPool::new(0),
+        &Config::profile(Profile::Testing).expect("settings").store,
+    );
+    let (fence, _, _) = leading().await;
+    let check = async |inputs: &[&str], files: &[&str], bad_inputs: BadInputs| {
+        let spec = JobSpec { bad_inputs, ..spec(inputs) };
+        let omitted = vec![odd("/data/sock", "a socket"), odd("/data/p", "a pipe")];
+        let offered = list_of(inputs, vec![page_of_odd(files, omitted, None)]).await.expect("listed");
+        let places = plan::places(&spec, None, &"d1".parse().expect("id")).expect("places");
+        list_input(&stores, &fence, &spec, &places, (&[offer("w1"), offer("w2")], &offered)).await
+    };
+    let error = check(&["workers:/"], &["/data/a"], BadInputs::Fail).await.expect_err("odd entries");
+    let words = [
+        "2 entries of the input cannot be read",
+        "worker://w1/data/p (a pipe), worker://w1/data/sock (a socket)",
+        "--bad-inputs skip",
+    ];
+    words.iter().for_each(|part| assert!(error.message.contains(part), "{part}: {error}"));
+    for files in [&["/data/a"][..], &[]] {
+        let listing = check(&["workers:/"], files, BadInputs::Skip).await.expect("left out");
+        let left_out: Vec<&str> = listing.left_out.iter().map(|odd| odd.url.as_str()).collect();
+        assert_eq!(left_out, ["worker://w1/data/p", "worker://w1/data/sock"]);
+        assert_eq!(listing.objects.len(), files.len() + 1);
+    }
+}
+
+#[tokio::test]
 async fn offered_files_are_checked_as_others_are() {
     let stores = Stores::new(
         muster_common::buffer::BufferPool::new(0),
@@ -139,7 +301,7 @@ async fn offered_files_are_checked_as_others_are() {
     );
     let (fence, _, _) = leading().await;
     let check = async |files: Vec<LocalFile>, spec: JobSpec| {
-        let listed = Ok(ListReply::Listed { files, next: None });
+        let listed = Ok(ListReply::Listed { files, omitted: Vec::new(), next: None });
         let offered = list_of(&["workers:/"], vec![listed]).await.expect("listed");
         let places = plan::places(&spec, None, &"d1".parse().expect("id")).expect("places");
         list_input(&stores, &fence, &spec, &places, (&[offer("w1"), offer("w2")], &offered)).await
@@ -154,6 +316,12 @@ async fn offered_files_are_checked_as_others_are() {
     let zipped = LocalFile { head: Ok(b"\x1f\x8b\x08\0".to_vec()), ..file("/data/a") };
     let error = check(vec![zipped], spec(&["workers:/"])).await.expect_err("gzip");
     assert!(error.message.contains("gzip-compressed"), "{error}");
+    // A tar archive is told by all of its header.
+    let mut header = vec![0_u8; HEAD_BYTES_MAX];
+    header[148..156].copy_from_slice(b"0000400\0");
+    let packed = LocalFile { head: Ok(header), bytes: 10_240, ..file("/data/a") };
+    let error = check(vec![packed], spec(&["workers:/"])).await.expect_err("tar");
+    assert!(error.message.contains("worker://w1/data/a is a tar archive: unpack it first"), "{error}");
     for output in ["/data/out", "/more", "/"] {
         let spec =
             JobSpec { output: output.to_owned(), bucket: Some("memory:///scratch".to_owned()), ..spec(&["workers:/"]) };

@@ -11,8 +11,11 @@ pub fn target(data: &[u8]) {
     if let Ok(url) = text.parse::<BlobUrl>() {
         place(&url);
     }
-    if let Some(Ok(pattern)) = inputs::of_workers(text) {
-        assert!(is_normal(pattern.as_str().trim_end_matches('/')) || pattern.as_str().is_empty());
+    if let Some(Ok(asked)) = inputs::of_workers(text) {
+        assert!(is_normal(asked.trim_end_matches('/')) || asked.is_empty());
+    }
+    if let Ok(pattern) = Pattern::of_path(text) {
+        assert!(pattern.matches(text) || text.is_empty() || text.ends_with('/'), "a path means itself");
     }
     if let Ok(pattern) = Pattern::new(text) {
         for path in ["a", "a/b.log", "_x", text] {

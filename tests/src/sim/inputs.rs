@@ -94,6 +94,6 @@ impl World {
         let more = files.len() > PAGE;
         files.truncate(PAGE);
         let next = files.last().filter(|_| more).map(|file| file.path.clone());
-        ListReply::Listed { files, next }
+        ListReply::Listed { files, omitted: Vec::new(), next }
     }
 }
