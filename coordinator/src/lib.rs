@@ -58,8 +58,8 @@ const CALL_REPEAT_MS_MAX: u64 = 5000;
 /// How long a process stands back after a term that a bug ended, in milliseconds: at first, and at most.
 const STAND_BACK_MS: std::ops::RangeInclusive<u64> = 5_000..=300_000;
 
-/// How long a process that ends waits for its streams to take what it has to tell.
-const FLUSH_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How long a process that ends waits for its streams to take what it has to tell: longer than a pause between two tries.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// What a coordinator is told.
 #[derive(Debug, Clone)]

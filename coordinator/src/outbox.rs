@@ -38,6 +38,8 @@ const KEPT_BYTES_MAX: usize = 4 << 20;
 const STORE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest pause between tries, in milliseconds, whatever the policy says: somebody may be waiting to read what happened.
 const PAUSE_MS_MAX: u64 = 2_000;
+/// Shortest one, in milliseconds: without a connection a try ends at once.
+const PAUSE_MS_MIN: u64 = 100;
 /// For how long after its end a term that somebody else has ended tries to tell what it had to, in milliseconds.
 const DEPOSED_MS: u64 = 30_000;
 
@@ -190,9 +192,12 @@ impl Outbox {
                         tracing::info!(what, after_ms, waiting = lane.waiting(), "the stream is back");
                     }
                     tries = 0;
-                    if let Some(missing) = lane.change(|queue| queue.stored(&message.id)) {
-                        self.tell_missing(&lane, &missing);
-                    }
+                    // In one step: nobody may find both lanes empty in between.
+                    lane.change(|queue| {
+                        if let Some(missing) = queue.stored(&message.id) {
+                            self.tell_missing(&lane, queue, &missing);
+                        }
+                    });
                 }
                 Err(error) if error.kind == ErrorKind::Exhausted => {
                     tracing::error!(%error, what, "one is never stored; it stands in this log alone");
@@ -204,14 +209,14 @@ impl Outbox {
                         tracing::warn!(%error, what, "the stream does not take what is told; it is kept, and follows");
                     }
                     tries = tries.saturating_add(1);
-                    self.clock.pause(policy.pause_ms(tries, self.clock.random())).await;
+                    self.clock.pause(policy.pause_ms(tries, self.clock.random()).max(PAUSE_MS_MIN)).await;
                 }
             }
         }
     }
 
-    /// Says how much is missing: of the events at the place where they are missing.
-    fn tell_missing(&self, lane: &Arc<Lane>, missing: &Missing) {
+    /// Says how much is missing of this lane, whose queue it is: of the events before all that follows.
+    fn tell_missing(&self, lane: &Arc<Lane>, queue: &mut Queue, missing: &Missing) {
         let of_events = Arc::ptr_eq(lane, &self.events);
         let event = Event {
             unix_ms: missing.unix_ms,
@@ -225,7 +230,7 @@ impl Outbox {
             ),
         };
         match self.event_message(&event) {
-            Some(message) if of_events => lane.change(|queue| queue.put_first(message)),
+            Some(message) if of_events => queue.put_first(message),
             Some(message) => self.events.keep(message),
             None => {}
         }

@@ -120,8 +120,7 @@ impl Fence {
     /// # Errors
     /// `Fenced` where somebody else has begun an epoch, or the term is over; `Invalid` where somebody else has taken OUTPUT.
     pub async fn check(&self) -> Result<()> {
-        self.check_epoch(false).await?;
-        self.check_claim().await
+        self.ask_both(false, || self.check_claim()).await
     }
 
     /// The same, whatever was answered before.
@@ -129,8 +128,23 @@ impl Fence {
     /// # Errors
     /// As [`Fence::check`].
     pub async fn check_anew(&self) -> Result<()> {
-        self.check_epoch(true).await?;
-        self.check_claim().await
+        self.ask_both(true, || self.check_claim()).await
+    }
+
+    /// The claim first: its answer serves for as long as nobody else may take it, and a slow store may need that long for it. What it says of the epoch is fresh.
+    async fn ask_both<F>(&self, anew: bool, claim: impl Fn() -> F) -> Result<()>
+    where
+        F: Future<Output = Result<()>>,
+    {
+        loop {
+            claim().await?;
+            let looked = self.shared.moment();
+            self.check_epoch(anew).await?;
+            // A journal that was away for longer has let the claim's answer grow old.
+            if self.held.is_none() || looked.is_within(self.shared.timeout_ms, self.shared.moment()) {
+                return Ok(());
+            }
+        }
     }
 
     async fn check_claim(&self) -> Result<()> {
@@ -376,6 +390,17 @@ pub(crate) mod tests {
         let all = futures::future::join_all((0..20).map(|_| fence.check())).await;
         assert!(all.iter().all(Result::is_ok));
         assert_eq!(ledger.asked.load(Ordering::SeqCst), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_epoch_that_begins_while_a_slow_store_is_asked_for_the_claim_is_seen() {
+        let (fence, ledger, clock) = leading().await;
+        let slow = || async {
+            clock.advance_ms(10_000);
+            ledger.begin(Epoch(5)).await;
+            Ok(())
+        };
+        assert_eq!(fence.ask_both(true, slow).await.expect_err("fenced").kind, ErrorKind::Fenced);
     }
 
     #[tokio::test(start_paused = true)]
