@@ -291,6 +291,16 @@ mod tests {
     }
 
     #[test]
+    fn every_command_tells_the_version() {
+        for command in ["", " sort", " verify", " worker"] {
+            let told = Cli::try_parse_from(format!("muster{command} --version").split(' '));
+            let told = told.err().unwrap_or_else(|| panic!("muster{command} --version ran a command"));
+            assert_eq!(told.kind(), clap::error::ErrorKind::DisplayVersion, "{command}");
+            assert!(told.to_string().contains(env!("CARGO_PKG_VERSION")), "{told}");
+        }
+    }
+
+    #[test]
     fn what_is_not_built_is_refused_by_name() {
         for (options, expected) in [("-h", "--human-numeric-sort"), ("-V", "--version-sort"), ("--format csv", "csv")] {
             let exit = check(&format!("muster sort /in -o /out {options}")).expect_err(options);
