@@ -101,6 +101,11 @@ impl Pattern {
         lies_above || below(relative, &self.base).is_some_and(may)
     }
 
+    /// Whether this is the path that is meant, or lies below it; of a glob, the folders that it begins with.
+    pub fn holds(&self, relative: &str) -> bool {
+        below(relative, &self.base).is_some()
+    }
+
     /// Asks the pattern of a path below the base, by the name that it has in a file system, and the number of its names.
     fn below_base(&self, rest: &str, ask: impl Fn(&Levels, &Path, usize) -> bool) -> bool {
         let Some(levels) = &self.levels else { return true };
@@ -241,5 +246,19 @@ mod tests {
         check("*.log", "a", false);
         check("**/*.log", "a/b", true);
         check(".h/x", ".h", true);
+    }
+
+    #[test]
+    fn what_lies_above_a_path_is_none_of_it() {
+        let check = |path: &str, relative: &str, expected: bool| {
+            assert_eq!(Pattern::of_path(path).expect("path").holds(relative), expected, "{path} {relative}");
+        };
+        check("a/*.log", "a/*.log", true);
+        check("a/*.log", "a/*.log/b", true);
+        check("a/*.log", "a", false);
+        check("a/*.log", "a/b.log", false);
+        check("a/", "a", true);
+        check("a/", "ab", false);
+        check("", "a", true);
     }
 }

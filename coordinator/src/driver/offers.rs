@@ -94,7 +94,7 @@ where
         }
         let pattern = asking.meaning(text).await.map_err(|e| e.at(format!("INPUT {input}")))?;
         let mut found = Found::default();
-        for Seen { objects, left_out, looks } in asking.all(&pattern, usize::MAX).await? {
+        for Seen { objects, left_out, looks } in asking.all(&pattern).await? {
             found.objects.extend(objects);
             found.left_out.extend(left_out);
             offered.looks.extend(looks);
@@ -113,6 +113,14 @@ where
         offered.inputs.insert(input.clone(), found);
     }
     Ok(offered)
+}
+
+/// A page of what one worker has: each with its URL.
+#[derive(Debug)]
+struct Said {
+    files: Vec<(BlobUrl, LocalFile)>,
+    omitted: Vec<(BlobUrl, LocalOmitted)>,
+    next: Option<String>,
 }
 
 /// What one worker has.
@@ -158,38 +166,41 @@ where
         Pattern::new(&join(&escaped(&base), rest))
     }
 
-    /// Whether anybody has something of it.
-    async fn any(&self, pattern: &Pattern) -> Result<bool> {
-        let seen = self.all(pattern, 1).await?;
-        Ok(seen.iter().any(|seen| !seen.objects.is_empty() || !seen.left_out.is_empty()))
+    /// Whether anybody has something with this path, or below it. A folder above it that a worker cannot look into, or a link there, tells nothing of what others have.
+    async fn any(&self, path: &Pattern) -> Result<bool> {
+        let probes = self.offers.iter().cloned().map(|offer| async move { self.has(&offer, path).await });
+        let found: Vec<bool> = stream::iter(probes).buffered(ASKED_AT_ONCE).try_collect().await?;
+        Ok(found.contains(&true))
     }
 
-    /// What each worker has, by their ids; of each so much at least, or all.
-    async fn all(&self, pattern: &Pattern, enough: usize) -> Result<Vec<Seen>> {
-        let lists =
-            self.offers.iter().cloned().map(|offer| async move { self.files_of(&offer, pattern, enough).await });
+    /// The same of one worker. Nothing is kept of what it says.
+    async fn has(&self, offer: &Offer, path: &Pattern) -> Result<bool> {
+        let mut after = None;
+        loop {
+            let Said { files, omitted, next } = self.said(offer, path, after).await?;
+            if !files.is_empty() || omitted.iter().any(|(_, odd)| is_of_path(offer, path, odd)) {
+                return Ok(true);
+            }
+            let Some(next) = next else { return Ok(false) };
+            after = Some(next);
+        }
+    }
+
+    /// What each worker has, by their ids.
+    async fn all(&self, pattern: &Pattern) -> Result<Vec<Seen>> {
+        let lists = self.offers.iter().cloned().map(|offer| async move { self.files_of(&offer, pattern).await });
         stream::iter(lists).buffered(ASKED_AT_ONCE).try_collect().await
     }
 
-    async fn files_of(&self, offer: &Offer, pattern: &Pattern, enough: usize) -> Result<Seen> {
+    async fn files_of(&self, offer: &Offer, pattern: &Pattern) -> Result<Seen> {
         let (worker, host) = (&offer.worker, &offer.host);
-        let lied =
-            |why: String| Error::corrupt(format!("worker {worker} on {host}: its list of input cannot be true: {why}"));
         let mut seen = Seen::default();
-        let mut after: Option<String> = None;
+        let mut after = None;
         loop {
-            let question = ListInputs { epoch: self.epoch, pattern: pattern.as_str().to_owned(), after: after.clone() };
-            let (files, omitted, next) = self.page_of(offer, &question).await?;
-            let mut last = after.clone();
-            for file in files {
-                let url = check_file(offer, pattern, last.as_deref(), &file).map_err(lied)?;
-                last = Some(file.path.clone());
-                seen.take(self.format, &url, file);
-            }
-            for odd in omitted {
-                let url = check_omitted(offer, pattern, &odd).map_err(lied)?;
-                seen.left_out.push(LeftOut { url: url.to_string(), why: odd.why });
-            }
+            let Said { files, omitted, next } = self.said(offer, pattern, after).await?;
+            files.into_iter().for_each(|(url, file)| seen.take(self.format, &url, file));
+            let named = |(url, odd): (BlobUrl, LocalOmitted)| LeftOut { url: url.to_string(), why: odd.why };
+            seen.left_out.extend(omitted.into_iter().map(named));
             if seen.objects.len() > OBJECTS_MAX {
                 return Err(Error::invalid(format!("worker {worker} offers more than {OBJECTS_MAX} files")));
             }
@@ -198,22 +209,44 @@ where
                     "more than {OMITTED_MAX} entries that worker {worker} on {host} offers cannot be input, at last {url}: {why}"
                 )));
             }
-            match next {
-                Some(next) if next.len() > NEXT_BYTES_MAX => {
-                    return Err(lied(format!("it goes on behind a path of {} bytes", next.len())));
-                }
-                Some(next) if after.as_ref().is_some_and(|after| next <= *after) => {
-                    return Err(lied(format!("it does not go on behind {next:?}")));
-                }
-                Some(next) if last.as_ref().is_some_and(|last| *last > next) => {
-                    return Err(lied(format!("it goes back to {next:?}")));
-                }
-                Some(next) if seen.objects.len() + seen.left_out.len() < enough => after = Some(next),
-                _ => break,
-            }
+            let Some(next) = next else { break };
+            after = Some(next);
         }
         seen.left_out.sort_unstable_by(|a, b| a.url.cmp(&b.url));
         Ok(seen)
+    }
+
+    /// What a worker says next, if it can be true.
+    async fn said(&self, offer: &Offer, pattern: &Pattern, after: Option<String>) -> Result<Said> {
+        let lied = |why: String| {
+            Error::corrupt(format!("worker {} on {}: its list of input cannot be true: {why}", offer.worker, offer.host))
+        };
+        let question = ListInputs { epoch: self.epoch, pattern: pattern.as_str().to_owned(), after };
+        let (files, omitted, next) = self.page_of(offer, &question).await?;
+        let after = question.after;
+        let mut said = Said { files: Vec::new(), omitted: Vec::new(), next };
+        let mut last = after.clone();
+        for file in files {
+            let url = check_file(offer, pattern, last.as_deref(), &file).map_err(lied)?;
+            last = Some(file.path.clone());
+            said.files.push((url, file));
+        }
+        for odd in omitted {
+            let url = check_omitted(offer, pattern, &odd).map_err(lied)?;
+            said.omitted.push((url, odd));
+        }
+        match &said.next {
+            Some(next) if next.len() > NEXT_BYTES_MAX => {
+                Err(lied(format!("it goes on behind a path of {} bytes", next.len())))
+            }
+            Some(next) if after.as_ref().is_some_and(|after| next <= after) => {
+                Err(lied(format!("it does not go on behind {next:?}")))
+            }
+            Some(next) if last.as_ref().is_some_and(|last| last > next) => {
+                Err(lied(format!("it goes back to {next:?}")))
+            }
+            _ => Ok(said),
+        }
     }
 
     /// One page, asked for again where that may help.
@@ -292,6 +325,11 @@ fn check_omitted(offer: &Offer, pattern: &Pattern, odd: &LocalOmitted) -> Result
         return Err(format!("{path} cannot be input for a reason of {} bytes that is none", why.len()));
     }
     Ok(url)
+}
+
+/// Whether what cannot be input has this very path or lies below it, and not above.
+fn is_of_path(offer: &Offer, path: &Pattern, odd: &LocalOmitted) -> bool {
+    relative_to(offer, &odd.path).is_ok_and(|relative| path.holds(relative))
 }
 
 /// A path below the folders that a worker registered.

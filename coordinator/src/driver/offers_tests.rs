@@ -235,6 +235,44 @@ async fn what_exists_at_any_worker_is_a_path_and_no_pattern() {
     check("x[1]", Err("none of the workers")).await;
 }
 
+/// The files of another worker were lost where `--bad-inputs skip` left the folder out.
+#[tokio::test]
+async fn a_folder_above_that_one_worker_cannot_list_makes_no_path_of_a_pattern() {
+    // `w1` cannot look into these of `/data`, and has these below `/more`; `w2` has those below `/data`.
+    let check = async |input: &str, closed: &[&str], files: [&[&str]; 2], expected: &[&str]| {
+        let ask = |offer: Offer, question: ListInputs| {
+            let pattern = Pattern::new(&question.pattern).expect("pattern");
+            let first = offer.worker.as_str() == "w1";
+            let (root, files) = if first { ("/more", files[0]) } else { ("/data", files[1]) };
+            let meant: Vec<String> =
+                files.iter().filter(|name| pattern.matches(name)).map(|name| format!("{root}/{name}")).collect();
+            let meant: Vec<&str> = meant.iter().map(String::as_str).collect();
+            let met = closed.iter().filter(|name| pattern.may_match_below(name) || pattern.matches(name));
+            let omitted = met.map(|name| odd(&format!("/data/{name}"), "cannot list it: Permission denied")).collect();
+            let answer = match question.after {
+                None if first => page_of_odd(&[], omitted, Some("/data/~")),
+                _ => page(&meant, None),
+            };
+            async move { answer }
+        };
+        let offers = [offer("w1"), offer("w2")];
+        let listed = list(&spec(&[input]), &offers, Epoch(1), (&SystemClock::default(), 60_000), ask).await;
+        let found = &listed.expect(input).inputs[input];
+        let urls = found.objects.iter().map(|object| &object.url).chain(found.left_out.iter().map(|odd| &odd.url));
+        assert_eq!(urls.collect::<Vec<_>>(), expected, "{input}");
+    };
+    let closed = "worker://w1/data/logs";
+    check("workers:/logs/*.txt", &["logs"], [&[], &["logs/a.txt"]], &["worker://w2/data/logs/a.txt", closed]).await;
+    let sub = "worker://w1/data/sub";
+    check("workers:/sub/[ab]/x*", &["sub"], [&[], &["sub/a/x1"]], &["worker://w2/data/sub/a/x1", sub]).await;
+    // What comes behind such a folder is still a path.
+    let both: [&[&str]; 2] = [&["logs/*.txt"], &["logs/a.txt"]];
+    check("workers:/logs/*.txt", &["logs"], both, &["worker://w1/more/logs/*.txt", closed]).await;
+    // What has the very path is there, even if it cannot be input.
+    let itself = "worker://w1/data/logs/*.txt";
+    check("workers:/logs/*.txt", &["logs/*.txt"], [&[], &["logs/a.txt"]], &[itself]).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_does_not_answer_is_asked_again_and_then_named() {
     let away = || Err(Error::retry("no answer"));
