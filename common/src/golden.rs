@@ -404,7 +404,7 @@ fn new_in_2(lines: &mut Lines) {
     );
     let file = LocalFile { path: "/data/a".into(), bytes: 10, version: "v".into(), head: Ok(b"head".to_vec()) };
     let closed = LocalFile { path: "/data/b".into(), head: Err(Error::invalid("no")), ..file.clone() };
-    let omitted = LocalOmitted { path: "/data/c".into(), why: "a socket".into() };
+    let omitted = LocalOmitted { path: "/data/c".into(), why: "a socket".into(), cut: true };
     let listed = ListReply::Listed { files: vec![file, closed], omitted: vec![omitted], next: Some("/data/b".into()) };
     lines.message("list-listed", &listed);
     lines.message("list-refused", &ListReply::Refused { error: Error::invalid("none") });

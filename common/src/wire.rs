@@ -729,6 +729,8 @@ pub struct LocalOmitted {
     pub path: String,
     /// Why it cannot be input, in at most [`WHY_BYTES_MAX`] without control characters.
     pub why: String,
+    /// Whether the path is but a begin.
+    pub cut: bool,
 }
 
 /// A worker's question where a job stands, when it has missed a hint.

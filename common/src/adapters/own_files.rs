@@ -35,6 +35,8 @@ const PAGE_BYTES_MAX: usize = crate::wire::MESSAGE_BYTES_MAX / 2;
 const FILE_OVERHEAD_BYTES: usize = 64;
 /// A page ends after so long, so that its request is answered in time.
 const PAGE_MS: u64 = 1000;
+/// Longest path of a folder that is offered, in bytes: a path below it that is cut still lies below it.
+const FOLDER_BYTES_MAX: usize = TEXT_BYTES_MAX - 256;
 /// Most entries of one folder.
 const ENTRIES_MAX: usize = 1_000_000;
 /// Tries of a resolution that a concurrent renaming disturbs.
@@ -140,7 +142,7 @@ impl Folder {
         let refuse = |why: String| Error::invalid(format!("cannot offer the input folder {}: {why}", path.display()));
         let path = path.canonicalize().map_err(|e| refuse(e.to_string()))?;
         let text = path.to_str().ok_or_else(|| refuse("its path is not valid UTF-8".to_owned()))?.to_owned();
-        if path.parent().is_none() || text.len() > TEXT_BYTES_MAX {
+        if path.parent().is_none() || text.len() > FOLDER_BYTES_MAX {
             return Err(refuse("it must not be the root of the file system, nor have an overlong path".to_owned()));
         }
         let folder = Self { path, text };
@@ -419,6 +421,7 @@ impl Walk<'_> {
             return;
         }
         let mut path = format!("{}{relative}", self.folder.as_prefix());
+        let cut = path.len() > TEXT_BYTES_MAX;
         path.truncate(path.floor_char_boundary(TEXT_BYTES_MAX));
         // A name that is cut may be a dot.
         while !is_normal(path.trim_start_matches('/')) {
@@ -432,7 +435,7 @@ impl Walk<'_> {
         if self.after.is_none_or(|after| place.as_str() > after) {
             self.looked = Some(place);
         }
-        self.page.omitted.push(LocalOmitted { path, why });
+        self.page.omitted.push(LocalOmitted { path, why, cut });
     }
 }
 

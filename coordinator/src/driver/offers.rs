@@ -12,7 +12,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use muster_common::clock::Clock;
 use muster_common::ids::Epoch;
 use muster_common::inputs::{self, Pattern};
-use muster_common::plan::{JobSpec, LeftOut, OBJECTS_MAX, PinnedObject};
+use muster_common::plan::{JobSpec, LeftOut, OBJECTS_MAX, PinnedObject, TEXT_BYTES_MAX};
 use muster_common::store::BlobUrl;
 use muster_common::survey::{OMITTED_MAX, escaped, is_wild, unescaped};
 use muster_common::wire::{
@@ -32,6 +32,8 @@ const ASKED_AT_ONCE: usize = 16;
 const PAUSE_MS: u64 = 200;
 /// Tries of one page.
 const TRIES_MAX: u32 = 4;
+/// What is cut off a path beside what is too long, at most: part of a character, and dots at the end.
+const CUT_BYTES_MAX: usize = 16;
 /// Longest version of a file, in bytes.
 const VERSION_BYTES_MAX: usize = 256;
 
@@ -219,7 +221,10 @@ where
     /// What a worker says next, if it can be true.
     async fn said(&self, offer: &Offer, pattern: &Pattern, after: Option<String>) -> Result<Said> {
         let lied = |why: String| {
-            Error::corrupt(format!("worker {} on {}: its list of input cannot be true: {why}", offer.worker, offer.host))
+            Error::corrupt(format!(
+                "worker {} on {}: its list of input cannot be true: {why}",
+                offer.worker, offer.host
+            ))
         };
         let question = ListInputs { epoch: self.epoch, pattern: pattern.as_str().to_owned(), after };
         let (files, omitted, next) = self.page_of(offer, &question).await?;
@@ -315,10 +320,14 @@ fn check_file(offer: &Offer, pattern: &Pattern, before: Option<&str>, file: &Loc
 
 /// The URL of an entry that a worker says cannot be input. A folder has the place of what lies in it, and a path that was cut that of a longer one, so they have no order.
 fn check_omitted(offer: &Offer, pattern: &Pattern, odd: &LocalOmitted) -> Result<BlobUrl, String> {
-    let LocalOmitted { path, why } = odd;
+    let LocalOmitted { path, why, cut } = odd;
     let url = BlobUrl::of_worker(&offer.worker, path).map_err(|e| e.message)?;
     let relative = relative_to(offer, path)?;
-    if !pattern.matches(relative) && !pattern.may_match_below(relative) {
+    if *cut && path.len() + CUT_BYTES_MAX < TEXT_BYTES_MAX {
+        return Err(format!("{path} is not so long that it had to be cut"));
+    }
+    // The end of what was cut is unknown, and often all that a pattern tells.
+    if !cut && !pattern.matches(relative) && !pattern.may_match_below(relative) {
         return Err(format!("{path} was not asked for"));
     }
     if why.is_empty() || why.len() > WHY_BYTES_MAX || why.contains(char::is_control) {
@@ -327,9 +336,9 @@ fn check_omitted(offer: &Offer, pattern: &Pattern, odd: &LocalOmitted) -> Result
     Ok(url)
 }
 
-/// Whether what cannot be input has this very path or lies below it, and not above.
+/// Whether what cannot be input has this very path or lies below it, and not above; what had to be cut is longer than what is asked for.
 fn is_of_path(offer: &Offer, path: &Pattern, odd: &LocalOmitted) -> bool {
-    relative_to(offer, &odd.path).is_ok_and(|relative| path.holds(relative))
+    odd.cut || relative_to(offer, &odd.path).is_ok_and(|relative| path.holds(relative))
 }
 
 /// A path below the folders that a worker registered.

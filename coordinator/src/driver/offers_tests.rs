@@ -1,8 +1,12 @@
-use std::sync::Mutex;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::{Arc, Mutex};
 
+use muster_common::adapters::own_files::{OwnFiles, Page};
+use muster_common::buffer::BufferPool;
 use muster_common::clock::SystemClock;
 use muster_common::config::{Config, Profile};
-use muster_common::plan::{BadInputs, BadRecords, Sizing, TEXT_BYTES_MAX};
+use muster_common::plan::{BadInputs, BadRecords, Sizing};
 use muster_common::store::Stores;
 use muster_kernel::record::Format;
 use muster_kernel::spec::SortSpec;
@@ -49,7 +53,7 @@ fn page(paths: &[&str], next: Option<&str>) -> Result<ListReply> {
 }
 
 fn odd(path: &str, why: &str) -> LocalOmitted {
-    LocalOmitted { path: path.to_owned(), why: why.to_owned() }
+    LocalOmitted { path: path.to_owned(), why: why.to_owned(), cut: false }
 }
 
 fn page_of_odd(files: &[&str], omitted: Vec<LocalOmitted>, next: Option<&str>) -> Result<ListReply> {
@@ -138,6 +142,9 @@ async fn what_is_said_of_odd_entries_is_bounded_and_checked() {
     check("workers:/sub", vec![odd("/data/other", "a pipe")], "was not asked for").await;
     check("workers:/sub/*.log", vec![odd("/data/sub/x", "a pipe")], "was not asked for").await;
     check("workers:/", vec![odd("/data/.hidden", "a pipe")], "was not asked for").await;
+    let cut = |path: &str| vec![LocalOmitted { cut: true, ..odd(path, "a pipe") }];
+    check("workers:/", cut("/data/x"), "not so long that it had to be cut").await;
+    check("workers:/", cut(&format!("/etc/{}", "x".repeat(TEXT_BYTES_MAX - 5))), "not below the folders").await;
     for why in ["", "a\x1b[31m", "a\nb", &"x".repeat(WHY_BYTES_MAX + 1)] {
         check("workers:/", vec![odd("/data/a", why)], "a reason of").await;
     }
@@ -188,6 +195,34 @@ async fn odd_entries_of_all_workers_stand_in_the_order_of_their_places() {
     // One that is asked for by its very path is there.
     let offered = list_of(&["workers:/z"], vec![page_of_odd(&[], vec![odd("/data/z", "a pipe")], None)]).await;
     assert_eq!(offered.expect("listed").inputs["workers:/z"].left_out.len(), 1);
+}
+
+/// It was taken for a lie, and the whole job failed.
+#[tokio::test]
+async fn a_path_that_a_worker_had_to_cut_is_believed() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    // Each byte of such a name takes four in its path.
+    let long = [&[0xff; 246][..], b".txt"].concat();
+    let (segment, mut root) = ("s".repeat(200), dir.path().canonicalize().expect("root"));
+    (0..16).for_each(|_| root.push(&segment));
+    std::fs::create_dir_all(root.join("d")).expect("folders");
+    std::fs::write(root.join("d/a.txt"), "x").expect("file");
+    std::fs::write(root.join("d").join(OsStr::from_bytes(&long)), "x").expect("file");
+    let own = OwnFiles::new(&[root], BufferPool::new(0), Arc::new(SystemClock::default())).expect("offers");
+    let offers = [Offer { folders: own.folders(), ..offer("w1") }];
+    let ask = |_: Offer, question: ListInputs| {
+        let own = own.clone();
+        async move {
+            let Page { files, omitted, next } = own.page(Pattern::new(&question.pattern)?, question.after).await?;
+            Ok(ListReply::Listed { files, omitted, next })
+        }
+    };
+    let listed = list(&spec(&["workers:/d/*.txt"]), &offers, Epoch(1), (&SystemClock::default(), 60_000), ask).await;
+    let found = &listed.expect("listed").inputs["workers:/d/*.txt"];
+    let [LeftOut { url, why }] = &found.left_out[..] else { panic!("{:?}", found.left_out) };
+    assert!(found.objects.len() == 1 && found.objects[0].url.ends_with("/d/a.txt"), "{:?}", found.objects);
+    assert!(url.contains(r"/d/\xff\xff"), "{url}");
+    assert!(why.contains("4096 that are carried"), "{why}");
 }
 
 /// Two workers that have these files below `/data`: what an INPUT finds.
@@ -304,10 +339,7 @@ async fn nothing_found_is_said() {
 
 #[tokio::test]
 async fn odd_entries_of_workers_fall_under_bad_inputs() {
-    let stores = Stores::new(
-        muster_common::buffer::BufferPool::new(0),
-        &Config::profile(Profile::Testing).expect("settings").store,
-    );
+    let stores = Stores::new(BufferPool::new(0), &Config::profile(Profile::Testing).expect("settings").store);
     let (fence, _, _) = leading().await;
     let check = async |inputs: &[&str], files: &[&str], bad_inputs: BadInputs| {
         let spec = JobSpec { bad_inputs, ..spec(inputs) };
@@ -333,10 +365,7 @@ async fn odd_entries_of_workers_fall_under_bad_inputs() {
 
 #[tokio::test]
 async fn offered_files_are_checked_as_others_are() {
-    let stores = Stores::new(
-        muster_common::buffer::BufferPool::new(0),
-        &Config::profile(Profile::Testing).expect("settings").store,
-    );
+    let stores = Stores::new(BufferPool::new(0), &Config::profile(Profile::Testing).expect("settings").store);
     let (fence, _, _) = leading().await;
     let check = async |files: Vec<LocalFile>, spec: JobSpec| {
         let listed = Ok(ListReply::Listed { files, omitted: Vec::new(), next: None });
