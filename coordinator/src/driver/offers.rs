@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::future::{self, Either};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -18,7 +19,7 @@ use muster_common::survey::{OMITTED_MAX, escaped, is_wild, unescaped};
 use muster_common::wire::{
     HEAD_BYTES_MAX, ListInputs, ListReply, LocalFile, LocalOmitted, NEXT_BYTES_MAX, WHY_BYTES_MAX,
 };
-use muster_common::{Error, ErrorKind, Result};
+use muster_common::{Error, ErrorKind, Result, error};
 use muster_kernel::record::Format;
 
 use super::formats;
@@ -34,6 +35,10 @@ const PAUSE_MS: u64 = 200;
 const TRIES_MAX: u32 = 4;
 /// What is cut off a path beside what is too long, at most: part of a character, and dots at the end.
 const CUT_BYTES_MAX: usize = 16;
+/// Files that cannot be read of which all that is said is kept.
+const SAID_IN_FULL_MAX: usize = 1000;
+/// What is kept of the words for each of the others, in bytes.
+const SAID_BYTES_MAX: usize = 256;
 /// Longest version of a file, in bytes.
 const VERSION_BYTES_MAX: usize = 256;
 
@@ -88,7 +93,7 @@ where
     F: Future<Output = Result<ListReply>>,
 {
     let mut offered = Offered::default();
-    let asking = Asking { offers, epoch, clock, ask, format: &spec.sort.format };
+    let asking = Asking { offers, epoch, clock, ask, format: &spec.sort.format, kept: Kept::default() };
     for input in &spec.inputs {
         let Some(text) = inputs::of_workers(input).transpose()? else { continue };
         if offered.inputs.contains_key(input) {
@@ -100,9 +105,6 @@ where
             found.objects.extend(objects);
             found.left_out.extend(left_out);
             offered.looks.extend(looks);
-        }
-        if found.objects.len() > OBJECTS_MAX {
-            return Err(Error::invalid(format!("the input has more than {OBJECTS_MAX} objects")));
         }
         if found.objects.is_empty() && found.left_out.is_empty() {
             let asked: Vec<&str> = offers.iter().take(10).map(|offer| offer.worker.as_str()).collect();
@@ -140,6 +142,39 @@ struct Asking<'a, A> {
     clock: &'a dyn Clock,
     ask: A,
     format: &'a Format,
+    kept: Kept,
+}
+
+/// How much of what workers say is kept, of all of them and for all INPUTs together.
+#[derive(Debug, Default)]
+struct Kept {
+    files: AtomicUsize,
+    omitted: AtomicUsize,
+    unreadable: AtomicUsize,
+}
+
+impl Kept {
+    /// Counts a page, before any of it is kept.
+    fn count(&self, files: &[(BlobUrl, LocalFile)], omitted: &[(BlobUrl, LocalOmitted)]) -> Result<()> {
+        if self.files.fetch_add(files.len(), Ordering::Relaxed) + files.len() > OBJECTS_MAX {
+            return Err(Error::invalid(format!("the input has more than {OBJECTS_MAX} objects")));
+        }
+        let before = self.omitted.fetch_add(omitted.len(), Ordering::Relaxed);
+        match omitted.get(OMITTED_MAX.saturating_sub(before)) {
+            Some((url, LocalOmitted { why, .. })) => Err(Error::invalid(format!(
+                "more than {OMITTED_MAX} entries that workers offer cannot be input, at last {url}: {why}"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Why a file cannot be read: all that is said of the first ones, and the begin of it of all others.
+    fn words(&self, Error { kind, message }: &Error) -> Error {
+        let before = self.unreadable.fetch_add(1, Ordering::Relaxed);
+        let most = if before < SAID_IN_FULL_MAX { error::MESSAGE_BYTES_MAX } else { SAID_BYTES_MAX };
+        // What is cut off is not to take memory.
+        Error::new(*kind, &message[..message.floor_char_boundary(most)])
+    }
 }
 
 impl<A, F> Asking<'_, A>
@@ -195,22 +230,14 @@ where
     }
 
     async fn files_of(&self, offer: &Offer, pattern: &Pattern) -> Result<Seen> {
-        let (worker, host) = (&offer.worker, &offer.host);
         let mut seen = Seen::default();
         let mut after = None;
         loop {
             let Said { files, omitted, next } = self.said(offer, pattern, after).await?;
-            files.into_iter().for_each(|(url, file)| seen.take(self.format, &url, file));
+            self.kept.count(&files, &omitted)?;
+            files.into_iter().for_each(|(url, file)| seen.take(self.format, &self.kept, &url, file));
             let named = |(url, odd): (BlobUrl, LocalOmitted)| LeftOut { url: url.to_string(), why: odd.why };
             seen.left_out.extend(omitted.into_iter().map(named));
-            if seen.objects.len() > OBJECTS_MAX {
-                return Err(Error::invalid(format!("worker {worker} offers more than {OBJECTS_MAX} files")));
-            }
-            if let Some(LeftOut { url, why }) = seen.left_out.get(OMITTED_MAX) {
-                return Err(Error::invalid(format!(
-                    "more than {OMITTED_MAX} entries that worker {worker} on {host} offers cannot be input, at last {url}: {why}"
-                )));
-            }
             let Some(next) = next else { break };
             after = Some(next);
         }
@@ -279,14 +306,13 @@ where
 }
 
 impl Seen {
-    fn take(&mut self, format: &Format, url: &BlobUrl, file: LocalFile) {
+    fn take(&mut self, format: &Format, kept: &Kept, url: &BlobUrl, file: LocalFile) {
         let LocalFile { bytes, version, head, .. } = file;
         let object = PinnedObject { url: url.to_string(), bytes, version };
         // Of a million heads only what they tell is kept.
         let look = match head {
             Ok(head) => formats::known(format, &object, &head).map(Ok),
-            // Its words are cut to the length that those of all errors have.
-            Err(Error { kind, message }) => Some(Err(Error::new(kind, message))),
+            Err(error) => Some(Err(kept.words(&error))),
         };
         self.looks.extend(look.map(|look| (object.url.clone(), look)));
         self.objects.push(object);

@@ -175,11 +175,50 @@ async fn more_odd_entries_than_a_job_leaves_out_are_refused_as_they_come() {
     let offered = list_of(&["workers:/"], pages(OMITTED_MAX)).await.expect("as many as a job leaves out");
     assert_eq!(offered.inputs["workers:/"].left_out.len(), OMITTED_MAX);
     let error = list_of(&["workers:/"], pages(OMITTED_MAX + 1)).await.expect_err("one more");
-    let words = ["more than 10000 entries that worker w1 on host offers", "at last worker://w1/data/10000: a pipe"];
+    let words = ["more than 10000 entries that workers offer", "at last worker://w1/data/10000: a pipe"];
     assert!(error.kind == ErrorKind::Invalid && words.iter().all(|part| error.message.contains(part)), "{error}");
     let again = (0..).map(|at| page_of_odd(&[], vec![odd("/data/a", "a pipe"); 9], Some(&format!("/data/{at:09}"))));
     let error = list_of(&["workers:/"], again.take(2_000).collect()).await.expect_err("for ever the same");
     assert!(error.message.contains("more than 10000 entries"), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_kept_of_all_workers_together_has_one_bound() {
+    let many = |offer: &Offer| {
+        let id = offer.worker.as_str();
+        (0..2_100).map(|at| odd(&format!("/data/{id}-{at:05}"), "a pipe")).collect::<Vec<_>>()
+    };
+    let ask = |offer: Offer, _: ListInputs| {
+        let answer = page_of_odd(&[], many(&offer), None);
+        async move { answer }
+    };
+    let offers: Vec<Offer> = (1..=9).map(|at| offer(&format!("w{at}"))).collect();
+    let of = async |offers: &[Offer]| {
+        list(&spec(&["workers:/"]), offers, Epoch(1), (&SystemClock::default(), 60_000), ask).await
+    };
+    assert_eq!(of(&offers[..4]).await.expect("few").inputs["workers:/"].left_out.len(), 8_400);
+    let error = of(&offers).await.expect_err("many");
+    assert!(error.message.contains("more than 10000 entries that workers offer cannot be input"), "{error}");
+}
+
+#[tokio::test]
+async fn words_for_very_many_unreadable_files_are_short() {
+    let ask = |offer: Offer, _: ListInputs| {
+        let closed = |at: usize| LocalFile {
+            head: Err(Error { kind: ErrorKind::Invalid, message: format!("no right to it{}", "x".repeat(9_000)) }),
+            ..file(&format!("/data/{}-{at:05}", offer.worker))
+        };
+        let files = (0..900).map(closed).collect();
+        async move { Ok(ListReply::Listed { files, omitted: Vec::new(), next: None }) }
+    };
+    let offers = [offer("w1"), offer("w2")];
+    let listed = list(&spec(&["workers:/"]), &offers, Epoch(1), (&SystemClock::default(), 60_000), ask).await;
+    let looks = listed.expect("listed").looks;
+    let said: Vec<&Error> = looks.values().filter_map(|look| look.as_ref().err()).collect();
+    assert!(said.len() == 1_800 && said.iter().all(|error| error.message.starts_with("no right to it")));
+    let full = said.iter().filter(|error| error.message.len() > SAID_BYTES_MAX).count();
+    assert_eq!(full, SAID_IN_FULL_MAX);
+    assert!(said.iter().all(|error| error.message.capacity() <= error::MESSAGE_BYTES_MAX), "as long as it was sent");
 }
 
 #[tokio::test]
