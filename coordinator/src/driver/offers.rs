@@ -39,6 +39,8 @@ const CUT_BYTES_MAX: usize = 16;
 const SAID_IN_FULL_MAX: usize = 1000;
 /// What is kept of the words for each of the others, in bytes.
 const SAID_BYTES_MAX: usize = 256;
+/// What is shown of a path that is not believed, in bytes.
+const SHOWN_BYTES_MAX: usize = 200;
 /// Longest version of a file, in bytes.
 const VERSION_BYTES_MAX: usize = 256;
 
@@ -330,16 +332,16 @@ fn check_file(offer: &Offer, pattern: &Pattern, before: Option<&str>, file: &Loc
     let url = BlobUrl::of_worker(&offer.worker, path).map_err(|e| e.message)?;
     let relative = relative_to(offer, path)?;
     if !pattern.matches(relative) {
-        return Err(format!("{path} was not asked for"));
+        return Err(format!("{} was not asked for", begin(path)));
     }
     if before.is_some_and(|before| before >= path.as_str()) {
-        return Err(format!("{path} stands behind {}", before.unwrap_or_default()));
+        return Err(format!("{} stands behind {}", begin(path), begin(before.unwrap_or_default())));
     }
     if version.is_empty() || version.len() > VERSION_BYTES_MAX {
-        return Err(format!("{path} has a version of {} bytes", version.len()));
+        return Err(format!("{} has a version of {} bytes", begin(path), version.len()));
     }
     if head.as_ref().is_ok_and(|head| head.len() > HEAD_BYTES_MAX) {
-        return Err(format!("{path} begins with more than {HEAD_BYTES_MAX} bytes"));
+        return Err(format!("{} begins with more than {HEAD_BYTES_MAX} bytes", begin(path)));
     }
     Ok(url)
 }
@@ -350,16 +352,21 @@ fn check_omitted(offer: &Offer, pattern: &Pattern, odd: &LocalOmitted) -> Result
     let url = BlobUrl::of_worker(&offer.worker, path).map_err(|e| e.message)?;
     let relative = relative_to(offer, path)?;
     if *cut && path.len() + CUT_BYTES_MAX < TEXT_BYTES_MAX {
-        return Err(format!("{path} is not so long that it had to be cut"));
+        return Err(format!("{} is not so long that it had to be cut", begin(path)));
     }
     // The end of what was cut is unknown, and often all that a pattern tells.
     if !cut && !pattern.matches(relative) && !pattern.may_match_below(relative) {
-        return Err(format!("{path} was not asked for"));
+        return Err(format!("{} was not asked for", begin(path)));
     }
     if why.is_empty() || why.len() > WHY_BYTES_MAX || why.contains(char::is_control) {
-        return Err(format!("{path} cannot be input for a reason of {} bytes that is none", why.len()));
+        return Err(format!("{} cannot be input for a reason of {} bytes that is none", begin(path), why.len()));
     }
     Ok(url)
+}
+
+/// As much of a path as leaves room for what is wrong with it.
+fn begin(path: &str) -> &str {
+    &path[..path.floor_char_boundary(SHOWN_BYTES_MAX)]
 }
 
 /// Whether what cannot be input has this very path or lies below it, and not above; what had to be cut is longer than what is asked for.
@@ -371,7 +378,7 @@ fn is_of_path(offer: &Offer, path: &Pattern, odd: &LocalOmitted) -> bool {
 fn relative_to<'a>(offer: &Offer, path: &'a str) -> Result<&'a str, String> {
     let below = |folder: &String| path.strip_prefix(folder.as_str()).and_then(|rest| rest.strip_prefix('/'));
     let found = offer.folders.iter().find_map(below);
-    found.ok_or_else(|| format!("{path} is not below the folders that it registered"))
+    found.ok_or_else(|| format!("{} is not below the folders that it registered", begin(path)))
 }
 
 #[cfg(test)]
