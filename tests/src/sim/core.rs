@@ -30,6 +30,9 @@ pub const MS: u64 = 1000;
 /// Microseconds in a second.
 pub const S: u64 = 1_000_000;
 
+/// So much longer a call to the store takes, at most, for who is cut off with a minority of the servers, in microseconds: the next leader has time to come.
+const FAR_US_MAX: u64 = 4 * S;
+
 /// Something that happens at a time.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "each says what happens; fields say to whom")]
@@ -122,6 +125,8 @@ pub struct Core {
     pub nodes: Vec<NodeInfo>,
     /// Messages that are on their way meet it.
     pub bus_dice: Dice,
+    /// Leaders that change OUTPUT do.
+    isolation_dice: Dice,
     /// Everything on the bus takes so much longer until then.
     pub clogged_until_us: u64,
     /// Neither bus nor journal answer until then.
@@ -169,6 +174,7 @@ impl Core {
             order: 0,
             nodes: Vec::new(),
             bus_dice: Dice::of(seed, "bus"),
+            isolation_dice: Dice::of(seed, "isolation"),
             clogged_until_us: 0,
             server_away_until_us: 0,
             store_away_until_us: 0,
@@ -259,6 +265,18 @@ impl Core {
             self.nodes[node].cut_until_us[way as usize] = until_us;
         }
         self.nodes[node].minority = (until_us, self.ledger.last());
+    }
+
+    /// A call goes out that changes OUTPUT, and its leader may be cut off with a minority just then. Gives how much longer calls to the store take from there.
+    pub fn isolates(&mut self, node: Node, changes_output: bool) -> u64 {
+        let leads = self.nodes[node].leads == Some(self.ledger.newest());
+        if changes_output && leads && !self.is_in_minority(node) && self.isolation_dice.chance(self.weights.isolate) {
+            let for_us = self.isolation_dice.within(6 * S, 25 * S);
+            self.node_line(node, &format!("is cut off with a minority for {} ms", for_us / MS));
+            self.cut_with_minority(node, self.now_us + for_us);
+        }
+        let is_far = self.weights.isolate > 0 && self.is_in_minority(node);
+        if is_far { self.isolation_dice.below(FAR_US_MAX) } else { 0 }
     }
 
     /// Whether a process is cut off together with a minority of the servers.

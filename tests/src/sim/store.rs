@@ -184,6 +184,11 @@ impl Call {
         }
     }
 
+    /// Whether others may see what it does.
+    fn changes(&self) -> bool {
+        matches!(self, Call::Put { .. } | Call::Complete { .. } | Call::Abort { .. } | Call::Delete { .. })
+    }
+
     fn key(&self) -> &str {
         match self {
             Call::List { prefix } | Call::ListUploads { prefix } => prefix,
@@ -306,11 +311,12 @@ impl Core {
         let (key, verb) = (call.key().to_owned(), call.verb());
         let reads = matches!(call, Call::Read { .. });
         self.check_authority(node, &call);
+        let far_us = self.isolates(node, call.changes() && !is_scratch(&key));
         let op = self.store.ops.begin((node, self.nodes[node].life), self.now_us, call);
         let slow = self.nodes[node].slow;
         let weights = self.weights.clone();
         let dice = &mut self.store.dice;
-        let go_us = dice.within(300, 6 * MS) * slow;
+        let go_us = dice.within(300, 6 * MS) * slow + far_us;
         let (refuse, lose_answer, lose_call, late_call) = (
             dice.chance(weights.refuse),
             dice.chance(weights.lose_answer),
