@@ -1,12 +1,18 @@
-//! The allocator: mimalloc for what is small, the system itself for what is large, so that what the program holds is what it counts (P6).
+//! The allocator: mimalloc for what is small, the system itself for what is large, so that what the
+//! program holds is what it counts (P6).
 //!
-//! Three things made a process of 256 MiB grow to 690 MiB while it merged, all of them memory that nobody held any more:
+//! Three things made a process of 256 MiB grow to 690 MiB while it merged, all of them memory that
+//! nobody held any more:
 //!
-//! - An allocator keeps what one thread frees and another asks for anew. Large blocks are therefore the system's, and go back when freed: those of the size of I/O buffers
-//!   (windows, parts) lie side by side in regions with huge pages ([`zone`]), others (the memory of sorters) are mapped each by itself.
-//! - mimalloc asks for huge pages behind all of its memory. A page of 2 MiB stays whole as long as one block in it lives, and the system's collector fills holes that were given
-//!   back ("khugepaged", which takes a page of 4 KiB as enough reason). So mimalloc's memory has small pages, also where the system would give huge ones unasked; who wants
-//!   huge ones for a large block asks for them there.
+//! - An allocator keeps what one thread frees and another asks for anew. Large blocks are therefore
+//!   the system's, and go back when freed: those of the size of I/O buffers (windows, parts) lie
+//!   side by side in regions with huge pages ([`zone`]), others (the memory of sorters) are mapped
+//!   each by itself.
+//! - mimalloc asks for huge pages behind all of its memory. A page of 2 MiB stays whole as long as
+//!   one block in it lives, and the system's collector fills holes that were given back
+//!   ("khugepaged", which takes a page of 4 KiB as enough reason). So mimalloc's memory has small
+//!   pages, also where the system would give huge ones unasked; who wants huge ones for a large
+//!   block asks for them there.
 //! - mimalloc gives back what is freed after a second; here at once.
 
 use std::alloc::{GlobalAlloc, Layout};
@@ -14,7 +20,9 @@ use std::ffi::{c_int, c_void};
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap_anonymous, mremap, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap_anonymous, mremap, munmap,
+};
 
 use zone::Zone;
 
@@ -46,7 +54,8 @@ impl Allocator {
     fn small() -> &'static mimalloc::MiMalloc {
         static SMALL: mimalloc::MiMalloc = mimalloc::MiMalloc;
         static IS_SET_UP: AtomicBool = AtomicBool::new(false);
-        // The first block of a process is asked for while it has one thread. It would do no harm twice.
+        // The first block of a process is asked for while it has one thread. It would do no harm
+        // twice.
         if !IS_SET_UP.load(Ordering::Relaxed) {
             IS_SET_UP.store(true, Ordering::Relaxed);
             set_up();
@@ -81,12 +90,22 @@ fn set_up() {
     if arena.is_null() {
         return;
     }
-    // Where the system knows no huge pages it refuses, and there is nothing to forbid.
-    // SAFETY: the mapping was just made and is nobody else's; the advice changes how it is backed, not what it holds.
+    // Where the system knows no huge pages it refuses, and there is nothing to forbid. SAFETY: the
+    // mapping was just made and is nobody else's; the advice changes how it is backed, not what it
+    // holds.
     let _ = unsafe { madvise(arena.cast(), ARENA_BYTES, Advice::LinuxNoHugepage) };
     // SAFETY: the memory is mapped, zero, of small pages, and given away for good.
     unsafe {
-        libmimalloc_sys::mi_manage_os_memory_ex(arena.cast(), ARENA_BYTES, true, false, true, -1, false, null_mut());
+        libmimalloc_sys::mi_manage_os_memory_ex(
+            arena.cast(),
+            ARENA_BYTES,
+            true,
+            false,
+            true,
+            -1,
+            false,
+            null_mut(),
+        );
     }
 }
 
@@ -94,24 +113,34 @@ fn set_up() {
 fn map(bytes: usize) -> *mut u8 {
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
     // SAFETY: a new mapping at a place of the system's choice touches nothing that exists.
-    let mapped = unsafe { mmap_anonymous(null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, flags) };
+    let mapped =
+        unsafe { mmap_anonymous(null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, flags) };
     mapped.map_or(null_mut(), <*mut c_void>::cast)
 }
 
-// SAFETY: a block is large or mimalloc's by its layout alone, which every later call about it repeats; where a large one lies its address tells. It is aligned to pages and
-// as long as asked for.
+// SAFETY: a block is large or mimalloc's by its layout alone, which every later call about it
+// repeats; where a large one lies its address tells. It is aligned to pages and as long as asked
+// for.
 unsafe impl GlobalAlloc for Allocator {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as the caller promises.
-        if is_large(layout) { cut_or_map(layout.size()) } else { unsafe { Self::small().alloc(layout) } }
+        if is_large(layout) {
+            cut_or_map(layout.size())
+        } else {
+            unsafe { Self::small().alloc(layout) }
+        }
     }
 
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // Fresh mappings are zero, places in the zone are not.
         // SAFETY: as the caller promises.
-        if is_large(layout) { map(layout.size()) } else { unsafe { Self::small().alloc_zeroed(layout) } }
+        if is_large(layout) {
+            map(layout.size())
+        } else {
+            unsafe { Self::small().alloc_zeroed(layout) }
+        }
     }
 
     #[inline]
@@ -121,7 +150,8 @@ unsafe impl GlobalAlloc for Allocator {
             if !is_large(layout) {
                 Self::small().dealloc(block, layout);
             } else if !ZONE.take_back(block, layout.size()) {
-                // A system that does not take its own memory back leaks it; nothing else can be done here.
+                // A system that does not take its own memory back leaks it; nothing else can be
+                // done here.
                 let _ = munmap(block.cast(), layout.size());
             }
         }
@@ -140,8 +170,10 @@ unsafe impl GlobalAlloc for Allocator {
                 // SAFETY: as the caller promises.
                 Some(false) => unsafe { self.moved(block, layout, wanted) },
                 None => {
-                    // SAFETY: the block was mapped with this length; nobody looks at its old place any more.
-                    let moved = unsafe { mremap(block.cast(), layout.size(), bytes, MremapFlags::MAYMOVE) };
+                    // SAFETY: the block was mapped with this length; nobody looks at its old place
+                    // any more.
+                    let moved =
+                        unsafe { mremap(block.cast(), layout.size(), bytes, MremapFlags::MAYMOVE) };
                     moved.map_or(null_mut(), <*mut c_void>::cast)
                 }
             },
@@ -152,7 +184,8 @@ unsafe impl GlobalAlloc for Allocator {
 }
 
 impl Allocator {
-    /// A block of the wanted layout with what the old one holds, which is given up; null where there is no memory, and the old one stays.
+    /// A block of the wanted layout with what the old one holds, which is given up; null where
+    /// there is no memory, and the old one stays.
     ///
     /// # Safety
     /// As of [`GlobalAlloc::realloc`].
@@ -172,7 +205,8 @@ impl Allocator {
 mod tests {
     use super::*;
 
-    /// Of the mapping that an address lies in: its bytes in memory, and whether huge pages are `hg` asked for or `nh` forbidden.
+    /// Of the mapping that an address lies in: its bytes in memory, and whether huge pages are `hg`
+    /// asked for or `nh` forbidden.
     pub(super) fn mapping(address: usize) -> (usize, String) {
         let maps = std::fs::read_to_string("/proc/self/smaps").expect("smaps");
         let mut found = None;
@@ -184,7 +218,8 @@ mod tests {
                 found = (begin..end).contains(&address).then_some(0);
             }
             if let (Some(resident), Some(kib)) = (&mut found, line.strip_prefix("Rss:")) {
-                *resident = kib.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") << 10;
+                *resident =
+                    kib.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") << 10;
             }
             if let (Some(resident), Some(flags)) = (found, line.strip_prefix("VmFlags:")) {
                 return (resident, flags.to_owned());
@@ -201,8 +236,16 @@ mod tests {
         assert_eq!((value(PURGE_DELAY), value(ALLOW_THP)), (0, 0));
         // The neighbours, by their defaults: a version with other options moves them.
         let (cross_thread, minimal_purge) = (value(ALLOW_THP - 1), value(ALLOW_THP + 1));
-        assert_eq!((value(PURGE_DELAY + 1), value(PURGE_DELAY + 3)), (0, 100), "use_numa_nodes, os_tag");
-        assert_eq!((cross_thread, minimal_purge), (32, 0), "page_cross_thread_max_reclaim, minimal_purge_size");
+        assert_eq!(
+            (value(PURGE_DELAY + 1), value(PURGE_DELAY + 3)),
+            (0, 100),
+            "use_numa_nodes, os_tag"
+        );
+        assert_eq!(
+            (cross_thread, minimal_purge),
+            (32, 0),
+            "page_cross_thread_max_reclaim, minimal_purge_size"
+        );
     }
 
     #[test]
@@ -217,7 +260,10 @@ mod tests {
         drop(block);
         assert!(mapping(address).0 < 8 << 20, "the block is given back");
         let small = Box::new([1_u8; 4096]);
-        assert!(mapping(small.as_ptr() as usize).1.contains(" nh"), "no huge pages for small blocks");
+        assert!(
+            mapping(small.as_ptr() as usize).1.contains(" nh"),
+            "no huge pages for small blocks"
+        );
     }
 
     #[test]
@@ -230,13 +276,19 @@ mod tests {
             block.truncate(bytes);
             block.shrink_to_fit();
             block.reserve_exact(1);
-            assert!(block.len() == bytes && block.iter().enumerate().all(|(at, byte)| *byte == at as u8), "{bytes}");
+            assert!(
+                block.len() == bytes
+                    && block.iter().enumerate().all(|(at, byte)| *byte == at as u8),
+                "{bytes}"
+            );
         }
         let zeroed = vec![0_u8; LARGE_BYTES];
         assert!(zeroed.iter().all(|byte| *byte == 0));
         #[repr(align(65536))]
         struct Aligned([u8; 2 * LARGE_BYTES]);
         let aligned = Box::new(Aligned([7; 2 * LARGE_BYTES]));
-        assert!((&raw const *aligned as usize).is_multiple_of(65536) && aligned.0[LARGE_BYTES] == 7);
+        assert!(
+            (&raw const *aligned as usize).is_multiple_of(65536) && aligned.0[LARGE_BYTES] == 7
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! A `--data-dir` is apart from what is read and from what is written, whatever names they are given: what muster keeps there would be read as input, or stand in OUTPUT,
-//! and it empties folders of its own in it.
+//! A `--data-dir` is apart from what is read and from what is written, whatever names they are
+//! given: what muster keeps there would be read as input, or stand in OUTPUT, and it empties
+//! folders of its own in it.
 
 use std::path::Path;
 
@@ -19,13 +20,16 @@ pub(crate) fn check_run(data_dir: &Path, spec: &JobSpec) -> Result<()> {
     let inputs = spec.inputs.iter().map(|input| ("INPUT", input));
     for (what, text) in inputs.chain([("OUTPUT", &spec.output)]) {
         // What is no path, or a pattern, is looked at where it is listed.
-        let Some(path) = text.parse::<BlobUrl>().ok().and_then(|url| url.file_path()) else { continue };
+        let Some(path) = text.parse::<BlobUrl>().ok().and_then(|url| url.file_path()) else {
+            continue;
+        };
         check(data_dir, &OWN, (what, &path))?;
     }
     Ok(())
 }
 
-/// Checks the data directory of a worker, all of which is its own, against the folders that it offers.
+/// Checks the data directory of a worker, all of which is its own, against the folders that it
+/// offers.
 ///
 /// # Errors
 /// `Invalid`, naming both places.
@@ -35,12 +39,18 @@ pub(crate) fn check_worker(data_dir: &Path, offered: &[std::path::PathBuf]) -> R
 
 fn check(data_dir: &Path, own: &[&str], (what, path): (&str, &Path)) -> Result<()> {
     let mounts = Mounts::read();
-    let of = |path: &Path| Territory::of(&std::path::absolute(path).unwrap_or_else(|_| path.to_owned()), &mounts);
+    let of = |path: &Path| {
+        Territory::of(&std::path::absolute(path).unwrap_or_else(|_| path.to_owned()), &mounts)
+    };
     // What cannot be looked at is told of where it is opened.
     let (Ok(theirs), Ok(ours)) = (of(path), of(data_dir)) else { return Ok(()) };
     let (path, dir) = (path.display(), data_dir.display());
     if theirs.covers(&ours) {
-        let why = if what == "OUTPUT" { "where parts alone may lie" } else { "where it would be read as input" };
+        let why = if what == "OUTPUT" {
+            "where parts alone may lie"
+        } else {
+            "where it would be read as input"
+        };
         return Err(Error::invalid(format!(
             "--data-dir {dir} lies in {what} {path}, {why}; name a folder apart from it"
         )));
@@ -48,7 +58,8 @@ fn check(data_dir: &Path, own: &[&str], (what, path): (&str, &Path)) -> Result<(
     for name in own {
         if of(&data_dir.join(name)).is_ok_and(|own| own.covers(&theirs)) {
             return Err(Error::invalid(format!(
-                "{what} {path} lies in a folder that muster empties, in --data-dir {dir}; name another --data-dir"
+                "{what} {path} lies in a folder that muster empties, in --data-dir {dir}; name \
+                    another --data-dir"
             )));
         }
     }

@@ -8,7 +8,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::memory;
 
-/// Sorts data larger than a machine on a pool of workers that share nothing but a NATS server and a bucket.
+/// Sorts data larger than a machine on a pool of workers that share nothing but a NATS server and a
+/// bucket.
 #[derive(Debug, Parser)]
 #[command(
     name = "muster",
@@ -16,7 +17,8 @@ use crate::memory;
     propagate_version = true,
     about,
     max_term_width = 110,
-    after_help = "Exit codes: 0 succeeded, 1 failed or not in order, 2 wrong usage, 3 nothing to connect to, 130 interrupted."
+    after_help = "Exit codes: 0 succeeded, 1 failed or not in order, 2 wrong usage, 3 nothing to \
+        connect to, 130 interrupted."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -49,18 +51,23 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Show the history of a job, or of all that happened
     Events(EventsArgs),
-    /// Find what is wrong with NATS, the bucket, the clock, the disk or the pool, and how to mend it
+    /// Find what is wrong with NATS, the bucket, the clock, the disk or the pool, and how to mend
+    /// it
     Doctor(DoctorArgs),
-    /// Run a job while processes are killed, stopped and cut off, and prove that it came to the same bytes
+    /// Run a job while processes are killed, stopped and cut off, and prove that it came to the
+    /// same bytes
     Drill(DrillArgs),
     /// Print what a role may do on NATS, as permissions of a nats-server
     ///
-    /// Without --role those of all roles, as blocks named after them; that of a worker with a user of its own is for the id WORKER_ID, which is to be replaced. With --role a
-    /// block "permissions" that goes into a user of the server's settings. deploy/nats/make.sh makes whole settings of them.
+    /// Without --role those of all roles, as blocks named after them; that of a worker with a user
+    /// of its own is for the id WORKER_ID, which is to be replaced. With --role a block
+    /// "permissions" that goes into a user of the server's settings. deploy/nats/make.sh makes
+    /// whole settings of them.
     Rights(RightsArgs),
     /// Print completions for a shell
     ///
-    /// bash: `muster completions bash > /etc/bash_completion.d/muster`; zsh: into a folder of `fpath`, as `_muster`; fish: `~/.config/fish/completions/muster.fish`.
+    /// bash: `muster completions bash > /etc/bash_completion.d/muster`; zsh: into a folder of
+    /// `fpath`, as `_muster`; fish: `~/.config/fish/completions/muster.fish`.
     Completions(CompletionsArgs),
     /// Print the manual page, or write a page for each command into a folder
     Man(ManArgs),
@@ -71,7 +78,8 @@ pub(crate) struct RightsArgs {
     /// Of this role alone
     #[arg(long, value_enum, value_name = "ROLE")]
     pub(crate) role: Option<RightsRole>,
-    /// With --role worker: of the worker of this id, which has a user of its own; else of any worker
+    /// With --role worker: of the worker of this id, which has a user of its own; else of any
+    /// worker
     #[arg(long, value_name = "WORKER", requires = "role")]
     pub(crate) id: Option<String>,
     /// The deployment's namespace, as in its settings
@@ -106,16 +114,19 @@ pub(crate) struct CompletionsArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ManArgs {
-    /// Folder for the pages muster.1, muster-sort.1 and so on, like /usr/local/share/man/man1; it is made where it is missing
+    /// Folder for the pages muster.1, muster-sort.1 and so on, like /usr/local/share/man/man1; it
+    /// is made where it is missing
     #[arg(value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
 }
 
-/// Run a job while processes are killed, stopped and cut off, and prove that it came to the same bytes.
+/// Run a job while processes are killed, stopped and cut off, and prove that it came to the same
+/// bytes.
 ///
-/// A private pool of real processes is started on this machine: a nats-server, coordinators and workers. It sorts generated records once in peace and once while a
-/// schedule drawn from the seed kills (-9), stops (SIGSTOP) and cuts its processes off, and they inject passing faults into themselves. Exit code 0 says that the job
-/// succeeded and that every claim of the proof holds.
+/// A private pool of real processes is started on this machine: a nats-server, coordinators and
+/// workers. It sorts generated records once in peace and once while a schedule drawn from the seed
+/// kills (-9), stops (SIGSTOP) and cuts its processes off, and they inject passing faults into
+/// themselves. Exit code 0 says that the job succeeded and that every claim of the proof holds.
 #[derive(Debug, Args)]
 pub(crate) struct DrillArgs {
     /// How many records of 100 bytes
@@ -150,7 +161,8 @@ pub(crate) struct NatsArgs {
     /// NATS server, like nats://host:4222; else NATS_URL and its like, else a NATS context
     #[arg(long, value_name = "URL")]
     pub(crate) nats: Option<String>,
-    /// Namespace of the deployment, where several share a NATS server; else MUSTER_NAMESPACE, else the setting namespace (--config), else muster
+    /// Namespace of the deployment, where several share a NATS server; else MUSTER_NAMESPACE, else
+    /// the setting namespace (--config), else muster
     #[arg(long, value_name = "NS")]
     pub(crate) namespace: Option<String>,
 }
@@ -190,25 +202,29 @@ pub(crate) struct EventsArgs {
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
     pub(crate) nats: NatsArgs,
-    /// Where the coordinator keeps scratch, like s3://bucket/prefix; tried with a few objects that are removed again
+    /// Where the coordinator keeps scratch, like s3://bucket/prefix; tried with a few objects that
+    /// are removed again
     #[arg(long, value_name = "URL")]
     pub(crate) bucket: Option<String>,
     /// Folder whose disk is looked at; else that for temporary files
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
-    /// An OUTPUT to look at, a path or s3://bucket/prefix: who claims it, what runs that were killed have left, unfinished uploads (which are in no listing). Needs no NATS
+    /// An OUTPUT to look at, a path or s3://bucket/prefix: who claims it, what runs that were
+    /// killed have left, unfinished uploads (which are in no listing). Needs no NATS
     #[arg(long, value_name = "URL")]
     pub(crate) output: Option<String>,
     /// The NATS server's monitoring port; else 8222 on its host
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) monitor: Option<String>,
-    /// Make streams that are missing, remove scratch that no deployment knows, and from --output what dead runs have left and unfinished uploads, each only when confirmed
+    /// Make streams that are missing, remove scratch that no deployment knows, and from --output
+    /// what dead runs have left and unfinished uploads, each only when confirmed
     #[arg(long)]
     pub(crate) mend: bool,
     /// Confirm everything
     #[arg(long, requires = "mend")]
     pub(crate) yes: bool,
-    /// With --yes: leave scratch that was written to within this time, for somebody may be at work there (uploads into --output have no known time: 0s aborts them)
+    /// With --yes: leave scratch that was written to within this time, for somebody may be at work
+    /// there (uploads into --output have no known time: 0s aborts them)
     #[arg(long, value_name = "DURATION", default_value = "1h", requires = "mend", value_parser = humantime::parse_duration)]
     pub(crate) older_than: std::time::Duration,
     /// Print one JSON object
@@ -275,14 +291,16 @@ pub(crate) struct SettingsArgs {
 /// Where health and metrics are served.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct HttpArgs {
-    /// Serve /healthz, /readyz and /metrics here, like 127.0.0.1:9464; a port alone means this machine only, port 0 one that is free and logged
+    /// Serve /healthz, /readyz and /metrics here, like 127.0.0.1:9464; a port alone means this
+    /// machine only, port 0 one that is free and logged
     #[arg(long, value_name = "ADDR", value_parser = parse_http)]
     pub(crate) http: Option<SocketAddr>,
 }
 
 /// What `--help` says of `--faults`.
 const FAULTS_HELP: &str = concat!(
-    "Inject faults into this process. Refused unless MUSTER_ENABLE_FAULTS=1 is set or the setting faults.enabled is true: it damages and kills on purpose.\n\n",
+    "Inject faults into this process. Refused unless MUSTER_ENABLE_FAULTS=1 is set or the setting \
+        faults.enabled is true: it damages and kills on purpose.\n\n",
     include_str!("../../common/src/faults/grammar.txt")
 );
 
@@ -290,13 +308,15 @@ const FAULTS_HELP: &str = concat!(
 pub(crate) struct WorkerArgs {
     #[command(flatten)]
     pub(crate) nats: NatsArgs,
-    /// A name that stays the same over restarts; else MUSTER_WORKER_ID, else one is made and kept in the data directory
+    /// A name that stays the same over restarts; else MUSTER_WORKER_ID, else one is made and kept
+    /// in the data directory
     #[arg(long)]
     pub(crate) id: Option<String>,
     /// Folder for the identity and for what does not fit in memory; else a temporary one
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
-    /// Memory of this process, like 4GiB, or a share like 50%; else half of what it may use (the machine's memory, or the least limit of its memory cgroups)
+    /// Memory of this process, like 4GiB, or a share like 50%; else half of what it may use (the
+    /// machine's memory, or the least limit of its memory cgroups)
     #[arg(long, value_name = "SIZE", value_parser = memory::parse)]
     pub(crate) memory: Option<memory::Size>,
     /// Tasks at once; else one a core
@@ -305,7 +325,8 @@ pub(crate) struct WorkerArgs {
     /// A label of this worker, for people and for placement
     #[arg(long = "label", value_name = "K=V", value_parser = parse_label)]
     pub(crate) labels: Vec<(String, String)>,
-    /// A folder that this worker alone can read: `muster sort workers:/` reads what lies in it. May be repeated; links below it are not followed, but named
+    /// A folder that this worker alone can read: `muster sort workers:/` reads what lies in it. May
+    /// be repeated; links below it are not followed, but named
     #[arg(long, value_name = "DIR")]
     pub(crate) input_dir: Vec<PathBuf>,
     #[command(flatten)]
@@ -338,12 +359,15 @@ pub(crate) struct CoordinatorArgs {
 
 /// Sort INPUT into parts below OUTPUT.
 ///
-/// OUTPUT is a folder or a prefix: it gets part-00000.EXT and so on, which read one after the other are the sorted data, and _SUCCESS when all of it is there. The letters
-/// have the meaning of sort(1) under LC_ALL=C, so help is --help alone here.
+/// OUTPUT is a folder or a prefix: it gets part-00000.EXT and so on, which read one after the other
+/// are the sorted data, and _SUCCESS when all of it is there. The letters have the meaning of
+/// sort(1) under LC_ALL=C, so help is --help alone here.
 #[derive(Debug, Args)]
 #[command(version, disable_help_flag = true, disable_version_flag = true)]
 pub(crate) struct SortArgs {
-    /// Files, folders, prefixes and globs; what exists is no glob, whatever its name; names beginning with _ or . are not read from folders. In a pool workers:/ is what workers offer with --input-dir, workers:/PATH some of it
+    /// Files, folders, prefixes and globs; what exists is no glob, whatever its name; names
+    /// beginning with _ or . are not read from folders. In a pool workers:/ is what workers offer
+    /// with --input-dir, workers:/PATH some of it
     #[arg(required = true, value_name = "INPUT")]
     pub(crate) inputs: Vec<OsString>,
     /// Folder or prefix for the parts; must be empty or absent without --overwrite
@@ -358,7 +382,8 @@ pub(crate) struct SortArgs {
     /// How many output parts to aim for; else by the size of the input
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) partitions: Option<u32>,
-    /// Replace the result of an earlier sort in OUTPUT, once the new one is whole; anything else there refuses the job
+    /// Replace the result of an earlier sort in OUTPUT, once the new one is whole; anything else
+    /// there refuses the job
     #[arg(long)]
     pub(crate) overwrite: bool,
     /// Sync the output to disk before saying that it is there
@@ -370,14 +395,17 @@ pub(crate) struct SortArgs {
     /// Return as soon as the job is accepted; see muster watch
     #[arg(long)]
     pub(crate) detach: bool,
-    /// What becomes of malformed records: the job fails, leaves them out, or keeps them below OUTPUT/_quarantine
+    /// What becomes of malformed records: the job fails, leaves them out, or keeps them below
+    /// OUTPUT/_quarantine
     #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
     pub(crate) bad_records: OnBadRecords,
-    /// What becomes of input objects that cannot be read, and of entries of folders that are no files (dangling links, sockets, pipes): the job fails, or leaves them out as a whole
-    /// and names them
+    /// What becomes of input objects that cannot be read, and of entries of folders that are no
+    /// files (dangling links, sockets, pipes): the job fails, or leaves them out as a whole and
+    /// names them
     #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
     pub(crate) bad_inputs: OnBadInputs,
-    /// A second store for what is sorted and not yet merged, like s3://other/prefix: what the first loses is read there
+    /// A second store for what is sorted and not yet merged, like s3://other/prefix: what the first
+    /// loses is read there
     #[arg(long, value_name = "URL")]
     pub(crate) replica: Option<String>,
 
@@ -400,7 +428,8 @@ pub(crate) struct SortArgs {
 /// What order; shared by `sort` and `verify`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct OrderArgs {
-    /// auto, lines or fixed:LEN. auto in sort: lines, and what looks like another format is refused. auto in verify: as the folder's _SUCCESS says, else lines where a letter or key of
+    /// auto, lines or fixed:LEN. auto in sort: lines, and what looks like another format is
+    /// refused. auto in verify: as the folder's _SUCCESS says, else lines where a letter or key of
     /// lines is given, else gensort's fixed:100 with -k 0:10
     #[arg(long, value_name = "FORMAT", default_value = "auto")]
     pub(crate) format: String,
@@ -468,16 +497,20 @@ pub(crate) struct PlaceArgs {
     pub(crate) local: Option<Option<u32>>,
     #[command(flatten)]
     pub(crate) nats: NatsArgs,
-    /// Where scratch goes, like s3://bucket/prefix; else the coordinator's choice, else below OUTPUT
+    /// Where scratch goes, like s3://bucket/prefix; else the coordinator's choice, else below
+    /// OUTPUT
     #[arg(long, value_name = "URL")]
     pub(crate) bucket: Option<String>,
-    /// Memory of this process when it runs here, like 4GiB, or a share like 50%; else half of what it may use (the machine's memory, or the least limit of its memory cgroups). In a pool: of one task, to size tasks by
+    /// Memory of this process when it runs here, like 4GiB, or a share like 50%; else half of what
+    /// it may use (the machine's memory, or the least limit of its memory cgroups). In a pool: of
+    /// one task, to size tasks by
     #[arg(long, value_name = "SIZE", value_parser = memory::parse)]
     pub(crate) memory: Option<memory::Size>,
     /// Tasks at once when it runs here; else one a core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
-    /// Folder for a local run's state: the same command with the same folder resumes a run that was killed
+    /// Folder for a local run's state: the same command with the same folder resumes a run that was
+    /// killed
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
 }
@@ -512,8 +545,10 @@ pub(crate) struct GenArgs {
 
 /// Check order, count, checksum and duplicates as valsort does.
 ///
-/// A folder that muster sorted is checked by the format and keys in its _SUCCESS, and against the sums there. Where options say what order is meant, they hold instead.
-/// Anything else is taken for gensort's records of 100 bytes with a key of 10 (--format fixed:100 -k 0:10), unless a letter or key of lines is given: for text say --format lines.
+/// A folder that muster sorted is checked by the format and keys in its _SUCCESS, and against the
+/// sums there. Where options say what order is meant, they hold instead. Anything else is taken for
+/// gensort's records of 100 bytes with a key of 10 (--format fixed:100 -k 0:10), unless a letter or
+/// key of lines is given: for text say --format lines.
 #[derive(Debug, Args)]
 #[command(version, disable_help_flag = true, disable_version_flag = true)]
 pub(crate) struct VerifyArgs {
@@ -544,12 +579,16 @@ fn parse_http(text: &str) -> Result<SocketAddr, String> {
         let port = port.parse().map_err(|e| format!("{e}; a port is 0 to 65535"))?;
         return Ok(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
     }
-    text.parse().map_err(|_| "write it as IP:PORT, like 127.0.0.1:9464 or [::]:9464, or as a port alone".to_owned())
+    text.parse().map_err(|_| {
+        "write it as IP:PORT, like 127.0.0.1:9464 or [::]:9464, or as a port alone".to_owned()
+    })
 }
 
 fn parse_label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() && text.len() <= 256 => Ok((key.to_owned(), value.to_owned())),
+        Some((key, value)) if !key.is_empty() && text.len() <= 256 => {
+            Ok((key.to_owned(), value.to_owned()))
+        }
         _ => Err("write it as KEY=VALUE, at most 256 bytes".to_owned()),
     }
 }
@@ -580,7 +619,11 @@ mod tests {
             ("host:80", None),
             ("http://127.0.0.1:80", None),
         ] {
-            assert_eq!(parse_http(text).ok().map(|address| address.to_string()).as_deref(), expected, "{text}");
+            assert_eq!(
+                parse_http(text).ok().map(|address| address.to_string()).as_deref(),
+                expected,
+                "{text}"
+            );
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Reads a command line of `muster sort` and `muster verify` as sort(1) reads its own, and writes it in the one form that clap reads the same way: a value stands in the same
-//! argument as its option (`-t=` is `--field-separator==`), a flag that is repeated stands once. Options of sort(1) and of its kin that muster has otherwise are refused with
-//! what to use instead.
+//! Reads a command line of `muster sort` and `muster verify` as sort(1) reads its own, and writes
+//! it in the one form that clap reads the same way: a value stands in the same argument as its
+//! option (`-t=` is `--field-separator==`), a flag that is repeated stands once. Options of sort(1)
+//! and of its kin that muster has otherwise are refused with what to use instead.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -27,7 +28,8 @@ const fn elsewhere(short: Option<u8>, long: &'static str, advice: &'static str) 
     Elsewhere { short, long, advice }
 }
 
-const VERIFY: &str = "whether data is in order tells muster verify PATH..., with the same -k, -t and letters and --format lines (exit code 1 where it is not)";
+const VERIFY: &str = "whether data is in order tells muster verify PATH..., with the same -k, -t \
+    and letters and --format lines (exit code 1 where it is not)";
 
 const ELSEWHERE: [Elsewhere; 14] = [
     elsewhere(Some(b'c'), "check", VERIFY),
@@ -35,26 +37,41 @@ const ELSEWHERE: [Elsewhere; 14] = [
     elsewhere(
         Some(b'm'),
         "merge",
-        "files that are in order already are sorted like any others: leave it out, the result is the same",
+        "files that are in order already are sorted like any others: leave it out, the result is \
+            the same",
     ),
-    elsewhere(Some(b'S'), "buffer-size", "use --memory SIZE, like --memory 4GiB (of the whole process)"),
+    elsewhere(
+        Some(b'S'),
+        "buffer-size",
+        "use --memory SIZE, like --memory 4GiB (of the whole process)",
+    ),
     elsewhere(
         Some(b'T'),
         "temporary-directory",
-        "use --data-dir DIR, or set TMPDIR, for what does not fit in memory; --bucket URL says where sorted runs go (else below OUTPUT)",
+        "use --data-dir DIR, or set TMPDIR, for what does not fit in memory; --bucket URL says \
+            where sorted runs go (else below OUTPUT)",
     ),
     elsewhere(None, "parallel", "use --threads N"),
     elsewhere(
         None,
         "header",
-        "a first line is sorted like any other: cut it off before (tail -n +2 FILE) and put it in front afterwards",
+        "a first line is sorted like any other: cut it off before (tail -n +2 FILE) and put it in \
+            front afterwards",
     ),
-    elsewhere(None, "top", "everything is sorted; the first N lines are: cat OUTPUT/part-* | head -n N"),
+    elsewhere(
+        None,
+        "top",
+        "everything is sorted; the first N lines are: cat OUTPUT/part-* | head -n N",
+    ),
     elsewhere(None, "compress-program", "what is kept meanwhile is not compressed: leave it out"),
     elsewhere(None, "batch-size", "how much is merged at once follows from --memory: leave it out"),
     elsewhere(None, "files0-from", "name folders or patterns as INPUT, like logs/ or 'logs/*.txt'"),
     elsewhere(None, "random-source", "sorting at random (-R) is not built: leave it out"),
-    elsewhere(None, "debug", "leave it out; muster verify shows whether the order is the one that was meant"),
+    elsewhere(
+        None,
+        "debug",
+        "leave it out; muster verify shows whether the order is the one that was meant",
+    ),
     elsewhere(None, "in-place", "name another place with -o; OUTPUT never overlaps INPUT"),
 ];
 
@@ -66,7 +83,8 @@ pub(crate) fn for_clap(args: Vec<OsString>) -> Result<Vec<OsString>, Exit> {
     let Some(command) = cli.find_subcommand(&name) else { return Ok(args) };
     let mut args = args.into_iter();
     let out = args.by_ref().take(2).collect();
-    let mut reader = Reader { command, sorts: name == "sort", given: BTreeSet::new(), separator: None, out };
+    let mut reader =
+        Reader { command, sorts: name == "sort", given: BTreeSet::new(), separator: None, out };
     while let Some(arg) = args.next() {
         if arg == "--" {
             reader.out.push(arg);
@@ -89,7 +107,11 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn argument(&mut self, arg: OsString, rest: &mut impl Iterator<Item = OsString>) -> Result<(), Exit> {
+    fn argument(
+        &mut self,
+        arg: OsString,
+        rest: &mut impl Iterator<Item = OsString>,
+    ) -> Result<(), Exit> {
         match arg.as_bytes() {
             [b'-', b'-', long @ ..] => {
                 let (name, value) = match long.iter().position(|byte| *byte == b'=') {
@@ -114,10 +136,15 @@ impl Reader<'_> {
         value: Option<&[u8]>,
         rest: &mut impl Iterator<Item = OsString>,
     ) -> Result<(), Exit> {
-        if let Some(known) = ELSEWHERE.iter().find(|known| self.sorts && known.long.as_bytes() == name) {
+        if let Some(known) =
+            ELSEWHERE.iter().find(|known| self.sorts && known.long.as_bytes() == name)
+        {
             return Err(refusal(known));
         }
-        let known = self.command.get_arguments().find(|known| known.get_long().is_some_and(|l| l.as_bytes() == name));
+        let known = self
+            .command
+            .get_arguments()
+            .find(|known| known.get_long().is_some_and(|l| l.as_bytes() == name));
         match (known, value) {
             (Some(known), None) if takes_value(known) => self.valued(known, arg, rest.next()),
             (Some(known), Some(value)) if takes_value(known) => {
@@ -135,12 +162,22 @@ impl Reader<'_> {
     }
 
     /// `-nrk2`: flags, of which the last may take the rest or the next argument as its value.
-    fn cluster(&mut self, arg: &OsStr, letters: &[u8], rest: &mut impl Iterator<Item = OsString>) -> Result<(), Exit> {
+    fn cluster(
+        &mut self,
+        arg: &OsStr,
+        letters: &[u8],
+        rest: &mut impl Iterator<Item = OsString>,
+    ) -> Result<(), Exit> {
         for (at, letter) in letters.iter().enumerate() {
-            if let Some(known) = ELSEWHERE.iter().find(|known| self.sorts && known.short == Some(*letter)) {
+            if let Some(known) =
+                ELSEWHERE.iter().find(|known| self.sorts && known.short == Some(*letter))
+            {
                 return Err(refusal(known));
             }
-            let known = self.command.get_arguments().find(|known| known.get_short() == Some(char::from(*letter)));
+            let known = self
+                .command
+                .get_arguments()
+                .find(|known| known.get_short() == Some(char::from(*letter)));
             let Some(known) = known else {
                 // clap says that there is no such letter.
                 self.out.push(OsString::from_vec([b"-", &letters[at..]].concat()));
@@ -179,7 +216,8 @@ impl Reader<'_> {
                 Some(before) if *before == value => return Ok(()),
                 Some(before) => {
                     return Err(Exit::usage(format!(
-                        "-t {before:?} and -t {value:?}: incompatible tabs, for there is one separator of fields"
+                        "-t {before:?} and -t {value:?}: incompatible tabs, for there is one \
+                            separator of fields"
                     )));
                 }
                 None => self.separator = Some(value),
@@ -192,18 +230,32 @@ impl Reader<'_> {
     }
 
     /// `+POS1 [-POS2]`, as keys were written before there was -k. A file of that name is a file.
-    fn obsolete(&mut self, arg: OsString, rest: &mut impl Iterator<Item = OsString>) -> Result<(), Exit> {
+    fn obsolete(
+        &mut self,
+        arg: OsString,
+        rest: &mut impl Iterator<Item = OsString>,
+    ) -> Result<(), Exit> {
         if std::path::Path::new(&arg).symlink_metadata().is_ok() {
             self.out.push(arg);
             return Ok(());
         }
         let from = arg.to_string_lossy().into_owned();
         let to = rest.next().map(|next| next.to_string_lossy().into_owned());
-        let to = to.filter(|to| to.as_bytes().get(1).is_some_and(u8::is_ascii_digit) && to.starts_with('-'));
-        let written = [Some(from.as_str()), to.as_deref()].into_iter().flatten().collect::<Vec<_>>().join(" ");
+        let to = to.filter(|to| {
+            to.as_bytes().get(1).is_some_and(u8::is_ascii_digit) && to.starts_with('-')
+        });
+        let written = [Some(from.as_str()), to.as_deref()]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(" ");
         match as_key(&from[1..], to.as_deref().map(|to| &to[1..])) {
-            Some(key) => Err(Exit::usage(format!("{written}: keys are written with -k, this one as -k {key}"))),
-            None => Err(Exit::usage(format!("{from}: there is no such file; keys are written with -k, like -k 2,2n"))),
+            Some(key) => Err(Exit::usage(format!(
+                "{written}: keys are written with -k, this one as -k {key}"
+            ))),
+            None => Err(Exit::usage(format!(
+                "{from}: there is no such file; keys are written with -k, like -k 2,2n"
+            ))),
         }
     }
 }
@@ -219,7 +271,8 @@ fn as_key(from: &str, to: Option<&str>) -> Option<String> {
     if let Some(to) = to {
         // The end is the first that is not in the key.
         let (field, char, letters) = position(to)?;
-        let end = if char == 0 { field.max(1).to_string() } else { format!("{}.{char}", field + 1) };
+        let end =
+            if char == 0 { field.max(1).to_string() } else { format!("{}.{char}", field + 1) };
         key.push_str(&format!(",{end}{letters}"));
     }
     Some(key)

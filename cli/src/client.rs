@@ -23,7 +23,8 @@ const RETRY_DELAY_FIRST: Duration = Duration::from_millis(10);
 const ERROR_HEADER: &str = "Nats-Service-Error";
 const ERROR_CODE_HEADER: &str = "Nats-Service-Error-Code";
 
-/// How long a call waits where nobody listens at all. A take-over needs a few seconds, a restart by a supervisor some more.
+/// How long a call waits where nobody listens at all. A take-over needs a few seconds, a restart by
+/// a supervisor some more.
 const NOBODY_PATIENCE: Duration = Duration::from_secs(30);
 /// How often a request that is not answered yet is looked after.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -82,14 +83,18 @@ impl Said {
 
     /// What the coordinator says of the job while it is planned.
     fn heard(&self, waits_for: Option<&str>) {
-        *self.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = waits_for.map(str::to_owned);
+        *self.waits_for.lock().unwrap_or_else(PoisonError::into_inner) =
+            waits_for.map(str::to_owned);
     }
 
-    /// The error of a wait that is given up: a coordinator that waits for a store is there, though it has no answer.
+    /// The error of a wait that is given up: a coordinator that waits for a store is there, though
+    /// it has no answer.
     fn given_up(&self, error: Error, patience_s: u64) -> Error {
         let waits_for = self.waits_for.lock().unwrap_or_else(PoisonError::into_inner).take();
         match waits_for.filter(|_| error.kind.is_passing()) {
-            Some(what) => Error::throttled(format!("given up after {patience_s} s of waiting for {what}")),
+            Some(what) => {
+                Error::throttled(format!("given up after {patience_s} s of waiting for {what}"))
+            }
             None => error,
         }
     }
@@ -100,10 +105,15 @@ impl Said {
             Silence::Nobody => Some(text.to_owned()),
             // "Later" because of a store that is away, which was said as soon as it was noticed.
             Silence::Later if self.store.load(Ordering::Relaxed) => None,
-            Silence::Later => Some(format!("the coordinator is asked again for up to {patience_s} s: {text}")),
-            // A request is answered when the job is planned: until then its silence is no news while the coordinator answers others.
+            Silence::Later => {
+                Some(format!("the coordinator is asked again for up to {patience_s} s: {text}"))
+            }
+            // A request is answered when the job is planned: until then its silence is no news
+            // while the coordinator answers others.
             Silence::NoAnswer if self.answers.load(Ordering::Relaxed) => None,
-            Silence::NoAnswer => Some(format!("the coordinator does not answer; waiting up to {patience_s} s")),
+            Silence::NoAnswer => {
+                Some(format!("the coordinator does not answer; waiting up to {patience_s} s"))
+            }
         }
     }
 }
@@ -111,7 +121,13 @@ impl Said {
 impl Api {
     pub(crate) fn new(client: Client, config: &Config, patience: Duration) -> Self {
         let timeout = Duration::from_millis(config.nats.request_timeout_ms);
-        Self { client, names: Names::new(&config.namespace), timeout, patience, refusals: Refusals::default() }
+        Self {
+            client,
+            names: Names::new(&config.namespace),
+            timeout,
+            patience,
+            refusals: Refusals::default(),
+        }
     }
 
     /// Ends a call at once where the server refuses what it needs.
@@ -147,9 +163,13 @@ impl Api {
         self.call("drain", &WorkerQuery { worker: worker.clone() }).await
     }
 
-    /// One call, repeated while there is no leader or it says "later", up to the patience. All calls are harmless to repeat.
+    /// One call, repeated while there is no leader or it says "later", up to the patience. All
+    /// calls are harmless to repeat.
     async fn call<Q: Serialize, A: DeserializeOwned>(&self, call: &str, query: &Q) -> Result<A> {
-        self.call_telling(call, query, &|_, why| tracing::warn!(error = why, "waiting for coordinator")).await
+        self.call_telling(call, query, &|_, why| {
+            tracing::warn!(error = why, "waiting for coordinator")
+        })
+        .await
     }
 
     /// As [`Api::call`]; `tell` is told of each silence once, and what is done about it.
@@ -159,7 +179,8 @@ impl Api {
         query: &Q,
         tell: &(impl Fn(Silence, &str) + Sync),
     ) -> Result<A> {
-        let body = serde_json::to_vec(query).map_err(|e| Error::bug(format!("cannot encode a request: {e}")))?;
+        let body = serde_json::to_vec(query)
+            .map_err(|e| Error::bug(format!("cannot encode a request: {e}")))?;
         // Why a coordinator that is there said "later" last.
         let mut later = None;
         let attempts = async {
@@ -193,7 +214,10 @@ impl Api {
                             return Err(Error::retry(self.nobody(bound.as_secs())));
                         }
                         if told != Some(Silence::Nobody) && delay >= RETRY_DELAY_MAX {
-                            let text = format!("no coordinator is there; waiting up to {} s for one", bound.as_secs());
+                            let text = format!(
+                                "no coordinator is there; waiting up to {} s for one",
+                                bound.as_secs()
+                            );
                             tell(Silence::Nobody, &text);
                             told = Some(Silence::Nobody);
                         }
@@ -223,16 +247,26 @@ impl Api {
         }
     }
 
-    /// Submits a job; harmless to repeat. `tell` is told what it waits for, each thing once: a coordinator, or a store that does not answer.
-    pub(crate) async fn submit(&self, spec: &JobSpec, tell: &(impl Fn(&str) + Sync)) -> Result<JobStatus> {
+    /// Submits a job; harmless to repeat. `tell` is told what it waits for, each thing once: a
+    /// coordinator, or a store that does not answer.
+    pub(crate) async fn submit(
+        &self,
+        spec: &JobSpec,
+        tell: &(impl Fn(&str) + Sync),
+    ) -> Result<JobStatus> {
         let query = JobQuery { job: spec.job.clone() };
-        let query = serde_json::to_vec(&query).map_err(|e| Error::bug(format!("cannot encode a request: {e}")))?;
+        let query = serde_json::to_vec(&query)
+            .map_err(|e| Error::bug(format!("cannot encode a request: {e}")))?;
         let (patience_s, said) = (self.patience.as_secs(), Said::default());
         let look = async {
             loop {
                 tokio::time::sleep(LOOK_EVERY).await;
-                let status: std::result::Result<JobStatus, Tried> = self.call_once("status", &query).await;
-                said.answers.store(!matches!(status, Err(Tried::Nobody | Tried::Lost(_))), Ordering::Relaxed);
+                let status: std::result::Result<JobStatus, Tried> =
+                    self.call_once("status", &query).await;
+                said.answers.store(
+                    !matches!(status, Err(Tried::Nobody | Tried::Lost(_))),
+                    Ordering::Relaxed,
+                );
                 // Whatever else it answers, the request itself will hear.
                 let Ok(JobStatus { waiting_for, .. }) = status else { continue };
                 said.heard(waiting_for.as_deref());
@@ -256,15 +290,23 @@ impl Api {
     fn nobody(&self, waited_s: u64) -> String {
         match self.names.namespace() {
             DEFAULT_NAMESPACE => {
-                format!("no coordinator answered within {waited_s} s; start one with: muster coordinator")
+                format!(
+                    "no coordinator answered within {waited_s} s; start one with: muster \
+                        coordinator"
+                )
             }
             other => format!(
-                "no coordinator of the namespace {other} answered within {waited_s} s; start one with: muster coordinator --namespace {other}"
+                "no coordinator of the namespace {other} answered within {waited_s} s; start one \
+                    with: muster coordinator --namespace {other}"
             ),
         }
     }
 
-    async fn call_once<A: DeserializeOwned>(&self, call: &str, body: &[u8]) -> std::result::Result<A, Tried> {
+    async fn call_once<A: DeserializeOwned>(
+        &self,
+        call: &str,
+        body: &[u8],
+    ) -> std::result::Result<A, Tried> {
         let request = self.client.request(self.names.api(call), body.to_vec().into());
         let lost = |why: String| Tried::Lost(Error::retry(why));
         let reply = match tokio::time::timeout(self.timeout, request).await {
@@ -273,7 +315,9 @@ impl Api {
             Ok(Err(e)) => return Err(lost(format!("the request {call} failed: {e}"))),
             Err(_) => return Err(lost(format!("no answer to the request {call}"))),
         };
-        let header = |name: &str| reply.headers.as_ref().and_then(|headers| headers.get(name)).map(ToString::to_string);
+        let header = |name: &str| {
+            reply.headers.as_ref().and_then(|headers| headers.get(name)).map(ToString::to_string)
+        };
         if let Some(code) = header(ERROR_CODE_HEADER) {
             let message = header(ERROR_HEADER).unwrap_or_else(|| format!("error {code}"));
             let kind = match code.as_str() {
@@ -284,8 +328,9 @@ impl Api {
             };
             return Err(Tried::Refused(Error::new(kind, message)));
         }
-        serde_json::from_slice(&reply.payload)
-            .map_err(|e| Tried::Refused(Error::invalid(format!("the answer to {call} cannot be read: {e}"))))
+        serde_json::from_slice(&reply.payload).map_err(|e| {
+            Tried::Refused(Error::invalid(format!("the answer to {call} cannot be read: {e}")))
+        })
     }
 }
 
@@ -296,7 +341,9 @@ mod tests {
     #[test]
     fn a_store_that_is_away_makes_one_line() {
         let said = Said::default();
-        let later = |said: &Said| said.of_silence(Silence::Later, "cannot list s3://data/in: no connection", 300);
+        let later = |said: &Said| {
+            said.of_silence(Silence::Later, "cannot list s3://data/in: no connection", 300)
+        };
         assert_eq!(
             said.of_store("store s3://data: refused", 300).as_deref(),
             Some("waiting up to 300 s for store s3://data: refused")
@@ -305,14 +352,20 @@ mod tests {
         assert_eq!(later(&said), None);
         // Of anything else "later" is told.
         let told = later(&Said::default()).expect("a line");
-        assert!(told.starts_with("the coordinator is asked again for up to 300 s: cannot list"), "{told}");
+        assert!(
+            told.starts_with("the coordinator is asked again for up to 300 s: cannot list"),
+            "{told}"
+        );
         // Who gives up says what it was that did not come.
         let given_up = |said: &Said, error: Error| said.given_up(error, 60).message;
         said.heard(Some("store s3://data: refused"));
         let words = "given up after 60 s of waiting for store s3://data: refused";
         assert_eq!(given_up(&said, Error::retry("no coordinator answered")), words);
         said.heard(None);
-        assert_eq!(given_up(&said, Error::retry("no coordinator answered")), "no coordinator answered");
+        assert_eq!(
+            given_up(&said, Error::retry("no coordinator answered")),
+            "no coordinator answered"
+        );
         said.heard(Some("store s3://data: refused"));
         assert_eq!(given_up(&said, Error::invalid("no such bucket")), "no such bucket");
         let silent = |answers| {

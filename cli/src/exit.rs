@@ -1,4 +1,5 @@
-//! Exit codes and the one line that goes with them: 0 succeeded, 1 failed or not in order, 2 wrong usage, 3 nothing to connect to, 130 interrupted.
+//! Exit codes and the one line that goes with them: 0 succeeded, 1 failed or not in order, 2 wrong
+//! usage, 3 nothing to connect to, 130 interrupted.
 
 use std::process::ExitCode;
 
@@ -80,7 +81,8 @@ impl From<Error> for Exit {
 pub(crate) fn connecting(error: Error) -> Exit {
     match error.kind {
         ErrorKind::Retry => {
-            let hint = "start a server, or say where one is: --nats URL, NATS_URL or a NATS context; muster sort --local needs none";
+            let hint = "start a server, or say where one is: --nats URL, NATS_URL or a NATS \
+                context; muster sort --local needs none";
             Exit::unreachable(format!("{}; {hint}", error.message))
         }
         _ => Exit::unreachable(error.message),

@@ -1,7 +1,9 @@
-//! A sort that runs here: a private nats-server, a coordinator and workers, for the time of one job.
+//! A sort that runs here: a private nats-server, a coordinator and workers, for the time of one
+//! job.
 //!
-//! The folder with the server's store is locked. Without `--data-dir` it is a temporary one; with it, a run that was killed is resumed by the same command: the journal
-//! knows what is committed, and the job's id is kept beside it.
+//! The folder with the server's store is locked. Without `--data-dir` it is a temporary one; with
+//! it, a run that was killed is resumed by the same command: the journal knows what is committed,
+//! and the job's id is kept beside it.
 
 mod folder;
 mod room;
@@ -39,7 +41,8 @@ use crate::output;
 use crate::progress::Progress;
 use crate::signals::EndSignals;
 
-/// Of the memory, what the private server takes, which is a process of its own, and the coordinator in this one.
+/// Of the memory, what the private server takes, which is a process of its own, and the coordinator
+/// in this one.
 const SERVER_BYTES: u64 = 32 << 20;
 /// The least memory that a local run works with.
 pub(crate) const MEMORY_BYTES_MIN: u64 = 128 << 20;
@@ -133,10 +136,15 @@ impl Here {
         match tokio::time::timeout(STOP_TIMEOUT, claims.withdraw_planned(&self.stores)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                output::error_line(&format!("muster: the claim on OUTPUT stays, until the next run: {error}"));
+                output::error_line(&format!(
+                    "muster: the claim on OUTPUT stays, until the next run: {error}"
+                ));
             }
             Err(_) => {
-                output::error_line("muster: the claim on OUTPUT stays, until the next run: the store does not answer");
+                output::error_line(
+                    "muster: the claim on OUTPUT stays, until the next run: the store does not \
+                        answer",
+                );
             }
         }
     }
@@ -159,11 +167,13 @@ pub(crate) async fn run(
     let folder = Folder::open(options.data_dir.as_deref())?;
     let other = folder.adopt_job(&mut spec, options.job_id_given)?;
     let (leave, left) = watch::channel(false);
-    let mut parts = Parts { server: None, running: JoinSet::new(), stop: CancellationToken::new(), leave };
+    let mut parts =
+        Parts { server: None, running: JoinSet::new(), stop: CancellationToken::new(), leave };
     let here = Here::new(config, options);
     let begun = tokio::select! {
         begun = begin(&folder, (&spec, other), config, options, (&mut parts, left), &here) => begun,
-        _ = signals.next() => Err(Exit::interrupted("interrupted before the job began; OUTPUT is as it was")),
+        _ = signals.next() => Err(Exit::interrupted("interrupted before the job began; OUTPUT is \
+            as it was")),
     };
     let result = match begun {
         Ok(api) => tokio::select! {
@@ -182,8 +192,8 @@ pub(crate) async fn run(
     result
 }
 
-/// Starts everything. The job of another command in the folder counts only if the journal there knows it: one that was refused, or interrupted while it was planned, is
-/// given up.
+/// Starts everything. The job of another command in the folder counts only if the journal there
+/// knows it: one that was refused, or interrupted while it was planned, is given up.
 async fn begin(
     folder: &Folder,
     (spec, other): (&JobSpec, Option<JobSpec>),
@@ -201,12 +211,15 @@ async fn begin(
     let api = Api::new(client, config, PATIENCE);
     if let Some(other) = other {
         match api.status(&other.job).await {
-            Ok(status) if !status.state.is_terminal() => return Err(folder.held_by_another(&other).into()),
+            Ok(status) if !status.state.is_terminal() => {
+                return Err(folder.held_by_another(&other).into());
+            }
             Err(error) if error.kind != ErrorKind::NotFound => return Err(error.into()),
             Ok(_) | Err(_) => folder.keep_job(spec)?,
         }
     }
-    start_workers(server, folder, config, options, (stores, &parts.stop), &mut parts.running).await?;
+    start_workers(server, folder, config, options, (stores, &parts.stop), &mut parts.running)
+        .await?;
     Ok(api)
 }
 
@@ -249,9 +262,15 @@ fn part_ended(ended: std::result::Result<Result<()>, tokio::task::JoinError>) ->
     }
 }
 
-/// Ctrl-C and its like: with a data directory the run can be resumed and stays as it is; without one nothing would know of it, so it is cancelled and cleaned up. Who asks
-/// once more does not wait for that.
-async fn interrupted(api: &Api, spec: &JobSpec, options: &LocalOptions, signals: &mut EndSignals) -> Exit {
+/// Ctrl-C and its like: with a data directory the run can be resumed and stays as it is; without
+/// one nothing would know of it, so it is cancelled and cleaned up. Who asks once more does not
+/// wait for that.
+async fn interrupted(
+    api: &Api,
+    spec: &JobSpec,
+    options: &LocalOptions,
+    signals: &mut EndSignals,
+) -> Exit {
     if let Some(dir) = &options.data_dir {
         return Exit::interrupted(format!(
             "interrupted; the same command with --data-dir {} resumes it",
@@ -269,16 +288,23 @@ async fn interrupted(api: &Api, spec: &JobSpec, options: &LocalOptions, signals:
     let ended = tokio::select! {
         ended = tokio::time::timeout(CANCEL_TIMEOUT, cancelled) => ended,
         _ = signals.next() => {
-            return Exit::interrupted(format!("interrupted twice; unfinished parts may be left in {}", spec.output));
+            return Exit::interrupted(format!("interrupted twice; unfinished parts may be left in \
+                {}", spec.output));
         }
     };
     match ended {
-        Ok(Ok(_)) => Exit::interrupted("interrupted; the job was cancelled and OUTPUT is as it was"),
+        Ok(Ok(_)) => {
+            Exit::interrupted("interrupted; the job was cancelled and OUTPUT is as it was")
+        }
         Ok(Err(error)) if error.kind == ErrorKind::NotFound => {
             Exit::interrupted("interrupted before the job began; OUTPUT is as it was")
         }
-        Ok(Err(error)) => Exit::interrupted(format!("interrupted; cancelling the job failed: {error}")),
-        Err(_) => Exit::interrupted("interrupted; the job was cancelled, but cleaning up took too long"),
+        Ok(Err(error)) => {
+            Exit::interrupted(format!("interrupted; cancelling the job failed: {error}"))
+        }
+        Err(_) => {
+            Exit::interrupted("interrupted; the job was cancelled, but cleaning up took too long")
+        }
     }
 }
 
@@ -339,9 +365,13 @@ async fn start_workers(
             faults: None,
             vitals: None,
         };
-        let client = nats::connect(&server.settings(), config, &format!("muster worker local-{number}")).await?;
+        let client =
+            nats::connect(&server.settings(), config, &format!("muster worker local-{number}"))
+                .await?;
         let (stores, clock, stop) = (stores.clone(), clock.clone(), stop.clone());
-        parts.spawn(async move { muster_worker::run(client, stores, clock, worker, stop).await.map(drop) });
+        parts.spawn(async move {
+            muster_worker::run(client, stores, clock, worker, stop).await.map(drop)
+        });
     }
     Ok(())
 }

@@ -36,7 +36,9 @@ fn main() -> std::process::ExitCode {
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return Exit::failed(format!("cannot start the runtime: {error}")).report(json),
+        Err(error) => {
+            return Exit::failed(format!("cannot start the runtime: {error}")).report(json);
+        }
     };
     let result = runtime.block_on(dispatch(cli));
     // Reads that hang in a store must not hold up the end of the process.

@@ -1,4 +1,5 @@
-//! Where NATS is, by the conventions of its users: the flag, else the `NATS_*` environment, else a context of the `nats` command line.
+//! Where NATS is, by the conventions of its users: the flag, else the `NATS_*` environment, else a
+//! context of the `nats` command line.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -69,12 +70,17 @@ pub(crate) fn find_or_default(args: &NatsArgs) -> Result<NatsSettings> {
 }
 
 fn contexts_folder() -> Option<PathBuf> {
-    let config = std::env::var_os("XDG_CONFIG_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let config =
+        std::env::var_os("XDG_CONFIG_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config"));
     config.or_else(home).map(|dir| dir.join("nats"))
 }
 
-fn find_in(args: &NatsArgs, env: &dyn Fn(&str) -> Option<String>, folder: Option<&Path>) -> Result<Option<Found>> {
+fn find_in(
+    args: &NatsArgs,
+    env: &dyn Fn(&str) -> Option<String>,
+    folder: Option<&Path>,
+) -> Result<Option<Found>> {
     let explicit_url = args.nats.clone().or_else(|| env("NATS_URL"));
     let named = env("NATS_CONTEXT");
     let default_name = || {
@@ -86,7 +92,11 @@ fn find_in(args: &NatsArgs, env: &dyn Fn(&str) -> Option<String>, folder: Option
         read_context(folder, name)?
     } else if explicit_url.is_none() {
         by_default_context = default_name();
-        by_default_context.as_ref().map(|name| read_context(folder, name)).transpose()?.unwrap_or_default()
+        by_default_context
+            .as_ref()
+            .map(|name| read_context(folder, name))
+            .transpose()?
+            .unwrap_or_default()
     } else {
         NatsSettings::default()
     };
@@ -123,7 +133,9 @@ fn read_context(folder: Option<&Path>, name: &str) -> Result<NatsSettings> {
         return Err(Error::invalid(format!("the NATS context {name:?} cannot be looked up")));
     };
     let path = folder.join("context").join(format!("{name}.json"));
-    let refuse = |why: String| Error::invalid(format!("the NATS context {name} in {}: {why}", path.display()));
+    let refuse = |why: String| {
+        Error::invalid(format!("the NATS context {name} in {}: {why}", path.display()))
+    };
     let text = std::fs::read_to_string(&path).map_err(|e| refuse(e.to_string()))?;
     let context: Context = serde_json::from_str(&text).map_err(|e| refuse(e.to_string()))?;
     if !context.user_jwt.is_empty() {
@@ -160,7 +172,9 @@ mod tests {
 
     fn check(flag: Option<&str>, env: &[(&str, &str)], folder: Option<&Path>) -> Option<Found> {
         let args = NatsArgs { nats: flag.map(str::to_owned), namespace: None };
-        let lookup = |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        let lookup = |name: &str| {
+            env.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        };
         find_in(&args, &lookup, folder).expect("settings")
     }
 
@@ -182,7 +196,12 @@ mod tests {
     fn the_flag_goes_before_the_environment() {
         let found = check(
             Some("nats://flag:1"),
-            &[("NATS_URL", "nats://env:1"), ("NATS_USER", "u"), ("NATS_PASSWORD", "p"), ("NATS_INBOX_PREFIX", "_IN")],
+            &[
+                ("NATS_URL", "nats://env:1"),
+                ("NATS_USER", "u"),
+                ("NATS_PASSWORD", "p"),
+                ("NATS_INBOX_PREFIX", "_IN"),
+            ],
             None,
         );
         let settings = found.expect("found").settings;

@@ -1,4 +1,5 @@
-//! The limit of open files: raised to what this process may have, and checked before work begins rather than found in the midst of it.
+//! The limit of open files: raised to what this process may have, and checked before work begins
+//! rather than found in the midst of it.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -6,7 +7,8 @@ use crate::exit::Exit;
 
 /// What a process holds open whatever it does: connections, event loops, its data folder.
 const BASE: u64 = 64;
-/// Most files and connections that one slot has open at once: reads and parts in flight, spills, connections to the store that idle.
+/// Most files and connections that one slot has open at once: reads and parts in flight, spills,
+/// connections to the store that idle.
 const PER_SLOT: u64 = 64;
 /// More than this is of no use.
 const WANTED_MAX: u64 = 65_536;
@@ -23,7 +25,9 @@ pub(crate) fn make_room(slots: u32) -> Result<(), Exit> {
         let raised = Rlimit { current: Some(wanted), maximum };
         match setrlimit(Resource::Nofile, raised) {
             Ok(()) => limit = wanted,
-            Err(error) => tracing::warn!(limit, wanted, %error, "the limit of open files stays as it is"),
+            Err(error) => {
+                tracing::warn!(limit, wanted, %error, "the limit of open files stays as it is")
+            }
         }
     }
     check(limit, slots)
@@ -35,7 +39,8 @@ fn check(limit: u64, slots: u32) -> Result<(), Exit> {
         return Ok(());
     }
     Err(Exit::failed(format!(
-        "this process may open {limit} files, and {slots} threads need up to {needed}: raise the limit (ulimit -n), or give fewer threads"
+        "this process may open {limit} files, and {slots} threads need up to {needed}: raise the \
+            limit (ulimit -n), or give fewer threads"
     )))
 }
 

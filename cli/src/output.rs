@@ -20,7 +20,8 @@ pub(crate) fn text(text: &str) {
     noted(write!(std::io::stdout().lock(), "{text}"));
 }
 
-/// A reader that went away (`| head`) is no error of ours; a full disk is told in the end, when the work is done.
+/// A reader that went away (`| head`) is no error of ours; a full disk is told in the end, when the
+/// work is done.
 fn noted(written: std::io::Result<()>) {
     if let Err(error) = written
         && error.kind() != ErrorKind::BrokenPipe
@@ -34,7 +35,9 @@ pub(crate) fn written() -> Result<(), Exit> {
     noted(std::io::stdout().lock().flush());
     match UNWRITTEN.get() {
         None => Ok(()),
-        Some(why) => Err(Exit::failed(format!("the work is done, but cannot be told on standard output: {why}"))),
+        Some(why) => Err(Exit::failed(format!(
+            "the work is done, but cannot be told on standard output: {why}"
+        ))),
     }
 }
 
@@ -63,7 +66,11 @@ pub(crate) fn bytes(count: u64) -> String {
 
 /// `1.2 GB/s`, or a dash where no time has passed.
 pub(crate) fn rate(count: u64, millis: u64) -> String {
-    if millis == 0 { "-".to_owned() } else { format!("{}/s", bytes((count as f64 * 1000.0 / millis as f64) as u64)) }
+    if millis == 0 {
+        "-".to_owned()
+    } else {
+        format!("{}/s", bytes((count as f64 * 1000.0 / millis as f64) as u64))
+    }
 }
 
 /// `1.25 s` or `3m 20s`.

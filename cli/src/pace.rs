@@ -1,4 +1,5 @@
-//! How fast a job gets on, and how long it may still take: pure, out of what was seen over the last ten seconds.
+//! How fast a job gets on, and how long it may still take: pure, out of what was seen over the last
+//! ten seconds.
 
 use std::collections::VecDeque;
 
@@ -46,7 +47,10 @@ impl Pace {
             self.moved_ms = now_ms;
         }
         if self.sights.len() > 1
-            && self.sights.back().is_some_and(|(at, _)| now_ms.saturating_sub(*at) < SIGHTS_APART_MS)
+            && self
+                .sights
+                .back()
+                .is_some_and(|(at, _)| now_ms.saturating_sub(*at) < SIGHTS_APART_MS)
         {
             self.sights.pop_back();
         }
@@ -58,7 +62,9 @@ impl Pace {
 
     pub(crate) fn speed(&self, now_ms: u64) -> Speed {
         let idle_ms = now_ms.saturating_sub(self.moved_ms);
-        let (Some(first), Some(last)) = (self.sights.front(), self.sights.back()) else { return Speed::Unknown };
+        let (Some(first), Some(last)) = (self.sights.front(), self.sights.back()) else {
+            return Speed::Unknown;
+        };
         if idle_ms >= STALLED_MS {
             return Speed::Stalled(idle_ms);
         }
@@ -71,7 +77,8 @@ impl Pace {
     }
 }
 
-/// How long the whole job may still take at this speed: what is sorted is merged once more, about as fast. None where that cannot be said.
+/// How long the whole job may still take at this speed: what is sorted is merged once more, about
+/// as fast. None where that cannot be said.
 pub(crate) fn left_ms(status: &JobStatus, speed: Speed) -> Option<u64> {
     let Speed::Moving(per_s) = speed else { return None };
     let in_phase = status.bytes_total.saturating_sub(status.bytes_done);
@@ -165,7 +172,11 @@ pub(crate) mod tests {
     fn an_estimate_is_of_the_whole_job_or_none() {
         let left = |state, mb: u64, speed| left_ms(&status(state, mb * 1_000_000), speed);
         let moving = Speed::Moving(50e6);
-        assert_eq!(left(JobState::Sorting, 500, moving), Some(30_000), "half a GB to sort, a GB to merge");
+        assert_eq!(
+            left(JobState::Sorting, 500, moving),
+            Some(30_000),
+            "half a GB to sort, a GB to merge"
+        );
         assert_eq!(left(JobState::Merging, 500, moving), Some(10_000));
         assert_eq!(left(JobState::Merging, 1000, moving), None, "not 0 s, for it has not ended");
         assert_eq!(left(JobState::Merging, 500, Speed::Unknown), None);

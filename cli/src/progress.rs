@@ -1,4 +1,5 @@
-//! Progress of a job: one line that changes on a terminal, plain lines elsewhere, nothing where it is not wanted. Everything goes to stderr.
+//! Progress of a job: one line that changes on a terminal, plain lines elsewhere, nothing where it
+//! is not wanted. Everything goes to stderr.
 
 use std::io::IsTerminal;
 
@@ -43,7 +44,10 @@ impl Progress {
         let terminal = show == Show::Auto && std::io::stderr().is_terminal();
         let bar = terminal.then(|| {
             let bar = ProgressBar::no_length();
-            bar.set_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_style(
+                ProgressStyle::with_template("{msg}")
+                    .unwrap_or_else(|_| ProgressStyle::default_bar()),
+            );
             bar
         });
         Self {
@@ -106,13 +110,15 @@ impl Progress {
     }
 }
 
-/// Columns of the terminal that stderr is. The last one stays free, for some terminals wrap a line that fills it.
+/// Columns of the terminal that stderr is. The last one stays free, for some terminals wrap a line
+/// that fills it.
 fn columns() -> usize {
     let size = rustix::termios::tcgetwinsize(std::io::stderr());
     size.map_or(COLUMNS, |size| usize::from(size.ws_col)).max(2) - 1
 }
 
-/// One line of at most `columns` characters: what does not fit is left out, the least important first.
+/// One line of at most `columns` characters: what does not fit is left out, the least important
+/// first.
 fn frame(status: &JobStatus, speed: Speed, columns: usize) -> String {
     let mut line = status.state.to_string();
     let share = share(status);
@@ -155,8 +161,11 @@ fn items(status: &JobStatus, speed: Speed) -> Vec<String> {
         _ if over || status.bytes_total == 0 => {}
         (None, Speed::Moving(per_s)) => items.push(format!("{}/s", output::bytes(per_s as u64))),
         (None, Speed::Stalled(idle_ms)) => {
-            let idle =
-                if idle_ms < 120_000 { format!("{} s", idle_ms / 1000) } else { format!("{} min", idle_ms / 60_000) };
+            let idle = if idle_ms < 120_000 {
+                format!("{} s", idle_ms / 1000)
+            } else {
+                format!("{} min", idle_ms / 60_000)
+            };
             items.push(format!("stalled for {idle}"));
         }
         (None, Speed::Unknown) => {}
@@ -165,7 +174,11 @@ fn items(status: &JobStatus, speed: Speed) -> Vec<String> {
         items.push(format!("{} left", pace::about(left_ms)));
     }
     if !over && status.bytes_total > 0 {
-        items.push(format!("{} of {}", output::bytes(status.bytes_done), output::bytes(status.bytes_total)));
+        items.push(format!(
+            "{} of {}",
+            output::bytes(status.bytes_done),
+            output::bytes(status.bytes_total)
+        ));
     } else if status.input_bytes > 0 {
         items.push(format!("{} of input", output::bytes(status.input_bytes)));
     }
@@ -195,9 +208,15 @@ mod tests {
     #[test]
     fn a_frame_fits_the_terminal() {
         let (half, moving) = (status(JobState::Sorting, 500_000_000), Speed::Moving(50e6));
-        let all = "sorting    [==========>         ] 50%, 50.0 MB/s, about 30 s left, 500 MB of 1.00 GB, tasks 1/3, workers 2";
+        let all = "sorting    [==========>         ] 50%, 50.0 MB/s, about 30 s left, 500 MB of \
+            1.00 GB, tasks 1/3, workers 2";
         check(&half, moving, 199, all);
-        check(&half, moving, 79, "sorting    [==========>         ] 50%, 50.0 MB/s, about 30 s left");
+        check(
+            &half,
+            moving,
+            79,
+            "sorting    [==========>         ] 50%, 50.0 MB/s, about 30 s left",
+        );
         check(&half, moving, 40, "sorting 50%, 50.0 MB/s, about 30 s left");
         check(&half, moving, 19, "sorting 50%");
         check(&half, moving, 5, "sorti");
@@ -205,14 +224,34 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_not_said() {
-        check(&status(JobState::Sorting, 0), Speed::Unknown, 50, "sorting 0%, 0 B of 1.00 GB, tasks 1/3, workers 2");
+        check(
+            &status(JobState::Sorting, 0),
+            Speed::Unknown,
+            50,
+            "sorting 0%, 0 B of 1.00 GB, tasks 1/3, workers 2",
+        );
         let stalled = status(JobState::Merging, 999_999_999);
-        check(&stalled, Speed::Stalled(42_900), 50, "merging 99%, stalled for 42 s, 1.00 GB of 1.00 GB");
+        check(
+            &stalled,
+            Speed::Stalled(42_900),
+            50,
+            "merging 99%, stalled for 42 s, 1.00 GB of 1.00 GB",
+        );
         let waiting = JobStatus { waiting_for: Some("store: away".to_owned()), ..stalled };
         check(&waiting, Speed::Moving(1e6), 40, "merging 99%, waiting for store: away");
         let sampling = JobStatus { bytes_total: 0, ..status(JobState::Sampling, 0) };
-        check(&sampling, Speed::Stalled(60_000), 60, "sampling 1.00 GB of input, tasks 1/3, workers 2");
+        check(
+            &sampling,
+            Speed::Stalled(60_000),
+            60,
+            "sampling 1.00 GB of input, tasks 1/3, workers 2",
+        );
         let ended = JobStatus { bytes_total: 0, tasks_total: 0, ..status(JobState::Succeeded, 0) };
-        check(&ended, Speed::Unknown, 80, "succeeded  [====================] 100%, 1.00 GB of input");
+        check(
+            &ended,
+            Speed::Unknown,
+            80,
+            "succeeded  [====================] 100%, 1.00 GB of input",
+        );
     }
 }

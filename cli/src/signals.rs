@@ -1,4 +1,5 @@
-//! What asks a process to end: Ctrl-C and Ctrl-\, SIGTERM, a terminal that is gone (a lost ssh), a CPU limit. All of them end it in good order.
+//! What asks a process to end: Ctrl-C and Ctrl-\, SIGTERM, a terminal that is gone (a lost ssh), a
+//! CPU limit. All of them end it in good order.
 
 use std::io;
 use std::sync::OnceLock;
@@ -35,7 +36,8 @@ impl EndSignals {
             is_ignored(&status, SignalKind::hangup().as_raw_value())
         });
         let keyboard = vec![signal(SignalKind::interrupt())?, signal(SignalKind::quit())?];
-        let mut others = vec![signal(SignalKind::terminate())?, signal(SignalKind::from_raw(XCPU))?];
+        let mut others =
+            vec![signal(SignalKind::terminate())?, signal(SignalKind::from_raw(XCPU))?];
         if !ignored {
             // Under nohup it is ignored: the user wants this process to outlive the terminal.
             others.push(signal(SignalKind::hangup())?);
@@ -61,10 +63,12 @@ impl EndSignals {
     }
 }
 
-/// A write beyond the file size limit (ulimit -f) fails with an error that is told, where the signal would kill the process halfway.
+/// A write beyond the file size limit (ulimit -f) fails with an error that is told, where the
+/// signal would kill the process halfway.
 pub(crate) fn outlive_file_size_limit() {
     if let Err(error) = signal(SignalKind::from_raw(XFSZ)) {
-        tracing::warn!(%error, "a write beyond the file size limit (ulimit -f) will end this process");
+        tracing::warn!(%error, "a write beyond the file size limit (ulimit -f) will end this \
+            process");
     }
 }
 
@@ -82,7 +86,8 @@ mod tests {
     #[test]
     fn ignored_signals_are_read_from_the_kernel() {
         let status = "Name:\tmuster\nSigBlk:\tffffffffffffffff\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000000001\n";
-        for (number, expected) in [(1, true), (2, false), (13, true), (15, false), (0, false), (65, false), (-1, false)]
+        for (number, expected) in
+            [(1, true), (2, false), (13, true), (15, false), (0, false), (65, false), (-1, false)]
         {
             assert_eq!(is_ignored(status, number), expected, "{number}");
         }

@@ -1,7 +1,9 @@
-//! Temporary folders that say whether their owner lives: each holds a lock file, locked for as long as its process has the folder. What a killed process left is removed
-//! by the next one of its kind.
+//! Temporary folders that say whether their owner lives: each holds a lock file, locked for as long
+//! as its process has the folder. What a killed process left is removed by the next one of its
+//! kind.
 //!
-//! A lock file takes its name only when it is locked already. So a lock that nobody holds is one whose owner is dead, however many processes begin at once.
+//! A lock file takes its name only when it is locked already. So a lock that nobody holds is one
+//! whose owner is dead, however many processes begin at once.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -14,7 +16,8 @@ use muster_common::{Error, Result};
 const LOCK: &str = "lock";
 /// The name of a lock file until it is locked.
 const LOCK_NEW: &str = "lock.new";
-/// A folder without a lock file that is older than this was left by a process that died between making and locking it.
+/// A folder without a lock file that is older than this was left by a process that died between
+/// making and locking it.
 const UNLOCKED_AGE_S: u64 = 3600;
 
 /// A folder that is removed in the end.
@@ -26,7 +29,8 @@ pub(crate) struct Temporary {
 }
 
 impl Temporary {
-    /// Makes a folder below that for temporary files; `prefix` tells its kind, and those of the kind whose owners are dead are removed.
+    /// Makes a folder below that for temporary files; `prefix` tells its kind, and those of the
+    /// kind whose owners are dead are removed.
     pub(crate) fn make(prefix: &str) -> Result<Self> {
         Self::make_in(&std::env::temp_dir(), prefix)
     }
@@ -35,8 +39,10 @@ impl Temporary {
         remove_abandoned(parent, prefix);
         let made = tempfile::Builder::new().prefix(prefix).tempdir_in(parent);
         let folder = made.map_err(|e| {
-            let why =
-                format!("cannot make a temporary folder in {}: {e}; TMPDIR names another place", parent.display());
+            let why = format!(
+                "cannot make a temporary folder in {}: {e}; TMPDIR names another place",
+                parent.display()
+            );
             Error::invalid(why)
         })?;
         let lock = lock_new(folder.path())?;
@@ -56,7 +62,8 @@ impl Temporary {
     }
 }
 
-/// Removes a folder whose lock is held, the lock last: who is killed amid this leaves a folder that the next one can tell is nobody's.
+/// Removes a folder whose lock is held, the lock last: who is killed amid this leaves a folder that
+/// the next one can tell is nobody's.
 fn remove_locked(folder: &Path, remove: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -76,15 +83,21 @@ fn remove(path: &Path) -> io::Result<()> {
 
 fn lock_new(folder: &Path) -> Result<File> {
     let (unnamed, path) = (folder.join(LOCK_NEW), folder.join(LOCK));
-    let file_error =
-        |doing: &str, e: &dyn std::fmt::Display| Error::invalid(format!("cannot {doing} {}: {e}", path.display()));
-    let file = File::options().create_new(true).write(true).open(&unnamed).map_err(|e| file_error("make", &e))?;
+    let file_error = |doing: &str, e: &dyn std::fmt::Display| {
+        Error::invalid(format!("cannot {doing} {}: {e}", path.display()))
+    };
+    let file = File::options()
+        .create_new(true)
+        .write(true)
+        .open(&unnamed)
+        .map_err(|e| file_error("make", &e))?;
     file.try_lock().map_err(|e| file_error("lock", &e))?;
     fs::rename(&unnamed, &path).map_err(|e| file_error("name", &e))?;
     Ok(file)
 }
 
-/// Removes the folders of a kind whose owners are dead. What cannot be looked at is left alone: it may be another user's.
+/// Removes the folders of a kind whose owners are dead. What cannot be looked at is left alone: it
+/// may be another user's.
 fn remove_abandoned(parent: &Path, prefix: &str) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
@@ -96,7 +109,8 @@ fn remove_abandoned(parent: &Path, prefix: &str) {
         // Held until the folder is gone, so that no two remove it at once.
         let removed = match abandoned(&path) {
             Some(Abandoned::Locked(_lock)) => remove_locked(&path, remove),
-            // Whoever had it did not come further than this; anything else in it is not ours to remove.
+            // Whoever had it did not come further than this; anything else in it is not ours to
+            // remove.
             Some(Abandoned::Begun) => {
                 drop(fs::remove_file(path.join(LOCK_NEW)));
                 fs::remove_dir(&path)
@@ -104,7 +118,8 @@ fn remove_abandoned(parent: &Path, prefix: &str) {
             None => continue,
         };
         if let Err(error) = removed {
-            tracing::warn!(%error, folder = %path.display(), "cannot remove the folder of a process that was killed");
+            tracing::warn!(%error, folder = %path.display(), "cannot remove the folder of a \
+                process that was killed");
         }
     }
 }
@@ -132,9 +147,11 @@ fn abandoned(folder: &Path) -> Option<Abandoned> {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock | TryLockError::Error(_)) => return None,
             }
-            // Somebody else may have removed the folder since it was opened, and even made another of that name.
+            // Somebody else may have removed the folder since it was opened, and even made another
+            // of that name.
             let (opened, named) = (file.metadata().ok()?, fs::symlink_metadata(&path).ok()?);
-            ((opened.dev(), opened.ino()) == (named.dev(), named.ino())).then_some(Abandoned::Locked(file))
+            ((opened.dev(), opened.ino()) == (named.dev(), named.ino()))
+                .then_some(Abandoned::Locked(file))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let changed_s = u64::try_from(fs::symlink_metadata(folder).ok()?.mtime()).ok()?;
@@ -199,15 +216,22 @@ mod tests {
         remove_abandoned(parent.path(), KIND);
         let there = |path: &PathBuf| path.symlink_metadata().is_ok();
         assert_eq!([&dead, &old].map(there), [false, false], "their owners are dead");
-        assert_eq!([&live.path().to_owned(), &begun, &other, &target.join(LOCK), &link].map(there), [true; 5]);
-        assert!(foreign.join("worker-lock").exists(), "what is in a folder without our lock is not ours");
+        assert_eq!(
+            [&live.path().to_owned(), &begun, &other, &target.join(LOCK), &link].map(there),
+            [true; 5]
+        );
+        assert!(
+            foreign.join("worker-lock").exists(),
+            "what is in a folder without our lock is not ours"
+        );
 
         let path = live.path().to_owned();
         live.close();
         assert!(!path.exists());
     }
 
-    /// Before, a lock file had its name before it was locked, and whoever looked just then took its folder for a dead one's.
+    /// Before, a lock file had its name before it was locked, and whoever looked just then took its
+    /// folder for a dead one's.
     #[test]
     fn processes_that_begin_at_once_leave_each_others_folders_alone() {
         const AT_ONCE: usize = 8;

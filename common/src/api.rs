@@ -1,8 +1,10 @@
 //! The control API's JSON: what clients send to the micro service and what it answers.
 //!
-//! Calls: `submit` ([`crate::plan::JobSpec`] → [`JobStatus`]), `status` ([`JobQuery`] → [`JobStatus`]), `jobs` (empty → list of [`JobStatus`]),
-//! `cancel` ([`JobQuery`] → [`JobStatus`]), `workers` (empty → list of [`WorkerStatus`]), `drain` ([`WorkerQuery`] → [`WorkerStatus`]).
-//! Errors come as the micro service protocol's error headers: code 400 for a request that cannot work, 404 for what is not known, 409 for a conflict, 503 for "later".
+//! Calls: `submit` ([`crate::plan::JobSpec`] → [`JobStatus`]), `status` ([`JobQuery`] →
+//! [`JobStatus`]), `jobs` (empty → list of [`JobStatus`]), `cancel` ([`JobQuery`] → [`JobStatus`]),
+//! `workers` (empty → list of [`WorkerStatus`]), `drain` ([`WorkerQuery`] → [`WorkerStatus`]).
+//! Errors come as the micro service protocol's error headers: code 400 for a request that cannot
+//! work, 404 for what is not known, 409 for a conflict, 503 for "later".
 
 use std::fmt;
 
@@ -146,7 +148,8 @@ pub struct JobStatus {
     /// What failed on the way, and how it was got over.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub recoveries: Vec<Recovery>,
-    /// What whoever asked for the job should know of its input; as long as the leader that planned it leads it.
+    /// What whoever asked for the job should know of its input; as long as the leader that planned
+    /// it leads it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -180,8 +183,9 @@ pub struct SkippedObject {
 /// How one kind of trouble went.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recovery {
-    /// A word: `worker-lost`, `attempt-failed`, `run-damaged`, `input-unreadable`, `store-trouble`; and `retried-store` and its like for what workers tried again by
-    /// themselves, by the names of `[retry.<kind>]`.
+    /// A word: `worker-lost`, `attempt-failed`, `run-damaged`, `input-unreadable`, `store-trouble`;
+    /// and `retried-store` and its like for what workers tried again by themselves, by the names of
+    /// `[retry.<kind>]`.
     pub kind: String,
     /// How often it was met with, and another try made.
     pub attempts: u32,
@@ -227,7 +231,8 @@ pub struct FailedAttempt {
     pub kind: String,
     /// What went wrong, with the worker's host.
     pub error: String,
-    /// When this leader heard of it, milliseconds since the Unix epoch; none where a former one did.
+    /// When this leader heard of it, milliseconds since the Unix epoch; none where a former one
+    /// did.
     pub unix_ms: Option<u64>,
 }
 
@@ -366,12 +371,14 @@ pub enum KeyEncoding {
     Hex,
     /// As they are.
     Text,
-    /// As base64 with padding: bytes that are no text, or keys that are encoded (of several parts, numeric, reversed).
+    /// As base64 with padding: bytes that are no text, or keys that are encoded (of several parts,
+    /// numeric, reversed).
     Base64,
 }
 
 impl KeyEncoding {
-    /// Writes two keys, of at most `bytes_max` bytes each, the same way. A character that was cut there is left out.
+    /// Writes two keys, of at most `bytes_max` bytes each, the same way. A character that was cut
+    /// there is left out.
     pub fn write(keys: [&[u8]; 2], bytes_max: usize) -> (Self, [String; 2]) {
         match keys.map(|key| readable(key, bytes_max)) {
             [Some(first), Some(last)] => (Self::Text, [first.to_owned(), last.to_owned()]),
@@ -438,7 +445,11 @@ mod tests {
     #[test]
     fn keys_are_text_where_they_are_text() {
         let check = |keys: [&[u8]; 2], encoding, expected: [&str; 2]| {
-            assert_eq!(KeyEncoding::write(keys, 8), (encoding, expected.map(str::to_owned)), "{keys:?}");
+            assert_eq!(
+                KeyEncoding::write(keys, 8),
+                (encoding, expected.map(str::to_owned)),
+                "{keys:?}"
+            );
         };
         check([b"", b""], KeyEncoding::Text, ["", ""]);
         check([b"a\tb", "z\u{e9}".as_bytes()], KeyEncoding::Text, ["a\tb", "z\u{e9}"]);

@@ -1,17 +1,24 @@
-//! Who may change one OUTPUT: a claim that lies in OUTPUT itself, where every process that sees that place sees it too, whichever deployment, host or path it comes by.
+//! Who may change one OUTPUT: a claim that lies in OUTPUT itself, where every process that sees
+//! that place sees it too, whichever deployment, host or path it comes by.
 //!
-//! A claim is a small object of its own name, `OUTPUT/_muster/claims/<deployment>.<job>.json`, which its owner alone writes. Who holds OUTPUT is decided by Lamport's bakery over
-//! listings of that folder: whoever wants it writes a claim without a ticket, draws one higher than all it sees, and holds OUTPUT once nobody before it lives. So all that is
-//! asked of a store is that it lists and reads what was written; conditional writes, locks and exclusive creation, in which stores differ, are not needed.
+//! A claim is a small object of its own name, `OUTPUT/_muster/claims/<deployment>.<job>.json`,
+//! which its owner alone writes. Who holds OUTPUT is decided by Lamport's bakery over listings of
+//! that folder: whoever wants it writes a claim without a ticket, draws one higher than all it
+//! sees, and holds OUTPUT once nobody before it lives. So all that is asked of a store is that it
+//! lists and reads what was written; conditional writes, locks and exclusive creation, in which
+//! stores differ, are not needed.
 //!
 //! ```text
 //! claim.rs       what a claim says, as bytes          judge.rs      who lives, who holds, what may go: pure
 //! hold.rs        takes, renews, confirms, releases    leftovers.rs  removes what a dead run here has left
 //! ```
 //!
-//! **Dead or alive.** A run here names its process; whoever is of the same boot and process namespace asks the system, and knows at once. Every other owner changes its claim every
-//! `claim.renew_ms`, and whoever wants OUTPUT watches by its own clock: what has not changed for `claim.dead_after_ms` is dead. Clocks of two hosts are never compared.
-//! Whoever takes OUTPUT from a dead owner names it in its own claim (`overruled`) before it touches anything. An owner that was only asleep finds that before its next change, and stops.
+//! **Dead or alive.** A run here names its process; whoever is of the same boot and process
+//! namespace asks the system, and knows at once. Every other owner changes its claim every
+//! `claim.renew_ms`, and whoever wants OUTPUT watches by its own clock: what has not changed for
+//! `claim.dead_after_ms` is dead. Clocks of two hosts are never compared. Whoever takes OUTPUT from
+//! a dead owner names it in its own claim (`overruled`) before it touches anything. An owner that
+//! was only asleep finds that before its next change, and stops.
 
 use std::fmt;
 use std::str::FromStr;
@@ -35,7 +42,8 @@ pub use leftovers::{Removed, remove_dead};
 const VERSION: u32 = 1;
 /// Largest claim that is read, in bytes.
 pub const CLAIM_BYTES_MAX: u64 = 64 << 10;
-/// Claims are filled up with blanks to a multiple of this: one that is read while it is renewed has the length that was seen.
+/// Claims are filled up with blanks to a multiple of this: one that is read while it is renewed has
+/// the length that was seen.
 const FILL_BYTES: usize = 1024;
 /// Claims that one folder may hold.
 pub const CLAIMS_MAX: usize = 10_000;
@@ -67,9 +75,17 @@ impl FromStr for ClaimId {
 
     /// Neither id may hold a dot, so this is unambiguous.
     fn from_str(text: &str) -> Result<Self> {
-        let no_id = || Error::invalid(format!("{:?} names no claim", text.chars().take(80).collect::<String>()));
+        let no_id = || {
+            Error::invalid(format!(
+                "{:?} names no claim",
+                text.chars().take(80).collect::<String>()
+            ))
+        };
         let (deployment, job) = text.split_once('.').ok_or_else(no_id)?;
-        Ok(Self { deployment: deployment.parse().map_err(|_| no_id())?, job: job.parse().map_err(|_| no_id())? })
+        Ok(Self {
+            deployment: deployment.parse().map_err(|_| no_id())?,
+            job: job.parse().map_err(|_| no_id())?,
+        })
     }
 }
 
@@ -106,7 +122,8 @@ pub struct Owner {
     pub host: String,
     /// The process.
     pub process: Process,
-    /// Whether the job ends with this process: a run here. A pool's job goes on with the next leader.
+    /// Whether the job ends with this process: a run here. A pool's job goes on with the next
+    /// leader.
     pub run_here: bool,
     /// Version of the program.
     pub program: String,
@@ -136,7 +153,8 @@ pub struct Claim {
     pub beat: u64,
     /// Who renews it.
     pub owner: Owner,
-    /// When OUTPUT was claimed, in milliseconds since the Unix epoch, by the owner's clock; for people.
+    /// When OUTPUT was claimed, in milliseconds since the Unix epoch, by the owner's clock; for
+    /// people.
     pub since_unix_ms: u64,
     /// Dead owners from whom OUTPUT was taken.
     pub overruled: Vec<Ticket>,
@@ -152,33 +170,42 @@ impl Claim {
     /// # Errors
     /// `Bug` where it cannot be encoded.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let mut bytes = serde_json::to_vec(self).map_err(|e| Error::bug(format!("a claim cannot be written: {e}")))?;
+        let mut bytes = serde_json::to_vec(self)
+            .map_err(|e| Error::bug(format!("a claim cannot be written: {e}")))?;
         bytes.resize((bytes.len() + 1).next_multiple_of(FILL_BYTES) - 1, b' ');
         bytes.push(b'\n');
         Ok(bytes)
     }
 
-    /// Reads one that stands under this name. It comes from whoever can write there, so all of it is bounded.
+    /// Reads one that stands under this name. It comes from whoever can write there, so all of it
+    /// is bounded.
     ///
     /// # Errors
     /// `Invalid` where it is none that a build of this layout writes.
     pub fn from_bytes(name: &ClaimId, bytes: &[u8]) -> Result<Self> {
-        let no_claim = |why: &str| Error::invalid(format!("the claim {name} cannot be read: {why}"));
+        let no_claim =
+            |why: &str| Error::invalid(format!("the claim {name} cannot be read: {why}"));
         if bytes.len() as u64 > CLAIM_BYTES_MAX {
             return Err(no_claim("it is too long"));
         }
         let claim: Claim = serde_json::from_slice(bytes).map_err(|e| no_claim(&e.to_string()))?;
         let Owner { host, process, program, mark, .. } = &claim.owner;
         let texts = [host, &process.boot, &process.namespace, program];
-        let is_mark = |mark: &String| mark.len() == 8 && mark.bytes().all(|b| b.is_ascii_hexdigit());
+        let is_mark =
+            |mark: &String| mark.len() == 8 && mark.bytes().all(|b| b.is_ascii_hexdigit());
         let sound = claim.version == VERSION
             && claim.id == *name
             && claim.ticket < TICKET_MAX
-            && texts.iter().all(|text| text.len() <= TEXT_BYTES_MAX && !text.contains(char::is_control))
+            && texts
+                .iter()
+                .all(|text| text.len() <= TEXT_BYTES_MAX && !text.contains(char::is_control))
             && claim.overruled.len() <= NAMED_MAX
             && claim.marks.len() <= NAMED_MAX
             && claim.marks.iter().chain(mark).all(is_mark)
-            && claim.publishing.as_ref().is_none_or(|kept| kept.url.len() <= crate::plan::TEXT_BYTES_MAX);
+            && claim
+                .publishing
+                .as_ref()
+                .is_none_or(|kept| kept.url.len() <= crate::plan::TEXT_BYTES_MAX);
         if sound { Ok(claim) } else { Err(no_claim("it says what no claim of this version says")) }
     }
 
@@ -186,13 +213,17 @@ impl Claim {
     pub fn describe(&self) -> String {
         let Owner { host, process, run_here, .. } = &self.owner;
         let since = humantime::format_rfc3339_seconds(
-            std::time::UNIX_EPOCH + std::time::Duration::from_millis(self.since_unix_ms.min(253_402_300_799_000)),
+            std::time::UNIX_EPOCH
+                + std::time::Duration::from_millis(self.since_unix_ms.min(253_402_300_799_000)),
         );
         let ClaimId { deployment, job } = &self.id;
         let whose = if *run_here {
             format!("job {job} of process {} on host {host}", process.pid)
         } else {
-            format!("job {job} of deployment {deployment} (coordinator: process {} on host {host})", process.pid)
+            format!(
+                "job {job} of deployment {deployment} (coordinator: process {} on host {host})",
+                process.pid
+            )
         };
         format!("{whose} since {since}")
     }

@@ -1,4 +1,5 @@
-//! Time and randomness as ports. The rest of the program takes them as values, so that tests and simulation can put their own in place.
+//! Time and randomness as ports. The rest of the program takes them as values, so that tests and
+//! simulation can put their own in place.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,20 +29,27 @@ pub struct SystemClock {
 }
 
 impl Default for SystemClock {
-    #[expect(clippy::disallowed_methods, reason = "this is the adapter that everyone else uses instead")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the adapter that everyone else uses instead"
+    )]
     fn default() -> Self {
         Self { start: std::time::Instant::now() }
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "this is the adapter that everyone else uses instead")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the adapter that everyone else uses instead"
+)]
 impl Clock for SystemClock {
     fn now_ms(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn unix_ms(&self) -> u64 {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let since =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
@@ -75,7 +83,11 @@ impl Clock for ManualClock {
 
     fn random(&self) -> u64 {
         // SplitMix64 over a counter: distinct, well spread, the same in every run.
-        let mut z = self.drawn.fetch_add(1, Ordering::SeqCst).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut z = self
+            .drawn
+            .fetch_add(1, Ordering::SeqCst)
+            .wrapping_add(1)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15);
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)

@@ -1,4 +1,5 @@
-//! Settings: one embedded file of defaults, profiles and a user's file laid over it. Unknown keys are refused.
+//! Settings: one embedded file of defaults, profiles and a user's file laid over it. Unknown keys
+//! are refused.
 
 use std::path::Path;
 
@@ -14,7 +15,8 @@ const DEFAULTS: &str = include_str!("default.toml");
 /// The sections that one job may have its own settings of.
 pub const JOB_SECTIONS: [&str; 5] = ["retry", "phases", "tasks", "speculation", "recovery"];
 
-/// All settings. Every field is documented in `default.toml`; the same names stand in a user's file.
+/// All settings. Every field is documented in `default.toml`; the same names stand in a user's
+/// file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "default.toml, which is shown to users, documents each")]
@@ -161,7 +163,13 @@ section!(Retry {
     input: Policy,
 });
 section!(Job { split_bytes: u64, partition_bytes: u64 });
-section!(Hedge { share_percent: u32, quantile_percent: u32, factor_percent: u32, after_min_ms: u64, samples_min: u32 });
+section!(Hedge {
+    share_percent: u32,
+    quantile_percent: u32,
+    factor_percent: u32,
+    after_min_ms: u64,
+    samples_min: u32
+});
 section!(Worker { coordinator_wait_ms: u64, store_wait_ms: u64, drain_ms: u64 });
 section!(Sizes {
     split_bytes_min: u64,
@@ -188,26 +196,33 @@ impl Retry {
         }
     }
 
-    /// These policies with those of one job's settings over them: for who knows no more of the settings than this.
+    /// These policies with those of one job's settings over them: for who knows no more of the
+    /// settings than this.
     ///
     /// # Errors
     /// `Invalid`, naming what is unknown or cannot work.
     pub fn for_job(&self, settings: Option<&str>) -> Result<Self> {
         let Some(settings) = settings else { return Ok(self.clone()) };
-        let mut overlay: toml::Table =
-            settings.parse().map_err(|e| Error::invalid(format!("not valid settings of a job: {e}")))?;
-        let Some(toml::Value::Table(own)) = overlay.remove("retry") else { return Ok(self.clone()) };
-        let mut merged =
-            toml::Table::try_from(self).map_err(|e| Error::bug(format!("settings cannot be written: {e}")))?;
+        let mut overlay: toml::Table = settings
+            .parse()
+            .map_err(|e| Error::invalid(format!("not valid settings of a job: {e}")))?;
+        let Some(toml::Value::Table(own)) = overlay.remove("retry") else {
+            return Ok(self.clone());
+        };
+        let mut merged = toml::Table::try_from(self)
+            .map_err(|e| Error::bug(format!("settings cannot be written: {e}")))?;
         lay_over(&mut merged, own);
-        let retry: Retry =
-            merged.try_into().map_err(|e| Error::invalid(format!("not valid settings of a job: {e}")))?;
+        let retry: Retry = merged
+            .try_into()
+            .map_err(|e| Error::invalid(format!("not valid settings of a job: {e}")))?;
         retry.validate()?;
         Ok(retry)
     }
 
     fn validate(&self) -> Result<()> {
-        Trouble::ALL.into_iter().try_for_each(|trouble| self.of(trouble).validate(&format!("retry.{trouble}")))
+        Trouble::ALL
+            .into_iter()
+            .try_for_each(|trouble| self.of(trouble).validate(&format!("retry.{trouble}")))
     }
 }
 
@@ -228,25 +243,37 @@ impl Profile {
         match self {
             Profile::Production => "",
             Profile::Development => {
-                "[heartbeat]\ninterval_ms = 500\ndead_after_ms = 4000\n[leader]\nsilence_ms = 2500\n[tasks]\nregrant_grace_ms = 2000\n\
-                 [detector]\nfloor_ms = 3000\nceiling_ms = 5000\nacceptable_pause_ms = 1000\ndeviation_min_ms = 50\ngrace_ms = 1000\n\
+                "[heartbeat]\ninterval_ms = 500\ndead_after_ms = 4000\n[leader]\nsilence_ms = \
+                    2500\n[tasks]\nregrant_grace_ms = 2000\n\
+                 [detector]\nfloor_ms = 3000\nceiling_ms = 5000\nacceptable_pause_ms = \
+                 1000\ndeviation_min_ms = 50\ngrace_ms = 1000\n\
                  [breaker]\nopen_ms = 2000\nopen_max_ms = 60000\n\
                  [speculation]\nruntime_min_ms = 5000\n[alerts]\nraise_ms = 2000\nclear_ms = 5000\n\
-                 [retry.store]\npause_max_ms = 5000\n[retry.throttle]\npause_max_ms = 10000\n[retry.nats]\npause_max_ms = 5000\n"
+                 [retry.store]\npause_max_ms = 5000\n[retry.throttle]\npause_max_ms = \
+                 10000\n[retry.nats]\npause_max_ms = 5000\n"
             }
             Profile::Testing => {
-                "[heartbeat]\ninterval_ms = 200\ndead_after_ms = 2000\n[leader]\nsilence_ms = 1000\n[nats]\nrequest_timeout_ms = 2000\nping_interval_ms = 2000\n\
-                 [journal]\nappend_timeout_ms = 3000\n[tasks]\nregrant_grace_ms = 1000\ncommand_retry_ms = 300\n\
+                "[heartbeat]\ninterval_ms = 200\ndead_after_ms = 2000\n[leader]\nsilence_ms = \
+                    1000\n[nats]\nrequest_timeout_ms = 2000\nping_interval_ms = 2000\n\
+                 [journal]\nappend_timeout_ms = 3000\n[tasks]\nregrant_grace_ms = \
+                 1000\ncommand_retry_ms = 300\n\
                  [worker]\ncoordinator_wait_ms = 60000\n\
-                 [detector]\nfloor_ms = 1500\nceiling_ms = 2500\nacceptable_pause_ms = 800\ndeviation_min_ms = 50\ngrace_ms = 500\n\
-                 [breaker]\nopen_ms = 500\nopen_max_ms = 5000\nwindow_ms = 10000\ntrial_ms = 30000\n\
+                 [detector]\nfloor_ms = 1500\nceiling_ms = 2500\nacceptable_pause_ms = \
+                 800\ndeviation_min_ms = 50\ngrace_ms = 500\n\
+                 [breaker]\nopen_ms = 500\nopen_max_ms = 5000\nwindow_ms = 10000\ntrial_ms = \
+                 30000\n\
                  [speculation]\nruntime_min_ms = 1000\nhang_ms = 15000\n\
-                 [recovery]\nwave_window_ms = 10000\nrate_min_per_s = 10\nstep_ms = 200\ncalm_ms = 3000\n\
+                 [recovery]\nwave_window_ms = 10000\nrate_min_per_s = 10\nstep_ms = 200\ncalm_ms = \
+                 3000\n\
                  [alerts]\nraise_ms = 400\nclear_ms = 1000\nprogress_stall_ms = 5000\n\
-                 [claim]\nrenew_ms = 400\ndead_after_ms = 4000\n[store]\nrequest_timeout_ms = 30000\ncall_timeout_ms = 60000\n\
-                 [retry.store]\npause_ms = 50\npause_max_ms = 1000\nattempts_max = 8\n[retry.throttle]\npause_ms = 100\npause_max_ms = 2000\n\
-                 [retry.nats]\npause_ms = 50\npause_max_ms = 1000\n[retry.abort]\npause_ms = 50\npause_max_ms = 1000\n\
-                 [retry.task]\npause_ms = 50\npause_max_ms = 1000\n[retry.disk]\npause_ms = 200\n[retry.input]\npause_ms = 50\n"
+                 [claim]\nrenew_ms = 400\ndead_after_ms = 4000\n[store]\nrequest_timeout_ms = \
+                 30000\ncall_timeout_ms = 60000\n\
+                 [retry.store]\npause_ms = 50\npause_max_ms = 1000\nattempts_max = \
+                 8\n[retry.throttle]\npause_ms = 100\npause_max_ms = 2000\n\
+                 [retry.nats]\npause_ms = 50\npause_max_ms = 1000\n[retry.abort]\npause_ms = \
+                 50\npause_max_ms = 1000\n\
+                 [retry.task]\npause_ms = 50\npause_max_ms = 1000\n[retry.disk]\npause_ms = \
+                 200\n[retry.input]\npause_ms = 50\n"
             }
         }
     }
@@ -264,7 +291,8 @@ impl Config {
     /// The defaults, a profile, then a user's file.
     ///
     /// # Errors
-    /// `Invalid` where the file cannot be read, is no TOML, holds an unknown key, or a value that cannot work.
+    /// `Invalid` where the file cannot be read, is no TOML, holds an unknown key, or a value that
+    /// cannot work.
     pub fn load(profile: Profile, file: Option<&Path>) -> Result<Self> {
         let Some(file) = file else { return Self::profile(profile) };
         let text = std::fs::read_to_string(file)
@@ -287,12 +315,15 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn layered(overlays: &[&str]) -> Result<Self> {
-        let mut merged: toml::Table = DEFAULTS.parse().map_err(|e| Error::bug(format!("default.toml: {e}")))?;
+        let mut merged: toml::Table =
+            DEFAULTS.parse().map_err(|e| Error::bug(format!("default.toml: {e}")))?;
         for text in overlays {
-            let overlay: toml::Table = text.parse().map_err(|e| Error::invalid(format!("not valid settings: {e}")))?;
+            let overlay: toml::Table =
+                text.parse().map_err(|e| Error::invalid(format!("not valid settings: {e}")))?;
             lay_over(&mut merged, overlay);
         }
-        let config: Config = merged.try_into().map_err(|e| Error::invalid(format!("not valid settings: {e}")))?;
+        let config: Config =
+            merged.try_into().map_err(|e| Error::invalid(format!("not valid settings: {e}")))?;
         config.validate()?;
         Ok(config)
     }
@@ -303,22 +334,27 @@ impl Config {
     /// `Invalid`, naming what is no setting of a job, is unknown, or cannot work.
     pub fn for_job(&self, settings: Option<&str>) -> Result<Self> {
         let Some(settings) = settings else { return Ok(self.clone()) };
-        let overlay: toml::Table =
-            settings.parse().map_err(|e| Error::invalid(format!("not valid settings of a job: {e}")))?;
+        let overlay: toml::Table = settings
+            .parse()
+            .map_err(|e| Error::invalid(format!("not valid settings of a job: {e}")))?;
         if let Some(foreign) = overlay.keys().find(|key| !JOB_SECTIONS.contains(&key.as_str())) {
             let own = JOB_SECTIONS.join(", ");
-            return Err(Error::invalid(format!("{foreign} is no setting of one job; those are in {own}")));
+            return Err(Error::invalid(format!(
+                "{foreign} is no setting of one job; those are in {own}"
+            )));
         }
-        let mut merged =
-            toml::Table::try_from(self).map_err(|e| Error::bug(format!("settings cannot be written: {e}")))?;
+        let mut merged = toml::Table::try_from(self)
+            .map_err(|e| Error::bug(format!("settings cannot be written: {e}")))?;
         lay_over(&mut merged, overlay);
-        let config: Config =
-            merged.try_into().map_err(|e| Error::invalid(format!("not valid settings of a job: {e}")))?;
+        let config: Config = merged
+            .try_into()
+            .map_err(|e| Error::invalid(format!("not valid settings of a job: {e}")))?;
         config.validate()?;
         Ok(config)
     }
 
-    /// What a profile and a user's file say about single jobs, as [`Config::for_job`] takes it; none where they say nothing.
+    /// What a profile and a user's file say about single jobs, as [`Config::for_job`] takes it;
+    /// none where they say nothing.
     ///
     /// # Errors
     /// As [`Config::load`].
@@ -330,7 +366,8 @@ impl Config {
             None => String::new(),
         };
         for text in [profile.overlay(), &text] {
-            let overlay: toml::Table = text.parse().map_err(|e| Error::invalid(format!("not valid settings: {e}")))?;
+            let overlay: toml::Table =
+                text.parse().map_err(|e| Error::invalid(format!("not valid settings: {e}")))?;
             lay_over(&mut merged, overlay);
         }
         merged.retain(|key, _| JOB_SECTIONS.contains(&key));
@@ -374,8 +411,14 @@ impl Config {
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(Error::invalid(format!("{name} must be greater than 0")));
         }
-        if self.namespace.is_empty() || self.namespace.len() > 32 || !self.namespace.bytes().all(token) {
-            return Err(Error::invalid(format!("namespace {:?} must be 1 to 32 of a-z 0-9 -", self.namespace)));
+        if self.namespace.is_empty()
+            || self.namespace.len() > 32
+            || !self.namespace.bytes().all(token)
+        {
+            return Err(Error::invalid(format!(
+                "namespace {:?} must be 1 to 32 of a-z 0-9 -",
+                self.namespace
+            )));
         }
         if self.heartbeat.dead_after_ms < 2 * self.heartbeat.interval_ms {
             return Err(Error::invalid(format!(
@@ -397,7 +440,9 @@ impl Config {
         }
         if self.store.objects_max > OBJECTS_MAX as u64 {
             let given = self.store.objects_max;
-            return Err(Error::invalid(format!("store.objects_max ({given}) must be at most {OBJECTS_MAX}")));
+            return Err(Error::invalid(format!(
+                "store.objects_max ({given}) must be at most {OBJECTS_MAX}"
+            )));
         }
         if self.sizes.split_bytes_min > self.sizes.split_bytes_max
             || self.sizes.partition_bytes_min > self.sizes.partition_bytes_max
@@ -415,7 +460,12 @@ impl Config {
             ("detector.floor_ms", detector.floor_ms, "the least", 1),
             ("detector.ceiling_ms", detector.ceiling_ms, "detector.floor_ms", detector.floor_ms),
             ("detector.suspect_phi", detector.suspect_phi.into(), "the least", 1),
-            ("detector.dead_phi", detector.dead_phi.into(), "detector.suspect_phi", detector.suspect_phi.into()),
+            (
+                "detector.dead_phi",
+                detector.dead_phi.into(),
+                "detector.suspect_phi",
+                detector.suspect_phi.into(),
+            ),
             ("detector.deviation_min_ms", detector.deviation_min_ms, "the least", 1),
             ("detector.window", detector.window.into(), "the least", 2),
             ("breaker.failures_max", breaker.failures_max.into(), "the least", 1),
@@ -427,7 +477,12 @@ impl Config {
             ("breaker.trial_ms", breaker.trial_ms, "the least", 1),
             ("speculation.samples_min", speculation.samples_min.into(), "the least", 1),
             ("speculation.factor_percent", speculation.factor_percent.into(), "the least", 100),
-            ("speculation.hang_ms", speculation.hang_ms, "speculation.runtime_min_ms", speculation.runtime_min_ms),
+            (
+                "speculation.hang_ms",
+                speculation.hang_ms,
+                "speculation.runtime_min_ms",
+                speculation.runtime_min_ms,
+            ),
             ("recovery.wave_percent", recovery.wave_percent.into(), "the least", 1),
             ("recovery.wave_losses_min", recovery.wave_losses_min.into(), "the least", 1),
             ("recovery.wave_window_ms", recovery.wave_window_ms, "the least", 10),
@@ -449,12 +504,21 @@ impl Config {
             ("alerts.journal_backlog", alerts.journal_backlog.into(), "the least", 1),
             ("alerts.tasks_per_slot", alerts.tasks_per_slot.into(), "the least", 1),
             ("limits.min_per_s", self.limits.min_per_s.into(), "the least", 1),
-            ("limits.start_per_s", self.limits.start_per_s.into(), "limits.min_per_s", self.limits.min_per_s.into()),
+            (
+                "limits.start_per_s",
+                self.limits.start_per_s.into(),
+                "limits.min_per_s",
+                self.limits.min_per_s.into(),
+            ),
             ("limits.step_per_s", self.limits.step_per_s.into(), "the least", 1),
             ("alerts.task_failures", alerts.task_failures.into(), "the least", 1),
         ];
-        if let Some((name, value, bound, least)) = at_least.into_iter().find(|(_, value, _, least)| value < least) {
-            return Err(Error::invalid(format!("{name} ({value}) must be at least {bound} ({least})")));
+        if let Some((name, value, bound, least)) =
+            at_least.into_iter().find(|(_, value, _, least)| value < least)
+        {
+            return Err(Error::invalid(format!(
+                "{name} ({value}) must be at least {bound} ({least})"
+            )));
         }
         let at_most = [
             // Keeps the sum of squares of a window within 64 bits.
@@ -474,7 +538,9 @@ impl Config {
             ("pool.min_alive_percent", self.pool.min_alive_percent.into(), 100),
         ];
         match at_most.into_iter().find(|(_, value, most)| value > most) {
-            Some((name, value, most)) => Err(Error::invalid(format!("{name} ({value}) must be at most {most}"))),
+            Some((name, value, most)) => {
+                Err(Error::invalid(format!("{name} ({value}) must be at most {most}")))
+            }
             None => Ok(()),
         }
     }
@@ -512,9 +578,14 @@ mod tests {
     #[test]
     fn a_job_may_have_its_own() {
         let config = Config::profile(Profile::Testing).expect("profile");
-        let own = config.for_job(Some("[tasks]\nattempts_max = 9\n[phases]\nsort_ms = 5\n")).expect("settings");
+        let own = config
+            .for_job(Some("[tasks]\nattempts_max = 9\n[phases]\nsort_ms = 5\n"))
+            .expect("settings");
         assert_eq!((own.tasks.attempts_max, own.phases.sort_ms), (9, 5));
-        assert_eq!((own.tasks.command_retry_ms, &own.heartbeat), (config.tasks.command_retry_ms, &config.heartbeat));
+        assert_eq!(
+            (own.tasks.command_retry_ms, &own.heartbeat),
+            (config.tasks.command_retry_ms, &config.heartbeat)
+        );
         assert_eq!(config.for_job(None).expect("none"), config);
         for (text, expected) in [
             ("[heartbeat]\ninterval_ms = 9\n", "heartbeat is no setting of one job"),
@@ -538,16 +609,26 @@ mod tests {
         check(None);
         check(Some("[phases]\nsort_ms = 5\n"));
         check(Some("[retry.store]\nattempts_max = 77\n[tasks]\nattempts_max = 9\n"));
-        let refused = config.retry.for_job(Some("[retry.store]\njitter_percent = 101\n")).expect_err("refused");
+        let refused = config
+            .retry
+            .for_job(Some("[retry.store]\njitter_percent = 101\n"))
+            .expect_err("refused");
         assert!(refused.message.contains("retry.store.jitter_percent"), "{refused}");
     }
 
     #[test]
     fn what_a_profile_says_about_jobs_is_sent_with_them() {
         assert_eq!(Config::job_settings(Profile::Production, None).expect("settings"), None);
-        let settings = Config::job_settings(Profile::Testing, None).expect("settings").expect("some");
-        let config = Config::profile(Profile::Production).expect("profile").for_job(Some(&settings)).expect("own");
-        assert_eq!(config.speculation, Config::profile(Profile::Testing).expect("profile").speculation);
+        let settings =
+            Config::job_settings(Profile::Testing, None).expect("settings").expect("some");
+        let config = Config::profile(Profile::Production)
+            .expect("profile")
+            .for_job(Some(&settings))
+            .expect("own");
+        assert_eq!(
+            config.speculation,
+            Config::profile(Profile::Testing).expect("profile").speculation
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! One suite for every adapter of a port: what callers rely on, checked against memory, the file system and real servers alike.
+//! One suite for every adapter of a port: what callers rely on, checked against memory, the file
+//! system and real servers alike.
 //!
 //! These functions panic where an adapter breaks its contract; they are for tests only.
 
@@ -43,9 +44,17 @@ async fn whole_objects(store: &dyn Blobs, root: &str) {
     assert_eq!(&store.read(&key, 2..5, Access::Cached).await.unwrap()[..], b"234");
     assert_eq!(&store.read(&key, 0..10, Access::Once).await.unwrap()[..], b"0123456789");
     assert!(store.read(&key, 4..4, Access::Once).await.unwrap().is_empty());
-    assert_eq!(store.read(&key, 5..11, Access::Cached).await.unwrap_err().kind, ErrorKind::Corrupt, "no short reads");
+    assert_eq!(
+        store.read(&key, 5..11, Access::Cached).await.unwrap_err().kind,
+        ErrorKind::Corrupt,
+        "no short reads"
+    );
     store.put(&key, Bytes::from_static(b"other bytes")).await.unwrap();
-    assert_ne!(store.head(&key).await.unwrap().version, meta.version, "a new object has a new version");
+    assert_ne!(
+        store.head(&key).await.unwrap().version,
+        meta.version,
+        "a new object has a new version"
+    );
     store.put(&key, Bytes::new()).await.unwrap();
     assert_eq!(store.head(&key).await.unwrap().bytes, 0);
     store.delete(&key).await.unwrap();
@@ -59,9 +68,15 @@ async fn listings(store: &dyn Blobs, root: &str) {
         store.put(&format!("{root}/{name}"), Bytes::from_static(b"x")).await.unwrap();
     }
     let below = |found: Vec<crate::store::BlobMeta>| -> Vec<String> {
-        found.into_iter().map(|meta| meta.key.trim_start_matches(&format!("{root}/")).to_owned()).collect()
+        found
+            .into_iter()
+            .map(|meta| meta.key.trim_start_matches(&format!("{root}/")).to_owned())
+            .collect()
     };
-    assert_eq!(below(store.list(&format!("{root}/l"), 10).await.unwrap()), ["l/a", "l/a.b", "l/b/c", "l/b/d"]);
+    assert_eq!(
+        below(store.list(&format!("{root}/l"), 10).await.unwrap()),
+        ["l/a", "l/a.b", "l/b/c", "l/b/d"]
+    );
     assert_eq!(below(store.list(&format!("{root}/l/b"), 10).await.unwrap()), ["l/b/c", "l/b/d"]);
     assert!(store.list(&format!("{root}/none"), 10).await.unwrap().is_empty());
     assert_eq!(store.list(&format!("{root}/l"), 3).await.unwrap_err().kind, ErrorKind::Exhausted);
@@ -77,10 +92,20 @@ async fn uploads(store: &dyn Blobs, root: &str) {
     let upload = store.open_upload(&key).await.unwrap();
     let last = PartAt { index: 1, offset: first.len() as u64 };
     let tag_last = store.upload_part(&key, &upload, last, buffer(&second)).await.unwrap();
-    let tag_first = store.upload_part(&key, &upload, PartAt { index: 0, offset: 0 }, buffer(&first)).await.unwrap();
-    assert_eq!(store.head(&key).await.unwrap_err().kind, ErrorKind::NotFound, "nothing shows before the end");
+    let tag_first = store
+        .upload_part(&key, &upload, PartAt { index: 0, offset: 0 }, buffer(&first))
+        .await
+        .unwrap();
+    assert_eq!(
+        store.head(&key).await.unwrap_err().kind,
+        ErrorKind::NotFound,
+        "nothing shows before the end"
+    );
     let tags = [tag_first, tag_last];
-    assert_eq!(store.complete_upload(&key, &upload, &tags, total, false).await.unwrap(), Completed::Now);
+    assert_eq!(
+        store.complete_upload(&key, &upload, &tags, total, false).await.unwrap(),
+        Completed::Now
+    );
     // Some stores remember for a while, and do it once more.
     store.complete_upload(&key, &upload, &tags, total, false).await.unwrap();
     assert_eq!(store.head(&key).await.unwrap().bytes, total);
@@ -89,7 +114,10 @@ async fn uploads(store: &dyn Blobs, root: &str) {
     store.delete(&key).await.unwrap();
 
     let upload = store.open_upload(&key).await.unwrap();
-    let tag = store.upload_part(&key, &upload, PartAt { index: 0, offset: 0 }, buffer(b"")).await.unwrap();
+    let tag = store
+        .upload_part(&key, &upload, PartAt { index: 0, offset: 0 }, buffer(b""))
+        .await
+        .unwrap();
     store.complete_upload(&key, &upload, &[tag], 0, true).await.unwrap();
     assert_eq!(store.head(&key).await.unwrap().bytes, 0, "an empty object is an object");
     store.delete(&key).await.unwrap();
@@ -101,7 +129,11 @@ async fn aborted_uploads(store: &dyn Blobs, root: &str) {
     let at = PartAt { index: 0, offset: 0 };
     let tag = store.upload_part(&key, &upload, at, buffer(b"x")).await.unwrap();
     let open = OpenUpload { key: key.clone(), upload: upload.clone() };
-    assert_eq!(store.list_uploads(&key, 10).await.unwrap(), [open], "an open upload is listed under its key");
+    assert_eq!(
+        store.list_uploads(&key, 10).await.unwrap(),
+        [open],
+        "an open upload is listed under its key"
+    );
     store.abort_upload(&key, &upload).await.unwrap();
     assert_eq!(store.list_uploads(&key, 10).await.unwrap(), [], "an aborted one is not");
     store.abort_upload(&key, &upload).await.unwrap();
@@ -113,8 +145,14 @@ async fn aborted_uploads(store: &dyn Blobs, root: &str) {
     assert_eq!(store.head(&key).await.unwrap_err().kind, ErrorKind::NotFound);
     store.put(&key, Bytes::from_static(b"z")).await.unwrap();
     let found = store.complete_upload(&key, &upload, std::slice::from_ref(&tag), 1, false).await;
-    assert!(matches!(found, Ok(Completed::Unsure)), "an object of the same length may be anybody's: {found:?}");
-    assert!(store.complete_upload(&key, &upload, &[tag], 2, false).await.is_err(), "one of another length is not it");
+    assert!(
+        matches!(found, Ok(Completed::Unsure)),
+        "an object of the same length may be anybody's: {found:?}"
+    );
+    assert!(
+        store.complete_upload(&key, &upload, &[tag], 2, false).await.is_err(),
+        "one of another length is not it"
+    );
     assert_eq!(&store.read(&key, 0..1, Access::Once).await.unwrap()[..], b"z");
     store.delete(&key).await.unwrap();
 }
@@ -149,5 +187,8 @@ pub async fn ledger(ledger: &dyn Ledger) {
     assert_eq!(ledger.read_from(1).await.unwrap()[0].bytes[0], 2);
     assert_eq!(ledger.last_sequence().await.unwrap(), last, "numbers go on after a purge");
     assert_eq!(ledger.newest().await.unwrap().map(|entry| entry.sequence), Some(last));
-    assert!(matches!(ledger.append(last, Bytes::from_static(b"\x05")).await, Appended::Applied { .. }));
+    assert!(matches!(
+        ledger.append(last, Bytes::from_static(b"\x05")).await,
+        Appended::Applied { .. }
+    ));
 }

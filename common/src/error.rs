@@ -19,19 +19,23 @@ pub enum ErrorKind {
     NotFound,
     /// A promise of our own code is broken.
     Bug,
-    /// Passing trouble of a kind of its own: a store asks for fewer requests. New variants stand last, because the order is on the wire.
+    /// Passing trouble of a kind of its own: a store asks for fewer requests. New variants stand
+    /// last, because the order is on the wire.
     Throttled,
     /// The system refused memory that is this process's to use: less of it at once may do.
     OutOfMemory,
-    /// A task needs more memory than its worker has for it: less at once is no help, a larger worker is.
+    /// A task needs more memory than its worker has for it: less at once is no help, a larger
+    /// worker is.
     NeedsMemory {
-        /// Memory of a worker for each of its tasks at once (`--memory` divided by `--threads`) with which it can be done, in bytes.
+        /// Memory of a worker for each of its tasks at once (`--memory` divided by `--threads`)
+        /// with which it can be done, in bytes.
         task_bytes: u64,
     },
-    /// The way in which this process reaches something cannot work: a name that nobody knows, a certificate, credentials, a clock. No wait mends it; another process may be
-    /// set up better.
+    /// The way in which this process reaches something cannot work: a name that nobody knows, a
+    /// certificate, credentials, a clock. No wait mends it; another process may be set up better.
     Setup,
-    /// The worker that was at it is dead: its memory may have killed it. A leader says so of an attempt; nobody sends it.
+    /// The worker that was at it is dead: its memory may have killed it. A leader says so of an
+    /// attempt; nobody sends it.
     WorkerDied,
 }
 
@@ -40,7 +44,10 @@ impl ErrorKind {
     pub fn is_retryable(self) -> bool {
         self.is_passing()
             || self.is_of_memory()
-            || matches!(self, ErrorKind::Corrupt | ErrorKind::Exhausted | ErrorKind::NotFound | ErrorKind::Setup)
+            || matches!(
+                self,
+                ErrorKind::Corrupt | ErrorKind::Exhausted | ErrorKind::NotFound | ErrorKind::Setup
+            )
             || self == ErrorKind::WorkerDied
     }
 
@@ -76,7 +83,8 @@ impl Error {
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         let mut message = message.into();
         if message.len() > MESSAGE_BYTES_MAX {
-            let cut = (0..=MESSAGE_BYTES_MAX).rev().find(|&at| message.is_char_boundary(at)).unwrap_or(0);
+            let cut =
+                (0..=MESSAGE_BYTES_MAX).rev().find(|&at| message.is_char_boundary(at)).unwrap_or(0);
             message.truncate(cut);
         }
         Self { kind, message }
@@ -117,7 +125,8 @@ impl Error {
         Self::new(ErrorKind::Bug, message)
     }
 
-    /// The same error with its place put before the message, where the message does not name it already.
+    /// The same error with its place put before the message, where the message does not name it
+    /// already.
     #[must_use]
     pub fn at(self, place: impl std::fmt::Display) -> Self {
         let place = place.to_string();
@@ -136,7 +145,8 @@ fn names(message: &str, place: &str) -> bool {
         && found.any(|(at, _)| {
             let (before, after) = (&message[..at], &message[at + place.len()..]);
             // A full stop ends a sentence, or goes on within a name.
-            let after = after.trim_start_matches('.').chars().next().filter(|_| !after.starts_with(". "));
+            let after =
+                after.trim_start_matches('.').chars().next().filter(|_| !after.starts_with(". "));
             !of_a_name(before.chars().next_back()) && !of_a_name(after)
         })
 }
@@ -163,14 +173,21 @@ mod tests {
     #[test]
     fn a_place_is_named_once() {
         let at = |message: &str| Error::retry(message).at("s3://data/in").message;
-        for named in
-            ["cannot read s3://data/in: access denied", "s3://data/in", "of s3://data/in. Later", "(s3://data/in)"]
-        {
+        for named in [
+            "cannot read s3://data/in: access denied",
+            "s3://data/in",
+            "of s3://data/in. Later",
+            "(s3://data/in)",
+        ] {
             assert_eq!(at(named), named);
         }
-        for other in
-            ["access denied", "cannot read s3://data/in2", "s3://data/in/a is gone", "s3://data/in.gz is gone", ""]
-        {
+        for other in [
+            "access denied",
+            "cannot read s3://data/in2",
+            "s3://data/in/a is gone",
+            "s3://data/in.gz is gone",
+            "",
+        ] {
             assert_eq!(at(other), format!("s3://data/in: {other}"));
         }
         assert_eq!(Error::retry("gone").at("").message, ": gone");

@@ -1,13 +1,16 @@
-//! Faults on purpose: part of the product, so that anyone can see what a deployment survives. Off unless a process is started with `--faults` and fault injection is
-//! enabled for it.
+//! Faults on purpose: part of the product, so that anyone can see what a deployment survives. Off
+//! unless a process is started with `--faults` and fault injection is enabled for it.
 //!
-//! A [`FaultPlan`] is a list of rules, parsed from a SPEC or drawn from a seed (grammar: [`spec`]). [`Faults`] is such a plan at work in one process: wherever something
-//! can fail (a *site*: a store call, a ledger call, a message, a step of an attempt), the code asks it and does what it says. Stores and the ledger are wrapped
-//! ([`crate::adapters::faulty`]), messages ask [`Faults::message`], attempts ask [`Faults::step`], memory asks [`Faults::refuses_memory`]
-//! and [`Faults::damages_memory`].
+//! A [`FaultPlan`] is a list of rules, parsed from a SPEC or drawn from a seed (grammar: [`spec`]).
+//! [`Faults`] is such a plan at work in one process: wherever something can fail (a *site*: a store
+//! call, a ledger call, a message, a step of an attempt), the code asks it and does what it says.
+//! Stores and the ledger are wrapped ([`crate::adapters::faulty`]), messages ask
+//! [`Faults::message`], attempts ask [`Faults::step`], memory asks [`Faults::refuses_memory`] and
+//! [`Faults::damages_memory`].
 //!
-//! The same seed gives the same draws: every rule has a stream of its own for every site, so that a draw at one does not shift those at another. How many calls there are
-//! depends on the run, of course. What was done is counted and logged, one line for each fault.
+//! The same seed gives the same draws: every rule has a stream of its own for every site, so that a
+//! draw at one does not shift those at another. How many calls there are depends on the run, of
+//! course. What was done is counted and logged, one line for each fault.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -79,7 +82,8 @@ impl Acts for Process {
     /// SIGSTOP to itself; a helper outside of it, which is not stopped, continues it.
     fn pause(&self, ms: u64) {
         let me = rustix::process::getpid();
-        let wake = format!("sleep {}.{:03}; kill -CONT {}", ms / 1000, ms % 1000, me.as_raw_nonzero());
+        let wake =
+            format!("sleep {}.{:03}; kill -CONT {}", ms / 1000, ms % 1000, me.as_raw_nonzero());
         let helper = std::process::Command::new("/bin/sh").arg("-c").arg(wake).spawn();
         match helper {
             Ok(mut helper) => {
@@ -91,7 +95,8 @@ impl Acts for Process {
                 drop(helper.wait());
             }
             Err(error) => {
-                tracing::warn!(%error, "without a helper that continues it, the process does not stop itself");
+                tracing::warn!(%error, "without a helper that continues it, the process does not \
+                    stop itself");
             }
         }
     }
@@ -124,10 +129,12 @@ impl std::fmt::Debug for Faults {
 }
 
 impl Faults {
-    /// Begins to inject what a SPEC says into the process of `who` (a worker's id, or `coordinator`).
+    /// Begins to inject what a SPEC says into the process of `who` (a worker's id, or
+    /// `coordinator`).
     ///
     /// # Errors
-    /// `Invalid` where fault injection is enabled neither by the environment (`enabled_here`) nor by `faults.enabled`, or where the SPEC cannot be read.
+    /// `Invalid` where fault injection is enabled neither by the environment (`enabled_here`) nor
+    /// by `faults.enabled`, or where the SPEC cannot be read.
     pub fn begin(
         spec: &str,
         settings: &config::Faults,
@@ -137,7 +144,8 @@ impl Faults {
     ) -> Result<Arc<Self>> {
         if !(settings.enabled || enabled_here) {
             return Err(Error::invalid(format!(
-                "--faults damages and kills on purpose, and fault injection is not enabled here; set {ENABLE_VARIABLE}=1 or the setting faults.enabled = true \
+                "--faults damages and kills on purpose, and fault injection is not enabled here; \
+                    set {ENABLE_VARIABLE}=1 or the setting faults.enabled = true \
                  for this process if that is what you want"
             )));
         }
@@ -148,9 +156,17 @@ impl Faults {
 
     /// A plan at work, unconditionally.
     pub fn new(plan: FaultPlan, who: &str, clock: Arc<dyn Clock>) -> Self {
-        let mine = plan.rules.iter().filter(|rule| rule.worker.as_ref().is_none_or(|worker| worker == who)).cloned();
-        let armed =
-            mine.map(|rule| Armed { rule, met: AtomicU64::new(0), done: AtomicU32::new(0), streams: Mutex::default() });
+        let mine = plan
+            .rules
+            .iter()
+            .filter(|rule| rule.worker.as_ref().is_none_or(|worker| worker == who))
+            .cloned();
+        let armed = mine.map(|rule| Armed {
+            rule,
+            met: AtomicU64::new(0),
+            done: AtomicU32::new(0),
+            streams: Mutex::default(),
+        });
         Self {
             armed: armed.collect(),
             plan,
@@ -185,7 +201,8 @@ impl Faults {
         tracing::warn!(counts, "faults were injected");
     }
 
-    /// Asks at a site. Delays, pauses and crashes are done here; what is left is for the site to act out.
+    /// Asks at a site. Delays, pauses and crashes are done here; what is left is for the site to
+    /// act out.
     pub async fn meet(&self, site: Site, scope: Scope, key: &str) -> Option<Hit> {
         for (number, armed) in self.armed.iter().enumerate() {
             let Some(random) = self.fires(number, armed, site, scope, key) else { continue };
@@ -231,13 +248,21 @@ impl Faults {
         hit.is_some_and(|hit| hit.kind == Kind::Refuse)
     }
 
-    /// Whether a record that an attempt holds in memory, summed up and not yet written, is to be damaged; the number says where.
+    /// Whether a record that an attempt holds in memory, summed up and not yet written, is to be
+    /// damaged; the number says where.
     pub async fn damages_memory(&self, scope: Scope) -> Option<u64> {
         let hit = self.meet(Site::new(Component::Memory, "hold"), scope, "").await;
         hit.filter(|hit| hit.kind == Kind::Flip).map(|hit| hit.random)
     }
 
-    fn fires(&self, number: usize, armed: &Armed, site: Site, scope: Scope, key: &str) -> Option<u64> {
+    fn fires(
+        &self,
+        number: usize,
+        armed: &Armed,
+        site: Site,
+        scope: Scope,
+        key: &str,
+    ) -> Option<u64> {
         let rule = &armed.rule;
         let since_ms = self.clock.now_ms().saturating_sub(self.started_ms);
         let damage = matches!(rule.kind, Kind::Flip | Kind::Truncate);
@@ -248,7 +273,8 @@ impl Faults {
             && rule.key.as_ref().is_none_or(|part| key.contains(part.as_str()))
             && since_ms >= rule.from_ms
             && rule.until_ms.is_none_or(|until_ms| since_ms < until_ms)
-            // Input and output carry no checksum that a reader could know: damage there is damage before the program.
+            // Input and output carry no checksum that a reader could know: damage there is damage
+            // before the program.
             && (!damage || site.component != Component::Store || key.contains(SCRATCH_DIR));
         if !applies || armed.met.fetch_add(1, Ordering::Relaxed) < rule.after {
             return None;
@@ -264,7 +290,9 @@ impl Faults {
         if random % spec::WHOLE >= u64::from(rule.ppm) {
             return None;
         }
-        let allowed = |done: u32| rule.times.is_none_or(|times| done < times).then_some(done.saturating_add(1));
+        let allowed = |done: u32| {
+            rule.times.is_none_or(|times| done < times).then_some(done.saturating_add(1))
+        };
         armed.done.fetch_update(Ordering::Relaxed, Ordering::Relaxed, allowed).ok()?;
         Some(mix(random))
     }

@@ -1,5 +1,6 @@
-//! Golden bytes of everything that is sent or stored: what a former build wrote must be read by every later one. A line of `golden/v1.txt` never changes; a new version
-//! of a message gets lines of its own in `golden/v2.txt`, a third in `golden/v3.txt`.
+//! Golden bytes of everything that is sent or stored: what a former build wrote must be read by
+//! every later one. A line of `golden/v1.txt` never changes; a new version of a message gets lines
+//! of its own in `golden/v2.txt`, a third in `golden/v3.txt`.
 
 use std::fmt::Debug;
 use std::fmt::Write as _;
@@ -12,20 +13,24 @@ use muster_kernel::splitters::Splitter;
 use crate::api::{KeyEncoding, Manifest, ManifestPart, PhaseTimes};
 use crate::error::{Error, ErrorKind};
 use crate::ids::{AttemptId, Epoch, Generation, Incarnation, Phase, TaskId};
-use crate::plan::{BadInputs, BadRecords, JobSpec, LeftOut, PinnedObject, PinnedRun, PinnedRuns, Plan, Sizing};
+use crate::plan::{
+    BadInputs, BadRecords, JobSpec, LeftOut, PinnedObject, PinnedRun, PinnedRuns, Plan, Sizing,
+};
 use crate::retry::Recoveries;
 use crate::wire::{
-    self, AttemptProgress, BadRecord, BlobRef, Broadcast, CancelAttempt, CommandReply, DamageCause, Drain, Health,
-    Heartbeat, HeldAttempt, JobRecoveries, LeaderBeat, ListInputs, ListReply, LocalFile, LocalOmitted, Mended,
-    MergedPart, Message, Outcome, PhaseQuery, PhaseReply, Recovered, Register, RegisterReply, Report, ReportReply,
-    RunAttempt, RunReply, SortedRun, StoreLimits, Work, WorkerState,
+    self, AttemptProgress, BadRecord, BlobRef, Broadcast, CancelAttempt, CommandReply, DamageCause,
+    Drain, Health, Heartbeat, HeldAttempt, JobRecoveries, LeaderBeat, ListInputs, ListReply,
+    LocalFile, LocalOmitted, Mended, MergedPart, Message, Outcome, PhaseQuery, PhaseReply,
+    Recovered, Register, RegisterReply, Report, ReportReply, RunAttempt, RunReply, SortedRun,
+    StoreLimits, Work, WorkerState,
 };
 
 const V1: &str = include_str!("golden/v1.txt");
 const V2: &str = include_str!("golden/v2.txt");
 const V3: &str = include_str!("golden/v3.txt");
 
-/// Collects the lines as this build writes them for a peer of one wire version, and checks that the golden ones read back as the samples.
+/// Collects the lines as this build writes them for a peer of one wire version, and checks that the
+/// golden ones read back as the samples.
 struct Lines {
     version: u8,
     golden: &'static str,
@@ -42,9 +47,15 @@ impl Lines {
         let bytes = golden(self.golden, name);
         assert_eq!(&wire::decode::<T>(&bytes).expect(name), sample, "{name} reads back");
         for len in 0..bytes.len() {
-            assert!(wire::decode::<T>(&bytes[..len]).is_err(), "{name} cut to {len} bytes is refused");
+            assert!(
+                wire::decode::<T>(&bytes[..len]).is_err(),
+                "{name} cut to {len} bytes is refused"
+            );
         }
-        assert!(wire::decode::<T>(&[&bytes[..], b"x"].concat()).is_err(), "{name} with more bytes is refused");
+        assert!(
+            wire::decode::<T>(&[&bytes[..], b"x"].concat()).is_err(),
+            "{name} with more bytes is refused"
+        );
     }
 
     fn line(&mut self, name: &str, bytes: &[u8]) {
@@ -56,7 +67,10 @@ impl Lines {
 fn golden(golden: &str, name: &str) -> Vec<u8> {
     let hex = golden.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     let hex = hex.unwrap_or_else(|| panic!("no golden line {name}"));
-    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex")).collect()
+    (0..hex.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex"))
+        .collect()
 }
 
 fn attempt(phase: Phase) -> AttemptId {
@@ -104,7 +118,8 @@ fn to_the_leader(lines: &mut Lines) {
         inputs: Vec::new(),
     };
     lines.message("register", &register);
-    let progress = AttemptProgress { job: held.job, attempt: held.attempt, bytes_done: 5, bytes_total: 10 };
+    let progress =
+        AttemptProgress { job: held.job, attempt: held.attempt, bytes_done: 5, bytes_total: 10 };
     let heartbeat = Heartbeat {
         worker: "w1".parse().expect("id"),
         incarnation: Incarnation(9),
@@ -144,7 +159,11 @@ fn to_the_leader(lines: &mut Lines) {
     for (name, phase, outcome) in [
         ("report-opened", Phase::Merge, Outcome::UploadOpened { upload: "u1".into() }),
         ("report-sampled", Phase::Sample, Outcome::Sampled { samples }),
-        ("report-sampled-to-scratch", Phase::Sample, Outcome::SampledToScratch { samples: blob("samples") }),
+        (
+            "report-sampled-to-scratch",
+            Phase::Sample,
+            Outcome::SampledToScratch { samples: blob("samples") },
+        ),
         ("report-sorted", Phase::Sort, Outcome::Sorted(Box::new(run))),
         ("report-merged", Phase::Merge, Outcome::Merged(part)),
         ("report-failed", Phase::Sort, Outcome::Failed { error: Error::corrupt("flipped") }),
@@ -161,7 +180,10 @@ fn to_the_leader(lines: &mut Lines) {
 
 fn from_the_leader(lines: &mut Lines) {
     let (epoch, job) = (Epoch(3), || "j1".parse().expect("id"));
-    lines.message("leader-beat", &LeaderBeat { deployment: "d1".parse().expect("id"), epoch, sequence: 4 });
+    lines.message(
+        "leader-beat",
+        &LeaderBeat { deployment: "d1".parse().expect("id"), epoch, sequence: 4 },
+    );
     let accepted = RegisterReply::Accepted {
         deployment: "d1".parse().expect("id"),
         epoch,
@@ -169,10 +191,17 @@ fn from_the_leader(lines: &mut Lines) {
         regranted: vec![attempt(Phase::Sort)],
     };
     lines.message("register-accepted", &accepted);
-    lines.message("register-refused", &RegisterReply::Refused { error: Error::invalid("another process") });
+    lines.message(
+        "register-refused",
+        &RegisterReply::Refused { error: Error::invalid("another process") },
+    );
     for (name, phase, work) in [
         ("run-sample", Phase::Sample, Work::Sample { skip: Vec::new() }),
-        ("run-sort", Phase::Sort, Work::Sort { splitters: Some(blob("splitters")), skip: Vec::new() }),
+        (
+            "run-sort",
+            Phase::Sort,
+            Work::Sort { splitters: Some(blob("splitters")), skip: Vec::new() },
+        ),
         ("run-merge", Phase::Merge, Work::Merge { splitters: None, runs: blob("runs") }),
     ] {
         let run = RunAttempt {
@@ -192,7 +221,10 @@ fn from_the_leader(lines: &mut Lines) {
     lines.message("report-revoked", &ReportReply::Revoked { epoch });
     lines.message("report-reregister", &ReportReply::Reregister { epoch });
     lines.message("report-later", &ReportReply::Later);
-    lines.message("broadcast-boundaries", &Broadcast::Boundaries { epoch, splitters: Some(blob("splitters")) });
+    lines.message(
+        "broadcast-boundaries",
+        &Broadcast::Boundaries { epoch, splitters: Some(blob("splitters")) },
+    );
     lines.message("broadcast-phase", &Broadcast::PhaseBegins { epoch, phase: Phase::Merge });
     lines.message("broadcast-ended", &Broadcast::Ended { epoch });
     lines.message("phase-running", &PhaseReply::Running { epoch, phase: Phase::Sort });
@@ -285,7 +317,10 @@ fn in_json(lines: &mut Lines) {
     };
     // Of manifests of version 1, with keys in hex and sums as numbers, nothing is written any more.
     lines.line("json-manifest", &golden(V1, "json-manifest"));
-    assert_eq!(serde_json::from_slice::<Manifest>(&golden(V1, "json-manifest")).expect("json"), manifest);
+    assert_eq!(
+        serde_json::from_slice::<Manifest>(&golden(V1, "json-manifest")).expect("json"),
+        manifest
+    );
     let more = serde_json::to_string(&spec).expect("encodes").replacen('{', "{\"more\":1,", 1);
     assert!(serde_json::from_str::<JobSpec>(&more).is_err(), "unknown fields are refused");
 }
@@ -302,7 +337,10 @@ fn in_json_since_2(lines: &mut Lines) {
     let parts = manifest.parts.into_iter().map(readable).collect();
     let manifest = Manifest { version: 2, parts, ..manifest };
     lines.line("json-manifest", &serde_json::to_vec(&manifest).expect("encodes"));
-    assert_eq!(serde_json::from_slice::<Manifest>(&golden(V2, "json-manifest")).expect("json"), manifest);
+    assert_eq!(
+        serde_json::from_slice::<Manifest>(&golden(V2, "json-manifest")).expect("json"),
+        manifest
+    );
 }
 
 /// What is new in version 2, filled in.
@@ -368,7 +406,12 @@ fn new_in_2(lines: &mut Lines) {
         (
             "report-run-damaged",
             Phase::Merge,
-            Outcome::RunDamaged { split: 7, run: lost, cause: DamageCause::Store, error: Error::corrupt("flipped") },
+            Outcome::RunDamaged {
+                split: 7,
+                run: lost,
+                cause: DamageCause::Store,
+                error: Error::corrupt("flipped"),
+            },
         ),
         (
             "report-input-unreadable",
@@ -389,7 +432,13 @@ fn new_in_2(lines: &mut Lines) {
     };
     lines.message("run-sort", &run);
     lines.message("store-limits", &StoreLimits { epoch: Epoch(3), requests_per_s: Some(50) });
-    let counts = Recoveries { attempts: 300, recovered: 2, given_up: 1, recovery_ms_sum: 5000, recovery_ms_max: 4000 };
+    let counts = Recoveries {
+        attempts: 300,
+        recovered: 2,
+        given_up: 1,
+        recovery_ms_sum: 5000,
+        recovery_ms_max: 4000,
+    };
     let recoveries = JobRecoveries {
         worker: "w1".parse().expect("id"),
         incarnation: Incarnation(9),
@@ -402,10 +451,20 @@ fn new_in_2(lines: &mut Lines) {
         "list-inputs",
         &ListInputs { epoch: Epoch(3), pattern: "*.txt".into(), after: Some("/data/0".into()) },
     );
-    let file = LocalFile { path: "/data/a".into(), bytes: 10, version: "v".into(), head: Ok(b"head".to_vec()) };
-    let closed = LocalFile { path: "/data/b".into(), head: Err(Error::invalid("no")), ..file.clone() };
+    let file = LocalFile {
+        path: "/data/a".into(),
+        bytes: 10,
+        version: "v".into(),
+        head: Ok(b"head".to_vec()),
+    };
+    let closed =
+        LocalFile { path: "/data/b".into(), head: Err(Error::invalid("no")), ..file.clone() };
     let omitted = LocalOmitted { path: "/data/c".into(), why: "a socket".into(), cut: true };
-    let listed = ListReply::Listed { files: vec![file, closed], omitted: vec![omitted], next: Some("/data/b".into()) };
+    let listed = ListReply::Listed {
+        files: vec![file, closed],
+        omitted: vec![omitted],
+        next: Some("/data/b".into()),
+    };
     lines.message("list-listed", &listed);
     lines.message("list-refused", &ListReply::Refused { error: Error::invalid("none") });
 }
@@ -450,7 +509,10 @@ fn what_version_2_brought_keeps_its_bytes() {
 fn what_version_3_of_the_plan_brought_keeps_its_bytes() {
     let mut lines = Lines::of(3, V3);
     let plan = Plan::from_bytes(&golden(V2, "plan")).expect("plan");
-    let plan = Plan { left_out: vec![LeftOut { url: "file:///in/odd".into(), why: "a socket".into() }], ..plan };
+    let plan = Plan {
+        left_out: vec![LeftOut { url: "file:///in/odd".into(), why: "a socket".into() }],
+        ..plan
+    };
     lines.line("plan", &plan.to_bytes().expect("encodes"));
     assert_eq!(Plan::from_bytes(&golden(V3, "plan")).expect("plan"), plan);
     assert_eq!(lines.written, V3, "what this build writes:\n{}", lines.written);
@@ -460,15 +522,23 @@ fn what_version_3_of_the_plan_brought_keeps_its_bytes() {
 #[test]
 fn an_old_peer_is_spoken_to_in_its_version() {
     let run = wire::decode::<RunAttempt>(&golden(V2, "run-sort")).expect("run");
-    assert!(wire::encode_for(1, &run).expect_err("objects to leave out").message.contains("version 1"));
+    assert!(
+        wire::encode_for(1, &run).expect_err("objects to leave out").message.contains("version 1")
+    );
     let register = wire::decode::<Register>(&golden(V2, "register")).expect("register");
-    assert!(wire::encode_for(1, &register).expect_err("input folders").message.contains("version 1"));
+    assert!(
+        wire::encode_for(1, &register).expect_err("input folders").message.contains("version 1")
+    );
     let damaged = wire::decode::<Report>(&golden(V2, "report-run-damaged")).expect("report");
-    let plain = wire::decode::<Report>(&wire::encode_for(1, &damaged).expect("encodes")).expect("report");
+    let plain =
+        wire::decode::<Report>(&wire::encode_for(1, &damaged).expect("encodes")).expect("report");
     assert_eq!(plain.outcome, Outcome::Failed { error: Error::corrupt("flipped") });
     let error = Error::new(ErrorKind::NeedsMemory { task_bytes: 7 }, "a record");
     let needs = Report { outcome: Outcome::Failed { error }, ..damaged };
-    let read = |version| wire::decode::<Report>(&wire::encode_for(version, &needs).expect("encodes")).expect("report");
+    let read = |version| {
+        wire::decode::<Report>(&wire::encode_for(version, &needs).expect("encodes"))
+            .expect("report")
+    };
     assert_eq!(read(wire::WIRE_VERSION), needs);
     assert_eq!(read(1).outcome, Outcome::Failed { error: Error::exhausted("a record") });
     assert!(wire::encode_for(1, &StoreLimits { epoch: Epoch(3), requests_per_s: None }).is_err());
@@ -480,7 +550,12 @@ fn other_versions_and_oversized_messages_are_refused() {
     bytes[0] = 3;
     assert!(wire::decode::<Drain>(&bytes).expect_err("version").message.contains("version 3"));
     assert!(wire::decode::<Drain>(&[]).is_err());
-    assert!(wire::decode::<Drain>(&vec![1; wire::MESSAGE_BYTES_MAX + 1]).expect_err("size").message.contains("limit"));
+    assert!(
+        wire::decode::<Drain>(&vec![1; wire::MESSAGE_BYTES_MAX + 1])
+            .expect_err("size")
+            .message
+            .contains("limit")
+    );
     // A length that no message can have must not be believed, let alone allocated.
     let hostile = [&[1_u8][..], &[0xff; 9], &[0x01]].concat();
     assert!(wire::unframe::<Vec<u64>>(1..=1, &hostile).is_err());

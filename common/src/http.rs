@@ -1,8 +1,11 @@
-//! The small HTTP server of a long-running process: `/healthz`, `/readyz` and `/metrics`, and nothing else. It shows [`Vitals`] and changes nothing.
+//! The small HTTP server of a long-running process: `/healthz`, `/readyz` and `/metrics`, and
+//! nothing else. It shows [`Vitals`] and changes nothing.
 //!
-//! Whoever can reach it may be slow or hostile, so all has a bound: one request a connection, its head within [`HEAD_TIME`] and [`HEAD_BYTES_MAX`], all of it within
-//! [`WHOLE_TIME`], and [`CONNECTIONS_MAX`] connections, of which the oldest makes room for a new one: a request of a probe or a scraper takes milliseconds, so it gets
-//! through while somebody else holds connections open. No body is read.
+//! Whoever can reach it may be slow or hostile, so all has a bound: one request a connection, its
+//! head within [`HEAD_TIME`] and [`HEAD_BYTES_MAX`], all of it within [`WHOLE_TIME`], and
+//! [`CONNECTIONS_MAX`] connections, of which the oldest makes room for a new one: a request of a
+//! probe or a scraper takes milliseconds, so it gets through while somebody else holds connections
+//! open. No body is read.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -34,7 +37,8 @@ const HEAD_FIELDS_MAX: usize = 64;
 pub const HEAD_TIME: Duration = Duration::from_secs(3);
 /// How long a connection may last.
 pub const WHOLE_TIME: Duration = Duration::from_secs(10);
-/// Pause after a connection that could not be taken, most likely because the process has too many files open.
+/// Pause after a connection that could not be taken, most likely because the process has too many
+/// files open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// How often what histograms were given is summed up, where nobody asks for it.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -56,7 +60,8 @@ impl Server {
     /// # Errors
     /// `Invalid` where it cannot, with the address.
     pub async fn bind(address: SocketAddr, vitals: Arc<Vitals>) -> Result<Self> {
-        let refuse = |e: std::io::Error| Error::invalid(format!("cannot serve http at {address}: {e}"));
+        let refuse =
+            |e: std::io::Error| Error::invalid(format!("cannot serve http at {address}: {e}"));
         let listener = TcpListener::bind(address).await.map_err(refuse)?;
         let address = listener.local_addr().map_err(refuse)?;
         Ok(Self { listener, address, vitals })
@@ -118,7 +123,11 @@ async fn attend(stream: TcpStream, vitals: Arc<Vitals>) {
 /// What a request is answered with.
 fn answer(method: &Method, path: &str, vitals: &Vitals) -> Response<Full<Bytes>> {
     if !matches!(path, "/healthz" | "/readyz" | "/metrics") {
-        return response(StatusCode::NOT_FOUND, PLAIN, "there are /healthz, /readyz and /metrics\n");
+        return response(
+            StatusCode::NOT_FOUND,
+            PLAIN,
+            "there are /healthz, /readyz and /metrics\n",
+        );
     }
     if !matches!(*method, Method::GET | Method::HEAD) {
         let mut refused = response(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "only GET and HEAD\n");
@@ -129,7 +138,8 @@ fn answer(method: &Method, path: &str, vitals: &Vitals) -> Response<Full<Bytes>>
         "/metrics" => response(StatusCode::OK, PROMETHEUS, vitals.render()),
         "/readyz" => {
             let standing = vitals.standing();
-            let status = if standing.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            let status =
+                if standing.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             match serde_json::to_vec(&standing) {
                 Ok(body) => response(status, JSON, body),
                 Err(error) => response(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, error.to_string()),
@@ -138,14 +148,19 @@ fn answer(method: &Method, path: &str, vitals: &Vitals) -> Response<Full<Bytes>>
         _ => match vitals.stuck_ms() {
             None => response(StatusCode::OK, PLAIN, "alive\n"),
             Some(ms) => {
-                let text = format!("the main loop has not come round for {ms} ms (http.stuck_ms)\n");
+                let text =
+                    format!("the main loop has not come round for {ms} ms (http.stuck_ms)\n");
                 response(StatusCode::SERVICE_UNAVAILABLE, PLAIN, text)
             }
         },
     }
 }
 
-fn response(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+fn response(
+    status: StatusCode,
+    kind: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -175,8 +190,11 @@ mod tests {
 
     async fn serve() -> Served {
         let clock = Arc::new(ManualClock::default());
-        let vitals = Arc::new(Vitals::new("coordinator", "1", 1000, clock.clone()).expect("vitals"));
-        let server = Server::bind("127.0.0.1:0".parse().expect("address"), vitals.clone()).await.expect("bind");
+        let vitals =
+            Arc::new(Vitals::new("coordinator", "1", 1000, clock.clone()).expect("vitals"));
+        let server = Server::bind("127.0.0.1:0".parse().expect("address"), vitals.clone())
+            .await
+            .expect("bind");
         let address = server.address();
         Served { address, vitals, clock, task: tokio::spawn(server.serve()) }
     }
@@ -196,13 +214,17 @@ mod tests {
         let check = async |line: &str, status: &str, words: &[&str]| {
             let answer = ask(served.address, &format!("{line} HTTP/1.1\r\nhost: x\r\n\r\n")).await;
             assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{line}: {answer}");
-            assert!(words.iter().all(|word| answer.contains(word)), "{line}: {words:?} in {answer}");
+            assert!(
+                words.iter().all(|word| answer.contains(word)),
+                "{line}: {words:?} in {answer}"
+            );
             assert!(answer.contains("cache-control: no-store"), "{answer}");
         };
         check("GET /healthz", "200", &["alive"]).await;
         check("GET /healthz?probe=1", "200", &["alive"]).await;
         check("HEAD /healthz", "200", &["content-length: 6"]).await;
-        check("GET /readyz", "503", &["application/json", r#""ready":false,"role":"starting""#]).await;
+        check("GET /readyz", "503", &["application/json", r#""ready":false,"role":"starting""#])
+            .await;
         check("GET /metrics", "200", &["version=0.0.4", "# TYPE muster_build_info gauge"]).await;
         check("GET /", "404", &["/metrics"]).await;
         check("GET /metrics/", "404", &[]).await;
@@ -220,7 +242,10 @@ mod tests {
         assert!(health().await.starts_with("HTTP/1.1 200"));
         served.clock.advance_ms(1500);
         let stuck = health().await;
-        assert!(stuck.starts_with("HTTP/1.1 503") && stuck.contains("1500 ms (http.stuck_ms)"), "{stuck}");
+        assert!(
+            stuck.starts_with("HTTP/1.1 503") && stuck.contains("1500 ms (http.stuck_ms)"),
+            "{stuck}"
+        );
         served.vitals.turn();
         assert!(health().await.starts_with("HTTP/1.1 200"));
     }
@@ -239,7 +264,9 @@ mod tests {
             let answer = ask(served.address, &request).await;
             assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
         }
-        assert!(ask(served.address, "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.contains("alive"));
+        assert!(
+            ask(served.address, "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.contains("alive")
+        );
     }
 
     #[tokio::test]
@@ -258,7 +285,9 @@ mod tests {
             stream.write_all(b"GET /heal").await.expect("send");
             held.push(stream);
         }
-        assert!(ask(served.address, "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.contains("alive"));
+        assert!(
+            ask(served.address, "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.contains("alive")
+        );
         // The first to come was the first to make room.
         let mut rest = Vec::new();
         let ended = tokio::time::timeout(HEAD_TIME / 2, held[0].read_to_end(&mut rest)).await;

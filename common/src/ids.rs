@@ -1,4 +1,5 @@
-//! Identifiers. Each is a type of its own, so that none can stand where another belongs; what comes from outside is validated on the way in.
+//! Identifiers. Each is a type of its own, so that none can stand where another belongs; what comes
+//! from outside is validated on the way in.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,7 +12,8 @@ pub const ID_BYTES_MAX: usize = 64;
 /// An identifier that breaks the rules of its kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{kind} {value:?} is not valid: 1 to {ID_BYTES_MAX} of the characters a-z A-Z 0-9 - _, not beginning with - or _"
+    "{kind} {value:?} is not valid: 1 to {ID_BYTES_MAX} of the characters a-z A-Z 0-9 - _, not \
+        beginning with - or _"
 )]
 pub struct InvalidId {
     kind: &'static str,
@@ -34,7 +36,8 @@ macro_rules! name_id {
         pub struct $name(String);
 
         impl $name {
-            /// The identifier as text, safe as one token of a NATS subject and as one segment of an object path.
+            /// The identifier as text, safe as one token of a NATS subject and as one segment of an
+            /// object path.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -115,7 +118,8 @@ number_id!(
     Incarnation(u64)
 );
 number_id!(
-    /// How often a task has been given out anew because its committed result was lost; the first is 0.
+    /// How often a task has been given out anew because its committed result was lost; the first
+    /// is 0.
     Generation(u32)
 );
 
@@ -147,7 +151,8 @@ impl fmt::Display for Phase {
     }
 }
 
-/// A unit of one phase. The index is the split's in `Sample` and `Sort`, the partition's in `Merge`.
+/// A unit of one phase. The index is the split's in `Sample` and `Sort`, the partition's in
+/// `Merge`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TaskId {
     /// The phase it belongs to.
@@ -162,7 +167,8 @@ impl fmt::Display for TaskId {
     }
 }
 
-/// One try of one task by one worker. The epoch is the one it was granted under at first; a re-grant after a take-over keeps the id.
+/// One try of one task by one worker. The epoch is the one it was granted under at first; a
+/// re-grant after a take-over keeps the id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct AttemptId {
     /// What is tried.

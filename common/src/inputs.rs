@@ -1,8 +1,11 @@
-//! Inputs that workers offer of their own (`--input-dir`): how a request names them, and which files that means.
+//! Inputs that workers offer of their own (`--input-dir`): how a request names them, and which
+//! files that means.
 //!
-//! `workers:/` is every file of every worker that offers folders, `workers:/PATH` what has that path below any of those folders, a file or a folder or a glob. What exists
-//! at any worker is a path, whatever characters its name has; only what does not exist is read as a glob (the leader finds out). The order is by worker id, then by
-//! path, byte by byte. As elsewhere, names with a segment that begins with `_` or `.` are no input unless they are spelled out.
+//! `workers:/` is every file of every worker that offers folders, `workers:/PATH` what has that
+//! path below any of those folders, a file or a folder or a glob. What exists at any worker is a
+//! path, whatever characters its name has; only what does not exist is read as a glob (the leader
+//! finds out). The order is by worker id, then by path, byte by byte. As elsewhere, names with a
+//! segment that begins with `_` or `.` are no input unless they are spelled out.
 
 use std::path::Path;
 
@@ -17,7 +20,8 @@ use crate::survey::{Levels, escaped, is_wild, unescaped, wild_at};
 pub const SCHEME: &str = "workers:";
 /// Most folders that one worker offers.
 pub const FOLDERS_MAX: usize = 64;
-/// First bytes of a text that are shown: as many as the longest magic number at the begin of a file has.
+/// First bytes of a text that are shown: as many as the longest magic number at the begin of a file
+/// has.
 const TEXT_HEAD_BYTES: usize = 16;
 
 /// What an INPUT asks for that means files of workers, a path or a glob; none for any other INPUT.
@@ -27,21 +31,30 @@ const TEXT_HEAD_BYTES: usize = 16;
 pub fn of_workers(input: &str) -> Option<Result<&str>> {
     let rest = input.strip_prefix(SCHEME)?;
     let text = rest.strip_prefix('/').filter(|rest| !rest.starts_with('/'));
-    let refused =
-        || Error::invalid(format!("{input:?}: write workers:/ for all files that workers offer, or workers:/PATH"));
+    let refused = || {
+        Error::invalid(format!(
+            "{input:?}: write workers:/ for all files that workers offer, or workers:/PATH"
+        ))
+    };
     let checked = |text| check(text).map(|()| text).map_err(|e| e.at(format!("INPUT {input}")));
     Some(text.ok_or_else(refused).and_then(checked))
 }
 
 /// # Errors
-/// `Invalid`, saying what is wrong with it, where nothing can have such a path or match such a glob.
+/// `Invalid`, saying what is wrong with it, where nothing can have such a path or match such a
+/// glob.
 fn check(text: &str) -> Result<()> {
     let path = text.strip_suffix('/').unwrap_or(text);
     if text.len() > TEXT_BYTES_MAX {
-        return Err(Error::invalid(format!("a pattern of {} bytes, the limit is {TEXT_BYTES_MAX}", text.len())));
+        return Err(Error::invalid(format!(
+            "a pattern of {} bytes, the limit is {TEXT_BYTES_MAX}",
+            text.len()
+        )));
     }
     if !path.is_empty() && !is_normal(path) || path.is_empty() && !text.is_empty() {
-        return Err(Error::invalid(format!("{text:?} must be a path without empty, . and .. segments")));
+        return Err(Error::invalid(format!(
+            "{text:?} must be a path without empty, . and .. segments"
+        )));
     }
     Ok(())
 }
@@ -57,7 +70,8 @@ pub struct Pattern {
 }
 
 impl Pattern {
-    /// Reads a pattern: empty for everything, else a path or a glob without `.` and `..`, relative to the folders. A backslash takes its meaning from a character.
+    /// Reads a pattern: empty for everything, else a path or a glob without `.` and `..`, relative
+    /// to the folders. A backslash takes its meaning from a character.
     ///
     /// # Errors
     /// `Invalid`, saying what is wrong with it.
@@ -69,7 +83,11 @@ impl Pattern {
         };
         let base_bytes = path[..wild].rfind('/').unwrap_or(0);
         let levels = Levels::new(text[base_bytes..].trim_start_matches('/'))?;
-        Ok(Self { text: text.to_owned(), base: unescaped(&path[..base_bytes]), levels: Some(levels) })
+        Ok(Self {
+            text: text.to_owned(),
+            base: unescaped(&path[..base_bytes]),
+            levels: Some(levels),
+        })
     }
 
     /// What has this very path, or lies below it, whatever characters it has.
@@ -89,24 +107,31 @@ impl Pattern {
     pub fn matches(&self, relative: &str) -> bool {
         match below(relative, &self.base) {
             Some("") => self.levels.is_none() && !self.text.ends_with('/'),
-            Some(rest) => names::is_input_name(rest) && self.below_base(rest, |levels, rest, _| levels.means(rest)),
+            Some(rest) => {
+                names::is_input_name(rest)
+                    && self.below_base(rest, |levels, rest, _| levels.means(rest))
+            }
             None => false,
         }
     }
 
-    /// Whether a file that is meant may lie below this folder, which is given by its path below the folder that is offered.
+    /// Whether a file that is meant may lie below this folder, which is given by its path below the
+    /// folder that is offered.
     pub fn may_match_below(&self, relative: &str) -> bool {
         let lies_above = below(&self.base, relative).is_some();
-        let may = |rest: &str| names::is_input_name(rest) && self.below_base(rest, Levels::may_lie_below);
+        let may =
+            |rest: &str| names::is_input_name(rest) && self.below_base(rest, Levels::may_lie_below);
         lies_above || below(relative, &self.base).is_some_and(may)
     }
 
-    /// Whether this is the path that is meant, or lies below it; of a glob, the folders that it begins with.
+    /// Whether this is the path that is meant, or lies below it; of a glob, the folders that it
+    /// begins with.
     pub fn holds(&self, relative: &str) -> bool {
         below(relative, &self.base).is_some()
     }
 
-    /// Asks the pattern of a path below the base, by the name that it has in a file system, and the number of its names.
+    /// Asks the pattern of a path below the base, by the name that it has in a file system, and the
+    /// number of its names.
     fn below_base(&self, rest: &str, ask: impl Fn(&Levels, &Path, usize) -> bool) -> bool {
         let Some(levels) = &self.levels else { return true };
         let path = paths::path_of(rest);
@@ -119,17 +144,23 @@ pub fn is_plain(text: &str) -> bool {
     !is_wild(text) && unescaped(text) == text
 }
 
-/// Whether the first bytes of a file are UTF-8 without control characters other than those of text. A character that is cut at the end is none that is wrong.
+/// Whether the first bytes of a file are UTF-8 without control characters other than those of text.
+/// A character that is cut at the end is none that is wrong.
 pub fn is_text(head: &[u8]) -> bool {
     let text = match std::str::from_utf8(head) {
         Ok(text) => text,
-        Err(cut) if cut.error_len().is_none() => std::str::from_utf8(&head[..cut.valid_up_to()]).unwrap_or_default(),
+        Err(cut) if cut.error_len().is_none() => {
+            std::str::from_utf8(&head[..cut.valid_up_to()]).unwrap_or_default()
+        }
         Err(_) => return false,
     };
-    !text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t' | '\x0b' | '\x0c' | '\x1b' | '\x08'))
+    !text.chars().any(|c| {
+        c.is_control() && !matches!(c, '\n' | '\r' | '\t' | '\x0b' | '\x0c' | '\x1b' | '\x08')
+    })
 }
 
-/// What of a file's first bytes tells what it is. Text is text by a few of them as well, and most files are, so that a page names as many as it can.
+/// What of a file's first bytes tells what it is. Text is text by a few of them as well, and most
+/// files are, so that a page names as many as it can.
 pub fn telling(mut head: Vec<u8>) -> Vec<u8> {
     if is_text(&head) {
         head.truncate(TEXT_HEAD_BYTES);
@@ -151,12 +182,16 @@ mod tests {
 
     #[test]
     fn only_what_begins_with_workers_is_meant() {
-        let check = |input: &str, expected: Option<Result<&str, &str>>| match (of_workers(input), expected) {
-            (None, None) => {}
-            (Some(Ok(found)), Some(Ok(expected))) => assert_eq!(found, expected, "{input}"),
-            (Some(Err(error)), Some(Err(part))) => assert!(error.message.contains(part), "{input}: {error}"),
-            (found, expected) => panic!("{input}: {found:?}, not {expected:?}"),
-        };
+        let check =
+            |input: &str, expected: Option<Result<&str, &str>>| match (of_workers(input), expected)
+            {
+                (None, None) => {}
+                (Some(Ok(found)), Some(Ok(expected))) => assert_eq!(found, expected, "{input}"),
+                (Some(Err(error)), Some(Err(part))) => {
+                    assert!(error.message.contains(part), "{input}: {error}")
+                }
+                (found, expected) => panic!("{input}: {found:?}, not {expected:?}"),
+            };
         check("/in", None);
         check("file:///workers:/a", None);
         check("worker://w1/a", None);
@@ -180,7 +215,9 @@ mod tests {
             assert_eq!(found, expected, "{pattern:?}");
             for file in found {
                 let folders = file.match_indices('/').map(|(at, _)| &file[..at]);
-                folders.for_each(|folder| assert!(pattern.may_match_below(folder), "{pattern:?} in {folder}"));
+                folders.for_each(|folder| {
+                    assert!(pattern.may_match_below(folder), "{pattern:?} in {folder}")
+                });
             }
         };
         check("", &["a", "b.log", "sub/c.log", "sub/deep/d.log", "subway"]);
@@ -206,7 +243,9 @@ mod tests {
             assert_eq!(found, expected, "{pattern:?}");
             for file in found {
                 let folders = file.match_indices('/').map(|(at, _)| &file[..at]);
-                folders.for_each(|folder| assert!(pattern.may_match_below(folder), "{pattern:?} in {folder}"));
+                folders.for_each(|folder| {
+                    assert!(pattern.may_match_below(folder), "{pattern:?} in {folder}")
+                });
             }
         };
         check(Pattern::new("a[1]"), &["a1"]);
@@ -218,10 +257,17 @@ mod tests {
         check(Pattern::new(r"b\[1\]/x*"), &["b[1]/x*", "b[1]/xy"]);
         check(Pattern::new("b[1]/x*"), &["b1/xy"]);
         check(Pattern::of_path(r"c\d"), &[r"c\d"]);
-        assert!(Pattern::new("gr?n").expect("pattern").matches(r"gr\xfcn"), "a byte is no four characters");
-        assert!(Pattern::new("[a").expect_err("no pattern").message.contains("not a valid pattern"));
+        assert!(
+            Pattern::new("gr?n").expect("pattern").matches(r"gr\xfcn"),
+            "a byte is no four characters"
+        );
+        assert!(
+            Pattern::new("[a").expect_err("no pattern").message.contains("not a valid pattern")
+        );
         assert!(Pattern::of_path("[a").expect("a path").matches("[a"));
-        for (text, plain) in [("", true), ("a/b", true), (r"c\d", true), ("a[1]", false), (r"a\*", false)] {
+        for (text, plain) in
+            [("", true), ("a/b", true), (r"c\d", true), ("a[1]", false), (r"a\*", false)]
+        {
             assert_eq!(is_plain(text), plain, "{text}");
         }
     }
@@ -229,7 +275,11 @@ mod tests {
     #[test]
     fn folders_without_a_match_are_left_alone() {
         let check = |pattern: &str, folder: &str, expected: bool| {
-            assert_eq!(Pattern::new(pattern).expect("pattern").may_match_below(folder), expected, "{pattern} {folder}");
+            assert_eq!(
+                Pattern::new(pattern).expect("pattern").may_match_below(folder),
+                expected,
+                "{pattern} {folder}"
+            );
         };
         check("", "a", true);
         check("", ".git", false);
@@ -251,7 +301,11 @@ mod tests {
     #[test]
     fn what_lies_above_a_path_is_none_of_it() {
         let check = |path: &str, relative: &str, expected: bool| {
-            assert_eq!(Pattern::of_path(path).expect("path").holds(relative), expected, "{path} {relative}");
+            assert_eq!(
+                Pattern::of_path(path).expect("path").holds(relative),
+                expected,
+                "{path} {relative}"
+            );
         };
         check("a/*.log", "a/*.log", true);
         check("a/*.log", "a/*.log/b", true);

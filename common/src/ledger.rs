@@ -1,7 +1,10 @@
-//! The port to the journal's stream: an append-only list with compare-and-set appends. What stands in it is the coordinator's business.
+//! The port to the journal's stream: an append-only list with compare-and-set appends. What stands
+//! in it is the coordinator's business.
 //!
-//! The fence is the expected last sequence: a leader that is no longer the newest finds its next append refused. An append whose answer was lost is *unknown*, never
-//! failed; the caller reads the tail and looks for its own record. Adapters: [`crate::adapters::journal`] (JetStream) and [`crate::adapters::memory`].
+//! The fence is the expected last sequence: a leader that is no longer the newest finds its next
+//! append refused. An append whose answer was lost is *unknown*, never failed; the caller reads the
+//! tail and looks for its own record. Adapters: [`crate::adapters::journal`] (JetStream) and
+//! [`crate::adapters::memory`].
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -30,8 +33,8 @@ pub enum Appended {
     },
 }
 
-/// The bytes that an adapter gives for an entry that no leader appended: it stands in the stream, takes a sequence number, and says nothing. They are no record of any
-/// version.
+/// The bytes that an adapter gives for an entry that no leader appended: it stands in the stream,
+/// takes a sequence number, and says nothing. They are no record of any version.
 pub const FOREIGN: Bytes = Bytes::from_static(&[0]);
 
 /// One record as it stands in the ledger.
@@ -75,7 +78,8 @@ pub trait Ledger: Send + Sync + 'static {
     /// `Retry` where the server does not answer.
     async fn last_sequence(&self) -> Result<u64>;
 
-    /// The newest record; none where nothing stands. Cheap, and never answered from a copy that may be behind.
+    /// The newest record; none where nothing stands. Cheap, and never answered from a copy that may
+    /// be behind.
     ///
     /// # Errors
     /// `Retry` where the server does not answer.

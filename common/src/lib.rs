@@ -1,4 +1,5 @@
-//! What coordinator, worker and command line share: identifiers, messages, names, settings, errors, and the ports to clock and store with their adapters.
+//! What coordinator, worker and command line share: identifiers, messages, names, settings, errors,
+//! and the ports to clock and store with their adapters.
 
 pub mod adapters;
 pub mod api;

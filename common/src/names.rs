@@ -1,4 +1,5 @@
-//! The only builder of names: NATS subjects, stream names and object paths. Nothing else in the program puts one together.
+//! The only builder of names: NATS subjects, stream names and object paths. Nothing else in the
+//! program puts one together.
 
 use crate::claim::ClaimId;
 use crate::ids::{AttemptId, DeploymentId, Epoch, JobId, WorkerId};
@@ -63,10 +64,13 @@ impl Names {
         format!("{}.c.phase", self.namespace)
     }
 
-    /// Whether an answer may go to a subject. Who asks chooses where the answer goes, and the leader may publish more than most: without this, a worker could have it
-    /// append its answer to the journal, or purge that.
+    /// Whether an answer may go to a subject. Who asks chooses where the answer goes, and the
+    /// leader may publish more than most: without this, a worker could have it append its answer to
+    /// the journal, or purge that.
     pub fn may_answer(&self, reply: &str) -> bool {
-        let own = reply.strip_prefix(&self.namespace).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        let own = reply
+            .strip_prefix(&self.namespace)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
         !reply.is_empty() && !reply.starts_with('$') && !own
     }
 
@@ -130,7 +134,8 @@ impl Names {
         format!("{}.p.*", self.namespace)
     }
 
-    /// What replies to someone of this role begin with, where each role has its own; a worker that has a user of its own has also an inbox of its own.
+    /// What replies to someone of this role begin with, where each role has its own; a worker that
+    /// has a user of its own has also an inbox of its own.
     pub fn inbox(&self, role: &str) -> String {
         format!("_INBOX_{}_{role}", self.namespace)
     }
@@ -200,7 +205,8 @@ impl Names {
         format!("{}.api", self.namespace)
     }
 
-    /// The queue group of the control API: it bears the epoch, so that a paused leader holds no requests of the next one.
+    /// The queue group of the control API: it bears the epoch, so that a paused leader holds no
+    /// requests of the next one.
     pub fn api_queue(&self, epoch: Epoch) -> String {
         format!("{}-e{epoch}", self.namespace)
     }
@@ -237,7 +243,9 @@ impl Verb {
 
     /// The command whose subject ends in `token`.
     pub fn from_token(token: &str) -> Option<Self> {
-        [Verb::Run, Verb::Cancel, Verb::Drain, Verb::List].into_iter().find(|verb| verb.as_str() == token)
+        [Verb::Run, Verb::Cancel, Verb::Drain, Verb::List]
+            .into_iter()
+            .find(|verb| verb.as_str() == token)
     }
 }
 
@@ -255,8 +263,8 @@ pub const API_CALLS: [&str; 6] = ["submit", "status", "jobs", "cancel", "workers
 /// What `$SRV` requests ask a micro service for.
 const SERVICE_VERBS: [&str; 3] = ["PING", "INFO", "STATS"];
 
-/// The form of a request's subject that names the worker that asks. The server lets a worker with a user of its own publish this one alone, so that none can ask in the
-/// name of another.
+/// The form of a request's subject that names the worker that asks. The server lets a worker with a
+/// user of its own publish this one alone, so that none can ask in the name of another.
 pub fn of_worker(subject: &str, worker: &WorkerId) -> String {
     format!("{subject}.{worker}")
 }
@@ -266,9 +274,16 @@ pub fn of_any_worker(subject: &str) -> String {
     format!("{subject}.*")
 }
 
-/// The subjects on which a micro service is found and asked about itself: of all services, of those named so, of one instance.
+/// The subjects on which a micro service is found and asked about itself: of all services, of those
+/// named so, of one instance.
 pub fn service_requests() -> Vec<String> {
-    let forms = |verb| [format!("$SRV.{verb}"), format!("$SRV.{verb}.{SERVICE}"), format!("$SRV.{verb}.{SERVICE}.*")];
+    let forms = |verb| {
+        [
+            format!("$SRV.{verb}"),
+            format!("$SRV.{verb}.{SERVICE}"),
+            format!("$SRV.{verb}.{SERVICE}.*"),
+        ]
+    };
     SERVICE_VERBS.into_iter().flat_map(forms).collect()
 }
 
@@ -292,7 +307,8 @@ pub fn stream_message_request(stream: &str) -> String {
     format!("$JS.API.STREAM.MSG.GET.{stream}")
 }
 
-/// The subjects by which a stream is read in order: consumers are made, with a filter or without, asked for more, and removed. None of them is acknowledged.
+/// The subjects by which a stream is read in order: consumers are made, with a filter or without,
+/// asked for more, and removed. None of them is acknowledged.
 pub fn consumer_requests(stream: &str) -> Vec<String> {
     vec![
         format!("$JS.API.CONSUMER.CREATE.{stream}"),
@@ -324,9 +340,11 @@ pub fn is_jetstream_request(subject: &str) -> bool {
 pub const ACCOUNT_INFO_REQUEST: &str = "$JS.API.INFO";
 /// The subject on which a server answers with the rights of whoever asks.
 pub const USER_INFO_REQUEST: &str = "$SYS.REQ.USER.INFO";
-/// The subject on which servers answer with their JetStream settings; only users of the system account get an answer.
+/// The subject on which servers answer with their JetStream settings; only users of the system
+/// account get an answer.
 pub const JETSTREAM_SETTINGS_REQUEST: &str = "$SYS.REQ.SERVER.PING.JSZ";
-/// What the names of probes begin with, which `muster doctor` makes directly below [`SCRATCH_DIR`] and removes again.
+/// What the names of probes begin with, which `muster doctor` makes directly below [`SCRATCH_DIR`]
+/// and removes again.
 pub const PROBE_PREFIX: &str = "doctor-";
 
 /// The folder of one probe, as a path below a bucket.
@@ -369,7 +387,8 @@ pub fn manifest_path(epoch: Epoch, nonce: u64) -> String {
     format!("manifest.e{epoch}.{nonce:016x}")
 }
 
-/// An attempt's run below a job's scratch. It carries the whole attempt id: no two attempts ever write one object.
+/// An attempt's run below a job's scratch. It carries the whole attempt id: no two attempts ever
+/// write one object.
 pub fn run_path(attempt: &AttemptId) -> String {
     format!("{attempt}.run")
 }
@@ -394,9 +413,11 @@ pub fn part_name(partition: u32, extension: &str) -> String {
     format!("part-{partition:05}.{extension}")
 }
 
-/// Whether a path below OUTPUT is of the form that jobs give to parts and quarantined records, whatever the extension: what a manifest may name, and no more.
+/// Whether a path below OUTPUT is of the form that jobs give to parts and quarantined records,
+/// whatever the extension: what a manifest may name, and no more.
 pub fn is_of_a_job(relative: &str) -> bool {
-    let digits = |text: &str| (5..=10).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    let digits =
+        |text: &str| (5..=10).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
     let part = relative.strip_prefix("part-").and_then(|rest| rest.split_once('.'));
     let is_part = part.is_some_and(|(number, extension)| digits(number) && is_extension(extension));
     let split = relative.strip_prefix(QUARANTINE_DIR).and_then(|rest| rest.strip_prefix("/split-"));
@@ -404,7 +425,9 @@ pub fn is_of_a_job(relative: &str) -> bool {
 }
 
 fn is_extension(text: &str) -> bool {
-    !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    !text.is_empty()
+        && text.len() <= 64
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
 /// Whether a name directly below OUTPUT is one that a job gives: a part's, or the manifest's.
@@ -413,7 +436,9 @@ pub fn is_output_name(name: &str, extension: &str) -> bool {
         .strip_prefix("part-")
         .and_then(|rest| rest.strip_suffix(extension))
         .and_then(|rest| rest.strip_suffix('.'));
-    name == SUCCESS || number.is_some_and(|number| number.len() == 5 && number.bytes().all(|b| b.is_ascii_digit()))
+    name == SUCCESS
+        || number
+            .is_some_and(|number| number.len() == 5 && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// Whether an object name is one that jobs read: no path segment begins with `_` or `.`.
@@ -514,9 +539,13 @@ mod tests {
 
     #[test]
     fn hidden_names_are_no_input() {
-        for (name, expected) in
-            [("a", true), ("a/b.txt", true), ("_SUCCESS", false), ("a/.tmp", false), ("_muster/x", false)]
-        {
+        for (name, expected) in [
+            ("a", true),
+            ("a/b.txt", true),
+            ("_SUCCESS", false),
+            ("a/.tmp", false),
+            ("_muster/x", false),
+        ] {
             assert_eq!(is_input_name(name), expected, "{name}");
         }
     }

@@ -1,7 +1,9 @@
 //! Paths as keys and back: a key is text, the name of a file is any bytes.
 //!
-//! A key is the path itself wherever that is UTF-8. Each byte that is not is written `\xHH` (two lower-case hex digits, 80 to ff). A backslash that stands before what would be
-//! read as such a byte is written `\x5c`, so that every path has one key and every key one path; all other backslashes stand for themselves.
+//! A key is the path itself wherever that is UTF-8. Each byte that is not is written `\xHH` (two
+//! lower-case hex digits, 80 to ff). A backslash that stands before what would be read as such a
+//! byte is written `\x5c`, so that every path has one key and every key one path; all other
+//! backslashes stand for themselves.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -88,10 +90,13 @@ mod tests {
 
     #[test]
     fn every_path_comes_back() {
-        const BYTES: [u8; 12] = [b'\\', b'\\', b'x', b'x', b'5', b'c', b'f', b'8', b'0', 0xff, 0xc3, 0xbc];
+        const BYTES: [u8; 12] =
+            [b'\\', b'\\', b'x', b'x', b'5', b'c', b'f', b'8', b'0', 0xff, 0xc3, 0xbc];
         let mut state = 3_u64;
         let mut next = |below: usize| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as usize % below
         };
         let mut keys = std::collections::HashMap::new();

@@ -1,4 +1,5 @@
-//! What a job is: the request, the plan made of it, and the list of pinned runs. Plan and list lie in scratch; the journal carries their digests.
+//! What a job is: the request, the plan made of it, and the list of pinned runs. Plan and list lie
+//! in scratch; the journal carries their digests.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +13,8 @@ use crate::wire;
 pub mod v1;
 pub mod v2;
 
-/// Newest version byte of [`Plan`] as it is stored. What an older version can say is written as that, so that workers of the last build read it.
+/// Newest version byte of [`Plan`] as it is stored. What an older version can say is written as
+/// that, so that workers of the last build read it.
 pub const PLAN_VERSION: u8 = 3;
 /// The same of [`PinnedRuns`].
 pub const RUNS_VERSION: u8 = 2;
@@ -20,8 +22,9 @@ pub const RUNS_VERSION: u8 = 2;
 pub const PLAN_BYTES_MAX: u64 = 256 << 20;
 /// Most input objects of one job.
 pub const OBJECTS_MAX: usize = 1_000_000;
-/// Memory that one input object takes in a process that leads a job and works on it: names and versions in its lists and plans, and the pieces of splits (measured while it
-/// sorts; while it plans they take about 1,000, of memory that is not sorted in yet).
+/// Memory that one input object takes in a process that leads a job and works on it: names and
+/// versions in its lists and plans, and the pieces of splits (measured while it sorts; while it
+/// plans they take about 1,000, of memory that is not sorted in yet).
 pub const OBJECT_BYTES: u64 = 600;
 /// Longest name, as a URL, that this is for...
 const NAME_BYTES: usize = 80;
@@ -40,7 +43,8 @@ pub const INPUTS_MAX: usize = 10_000;
 pub struct JobSpec {
     /// Chosen by the client; a repeat with the same id and request is the same job.
     pub job: JobId,
-    /// Objects, folders, prefixes and globs, as absolute paths or URLs; `workers:/` and a path or glob for what workers offer of their own ([`crate::inputs`]).
+    /// Objects, folders, prefixes and globs, as absolute paths or URLs; `workers:/` and a path or
+    /// glob for what workers offer of their own ([`crate::inputs`]).
     pub inputs: Vec<String>,
     /// The folder or prefix that parts go to, as an absolute path or URL.
     pub output: String,
@@ -48,7 +52,8 @@ pub struct JobSpec {
     pub bucket: Option<String>,
     /// Format, keys and flags.
     pub sort: SortSpec,
-    /// Whether the format was left to muster (`--format auto`, read as lines): input that looks like another format is then refused by name.
+    /// Whether the format was left to muster (`--format auto`, read as lines): input that looks
+    /// like another format is then refused by name.
     pub auto_format: bool,
     /// Extension of the parts, without the dot.
     pub extension: String,
@@ -67,7 +72,8 @@ pub struct JobSpec {
     /// What becomes of input objects that cannot be read.
     #[serde(default, skip_serializing_if = "is_default")]
     pub bad_inputs: BadInputs,
-    /// Settings of this job alone, as TOML over the coordinator's own (sections `retry`, `phases`, `tasks`, `speculation`, `recovery`).
+    /// Settings of this job alone, as TOML over the coordinator's own (sections `retry`, `phases`,
+    /// `tasks`, `speculation`, `recovery`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settings: Option<String>,
 }
@@ -127,7 +133,8 @@ pub struct PinnedObject {
     pub version: String,
 }
 
-/// In place of ids of uploads: the store does not list them, or not for this user. No store gives such an id.
+/// In place of ids of uploads: the store does not list them, or not for this user. No store gives
+/// such an id.
 pub const UPLOADS_UNKNOWN: &str = "*";
 
 /// An entry of the input that cannot be read, seen when it was listed.
@@ -139,13 +146,15 @@ pub struct LeftOut {
     pub why: String,
 }
 
-/// Memory that the names and places of these objects take in a process that leads their job and works on it, in bytes.
+/// Memory that the names and places of these objects take in a process that leads their job and
+/// works on it, in bytes.
 pub fn memory_of(objects: &[PinnedObject]) -> u64 {
     let long = |object: &PinnedObject| object.url.len().saturating_sub(NAME_BYTES) as u64;
     objects.iter().map(|object| OBJECT_BYTES + NAME_COPIES * long(object)).sum()
 }
 
-/// Everything that workers need to know of a job; made from options and pinned input alone, so the same request over the same input gives the same parts.
+/// Everything that workers need to know of a job; made from options and pinned input alone, so the
+/// same request over the same input gives the same parts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// The job.
@@ -170,7 +179,8 @@ pub struct Plan {
     pub scratch: String,
     /// What stood in OUTPUT and goes after the commit, if it is still that version.
     pub replaced: Vec<PinnedObject>,
-    /// Ids of the uploads into OUTPUT that were open already: they are somebody else's. [`UPLOADS_UNKNOWN`] alone where the store does not tell.
+    /// Ids of the uploads into OUTPUT that were open already: they are somebody else's.
+    /// [`UPLOADS_UNKNOWN`] alone where the store does not tell.
     pub uploads_before: Vec<String>,
     /// Whether output on a file system is synced before `_SUCCESS`.
     pub fsync: bool,
@@ -218,7 +228,8 @@ impl PinnedObject {
 }
 
 impl Plan {
-    /// Whether it is known which uploads were open before the job began; if not, any upload that nobody of the job reported may be somebody else's.
+    /// Whether it is known which uploads were open before the job began; if not, any upload that
+    /// nobody of the job reported may be somebody else's.
     pub fn knows_uploads_before(&self) -> bool {
         self.uploads_before.iter().all(|upload| upload != UPLOADS_UNKNOWN)
     }
@@ -248,7 +259,9 @@ impl Plan {
 
     /// Input bytes of one split.
     pub fn split_bytes(&self, split: u32) -> u64 {
-        self.splits.get(split as usize).map_or(0, |pieces| pieces.iter().map(|piece| piece.end - piece.begin).sum())
+        self.splits
+            .get(split as usize)
+            .map_or(0, |pieces| pieces.iter().map(|piece| piece.end - piece.begin).sum())
     }
 
     /// As stored.
@@ -265,7 +278,8 @@ impl Plan {
         }
     }
 
-    /// Reads a stored plan and checks that its pieces lie within its objects, that its bytes can be summed up, and that no split mixes what different workers alone can read.
+    /// Reads a stored plan and checks that its pieces lie within its objects, that its bytes can be
+    /// summed up, and that no split mixes what different workers alone can read.
     ///
     /// # Errors
     /// `Invalid` where it is malformed.
@@ -287,13 +301,22 @@ impl Plan {
         // Sizes are summed up from here on without another look.
         let all = plan.objects.iter().try_fold(0_u64, |sum, object| sum.checked_add(object.bytes));
         let split = |pieces: &Vec<Interval>| {
-            pieces.iter().try_fold(0_u64, |sum, piece| sum.checked_add(piece.end - piece.begin)).is_some()
+            pieces
+                .iter()
+                .try_fold(0_u64, |sum, piece| sum.checked_add(piece.end - piece.begin))
+                .is_some()
         };
         if all.is_none() || !plan.splits.iter().all(split) {
-            return Err(Error::invalid(format!("the plan of job {} is of more bytes than can be counted", plan.job)));
+            return Err(Error::invalid(format!(
+                "the plan of job {} is of more bytes than can be counted",
+                plan.job
+            )));
         }
-        let owner = |piece: &Interval| plan.objects.get(piece.object as usize).and_then(PinnedObject::owner);
-        let mixed = |split: &Vec<Interval>| split.windows(2).any(|pair| owner(&pair[0]) != owner(&pair[1]));
+        let owner = |piece: &Interval| {
+            plan.objects.get(piece.object as usize).and_then(PinnedObject::owner)
+        };
+        let mixed =
+            |split: &Vec<Interval>| split.windows(2).any(|pair| owner(&pair[0]) != owner(&pair[1]));
         if plan.splits.iter().any(mixed) {
             return Err(Error::invalid(format!(
                 "the plan of job {} has a split that no single worker can read",
@@ -334,7 +357,10 @@ mod tests {
 
     #[test]
     fn a_plan_of_more_bytes_than_can_be_counted_is_refused() {
-        let golden = include_str!("golden/v1.txt").lines().find_map(|line| line.strip_prefix("plan ")).expect("a plan");
+        let golden = include_str!("golden/v1.txt")
+            .lines()
+            .find_map(|line| line.strip_prefix("plan "))
+            .expect("a plan");
         let byte = |at: usize| u8::from_str_radix(&golden[at..at + 2], 16).expect("hex");
         let bytes: Vec<u8> = (0..golden.len()).step_by(2).map(byte).collect();
         let plan = Plan::from_bytes(&bytes).expect("a plan");

@@ -1,5 +1,6 @@
-//! Planted bugs, with which the simulation's checker is tried: each takes one promise's guard away. They exist under the feature `planted-bugs` alone; without it
-//! [`is`] is always false, and the compiler removes what depends on it.
+//! Planted bugs, with which the simulation's checker is tried: each takes one promise's guard away.
+//! They exist under the feature `planted-bugs` alone; without it [`is`] is always false, and the
+//! compiler removes what depends on it.
 
 /// A guard that is taken away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

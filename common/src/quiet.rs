@@ -1,5 +1,6 @@
-//! A bound on what is logged of messages that others can send as often as they like: the first few of a kind in each period are told, the rest is counted and told of in one
-//! line when a period is over. Pure: time comes in as a value.
+//! A bound on what is logged of messages that others can send as often as they like: the first few
+//! of a kind in each period are told, the rest is counted and told of in one line when a period is
+//! over. Pure: time comes in as a value.
 
 use std::collections::BTreeMap;
 
@@ -27,18 +28,24 @@ impl Period {
 }
 
 impl Quiet {
-    /// Whether one more of a kind is told. What an earlier period has suppressed is told of by [`Quiet::over`], which is to be asked first.
+    /// Whether one more of a kind is told. What an earlier period has suppressed is told of by
+    /// [`Quiet::over`], which is to be asked first.
     pub fn tells(&mut self, now_ms: u64, kind: &'static str) -> bool {
         let period = self.kinds.entry(kind).or_insert(Period { began_ms: now_ms, seen: 0 });
         period.seen = period.seen.saturating_add(1);
         period.seen <= TOLD_MAX
     }
 
-    /// Ends the periods that are over, and gives how many of each kind were suppressed in them, where any were.
+    /// Ends the periods that are over, and gives how many of each kind were suppressed in them,
+    /// where any were.
     pub fn over(&mut self, now_ms: u64) -> Vec<(&'static str, u32)> {
-        let is_over = |_: &&'static str, period: &mut Period| now_ms.saturating_sub(period.began_ms) >= PERIOD_MS;
+        let is_over = |_: &&'static str, period: &mut Period| {
+            now_ms.saturating_sub(period.began_ms) >= PERIOD_MS
+        };
         let over = self.kinds.extract_if(.., is_over);
-        over.map(|(kind, period)| (kind, period.suppressed())).filter(|(_, suppressed)| *suppressed > 0).collect()
+        over.map(|(kind, period)| (kind, period.suppressed()))
+            .filter(|(_, suppressed)| *suppressed > 0)
+            .collect()
     }
 }
 
@@ -49,7 +56,9 @@ mod tests {
     #[test]
     fn the_first_of_a_kind_are_told_and_the_rest_is_counted() {
         let mut quiet = Quiet::default();
-        let told = |quiet: &mut Quiet, now_ms: u64, kind| (0..100).filter(|_| quiet.tells(now_ms, kind)).count();
+        let told = |quiet: &mut Quiet, now_ms: u64, kind| {
+            (0..100).filter(|_| quiet.tells(now_ms, kind)).count()
+        };
         assert_eq!(told(&mut quiet, 1_000, "a"), 5);
         assert_eq!(told(&mut quiet, 1_000, "b"), 5, "each kind by itself");
         assert_eq!(told(&mut quiet, 10_999, "a"), 0);

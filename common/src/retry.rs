@@ -1,8 +1,11 @@
-//! The one retry policy of the program: how long to wait before a thing is tried again, and when to give up, by kind of trouble.
+//! The one retry policy of the program: how long to wait before a thing is tried again, and when to
+//! give up, by kind of trouble.
 //!
-//! A [`Policy`] is pure: the number of tries and a random number go in, a pause comes out; the coordinator's machine asks it for its timers. [`Retry`] runs calls by it
-//! and counts in [`RecoveryStats`] what came of them. Settings: `[retry.<kind>]`. What outlives a single call (a task, a report) is bounded by its owner, by
-//! `tasks.attempts_max`, `[phases]` or `worker.coordinator_wait_ms`; its policy then gives pauses only.
+//! A [`Policy`] is pure: the number of tries and a random number go in, a pause comes out; the
+//! coordinator's machine asks it for its timers. [`Retry`] runs calls by it and counts in
+//! [`RecoveryStats`] what came of them. Settings: `[retry.<kind>]`. What outlives a single call (a
+//! task, a report) is bounded by its owner, by `tasks.attempts_max`, `[phases]` or
+//! `worker.coordinator_wait_ms`; its policy then gives pauses only.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
@@ -69,12 +72,15 @@ impl Trouble {
         Self::ALL.into_iter().find(|trouble| trouble.name() == name)
     }
 
-    /// Which policy serves an error of a call that is made under this one; none where repeating it changes nothing.
+    /// Which policy serves an error of a call that is made under this one; none where repeating it
+    /// changes nothing.
     fn for_error(self, kind: ErrorKind) -> Option<Trouble> {
         match (self, kind) {
             (_, ErrorKind::Throttled) => Some(Trouble::Throttle),
             (_, ErrorKind::Retry) => Some(self),
-            (Trouble::Disk, ErrorKind::Exhausted) | (Trouble::Memory, ErrorKind::OutOfMemory) => Some(self),
+            (Trouble::Disk, ErrorKind::Exhausted) | (Trouble::Memory, ErrorKind::OutOfMemory) => {
+                Some(self)
+            }
             (Trouble::Input, ErrorKind::Corrupt) => Some(self),
             (Trouble::Task, kind) if kind.is_retryable() => Some(self),
             _ => None,
@@ -112,7 +118,8 @@ pub struct Policy {
     pub pause_ms: u64,
     /// The longest pause, in milliseconds.
     pub pause_max_ms: u64,
-    /// So much of each pause is left to chance, in percent, so that a pool does not return in one wave.
+    /// So much of each pause is left to chance, in percent, so that a pool does not return in one
+    /// wave.
     pub jitter_percent: u32,
     /// Most tries, the first included; 0 where only `total_ms` or the owner bounds them.
     pub attempts_max: u32,
@@ -128,7 +135,9 @@ impl Policy {
             Strategy::Immediate => return 0,
             Strategy::Fixed => self.pause_ms,
             Strategy::Linear => self.pause_ms.saturating_mul(u64::from(tries.max(1))),
-            Strategy::Exponential => self.pause_ms.saturating_mul(1_u64.checked_shl(before).unwrap_or(u64::MAX)),
+            Strategy::Exponential => {
+                self.pause_ms.saturating_mul(1_u64.checked_shl(before).unwrap_or(u64::MAX))
+            }
         };
         let ceiling = grown.min(self.pause_max_ms);
         let chance = u128::from(ceiling) * u128::from(self.jitter_percent.min(100)) / 100;
@@ -138,7 +147,8 @@ impl Policy {
 
     /// Whether another try is allowed after `tries` of them, `since_ms` after the first failed.
     pub fn allows(&self, tries: u32, since_ms: u64) -> bool {
-        (self.attempts_max == 0 || tries < self.attempts_max) && (self.total_ms == 0 || since_ms < self.total_ms)
+        (self.attempts_max == 0 || tries < self.attempts_max)
+            && (self.total_ms == 0 || since_ms < self.total_ms)
     }
 
     /// Refuses what cannot work; `name` is that of the section.
@@ -147,16 +157,23 @@ impl Policy {
     /// `Invalid`, naming the setting.
     pub fn validate(&self, name: &str) -> Result<()> {
         if self.jitter_percent > 100 {
-            return Err(Error::invalid(format!("{name}.jitter_percent ({}) is more than 100", self.jitter_percent)));
+            return Err(Error::invalid(format!(
+                "{name}.jitter_percent ({}) is more than 100",
+                self.jitter_percent
+            )));
         }
-        if self.strategy != Strategy::Immediate && (self.pause_ms == 0 || self.pause_ms > self.pause_max_ms) {
+        if self.strategy != Strategy::Immediate
+            && (self.pause_ms == 0 || self.pause_ms > self.pause_max_ms)
+        {
             return Err(Error::invalid(format!(
                 "{name}.pause_ms ({}) must be greater than 0 and at most {name}.pause_max_ms ({})",
                 self.pause_ms, self.pause_max_ms
             )));
         }
         if self.strategy == Strategy::Immediate && self.attempts_max == 0 {
-            return Err(Error::invalid(format!("{name} is immediate, so {name}.attempts_max must bound it")));
+            return Err(Error::invalid(format!(
+                "{name} is immediate, so {name}.attempts_max must bound it"
+            )));
         }
         Ok(())
     }
@@ -282,7 +299,8 @@ impl Retry {
         Self { policies: Arc::new(policies), own: Arc::default(), clock, counts: Arc::default() }
     }
 
-    /// The same policies with counts of their own, for instance of one job; they are added here too.
+    /// The same policies with counts of their own, for instance of one job; they are added here
+    /// too.
     #[must_use]
     pub fn counting_apart(&self) -> Self {
         let counts = Counts { stats: Mutex::default(), above: Some(self.counts.clone()) };
@@ -290,7 +308,8 @@ impl Retry {
         Self { policies, own: Arc::default(), clock, counts: Arc::new(counts) }
     }
 
-    /// From now on, these clones of it go by the settings of one job, laid over the usual ones. They are read once: a job's settings do not change.
+    /// From now on, these clones of it go by the settings of one job, laid over the usual ones.
+    /// They are read once: a job's settings do not change.
     ///
     /// # Errors
     /// As [`config::Retry::for_job`]; the usual policies stay.
@@ -318,18 +337,24 @@ impl Retry {
         self.own.get().unwrap_or(&self.policies).of(trouble)
     }
 
-    /// Makes a store call until it succeeds, fails for good, or has been tried often enough; the error then names `place`.
+    /// Makes a store call until it succeeds, fails for good, or has been tried often enough; the
+    /// error then names `place`.
     ///
     /// # Errors
     /// The call's last.
-    pub async fn call<T, F>(&self, place: &(impl Display + Sync), call: impl FnMut() -> F) -> Result<T>
+    pub async fn call<T, F>(
+        &self,
+        place: &(impl Display + Sync),
+        call: impl FnMut() -> F,
+    ) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
         self.call_as(Trouble::Store, place, call).await
     }
 
-    /// As [`Retry::call`], under the policy of `trouble`; a store that throttles is waited for under its own.
+    /// As [`Retry::call`], under the policy of `trouble`; a store that throttles is waited for
+    /// under its own.
     ///
     /// # Errors
     /// The call's last.
@@ -407,8 +432,11 @@ impl Retry {
         let since_ms = now_ms.saturating_sub(failures.since_ms);
         if !policy.allows(*tries, since_ms) {
             self.counts.count(|stats| stats.gave_up(kind));
-            let bound =
-                if policy.attempts_max != 0 && *tries >= policy.attempts_max { "attempts_max" } else { "total_ms" };
+            let bound = if policy.attempts_max != 0 && *tries >= policy.attempts_max {
+                "attempts_max"
+            } else {
+                "total_ms"
+            };
             let message = format!("{} (tried {tries} times, retry.{kind}.{bound})", error.message);
             return Err(Error::new(error.kind, message));
         }
@@ -427,7 +455,14 @@ mod tests {
     use crate::config::{Config, Profile};
 
     fn policy(strategy: Strategy, jitter_percent: u32) -> Policy {
-        Policy { strategy, pause_ms: 100, pause_max_ms: 10_000, jitter_percent, attempts_max: 5, total_ms: 0 }
+        Policy {
+            strategy,
+            pause_ms: 100,
+            pause_max_ms: 10_000,
+            jitter_percent,
+            attempts_max: 5,
+            total_ms: 0,
+        }
     }
 
     #[test]
@@ -437,8 +472,14 @@ mod tests {
             for (tries, ceiling) in [1, 2, 3, 8, 200].into_iter().zip(expected) {
                 assert_eq!(policy.pause_ms(tries, 0), ceiling, "{strategy:?}, {tries} tries");
                 let all = (0..200).map(|random| policy.pause_ms(tries, random * 97));
-                assert!(all.clone().all(|pause_ms| (ceiling - ceiling / 2..=ceiling).contains(&pause_ms)));
-                assert!(ceiling == 0 || all.max() != policy_min(&policy, tries), "jitter spreads {strategy:?}");
+                assert!(
+                    all.clone()
+                        .all(|pause_ms| (ceiling - ceiling / 2..=ceiling).contains(&pause_ms))
+                );
+                assert!(
+                    ceiling == 0 || all.max() != policy_min(&policy, tries),
+                    "jitter spreads {strategy:?}"
+                );
             }
         };
         fn policy_min(policy: &Policy, tries: u32) -> Option<u64> {
@@ -477,20 +518,29 @@ mod tests {
         check(&Policy { jitter_percent: 101, ..sound.clone() }, "retry.store.jitter_percent");
         check(&Policy { pause_ms: 0, ..sound.clone() }, "retry.store.pause_ms");
         check(&Policy { pause_ms: 10_001, ..sound.clone() }, "retry.store.pause_max_ms");
-        check(&Policy { strategy: Strategy::Immediate, attempts_max: 0, ..sound }, "retry.store.attempts_max");
+        check(
+            &Policy { strategy: Strategy::Immediate, attempts_max: 0, ..sound },
+            "retry.store.attempts_max",
+        );
     }
 
     fn retry() -> Retry {
         let mut policies = Config::profile(Profile::Testing).expect("settings").retry;
         policies.store.attempts_max = 3;
         policies.throttle.attempts_max = 4;
-        for policy in [&mut policies.store, &mut policies.throttle, &mut policies.disk, &mut policies.input] {
+        for policy in
+            [&mut policies.store, &mut policies.throttle, &mut policies.disk, &mut policies.input]
+        {
             (policy.pause_ms, policy.pause_max_ms) = (1, 2);
         }
         Retry::new(policies, Arc::new(ManualClock::default()))
     }
 
-    async fn tries_of(retry: &Retry, trouble: Trouble, errors: &[ErrorKind]) -> (usize, Option<ErrorKind>) {
+    async fn tries_of(
+        retry: &Retry,
+        trouble: Trouble,
+        errors: &[ErrorKind],
+    ) -> (usize, Option<ErrorKind>) {
         let mut made = 0;
         let result = retry
             .call_as(trouble, &"place", || {
@@ -505,8 +555,17 @@ mod tests {
     #[tokio::test]
     async fn passing_trouble_is_tried_again_within_bounds() {
         use ErrorKind::{Corrupt, Exhausted, OutOfMemory, Retry as Passing, Throttled};
-        async fn check(trouble: Trouble, errors: &[ErrorKind], tries: usize, ends_with: Option<ErrorKind>) {
-            assert_eq!(tries_of(&retry(), trouble, errors).await, (tries, ends_with), "{trouble} {errors:?}");
+        async fn check(
+            trouble: Trouble,
+            errors: &[ErrorKind],
+            tries: usize,
+            ends_with: Option<ErrorKind>,
+        ) {
+            assert_eq!(
+                tries_of(&retry(), trouble, errors).await,
+                (tries, ends_with),
+                "{trouble} {errors:?}"
+            );
         }
         check(Trouble::Store, &[], 1, None).await;
         check(Trouble::Store, &[Passing, Passing], 3, None).await;

@@ -1,9 +1,13 @@
-//! What each role does on NATS, and so what its user may do there and nothing beyond. Pure: the subjects come from [`crate::names`]. From here come the settings of a
-//! nats-server (`muster rights`, `deploy/nats/permissions.conf`) and what `muster doctor` says of a user.
+//! What each role does on NATS, and so what its user may do there and nothing beyond. Pure: the
+//! subjects come from [`crate::names`]. From here come the settings of a nats-server (`muster
+//! rights`, `deploy/nats/permissions.conf`) and what `muster doctor` says of a user.
 //!
-//! NATS looks at the subject that a message goes to, never at the one that the answer is to go to, so whoever may ask somebody can have the answer sent anywhere. Three
-//! things follow. The coordinator looks at that subject itself ([`Names::may_answer`]). Workers may not ask JetStream anything, and of services only the coordinator. And what
-//! clients make JetStream say, which reads the history for them, is told in the journal from what a leader wrote ([`crate::ledger::FOREIGN`]).
+//! NATS looks at the subject that a message goes to, never at the one that the answer is to go to,
+//! so whoever may ask somebody can have the answer sent anywhere. Three things follow. The
+//! coordinator looks at that subject itself ([`Names::may_answer`]). Workers may not ask JetStream
+//! anything, and of services only the coordinator. And what clients make JetStream say, which reads
+//! the history for them, is told in the journal from what a leader wrote
+//! ([`crate::ledger::FOREIGN`]).
 
 use std::fmt::Write;
 
@@ -98,9 +102,16 @@ fn coordinator(names: &Names) -> Rights {
     publish.extend(stream_making(names));
     publish.extend(names::consumer_requests(&journal));
     let requests = [names.register(), names.samples(), names.report()];
-    let mut subscribe =
-        vec![names.leader(), names.resigned(), names.phase(), names.heartbeats(), names.all_recoveries()];
-    subscribe.extend(requests.iter().flat_map(|subject| [subject.clone(), names::of_any_worker(subject)]));
+    let mut subscribe = vec![
+        names.leader(),
+        names.resigned(),
+        names.phase(),
+        names.heartbeats(),
+        names.all_recoveries(),
+    ];
+    subscribe.extend(
+        requests.iter().flat_map(|subject| [subject.clone(), names::of_any_worker(subject)]),
+    );
     subscribe.extend(API_CALLS.map(|call| names.api(call)));
     subscribe.extend(names::service_requests());
     let inbox = names.inbox(Role::Coordinator.as_str());
@@ -142,12 +153,23 @@ fn client(names: &Names) -> Rights {
 
 fn operator(names: &Names) -> Rights {
     let Rights { mut publish, mut subscribe, .. } = client(names);
-    let more = [names::ACCOUNT_INFO_REQUEST, names::USER_INFO_REQUEST, names::JETSTREAM_SETTINGS_REQUEST];
+    let more =
+        [names::ACCOUNT_INFO_REQUEST, names::USER_INFO_REQUEST, names::JETSTREAM_SETTINGS_REQUEST];
     publish.extend(more.map(str::to_owned));
-    publish.extend(stream_making(names).into_iter().filter(|subject| !publish.contains(subject)).collect::<Vec<_>>());
+    publish.extend(
+        stream_making(names)
+            .into_iter()
+            .filter(|subject| !publish.contains(subject))
+            .collect::<Vec<_>>(),
+    );
     publish.extend(names::service_requests());
     subscribe.push(names.leader());
-    Rights { publish, subscribe, inbox: names.inbox(Role::Operator.as_str()), allow_responses: None }
+    Rights {
+        publish,
+        subscribe,
+        inbox: names.inbox(Role::Operator.as_str()),
+        allow_responses: None,
+    }
 }
 
 const RESPONSES: Responses = Responses { max: ANSWERS_MAX, expires_s: ANSWER_SECONDS_MAX };
@@ -155,12 +177,14 @@ const RESPONSES: Responses = Responses { max: ANSWERS_MAX, expires_s: ANSWER_SEC
 /// To see whether the streams stand, and to make them.
 fn stream_making(names: &Names) -> Vec<String> {
     let streams = [names.journal_stream(), names.events_stream(), names.dead_letters_stream()];
-    let requests = |name: &String| [names::stream_info_request(name), names::stream_create_request(name)];
+    let requests =
+        |name: &String| [names::stream_info_request(name), names::stream_create_request(name)];
     streams.iter().flat_map(requests).collect()
 }
 
 impl Rights {
-    /// As a block of a nats-server's settings that begins with `head`: `permissions`, or a name that users refer to.
+    /// As a block of a nats-server's settings that begins with `head`: `permissions`, or a name
+    /// that users refer to.
     pub fn to_settings(&self, head: &str) -> String {
         let inbox = format!("{}.>", self.inbox);
         let mut text = format!("{head}: {{\n");
@@ -175,15 +199,17 @@ impl Rights {
         list("publish", &mut self.publish.iter());
         list("subscribe", &mut self.subscribe.iter().chain([&inbox]));
         if let Some(Responses { max, expires_s }) = self.allow_responses {
-            let _ = writeln!(text, "  allow_responses: {{ max: {max}, expires: \"{expires_s}s\" }}");
+            let _ =
+                writeln!(text, "  allow_responses: {{ max: {max}, expires: \"{expires_s}s\" }}");
         }
         text.push_str("}\n");
         text
     }
 }
 
-/// The rights of all roles in a namespace as blocks of a nats-server's settings, named after the roles; that of a worker with a user of its own is made for the id
-/// `WORKER_ID`, which is to be replaced.
+/// The rights of all roles in a namespace as blocks of a nats-server's settings, named after the
+/// roles; that of a worker with a user of its own is made for the id `WORKER_ID`, which is to be
+/// replaced.
 pub fn all_settings(namespace: &str) -> String {
     let names = &Names::new(namespace);
     let of_id = "WORKER_ID".parse().map(Role::Worker);
@@ -192,10 +218,15 @@ pub fn all_settings(namespace: &str) -> String {
         ("worker", "any worker: where all share one user", Some(Role::Workers)),
         ("worker-WORKER_ID", "the worker WORKER_ID, with a user of its own", of_id.ok()),
         ("client", "sort, jobs, status, watch, cancel, workers, drain, events", Some(Role::Client)),
-        ("operator", "a client that also runs doctor and lists micro services", Some(Role::Operator)),
+        (
+            "operator",
+            "a client that also runs doctor and lists micro services",
+            Some(Role::Operator),
+        ),
     ];
     let block = |(head, what, role): (&str, &str, Option<Role>)| {
-        role.map(|role| format!("\n# {what}\n{}", role.rights(names).to_settings(head))).unwrap_or_default()
+        role.map(|role| format!("\n# {what}\n{}", role.rights(names).to_settings(head)))
+            .unwrap_or_default()
     };
     let head = format!("# Made by: muster rights --namespace {namespace}\n");
     std::iter::once(head).chain(roles.into_iter().map(block)).collect()
@@ -211,21 +242,40 @@ mod tests {
     }
 
     fn roles() -> Vec<Role> {
-        vec![Role::Coordinator, Role::Workers, Role::Worker(worker_id("w1")), Role::Client, Role::Operator]
+        vec![
+            Role::Coordinator,
+            Role::Workers,
+            Role::Worker(worker_id("w1")),
+            Role::Client,
+            Role::Operator,
+        ]
     }
 
     /// Who of all roles may do something, as letters.
     fn who(names: &Names, may: impl Fn(&Rights) -> bool) -> String {
         let letters = ["C", "W", "1", "c", "o"];
-        roles().iter().zip(letters).filter(|(role, _)| may(&role.rights(names))).map(|(_, letter)| letter).collect()
+        roles()
+            .iter()
+            .zip(letters)
+            .filter(|(role, _)| may(&role.rights(names)))
+            .map(|(_, letter)| letter)
+            .collect()
     }
 
     #[track_caller]
     fn check(namespace: &str, subject: &str, publishers: &str, subscribers: &str) {
         let names = Names::new(namespace);
         let may = |patterns: &[String]| patterns.iter().any(|pattern| covers(pattern, subject));
-        assert_eq!(who(&names, |rights| may(&rights.publish)), publishers, "who publishes {subject}");
-        assert_eq!(who(&names, |rights| may(&rights.subscribe)), subscribers, "who subscribes {subject}");
+        assert_eq!(
+            who(&names, |rights| may(&rights.publish)),
+            publishers,
+            "who publishes {subject}"
+        );
+        assert_eq!(
+            who(&names, |rights| may(&rights.subscribe)),
+            subscribers,
+            "who subscribes {subject}"
+        );
     }
 
     #[test]
@@ -302,9 +352,16 @@ mod tests {
             let rights = role.rights(&names);
             for (other, inbox) in inboxes.iter().enumerate() {
                 let reply = format!("{inbox}.abc.1");
-                let hears = rights.subscribe.iter().chain([&format!("{}.>", rights.inbox)]).any(|p| covers(p, &reply));
+                let hears = rights
+                    .subscribe
+                    .iter()
+                    .chain([&format!("{}.>", rights.inbox)])
+                    .any(|p| covers(p, &reply));
                 assert_eq!(hears, one == other, "{role:?} {reply}");
-                assert!(!rights.publish.iter().any(|pattern| covers(pattern, &reply)), "{role:?} {reply}");
+                assert!(
+                    !rights.publish.iter().any(|pattern| covers(pattern, &reply)),
+                    "{role:?} {reply}"
+                );
             }
         }
     }
@@ -335,10 +392,18 @@ mod tests {
     #[test]
     fn settings_are_blocks() {
         let text = Role::Client.rights(&Names::new("muster")).to_settings("permissions");
-        assert!(text.starts_with("permissions: {\n  publish: { allow: [\n    \"muster.api.submit\"\n"), "{text}");
+        assert!(
+            text.starts_with("permissions: {\n  publish: { allow: [\n    \"muster.api.submit\"\n"),
+            "{text}"
+        );
         assert!(text.contains("    \"_INBOX_muster_client.>\"\n  ] }\n}\n"), "{text}");
         let all = all_settings("muster");
-        for words in ["\ncoordinator: {", "\nworker-WORKER_ID: {", "\"muster.w.WORKER_ID.hb\"", "expires: \"120s\""] {
+        for words in [
+            "\ncoordinator: {",
+            "\nworker-WORKER_ID: {",
+            "\"muster.w.WORKER_ID.hb\"",
+            "expires: \"120s\"",
+        ] {
             assert!(all.contains(words), "{words} in {all}");
         }
     }

@@ -1,8 +1,12 @@
 //! The object store as the program sees it: blob URLs and the port [`Blobs`].
 //!
-//! A blob URL is `s3://bucket/key`, `file:///absolute/path`, or `worker://id/absolute/path` for a file that one worker alone can read. Contracts that callers rely on: `put` and `complete_upload` make an object appear whole or not at all;
-//! `complete_upload`, `abort_upload` and `delete` are idempotent; an upload that was aborted can never be completed; every call that [`Stores`] gives out ends within the time-outs of the settings.
-//! Adapters: [`crate::adapters::local`], [`crate::adapters::s3`], [`crate::adapters::memory`]; [`crate::conformance`] is the suite that all pass.
+//! A blob URL is `s3://bucket/key`, `file:///absolute/path`, or `worker://id/absolute/path` for a
+//! file that one worker alone can read. Contracts that callers rely on: `put` and `complete_upload`
+//! make an object appear whole or not at all; `complete_upload`, `abort_upload` and `delete` are
+//! idempotent; an upload that was aborted can never be completed; every call that [`Stores`] gives
+//! out ends within the time-outs of the settings. Adapters: [`crate::adapters::local`],
+//! [`crate::adapters::s3`], [`crate::adapters::memory`]; [`crate::conformance`] is the suite that
+//! all pass.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -31,7 +35,8 @@ use crate::survey::{Bounds, Survey, Wanted};
 use crate::wire::BlobRef;
 
 /// Why a path is refused whose meaning hangs on links.
-const NO_PARENTS: &str = "holds .., which means what the links before it make of it; name the resolved path";
+const NO_PARENTS: &str =
+    "holds .., which means what the links before it make of it; name the resolved path";
 /// Tries of a read that gives damaged bytes.
 const DAMAGED_READS_MAX: u32 = 3;
 
@@ -39,7 +44,8 @@ const DAMAGED_READS_MAX: u32 = 3;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlobUrl {
     scheme: Scheme,
-    /// Without leading slash; for files the absolute path less its slash, as [`crate::paths`] writes it.
+    /// Without leading slash; for files the absolute path less its slash, as [`crate::paths`]
+    /// writes it.
     key: String,
 }
 
@@ -99,14 +105,17 @@ impl BlobUrl {
         (self.scheme == Scheme::File).then(|| paths::path_of(&self.key))
     }
 
-    /// A path as URL; it must be absolute, and is cleaned of `.`. What `..` means depends on the links before it, so who knows them resolves it first.
+    /// A path as URL; it must be absolute, and is cleaned of `.`. What `..` means depends on the
+    /// links before it, so who knows them resolves it first.
     ///
     /// # Errors
     /// `Invalid` where it is relative or holds `..`.
     pub fn from_path(path: &Path) -> Result<Self> {
         let refuse = |why: &str| Error::invalid(format!("the path {} {why}", path.display()));
         if !path.is_absolute() {
-            return Err(refuse("is not absolute; in a pool every process must see it under the same absolute path"));
+            return Err(refuse(
+                "is not absolute; in a pool every process must see it under the same absolute path",
+            ));
         }
         if path.components().any(|component| component == Component::ParentDir) {
             return Err(refuse(NO_PARENTS));
@@ -127,14 +136,20 @@ impl BlobUrl {
     /// The file at an absolute path of one worker.
     ///
     /// # Errors
-    /// `Invalid` where the path is not absolute, not normalised (an empty, `.` or `..` segment), or longer than [`TEXT_BYTES_MAX`].
+    /// `Invalid` where the path is not absolute, not normalised (an empty, `.` or `..` segment), or
+    /// longer than [`TEXT_BYTES_MAX`].
     pub fn of_worker(id: &WorkerId, path: &str) -> Result<Self> {
-        let key = path.strip_prefix('/').filter(|key| path.len() <= TEXT_BYTES_MAX && is_normal(key));
+        let key =
+            path.strip_prefix('/').filter(|key| path.len() <= TEXT_BYTES_MAX && is_normal(key));
         match key {
-            Some(key) => Ok(Self { scheme: Scheme::Worker { id: id.clone() }, key: key.to_owned() }),
+            Some(key) => {
+                Ok(Self { scheme: Scheme::Worker { id: id.clone() }, key: key.to_owned() })
+            }
             None => {
                 let start: String = path.chars().take(200).collect();
-                Err(Error::invalid(format!("{start:?} is no absolute and normalised path of worker {id}")))
+                Err(Error::invalid(format!(
+                    "{start:?} is no absolute and normalised path of worker {id}"
+                )))
             }
         }
     }
@@ -184,42 +199,56 @@ impl FromStr for BlobUrl {
         let Some((scheme, rest)) = text.split_once("://") else {
             return Err(Error::invalid(format!("{text:?} is neither an absolute path nor a URL")));
         };
-        // A file may have such a name; elsewhere it is a secret, which must not get into logs and messages.
-        if scheme != "file" && rest.split(['/', '?', '#']).next().is_some_and(|place| place.contains('@')) {
+        // A file may have such a name; elsewhere it is a secret, which must not get into logs and
+        // messages.
+        if scheme != "file"
+            && rest.split(['/', '?', '#']).next().is_some_and(|place| place.contains('@'))
+        {
             return Err(Error::invalid(format!(
-                "a {scheme}:// URL with a user or password (not shown): credentials of a store come from its environment (AWS_*) or a profile"
+                "a {scheme}:// URL with a user or password (not shown): credentials of a store \
+                    come from its environment (AWS_*) or a profile"
             )));
         }
         match scheme {
             "file" if rest.starts_with('/') => Self::from_file_key(rest),
-            "file" => Err(Error::invalid(format!("{text:?}: a file URL has no host; write file:///PATH"))),
+            "file" => {
+                Err(Error::invalid(format!("{text:?}: a file URL has no host; write file:///PATH")))
+            }
             "s3" => {
                 let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
                 let sound = (3..=63).contains(&bucket.len())
-                    && bucket.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(&b));
+                    && bucket.bytes().all(|b| {
+                        b.is_ascii_lowercase() || b.is_ascii_digit() || b"-._".contains(&b)
+                    });
                 if !sound {
                     return Err(Error::invalid(format!(
                         "{text:?}: {bucket:?} is not a bucket name (3 to 63 of a-z 0-9 - . _)"
                     )));
                 }
                 if key.split('/').any(|segment| segment == ".." || segment == ".") {
-                    return Err(Error::invalid(format!("{text:?}: a key may not hold . or .. segments")));
+                    return Err(Error::invalid(format!(
+                        "{text:?}: a key may not hold . or .. segments"
+                    )));
                 }
                 Ok(Self { scheme: Scheme::S3 { bucket: bucket.to_owned() }, key: key.to_owned() })
             }
             "memory" if rest.split('/').any(|segment| segment == ".." || segment == ".") => {
                 Err(Error::invalid(format!("{text:?}: a key may not hold . or .. segments")))
             }
-            "memory" => Ok(Self { scheme: Scheme::Memory, key: rest.trim_start_matches('/').to_owned() }),
+            "memory" => {
+                Ok(Self { scheme: Scheme::Memory, key: rest.trim_start_matches('/').to_owned() })
+            }
             "worker" => {
                 let (id, _) = rest.split_once('/').unwrap_or((rest, ""));
                 let worker = id.parse().map_err(|e| Error::invalid(format!("{text:?}: {e}")))?;
                 Self::of_worker(&worker, &rest[id.len()..])
             }
-            "gs" | "az" => {
-                Err(Error::invalid(format!("{text:?}: {scheme}:// is not built yet; use s3://, file:// or a path")))
-            }
-            _ => Err(Error::invalid(format!("{text:?}: unknown scheme {scheme}://; use s3://, file:// or a path"))),
+            "gs" | "az" => Err(Error::invalid(format!(
+                "{text:?}: {scheme}:// is not built yet; use s3://, file:// or a path"
+            ))),
+            _ => Err(Error::invalid(format!(
+                "{text:?}: unknown scheme {scheme}://; use s3://, file:// or a path"
+            ))),
         }
     }
 }
@@ -246,7 +275,8 @@ pub struct BlobMeta {
     pub bytes: u64,
     /// Tells versions apart: ETag, or modification time, size and inode.
     pub version: String,
-    /// When it was written, by the store's clock, in milliseconds since the Unix epoch; 0 where the store does not tell. For people: nothing is decided by it.
+    /// When it was written, by the store's clock, in milliseconds since the Unix epoch; 0 where the
+    /// store does not tell. For people: nothing is decided by it.
     pub modified_unix_ms: u64,
 }
 
@@ -282,29 +312,36 @@ pub struct OpenUpload {
 pub enum Completed {
     /// The object was made by this call.
     Now,
-    /// The upload is gone, and an object of its length stands. It may be its object, where the answer to an earlier call was lost, or anybody's.
+    /// The upload is gone, and an object of its length stands. It may be its object, where the
+    /// answer to an earlier call was lost, or anybody's.
     Unsure,
 }
 
 /// The port to an object store. Keys are those of [`BlobUrl::key`].
 #[async_trait]
 pub trait Blobs: Send + Sync + 'static {
-    /// What lies below a prefix, which is a folder; on a file system links are what lies there, not what they lead to. `a/b` holds `a/b/c` but neither `a/bc` nor `a/b` itself. In byte order of their keys.
+    /// What lies below a prefix, which is a folder; on a file system links are what lies there, not
+    /// what they lead to. `a/b` holds `a/b/c` but neither `a/bc` nor `a/b` itself. In byte order of
+    /// their keys.
     ///
     /// # Errors
-    /// `Exhausted` beyond `limit` objects; else as [`Blobs::head`]. A prefix that nothing lies below gives an empty list.
+    /// `Exhausted` beyond `limit` objects; else as [`Blobs::head`]. A prefix that nothing lies
+    /// below gives an empty list.
     async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<BlobMeta>>;
 
-    /// The objects below a folder that are input, and what is left out because it cannot be. A folder that is not there holds none.
+    /// The objects below a folder that are input, and what is left out because it cannot be. A
+    /// folder that is not there holds none.
     ///
     /// # Errors
-    /// `Exhausted` where more objects are meant than the bounds allow; `Invalid` beyond another bound, or where the folder itself cannot be listed; else as [`Blobs::head`].
+    /// `Exhausted` where more objects are meant than the bounds allow; `Invalid` beyond another
+    /// bound, or where the folder itself cannot be listed; else as [`Blobs::head`].
     async fn survey(&self, wanted: &Wanted) -> Result<Survey>;
 
     /// An object's size and version.
     ///
     /// # Errors
-    /// `NotFound` where there is none, `Invalid` where access is denied, `Retry` for passing trouble.
+    /// `NotFound` where there is none, `Invalid` where access is denied, `Retry` for passing
+    /// trouble.
     async fn head(&self, key: &str) -> Result<BlobMeta>;
 
     /// Exactly the bytes of a range.
@@ -319,23 +356,30 @@ pub trait Blobs: Send + Sync + 'static {
     /// As [`Blobs::head`]; `Exhausted` where the store is full.
     async fn put(&self, key: &str, bytes: Bytes) -> Result<()>;
 
-    /// Opens a multipart upload and gives its id. Nothing is visible before [`Blobs::complete_upload`].
+    /// Opens a multipart upload and gives its id. Nothing is visible before
+    /// [`Blobs::complete_upload`].
     ///
     /// # Errors
     /// As [`Blobs::put`].
     async fn open_upload(&self, key: &str) -> Result<String>;
 
-    /// Writes one part and gives its tag, over one of the same index that was written before. Parts may go side by side. All but the last are at least 5 MiB, and multiples of [`crate::buffer::ALIGN`].
+    /// Writes one part and gives its tag, over one of the same index that was written before. Parts
+    /// may go side by side. All but the last are at least 5 MiB, and multiples of
+    /// [`crate::buffer::ALIGN`].
     ///
     /// # Errors
     /// As [`Blobs::put`]; `NotFound` where the upload was aborted.
-    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Bytes) -> Result<String>;
+    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Bytes)
+    -> Result<String>;
 
-    /// Makes the object appear from its parts, which have `bytes` in all. Harmless where that has happened before. With `sync` it outlives a power loss.
-    /// Where the name carries the attempt of its maker, whatever stands there is that attempt's; under any other name, [`Completed`] says whether to look at what stands.
+    /// Makes the object appear from its parts, which have `bytes` in all. Harmless where that has
+    /// happened before. With `sync` it outlives a power loss. Where the name carries the attempt of
+    /// its maker, whatever stands there is that attempt's; under any other name, [`Completed`] says
+    /// whether to look at what stands.
     ///
     /// # Errors
-    /// `NotFound` where the upload is gone and no object of that length stands; else as [`Blobs::put`].
+    /// `NotFound` where the upload is gone and no object of that length stands; else as
+    /// [`Blobs::put`].
     async fn complete_upload(
         &self,
         key: &str,
@@ -351,8 +395,9 @@ pub trait Blobs: Send + Sync + 'static {
     /// As [`Blobs::head`].
     async fn abort_upload(&self, key: &str, upload: &str) -> Result<()>;
 
-    /// The multipart uploads to keys at and below a prefix that were opened and neither completed nor aborted. Some stores (MinIO) list only those whose key is the prefix
-    /// itself, so what this does not name may still be there.
+    /// The multipart uploads to keys at and below a prefix that were opened and neither completed
+    /// nor aborted. Some stores (MinIO) list only those whose key is the prefix itself, so what
+    /// this does not name may still be there.
     ///
     /// # Errors
     /// As [`Blobs::list`].
@@ -364,13 +409,15 @@ pub trait Blobs: Send + Sync + 'static {
     /// As [`Blobs::head`].
     async fn delete(&self, key: &str) -> Result<()>;
 
-    /// Removes what only hierarchical stores have: the empty folders at and below a prefix. Does nothing elsewhere.
+    /// Removes what only hierarchical stores have: the empty folders at and below a prefix. Does
+    /// nothing elsewhere.
     ///
     /// # Errors
     /// As [`Blobs::head`].
     async fn prune(&self, prefix: &str) -> Result<()>;
 
-    /// Whether an object may be put under this key: nothing stands there, or an object does. On a file system a link or a folder may stand there instead, which is not replaced.
+    /// Whether an object may be put under this key: nothing stands there, or an object does. On a
+    /// file system a link or a folder may stand there instead, which is not replaced.
     ///
     /// # Errors
     /// `Invalid` where something else stands there; else as [`Blobs::head`].
@@ -378,7 +425,8 @@ pub trait Blobs: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Removes one folder if it is empty, where folders are things of their own. Does nothing elsewhere.
+    /// Removes one folder if it is empty, where folders are things of their own. Does nothing
+    /// elsewhere.
     ///
     /// # Errors
     /// As [`Blobs::head`].
@@ -404,7 +452,8 @@ pub trait Layer: Send + Sync {
     fn over(&self, scheme: &Scheme, store: Arc<dyn Blobs>) -> Arc<dyn Blobs>;
 }
 
-/// The stores that cannot be used at present, and why: told at the first failure of a request, until one is answered. Clones share it.
+/// The stores that cannot be used at present, and why: told at the first failure of a request,
+/// until one is answered. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Troubles(Arc<watch::Sender<BTreeMap<String, String>>>);
 
@@ -418,7 +467,9 @@ impl Troubles {
     /// A request of this store has failed in passing.
     pub fn begin(&self, store: &str, why: &impl fmt::Display) {
         let why = why.to_string();
-        self.0.send_if_modified(|away| away.insert(store.to_owned(), why.clone()).as_ref() != Some(&why));
+        self.0.send_if_modified(|away| {
+            away.insert(store.to_owned(), why.clone()).as_ref() != Some(&why)
+        });
     }
 
     /// This store has answered.
@@ -434,7 +485,8 @@ impl Troubles {
     }
 }
 
-/// The stores that a process has opened, each once. Cloning shares them; what is laid around them belongs to the clone.
+/// The stores that a process has opened, each once. Cloning shares them; what is laid around them
+/// belongs to the clone.
 #[derive(Clone)]
 pub struct Stores {
     opened: Arc<Mutex<HashMap<Scheme, Arc<dyn Blobs>>>>,
@@ -449,10 +501,12 @@ pub struct Stores {
 }
 
 impl Stores {
-    /// No store opened yet; all of them will use `buffers` for what they read, and keep to these time-outs.
+    /// No store opened yet; all of them will use `buffers` for what they read, and keep to these
+    /// time-outs.
     pub fn new(buffers: BufferPool, limits: &config::Store) -> Self {
         let (component, scope) = (Disturbed::Store, Scope::default());
-        let layers = Layers { faults: None, component, scope, meter: None, guard: None, retry: None };
+        let layers =
+            Layers { faults: None, component, scope, meter: None, guard: None, retry: None };
         Self {
             opened: Arc::default(),
             buffers,
@@ -471,7 +525,8 @@ impl Stores {
         self
     }
 
-    /// The same stores, none of them opened yet, whose uploads on this machine's file system bear a mark: after the process is gone they can be told from others'.
+    /// The same stores, none of them opened yet, whose uploads on this machine's file system bear a
+    /// mark: after the process is gone they can be told from others'.
     #[must_use]
     pub fn marked(self, mark: u32) -> Self {
         Self { mark: Some(mark), opened: Arc::default(), ..self }
@@ -507,7 +562,10 @@ impl Stores {
     /// The same stores where they are a worker's own disk, so that faults can be meant for it.
     #[must_use]
     pub fn on_disk(&self) -> Self {
-        Self { layers: Layers { component: Disturbed::Disk, ..self.layers.clone() }, ..self.clone() }
+        Self {
+            layers: Layers { component: Disturbed::Disk, ..self.layers.clone() },
+            ..self.clone()
+        }
     }
 
     /// The faults that disturb them.
@@ -515,7 +573,8 @@ impl Stores {
         self.layers.faults.as_ref()
     }
 
-    /// Puts a store in place of the one that its scheme would open, within the time-outs of the settings.
+    /// Puts a store in place of the one that its scheme would open, within the time-outs of the
+    /// settings.
     pub async fn insert_bounded(&self, scheme: Scheme, store: Arc<dyn Blobs>) {
         let store = Arc::new(BoundedBlobs::new(store, &self.limits));
         self.insert(scheme, store).await;
@@ -537,7 +596,8 @@ impl Stores {
         Bounds { objects: self.objects_max(), entries: self.limits.entries_max, depth }
     }
 
-    /// The same stores, for a process that has so many bytes of memory for names and places of input objects.
+    /// The same stores, for a process that has so many bytes of memory for names and places of
+    /// input objects.
     #[must_use]
     pub fn with_lists_bytes_max(self, lists_bytes_max: u64) -> Self {
         Self { lists_bytes_max, ..self }
@@ -558,7 +618,8 @@ impl Stores {
         &self.buffers
     }
 
-    /// The store that a URL lies in. Credentials of S3 come from the usual `AWS_*` environment, or from a profile of the AWS tools.
+    /// The store that a URL lies in. Credentials of S3 come from the usual `AWS_*` environment, or
+    /// from a profile of the AWS tools.
     ///
     /// # Errors
     /// `Setup` where the environment's settings do not make a client.
@@ -568,10 +629,13 @@ impl Stores {
             return Ok(self.layered(url.scheme(), store.clone()));
         }
         let store: Arc<dyn Blobs> = match url.scheme() {
-            Scheme::File => Arc::new(crate::adapters::local::LocalBlobs::new(self.buffers.clone()).marked(self.mark)),
-            Scheme::S3 { bucket } => {
-                Arc::new(crate::adapters::s3::S3Blobs::from_env(bucket, &self.limits, &self.troubles).await?)
-            }
+            Scheme::File => Arc::new(
+                crate::adapters::local::LocalBlobs::new(self.buffers.clone()).marked(self.mark),
+            ),
+            Scheme::S3 { bucket } => Arc::new(
+                crate::adapters::s3::S3Blobs::from_env(bucket, &self.limits, &self.troubles)
+                    .await?,
+            ),
             Scheme::Memory => Arc::new(crate::adapters::memory::MemoryBlobs::default()),
             Scheme::Worker { id } => {
                 return Err(Error::invalid(format!(
@@ -615,10 +679,12 @@ impl Stores {
         Ok(pointer)
     }
 
-    /// Reads what a pointer points to, and checks length and digest. What does not hold is read again: it may have been damaged on its way.
+    /// Reads what a pointer points to, and checks length and digest. What does not hold is read
+    /// again: it may have been damaged on its way.
     ///
     /// # Errors
-    /// `Corrupt` where they differ each time, `Invalid` beyond `bytes_max`; else as [`Blobs::read`].
+    /// `Corrupt` where they differ each time, `Invalid` beyond `bytes_max`; else as
+    /// [`Blobs::read`].
     pub async fn get_ref(&self, pointer: &BlobRef, bytes_max: u64) -> Result<Bytes> {
         let url: BlobUrl = pointer.url.parse()?;
         if pointer.bytes > bytes_max {
@@ -629,10 +695,16 @@ impl Stores {
         }
         let store = self.open(&url).await?;
         read_whole(|| async {
-            let bytes = store.read(url.key(), 0..pointer.bytes, Access::Cached).await.map_err(|e| e.at(&url))?;
+            let bytes = store
+                .read(url.key(), 0..pointer.bytes, Access::Cached)
+                .await
+                .map_err(|e| e.at(&url))?;
             let digest = crate::wire::digest(&bytes);
             if digest != pointer.digest {
-                return Err(Error::corrupt(format!("{url} has digest {digest:016x}, not {:016x}", pointer.digest)));
+                return Err(Error::corrupt(format!(
+                    "{url} has digest {digest:016x}, not {:016x}",
+                    pointer.digest
+                )));
             }
             Ok(bytes)
         })
@@ -640,11 +712,14 @@ impl Stores {
     }
 }
 
-/// Reads what may have been damaged on its way: again, a few times, as long as what comes is [`ErrorKind::Corrupt`].
+/// Reads what may have been damaged on its way: again, a few times, as long as what comes is
+/// [`ErrorKind::Corrupt`].
 ///
 /// # Errors
 /// The last one of `read`; the first of another kind.
-pub async fn read_whole<T, F: Future<Output = Result<T>>>(mut read: impl FnMut() -> F) -> Result<T> {
+pub async fn read_whole<T, F: Future<Output = Result<T>>>(
+    mut read: impl FnMut() -> F,
+) -> Result<T> {
     let mut tries = 1;
     loop {
         match read().await {
@@ -683,7 +758,11 @@ mod tests {
     #[test]
     fn urls_parse_and_print() {
         let check = |text: &str, expected: Option<&str>| {
-            assert_eq!(text.parse::<BlobUrl>().ok().map(|url| url.to_string()).as_deref(), expected, "{text}");
+            assert_eq!(
+                text.parse::<BlobUrl>().ok().map(|url| url.to_string()).as_deref(),
+                expected,
+                "{text}"
+            );
         };
         check("/a/b", Some("file:///a/b"));
         check("/a/./b//c/", Some("file:///a/b/c"));
@@ -701,9 +780,14 @@ mod tests {
         check("s3://bucket/../a", None);
         check("memory:///../a", None);
         check("worker://w1/a/b", Some("worker://w1/a/b"));
-        for text in
-            ["worker://w1/a/../b", "worker://w1/a//b", "worker://w1/", "worker://w1", "worker:///a", "worker://w.1/a"]
-        {
+        for text in [
+            "worker://w1/a/../b",
+            "worker://w1/a//b",
+            "worker://w1/",
+            "worker://w1",
+            "worker:///a",
+            "worker://w.1/a",
+        ] {
             check(text, None);
         }
         check("gs://bucket/a", None);
@@ -713,12 +797,26 @@ mod tests {
 
     #[test]
     fn a_url_with_a_password_is_refused_without_being_shown() {
-        for text in ["s3://KEY:hidden@bucket/a", "https://me:hidden@host:9000/b", "gs://hidden@b", "x://a:hidden@b?c"] {
+        for text in [
+            "s3://KEY:hidden@bucket/a",
+            "https://me:hidden@host:9000/b",
+            "gs://hidden@b",
+            "x://a:hidden@b?c",
+        ] {
             let error = text.parse::<BlobUrl>().expect_err(text);
-            assert!(!error.message.contains("hidden") && error.message.contains("AWS_*"), "{error}");
+            assert!(
+                !error.message.contains("hidden") && error.message.contains("AWS_*"),
+                "{error}"
+            );
         }
-        assert_eq!("file:///a@b".parse::<BlobUrl>().map(|url| url.to_string()).as_deref(), Ok("file:///a@b"));
-        assert_eq!("s3://bucket/a@b".parse::<BlobUrl>().map(|url| url.to_string()).as_deref(), Ok("s3://bucket/a@b"));
+        assert_eq!(
+            "file:///a@b".parse::<BlobUrl>().map(|url| url.to_string()).as_deref(),
+            Ok("file:///a@b")
+        );
+        assert_eq!(
+            "s3://bucket/a@b".parse::<BlobUrl>().map(|url| url.to_string()).as_deref(),
+            Ok("s3://bucket/a@b")
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! A look at what an INPUT that is no single object finds: which objects below a folder it means, and what of it cannot be input.
+//! A look at what an INPUT that is no single object finds: which objects below a folder it means,
+//! and what of it cannot be input.
 //!
 //! Names that begin with `_` or `.` are no input, and what lies below them is not looked at.
 
@@ -24,7 +25,8 @@ pub struct Bounds {
 #[derive(Debug, Clone)]
 pub struct Wanted {
     base: String,
-    /// One pattern for each level of folders, of which the last is for the objects; none where all are meant.
+    /// One pattern for each level of folders, of which the last is for the objects; none where all
+    /// are meant.
     levels: Option<Levels>,
     bounds: Bounds,
 }
@@ -33,7 +35,8 @@ pub struct Wanted {
 #[derive(Debug, Clone)]
 pub(crate) struct Levels {
     whole: GlobMatcher,
-    /// What the folders at each depth match that may hold what is meant; none where that does not follow from the pattern (a group that holds a slash).
+    /// What the folders at each depth match that may hold what is meant; none where that does not
+    /// follow from the pattern (a group that holds a slash).
     folders: Option<Vec<GlobMatcher>>,
     /// The depth from which any folder may: that of a `**`.
     any_from: Option<usize>,
@@ -53,7 +56,8 @@ pub struct Omitted {
 pub struct Survey {
     /// The objects that are meant, in byte order of their keys.
     pub objects: Vec<BlobMeta>,
-    /// What may be meant and is no object that can be read, in byte order of the keys; at most [`OMITTED_MAX`] and one.
+    /// What may be meant and is no object that can be read, in byte order of the keys; at most
+    /// [`OMITTED_MAX`] and one.
     pub omitted: Vec<Omitted>,
     /// Whether names that begin with `_` or `.` were passed over.
     pub hidden: bool,
@@ -132,12 +136,14 @@ impl Wanted {
         self.bounds
     }
 
-    /// Whether an object is meant, by its path below the folder. Hidden names are the caller's to pass over.
+    /// Whether an object is meant, by its path below the folder. Hidden names are the caller's to
+    /// pass over.
     pub fn means(&self, relative: &Path) -> bool {
         self.levels.as_ref().is_none_or(|levels| levels.means(relative))
     }
 
-    /// Whether something that is meant may lie below a folder, which is given by its path below the base and the number of names in that.
+    /// Whether something that is meant may lie below a folder, which is given by its path below the
+    /// base and the number of names in that.
     pub fn may_lie_below(&self, relative: &Path, depth: usize) -> bool {
         self.levels.as_ref().is_none_or(|levels| levels.may_lie_below(relative, depth))
     }
@@ -174,7 +180,10 @@ impl Wanted {
     pub(crate) fn check_objects(&self, survey: &Survey) -> Result<()> {
         let most = self.bounds.objects;
         if survey.objects.len() > most {
-            return Err(Error::exhausted(format!("more than {most} objects lie below {}", self.base)));
+            return Err(Error::exhausted(format!(
+                "more than {most} objects lie below {}",
+                self.base
+            )));
         }
         Ok(())
     }
@@ -184,7 +193,8 @@ impl Levels {
     /// # Errors
     /// `Invalid` where it is no pattern.
     pub(crate) fn new(pattern: &str) -> Result<Self> {
-        let whole = matcher(pattern).map_err(|e| Error::invalid(format!("{pattern:?} is not a valid pattern: {e}")))?;
+        let whole = matcher(pattern)
+            .map_err(|e| Error::invalid(format!("{pattern:?} is not a valid pattern: {e}")))?;
         let segments: Vec<&str> = pattern.split('/').collect();
         let above = &segments[..segments.len() - 1];
         let levels = (1..=above.len()).map(|depth| matcher(&above[..depth].join("/")));
@@ -202,9 +212,11 @@ impl Levels {
     pub(crate) fn may_lie_below(&self, relative: &Path, depth: usize) -> bool {
         let Some(folders) = &self.folders else { return true };
         match self.any_from {
-            // A `**` may stand for no folder at all, so the patterns before it decide, and nothing behind it.
+            // A `**` may stand for no folder at all, so the patterns before it decide, and nothing
+            // behind it.
             Some(any) if depth > any => {
-                any == 0 || folders.get(any - 1).is_none_or(|glob| matches_start(glob, relative, any))
+                any == 0
+                    || folders.get(any - 1).is_none_or(|glob| matches_start(glob, relative, any))
             }
             _ => depth >= 1 && folders.get(depth - 1).is_some_and(|glob| glob.is_match(relative)),
         }
@@ -242,10 +254,17 @@ mod tests {
     fn a_pattern_means_objects_and_the_folders_that_may_hold_them() {
         let check = |pattern: &str, objects: &[&str], folders: &[&str], not: &[&str]| {
             let wanted = Wanted::matching("in", pattern, BOUNDS).expect(pattern);
-            objects.iter().for_each(|object| assert!(wanted.means(Path::new(object)), "{pattern} means {object}"));
-            let below = |folder: &str| wanted.may_lie_below(Path::new(folder), folder.split('/').count());
-            folders.iter().for_each(|folder| assert!(below(folder), "{pattern} may lie below {folder}"));
-            not.iter().for_each(|folder| assert!(!below(folder), "{pattern} does not lie below {folder}"));
+            objects.iter().for_each(|object| {
+                assert!(wanted.means(Path::new(object)), "{pattern} means {object}")
+            });
+            let below =
+                |folder: &str| wanted.may_lie_below(Path::new(folder), folder.split('/').count());
+            folders
+                .iter()
+                .for_each(|folder| assert!(below(folder), "{pattern} may lie below {folder}"));
+            not.iter().for_each(|folder| {
+                assert!(!below(folder), "{pattern} does not lie below {folder}")
+            });
         };
         check("*.log", &["a.log", ".log"], &[], &["a", "a.log", "a/b"]);
         check("a*/b?.log", &["ab/bc.log"], &["a", "ab"], &["b", "a/b", "ab/bc.log"]);
@@ -279,18 +298,29 @@ mod tests {
 
     #[test]
     fn of_a_listing_what_is_hidden_or_not_meant_is_passed_over() {
-        let meta = |key: &str| BlobMeta { key: key.to_owned(), bytes: 1, version: String::new(), modified_unix_ms: 0 };
+        let meta = |key: &str| BlobMeta {
+            key: key.to_owned(),
+            bytes: 1,
+            version: String::new(),
+            modified_unix_ms: 0,
+        };
         let keys = ["in/b", "in/a.log", "in/_x", "in/c/.d/e", "inside", "in//f"].map(meta);
-        let dots = Wanted::all("in", BOUNDS).choose(["in/./a", "in/b/../c", "in/.d"].map(meta)).expect("survey");
+        let dots = Wanted::all("in", BOUNDS)
+            .choose(["in/./a", "in/b/../c", "in/.d"].map(meta))
+            .expect("survey");
         assert_eq!(
             dots.omitted.iter().map(|omitted| omitted.key.as_str()).collect::<Vec<_>>(),
             ["in/./a", "in/b/../c"]
         );
-        let logs = Wanted::matching("in", "*.log", BOUNDS).expect("pattern").choose(["in/./a"].map(meta));
+        let logs =
+            Wanted::matching("in", "*.log", BOUNDS).expect("pattern").choose(["in/./a"].map(meta));
         assert!(logs.expect("survey").omitted.is_empty(), "what is not meant is nobody's trouble");
         let check = |wanted: &Wanted, expected: &[&str]| {
             let survey = wanted.choose(keys.clone()).expect("survey");
-            assert_eq!(survey.objects.iter().map(|meta| meta.key.as_str()).collect::<Vec<_>>(), expected);
+            assert_eq!(
+                survey.objects.iter().map(|meta| meta.key.as_str()).collect::<Vec<_>>(),
+                expected
+            );
             assert!(survey.hidden && survey.omitted.is_empty());
         };
         check(&Wanted::all("in", BOUNDS), &["in//f", "in/a.log", "in/b"]);

@@ -1,8 +1,11 @@
-//! What a long-running process tells of itself to those who watch it: whether it lives, whether it can serve, and its figures. [`crate::http`] shows them.
+//! What a long-running process tells of itself to those who watch it: whether it lives, whether it
+//! can serve, and its figures. [`crate::http`] shows them.
 //!
-//! A process that nobody watches has none of this: whoever would count holds an `Option`, and `None` costs a look at it. Figures are pushed by those who have them (the
-//! adapters `metrics.rs` of coordinator and worker); handles are made once and kept, so that counting is an atomic addition. Labels take their values from fixed lists:
-//! no id of a job, a worker or an object is ever one.
+//! A process that nobody watches has none of this: whoever would count holds an `Option`, and
+//! `None` costs a look at it. Figures are pushed by those who have them (the adapters `metrics.rs`
+//! of coordinator and worker); handles are made once and kept, so that counting is an atomic
+//! addition. Labels take their values from fixed lists: no id of a job, a worker or an object is
+//! ever one.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -12,20 +15,28 @@ use async_nats::Client;
 use async_nats::connection::State;
 use bytes::Bytes;
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use metrics_exporter_prometheus::{
+    Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
 use serde::Serialize;
 
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 
-/// So long one rendering of the figures serves all who ask, in milliseconds: asking again and again costs nothing.
+/// So long one rendering of the figures serves all who ask, in milliseconds: asking again and again
+/// costs nothing.
 const REUSE_MS: u64 = 100;
-/// Upper bounds of all histograms, in seconds: from what a local disk takes to what no call may take.
-const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+/// Upper bounds of all histograms, in seconds: from what a local disk takes to what no call may
+/// take.
+const SECONDS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
 
-const BUILD: Family =
-    Family::new("muster_build_info", "Always 1; its labels name the version and the role of this process");
-const CONNECTED: Family = Family::new("muster_nats_connected", "Whether the connection to NATS stands (1) or not (0)");
+const BUILD: Family = Family::new(
+    "muster_build_info",
+    "Always 1; its labels name the version and the role of this process",
+);
+const CONNECTED: Family =
+    Family::new("muster_nats_connected", "Whether the connection to NATS stands (1) or not (0)");
 
 /// A metric's name and what it counts. Names end with their unit, those of counters with `_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +67,8 @@ pub enum Role {
     Leader,
     /// A worker that is registered with a leader.
     Worker,
-    /// A worker that no leader knows, or that has not heard of one for longer than `leader.silence_ms`.
+    /// A worker that no leader knows, or that has not heard of one for longer than
+    /// `leader.silence_ms`.
     Unregistered,
 }
 
@@ -90,11 +102,17 @@ pub struct Vitals {
 }
 
 impl Vitals {
-    /// Of a process that has just begun. `kind` is `coordinator` or `worker`; its main loop counts as stuck after `stuck_ms` milliseconds without a turn.
+    /// Of a process that has just begun. `kind` is `coordinator` or `worker`; its main loop counts
+    /// as stuck after `stuck_ms` milliseconds without a turn.
     ///
     /// # Errors
     /// `Bug` where the histograms' bounds are not accepted.
-    pub fn new(kind: &'static str, version: &'static str, stuck_ms: u64, clock: Arc<dyn Clock>) -> Result<Self> {
+    pub fn new(
+        kind: &'static str,
+        version: &'static str,
+        stuck_ms: u64,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self> {
         let builder = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
             .map_err(|e| Error::bug(format!("bounds of histograms: {e}")))?;
@@ -132,13 +150,15 @@ impl Vitals {
         self.turned_ms.store(self.clock.now_ms().saturating_add(1), Ordering::Relaxed);
     }
 
-    /// While what this gives lives, the main loop waits for somebody else (NATS, the journal) and is not stuck, however long it takes.
+    /// While what this gives lives, the main loop waits for somebody else (NATS, the journal) and
+    /// is not stuck, however long it takes.
     pub fn excuse(&self) -> Excuse<'_> {
         self.excused.fetch_add(1, Ordering::Relaxed);
         Excuse(self)
     }
 
-    /// For how long the main loop has not come round, in milliseconds, where that is longer than it may be.
+    /// For how long the main loop has not come round, in milliseconds, where that is longer than it
+    /// may be.
     pub fn stuck_ms(&self) -> Option<u64> {
         let turned_ms = self.turned_ms.load(Ordering::Relaxed).checked_sub(1)?;
         let idle_ms = self.clock.now_ms().saturating_sub(turned_ms);
@@ -148,7 +168,8 @@ impl Vitals {
     /// Where the process stands.
     pub fn standing(&self) -> Standing {
         let (role, epoch) = *lock(&self.place);
-        let connected = self.link.get().is_some_and(|client| client.connection_state() == State::Connected);
+        let connected =
+            self.link.get().is_some_and(|client| client.connection_state() == State::Connected);
         let placed = matches!(role, Role::StandBy | Role::Leader | Role::Worker);
         Standing { ready: placed && connected, role, epoch, connected }
     }
@@ -186,7 +207,8 @@ impl Vitals {
         text
     }
 
-    /// Sums up what histograms were given; to be called now and then, because until then they keep every value.
+    /// Sums up what histograms were given; to be called now and then, because until then they keep
+    /// every value.
     pub fn upkeep(&self) {
         self.handle.run_upkeep();
     }
@@ -208,7 +230,8 @@ impl Drop for Excuse<'_> {
     }
 }
 
-/// A counter that follows a count which begins anew now and then, as that of one leader's term does.
+/// A counter that follows a count which begins anew now and then, as that of one leader's term
+/// does.
 #[derive(Debug)]
 pub struct Following {
     counter: Counter,
@@ -242,7 +265,8 @@ pub fn value(count: u64) -> f64 {
 const METADATA: Metadata<'static> = Metadata::new("muster", Level::INFO, None);
 
 fn key(family: Family, labels: Labels<'_>) -> Key {
-    let labels: Vec<Label> = labels.iter().map(|(name, value)| Label::from_static_parts(name, value)).collect();
+    let labels: Vec<Label> =
+        labels.iter().map(|(name, value)| Label::from_static_parts(name, value)).collect();
     Key::from_parts(family.name, labels)
 }
 
@@ -298,9 +322,15 @@ mod tests {
         jobs.set(3.0);
         let text = vitals.render();
         let shown = String::from_utf8_lossy(&text).into_owned();
-        assert!(shown.contains("# HELP muster_test_jobs Jobs\n# TYPE muster_test_jobs gauge\n"), "{shown}");
+        assert!(
+            shown.contains("# HELP muster_test_jobs Jobs\n# TYPE muster_test_jobs gauge\n"),
+            "{shown}"
+        );
         assert!(shown.contains("muster_test_jobs{state=\"sorting\"} 3\n"), "{shown}");
-        assert!(shown.contains("muster_nats_connected 0\n") && shown.contains("version=\"1.2.3\""), "{shown}");
+        assert!(
+            shown.contains("muster_nats_connected 0\n") && shown.contains("version=\"1.2.3\""),
+            "{shown}"
+        );
         jobs.set(4.0);
         assert_eq!(vitals.render(), text);
         clock.advance_ms(REUSE_MS);

@@ -1,10 +1,13 @@
 //! The messages between coordinator and workers, and how they are framed.
 //!
-//! A frame is one version byte, then postcard. Postcard does not describe itself, so a message type never changes in place: a new version gets a new type and a
-//! new version byte, and golden bytes (`golden.rs`) keep the old ones readable. Whatever arrives is outside input: [`decode`] bounds it and never panics.
+//! A frame is one version byte, then postcard. Postcard does not describe itself, so a message type
+//! never changes in place: a new version gets a new type and a new version byte, and golden bytes
+//! (`golden.rs`) keep the old ones readable. Whatever arrives is outside input: [`decode`] bounds
+//! it and never panics.
 //!
-//! Two versions are spoken: this one and the one before ([`v1`]). Most messages are the same in both and go out as version 1, which both read. Where they differ,
-//! [`encode_for`] writes what the peer speaks, and [`decode`] reads either.
+//! Two versions are spoken: this one and the one before ([`v1`]). Most messages are the same in
+//! both and go out as version 1, which both read. Where they differ, [`encode_for`] writes what the
+//! peer speaks, and [`decode`] reads either.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -21,12 +24,14 @@ pub mod v1;
 pub const WIRE_VERSION: u8 = 2;
 /// The oldest wire version that this build understands.
 pub const WIRE_VERSION_OLDEST: u8 = 1;
-/// Largest control message, version byte included; below the 1 MiB that NATS allows by default, headers included.
+/// Largest control message, version byte included; below the 1 MiB that NATS allows by default,
+/// headers included.
 pub const MESSAGE_BYTES_MAX: usize = 960 * 1024;
 /// Samples beyond this many bytes travel through scratch instead of the message.
 pub const INLINE_SAMPLES_BYTES_MAX: usize = 256 * 1024;
 
-/// First bytes of a file that a listing shows, at most: the whole header of a tar archive, which is told by its sum.
+/// First bytes of a file that a listing shows, at most: the whole header of a tar archive, which is
+/// told by its sum.
 pub const HEAD_BYTES_MAX: usize = 512;
 /// Longest reason why an entry of a folder cannot be input, in bytes.
 pub const WHY_BYTES_MAX: usize = 1024;
@@ -63,7 +68,8 @@ macro_rules! unchanged_since_1 {
     )*};
 }
 
-/// Messages that version 1 has in another shape, or not at all; `$old` is that shape, from which and to which they convert.
+/// Messages that version 1 has in another shape, or not at all; `$old` is that shape, from which
+/// and to which they convert.
 macro_rules! changed_in_2 {
     ($($message:ty as $old:ty),* $(,)?) => {$(
         impl Message for $message {
@@ -90,7 +96,8 @@ macro_rules! new_in_2 {
         impl Message for $message {
             fn to_frame(&self, peer: u8) -> Result<Vec<u8>> {
                 match peer {
-                    1 => Err(Error::invalid(concat!("wire version 1 has no ", stringify!($message)))),
+                    1 => Err(Error::invalid(concat!("wire version 1 has no \
+                        ", stringify!($message)))),
                     _ => frame(2, self),
                 }
             }
@@ -125,7 +132,8 @@ new_in_2!(StoreLimits, ListInputs, ListReply, JobRecoveries);
 /// Frames a message for a peer of this build's own version.
 ///
 /// # Errors
-/// `Bug` where the message is larger than [`MESSAGE_BYTES_MAX`]: senders keep large things in scratch.
+/// `Bug` where the message is larger than [`MESSAGE_BYTES_MAX`]: senders keep large things in
+/// scratch.
 pub fn encode<T: Message>(message: &T) -> Result<Vec<u8>> {
     encode_for(WIRE_VERSION, message)
 }
@@ -137,7 +145,10 @@ pub fn encode<T: Message>(message: &T) -> Result<Vec<u8>> {
 pub fn encode_for<T: Message>(peer: u8, message: &T) -> Result<Vec<u8>> {
     let bytes = message.to_frame(peer.min(WIRE_VERSION))?;
     if bytes.len() > MESSAGE_BYTES_MAX {
-        return Err(Error::bug(format!("a message of {} bytes exceeds the limit of {MESSAGE_BYTES_MAX}", bytes.len())));
+        return Err(Error::bug(format!(
+            "a message of {} bytes exceeds the limit of {MESSAGE_BYTES_MAX}",
+            bytes.len()
+        )));
     }
     Ok(bytes)
 }
@@ -145,7 +156,8 @@ pub fn encode_for<T: Message>(peer: u8, message: &T) -> Result<Vec<u8>> {
 /// Reads a framed message.
 ///
 /// # Errors
-/// `Invalid` where it is too large, of a version that this build does not speak, malformed, or followed by more bytes.
+/// `Invalid` where it is too large, of a version that this build does not speak, malformed, or
+/// followed by more bytes.
 pub fn decode<T: Message>(bytes: &[u8]) -> Result<T> {
     if bytes.len() > MESSAGE_BYTES_MAX {
         return Err(Error::invalid(format!(
@@ -161,14 +173,18 @@ pub fn decode<T: Message>(bytes: &[u8]) -> Result<T> {
 /// # Errors
 /// `Bug` where the value cannot be serialised.
 pub fn frame<T: Serialize>(version: u8, value: &T) -> Result<Vec<u8>> {
-    postcard::to_extend(value, vec![version]).map_err(|e| Error::bug(format!("cannot encode a message: {e}")))
+    postcard::to_extend(value, vec![version])
+        .map_err(|e| Error::bug(format!("cannot encode a message: {e}")))
 }
 
 /// Reads what [`frame`] wrote, if its version is one of `versions`.
 ///
 /// # Errors
 /// `Invalid`, as [`decode`].
-pub fn unframe<T: DeserializeOwned>(versions: std::ops::RangeInclusive<u8>, bytes: &[u8]) -> Result<T> {
+pub fn unframe<T: DeserializeOwned>(
+    versions: std::ops::RangeInclusive<u8>,
+    bytes: &[u8],
+) -> Result<T> {
     let Some((version, body)) = bytes.split_first() else {
         return Err(Error::invalid("an empty message"));
     };
@@ -181,7 +197,9 @@ pub fn unframe<T: DeserializeOwned>(versions: std::ops::RangeInclusive<u8>, byte
     }
     match postcard::take_from_bytes(body) {
         Ok((value, [])) => Ok(value),
-        Ok((_, rest)) => Err(Error::invalid(format!("{} bytes follow a message of {}", rest.len(), bytes.len()))),
+        Ok((_, rest)) => {
+            Err(Error::invalid(format!("{} bytes follow a message of {}", rest.len(), bytes.len())))
+        }
         Err(e) => Err(Error::invalid(format!("a malformed message of {} bytes: {e}", bytes.len()))),
     }
 }
@@ -254,7 +272,8 @@ pub struct Register {
     pub wire: u8,
     /// Settings on which both sides must agree, by name.
     pub settings: Vec<(String, String)>,
-    /// Folders whose files only this worker can read and offers as input (`--input-dir`), as absolute paths.
+    /// Folders whose files only this worker can read and offers as input (`--input-dir`), as
+    /// absolute paths.
     pub inputs: Vec<String>,
 }
 
@@ -504,7 +523,8 @@ pub enum Outcome {
         /// Why, with object and place.
         error: Error,
     },
-    /// A merge has met with a committed run that is missing or damaged, in every store that should have it.
+    /// A merge has met with a committed run that is missing or damaged, in every store that should
+    /// have it.
     RunDamaged {
         /// The run's split.
         split: u32,
@@ -531,7 +551,8 @@ pub enum DamageCause {
     Store,
     /// A second read gave the right bytes: they were damaged on the way.
     Network,
-    /// Stored as written, and wrong: its checksums agree with each other, but not with what was committed.
+    /// Stored as written, and wrong: its checksums agree with each other, but not with what was
+    /// committed.
     Writer,
 }
 
@@ -646,7 +667,8 @@ pub enum Broadcast {
     },
 }
 
-/// How many requests to the stores each worker may make, while they throttle. A hint, repeated while it holds.
+/// How many requests to the stores each worker may make, while they throttle. A hint, repeated
+/// while it holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreLimits {
     /// The leader's term.
@@ -655,7 +677,8 @@ pub struct StoreLimits {
     pub requests_per_s: Option<u32>,
 }
 
-/// What one life of a worker has retried for a job so far, all in all: the next one makes up for one that was lost. For people; an old leader does not listen.
+/// What one life of a worker has retried for a job so far, all in all: the next one makes up for
+/// one that was lost. For people; an old leader does not listen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobRecoveries {
     /// Who.
@@ -684,7 +707,8 @@ pub struct Recovered {
 pub struct ListInputs {
     /// The leader's term.
     pub epoch: Epoch,
-    /// A path or glob below the worker's input folders ([`crate::inputs::Pattern`]); empty for all files.
+    /// A path or glob below the worker's input folders ([`crate::inputs::Pattern`]); empty for all
+    /// files.
     pub pattern: String,
     /// Where the answer before ended: only paths behind it, in byte order, are asked for.
     pub after: Option<String>,
@@ -722,7 +746,8 @@ pub struct LocalFile {
     pub head: Result<Vec<u8>>,
 }
 
-/// An entry of a folder that only one worker can read, which may be meant and is no file that can be input.
+/// An entry of a folder that only one worker can read, which may be meant and is no file that can
+/// be input.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LocalOmitted {
     /// Its absolute path, or the begin of one that is too long to be carried.

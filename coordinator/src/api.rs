@@ -1,6 +1,8 @@
-//! The control API: a NATS micro service with JSON bodies. Each call becomes an input of the machine, and the machine's answer goes back to whoever asked.
+//! The control API: a NATS micro service with JSON bodies. Each call becomes an input of the
+//! machine, and the machine's answer goes back to whoever asked.
 //!
-//! The queue group bears the epoch, so that a paused leader's endpoints take no requests from those of the next.
+//! The queue group bears the epoch, so that a paused leader's endpoints take no requests from those
+//! of the next.
 
 use async_nats::Client;
 use async_nats::service::{Request, Service, ServiceExt};
@@ -53,9 +55,13 @@ impl ControlApi {
     /// # Errors
     /// `Retry` where NATS does not take it.
     pub(crate) async fn start(client: &Client, names: &Names, epoch: Epoch) -> Result<Self> {
-        let trouble = |e: async_nats::Error| Error::retry(format!("cannot start the control API: {e}"));
+        let trouble =
+            |e: async_nats::Error| Error::retry(format!("cannot start the control API: {e}"));
         let queue = names.api_queue(epoch);
-        let builder = client.service_builder().description("Submits, shows and cancels sort jobs").queue_group(queue);
+        let builder = client
+            .service_builder()
+            .description("Submits, shows and cancels sort jobs")
+            .queue_group(queue);
         let service = builder.start(SERVICE, env!("CARGO_PKG_VERSION")).await.map_err(trouble)?;
         let group = service.group(names.api_root());
         let (sender, requests) = mpsc::channel(QUEUED_MAX);
@@ -112,7 +118,8 @@ pub(crate) fn parse(call: Call, body: &[u8], to: ReplyTo, unix_ms: u64) -> Resul
 }
 
 fn json<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
-    serde_json::from_slice(body).map_err(|e| Error::invalid(format!("the request is not what this call takes: {e}")))
+    serde_json::from_slice(body)
+        .map_err(|e| Error::invalid(format!("the request is not what this call takes: {e}")))
 }
 
 #[cfg(test)]

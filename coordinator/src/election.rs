@@ -6,18 +6,23 @@
 //!                            └─somebody does─▶ watching ─┴─ silence, or nobody there, or a resignation: poised ──▶ reading
 //! ```
 //!
-//! Nothing here makes anybody a leader: that is the append of an epoch to the journal, which only one of many can do. This machine decides when to try, so that tries are
-//! neither late nor needless. **Silence** is time in which this process ran, was connected, and heard no sign of the leader; time in which it was itself paused or cut off
-//! says nothing about anybody else. After half of the silence it *asks*, on a subject that only a leader listens to: an answer is a sign of life, and "no such listener" is
-//! known at once, so the end of a process is noticed sooner than a leader that hangs.
+//! Nothing here makes anybody a leader: that is the append of an epoch to the journal, which only
+//! one of many can do. This machine decides when to try, so that tries are neither late nor
+//! needless. **Silence** is time in which this process ran, was connected, and heard no sign of the
+//! leader; time in which it was itself paused or cut off says nothing about anybody else. After
+//! half of the silence it *asks*, on a subject that only a leader listens to: an answer is a sign
+//! of life, and "no such listener" is known at once, so the end of a process is noticed sooner than
+//! a leader that hangs.
 
 use std::fmt;
 
 use muster_common::ids::{DeploymentId, Epoch};
 
-/// Part of the silence that a try may be put off by, drawn anew each time: stand-bys that hear the same silence do not all try at once.
+/// Part of the silence that a try may be put off by, drawn anew each time: stand-bys that hear the
+/// same silence do not all try at once.
 const JITTER_PARTS: u64 = 8;
-/// Part of the silence that one gap between two steps may last before it counts as this process's own pause.
+/// Part of the silence that one gap between two steps may last before it counts as this process's
+/// own pause.
 const PAUSE_PARTS: u64 = 4;
 
 /// Bounds of the election.
@@ -48,7 +53,8 @@ pub enum Input {
         /// Whether it stands.
         up: bool,
     },
-    /// A leader's beat; none where it is of a version that cannot be read, which is a sign of life all the same.
+    /// A leader's beat; none where it is of a version that cannot be read, which is a sign of life
+    /// all the same.
     Beat(Option<Sign>),
     /// A leader has ended in good order.
     Resigned(Sign),
@@ -133,7 +139,11 @@ impl fmt::Display for Cause {
             Self::Start(Epoch(0)) => write!(f, "the first leader of a new deployment"),
             Self::Start(epoch) => write!(f, "restart after epoch {epoch}: nobody was leading"),
             Self::Gone { epoch, silent_ms } => {
-                write!(f, "took over from epoch {epoch}: its coordinator is gone, nothing was heard for {silent_ms} ms")
+                write!(
+                    f,
+                    "took over from epoch {epoch}: its coordinator is gone, nothing was heard for \
+                        {silent_ms} ms"
+                )
             }
             Self::Silent { epoch, silent_ms } => {
                 write!(f, "took over from epoch {epoch}: nothing was heard for {silent_ms} ms")
@@ -241,7 +251,8 @@ impl Election {
         self.now_ms = Some(now_ms.max(before_ms));
         let gap_ms = now_ms.saturating_sub(before_ms);
         if gap_ms > self.settings.silence_ms / PAUSE_PARTS {
-            // What was sent meanwhile may still be on its way to us: at least half of the silence is to be heard anew.
+            // What was sent meanwhile may still be on its way to us: at least half of the silence
+            // is to be heard anew.
             self.quiet_ms = self.quiet_ms.min(self.half_ms());
             self.ask_at_quiet_ms = self.quiet_ms;
             if let Stage::Poised { .. } = self.stage {
@@ -328,7 +339,9 @@ impl Election {
 
     /// Whether a sign is of a term that is over: it says nothing about who leads now.
     fn is_old(&self, sign: &Sign) -> bool {
-        let foreign = sign.deployment.is_some() && self.deployment.is_some() && sign.deployment != self.deployment;
+        let foreign = sign.deployment.is_some()
+            && self.deployment.is_some()
+            && sign.deployment != self.deployment;
         !foreign && sign.epoch < self.epoch
     }
 
@@ -352,7 +365,8 @@ impl Election {
     }
 
     fn resigned(&mut self, sign: &Sign) {
-        let waiting = matches!(self.stage, Stage::Watching | Stage::FirstReading | Stage::FirstAsking);
+        let waiting =
+            matches!(self.stage, Stage::Watching | Stage::FirstReading | Stage::FirstAsking);
         if waiting && self.connected && !self.is_old(sign) {
             self.epoch = sign.epoch;
             self.back_to(Stage::Watching);
@@ -364,8 +378,11 @@ impl Election {
         self.asking = false;
         let (epoch, silent_ms) = (self.epoch, self.quiet_ms);
         match (answer, self.stage) {
-            // It leads under a term that is over, and has not noticed: whoever waited for its beat would wait for ever.
-            (Answer::Leads(epoch), Stage::FirstAsking) if self.is_old(&Sign { deployment: None, epoch }) => {
+            // It leads under a term that is over, and has not noticed: whoever waited for its beat
+            // would wait for ever.
+            (Answer::Leads(epoch), Stage::FirstAsking)
+                if self.is_old(&Sign { deployment: None, epoch }) =>
+            {
                 self.watch_anew();
             }
             (Answer::Leads(epoch), _) => self.heard(Sign { deployment: None, epoch }),
@@ -382,7 +399,8 @@ impl Election {
     }
 
     fn journal_read(&mut self, deployment: Option<DeploymentId>, epoch: Epoch) {
-        let same = deployment.is_none() || self.deployment.is_none() || deployment == self.deployment;
+        let same =
+            deployment.is_none() || self.deployment.is_none() || deployment == self.deployment;
         let newer = same && epoch > self.epoch;
         match self.stage {
             Stage::FirstReading => {

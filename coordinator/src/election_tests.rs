@@ -36,7 +36,10 @@ impl Bench {
         let mut bench = Self::new(seed);
         assert_eq!(bench.step(Input::Tick), [Effect::ReadJournal]);
         assert_eq!(bench.step(read(3)), [Effect::Ask]);
-        assert_eq!(bench.step(Input::Asked(Answer::Leads(Epoch(3)))), [Effect::Follow(Epoch(3)), Effect::Forget]);
+        assert_eq!(
+            bench.step(Input::Asked(Answer::Leads(Epoch(3)))),
+            [Effect::Follow(Epoch(3)), Effect::Forget]
+        );
         bench
     }
 
@@ -57,10 +60,13 @@ impl Bench {
         None
     }
 
-    /// Ticks on while questions stay unanswered, until the journal is to be read; gives after how long.
+    /// Ticks on while questions stay unanswered, until the journal is to be read; gives after how
+    /// long.
     fn until_read(&mut self, bound_ms: u64) -> Option<u64> {
         let begin_ms = self.now_ms;
-        while let Some((effects, _)) = self.until_effect(bound_ms.saturating_sub(self.now_ms - begin_ms)) {
+        while let Some((effects, _)) =
+            self.until_effect(bound_ms.saturating_sub(self.now_ms - begin_ms))
+        {
             match effects[..] {
                 [Effect::ReadJournal] => return Some(self.now_ms - begin_ms),
                 [Effect::Ask] => assert_eq!(self.step(Input::Asked(Answer::Silence)), []),
@@ -81,7 +87,10 @@ fn a_start_where_nobody_leads_leads_at_once() {
     bench.step(Input::Tick);
     bench.step(read(7));
     assert_eq!(bench.step(Input::Asked(Answer::Nobody)), [Effect::Begin(Cause::Start(Epoch(7)))]);
-    assert!(Cause::Start(Epoch(7)).takes_over() && !Cause::Start(Epoch(0)).takes_over(), "the first follows nobody");
+    assert!(
+        Cause::Start(Epoch(7)).takes_over() && !Cause::Start(Epoch(0)).takes_over(),
+        "the first follows nobody"
+    );
 }
 
 #[test]
@@ -105,7 +114,10 @@ fn a_start_beside_a_silent_leader_waits_the_silence() {
     let waited_ms = bench.until_read(DUE_MS).expect("it is time");
     assert!(waited_ms >= SILENCE_MS, "{waited_ms}");
     let begin = bench.step(read(3));
-    assert!(matches!(begin[..], [Effect::Begin(Cause::Silent { epoch: Epoch(3), .. })]), "{begin:?}");
+    assert!(
+        matches!(begin[..], [Effect::Begin(Cause::Silent { epoch: Epoch(3), .. })]),
+        "{begin:?}"
+    );
 }
 
 #[test]
@@ -114,7 +126,10 @@ fn a_leader_that_hangs_is_followed_after_the_silence() {
         let mut bench = Bench::following(seed);
         let waited_ms = bench.until_read(DUE_MS).expect("it is time");
         assert!((SILENCE_MS..=DUE_MS).contains(&waited_ms), "{waited_ms}");
-        assert!(matches!(bench.step(read(3))[..], [Effect::Begin(Cause::Silent { epoch: Epoch(3), .. })]));
+        assert!(matches!(
+            bench.step(read(3))[..],
+            [Effect::Begin(Cause::Silent { epoch: Epoch(3), .. })]
+        ));
     }
 }
 
@@ -126,7 +141,10 @@ fn a_leader_that_is_gone_is_followed_after_half_of_it() {
     assert_eq!(bench.step(Input::Asked(Answer::Nobody)), []);
     let jitter_ms = bench.until_read(SILENCE_MS / JITTER_PARTS + TICK_MS).expect("it is time");
     assert!(waited_ms + jitter_ms < SILENCE_MS);
-    assert!(matches!(bench.step(read(3))[..], [Effect::Begin(Cause::Gone { epoch: Epoch(3), .. })]));
+    assert!(matches!(
+        bench.step(read(3))[..],
+        [Effect::Begin(Cause::Gone { epoch: Epoch(3), .. })]
+    ));
 }
 
 #[test]
@@ -140,7 +158,11 @@ fn an_answer_is_a_sign_of_life() {
     let (effects, _) = bench.until_effect(DUE_MS).expect("it asks");
     assert_eq!(effects, [Effect::Ask]);
     assert_eq!(bench.step(Input::Beat(None)), [], "so is a beat of another version");
-    assert_eq!(bench.step(Input::Asked(Answer::Nobody)), [], "an answer from before it does not count");
+    assert_eq!(
+        bench.step(Input::Asked(Answer::Nobody)),
+        [],
+        "an answer from before it does not count"
+    );
     let (effects, waited_ms) = bench.until_effect(DUE_MS).expect("it asks again");
     assert_eq!((effects, waited_ms), (vec![Effect::Ask], SILENCE_MS / 2));
 }
@@ -194,7 +216,10 @@ fn ones_own_pause_is_nobody_elses_silence() {
     let mut bench = Bench::following(3);
     for _ in 0..100 {
         bench.now_ms += 10 * SILENCE_MS;
-        assert!(bench.step(Input::Tick).iter().all(|effect| *effect == Effect::Ask), "nothing was missed");
+        assert!(
+            bench.step(Input::Tick).iter().all(|effect| *effect == Effect::Ask),
+            "nothing was missed"
+        );
         bench.step(Input::Asked(Answer::Silence));
         assert_eq!(bench.step(beat(3)), [], "what was sent meanwhile comes late");
     }
@@ -227,7 +252,11 @@ fn being_cut_off_is_nobody_elses_silence() {
     bench.step(Input::Tick);
     bench.step(Input::Connection { up: false });
     assert_eq!(bench.step(read(3)), []);
-    assert_eq!(bench.step(Input::Connection { up: true }), [Effect::ReadJournal], "it begins again");
+    assert_eq!(
+        bench.step(Input::Connection { up: true }),
+        [Effect::ReadJournal],
+        "it begins again"
+    );
 }
 
 #[test]
@@ -243,18 +272,23 @@ fn a_leader_that_stepped_down_follows() {
     assert!(waited_ms >= SILENCE_MS);
 }
 
-/// Random lives: beats that come or stay away, connections that fall, pauses, answers and failed tries. What must hold after each step is computed apart, from the
-/// inputs alone.
+/// Random lives: beats that come or stay away, connections that fall, pauses, answers and failed
+/// tries. What must hold after each step is computed apart, from the inputs alone.
 #[test]
 fn no_try_without_silence_and_no_silence_without_a_try() {
     for seed in 0..2000 {
         let mut dice = Bench::new(seed).election;
         let mut bench = Bench::following(seed);
-        // Time that was heard in silence since the last sign; whether there was another reason to try.
+        // Time that was heard in silence since the last sign; whether there was another reason to
+        // try.
         let (mut heard_ms, mut connected, mut excused, mut reading) = (0, true, false, false);
         let mut tries = 0;
         for _ in 0..400 {
-            let gap_ms = if dice.draw().is_multiple_of(40) { dice.draw() % (3 * SILENCE_MS) } else { TICK_MS };
+            let gap_ms = if dice.draw().is_multiple_of(40) {
+                dice.draw() % (3 * SILENCE_MS)
+            } else {
+                TICK_MS
+            };
             bench.now_ms += gap_ms;
             let counts = connected && gap_ms <= SILENCE_MS / PAUSE_PARTS;
             heard_ms = if counts { heard_ms + gap_ms } else { heard_ms.min(SILENCE_MS / 2) };
@@ -291,7 +325,10 @@ fn no_try_without_silence_and_no_silence_without_a_try() {
                 match effect {
                     Effect::ReadJournal => {
                         assert!(connected, "seed {seed}: it tries while it is cut off");
-                        assert!(excused || heard_ms >= SILENCE_MS, "seed {seed}: it tries after {heard_ms} ms");
+                        assert!(
+                            excused || heard_ms >= SILENCE_MS,
+                            "seed {seed}: it tries after {heard_ms} ms"
+                        );
                         reading = true;
                     }
                     Effect::Forget => {
@@ -299,7 +336,10 @@ fn no_try_without_silence_and_no_silence_without_a_try() {
                         heard_ms = 0;
                     }
                     Effect::Begin(_) => {
-                        assert!(reading && connected && !newer, "seed {seed}: it begins after nothing that was read");
+                        assert!(
+                            reading && connected && !newer,
+                            "seed {seed}: it begins after nothing that was read"
+                        );
                         reading = false;
                         tries += 1;
                         let epoch = bench.election.epoch();
@@ -314,7 +354,10 @@ fn no_try_without_silence_and_no_silence_without_a_try() {
         // Healed, with nobody there: it tries in time.
         bench.step(Input::Connection { up: false });
         bench.step(Input::Connection { up: true });
-        assert!(bench.until_read(DUE_MS).is_some(), "seed {seed}: nobody leads, and it does not try (after {tries})");
+        assert!(
+            bench.until_read(DUE_MS).is_some(),
+            "seed {seed}: nobody leads, and it does not try (after {tries})"
+        );
     }
 }
 
@@ -325,5 +368,8 @@ fn a_start_beside_a_leader_of_a_term_that_is_over_takes_over() {
     bench.step(read(5));
     assert_eq!(bench.step(Input::Asked(Answer::Leads(Epoch(3)))), [Effect::Forget]);
     assert!(bench.until_read(DUE_MS).is_some(), "nobody who leads is there");
-    assert!(matches!(bench.step(read(5))[..], [Effect::Begin(Cause::Silent { epoch: Epoch(5), .. })]));
+    assert!(matches!(
+        bench.step(read(5))[..],
+        [Effect::Begin(Cause::Silent { epoch: Epoch(5), .. })]
+    ));
 }

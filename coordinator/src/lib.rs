@@ -1,4 +1,5 @@
-//! The coordinator leads jobs: it plans them, gives tasks to workers, decides what is committed, and keeps what it decided in a journal that only one leader can write.
+//! The coordinator leads jobs: it plans them, gives tasks to workers, decides what is committed,
+//! and keeps what it decided in a journal that only one leader can write.
 //!
 //! ```text
 //!   NATS, stores, clock ──inputs──▶ driver ──▶ job::Machine (pure) ──effects──▶ driver ──▶ NATS, stores
@@ -7,9 +8,12 @@
 //!                                              journal::writer ──▶ ledger (JetStream)
 //! ```
 //!
-//! [`run`] lasts for the life of a process: it stands by ([`election`]) until nobody else leads, leads for a term, and stands by again when somebody has taken over. It can
-//! be killed at any moment; whoever leads next goes on where the journal stands. A term that ends by a bug of ours is over like any other, but this process then stands
-//! back for a while ([`StandBack`]): it, or a stand-by, may meet the same bug in the same journal, and a loop of short terms would help nobody.
+//! [`run`] lasts for the life of a process: it stands by ([`election`]) until nobody else leads,
+//! leads for a term, and stands by again when somebody has taken over. It can be killed at any
+//! moment; whoever leads next goes on where the journal stands. A term that ends by a bug of ours
+//! is over like any other, but this process then stands back for a while ([`StandBack`]): it, or a
+//! stand-by, may meet the same bug in the same journal, and a loop of short terms would help
+//! nobody.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -52,13 +56,16 @@ use metrics::Meters;
 use outbox::{NatsStreams, Outbox, Streams};
 use stand_by::{Elected, StandBy};
 
-/// For how long a failing call of the store is repeated before the step it belongs to fails, in milliseconds.
+/// For how long a failing call of the store is repeated before the step it belongs to fails, in
+/// milliseconds.
 const CALL_REPEAT_MS_MAX: u64 = 5000;
 
-/// How long a process stands back after a term that a bug ended, in milliseconds: at first, and at most.
+/// How long a process stands back after a term that a bug ended, in milliseconds: at first, and at
+/// most.
 const STAND_BACK_MS: std::ops::RangeInclusive<u64> = 5_000..=300_000;
 
-/// How long a process that ends waits for its streams to take what it has to tell: longer than a pause between two tries.
+/// How long a process that ends waits for its streams to take what it has to tell: longer than a
+/// pause between two tries.
 const FLUSH_TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// What a coordinator is told.
@@ -70,7 +77,8 @@ pub struct CoordinatorOptions {
     pub bucket: Option<BlobUrl>,
     /// Faults to inject, where somebody asked for it.
     pub faults: Option<Arc<Faults>>,
-    /// The NATS servers that it was told of: each is looked at, so that one that is gone has a name.
+    /// The NATS servers that it was told of: each is looked at, so that one that is gone has a
+    /// name.
     pub servers: Servers,
     /// Where it tells how it is, where somebody watches it.
     pub vitals: Option<Arc<Vitals>>,
@@ -113,11 +121,13 @@ impl Claimant {
     }
 }
 
-/// Stands by and leads in turn until `shutdown` becomes true (or its sender is gone). The streams must stand
-/// ([`muster_common::adapters::journal::ensure_streams`]). Running jobs are left as they are: whoever leads next goes on with them.
+/// Stands by and leads in turn until `shutdown` becomes true (or its sender is gone). The streams
+/// must stand ([`muster_common::adapters::journal::ensure_streams`]). Running jobs are left as they
+/// are: whoever leads next goes on with them.
 ///
 /// # Errors
-/// `Invalid` where the journal cannot be read by this build, `Corrupt` where it cannot be read at all.
+/// `Invalid` where the journal cannot be read by this build, `Corrupt` where it cannot be read at
+/// all.
 pub async fn run(
     client: async_nats::Client,
     ledger: Arc<dyn Ledger>,
@@ -126,11 +136,13 @@ pub async fn run(
     options: CoordinatorOptions,
     shutdown: watch::Receiver<bool>,
 ) -> Result<()> {
-    let streams: Arc<dyn Streams> = Arc::new(NatsStreams { client: client.clone(), faults: options.faults.clone() });
+    let streams: Arc<dyn Streams> =
+        Arc::new(NatsStreams { client: client.clone(), faults: options.faults.clone() });
     let names = Names::new(&options.config.namespace);
     let policy = options.config.retry.of(Trouble::Nats);
     let (outbox, _telling) = Outbox::start(names, &streams, policy, clock.clone());
-    let outcome = Box::pin(terms(client, ledger, stores, clock, options, outbox.clone(), shutdown)).await;
+    let outcome =
+        Box::pin(terms(client, ledger, stores, clock, options, outbox.clone(), shutdown)).await;
     outbox.flush(FLUSH_TIMEOUT).await;
     outcome
 }
@@ -153,7 +165,14 @@ async fn terms(
     let stores = stores.disturbed(options.faults.clone()).metered(meter).retrying(retry);
     let meters = options.vitals.clone().map(|vitals| Arc::new(Meters::new(vitals)));
     let (own_client, config) = (client.clone(), options.config.clone());
-    let mut stand_by = StandBy::new(own_client, ledger.clone(), clock.clone(), config, meters.clone(), outbox.clone());
+    let mut stand_by = StandBy::new(
+        own_client,
+        ledger.clone(),
+        clock.clone(),
+        config,
+        meters.clone(),
+        outbox.clone(),
+    );
     let mut stand_back = StandBack::default();
     loop {
         let mut term = None;
@@ -173,7 +192,9 @@ async fn terms(
         };
         let outcome = AssertUnwindSafe(Box::pin(turn)).catch_unwind().await;
         let (epoch, began_ms) = term.unwrap_or_else(|| (stand_by.epoch(), clock.now_ms()));
-        match outcome.unwrap_or_else(|panic| Err(Error::bug(format!("a panic: {}", panic_text(&*panic))))) {
+        match outcome
+            .unwrap_or_else(|panic| Err(Error::bug(format!("a panic: {}", panic_text(&*panic)))))
+        {
             Err(error) if matches!(error.kind, ErrorKind::Fenced | ErrorKind::Retry) => {
                 tracing::warn!(%error, epoch = epoch.0, "stepped down");
                 stand_by.stepped_down(epoch, &error);
@@ -197,7 +218,8 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a word")
 }
 
-/// How long to stand back after terms that ended by bugs: twice as long after each, until a term has lasted.
+/// How long to stand back after terms that ended by bugs: twice as long after each, until a term
+/// has lasted.
 #[derive(Debug, Default)]
 struct StandBack {
     in_a_row: u32,
@@ -206,18 +228,22 @@ struct StandBack {
 impl StandBack {
     /// The pause after one more such term, which lasted so long, in milliseconds.
     fn after_a_bug(&mut self, lasted_ms: u64) -> u64 {
-        // A term that outlasts the longest pause has met another bug, or the same one by other means.
-        self.in_a_row = if lasted_ms > *STAND_BACK_MS.end() { 1 } else { self.in_a_row.saturating_add(1) };
+        // A term that outlasts the longest pause has met another bug, or the same one by other
+        // means.
+        self.in_a_row =
+            if lasted_ms > *STAND_BACK_MS.end() { 1 } else { self.in_a_row.saturating_add(1) };
         let doublings = self.in_a_row.saturating_sub(1).min(16);
         (*STAND_BACK_MS.start() << doublings).min(*STAND_BACK_MS.end())
     }
 }
 
-/// The policies for single calls of the store. Steps are tried again as a whole, and look at the fence anew; within one, calls are repeated for a short time only.
+/// The policies for single calls of the store. Steps are tried again as a whole, and look at the
+/// fence anew; within one, calls are repeated for a short time only.
 fn within_a_step(config: &Config) -> config::Retry {
     let mut policies = config.retry.clone();
     for policy in [&mut policies.store, &mut policies.throttle] {
-        policy.total_ms = CALL_REPEAT_MS_MAX.min(if policy.total_ms == 0 { u64::MAX } else { policy.total_ms });
+        policy.total_ms =
+            CALL_REPEAT_MS_MAX.min(if policy.total_ms == 0 { u64::MAX } else { policy.total_ms });
     }
     policies
 }
@@ -240,7 +266,10 @@ impl Term {
         let Elected { writer, replayed, subscriptions, stalled, cause } = elected;
         let CoordinatorOptions { config, bucket, servers, claimant, .. } = options;
         for refused in &replayed.refused {
-            tracing::error!(refused, "a journal entry contradicts those before it and is passed over");
+            tracing::error!(
+                refused,
+                "a journal entry contradicts those before it and is passed over"
+            );
         }
         let mut machine = job::Machine::new(config.clone(), bucket, replayed.durable)?;
         machine.knows_snapshots(replayed.snapshots);
@@ -288,7 +317,8 @@ mod tests {
 
     #[test]
     fn a_panic_is_told_in_its_own_words() {
-        let check = |panic: Box<dyn Any + Send>, expected: &str| assert_eq!(panic_text(&*panic), expected);
+        let check =
+            |panic: Box<dyn Any + Send>, expected: &str| assert_eq!(panic_text(&*panic), expected);
         check(Box::new("of a literal"), "of a literal");
         check(Box::new("of a text".to_owned()), "of a text");
         check(Box::new(7), "without a word");

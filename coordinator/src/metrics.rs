@@ -1,5 +1,7 @@
-//! The coordinator's figures as metrics, for whoever watches this process (`--http`). The machine yields numbers ([`Figures`], [`Tally`]); here they get their names. What
-//! is the leader's to say is 0 while this process stands by, so that sums over all coordinators are those of the deployment.
+//! The coordinator's figures as metrics, for whoever watches this process (`--http`). The machine
+//! yields numbers ([`Figures`], [`Tally`]); here they get their names. What is the leader's to say
+//! is 0 while this process stands by, so that sums over all coordinators are those of the
+//! deployment.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,47 +24,75 @@ const fn family(name: &'static str, help: &'static str) -> Family {
     Family::new(name, help)
 }
 
-const LEADING: Family = family("muster_leading", "Whether this coordinator leads (1) or stands by (0)");
+const LEADING: Family =
+    family("muster_leading", "Whether this coordinator leads (1) or stands by (0)");
 const EPOCH: Family = family("muster_epoch", "The newest epoch that this coordinator knows");
-const TAKEOVERS: Family = family("muster_takeovers_total", "Terms that this coordinator began to lead");
-const STEPDOWNS: Family =
-    family("muster_stepdowns_total", "Terms of this coordinator that somebody else, or trouble, ended");
-const WORKERS: Family =
-    family("muster_workers", "Workers by how fit they are; dead ones until they are forgotten (pool.forget_ms)");
-const DRAINING: Family = family("muster_workers_draining", "Living workers that take no more tasks");
-const BREAKERS: Family = family("muster_breakers", "Living workers whose circuit breaker is not closed");
+const TAKEOVERS: Family =
+    family("muster_takeovers_total", "Terms that this coordinator began to lead");
+const STEPDOWNS: Family = family(
+    "muster_stepdowns_total",
+    "Terms of this coordinator that somebody else, or trouble, ended",
+);
+const WORKERS: Family = family(
+    "muster_workers",
+    "Workers by how fit they are; dead ones until they are forgotten (pool.forget_ms)",
+);
+const DRAINING: Family =
+    family("muster_workers_draining", "Living workers that take no more tasks");
+const BREAKERS: Family =
+    family("muster_breakers", "Living workers whose circuit breaker is not closed");
 const WANTED: Family = family(
     "muster_workers_wanted",
-    "Workers that the open tasks would keep busy, by the mean slots of a worker; 0 without a job: for an autoscaler",
+    "Workers that the open tasks would keep busy, by the mean slots of a worker; 0 without a job: \
+        for an autoscaler",
 );
-const SLOTS: Family = family("muster_slots", "Attempts that the living workers which take part can run at once");
-const FREE: Family = family("muster_slots_free", "Of them, those that could be given an attempt now");
-const BACKLOG: Family = family("muster_backlog_tasks", "Tasks of the pool that are not under way and not done");
-const JOBS: Family = family("muster_jobs", "Known jobs by state; ended ones until they are forgotten");
+const SLOTS: Family =
+    family("muster_slots", "Attempts that the living workers which take part can run at once");
+const FREE: Family =
+    family("muster_slots_free", "Of them, those that could be given an attempt now");
+const BACKLOG: Family =
+    family("muster_backlog_tasks", "Tasks of the pool that are not under way and not done");
+const JOBS: Family =
+    family("muster_jobs", "Known jobs by state; ended ones until they are forgotten");
 const TASKS: Family = family("muster_tasks", "Tasks of the phases at hand, by where they stand");
-const ATTEMPTS: Family = family("muster_attempts_begun_total", "Attempts that were given to workers");
+const ATTEMPTS: Family =
+    family("muster_attempts_begun_total", "Attempts that were given to workers");
 const SECONDS: Family = family("muster_speculations_total", "Second attempts of slow tasks");
-const FAILED: Family =
-    family("muster_attempts_failed_total", "Attempts that failed, hung, or were lost with their worker");
-const COMMITTED: Family = family("muster_tasks_committed_total", "Tasks whose result was committed");
-const REPEATED: Family =
-    family("muster_tasks_repeated_total", "Committed tasks that were done anew because what they made was lost");
+const FAILED: Family = family(
+    "muster_attempts_failed_total",
+    "Attempts that failed, hung, or were lost with their worker",
+);
+const COMMITTED: Family =
+    family("muster_tasks_committed_total", "Tasks whose result was committed");
+const REPEATED: Family = family(
+    "muster_tasks_repeated_total",
+    "Committed tasks that were done anew because what they made was lost",
+);
 const LOST: Family = family("muster_workers_lost_total", "Workers that were taken for dead");
 const ENDED: Family = family("muster_jobs_ended_total", "Jobs that ended");
-const RECORDS: Family = family("muster_records_sorted_total", "Input records of jobs that succeeded");
+const RECORDS: Family =
+    family("muster_records_sorted_total", "Input records of jobs that succeeded");
 const BYTES: Family = family("muster_sorted_bytes_total", "Input bytes of jobs that succeeded");
 const RECOVERIES: Family =
     family("muster_recoveries_total", "Troubles of ended jobs, by kind and by what came of them");
-const REFUSED: Family = family("muster_messages_refused_total", "Messages that did not count, by why");
-const REQUESTS: Family = family("muster_requests_refused_total", "Requests of clients that were refused, by code");
+const REFUSED: Family =
+    family("muster_messages_refused_total", "Messages that did not count, by why");
+const REQUESTS: Family =
+    family("muster_requests_refused_total", "Requests of clients that were refused, by code");
 const RAISED: Family = family("muster_alerts_raised_total", "Alerts that were raised, by rule");
 const ALERTS: Family = family("muster_alerts", "Alerts that are raised now, by rule");
-const APPENDS: Family =
-    family("muster_journal_appends_total", "Records that this coordinator appended to the journal while it led");
-const APPEND: Family =
-    family("muster_journal_append_seconds", "From the order to append a record until it stands in the journal");
-const PENDING: Family = family("muster_journal_pending_records", "Records on their way into the journal");
-const STALLED: Family = family("muster_journal_stalled", "Whether the journal takes nothing at the moment (1)");
+const APPENDS: Family = family(
+    "muster_journal_appends_total",
+    "Records that this coordinator appended to the journal while it led",
+);
+const APPEND: Family = family(
+    "muster_journal_append_seconds",
+    "From the order to append a record until it stands in the journal",
+);
+const PENDING: Family =
+    family("muster_journal_pending_records", "Records on their way into the journal");
+const STALLED: Family =
+    family("muster_journal_stalled", "Whether the journal takes nothing at the moment (1)");
 const LIMIT: Family = family(
     "muster_store_limit_requests_per_second",
     "What all workers together may ask of stores that throttle; 0 is no limit",
@@ -220,17 +250,25 @@ impl Standing {
                 .map(|state| vitals.gauge(TASKS, &[("phase", phase), ("state", state)]))
         };
         Self {
-            workers: classes.map(|class| (class, vitals.gauge(WORKERS, &[("state", class.as_str())]))),
+            workers: classes
+                .map(|class| (class, vitals.gauge(WORKERS, &[("state", class.as_str())]))),
             dead: vitals.gauge(WORKERS, &[("state", "dead")]),
             draining: vitals.gauge(DRAINING, &[]),
-            breakers: ["open", "half_open"].map(|state| vitals.gauge(BREAKERS, &[("state", state)])),
+            breakers: ["open", "half_open"]
+                .map(|state| vitals.gauge(BREAKERS, &[("state", state)])),
             wanted: vitals.gauge(WANTED, &[]),
             slots: vitals.gauge(SLOTS, &[]),
             free: vitals.gauge(FREE, &[]),
             backlog: vitals.gauge(BACKLOG, &[]),
-            jobs: STATES.iter().map(|state| vitals.gauge(JOBS, &[("state", state.as_str())])).collect(),
+            jobs: STATES
+                .iter()
+                .map(|state| vitals.gauge(JOBS, &[("state", state.as_str())]))
+                .collect(),
             tasks: PHASES.iter().map(|phase| tasks(phase.as_str())).collect(),
-            alerts: Rule::ALL.iter().map(|rule| (*rule, vitals.gauge(ALERTS, &[("rule", rule.as_str())]))).collect(),
+            alerts: Rule::ALL
+                .iter()
+                .map(|rule| (*rule, vitals.gauge(ALERTS, &[("rule", rule.as_str())])))
+                .collect(),
             pending: vitals.gauge(PENDING, &[]),
             stalled: vitals.gauge(STALLED, &[]),
             limit: vitals.gauge(LIMIT, &[]),
@@ -243,14 +281,22 @@ impl Standing {
         }
         self.dead.set(f64::from(figures.workers_dead));
         self.draining.set(f64::from(figures.workers_draining));
-        self.breakers.iter().zip(figures.breakers).for_each(|(gauge, count)| gauge.set(f64::from(count)));
+        self.breakers
+            .iter()
+            .zip(figures.breakers)
+            .for_each(|(gauge, count)| gauge.set(f64::from(count)));
         self.wanted.set(f64::from(figures.workers_wanted));
         self.slots.set(f64::from(figures.slots));
         self.free.set(f64::from(figures.slots_free));
         self.backlog.set(f64::from(figures.backlog_tasks));
         self.jobs.iter().zip(figures.jobs).for_each(|(gauge, count)| gauge.set(f64::from(count)));
-        for (gauges, TaskCounts { queued, delayed, running, done }) in self.tasks.iter().zip(figures.tasks) {
-            gauges.iter().zip([queued, delayed, running, done]).for_each(|(gauge, count)| gauge.set(f64::from(count)));
+        for (gauges, TaskCounts { queued, delayed, running, done }) in
+            self.tasks.iter().zip(figures.tasks)
+        {
+            gauges
+                .iter()
+                .zip([queued, delayed, running, done])
+                .for_each(|(gauge, count)| gauge.set(f64::from(count)));
         }
         for (rule, gauge) in &self.alerts {
             gauge.set(f64::from(figures.alerts.get(rule).copied().unwrap_or(0)));
@@ -263,15 +309,22 @@ impl Standing {
 
 impl Counts {
     fn new(vitals: &Vitals) -> Self {
-        let count = |family: Family, labels: Labels<'_>| Following::new(vitals.counter(family, labels));
-        let by_phase =
-            |family: Family| PHASES.iter().map(|phase| count(family, &[("phase", phase.as_str())])).collect();
+        let count =
+            |family: Family, labels: Labels<'_>| Following::new(vitals.counter(family, labels));
+        let by_phase = |family: Family| {
+            PHASES.iter().map(|phase| count(family, &[("phase", phase.as_str())])).collect()
+        };
         let failed = |how: &'static str| {
-            let of = |phase: &muster_common::ids::Phase| count(FAILED, &[("phase", phase.as_str()), ("how", how)]);
+            let of = |phase: &muster_common::ids::Phase| {
+                count(FAILED, &[("phase", phase.as_str()), ("how", how)])
+            };
             PHASES.iter().map(of).collect()
         };
         let troubles = |outcome: &'static str| {
-            TROUBLES.iter().map(|kind| count(RECOVERIES, &[("kind", kind), ("outcome", outcome)])).collect()
+            TROUBLES
+                .iter()
+                .map(|kind| count(RECOVERIES, &[("kind", kind), ("outcome", outcome)]))
+                .collect()
         };
         Self {
             begun: by_phase(ATTEMPTS),
@@ -281,7 +334,9 @@ impl Counts {
             committed: by_phase(COMMITTED),
             repeated: count(REPEATED, &[]),
             workers_lost: count(LOST, &[]),
-            ended: ["succeeded", "failed", "cancelled"].map(|outcome| count(ENDED, &[("outcome", outcome)])).into(),
+            ended: ["succeeded", "failed", "cancelled"]
+                .map(|outcome| count(ENDED, &[("outcome", outcome)]))
+                .into(),
             records: count(RECORDS, &[]),
             bytes: count(BYTES, &[]),
             recovered: troubles("recovered"),
@@ -289,7 +344,10 @@ impl Counts {
             refused: ["foreign", "violation", "illegal_record", "registration"]
                 .map(|reason| count(REFUSED, &[("reason", reason)])),
             requests: CODES.iter().map(|code| count(REQUESTS, &[("code", code.text())])).collect(),
-            raised: Rule::ALL.iter().map(|rule| (*rule, count(RAISED, &[("rule", rule.as_str())]))).collect(),
+            raised: Rule::ALL
+                .iter()
+                .map(|rule| (*rule, count(RAISED, &[("rule", rule.as_str())])))
+                .collect(),
         }
     }
 
@@ -311,7 +369,10 @@ impl Counts {
         self.workers_lost.follow(tally.workers_lost);
         self.records.follow(tally.records_sorted);
         self.bytes.follow(tally.bytes_sorted);
-        follow_all(&self.refused, &[odd.foreign, odd.violations, odd.illegal, tally.workers_refused]);
+        follow_all(
+            &self.refused,
+            &[odd.foreign, odd.violations, odd.illegal, tally.workers_refused],
+        );
         for (rule, counter) in &self.raised {
             counter.follow(tally.alerts_raised.get(rule).copied().unwrap_or(0));
         }
@@ -333,7 +394,9 @@ impl Counts {
         ];
         lists.into_iter().flatten().for_each(Following::begin_anew);
         self.raised.iter().for_each(|(_, counter)| counter.begin_anew());
-        [&self.repeated, &self.workers_lost, &self.records, &self.bytes].into_iter().for_each(Following::begin_anew);
+        [&self.repeated, &self.workers_lost, &self.records, &self.bytes]
+            .into_iter()
+            .for_each(Following::begin_anew);
     }
 }
 
@@ -348,7 +411,8 @@ mod tests {
 
     fn meters() -> (Meters, Arc<Vitals>, Arc<ManualClock>) {
         let clock = Arc::new(ManualClock::default());
-        let vitals = Arc::new(Vitals::new("coordinator", "1", 1000, clock.clone()).expect("vitals"));
+        let vitals =
+            Arc::new(Vitals::new("coordinator", "1", 1000, clock.clone()).expect("vitals"));
         (Meters::new(vitals.clone()), vitals, clock)
     }
 

@@ -1,13 +1,17 @@
 //! What people are told for good, on its way into a stream: events and dead letters.
 //!
-//! A stream may be away for a while: the server that led it is lost, and the others take seconds to agree on the next. So what is told waits here until the stream says
-//! that it has it. Whoever tells only puts it in and goes on; a task for each stream sends one after another, in order, each under an id by which the stream knows one
-//! that it has already. Of one alone it can be unknown whether it is stored: the one under way.
+//! A stream may be away for a while: the server that led it is lost, and the others take seconds to
+//! agree on the next. So what is told waits here until the stream says that it has it. Whoever
+//! tells only puts it in and goes on; a task for each stream sends one after another, in order,
+//! each under an id by which the stream knows one that it has already. Of one alone it can be
+//! unknown whether it is stored: the one under way.
 //!
-//! What waits is bounded in number and bytes. Beyond that the oldest go, in the log at once, and as an event with their number when the stream is back.
+//! What waits is bounded in number and bytes. Beyond that the oldest go, in the log at once, and as
+//! an event with their number when the stream is back.
 //!
-//! It belongs to the process, not to a term: what has happened has happened, whoever leads next. What a deposed leader could not tell is given up after
-//! [`DEPOSED_MS`], because what it says of the time when others led already helps nobody.
+//! It belongs to the process, not to a term: what has happened has happened, whoever leads next.
+//! What a deposed leader could not tell is given up after [`DEPOSED_MS`], because what it says of
+//! the time when others led already helps nobody.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,17 +40,20 @@ const KEPT_MAX: usize = 10_000;
 const KEPT_BYTES_MAX: usize = 4 << 20;
 /// How long a stream may take to say that it has a message.
 const STORE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest pause between tries, in milliseconds, whatever the policy says: somebody may be waiting to read what happened.
+/// Longest pause between tries, in milliseconds, whatever the policy says: somebody may be waiting
+/// to read what happened.
 const PAUSE_MS_MAX: u64 = 2_000;
 /// Shortest one, in milliseconds: without a connection a try ends at once.
 const PAUSE_MS_MIN: u64 = 100;
-/// For how long after its end a term that somebody else has ended tries to tell what it had to, in milliseconds.
+/// For how long after its end a term that somebody else has ended tries to tell what it had to, in
+/// milliseconds.
 const DEPOSED_MS: u64 = 30_000;
 
 /// Where messages are stored, as a port.
 #[async_trait]
 pub(crate) trait Streams: Send + Sync + 'static {
-    /// Puts a message into the stream of its subject; one with an id that the stream has is not stored again.
+    /// Puts a message into the stream of its subject; one with an id that the stream has is not
+    /// stored again.
     ///
     /// # Errors
     /// `Exhausted` where it can never be stored; all else may be tried again.
@@ -81,7 +88,9 @@ impl Streams for NatsStreams {
                 publish().await?;
                 Err(Error::retry("the answer is lost, on purpose"))
             }
-            faults::Message::Lost | faults::Message::Refused => Err(Error::retry("it is lost, on purpose")),
+            faults::Message::Lost | faults::Message::Refused => {
+                Err(Error::retry("it is lost, on purpose"))
+            }
         }
     }
 }
@@ -106,8 +115,10 @@ impl Outbox {
         policy: &Policy,
         clock: Arc<dyn Clock>,
     ) -> (Self, JoinSet<()>) {
-        let policy = Policy { pause_max_ms: policy.pause_max_ms.min(PAUSE_MS_MAX), ..policy.clone() };
-        let (events, letters) = (Arc::new(Lane::new("events")), Arc::new(Lane::new("dead letters")));
+        let policy =
+            Policy { pause_max_ms: policy.pause_max_ms.min(PAUSE_MS_MAX), ..policy.clone() };
+        let (events, letters) =
+            (Arc::new(Lane::new("events")), Arc::new(Lane::new("dead letters")));
         let nonce = clock.random();
         let outbox = Self { names, clock, events, letters, nonce, told: Arc::default() };
         let mut tasks = JoinSet::new();
@@ -152,21 +163,39 @@ impl Outbox {
             tracing::warn!(
                 events,
                 letters,
-                "this process ends, and its streams did not take all that it had to tell: what is missing there stands in this log alone"
+                "this process ends, and its streams did not take all that it had to tell: what is \
+                    missing there stands in this log alone"
             );
         }
     }
 
     fn event_message(&self, event: &Event) -> Option<Message> {
-        let subject = event.job.as_ref().map_or_else(|| self.names.deployment_event(), |job| self.names.event(job));
+        let subject = event
+            .job
+            .as_ref()
+            .map_or_else(|| self.names.deployment_event(), |job| self.names.event(job));
         self.message(subject, (event.unix_ms, event.epoch), event)
     }
 
-    fn message(&self, subject: String, (unix_ms, epoch): (u64, u64), told: &impl Serialize) -> Option<Message> {
+    fn message(
+        &self,
+        subject: String,
+        (unix_ms, epoch): (u64, u64),
+        told: &impl Serialize,
+    ) -> Option<Message> {
         match serde_json::to_vec(told) {
             Ok(bytes) => {
-                let id = format!("{:016x}-{}", self.nonce, self.told.fetch_add(1, Ordering::Relaxed));
-                Some(Message { id, subject, bytes: bytes.into(), unix_ms, epoch, tried: false, until_ms: None })
+                let id =
+                    format!("{:016x}-{}", self.nonce, self.told.fetch_add(1, Ordering::Relaxed));
+                Some(Message {
+                    id,
+                    subject,
+                    bytes: bytes.into(),
+                    unix_ms,
+                    epoch,
+                    tried: false,
+                    until_ms: None,
+                })
             }
             Err(error) => {
                 tracing::error!(%error, subject, "a message could not be written as JSON");
@@ -189,7 +218,12 @@ impl Outbox {
                 Ok(()) => {
                     if tries > 0 {
                         let after_ms = self.clock.now_ms().saturating_sub(since_ms);
-                        tracing::info!(what, after_ms, waiting = lane.waiting(), "the stream is back");
+                        tracing::info!(
+                            what,
+                            after_ms,
+                            waiting = lane.waiting(),
+                            "the stream is back"
+                        );
                     }
                     tries = 0;
                     // In one step: nobody may find both lanes empty in between.
@@ -200,22 +234,27 @@ impl Outbox {
                     });
                 }
                 Err(error) if error.kind == ErrorKind::Exhausted => {
-                    tracing::error!(%error, what, "one is never stored; it stands in this log alone");
+                    tracing::error!(%error, what, "one is never stored; it stands in this log \
+                        alone");
                     lane.change(|queue| queue.refused(&message.id));
                 }
                 Err(error) => {
                     if tries == 0 {
                         since_ms = now_ms;
-                        tracing::warn!(%error, what, "the stream does not take what is told; it is kept, and follows");
+                        tracing::warn!(%error, what, "the stream does not take what is told; it is \
+                            kept, and follows");
                     }
                     tries = tries.saturating_add(1);
-                    self.clock.pause(policy.pause_ms(tries, self.clock.random()).max(PAUSE_MS_MIN)).await;
+                    self.clock
+                        .pause(policy.pause_ms(tries, self.clock.random()).max(PAUSE_MS_MIN))
+                        .await;
                 }
             }
         }
     }
 
-    /// Says how much is missing of this lane, whose queue it is: of the events before all that follows.
+    /// Says how much is missing of this lane, whose queue it is: of the events before all that
+    /// follows.
     fn tell_missing(&self, lane: &Arc<Lane>, queue: &mut Queue, missing: &Missing) {
         let of_events = Arc::ptr_eq(lane, &self.events);
         let event = Event {
@@ -225,7 +264,8 @@ impl Outbox {
             severity: "warning".to_owned(),
             kind: if of_events { "events-dropped" } else { "letters-dropped" }.to_owned(),
             text: format!(
-                "{} {} from this time on are missing: their stream did not take them in time; the log of this coordinator has what happened",
+                "{} {} from this time on are missing: their stream did not take them in time; the \
+                    log of this coordinator has what happened",
                 missing.count, lane.what
             ),
         };
@@ -265,7 +305,8 @@ impl Lane {
             let what = self.what;
             tracing::error!(
                 what,
-                "more wait for their stream than are kept ({KEPT_MAX}, {KEPT_BYTES_MAX} bytes); from now on the oldest stand in this log alone"
+                "more wait for their stream than are kept ({KEPT_MAX}, {KEPT_BYTES_MAX} bytes); \
+                    from now on the oldest stand in this log alone"
             );
         }
     }
@@ -311,7 +352,8 @@ struct Queue {
 }
 
 impl Queue {
-    /// Keeps a message. Beyond the bound the oldest go, but not the one under way; `true` where the first goes.
+    /// Keeps a message. Beyond the bound the oldest go, but not the one under way; `true` where the
+    /// first goes.
     fn keep(&mut self, message: Message) -> bool {
         let whole = self.missing.is_none();
         self.bytes += message.bytes.len();
@@ -327,7 +369,8 @@ impl Queue {
 
     /// The one to send now.
     fn next(&mut self, now_ms: u64) -> Option<Message> {
-        let is_over = |message: &Message| message.until_ms.is_some_and(|until_ms| now_ms >= until_ms);
+        let is_over =
+            |message: &Message| message.until_ms.is_some_and(|until_ms| now_ms >= until_ms);
         while self.kept.front().is_some_and(is_over) {
             self.lose(0);
         }
@@ -357,7 +400,9 @@ impl Queue {
 
     /// From then on, what waits now is given up.
     fn expire(&mut self, until_ms: u64) {
-        self.kept.iter_mut().for_each(|message| message.until_ms = message.until_ms.or(Some(until_ms)));
+        self.kept
+            .iter_mut()
+            .for_each(|message| message.until_ms = message.until_ms.or(Some(until_ms)));
     }
 
     fn take_first(&mut self, id: &str) {
@@ -367,7 +412,9 @@ impl Queue {
     }
 
     fn lose(&mut self, at: usize) -> bool {
-        let Some(Message { bytes, unix_ms, epoch, .. }) = self.kept.remove(at) else { return false };
+        let Some(Message { bytes, unix_ms, epoch, .. }) = self.kept.remove(at) else {
+            return false;
+        };
         self.bytes -= bytes.len();
         self.missing.get_or_insert(Missing { count: 0, unix_ms, epoch }).count += 1;
         true

@@ -49,7 +49,9 @@ impl Streams for FakeStreams {
             let told = serde_json::from_slice(&bytes).expect("JSON");
             self.stored.lock().expect("lock").push((subject.to_owned(), told));
         }
-        let lost = self.lose_answers.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        let lost = self
+            .lose_answers
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         lost.map_or(Ok(()), |_| Err(Error::retry("no answer")))
     }
 }
@@ -64,7 +66,8 @@ struct Bench {
 impl Bench {
     fn new(streams: FakeStreams) -> Self {
         let (streams, clock) = (Arc::new(streams), Arc::new(ManualClock::default()));
-        let policy = Config::profile(Profile::Production).expect("settings").retry.of(Trouble::Nats).clone();
+        let policy =
+            Config::profile(Profile::Production).expect("settings").retry.of(Trouble::Nats).clone();
         let port: Arc<dyn Streams> = streams.clone();
         let (outbox, tasks) = Outbox::start(Names::new("muster"), &port, &policy, clock.clone());
         Self { streams, clock, outbox, _tasks: tasks }
@@ -83,7 +86,11 @@ impl Bench {
 
     async fn flush(&self) {
         self.outbox.flush(Duration::from_secs(3600)).await;
-        assert_eq!((self.outbox.events.waiting(), self.outbox.letters.waiting()), (0, 0), "not all was told");
+        assert_eq!(
+            (self.outbox.events.waiting(), self.outbox.letters.waiting()),
+            (0, 0),
+            "not all was told"
+        );
         assert!(!self.streams.overtaken.load(Ordering::SeqCst), "one after another");
     }
 
@@ -92,7 +99,9 @@ impl Bench {
         let stored = self.streams.stored.lock().expect("lock");
         let of_it = stored.iter().filter(|(subject, _)| subject.starts_with(below));
         let number = |told: &serde_json::Value| told["unix_ms"].as_u64().expect("a time");
-        of_it.map(|(_, told)| (number(told), told["kind"].as_str().unwrap_or("letter").to_owned())).collect()
+        of_it
+            .map(|(_, told)| (number(told), told["kind"].as_str().unwrap_or("letter").to_owned()))
+            .collect()
     }
 
     fn text(&self, kind: &str) -> String {
@@ -104,12 +113,26 @@ impl Bench {
 
 fn event(unix_ms: u64, text: &str) -> Event {
     let (severity, kind, text) = ("info".to_owned(), "test".to_owned(), text.to_owned());
-    Event { unix_ms, epoch: 7, job: unix_ms.is_multiple_of(2).then(|| "j1".parse().expect("id")), severity, kind, text }
+    Event {
+        unix_ms,
+        epoch: 7,
+        job: unix_ms.is_multiple_of(2).then(|| "j1".parse().expect("id")),
+        severity,
+        kind,
+        text,
+    }
 }
 
 fn letter(unix_ms: u64, error: &str) -> DeadLetter {
     let job = "j1".parse().expect("id");
-    DeadLetter { unix_ms, epoch: 7, job, error: error.to_owned(), skipped_objects: vec![], attempts: vec![] }
+    DeadLetter {
+        unix_ms,
+        epoch: 7,
+        job,
+        error: error.to_owned(),
+        skipped_objects: vec![],
+        attempts: vec![],
+    }
 }
 
 fn of(kind: &str, times: impl IntoIterator<Item = u64>) -> Vec<(u64, String)> {
@@ -154,7 +177,8 @@ async fn one_stream_does_not_wait_for_another() {
 
 #[tokio::test(start_paused = true)]
 async fn beyond_the_bound_the_oldest_go_and_their_number_is_told_in_their_place() {
-    let bench = Bench::new(FakeStreams { away: Mutex::new(Some("muster.")), ..FakeStreams::default() });
+    let bench =
+        Bench::new(FakeStreams { away: Mutex::new(Some("muster.")), ..FakeStreams::default() });
     let all = KEPT_MAX as u64 + 5;
     bench.outbox.event(&event(0, "the one under way"));
     bench.tried(1).await;
@@ -165,7 +189,11 @@ async fn beyond_the_bound_the_oldest_go_and_their_number_is_told_in_their_place(
     let stored = bench.stored(OF_EVENTS);
     assert_eq!(stored[..3], [of("test", [0]), of("events-dropped", [1]), of("test", [6])].concat());
     assert_eq!((stored.len(), stored.last()), (KEPT_MAX + 1, of("test", [all - 1]).first()));
-    assert!(bench.text("events-dropped").starts_with("5 events "), "{}", bench.text("events-dropped"));
+    assert!(
+        bench.text("events-dropped").starts_with("5 events "),
+        "{}",
+        bench.text("events-dropped")
+    );
     bench.outbox.event(&event(all, ""));
     bench.flush().await;
     assert_eq!(bench.stored(OF_EVENTS).len(), KEPT_MAX + 2, "they are told of once");
@@ -173,7 +201,8 @@ async fn beyond_the_bound_the_oldest_go_and_their_number_is_told_in_their_place(
 
 #[tokio::test(start_paused = true)]
 async fn what_waits_is_bounded_in_bytes_too() {
-    let bench = Bench::new(FakeStreams { away: Mutex::new(Some("muster.")), ..FakeStreams::default() });
+    let bench =
+        Bench::new(FakeStreams { away: Mutex::new(Some("muster.")), ..FakeStreams::default() });
     let text = "x".repeat(1 << 20);
     (1..=9).for_each(|n| bench.outbox.letter(&letter(n, &text)));
     assert_eq!(bench.outbox.letters.waiting(), 3, "of 4 MiB");
@@ -181,7 +210,11 @@ async fn what_waits_is_bounded_in_bytes_too() {
     bench.flush().await;
     assert_eq!(bench.stored(OF_LETTERS), of("letter", [7, 8, 9]));
     assert_eq!(bench.stored(OF_EVENTS), of("letters-dropped", [1]));
-    assert!(bench.text("letters-dropped").starts_with("6 dead letters "), "{}", bench.text("letters-dropped"));
+    assert!(
+        bench.text("letters-dropped").starts_with("6 dead letters "),
+        "{}",
+        bench.text("letters-dropped")
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -191,13 +224,17 @@ async fn what_no_stream_takes_holds_up_nothing_and_counts() {
     bench.outbox.event(&event(2, ""));
     bench.outbox.event(&event(3, ""));
     bench.flush().await;
-    assert_eq!(bench.stored(OF_EVENTS), [of("test", [2]), of("events-dropped", [1]), of("test", [3])].concat());
+    assert_eq!(
+        bench.stored(OF_EVENTS),
+        [of("test", [2]), of("events-dropped", [1]), of("test", [3])].concat()
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_deposed_leader_gives_up_after_a_while() {
     let back_within = |after_ms: u64| async move {
-        let bench = Bench::new(FakeStreams { away: Mutex::new(Some("muster.")), ..FakeStreams::default() });
+        let bench =
+            Bench::new(FakeStreams { away: Mutex::new(Some("muster.")), ..FakeStreams::default() });
         (1..4).for_each(|n| bench.outbox.event(&event(n, "of the term")));
         bench.outbox.deposed();
         bench.outbox.event(&event(5, "that it is over"));
@@ -209,12 +246,16 @@ async fn a_deposed_leader_gives_up_after_a_while() {
         bench.stored(OF_EVENTS)
     };
     assert_eq!(back_within(DEPOSED_MS - 1).await, of("test", [1, 2, 3, 5]));
-    assert_eq!(back_within(DEPOSED_MS).await, [of("test", [5]), of("events-dropped", [1])].concat());
+    assert_eq!(
+        back_within(DEPOSED_MS).await,
+        [of("test", [5]), of("events-dropped", [1])].concat()
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_end_of_a_process_waits_for_what_is_told_but_not_for_ever() {
-    let bench = Bench::new(FakeStreams { away: Mutex::new(Some("muster.")), ..FakeStreams::default() });
+    let bench =
+        Bench::new(FakeStreams { away: Mutex::new(Some("muster.")), ..FakeStreams::default() });
     let began = tokio::time::Instant::now();
     bench.outbox.flush(Duration::from_millis(1500)).await;
     assert_eq!(began.elapsed(), Duration::ZERO, "there is nothing to wait for");

@@ -1,7 +1,9 @@
-//! Stands by: feeds what is heard of a leader to [`crate::election`], and carries out what it asks for, until this process leads.
+//! Stands by: feeds what is heard of a leader to [`crate::election`], and carries out what it asks
+//! for, until this process leads.
 //!
-//! A stand-by holds no subscription that a leader answers on: who asks there learns at once whether somebody leads. It subscribes just before it appends its epoch, so
-//! that two that start together see one another.
+//! A stand-by holds no subscription that a leader answers on: who asks there learns at once whether
+//! somebody leads. It subscribes just before it appends its epoch, so that two that start together
+//! see one another.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -34,7 +36,8 @@ const TICKS_A_PAUSE: u64 = 8;
 pub(crate) const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a subscription that NATS did not take.
 const SUBSCRIBE_PAUSE: Duration = Duration::from_millis(500);
-/// A job that no client can submit: a leader says of it that nothing runs, and under which epoch it says so.
+/// A job that no client can submit: a leader says of it that nothing runs, and under which epoch it
+/// says so.
 const NO_JOB: &str = "who-leads";
 
 /// One process's place in the election, for all of its life.
@@ -83,7 +86,10 @@ impl StandBy {
         meters: Option<Arc<Meters>>,
         outbox: Outbox,
     ) -> Self {
-        let settings = Settings { silence_ms: config.leader.silence_ms, beat_ms: config.heartbeat.interval_ms };
+        let settings = Settings {
+            silence_ms: config.leader.silence_ms,
+            beat_ms: config.heartbeat.interval_ms,
+        };
         let names = Names::new(&config.namespace);
         let election = Election::new(settings, clock.random());
         Self { client, ledger, clock, config, names, election, meters, outbox }
@@ -93,7 +99,10 @@ impl StandBy {
     ///
     /// # Errors
     /// `Invalid` where the journal cannot be read by this build.
-    pub(crate) async fn wait(&mut self, shutdown: &mut watch::Receiver<bool>) -> Result<Option<Elected>> {
+    pub(crate) async fn wait(
+        &mut self,
+        shutdown: &mut watch::Receiver<bool>,
+    ) -> Result<Option<Elected>> {
         tokio::select! {
             elected = self.until_elected() => elected.map(Some),
             // A sender that is gone says that nobody can stop us any more, which is a stop too.
@@ -118,7 +127,8 @@ impl StandBy {
     /// A term is over by a bug of ours. Who watches is told, with what this process does about it.
     pub(crate) fn failed(&mut self, epoch: Epoch, error: &Error, pause_ms: u64) {
         let text = format!(
-            "epoch {epoch} ends by a bug of this program: {}; jobs stay as the journal has them, and this coordinator does not try to lead for {} s",
+            "epoch {epoch} ends by a bug of this program: {}; jobs stay as the journal has them, \
+                and this coordinator does not try to lead for {} s",
             error.message,
             pause_ms / 1000
         );
@@ -188,7 +198,12 @@ impl StandBy {
                 if let Some(meters) = &self.meters {
                     meters.stands_by(epoch);
                 }
-                self.announce(epoch, "info", "stand-by", format!("a coordinator stands by epoch {epoch}"));
+                self.announce(
+                    epoch,
+                    "info",
+                    "stand-by",
+                    format!("a coordinator stands by epoch {epoch}"),
+                );
             }
             Effect::Begin(cause) => return self.begin(cause, work.read.take()).await,
         }
@@ -230,7 +245,9 @@ impl StandBy {
                 let question = wire::encode(&PhaseQuery { job })?;
                 match client.request(subject, question.into()).await {
                     Ok(reply) => match wire::decode(&reply.payload)? {
-                        PhaseReply::Running { epoch, .. } | PhaseReply::Idle { epoch } => Ok(Answer::Leads(epoch)),
+                        PhaseReply::Running { epoch, .. } | PhaseReply::Idle { epoch } => {
+                            Ok(Answer::Leads(epoch))
+                        }
                     },
                     Err(e) if e.kind() == RequestErrorKind::NoResponders => Ok(Answer::Nobody),
                     Err(e) => Err(Error::retry(e.to_string())),
@@ -250,12 +267,14 @@ impl StandBy {
     fn read(&self) -> impl Future<Output = Result<Read>> + Send + use<> {
         let (sender, stalled) = watch::channel(None);
         let append_timeout = Duration::from_millis(self.config.journal.append_timeout_ms);
-        let reading = JournalWriter::read(self.ledger.clone(), self.clock.clone(), append_timeout, sender);
+        let reading =
+            JournalWriter::read(self.ledger.clone(), self.clock.clone(), append_timeout, sender);
         async move { Ok(Read { candidate: reading.await?, stalled }) }
     }
 
     fn announce(&self, epoch: Epoch, severity: &str, kind: &str, text: String) {
-        let (unix_ms, severity, kind) = (self.clock.unix_ms(), severity.to_owned(), kind.to_owned());
+        let (unix_ms, severity, kind) =
+            (self.clock.unix_ms(), severity.to_owned(), kind.to_owned());
         self.outbox.event(&Event { unix_ms, epoch: epoch.0, job: None, severity, kind, text });
     }
 }
@@ -263,7 +282,9 @@ impl StandBy {
 /// Who gave a beat; none where it cannot be read.
 fn sign(beat: &Message) -> Option<Sign> {
     match wire::decode::<LeaderBeat>(&beat.payload) {
-        Ok(LeaderBeat { deployment, epoch, .. }) => Some(Sign { deployment: Some(deployment), epoch }),
+        Ok(LeaderBeat { deployment, epoch, .. }) => {
+            Some(Sign { deployment: Some(deployment), epoch })
+        }
         Err(error) => {
             tracing::debug!(%error, "a leader's beat cannot be read");
             None
@@ -287,7 +308,9 @@ async fn subscribe_waiting(client: &Client, subject: &str) -> Subscriber {
     loop {
         match tokio::time::timeout(SUBSCRIBE_TIMEOUT, client.subscribe(subject.to_owned())).await {
             Ok(Ok(subscriber)) => return subscriber,
-            Ok(Err(error)) => tracing::warn!(%error, subject, "waiting for NATS: it does not take a subscription"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, subject, "waiting for NATS: it does not take a subscription")
+            }
             Err(_) => tracing::warn!(subject, "waiting for NATS: it does not take a subscription"),
         }
         tokio::time::sleep(SUBSCRIBE_PAUSE).await;

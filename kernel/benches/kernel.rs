@@ -1,7 +1,8 @@
 //! What a core does, in bytes a second.
 //!
-//! Each group states the question it answers and checks its own result. Data is 100-byte ASCII records of gensort (as lines and as fixed
-//! records), the same with skewed keys, log lines that begin alike, and a file of few distinct lines.
+//! Each group states the question it answers and checks its own result. Data is 100-byte ASCII
+//! records of gensort (as lines and as fixed records), the same with skewed keys, log lines that
+//! begin alike, and a file of few distinct lines.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -88,7 +89,8 @@ fn log_lines() -> Vec<u8> {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let (seconds, host) = (state >> 33, state >> 50);
         let line = format!(
-            "2026-01-{:02}T{:02}:{:02}:{:02}.{:03}Z host-{:03} INFO request served path=/api/v1/items status=200 bytes=1234\n",
+            "2026-01-{:02}T{:02}:{:02}:{:02}.{:03}Z host-{:03} INFO request served \
+                path=/api/v1/items status=200 bytes=1234\n",
             seconds / 86_400_000 % 28 + 1,
             seconds / 3_600_000 % 24,
             seconds / 60_000 % 60,
@@ -104,16 +106,23 @@ fn log_lines() -> Vec<u8> {
 fn few_distinct() -> Vec<u8> {
     let mut bytes = Vec::with_capacity(RECORDS * 100);
     for number in 0..RECORDS as u64 {
-        bytes.extend_from_slice(format!("{:099}\n", number.wrapping_mul(0x9E37_79B9) >> 7 & 63).as_bytes());
+        bytes.extend_from_slice(
+            format!("{:099}\n", number.wrapping_mul(0x9E37_79B9) >> 7 & 63).as_bytes(),
+        );
     }
     bytes
 }
 
 fn data() -> Vec<Data> {
     let lines = SortSpec::new(LINES);
-    let fixed =
-        SortSpec { keys: vec![KeyDef::Range { offset: 0, len: 10 }], ..SortSpec::new(Format::Fixed { len: 100 }) };
-    let field = SortSpec { keys: vec![KeyDef::parse("2,2", &LINES).expect("a valid key")], ..lines.clone() };
+    let fixed = SortSpec {
+        keys: vec![KeyDef::Range { offset: 0, len: 10 }],
+        ..SortSpec::new(Format::Fixed { len: 100 })
+    };
+    let field = SortSpec {
+        keys: vec![KeyDef::parse("2,2", &LINES).expect("a valid key")],
+        ..lines.clone()
+    };
     vec![
         Data { name: "ascii lines", spec: lines.clone(), bytes: gensort(false) },
         Data { name: "ascii fixed", spec: fixed.clone(), bytes: gensort(false) },
@@ -152,7 +161,9 @@ fn run_generation(c: &mut Criterion) {
         let mut sorter = ChunkSorter::new(order, 512 << 20);
         group.throughput(Throughput::Bytes(data.bytes.len() as u64));
         group.bench_function(BenchmarkId::from_parameter(data.name), |b| {
-            b.iter(|| sorted_run(&mut sorter, &data.bytes, Discard::default(), &data.spec.format).0);
+            b.iter(|| {
+                sorted_run(&mut sorter, &data.bytes, Discard::default(), &data.spec.format).0
+            });
         });
     }
     group.finish();
@@ -167,7 +178,9 @@ fn merging(c: &mut Criterion) {
         for k in [8, 16, 64] {
             let runs = runs(&order, &data, k);
             group.throughput(Throughput::Bytes(data.bytes.len() as u64));
-            group.bench_function(BenchmarkId::new(data.name, k), |b| b.iter(|| merged(&order, &runs)));
+            group.bench_function(BenchmarkId::new(data.name, k), |b| {
+                b.iter(|| merged(&order, &runs))
+            });
         }
     }
     group.finish();
@@ -196,7 +209,10 @@ fn runs(order: &Arc<Order>, data: &Data, k: usize) -> Vec<(Vec<u8>, Piece)> {
 fn merged(order: &Arc<Order>, runs: &[(Vec<u8>, Piece)]) -> Sums {
     let inputs = runs
         .iter()
-        .map(|(bytes, piece)| MergeInput { windows: Slices(&bytes[..piece.len as usize]), piece: *piece })
+        .map(|(bytes, piece)| MergeInput {
+            windows: Slices(&bytes[..piece.len as usize]),
+            piece: *piece,
+        })
         .collect();
     let mut part = PartWriter::new(Discard::default(), order.clone());
     let tally = merge(order, (None, None), inputs, &mut part).expect("sorted pieces");
@@ -205,8 +221,8 @@ fn merged(order: &Arc<Order>, runs: &[(Vec<u8>, Piece)]) -> Sums {
     summary.sums
 }
 
-/// Which hash should name a record of 98 bytes, and what does the sum of the sums cost? CRC-32 is too short for P1 and shown for
-/// comparison, as is the 128-bit variant.
+/// Which hash should name a record of 98 bytes, and what does the sum of the sums cost? CRC-32 is
+/// too short for P1 and shown for comparison, as is the 128-bit variant.
 fn record_hashes(c: &mut Criterion) {
     let bytes = gensort(false);
     let bytes = &bytes[..1 << 20];
@@ -214,7 +230,11 @@ fn record_hashes(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(bytes.len() as u64));
     let mut bench = |name: &str, hash: fn(&[u8]) -> u64| {
         group.bench_function(name, |b| {
-            b.iter(|| bytes.chunks_exact(98).fold(0u64, |sum, record| sum.wrapping_add(hash(black_box(record)))));
+            b.iter(|| {
+                bytes
+                    .chunks_exact(98)
+                    .fold(0u64, |sum, record| sum.wrapping_add(hash(black_box(record))))
+            });
         });
     };
     bench("xxh3-64", record_hash);
@@ -242,14 +262,19 @@ fn block_checksums(c: &mut Criterion) {
 /// Where does the time of a run go: into taking bytes in, into sorting, or into writing?
 fn phases(c: &mut Criterion) {
     let mut group = c.benchmark_group("phases of a run");
-    group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(3));
+    group
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(3));
     for data in data() {
         group.throughput(Throughput::Bytes(data.bytes.len() as u64));
         let order = Arc::new(Order::new(&data.spec).expect("a valid spec"));
         let mut sorter = ChunkSorter::new(order, 512 << 20);
         for phase in ["feed", "sort", "write"] {
             group.bench_function(BenchmarkId::new(data.name, phase), |b| {
-                b.iter_custom(|rounds| (0..rounds).map(|_| time_of(phase, &mut sorter, &data)).sum());
+                b.iter_custom(|rounds| {
+                    (0..rounds).map(|_| time_of(phase, &mut sorter, &data)).sum()
+                });
             });
         }
     }

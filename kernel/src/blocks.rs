@@ -4,8 +4,9 @@
 //! payload bytes u32 | records u32 | checksum u64 | payload            (little endian)
 //! ```
 //!
-//! The checksum is XXH3-64 of the payload, seeded with both counts, so that no byte of the header goes unchecked. A block holds whole
-//! records: as many as fit [`BLOCK_PAYLOAD_TARGET`], or a single larger one.
+//! The checksum is XXH3-64 of the payload, seeded with both counts, so that no byte of the header
+//! goes unchecked. A block holds whole records: as many as fit [`BLOCK_PAYLOAD_TARGET`], or a
+//! single larger one.
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 

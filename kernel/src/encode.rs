@@ -1,10 +1,12 @@
 //! Turns parts of a record into bytes that compare with memcmp as the part should compare.
 //!
-//! Every component but an open last one is *prefix-free*: none is the start of another. So components can be joined, and a descending
-//! component is simply the complement of its bytes.
+//! Every component but an open last one is *prefix-free*: none is the start of another. So
+//! components can be joined, and a descending component is simply the complement of its bytes.
 //!
-//! - text: the bytes, NUL as `00 FF`, and `00 00` at the end; an *open* text (ascending and last) is the bare bytes
-//! - number: sign, exponent, digits in pairs, a zero at the end; equal values are equal bytes whatever their leading or trailing zeros
+//! - text: the bytes, NUL as `00 FF`, and `00 00` at the end; an *open* text (ascending and last)
+//!   is the bare bytes
+//! - number: sign, exponent, digits in pairs, a zero at the end; equal values are equal bytes
+//!   whatever their leading or trailing zeros
 
 use crate::fields::is_blank;
 
@@ -72,7 +74,8 @@ const POSITIVE: u8 = 0x81;
 /// Exponents up to this fit one byte.
 const SHORT_EXPONENT_MAX: i64 = 100;
 
-/// Appends the value of the number at the start of `text`: blanks, `-`, digits, `.`, digits; anything else, and nothing, is zero.
+/// Appends the value of the number at the start of `text`: blanks, `-`, digits, `.`, digits;
+/// anything else, and nothing, is zero.
 pub(crate) fn push_number(out: &mut Vec<u8>, text: &[u8]) {
     let start = text.iter().position(|&b| !is_blank(b)).unwrap_or(text.len());
     let (negative, unsigned) = match text[start..].split_first() {
@@ -101,7 +104,8 @@ pub(crate) fn push_number(out: &mut Vec<u8>, text: &[u8]) {
     }
 }
 
-/// One byte for the usual exponents; a leading 0 or 255 and four more for the others. Records are at most 2^30 bytes, so they suffice.
+/// One byte for the usual exponents; a leading 0 or 255 and four more for the others. Records are
+/// at most 2^30 bytes, so they suffice.
 fn push_exponent(out: &mut Vec<u8>, exponent: i64) {
     if exponent.abs() <= SHORT_EXPONENT_MAX {
         out.push((0x80 + exponent) as u8);
@@ -118,7 +122,8 @@ fn push_digits(out: &mut Vec<u8>, integer: &[u8], fraction: &[u8]) {
         0 => (trimmed(integer), 0),
         len => (integer.len(), len),
     };
-    let mut digits = integer[..integer_len].iter().chain(&fraction[..fraction_len]).map(|b| b - b'0');
+    let mut digits =
+        integer[..integer_len].iter().chain(&fraction[..fraction_len]).map(|b| b - b'0');
     while let Some(tens) = digits.next() {
         out.push(tens * 10 + digits.next().unwrap_or(0) + 1);
     }
@@ -146,7 +151,8 @@ mod tests {
         out
     }
 
-    /// Every pair of `groups` must compare as their places in the list; texts of one group must be equal.
+    /// Every pair of `groups` must compare as their places in the list; texts of one group must be
+    /// equal.
     fn check_ascending(groups: &[&[&str]], encode: fn(&str) -> Vec<u8>) {
         for (i, left) in groups.iter().enumerate() {
             for (j, right) in groups.iter().enumerate() {
@@ -161,8 +167,18 @@ mod tests {
 
     #[test]
     fn text_ascends_and_is_prefix_free() {
-        let groups =
-            [&[""][..], &["\0"], &["\0\0"], &["\0a"], &["\u{1}"], &["a"], &["a\0"], &["a\0b"], &["aa"], &["b"]];
+        let groups = [
+            &[""][..],
+            &["\0"],
+            &["\0\0"],
+            &["\0a"],
+            &["\u{1}"],
+            &["a"],
+            &["a\0"],
+            &["a\0b"],
+            &["aa"],
+            &["b"],
+        ];
         check_ascending(&groups, |s| text(s.as_bytes()));
         assert!(text(&[0xFF]) > text(&[0xFE, 0xFF]) && text(&[0xFF, 0xFF]) > text(&[0xFF]));
     }

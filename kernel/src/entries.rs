@@ -1,9 +1,11 @@
 //! Sorts entries: a key window, where the record lies, how long it is, packed into one integer.
 //!
-//! An entry is `window << 64 | offset << 32 | len`. Entries compare as integers; since offsets ascend with the input position, equal
-//! windows stay in input order. Where equal windows do not decide, the group is *refined*: the common start of its keys is skipped, the
-//! next windows are taken, and the group is sorted again. Skipping makes long common prefixes cheap, taking windows instead of comparing
-//! whole keys keeps skewed data fast (falling back to whole keys made it five times slower), and an explicit stack bounds the depth.
+//! An entry is `window << 64 | offset << 32 | len`. Entries compare as integers; since offsets
+//! ascend with the input position, equal windows stay in input order. Where equal windows do not
+//! decide, the group is *refined*: the common start of its keys is skipped, the next windows are
+//! taken, and the group is sorted again. Skipping makes long common prefixes cheap, taking windows
+//! instead of comparing whole keys keeps skewed data fast (falling back to whole keys made it five
+//! times slower), and an explicit stack bounds the depth.
 
 use std::cmp::Ordering;
 
@@ -11,14 +13,16 @@ use crate::order::RawKey;
 use crate::radix;
 use crate::window::{Windowing, common_len};
 
-/// Groups up to this size are sorted by comparing whole keys: refining them costs more than it saves.
+/// Groups up to this size are sorted by comparing whole keys: refining them costs more than it
+/// saves.
 const SMALL_GROUP: usize = 24;
-/// How many entries ahead the memory is asked for records. With all lines of a record and into the second-level cache a gather takes 14 ns
-/// a record of 100 bytes; into the first-level cache, or without the last line, 24; 8 ahead 26.
+/// How many entries ahead the memory is asked for records. With all lines of a record and into the
+/// second-level cache a gather takes 14 ns a record of 100 bytes; into the first-level cache, or
+/// without the last line, 24; 8 ahead 26.
 pub(crate) const PREFETCH_AHEAD: usize = 24;
 
-/// What stands before each encoded key in the data: the record's global position (u64) and its stored length (u32), little endian. The
-/// record itself stands before that.
+/// What stands before each encoded key in the data: the record's global position (u64) and its
+/// stored length (u32), little endian. The record itself stands before that.
 pub(crate) const ENCODED_HEADER_BYTES: usize = 12;
 
 #[inline(always)]
@@ -61,7 +65,9 @@ impl<'a> Keys<'a> {
     pub(crate) fn key(&self, entry: u128) -> &'a [u8] {
         let (offset, len) = (offset_of(entry), len_of(entry));
         match self.raw {
-            Some(RawKey::Range { offset: skip, len }) => &self.data[offset + skip..offset + skip + len],
+            Some(RawKey::Range { offset: skip, len }) => {
+                &self.data[offset + skip..offset + skip + len]
+            }
             // Without the terminator, which every stored line has.
             Some(RawKey::Line) => &self.data[offset..offset + len - 1],
             None => &self.data[offset..offset + len],
@@ -86,7 +92,8 @@ impl<'a> Keys<'a> {
     /// Where the stored bytes of the record lie in the data.
     pub(crate) fn record_range(&self, entry: u128) -> std::ops::Range<usize> {
         let (record, offset) = (self.record(entry), offset_of(entry));
-        let end = if self.raw.is_some() { offset + record.len() } else { offset - ENCODED_HEADER_BYTES };
+        let end =
+            if self.raw.is_some() { offset + record.len() } else { offset - ENCODED_HEADER_BYTES };
         end - record.len()..end
     }
 
@@ -135,22 +142,24 @@ pub(crate) fn prefetch(data: &[u8], at: usize) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a prefetch never faults, whatever the address, and changes nothing that a program can see.
+        // SAFETY: a prefetch never faults, whatever the address, and changes nothing that a program
+        // can see.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(data.as_ptr().wrapping_add(at).cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (data, at);
 }
 
-/// A group whose entries are sorted by the windows at `depth` and whose equal windows from `at` on are still to be refined.
+/// A group whose entries are sorted by the windows at `depth` and whose equal windows from `at` on
+/// are still to be refined.
 struct Frame {
     at: usize,
     end: usize,
     depth: usize,
 }
 
-/// Sorts entries that hold the windows at depth 0 by (key, offset). In place, but for [`radix::SCRATCH_ENTRIES`]; the stack grows with
-/// nesting only.
+/// Sorts entries that hold the windows at depth 0 by (key, offset). In place, but for
+/// [`radix::SCRATCH_ENTRIES`]; the stack grows with nesting only.
 pub(crate) fn sort(entries: &mut [u128], keys: &Keys<'_>) {
     let mut scratch = Vec::new();
     radix::sort(entries, &mut scratch);
@@ -174,14 +183,23 @@ pub(crate) fn sort(entries: &mut [u128], keys: &Keys<'_>) {
 
 /// The next range in `from..end` of at least two entries with the same window.
 fn next_group(entries: &[u128], from: usize, end: usize) -> Option<(usize, usize)> {
-    let begin = from + entries[from..end].windows(2).position(|pair| window_of(pair[0]) == window_of(pair[1]))?;
+    let begin = from
+        + entries[from..end]
+            .windows(2)
+            .position(|pair| window_of(pair[0]) == window_of(pair[1]))?;
     let window = window_of(entries[begin]);
     let len = entries[begin..end].iter().take_while(|&&entry| window_of(entry) == window).count();
     Some((begin, begin + len))
 }
 
-/// Sorts a group whose keys are equal before `depth`. Returns the depth at which equal windows still have to be refined, if any.
-fn refine(group: &mut [u128], keys: &Keys<'_>, depth: usize, scratch: &mut Vec<u128>) -> Option<usize> {
+/// Sorts a group whose keys are equal before `depth`. Returns the depth at which equal windows
+/// still have to be refined, if any.
+fn refine(
+    group: &mut [u128],
+    keys: &Keys<'_>,
+    depth: usize,
+    scratch: &mut Vec<u128>,
+) -> Option<usize> {
     if group.len() <= SMALL_GROUP {
         group.sort_unstable_by(|&a, &b| keys.compare_from(a, b, depth));
         return None;

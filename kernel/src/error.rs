@@ -1,7 +1,8 @@
 //! What can go wrong in the kernel, by what the caller can do about it.
 //!
-//! `BadRecord` and `RecordTooLong` blame the input, `Budget` and `Memory` the memory, `Corrupt`, `OutOfOrder` and `SumsDiffer` the stored bytes
-//! (or a bug), `InvalidSpec` the options. The kernel knows positions and piece numbers, not objects or workers: the caller adds those.
+//! `BadRecord` and `RecordTooLong` blame the input, `Budget` and `Memory` the memory, `Corrupt`,
+//! `OutOfOrder` and `SumsDiffer` the stored bytes (or a bug), `InvalidSpec` the options. The kernel
+//! knows positions and piece numbers, not objects or workers: the caller adds those.
 
 use thiserror::Error;
 
@@ -10,8 +11,9 @@ use crate::proof::Sums;
 /// The one error of this crate. Positions count bytes; each variant says from where.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum KernelError {
-    /// The input holds something that is no record of its format. `position` is global when it comes from the sorter, and counts from the
-    /// start of the object when it comes from [`crate::split::Cutter`].
+    /// The input holds something that is no record of its format. `position` is global when it
+    /// comes from the sorter, and counts from the start of the object when it comes from
+    /// [`crate::split::Cutter`].
     #[error("malformed record at byte {position}: {reason}")]
     BadRecord {
         /// First byte of the malformed record.
@@ -21,7 +23,8 @@ pub enum KernelError {
     },
     /// A record is longer than [`crate::record::RECORD_BYTES_MAX`].
     #[error(
-        "the record at byte {position} is longer than the limit of {limit} bytes (is the format or the terminator right?)"
+        "the record at byte {position} is longer than the limit of {limit} bytes (is the format or \
+            the terminator right?)"
     )]
     RecordTooLong {
         /// Global position of the record's first byte.
@@ -31,7 +34,8 @@ pub enum KernelError {
     },
     /// A single record does not fit into the memory budget; more memory helps.
     #[error(
-        "the record at byte {position} needs at least {needed} bytes of memory to be sorted, but the budget is {budget} bytes"
+        "the record at byte {position} needs at least {needed} bytes of memory to be sorted, but \
+            the budget is {budget} bytes"
     )]
     Budget {
         /// Global position of the record's first byte.

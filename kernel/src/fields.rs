@@ -4,7 +4,8 @@ use memchr::memchr;
 
 use crate::spec::FieldKey;
 
-/// What sort(1) takes for a blank in the C locale; a newline counts too, which shows with `-z` only.
+/// What sort(1) takes for a blank in the C locale; a newline counts too, which shows with `-z`
+/// only.
 #[inline]
 pub(crate) fn is_blank(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n')
@@ -17,7 +18,8 @@ pub(crate) struct FieldFinder {
     /// Fields and characters before the start.
     start: (u32, u32),
     start_skips_blanks: bool,
-    /// Whole fields before the end and characters of the end field (0: the whole field is in the key).
+    /// Whole fields before the end and characters of the end field (0: the whole field is in the
+    /// key).
     end: Option<(u32, u32)>,
     end_skips_blanks: bool,
 }
@@ -68,7 +70,8 @@ fn skip_blanks(line: &[u8], from: usize) -> usize {
     from + line[from..].iter().take_while(|&&b| is_blank(b)).count()
 }
 
-/// The offset after `count` fields; `past_separator` also steps over the separator after the last of them.
+/// The offset after `count` fields; `past_separator` also steps over the separator after the last
+/// of them.
 fn skip_fields(line: &[u8], count: u32, separator: Option<u8>, past_separator: bool) -> usize {
     let mut at = 0;
     let mut left = count;

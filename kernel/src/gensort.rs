@@ -1,11 +1,14 @@
 //! The sort benchmark's records, byte for byte as gensort 1.5 writes them, and hot keys besides.
 //!
-//! Place in the flow: `muster gen` calls [`Generator::fill`] for each buffer it writes; tests and benchmarks make their input with it. [`crate::valsort`] sums
-//! and judges what comes out of a sort.
+//! Place in the flow: `muster gen` calls [`Generator::fill`] for each buffer it writes; tests and
+//! benchmarks make their input with it. [`crate::valsort`] sums and judges what comes out of a
+//! sort.
 //!
-//! A record is a function of its number alone: record `n` is made from the states `X(n+1) ..= X(n+10)` of one linear congruential generator modulo 2^128, and
-//! `X(n)` is reached from nothing in at most 128 squarings of the step. So any range can be made on its own, by any worker, in any order. Numbers are `u128`, as
-//! in gensort, and wrap around at 2^128, which is also the generator's period.
+//! A record is a function of its number alone: record `n` is made from the states `X(n+1) ..=
+//! X(n+10)` of one linear congruential generator modulo 2^128, and `X(n)` is reached from nothing
+//! in at most 128 squarings of the step. So any range can be made on its own, by any worker, in any
+//! order. Numbers are `u128`, as in gensort, and wrap around at 2^128, which is also the
+//! generator's period.
 //!
 //! Never here: files, threads, a clock, or randomness from elsewhere.
 
@@ -23,7 +26,8 @@ pub const HOT_RECORDS: usize = 16;
 pub enum Mode {
     /// 100 random bytes (gensort's default).
     Binary,
-    /// Printable text that ends in CR LF (gensort `-a`): 10 random characters, the record's number in hex, filler.
+    /// Printable text that ends in CR LF (gensort `-a`): 10 random characters, the record's number
+    /// in hex, filler.
     Ascii,
 }
 
@@ -31,10 +35,13 @@ pub enum Mode {
 ///
 /// # Hot keys
 ///
-/// gensort's own skew shares key *prefixes* and makes no two keys equal, so a sort that breaks on equal keys passes it. `--duplicates PERCENT` is our addition:
-/// a hash of the record's number chooses that share of the records, and each chosen one takes the key of one of the [`HOT_RECORDS`] hot records, keeping the
-/// rest of its bytes. Hot record `i` is taken by about `1 / 2^(i+1)` of the chosen (the last two share what remains), so at 50 percent one key holds a quarter
-/// of all records: more than a partition of any job that has five. Hot keys follow mode and skew. At 0 percent the output is gensort's.
+/// gensort's own skew shares key *prefixes* and makes no two keys equal, so a sort that breaks on
+/// equal keys passes it. `--duplicates PERCENT` is our addition: a hash of the record's number
+/// chooses that share of the records, and each chosen one takes the key of one of the
+/// [`HOT_RECORDS`] hot records, keeping the rest of its bytes. Hot record `i` is taken by about `1
+/// / 2^(i+1)` of the chosen (the last two share what remains), so at 50 percent one key holds a
+/// quarter of all records: more than a partition of any job that has five. Hot keys follow mode and
+/// skew. At 0 percent the output is gensort's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Generator {
     mode: Mode,
@@ -44,7 +51,8 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Records of `mode`, with skewed key prefixes if `skew` (gensort `-s`), and with `duplicates_percent` of them under hot keys (0 to 100).
+    /// Records of `mode`, with skewed key prefixes if `skew` (gensort `-s`), and with
+    /// `duplicates_percent` of them under hot keys (0 to 100).
     ///
     /// # Errors
     /// [`PercentTooLarge`] if `duplicates_percent` is above 100.
@@ -52,7 +60,8 @@ impl Generator {
         if duplicates_percent > 100 {
             return Err(PercentTooLarge { percent: duplicates_percent });
         }
-        let mut generator = Self { mode, skew, duplicates_percent, hot_keys: [[0; KEY_BYTES]; HOT_RECORDS] };
+        let mut generator =
+            Self { mode, skew, duplicates_percent, hot_keys: [[0; KEY_BYTES]; HOT_RECORDS] };
         let mut state = 0;
         for number in 0..HOT_RECORDS {
             state = next(state);
@@ -63,13 +72,18 @@ impl Generator {
 
     /// Fills `out` with the records `first`, `first + 1`, and so on.
     ///
-    /// A call takes half a microsecond to find its place, so buffers of 64 KiB and more lose nothing by it.
+    /// A call takes half a microsecond to find its place, so buffers of 64 KiB and more lose
+    /// nothing by it.
     ///
     /// # Panics
     /// If `out` is not a whole number of records long.
     pub fn fill(&self, first: u128, out: &mut [u8]) {
         let (records, rest) = out.as_chunks_mut::<RECORD_BYTES>();
-        assert!(rest.is_empty(), "the buffer holds {} bytes beyond its last whole record", rest.len());
+        assert!(
+            rest.is_empty(),
+            "the buffer holds {} bytes beyond its last whole record",
+            rest.len()
+        );
         match self.mode {
             Mode::Binary => self.fill_binary(first, records),
             Mode::Ascii => self.fill_ascii(first, records),
@@ -81,7 +95,8 @@ impl Generator {
         const OVERLAP: usize = PIECES - 1;
         const BATCH: usize = 64;
 
-        // states[r + i] is piece i of the batch's record r, before masking; the last OVERLAP of them begin the next batch.
+        // states[r + i] is piece i of the batch's record r, before masking; the last OVERLAP of
+        // them begin the next batch.
         let mut states = [0; BATCH + OVERLAP];
         let mut state = state_after(first);
         for slot in &mut states[BATCH..] {
@@ -136,7 +151,8 @@ impl Generator {
     fn key(&self, number: u128, state: u128) -> Key {
         if self.duplicates_percent > 0 {
             let hash = mix(number);
-            // The share is decided by the high half of the hash, the choice of the hot record by the low half.
+            // The share is decided by the high half of the hash, the choice of the hot record by
+            // the low half.
             if ((hash >> 32) * 100) >> 32 < u64::from(self.duplicates_percent) {
                 return self.hot_keys[(hash.trailing_zeros() as usize).min(HOT_RECORDS - 1)];
             }
@@ -197,7 +213,8 @@ const fn next(state: u128) -> u128 {
     MULTIPLIER.wrapping_mul(state).wrapping_add(INCREMENT)
 }
 
-/// `X(steps)`. The step is the map `x -> m*x + c`; composing it with itself doubles the steps, so the bits of `steps` say which doublings to apply.
+/// `X(steps)`. The step is the map `x -> m*x + c`; composing it with itself doubles the steps, so
+/// the bits of `steps` say which doublings to apply.
 const fn state_after(steps: u128) -> u128 {
     let mut state = 0_u128;
     let (mut m, mut c) = (MULTIPLIER, INCREMENT);
@@ -242,7 +259,8 @@ const PIECE_MASKS: [u128; PIECES] = [
     0x170F_332E_2D2B_271E_1D1B << 48,
 ];
 
-/// In two halves, because whole 16-byte words went through memory: 9 to 12 GB/s of binary records a core against 1.0 to 1.8.
+/// In two halves, because whole 16-byte words went through memory: 9 to 12 GB/s of binary records a
+/// core against 1.0 to 1.8.
 #[inline]
 fn top_80_bits(state: u128) -> [u8; PIECE_BYTES] {
     let mut bytes = [0; PIECE_BYTES];
@@ -253,7 +271,8 @@ fn top_80_bits(state: u128) -> [u8; PIECE_BYTES] {
 
 // ASCII records.
 
-/// Ten digits in base 95, the lowest first, written from the blank on: eight of the state's high half, two of its low half.
+/// Ten digits in base 95, the lowest first, written from the blank on: eight of the state's high
+/// half, two of its low half.
 #[inline]
 const fn ascii_key(state: u128) -> Key {
     let mut key = [0; KEY_BYTES];
@@ -292,7 +311,8 @@ const HEX_QUADS: [[u8; 4]; 16] = {
     quads
 };
 
-// Skew: some of the key's first bits (binary) or bytes (ASCII) are those of the unskewed record whose number is the bit length of this record's number.
+// Skew: some of the key's first bits (binary) or bytes (ASCII) are those of the unskewed record
+// whose number is the bit length of this record's number.
 
 const PREFIX_BYTES: usize = 6;
 const BIT_LENGTHS: usize = 129;
@@ -323,7 +343,8 @@ static ASCII_PREFIXES: [[u8; PREFIX_BYTES]; BIT_LENGTHS] = {
     prefixes
 };
 
-/// The number's length in bits as gensort counts it: a half that has any of its top four bits set counts as full.
+/// The number's length in bits as gensort counts it: a half that has any of its top four bits set
+/// counts as full.
 fn bit_length(number: u128) -> usize {
     let of_half = |half: u64| if half >> 60 == 0 { 64 - half.leading_zeros() as usize } else { 64 };
     match high(number) {
@@ -332,7 +353,8 @@ fn bit_length(number: u128) -> usize {
     }
 }
 
-/// SplitMix64's finalizer over both halves of the number. Frozen: it decides which records bear hot keys, and so their checksums.
+/// SplitMix64's finalizer over both halves of the number. Frozen: it decides which records bear hot
+/// keys, and so their checksums.
 fn mix(number: u128) -> u64 {
     let finalize = |mut z: u64| {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -394,7 +416,8 @@ mod tests {
     fn ranges_made_apart_equal_one_pass() {
         for (mode, skew) in ALL {
             let generator = generator(mode, skew, 30);
-            // Around the batch of 64, and across the ends of a 64-bit half and of the number itself.
+            // Around the batch of 64, and across the ends of a 64-bit half and of the number
+            // itself.
             for first in [0, 1, u128::from(u64::MAX) - 99, u128::MAX - 99] {
                 let whole = records(&generator, first, 200);
                 for cut in [0, 1, 9, 63, 64, 65, 100, 128, 199, 200] {
@@ -406,7 +429,8 @@ mod tests {
         }
     }
 
-    /// Every piece from its own skip-ahead, every text from `format!`: slow, and too plain to be wrong in the same way.
+    /// Every piece from its own skip-ahead, every text from `format!`: slow, and too plain to be
+    /// wrong in the same way.
     fn naive_record(mode: Mode, number: u128) -> Vec<u8> {
         let states: Vec<u128> = (1..=10).map(|i| state_after(number.wrapping_add(i))).collect();
         if mode == Mode::Binary {
@@ -416,10 +440,13 @@ mod tests {
                 .flat_map(|(x, mask)| (x ^ mask).to_be_bytes()[..10].to_vec())
                 .collect();
         }
-        let digits =
-            |half: u64, count: u32| (0..count).map(move |i| char::from(b' ' + (half / 95_u64.pow(i) % 95) as u8));
-        let key: String = digits((states[0] >> 64) as u64, 8).chain(digits(states[0] as u64, 2)).collect();
-        let filler: String = format!("{:013X}", states[0] & ((1 << 52) - 1)).chars().flat_map(|c| [c; 4]).collect();
+        let digits = |half: u64, count: u32| {
+            (0..count).map(move |i| char::from(b' ' + (half / 95_u64.pow(i) % 95) as u8))
+        };
+        let key: String =
+            digits((states[0] >> 64) as u64, 8).chain(digits(states[0] as u64, 2)).collect();
+        let filler: String =
+            format!("{:013X}", states[0] & ((1 << 52) - 1)).chars().flat_map(|c| [c; 4]).collect();
         format!("{key}  {number:032X}  {filler}\r\n").into_bytes()
     }
 
@@ -492,8 +519,11 @@ mod tests {
         const COUNT: usize = 100_000;
         for (mode, skew) in ALL {
             let plain = records(&generator(mode, skew, 0), 0, COUNT);
-            let hot: Vec<&[u8]> =
-                plain.chunks(RECORD_BYTES).take(HOT_RECORDS).map(|record| &record[..KEY_BYTES]).collect();
+            let hot: Vec<&[u8]> = plain
+                .chunks(RECORD_BYTES)
+                .take(HOT_RECORDS)
+                .map(|record| &record[..KEY_BYTES])
+                .collect();
             for percent in [1_u8, 25, 100] {
                 let made = records(&generator(mode, skew, percent), 0, COUNT);
                 let mut taken: HashMap<&[u8], usize> = HashMap::new();
@@ -507,9 +537,15 @@ mod tests {
                     }
                 }
                 let share = taken.values().sum::<usize>() as f64 / COUNT as f64;
-                assert!((share - f64::from(percent) / 100.0).abs() < 0.005, "{mode:?}: {share} for {percent} percent");
+                assert!(
+                    (share - f64::from(percent) / 100.0).abs() < 0.005,
+                    "{mode:?}: {share} for {percent} percent"
+                );
                 let hottest = taken[hot[0]] as f64 / COUNT as f64;
-                assert!((hottest - share / 2.0).abs() < 0.01, "{mode:?}: hottest key {hottest} of {share}");
+                assert!(
+                    (hottest - share / 2.0).abs() < 0.01,
+                    "{mode:?}: hottest key {hottest} of {share}"
+                );
             }
         }
     }
@@ -518,25 +554,39 @@ mod tests {
     fn sum_of(generator: &Generator, firsts: &[u128], count: usize) -> String {
         let mut sum = Checksum::default();
         for first in firsts {
-            records(generator, *first, count).chunks(RECORD_BYTES).for_each(|record| sum.add_record(record));
+            records(generator, *first, count)
+                .chunks(RECORD_BYTES)
+                .for_each(|record| sum.add_record(record));
         }
         sum.to_string()
     }
 
     #[test]
     fn skew_at_the_ends_of_both_halves_is_that_of_another_implementation() {
-        // Sums over 100 records around 2^60, 2^64, 2^124 and 2^128, from a second implementation of gensort's facts in another language.
+        // Sums over 100 records around 2^60, 2^64, 2^124 and 2^128, from a second implementation of
+        // gensort's facts in another language.
         let firsts = [1 << 60, 1 << 64, 1 << 124, 0].map(|border: u128| border.wrapping_sub(50));
-        for ((mode, skew), expect) in ALL.into_iter().zip(["ce351ee451", "cbc49b8767", "c71b5ea070", "c75242117d"]) {
-            assert_eq!(sum_of(&generator(mode, skew, 0), &firsts, 100), expect, "{mode:?}, skew {skew}");
+        for ((mode, skew), expect) in
+            ALL.into_iter().zip(["ce351ee451", "cbc49b8767", "c71b5ea070", "c75242117d"])
+        {
+            assert_eq!(
+                sum_of(&generator(mode, skew, 0), &firsts, 100),
+                expect,
+                "{mode:?}, skew {skew}"
+            );
         }
     }
 
     #[test]
     fn duplicates_are_frozen() {
-        for ((mode, skew), expect) in ALL.into_iter().zip(["1efe248426a", "1e9f46d6f91", "1f0d8e79085", "1ea8cdeabc2"])
+        for ((mode, skew), expect) in
+            ALL.into_iter().zip(["1efe248426a", "1e9f46d6f91", "1f0d8e79085", "1ea8cdeabc2"])
         {
-            assert_eq!(sum_of(&generator(mode, skew, 40), &[0], 1_000), expect, "{mode:?}, skew {skew}");
+            assert_eq!(
+                sum_of(&generator(mode, skew, 40), &[0], 1_000),
+                expect,
+                "{mode:?}, skew {skew}"
+            );
         }
     }
 

@@ -1,5 +1,6 @@
-//! The arithmetic of the sort: records and keys, run generation within a byte budget, the run format, merging, and the sums that prove
-//! that nothing was lost. Pure: bytes in, bytes out; no files, no network, no clock, no randomness, no threads.
+//! The arithmetic of the sort: records and keys, run generation within a byte budget, the run
+//! format, merging, and the sums that prove that nothing was lost. Pure: bytes in, bytes out; no
+//! files, no network, no clock, no randomness, no threads.
 //!
 //! The way of the data, and where each step lives:
 //!
@@ -9,9 +10,10 @@
 //!                 are this split's  memory budget        footer                       partition
 //! ```
 //!
-//! [`spec::SortSpec`] says what order is wanted, [`order::Order`] is its compiled form and the only place that knows how a record becomes
-//! a byte-comparable key. [`splitters`] cut the order into partitions. [`proof`] counts and sums (P1). [`mod@reference`] is the naive oracle
-//! of the tests and of drills.
+//! [`spec::SortSpec`] says what order is wanted, [`order::Order`] is its compiled form and the only
+//! place that knows how a record becomes a byte-comparable key. [`splitters`] cut the order into
+//! partitions. [`proof`] counts and sums (P1). [`mod@reference`] is the naive oracle of the tests
+//! and of drills.
 
 pub mod error;
 pub mod gensort;

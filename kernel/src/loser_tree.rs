@@ -10,8 +10,9 @@
 //!      i0    i1    i2    i3        input i is leaf k + i; its first match is node (k + i) / 2
 //! ```
 //!
-//! Players are (window, input). Windows decide nearly always, without a branch; equal windows ask the caller, who knows the whole keys, the
-//! input numbers and which inputs have ended. Works for any k, not only powers of two.
+//! Players are (window, input). Windows decide nearly always, without a branch; equal windows ask
+//! the caller, who knows the whole keys, the input numbers and which inputs have ended. Works for
+//! any k, not only powers of two.
 
 use std::hint::select_unpredictable;
 
@@ -22,8 +23,8 @@ struct Player {
     input: u32,
 }
 
-/// The tree. `tie(a, b)` of its methods says whether input `a` comes before input `b`; it is asked when their windows are equal only, and
-/// must be a total order together with them.
+/// The tree. `tie(a, b)` of its methods says whether input `a` comes before input `b`; it is asked
+/// when their windows are equal only, and must be a total order together with them.
 #[derive(Clone, Debug)]
 pub struct LoserTree {
     nodes: Vec<Player>,
@@ -97,9 +98,11 @@ mod tests {
     fn merge(lists: &[Vec<u64>]) -> Vec<(u64, u32)> {
         let mut at = vec![0; lists.len()];
         let head = |at: &[usize], input: usize| lists[input].get(at[input]).copied();
-        let windows: Vec<u64> = (0..lists.len()).map(|input| head(&at, input).unwrap_or(u64::MAX)).collect();
-        let tie =
-            |at: &[usize], a: u32, b: u32| (head(at, a as usize).is_none(), a) < (head(at, b as usize).is_none(), b);
+        let windows: Vec<u64> =
+            (0..lists.len()).map(|input| head(&at, input).unwrap_or(u64::MAX)).collect();
+        let tie = |at: &[usize], a: u32, b: u32| {
+            (head(at, a as usize).is_none(), a) < (head(at, b as usize).is_none(), b)
+        };
         let mut tree = LoserTree::new(&windows, |a, b| tie(&at, a, b));
         let mut merged = Vec::new();
         while !lists.is_empty() {
@@ -117,7 +120,9 @@ mod tests {
     fn merges_like_a_stable_sort() {
         let mut state = 1u64;
         let mut random = |below: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) % below
         };
         for k in 0..=20 {

@@ -1,12 +1,14 @@
 //! Merges sorted pieces of runs into one sorted stream, and checks everything on the way.
 //!
-//! Checked: block checksums and counts, each piece's length and sums, that the output ascends (P2, which also shows an input out of order)
-//! and lies within the partition's bounds, and that what went out and what `-u` dropped is what came in (P1). Inputs are numbered by
-//! position: run numbers break ties, so positions are not stored (P3).
+//! Checked: block checksums and counts, each piece's length and sums, that the output ascends (P2,
+//! which also shows an input out of order) and lies within the partition's bounds, and that what
+//! went out and what `-u` dropped is what came in (P1). Inputs are numbered by position: run
+//! numbers break ties, so positions are not stored (P3).
 //!
-//! Keys of a partition share the common start of its two bounds; windows are taken behind it, which keeps log lines apart that all begin
-//! with the same date. A block that does not hold is asked for again
-//! ([`Windows::rewind`]) before the merge gives up: nothing of it has gone out yet. Memory: one window of bytes for each input, and one block where windows cut blocks.
+//! Keys of a partition share the common start of its two bounds; windows are taken behind it, which
+//! keeps log lines apart that all begin with the same date. A block that does not hold is asked for
+//! again ([`Windows::rewind`]) before the merge gives up: nothing of it has gone out yet. Memory:
+//! one window of bytes for each input, and one block where windows cut blocks.
 
 use crate::error::KernelError;
 use crate::loser_tree::LoserTree;
@@ -28,12 +30,13 @@ pub trait Windows {
     /// What can go wrong.
     type Error: From<KernelError>;
 
-    /// The next bytes, or `None` after the last. May block. At most two windows are alive at a time, and none while this is called
-    /// whose bytes were all used.
+    /// The next bytes, or `None` after the last. May block. At most two windows are alive at a
+    /// time, and none while this is called whose bytes were all used.
     fn next(&mut self) -> Result<Option<Self::Buf>, Self::Error>;
 
-    /// The bytes from `at` on, counted from the start of the piece, do not hold what they should: begins again there, perhaps from
-    /// another copy. `false` where there is nothing else to try; the merge then ends with the error. No window is alive.
+    /// The bytes from `at` on, counted from the start of the piece, do not hold what they should:
+    /// begins again there, perhaps from another copy. `false` where there is nothing else to try;
+    /// the merge then ends with the error. No window is alive.
     fn rewind(&mut self, at: u64) -> Result<bool, Self::Error> {
         let _ = at;
         Ok(false)
@@ -49,9 +52,10 @@ pub struct MergeInput<W> {
     pub piece: Piece,
 }
 
-/// Merges `inputs` into `out`. `inputs` are in the order of their runs, `bounds` the splitters below and above the partition. Under `-u`
-/// only the first of equal keys is pushed, the others are counted as dropped. An error of `out` or of an input's windows ends the merge at
-/// once, which is also the way to cancel it.
+/// Merges `inputs` into `out`. `inputs` are in the order of their runs, `bounds` the splitters
+/// below and above the partition. Under `-u` only the first of equal keys is pushed, the others are
+/// counted as dropped. An error of `out` or of an input's windows ends the merge at once, which is
+/// also the way to cancel it.
 pub fn merge<W, O>(
     order: &Order,
     bounds: (Option<&Splitter>, Option<&Splitter>),
@@ -106,7 +110,16 @@ impl<'a, W: Windows> Merge<'a, W> {
         let windows: Vec<u64> = cursors.iter().map(Cursor::window).collect();
         let depth = shared.len();
         let tree = LoserTree::new(&windows, |a, b| is_before(&cursors, windowing, depth, a, b));
-        Ok(Self { order, bounds, windowing, depth, cursors, tree, last: None, tally: Tally::default() })
+        Ok(Self {
+            order,
+            bounds,
+            windowing,
+            depth,
+            cursors,
+            tree,
+            last: None,
+            tally: Tally::default(),
+        })
     }
 
     /// Emits one record; `false` when all inputs have ended.
@@ -141,8 +154,14 @@ impl<'a, W: Windows> Merge<'a, W> {
         Ok(true)
     }
 
-    /// The windows do not show that the record follows the last one: whole keys must. Returns whether the keys are equal.
-    fn compare_with_last(&self, last: Last, window: u64, cursor: &Cursor<W>) -> Result<bool, KernelError> {
+    /// The windows do not show that the record follows the last one: whole keys must. Returns
+    /// whether the keys are equal.
+    fn compare_with_last(
+        &self,
+        last: Last,
+        window: u64,
+        cursor: &Cursor<W>,
+    ) -> Result<bool, KernelError> {
         if last.window == window {
             if self.windowing.decides(window, self.depth) {
                 return Ok(true);
@@ -154,15 +173,19 @@ impl<'a, W: Windows> Merge<'a, W> {
             }
         }
         Err(KernelError::OutOfOrder {
-            what: format!("record {} of input {} comes before the one before it", cursor.records(), cursor.number()),
+            what: format!(
+                "record {} of input {} comes before the one before it",
+                cursor.records(),
+                cursor.number()
+            ),
         })
     }
 
     fn check_lower(&self, first: &Cursor<W>) -> Result<(), KernelError> {
         match self.bounds.0 {
-            Some(lower) if first.key() < lower.key.as_slice() => {
-                Err(KernelError::OutOfOrder { what: format!("input {} begins before its partition", first.number()) })
-            }
+            Some(lower) if first.key() < lower.key.as_slice() => Err(KernelError::OutOfOrder {
+                what: format!("input {} begins before its partition", first.number()),
+            }),
             _ => Ok(()),
         }
     }
@@ -182,10 +205,13 @@ impl<'a, W: Windows> Merge<'a, W> {
 
     fn finish(self) -> Result<Tally, W::Error> {
         self.check_upper()?;
-        let expected = self.cursors.iter().fold(Sums::default(), |sums, cursor| sums.plus(&cursor.sums()));
+        let expected =
+            self.cursors.iter().fold(Sums::default(), |sums, cursor| sums.plus(&cursor.sums()));
         if self.tally.total() != expected {
             let what = "the merged pieces".to_string();
-            return Err(KernelError::SumsDiffer { what, expected, found: self.tally.total() }.into());
+            return Err(
+                KernelError::SumsDiffer { what, expected, found: self.tally.total() }.into()
+            );
         }
         Ok(self.tally)
     }
@@ -193,7 +219,13 @@ impl<'a, W: Windows> Merge<'a, W> {
 
 /// Whether input `a` comes before `b` when their windows are equal. Ended inputs come last.
 #[inline]
-fn is_before<W: Windows>(cursors: &[Cursor<W>], windowing: Windowing, depth: usize, a: u32, b: u32) -> bool {
+fn is_before<W: Windows>(
+    cursors: &[Cursor<W>],
+    windowing: Windowing,
+    depth: usize,
+    a: u32,
+    b: u32,
+) -> bool {
     let (left, right) = (&cursors[a as usize], &cursors[b as usize]);
     if left.ended() || right.ended() {
         return (left.ended(), a) < (right.ended(), b);

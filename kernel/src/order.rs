@@ -1,8 +1,11 @@
-//! The one comparison (P3): how a record becomes key bytes that compare with memcmp, then shorter first.
+//! The one comparison (P3): how a record becomes key bytes that compare with memcmp, then shorter
+//! first.
 //!
-//! Where the format allows it the key *is* a slice of the record and nothing is copied. Else it is encoded: the `-k` keys one after the
-//! other (see `encode.rs`), then, for lines without `-s` and `-u`, the whole line, descending under a global `-r`. Equal keys are decided
-//! by position, which is never reversed and not part of the key. Fixed-length records have no last resort: key, then position.
+//! Where the format allows it the key *is* a slice of the record and nothing is copied. Else it is
+//! encoded: the `-k` keys one after the other (see `encode.rs`), then, for lines without `-s` and
+//! `-u`, the whole line, descending under a global `-r`. Equal keys are decided by position, which
+//! is never reversed and not part of the key. Fixed-length records have no last resort: key, then
+//! position.
 
 use crate::encode::{TextRules, complement, push_number, push_open_text, push_text};
 use crate::error::KernelError;
@@ -25,7 +28,8 @@ pub(crate) enum KeyShape {
     Line,
     /// Bytes of a fixed-length record.
     Range { offset: usize, len: usize },
-    /// Ranges of a fixed-length record one after the other, perhaps complemented; `len` bytes in all.
+    /// Ranges of a fixed-length record one after the other, perhaps complemented; `len` bytes in
+    /// all.
     Ranges { ranges: Vec<(usize, usize)>, reverse: bool },
     /// Fields of a line, encoded.
     Fields { components: Vec<Component>, tail: Tail },
@@ -75,8 +79,8 @@ impl Order {
         self.unique
     }
 
-    /// The comparison key of a record body (the record without its terminator). It borrows from the record where it can; else it is built
-    /// in `scratch`, whose old contents are lost.
+    /// The comparison key of a record body (the record without its terminator). It borrows from the
+    /// record where it can; else it is built in `scratch`, whose old contents are lost.
     #[inline]
     pub fn key<'a>(&self, body: &'a [u8], scratch: &'a mut Vec<u8>) -> &'a [u8] {
         match &self.shape {
@@ -86,13 +90,15 @@ impl Order {
                 ranges_key(ranges, *reverse, body, scratch);
                 scratch
             }
-            KeyShape::Fields { components, tail } => match borrowed_field(components, *tail, body) {
-                Some(text) => text,
-                None => {
-                    fields_key(components, *tail, body, scratch);
-                    scratch
+            KeyShape::Fields { components, tail } => {
+                match borrowed_field(components, *tail, body) {
+                    Some(text) => text,
+                    None => {
+                        fields_key(components, *tail, body, scratch);
+                        scratch
+                    }
                 }
-            },
+            }
         }
     }
 
@@ -109,7 +115,8 @@ impl Order {
         }
     }
 
-    /// The range of the body that is the key, where it is the same for every record; `None` where keys are encoded.
+    /// The range of the body that is the key, where it is the same for every record; `None` where
+    /// keys are encoded.
     #[inline]
     pub(crate) fn raw_key(&self) -> Option<RawKey> {
         match self.shape {
@@ -197,7 +204,9 @@ fn ranges_key(ranges: &[(usize, usize)], reverse: bool, body: &[u8], out: &mut V
 /// A single ascending text without letters and without last resort is a slice of the line.
 fn borrowed_field<'a>(components: &[Component], tail: Tail, body: &'a [u8]) -> Option<&'a [u8]> {
     match components {
-        [Component { finder, value: Value::Text(rules), reverse: false }] if tail == Tail::None && rules.is_plain() => {
+        [Component { finder, value: Value::Text(rules), reverse: false }]
+            if tail == Tail::None && rules.is_plain() =>
+        {
             Some(finder.find(body))
         }
         _ => None,
@@ -237,7 +246,10 @@ mod tests {
 
     fn spec(keys: &[&str]) -> SortSpec {
         let mut spec = SortSpec::new(Format::Lines { terminator: b'\n' });
-        spec.keys = keys.iter().map(|key| KeyDef::Field(FieldKey::parse(key).expect("a valid key"))).collect();
+        spec.keys = keys
+            .iter()
+            .map(|key| KeyDef::Field(FieldKey::parse(key).expect("a valid key")))
+            .collect();
         spec
     }
 
@@ -250,7 +262,11 @@ mod tests {
     fn plain_lines_and_single_ranges_are_not_encoded() {
         check(&spec(&[]), b"a\0b", b"a\0b");
         check(&SortSpec { unique: true, ..spec(&[]) }, b"ab", b"ab");
-        check(&SortSpec { stable: true, separator: Some(b','), ..spec(&["2,2"]) }, b"a,b\0c,d", b"b\0c");
+        check(
+            &SortSpec { stable: true, separator: Some(b','), ..spec(&["2,2"]) },
+            b"a,b\0c,d",
+            b"b\0c",
+        );
         let mut fixed = SortSpec::new(Format::Fixed { len: 4 });
         check(&fixed, b"abcd", b"abcd");
         fixed.keys = vec![KeyDef::Range { offset: 1, len: 2 }];
@@ -268,7 +284,15 @@ mod tests {
         check(&SortSpec { stable: true, ..spec(&["2,2n"]) }, b"a 7", &[0x81, 0x81, 71, 0]);
         check(&SortSpec { unique: true, ..spec(&["1,1f", "2,2"]) }, b"a b", b"A\0\0 b");
         check(&SortSpec { global: reverse, stable: true, ..spec(&[]) }, b"a", &[!b'a', 0xFF, 0xFF]);
-        check(&SortSpec { global: reverse, ..spec(&["1,1f"]) }, b"a", &[b'A', 0, 0, !b'a', 0xFF, 0xFF]);
-        check(&SortSpec { global: reverse, stable: true, ..spec(&["1,1"]) }, b"a", &[!b'a', 0xFF, 0xFF]);
+        check(
+            &SortSpec { global: reverse, ..spec(&["1,1f"]) },
+            b"a",
+            &[b'A', 0, 0, !b'a', 0xFF, 0xFF],
+        );
+        check(
+            &SortSpec { global: reverse, stable: true, ..spec(&["1,1"]) },
+            b"a",
+            &[!b'a', 0xFF, 0xFF],
+        );
     }
 }

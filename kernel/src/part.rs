@@ -1,6 +1,7 @@
 //! Output parts: the records of one partition, plain, with what a manifest says about them.
 //!
-//! Bytes are appended to the sink's buffer once; the checksum is taken over whole chunks of it while they are still in the cache.
+//! Bytes are appended to the sink's buffer once; the checksum is taken over whole chunks of it
+//! while they are still in the cache.
 
 use std::sync::Arc;
 
@@ -24,7 +25,8 @@ pub struct PartSummary {
     pub bytes: u64,
     /// XXH3-64 (seed 0) of the part's bytes.
     pub checksum: u64,
-    /// Comparison key of the first record, cut at [`SUMMARY_KEY_MAX`] bytes; `None` if the part is empty.
+    /// Comparison key of the first record, cut at [`SUMMARY_KEY_MAX`] bytes; `None` if the part is
+    /// empty.
     pub first_key: Option<Vec<u8>>,
     /// Comparison key of the last record, cut likewise.
     pub last_key: Option<Vec<u8>>,
@@ -161,7 +163,8 @@ mod tests {
     }
 
     fn check(lines: &[Vec<u8>], first: Option<&[u8]>, last: Option<&[u8]>) {
-        let order = Order::new(&SortSpec::new(Format::Lines { terminator: b'\n' })).expect("a valid spec");
+        let order =
+            Order::new(&SortSpec::new(Format::Lines { terminator: b'\n' })).expect("a valid spec");
         let mut part = PartWriter::new(Shipped::default(), Arc::new(order));
         let mut sums = Sums::default();
         for line in lines {
@@ -186,8 +189,13 @@ mod tests {
         check(&[], None, None);
         check(&[b"ab\n".to_vec()], Some(b"ab"), Some(b"ab"));
         let long = [vec![b'z'; BLOCK_PAYLOAD_TARGET], b"\n".to_vec()].concat();
-        check(&[b"\n".to_vec(), b"a\n".to_vec(), long.clone()], Some(b""), Some(&long[..SUMMARY_KEY_MAX]));
-        let many: Vec<_> = (0..10_000).map(|number| format!("{number:050}\n").into_bytes()).collect();
+        check(
+            &[b"\n".to_vec(), b"a\n".to_vec(), long.clone()],
+            Some(b""),
+            Some(&long[..SUMMARY_KEY_MAX]),
+        );
+        let many: Vec<_> =
+            (0..10_000).map(|number| format!("{number:050}\n").into_bytes()).collect();
         check(&many, Some(&many[0][..50]), Some(&many[9_999][..50]));
     }
 }

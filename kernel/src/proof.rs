@@ -1,8 +1,10 @@
-//! Conservation (P1): counts, bytes and an order-free checksum of records, and the check that intervals tile the input.
+//! Conservation (P1): counts, bytes and an order-free checksum of records, and the check that
+//! intervals tile the input.
 //!
-//! The checksum is the wrapping sum of a 64-bit hash of each record's body, so it does not depend on order and sums of parts add up to
-//! the sum of the whole. The hash is XXH3-64 with seed 0: specified, the same on every platform, and the fastest of those measured here
-//! that notices any flipped bit (`benches/kernel.rs`, group `record hash`, holds the comparison).
+//! The checksum is the wrapping sum of a 64-bit hash of each record's body, so it does not depend
+//! on order and sums of parts add up to the sum of the whole. The hash is XXH3-64 with seed 0:
+//! specified, the same on every platform, and the fastest of those measured here that notices any
+//! flipped bit (`benches/kernel.rs`, group `record hash`, holds the comparison).
 
 use std::fmt;
 
@@ -16,12 +18,14 @@ pub struct Sums {
     pub records: u64,
     /// Bytes of their bodies (terminators apart).
     pub bytes: u64,
-    /// Sum of their hashes modulo 2^64. In JSON a text of 16 hex digits: readers that take numbers for floating ones (jq) would round it.
+    /// Sum of their hashes modulo 2^64. In JSON a text of 16 hex digits: readers that take numbers
+    /// for floating ones (jq) would round it.
     #[serde(with = "hex_where_read")]
     pub hash: u64,
 }
 
-/// 64 bits that are a number between programs, and hex digits where people and their tools read. A number is read in either case.
+/// 64 bits that are a number between programs, and hex digits where people and their tools read. A
+/// number is read in either case.
 mod hex_where_read {
     use std::fmt;
 
@@ -29,11 +33,19 @@ mod hex_where_read {
     use serde::{Deserialize, Deserializer, Serializer};
 
     pub(super) fn serialize<S: Serializer>(value: &u64, to: S) -> Result<S::Ok, S::Error> {
-        if to.is_human_readable() { to.collect_str(&format_args!("{value:016x}")) } else { to.serialize_u64(*value) }
+        if to.is_human_readable() {
+            to.collect_str(&format_args!("{value:016x}"))
+        } else {
+            to.serialize_u64(*value)
+        }
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
-        if from.is_human_readable() { from.deserialize_any(HexOrNumber) } else { u64::deserialize(from) }
+        if from.is_human_readable() {
+            from.deserialize_any(HexOrNumber)
+        } else {
+            u64::deserialize(from)
+        }
     }
 
     struct HexOrNumber;
@@ -73,7 +85,8 @@ impl Sums {
     /// Adds what was counted elsewhere.
     #[inline]
     pub fn merge(&mut self, other: &Sums) {
-        // Wrapping: these may come from stored bytes, and a sum that wrapped is noticed when it is compared.
+        // Wrapping: these may come from stored bytes, and a sum that wrapped is noticed when it is
+        // compared.
         self.records = self.records.wrapping_add(other.records);
         self.bytes = self.bytes.wrapping_add(other.bytes);
         self.hash = self.hash.wrapping_add(other.hash);
@@ -109,7 +122,8 @@ pub fn record_hash(body: &[u8]) -> u64 {
     xxh3_64(body)
 }
 
-/// The hash of a record, or of any bytes, that are not at hand at once; the same as [`record_hash`] of all of them.
+/// The hash of a record, or of any bytes, that are not at hand at once; the same as [`record_hash`]
+/// of all of them.
 #[derive(Clone, Default)]
 pub struct StreamHash {
     hash: xxhash_rust::xxh3::Xxh3,
@@ -179,8 +193,9 @@ impl Interval {
     }
 }
 
-/// Checks that `intervals`, in any order, cover every object from 0 to its size once. Empty intervals are ignored, but must lie within
-/// their object. The error names the object and the first byte that is missing or covered twice.
+/// Checks that `intervals`, in any order, cover every object from 0 to its size once. Empty
+/// intervals are ignored, but must lie within their object. The error names the object and the
+/// first byte that is missing or covered twice.
 pub fn tiles(intervals: &[Interval], object_sizes: &[u64]) -> Result<(), String> {
     for interval in intervals {
         let Some(&size) = object_sizes.get(interval.object as usize) else {
@@ -192,17 +207,23 @@ pub fn tiles(intervals: &[Interval], object_sizes: &[u64]) -> Result<(), String>
         };
         if interval.begin > interval.end || interval.end > size {
             let Interval { object, begin, end } = interval;
-            return Err(format!("bytes {begin}..{end} of object {object} were read, but it has {size} bytes"));
+            return Err(format!(
+                "bytes {begin}..{end} of object {object} were read, but it has {size} bytes"
+            ));
         }
     }
-    let mut sorted: Vec<Interval> = intervals.iter().copied().filter(|interval| !interval.is_empty()).collect();
+    let mut sorted: Vec<Interval> =
+        intervals.iter().copied().filter(|interval| !interval.is_empty()).collect();
     sorted.sort_unstable();
     let mut rest = sorted.iter().peekable();
     for (object, &size) in object_sizes.iter().enumerate() {
         let mut covered = 0;
         while let Some(interval) = rest.next_if(|interval| interval.object as usize == object) {
             if interval.begin > covered {
-                return Err(format!("bytes {covered}..{} of object {object} were not read", interval.begin));
+                return Err(format!(
+                    "bytes {covered}..{} of object {object} were not read",
+                    interval.begin
+                ));
             }
             if interval.begin < covered {
                 return Err(format!("byte {} of object {object} was read twice", interval.begin));
@@ -235,13 +256,15 @@ mod tests {
 
     #[test]
     fn the_record_hash_is_xxh3_64_for_ever() {
-        // Values of the specification (seed 0): the empty input, and one of each code path's length.
+        // Values of the specification (seed 0): the empty input, and one of each code path's
+        // length.
         assert_eq!(record_hash(b""), 0x2d06_8005_38d3_94c2);
         assert_eq!(record_hash(b"a"), 0xe6c6_32b6_1e96_4e1f);
     }
 
     fn check(intervals: &[(u32, u64, u64)], sizes: &[u64], expect: Result<(), &str>) {
-        let intervals: Vec<_> = intervals.iter().map(|&(object, begin, end)| Interval { object, begin, end }).collect();
+        let intervals: Vec<_> =
+            intervals.iter().map(|&(object, begin, end)| Interval { object, begin, end }).collect();
         assert_eq!(tiles(&intervals, sizes), expect.map_err(String::from));
     }
 

@@ -1,13 +1,17 @@
-//! Sorts entries by (window, offset) in place: radix where there are many, comparison where there are few.
+//! Sorts entries by (window, offset) in place: radix where there are many, comparison where there
+//! are few.
 //!
-//! Large inputs are first cut in place into at most 256 buckets by the topmost bits that differ ("American flag"), with four chains of
-//! swaps at a time, because a single one waits for the memory at every step. More buckets were slower: each wants an entry in the address
-//! cache. Buckets that fit the second-level cache get two stable 8-bit passes through a small scratch buffer; what still agrees in those 16
-//! bits is mostly a handful. Where windows are all equal the same is done by offset. Against `sort_unstable`, nanoseconds an entry for 10
-//! million: 16 and 33 for random text, 15 and 33 for random bytes, 31 and 33 for digits, 22 and 30 for few distinct windows, 37 and 35 for
-//! skewed prefixes.
+//! Large inputs are first cut in place into at most 256 buckets by the topmost bits that differ
+//! ("American flag"), with four chains of swaps at a time, because a single one waits for the
+//! memory at every step. More buckets were slower: each wants an entry in the address cache.
+//! Buckets that fit the second-level cache get two stable 8-bit passes through a small scratch
+//! buffer; what still agrees in those 16 bits is mostly a handful. Where windows are all equal the
+//! same is done by offset. Against `sort_unstable`, nanoseconds an entry for 10 million: 16 and 33
+//! for random text, 15 and 33 for random bytes, 31 and 33 for digits, 22 and 30 for few distinct
+//! windows, 37 and 35 for skewed prefixes.
 
-/// Entries that the two-pass sort takes at once; the scratch buffer has this many at most (128 KiB).
+/// Entries that the two-pass sort takes at once; the scratch buffer has this many at most (128
+/// KiB).
 pub(crate) const SCRATCH_ENTRIES: usize = 8192;
 /// Up to this many entries comparison is faster.
 const FEW: usize = 48;
@@ -54,7 +58,8 @@ pub(crate) fn sort(entries: &mut [u128], scratch: &mut Vec<u128>) {
     sort_half(Half::<false>, entries, scratch);
 }
 
-/// Entries agree in the other half if `LOW`. Depth is bounded: every level uses up bits of the half.
+/// Entries agree in the other half if `LOW`. Depth is bounded: every level uses up bits of the
+/// half.
 fn sort_half<const LOW: bool>(half: Half<LOW>, entries: &mut [u128], scratch: &mut [u128]) {
     if entries.len() <= FEW {
         return entries.sort_unstable();
@@ -76,7 +81,12 @@ fn sort_half<const LOW: bool>(half: Half<LOW>, entries: &mut [u128], scratch: &m
 }
 
 /// Two stable passes over the top 16 bits of the span, then each group that agrees in them.
-fn two_passes<const LOW: bool>(half: Half<LOW>, span: Span, entries: &mut [u128], scratch: &mut [u128]) {
+fn two_passes<const LOW: bool>(
+    half: Half<LOW>,
+    span: Span,
+    entries: &mut [u128],
+    scratch: &mut [u128],
+) {
     let shift = span.bits.saturating_sub(16);
     let digits = |entry: u128| ((half.of(entry) - span.smallest) >> shift) as usize;
     let (mut low, mut high) = ([0u32; 256], [0u32; 256]);
@@ -111,12 +121,15 @@ fn counts_to_starts(counts: &mut [u32; 256]) {
     }
 }
 
-/// Moves entries into buckets by their topmost differing bits, in place, and returns where each bucket ends.
+/// Moves entries into buckets by their topmost differing bits, in place, and returns where each
+/// bucket ends.
 fn distribute<const LOW: bool>(half: Half<LOW>, span: Span, entries: &mut [u128]) -> Vec<usize> {
-    // About a thousand entries a bucket, so that the next level is the two-pass sort if the bits are spread evenly.
+    // About a thousand entries a bucket, so that the next level is the two-pass sort if the bits
+    // are spread evenly.
     let bucket_bits = (entries.len().ilog2() + 1).saturating_sub(10).clamp(3, BUCKET_BITS_MAX);
     let shift = span.bits.saturating_sub(bucket_bits);
-    let bucket_of = |entry: u128| ((half.of(entry) - span.smallest) >> shift) as usize % BUCKETS_MAX;
+    let bucket_of =
+        |entry: u128| ((half.of(entry) - span.smallest) >> shift) as usize % BUCKETS_MAX;
     let mut ends = vec![0; BUCKETS_MAX];
     entries.iter().for_each(|&entry| ends[bucket_of(entry)] += 1);
     let mut heads = vec![0; BUCKETS_MAX];
@@ -137,7 +150,8 @@ fn distribute<const LOW: bool>(half: Half<LOW>, span: Span, entries: &mut [u128]
     ends
 }
 
-/// Takes the next `N` entries out of `bucket` and swaps each along until what comes back belongs there.
+/// Takes the next `N` entries out of `bucket` and swaps each along until what comes back belongs
+/// there.
 #[inline(always)]
 fn fill_holes<const N: usize>(
     bucket: usize,
@@ -176,7 +190,9 @@ mod tests {
         let mut entries: Vec<u128> = (0..count)
             .rev()
             .map(|number| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
                 entry(window(state ^ state >> 31), number * 7, 7)
             })
             .collect();
@@ -188,7 +204,9 @@ mod tests {
 
     #[test]
     fn sorts_like_sort_unstable() {
-        for count in [0, 1, 2, FEW, FEW + 1, 1000, SCRATCH_ENTRIES, SCRATCH_ENTRIES + 1, 100_000, 300_000] {
+        for count in
+            [0, 1, 2, FEW, FEW + 1, 1000, SCRATCH_ENTRIES, SCRATCH_ENTRIES + 1, 100_000, 300_000]
+        {
             check(count, |random| random);
             check(count, |_| 7);
             check(count, |random| random % 3);

@@ -1,7 +1,8 @@
 //! What a record is: a terminated line or a fixed number of bytes.
 //!
-//! Two views of a record are kept apart everywhere: its *body* (what is compared, hashed and counted) and its *stored* bytes (what runs
-//! and parts hold: the body and, for lines, the terminator).
+//! Two views of a record are kept apart everywhere: its *body* (what is compared, hashed and
+//! counted) and its *stored* bytes (what runs and parts hold: the body and, for lines, the
+//! terminator).
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +12,8 @@ pub const RECORD_BYTES_MAX: u64 = 1 << 30;
 /// How bytes divide into records.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Format {
-    /// Records end with `terminator`, which is not part of them; the last one of an object may lack it.
+    /// Records end with `terminator`, which is not part of them; the last one of an object may lack
+    /// it.
     Lines {
         /// Usually `\n`; NUL with `-z`.
         terminator: u8,
@@ -39,7 +41,8 @@ impl Format {
         &stored[..stored.len().saturating_sub(self.terminator_len())]
     }
 
-    /// The stored length of the record that starts at `bytes[0]`, or `None` if `bytes` do not hold all of it.
+    /// The stored length of the record that starts at `bytes[0]`, or `None` if `bytes` do not hold
+    /// all of it.
     #[inline]
     pub fn stored_len(&self, bytes: &[u8]) -> Option<usize> {
         match *self {

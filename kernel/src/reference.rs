@@ -1,7 +1,8 @@
 //! The oracle: sorts as GNU sort 9.1 does under `LC_ALL=C`, by comparing pairs of records directly.
 //!
-//! Deliberately naive and deliberately without any of the kernel's keys: it shares the option types with it and nothing else, so that an
-//! error in the encoding cannot hide in both. Tests compare the kernel with it, and it with the system's `sort`.
+//! Deliberately naive and deliberately without any of the kernel's keys: it shares the option types
+//! with it and nothing else, so that an error in the encoding cannot hide in both. Tests compare
+//! the kernel with it, and it with the system's `sort`.
 
 use std::cmp::Ordering;
 
@@ -9,8 +10,9 @@ use crate::error::KernelError;
 use crate::record::Format;
 use crate::spec::{FieldKey, KeyDef, KeyFlags, SortSpec};
 
-/// Sorts whole objects in memory: the stored bytes of all records, in order. [`KernelError::InvalidSpec`] as
-/// [`crate::order::Order::new`]; a fixed-length object that ends within a record is [`KernelError::Corrupt`].
+/// Sorts whole objects in memory: the stored bytes of all records, in order.
+/// [`KernelError::InvalidSpec`] as [`crate::order::Order::new`]; a fixed-length object that ends
+/// within a record is [`KernelError::Corrupt`].
 pub fn sort_reference(spec: &SortSpec, objects: &[Vec<u8>]) -> Result<Vec<u8>, KernelError> {
     spec.validate()?;
     let mut records = Vec::new();
@@ -50,7 +52,8 @@ fn lines(object: &[u8], terminator: u8) -> Vec<&[u8]> {
 }
 
 fn compare(spec: &SortSpec, a: &[u8], b: &[u8]) -> Ordering {
-    let reversed = |reverse: bool, ordering: Ordering| if reverse { ordering.reverse() } else { ordering };
+    let reversed =
+        |reverse: bool, ordering: Ordering| if reverse { ordering.reverse() } else { ordering };
     let mut keyed = false;
     for key in &spec.keys {
         keyed = true;
@@ -68,8 +71,9 @@ fn compare(spec: &SortSpec, a: &[u8], b: &[u8]) -> Ordering {
     let plain = KeyFlags { reverse: false, ..spec.global } == KeyFlags::default();
     if !keyed && !plain {
         keyed = true;
-        let blanks =
-            |line: &[u8]| line.iter().take_while(|&&b| spec.global.ignore_leading_blanks && is_blank(b)).count();
+        let blanks = |line: &[u8]| {
+            line.iter().take_while(|&&b| spec.global.ignore_leading_blanks && is_blank(b)).count()
+        };
         let ordering = compare_text(&spec.global, &a[blanks(a)..], &b[blanks(b)..]);
         let ordering = reversed(spec.global.reverse, ordering);
         if ordering.is_ne() {
@@ -86,8 +90,10 @@ fn compare(spec: &SortSpec, a: &[u8], b: &[u8]) -> Ordering {
 fn compare_field(spec: &SortSpec, key: &FieldKey, a: &[u8], b: &[u8]) -> Ordering {
     let inherits = key.flags == KeyFlags::default() && !key.end_ignore_blanks;
     let flags = if inherits { spec.global } else { key.flags };
-    let end_blanks = if inherits { spec.global.ignore_leading_blanks } else { key.end_ignore_blanks };
-    let part = |line| field_range(line, key, spec.separator, flags.ignore_leading_blanks, end_blanks);
+    let end_blanks =
+        if inherits { spec.global.ignore_leading_blanks } else { key.end_ignore_blanks };
+    let part =
+        |line| field_range(line, key, spec.separator, flags.ignore_leading_blanks, end_blanks);
     let ordering = compare_text(&flags, part(a), part(b));
     if flags.reverse { ordering.reverse() } else { ordering }
 }
@@ -97,7 +103,13 @@ fn is_blank(byte: u8) -> bool {
 }
 
 /// The key's bytes, byte by byte as the manual describes them.
-fn field_range<'a>(line: &'a [u8], key: &FieldKey, separator: Option<u8>, blanks: bool, end_blanks: bool) -> &'a [u8] {
+fn field_range<'a>(
+    line: &'a [u8],
+    key: &FieldKey,
+    separator: Option<u8>,
+    blanks: bool,
+    end_blanks: bool,
+) -> &'a [u8] {
     let fields = field_bounds(line, separator);
     let skip = |mut at: usize, wanted: bool| {
         while wanted && at < line.len() && is_blank(line[at]) {
@@ -105,12 +117,17 @@ fn field_range<'a>(line: &'a [u8], key: &FieldKey, separator: Option<u8>, blanks
         }
         at
     };
-    let field_start = |number: u32| fields.get(number as usize - 1).map_or(line.len(), |field| field.0);
-    let start = skip(field_start(key.start_field), blanks).saturating_add(key.start_char as usize - 1).min(line.len());
+    let field_start =
+        |number: u32| fields.get(number as usize - 1).map_or(line.len(), |field| field.0);
+    let start = skip(field_start(key.start_field), blanks)
+        .saturating_add(key.start_char as usize - 1)
+        .min(line.len());
     let end = match key.end {
         None => line.len(),
         Some((field, 0)) => fields.get(field as usize - 1).map_or(line.len(), |field| field.1),
-        Some((field, chars)) => skip(field_start(field), end_blanks).saturating_add(chars as usize).min(line.len()),
+        Some((field, chars)) => {
+            skip(field_start(field), end_blanks).saturating_add(chars as usize).min(line.len())
+        }
     };
     &line[start..end.max(start)]
 }
@@ -147,12 +164,17 @@ fn compare_text(flags: &KeyFlags, a: &[u8], b: &[u8]) -> Ordering {
     };
     let shown = |text: &[u8]| -> Vec<u8> {
         let kept = text.iter().copied().filter(visible);
-        if flags.fold_case { kept.map(|byte| byte.to_ascii_uppercase()).collect() } else { kept.collect() }
+        if flags.fold_case {
+            kept.map(|byte| byte.to_ascii_uppercase()).collect()
+        } else {
+            kept.collect()
+        }
     };
     shown(a).cmp(&shown(b))
 }
 
-/// A number as sign, integer digits without leading zeros, and fraction digits without trailing zeros.
+/// A number as sign, integer digits without leading zeros, and fraction digits without trailing
+/// zeros.
 fn parse_number(text: &[u8]) -> (bool, Vec<u8>, Vec<u8>) {
     let mut rest = text.iter().copied().skip_while(|&byte| is_blank(byte)).peekable();
     let negative = rest.next_if_eq(&b'-').is_some();
@@ -175,7 +197,8 @@ fn parse_number(text: &[u8]) -> (bool, Vec<u8>, Vec<u8>) {
 }
 
 fn compare_numbers(a: &[u8], b: &[u8]) -> Ordering {
-    let ((a_negative, a_integer, a_fraction), (b_negative, b_integer, b_fraction)) = (parse_number(a), parse_number(b));
+    let ((a_negative, a_integer, a_fraction), (b_negative, b_integer, b_fraction)) =
+        (parse_number(a), parse_number(b));
     let magnitude = a_integer
         .len()
         .cmp(&b_integer.len())

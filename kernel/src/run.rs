@@ -4,10 +4,11 @@
 //! blocks of partition 0 | blocks of partition 1 | … | index | footer
 //! ```
 //!
-//! Blocks (`blocks.rs`) carry their own checksums; a partition begins on a new block, so a merge reads one contiguous *piece*.
-//! The index tells where each piece lies and what it sums to; the footer, of fixed length, where the index lies. Both are checksummed, and
-//! decoding trusts nothing: wrong bytes are [`KernelError::Corrupt`](crate::error::KernelError), never a panic, and never an allocation
-//! beyond the bytes at hand.
+//! Blocks (`blocks.rs`) carry their own checksums; a partition begins on a new block, so a merge
+//! reads one contiguous *piece*. The index tells where each piece lies and what it sums to; the
+//! footer, of fixed length, where the index lies. Both are checksummed, and decoding trusts
+//! nothing: wrong bytes are [`KernelError::Corrupt`](crate::error::KernelError), never a panic, and
+//! never an allocation beyond the bytes at hand.
 //!
 //! The writer appends to the sink's own buffer, so record bytes are written once.
 
@@ -25,8 +26,8 @@ pub trait RecordSink {
     /// What can go wrong.
     type Error: From<KernelError>;
 
-    /// Takes the next stored record (lines: with their terminator) and the [`record_hash`](crate::proof::record_hash) of its body, which a
-    /// merge has checked already.
+    /// Takes the next stored record (lines: with their terminator) and the
+    /// [`record_hash`](crate::proof::record_hash) of its body, which a merge has checked already.
     fn push(&mut self, stored: &[u8], hash: u64) -> Result<(), Self::Error>;
 }
 

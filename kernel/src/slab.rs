@@ -1,8 +1,10 @@
-//! The one block of memory of a [`crate::sort::ChunkSorter`]: record bytes grow from its low end, 16-byte entries from its high end.
+//! The one block of memory of a [`crate::sort::ChunkSorter`]: record bytes grow from its low end,
+//! 16-byte entries from its high end.
 //!
-//! So data and entries share the budget in whatever proportion the records ask for, and nothing is ever reserved for one that the other
-//! could use. The memory comes zeroed from the allocator, which for large blocks means untouched: pages cost nothing until they are
-//! written, and they are kept for the next chunk, because fresh memory is the slowest resource of virtual machines.
+//! So data and entries share the budget in whatever proportion the records ask for, and nothing is
+//! ever reserved for one that the other could use. The memory comes zeroed from the allocator,
+//! which for large blocks means untouched: pages cost nothing until they are written, and they are
+//! kept for the next chunk, because fresh memory is the slowest resource of virtual machines.
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::mem::size_of;
@@ -68,7 +70,8 @@ impl Slab {
     /// Bytes between the two ends that may be used.
     #[inline]
     pub(crate) fn free(&self) -> usize {
-        let between = self.words.len() * ENTRY_BYTES - self.bytes_len - self.entries_len * ENTRY_BYTES;
+        let between =
+            self.words.len() * ENTRY_BYTES - self.bytes_len - self.entries_len * ENTRY_BYTES;
         between.saturating_sub(self.outside_bytes)
     }
 
@@ -86,8 +89,8 @@ impl Slab {
         self.entries_len
     }
 
-    /// Allocates the next larger size and moves what is there. The last step but one takes at most an eighth of the budget, so the old and
-    /// the new pages together stay within it.
+    /// Allocates the next larger size and moves what is there. The last step but one takes at most
+    /// an eighth of the budget, so the old and the new pages together stay within it.
     pub(crate) fn grow(&mut self) -> Growth {
         let budget_words = self.budget_bytes / ENTRY_BYTES;
         if self.words.len() >= budget_words {
@@ -95,13 +98,16 @@ impl Slab {
         }
         let wanted = (self.words.len() * GROWTH_FACTOR).max(FIRST_BYTES / ENTRY_BYTES);
         let words = if wanted * GROWTH_FACTOR > budget_words { budget_words } else { wanted };
-        let Some(mut grown) = self.zeroed(words) else { return Growth::Refused(words * ENTRY_BYTES) };
+        let Some(mut grown) = self.zeroed(words) else {
+            return Growth::Refused(words * ENTRY_BYTES);
+        };
         if let Some(advise) = self.advise {
             advise(as_bytes_mut(&mut grown));
         }
         let low = self.bytes_len.div_ceil(ENTRY_BYTES);
         grown[..low].copy_from_slice(&self.words[..low]);
-        grown[words - self.entries_len..].copy_from_slice(&self.words[self.words.len() - self.entries_len..]);
+        grown[words - self.entries_len..]
+            .copy_from_slice(&self.words[self.words.len() - self.entries_len..]);
         self.words = grown;
         Growth::Grown
     }
@@ -117,7 +123,8 @@ impl Slab {
         }
         // SAFETY: the layout is not empty.
         let memory = unsafe { alloc_zeroed(layout) }.cast::<u128>();
-        // SAFETY: memory of the global allocator with the layout of `words` values, all of them initialised, as zeros are.
+        // SAFETY: memory of the global allocator with the layout of `words` values, all of them
+        // initialised, as zeros are.
         (!memory.is_null()).then(|| unsafe { Vec::from_raw_parts(memory, words, words) })
     }
 
@@ -129,7 +136,8 @@ impl Slab {
 
     /// Passes the memory between the two ends to `release`, which may forget what is there.
     pub(crate) fn release_free(&mut self, release: fn(&mut [u8])) {
-        let (low, high) = (self.bytes_len.div_ceil(ENTRY_BYTES), self.words.len() - self.entries_len);
+        let (low, high) =
+            (self.bytes_len.div_ceil(ENTRY_BYTES), self.words.len() - self.entries_len);
         if low < high {
             release(as_bytes_mut(&mut self.words[low..high]));
         }
@@ -174,7 +182,9 @@ impl Slab {
     #[inline(always)]
     pub(crate) fn push_entry(&mut self, entry: u128) -> bool {
         let at = self.words.len().wrapping_sub(self.entries_len + 1);
-        if at.wrapping_mul(ENTRY_BYTES) < self.bytes_len + self.outside_bytes || at >= self.words.len() {
+        if at.wrapping_mul(ENTRY_BYTES) < self.bytes_len + self.outside_bytes
+            || at >= self.words.len()
+        {
             return false;
         }
         self.words[at] = entry;
@@ -191,13 +201,16 @@ impl Slab {
 }
 
 fn as_bytes(words: &[u128]) -> &[u8] {
-    // SAFETY: u128 has no padding, every bit pattern is a valid u8, and a byte has no alignment to keep.
+    // SAFETY: u128 has no padding, every bit pattern is a valid u8, and a byte has no alignment to
+    // keep.
     unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), std::mem::size_of_val(words)) }
 }
 
 fn as_bytes_mut(words: &mut [u128]) -> &mut [u8] {
     // SAFETY: as above, and every byte pattern is a valid u128.
-    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), std::mem::size_of_val(words)) }
+    unsafe {
+        std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), std::mem::size_of_val(words))
+    }
 }
 
 #[cfg(test)]

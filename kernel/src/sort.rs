@@ -1,14 +1,18 @@
-//! Run generation: takes the records of a split as they arrive, holds as many as the budget allows, and writes them in order.
+//! Run generation: takes the records of a split as they arrive, holds as many as the budget allows,
+//! and writes them in order.
 //!
-//! A *chunk* is what is held at one time. The caller feeds bytes until the sorter is full or the split ends, sorts, writes (a run, or a
-//! spill that is merged into the run later), resets, and goes on. Records cost their bytes plus 16, and where keys are encoded
-//! ([`crate::order`]) the key plus 12. Hashes and windows are taken while the bytes are still in the cache.
+//! A *chunk* is what is held at one time. The caller feeds bytes until the sorter is full or the
+//! split ends, sorts, writes (a run, or a spill that is merged into the run later), resets, and
+//! goes on. Records cost their bytes plus 16, and where keys are encoded ([`crate::order`]) the key
+//! plus 12. Hashes and windows are taken while the bytes are still in the cache.
 //!
-//! A long record ([`LONG_RECORD_BYTES`]) is held more than once on its way: where it is written, and where runs are merged. That is counted here, so that what a sorter
-//! takes in can also be written and merged within the budget.
+//! A long record ([`LONG_RECORD_BYTES`]) is held more than once on its way: where it is written,
+//! and where runs are merged. That is counted here, so that what a sorter takes in can also be
+//! written and merged within the budget.
 //!
-//! Relies on positions that ascend from `begin` to `begin`: input order decides between equal keys. Never allocates beyond the budget, up
-//! to one encoded key (before it is counted) and 128 KiB of scratch while it sorts.
+//! Relies on positions that ascend from `begin` to `begin`: input order decides between equal keys.
+//! Never allocates beyond the budget, up to one encoded key (before it is counted) and 128 KiB of
+//! scratch while it sorts.
 
 use std::mem::size_of;
 use std::sync::Arc;
@@ -25,11 +29,14 @@ mod chunk;
 
 pub use chunk::SortedChunk;
 
-/// Bytes that are copied and then scanned in one go: they stay in the second-level cache between the two.
+/// Bytes that are copied and then scanned in one go: they stay in the second-level cache between
+/// the two.
 const STEP_BYTES: usize = 64 << 10;
-/// A record beyond this size counts with what it takes elsewhere; shorter ones lie within I/O buffers.
+/// A record beyond this size counts with what it takes elsewhere; shorter ones lie within I/O
+/// buffers.
 pub const LONG_RECORD_BYTES: usize = 1 << 20;
-/// How often a long record is held beside the sorter: being written and on its way, or read from two runs.
+/// How often a long record is held beside the sorter: being written and on its way, or read from
+/// two runs.
 const LONG_RECORD_COPIES: usize = 4;
 /// Offsets in a chunk are u32.
 const CHUNK_BYTES_MAX: usize = u32::MAX as usize;
@@ -41,7 +48,8 @@ pub struct ChunkSorter {
     windowing: Windowing,
     raw: Option<RawKey>,
     slab: Slab,
-    /// Where contiguous input begins: (offset in the data, global position). Encoded chunks keep the open record's only.
+    /// Where contiguous input begins: (offset in the data, global position). Encoded chunks keep
+    /// the open record's only.
     segments: Vec<Segment>,
     /// Start of the record that is not complete yet; all data behind it belongs to it.
     open: usize,
@@ -91,29 +99,34 @@ impl ChunkSorter {
     pub fn budget_for(order: &Order, record_bytes: u64) -> u64 {
         let long = record_bytes > LONG_RECORD_BYTES as u64;
         let copies = if long { LONG_RECORD_COPIES as u64 } else { 0 };
-        // An encoded key is about as long as the record at most; it grows beside the data, by doubling, before it is put there.
+        // An encoded key is about as long as the record at most; it grows beside the data, by
+        // doubling, before it is put there.
         let keys = if order.raw_key().is_some() { 0 } else { 3 };
         record_bytes.saturating_mul(1 + copies + keys).saturating_add(4 * STEP_BYTES as u64)
     }
 
-    /// Has every block of fresh memory passed to `advise` before its first use. `advise` must not write.
+    /// Has every block of fresh memory passed to `advise` before its first use. `advise` must not
+    /// write.
     ///
-    /// On Linux with transparent huge pages on request, asking for them there (`madvise`) halves the time of [`SortedChunk::write`]: it
-    /// reads records at random, and with 4 KiB pages nearly every one of them misses the processor's address cache.
+    /// On Linux with transparent huge pages on request, asking for them there (`madvise`) halves
+    /// the time of [`SortedChunk::write`]: it reads records at random, and with 4 KiB pages nearly
+    /// every one of them misses the processor's address cache.
     #[must_use]
     pub fn with_memory_advice(mut self, advise: fn(&mut [u8])) -> Self {
         self.slab.set_advice(advise);
         self
     }
 
-    /// Has memory that is touched and free passed to `release`, which may forget what is there, when a long record is about to take as much elsewhere.
+    /// Has memory that is touched and free passed to `release`, which may forget what is there,
+    /// when a long record is about to take as much elsewhere.
     #[must_use]
     pub fn with_memory_release(mut self, release: fn(&mut [u8])) -> Self {
         self.release = Some(release);
         self
     }
 
-    /// Asks `grant` before every large block of memory; what it refuses counts as refused by the system.
+    /// Asks `grant` before every large block of memory; what it refuses counts as refused by the
+    /// system.
     #[must_use]
     pub fn with_memory_grant(mut self, grant: fn(usize) -> bool) -> Self {
         self.slab.set_grant(grant);
@@ -127,13 +140,15 @@ impl ChunkSorter {
         self
     }
 
-    /// Global position and bytes of the record that is not complete: what is held of it. After [`KernelError::RecordTooLong`],
-    /// [`KernelError::Budget`] or [`KernelError::BadRecord`] it is the one that the error blames, and what was fed reaches up to its end.
+    /// Global position and bytes of the record that is not complete: what is held of it. After
+    /// [`KernelError::RecordTooLong`], [`KernelError::Budget`] or [`KernelError::BadRecord`] it is
+    /// the one that the error blames, and what was fed reaches up to its end.
     pub fn open_record(&self) -> (u64, &[u8]) {
         (self.open_position(), &self.slab.bytes()[self.open..])
     }
 
-    /// Forgets the record that is not complete. The next byte needs a [`ChunkSorter::begin`] of its own.
+    /// Forgets the record that is not complete. The next byte needs a [`ChunkSorter::begin`] of its
+    /// own.
     pub fn discard_open(&mut self) {
         self.slab.truncate_bytes(self.open);
         if self.records() == 0 {
@@ -142,24 +157,30 @@ impl ChunkSorter {
         }
     }
 
-    /// Says that the next fed byte has global position `position`: the start of a contiguous interval, at a record boundary.
+    /// Says that the next fed byte has global position `position`: the start of a contiguous
+    /// interval, at a record boundary.
     ///
     /// # Panics
-    /// If the record before it was not completed ([`ChunkSorter::end_object`]); that is a bug of the caller.
+    /// If the record before it was not completed ([`ChunkSorter::end_object`]); that is a bug of
+    /// the caller.
     pub fn begin(&mut self, position: u64) {
         assert_eq!(self.open, self.slab.bytes_len(), "an interval begins within a record");
         let offset = self.open;
         match self.segments.last_mut() {
-            Some(last) if last.position + (offset - last.offset) as u64 == position && self.raw.is_some() => {}
-            Some(last) if last.offset == offset || self.raw.is_none() => *last = Segment { offset, position },
+            Some(last)
+                if last.position + (offset - last.offset) as u64 == position
+                    && self.raw.is_some() => {}
+            Some(last) if last.offset == offset || self.raw.is_none() => {
+                *last = Segment { offset, position }
+            }
             _ => self.segments.push(Segment { offset, position }),
         }
         self.slab.set_outside_bytes(self.overhead());
     }
 
-    /// Takes the next bytes and returns how many. Fewer than given means full: sort, write, reset, and feed the rest. Zero bytes taken by
-    /// an empty sorter cannot happen: a record that does not fit alone is [`KernelError::Budget`], one above the limit
-    /// [`KernelError::RecordTooLong`].
+    /// Takes the next bytes and returns how many. Fewer than given means full: sort, write, reset,
+    /// and feed the rest. Zero bytes taken by an empty sorter cannot happen: a record that does not
+    /// fit alone is [`KernelError::Budget`], one above the limit [`KernelError::RecordTooLong`].
     pub fn feed(&mut self, bytes: &[u8]) -> Result<usize, KernelError> {
         let mut taken = 0;
         while taken < bytes.len() {
@@ -175,8 +196,9 @@ impl ChunkSorter {
         Ok(taken)
     }
 
-    /// Ends the object: completes a last line that has no terminator. `false` means full first: sort, write, reset, and call again. A part
-    /// of a fixed-length record is [`KernelError::BadRecord`].
+    /// Ends the object: completes a last line that has no terminator. `false` means full first:
+    /// sort, write, reset, and call again. A part of a fixed-length record is
+    /// [`KernelError::BadRecord`].
     pub fn end_object(&mut self) -> Result<bool, KernelError> {
         let found = self.slab.bytes_len() - self.open;
         if found == 0 {
@@ -206,7 +228,8 @@ impl ChunkSorter {
         self.slab.bytes_len() + self.slab.entries_len() * size_of::<u128>() + self.overhead()
     }
 
-    /// Flips one bit of one record that is held and summed up already, as failing memory would: for fault injection.
+    /// Flips one bit of one record that is held and summed up already, as failing memory would: for
+    /// fault injection.
     pub fn flip_bit(&mut self, random: u64) {
         let (data, entries) = self.slab.split();
         let keys = Keys { data, raw: self.raw, windowing: self.windowing };
@@ -233,7 +256,8 @@ impl ChunkSorter {
         let position = if self.segments.is_empty() { 0 } else { self.open_position() };
         self.slab.keep_tail(self.open);
         self.open = 0;
-        self.longest = Some(self.slab.bytes_len()).filter(|&held| held > LONG_RECORD_BYTES).unwrap_or(0);
+        self.longest =
+            Some(self.slab.bytes_len()).filter(|&held| held > LONG_RECORD_BYTES).unwrap_or(0);
         self.segments.clear();
         self.segments.push(Segment { offset: 0, position });
         self.sums = Sums::default();
@@ -244,7 +268,8 @@ impl ChunkSorter {
         self.slab.set_outside_bytes(self.overhead());
     }
 
-    /// Gives its memory back; what it holds is forgotten. The next byte needs a [`ChunkSorter::begin`] of its own.
+    /// Gives its memory back; what it holds is forgotten. The next byte needs a
+    /// [`ChunkSorter::begin`] of its own.
     pub fn release_memory(&mut self) {
         self.slab.clear();
         self.open = 0;
@@ -259,7 +284,9 @@ impl ChunkSorter {
 
     /// Bytes beside the slab.
     fn overhead(&self) -> usize {
-        self.segments.capacity() * size_of::<Segment>() + self.scratch.capacity() + LONG_RECORD_COPIES * self.longest
+        self.segments.capacity() * size_of::<Segment>()
+            + self.scratch.capacity()
+            + LONG_RECORD_COPIES * self.longest
     }
 
     /// So much is held of the open record.
@@ -295,7 +322,11 @@ impl ChunkSorter {
         let held = (self.slab.bytes_len() - self.open) as u64;
         let needed = held + (self.overhead() + size_of::<u128>()) as u64 + 1;
         let budget = self.slab.budget_bytes() as u64;
-        Err(KernelError::Budget { position: self.open_position(), needed: needed.max(budget + 1), budget })
+        Err(KernelError::Budget {
+            position: self.open_position(),
+            needed: needed.max(budget + 1),
+            budget,
+        })
     }
 
     fn check_length(&self, body_bytes: usize) -> Result<(), KernelError> {
@@ -306,7 +337,10 @@ impl ChunkSorter {
     }
 
     fn too_long(&self) -> KernelError {
-        KernelError::RecordTooLong { position: self.open_position(), limit: self.record_bytes_max as u64 }
+        KernelError::RecordTooLong {
+            position: self.open_position(),
+            limit: self.record_bytes_max as u64,
+        }
     }
 
     /// Raw keys: copies a step, then finds the records in the copy.
@@ -388,14 +422,19 @@ impl ChunkSorter {
                 Some(found) => (found + 1, true),
                 None => (bytes.len(), false),
             },
-            Format::Fixed { len } => (bytes.len().min(len as usize - open_len), open_len + bytes.len() >= len as usize),
+            Format::Fixed { len } => {
+                (bytes.len().min(len as usize - open_len), open_len + bytes.len() >= len as usize)
+            }
         };
-        self.check_length(open_len + step - if complete { self.order.format().terminator_len() } else { 0 })?;
+        self.check_length(
+            open_len + step - if complete { self.order.format().terminator_len() } else { 0 },
+        )?;
         self.note_length(open_len + step.min(self.room()));
         let header = if complete { ENCODED_HEADER_BYTES } else { 0 };
         let room = self.room();
         if step + header > room {
-            // An incomplete record may be taken in parts; of a complete one the terminator must wait for its key's room.
+            // An incomplete record may be taken in parts; of a complete one the terminator must
+            // wait for its key's room.
             let part = if complete { 0 } else { room };
             self.slab.push_bytes(&bytes[..part]);
             return Ok((part, Scan::Full));

@@ -1,6 +1,8 @@
-//! What order the user asked for: the record format, the keys and the letters of sort(1). Data only; [`crate::order::Order`] compiles it.
+//! What order the user asked for: the record format, the keys and the letters of sort(1). Data
+//! only; [`crate::order::Order`] compiles it.
 //!
-//! Meaning is that of GNU sort 9.1 under `LC_ALL=C`. Types are plain, so that they travel as JSON and as postcard alike.
+//! Meaning is that of GNU sort 9.1 under `LC_ALL=C`. Types are plain, so that they travel as JSON
+//! and as postcard alike.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,10 +11,12 @@ use crate::record::{Format, RECORD_BYTES_MAX};
 
 mod parse;
 
-/// Bound on the number of `-k` keys: as many fit into the request of a job, with room for its inputs.
+/// Bound on the number of `-k` keys: as many fit into the request of a job, with room for its
+/// inputs.
 pub const KEYS_MAX: usize = 1000;
 
-/// The wanted order and how records are told apart. Check it with [`SortSpec::validate`] before use.
+/// The wanted order and how records are told apart. Check it with [`SortSpec::validate`] before
+/// use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SortSpec {
     /// How bytes divide into records.
@@ -50,7 +54,8 @@ pub struct FieldKey {
     pub start_field: u32,
     /// Character of that field, from 1.
     pub start_char: u32,
-    /// Last field (from 1) and last character (from 1; 0 is the field's end); `None` is the end of the line.
+    /// Last field (from 1) and last character (from 1; 0 is the field's end); `None` is the end of
+    /// the line.
     pub end: Option<(u32, u32)>,
     /// Letters of this key. `ignore_leading_blanks` is the `b` of the start position.
     pub flags: KeyFlags,
@@ -78,13 +83,19 @@ pub struct KeyFlags {
 impl KeyFlags {
     /// Whether any letter but `r` is set: what sort(1) takes for "has an ordering of its own".
     pub(crate) fn any_but_reverse(&self) -> bool {
-        self.numeric || self.ignore_leading_blanks || self.fold_case || self.dictionary || self.nonprinting
+        self.numeric
+            || self.ignore_leading_blanks
+            || self.fold_case
+            || self.dictionary
+            || self.nonprinting
     }
 
     fn check_compatible(&self) -> Result<(), KernelError> {
         if self.numeric && (self.dictionary || self.nonprinting) {
             let other = if self.dictionary { 'd' } else { 'i' };
-            return Err(KernelError::InvalidSpec(format!("the letters '{other}' and 'n' are incompatible")));
+            return Err(KernelError::InvalidSpec(format!(
+                "the letters '{other}' and 'n' are incompatible"
+            )));
         }
         Ok(())
     }
@@ -93,7 +104,13 @@ impl KeyFlags {
 impl FieldKey {
     /// The whole line under the given letters: what sort(1) makes of letters without `-k`.
     pub(crate) fn whole_line(flags: KeyFlags) -> Self {
-        Self { start_field: 1, start_char: 1, end: None, flags, end_ignore_blanks: flags.ignore_leading_blanks }
+        Self {
+            start_field: 1,
+            start_char: 1,
+            end: None,
+            flags,
+            end_ignore_blanks: flags.ignore_leading_blanks,
+        }
     }
 
     /// This key with the global letters, if it has none of its own.
@@ -110,10 +127,18 @@ impl FieldKey {
 impl SortSpec {
     /// Plain order of whole records: lines end with `\n`.
     pub fn new(format: Format) -> Self {
-        Self { format, keys: Vec::new(), global: KeyFlags::default(), separator: None, stable: false, unique: false }
+        Self {
+            format,
+            keys: Vec::new(),
+            global: KeyFlags::default(),
+            separator: None,
+            stable: false,
+            unique: false,
+        }
     }
 
-    /// Checks that everything fits together. The error is [`KernelError::InvalidSpec`] and names the key.
+    /// Checks that everything fits together. The error is [`KernelError::InvalidSpec`] and names
+    /// the key.
     pub fn validate(&self) -> Result<(), KernelError> {
         if self.keys.len() > KEYS_MAX {
             return Err(KernelError::InvalidSpec(format!(
@@ -136,7 +161,9 @@ impl SortSpec {
             };
             let end_is_zero = matches!(field.end, Some((0, _)));
             if field.start_field == 0 || field.start_char == 0 || end_is_zero {
-                return Err(KernelError::InvalidSpec(format!("key {number}: fields and characters count from 1")));
+                return Err(KernelError::InvalidSpec(format!(
+                    "key {number}: fields and characters count from 1"
+                )));
             }
             field.inherit(&self.global).flags.check_compatible()?;
         }
@@ -146,22 +173,29 @@ impl SortSpec {
     fn validate_fixed(&self, len: u32) -> Result<(), KernelError> {
         let invalid = |message: String| Err(KernelError::InvalidSpec(message));
         if len == 0 || u64::from(len) > RECORD_BYTES_MAX {
-            return invalid(format!("the record length {len} is not between 1 and {RECORD_BYTES_MAX}"));
+            return invalid(format!(
+                "the record length {len} is not between 1 and {RECORD_BYTES_MAX}"
+            ));
         }
         if self.separator.is_some() {
             return invalid("a field separator (-t) is for lines only".into());
         }
         if self.global.any_but_reverse() {
-            return invalid("of the letters of sort(1) only r, s and u apply to fixed-length records".into());
+            return invalid(
+                "of the letters of sort(1) only r, s and u apply to fixed-length records".into(),
+            );
         }
         for (number, key) in (1..).zip(&self.keys) {
             let KeyDef::Range { offset, len: key_len } = *key else {
-                return invalid(format!("key {number} must be OFFSET:LEN for fixed-length records"));
+                return invalid(format!(
+                    "key {number} must be OFFSET:LEN for fixed-length records"
+                ));
             };
             let end = u64::from(offset) + u64::from(key_len);
             if key_len == 0 || end > u64::from(len) {
                 return invalid(format!(
-                    "key {number} ({offset}:{key_len}) does not lie within the record of {len} bytes"
+                    "key {number} ({offset}:{key_len}) does not lie within the record of {len} \
+                        bytes"
                 ));
             }
         }
@@ -185,8 +219,14 @@ mod tests {
         };
         check(&spec(100, &[]), Ok(()));
         check(&spec(100, &[(0, 10), (90, 10)]), Ok(()));
-        check(&spec(100, &[(91, 10)]), Err("key 1 (91:10) does not lie within the record of 100 bytes"));
-        check(&spec(100, &[(0, 1), (5, 0)]), Err("key 2 (5:0) does not lie within the record of 100 bytes"));
+        check(
+            &spec(100, &[(91, 10)]),
+            Err("key 1 (91:10) does not lie within the record of 100 bytes"),
+        );
+        check(
+            &spec(100, &[(0, 1), (5, 0)]),
+            Err("key 2 (5:0) does not lie within the record of 100 bytes"),
+        );
         check(
             &spec(100, &[(u32::MAX, u32::MAX)]),
             Err("key 1 (4294967295:4294967295) does not lie within the record of 100 bytes"),
@@ -200,14 +240,26 @@ mod tests {
         let numeric = KeyFlags { numeric: true, ..KeyFlags::default() };
         check(&SortSpec { global: numeric, ..lines.clone() }, Ok(()));
         let both = KeyFlags { dictionary: true, ..numeric };
-        check(&SortSpec { global: both, ..lines.clone() }, Err("the letters 'd' and 'n' are incompatible"));
+        check(
+            &SortSpec { global: both, ..lines.clone() },
+            Err("the letters 'd' and 'n' are incompatible"),
+        );
         let range = vec![KeyDef::Range { offset: 0, len: 1 }];
-        check(&SortSpec { keys: range, ..lines }, Err("key 1 is OFFSET:LEN, which is for fixed-length records only"));
+        check(
+            &SortSpec { keys: range, ..lines },
+            Err("key 1 is OFFSET:LEN, which is for fixed-length records only"),
+        );
         let fixed = SortSpec::new(Format::Fixed { len: 4 });
         let message = "of the letters of sort(1) only r, s and u apply to fixed-length records";
         check(&SortSpec { global: numeric, ..fixed.clone() }, Err(message));
-        check(&SortSpec { separator: Some(b','), ..fixed.clone() }, Err("a field separator (-t) is for lines only"));
+        check(
+            &SortSpec { separator: Some(b','), ..fixed.clone() },
+            Err("a field separator (-t) is for lines only"),
+        );
         let field = vec![KeyDef::Field(FieldKey::whole_line(KeyFlags::default()))];
-        check(&SortSpec { keys: field, ..fixed }, Err("key 1 must be OFFSET:LEN for fixed-length records"));
+        check(
+            &SortSpec { keys: field, ..fixed },
+            Err("key 1 must be OFFSET:LEN for fixed-length records"),
+        );
     }
 }

@@ -1,8 +1,11 @@
-//! Splits: how input is divided among sort tasks, and which records of an object belong to which piece.
+//! Splits: how input is divided among sort tasks, and which records of an object belong to which
+//! piece.
 //!
-//! A split is a list of intervals of objects, contiguous in global position. A line belongs to the interval that holds its first byte, so
-//! whoever reads an interval looks one byte back (is it a line start?) and reads on past the end until its last line is complete. The
-//! interval that was *consumed* then differs from the planned one, and it is the consumed ones that must tile the objects (P1).
+//! A split is a list of intervals of objects, contiguous in global position. A line belongs to the
+//! interval that holds its first byte, so whoever reads an interval looks one byte back (is it a
+//! line start?) and reads on past the end until its last line is complete. The interval that was
+//! *consumed* then differs from the planned one, and it is the consumed ones that must tile the
+//! objects (P1).
 
 use std::ops::Range;
 
@@ -12,9 +15,10 @@ use crate::error::{BadRecord, KernelError};
 use crate::proof::Interval;
 use crate::record::Format;
 
-/// Packs objects into splits of about `split_bytes`, in order: many small objects share a split, a large one is cut, at record boundaries
-/// where records have a fixed length. Splits are even: their number is the least that keeps to `split_bytes` (a record more for fixed
-/// ones), and their sizes differ by rounding only. Empty objects are in no split.
+/// Packs objects into splits of about `split_bytes`, in order: many small objects share a split, a
+/// large one is cut, at record boundaries where records have a fixed length. Splits are even: their
+/// number is the least that keeps to `split_bytes` (a record more for fixed ones), and their sizes
+/// differ by rounding only. Empty objects are in no split.
 pub fn plan_splits(object_sizes: &[u64], format: &Format, split_bytes: u64) -> Vec<Vec<Interval>> {
     let total: u64 = object_sizes.iter().sum();
     let count = total.div_ceil(split_bytes.max(1));
@@ -74,8 +78,8 @@ pub struct Cut {
     pub done: bool,
 }
 
-/// Finds the bytes of an interval's records in the bytes of its object. Push parser: read the object from [`Cutter::read_from`] on and push
-/// what arrives until a [`Cut`] is done.
+/// Finds the bytes of an interval's records in the bytes of its object. Push parser: read the
+/// object from [`Cutter::read_from`] on and push what arrives until a [`Cut`] is done.
 #[derive(Clone, Debug)]
 pub struct Cutter {
     interval: Interval,
@@ -96,18 +100,33 @@ enum State {
 }
 
 impl Cutter {
-    /// A cutter for `interval` of an object of `object_bytes` bytes. Fixed-length records: an interval that is not aligned, or an object
-    /// that is no multiple of the record length, is [`KernelError::BadRecord`] with an offset in the object.
-    pub fn new(format: &Format, interval: Interval, object_bytes: u64) -> Result<Self, KernelError> {
+    /// A cutter for `interval` of an object of `object_bytes` bytes. Fixed-length records: an
+    /// interval that is not aligned, or an object that is no multiple of the record length, is
+    /// [`KernelError::BadRecord`] with an offset in the object.
+    pub fn new(
+        format: &Format,
+        interval: Interval,
+        object_bytes: u64,
+    ) -> Result<Self, KernelError> {
         Self::of(format, interval, object_bytes, false)
     }
 
-    /// The same for an object that may end within a record: what is left there belongs to the interval that ends with the object.
-    pub fn lenient(format: &Format, interval: Interval, object_bytes: u64) -> Result<Self, KernelError> {
+    /// The same for an object that may end within a record: what is left there belongs to the
+    /// interval that ends with the object.
+    pub fn lenient(
+        format: &Format,
+        interval: Interval,
+        object_bytes: u64,
+    ) -> Result<Self, KernelError> {
         Self::of(format, interval, object_bytes, true)
     }
 
-    fn of(format: &Format, interval: Interval, object_bytes: u64, torn: bool) -> Result<Self, KernelError> {
+    fn of(
+        format: &Format,
+        interval: Interval,
+        object_bytes: u64,
+        torn: bool,
+    ) -> Result<Self, KernelError> {
         if interval.begin > interval.end || interval.end > object_bytes {
             let Interval { object, begin, end } = interval;
             return Err(KernelError::corrupt(format!(
@@ -128,7 +147,14 @@ impl Cutter {
             (false, true) => State::Skipping,
             (false, false) => State::Taking,
         };
-        Ok(Self { interval, object_bytes, terminator, at: begin - u64::from(skips), consumed: begin..begin, state })
+        Ok(Self {
+            interval,
+            object_bytes,
+            terminator,
+            at: begin - u64::from(skips),
+            consumed: begin..begin,
+            state,
+        })
     }
 
     /// Offset in the object of the first byte to push.
@@ -141,12 +167,14 @@ impl Cutter {
         self.state == State::Done
     }
 
-    /// The bytes of the object that belong to this interval's records, so far: complete once done. Empty when no record begins here.
+    /// The bytes of the object that belong to this interval's records, so far: complete once done.
+    /// Empty when no record begins here.
     pub fn consumed(&self) -> Range<u64> {
         self.consumed.clone()
     }
 
-    /// Looks at the next bytes of the object. Bytes after the object's end, or after done, are ignored.
+    /// Looks at the next bytes of the object. Bytes after the object's end, or after done, are
+    /// ignored.
     pub fn push(&mut self, bytes: &[u8]) -> Cut {
         let left = usize::try_from(self.object_bytes - self.at).unwrap_or(usize::MAX);
         let bytes = &bytes[..bytes.len().min(left)];
@@ -169,8 +197,10 @@ impl Cutter {
 
     /// Looks for the first record that begins in the interval; returns where it begins in `bytes`.
     fn skip(&mut self, bytes: &[u8]) -> usize {
-        // A record begins after a terminator; it must begin before the interval's end, so the last byte that matters is two before it.
-        let relevant = usize::try_from(self.interval.end - 1 - self.at).unwrap_or(usize::MAX).min(bytes.len());
+        // A record begins after a terminator; it must begin before the interval's end, so the last
+        // byte that matters is two before it.
+        let relevant =
+            usize::try_from(self.interval.end - 1 - self.at).unwrap_or(usize::MAX).min(bytes.len());
         let found = self.terminator.and_then(|terminator| memchr(terminator, &bytes[..relevant]));
         match found {
             Some(found) => {
@@ -198,7 +228,9 @@ impl Cutter {
             return left.min(bytes.len());
         };
         // The last record is the one that holds the interval's last byte.
-        let last = usize::try_from((self.interval.end - 1).saturating_sub(self.at)).unwrap_or(usize::MAX).max(start);
+        let last = usize::try_from((self.interval.end - 1).saturating_sub(self.at))
+            .unwrap_or(usize::MAX)
+            .max(start);
         let found = bytes.get(last..).and_then(|tail| memchr(terminator, tail));
         match found {
             Some(found) => {
@@ -210,7 +242,12 @@ impl Cutter {
     }
 }
 
-fn check_aligned(interval: Interval, object_bytes: u64, len: u32, torn: bool) -> Result<(), KernelError> {
+fn check_aligned(
+    interval: Interval,
+    object_bytes: u64,
+    len: u32,
+    torn: bool,
+) -> Result<(), KernelError> {
     let over = object_bytes % u64::from(len);
     if over != 0 && !torn {
         let reason = BadRecord::Truncated { found: over, len };
@@ -218,7 +255,10 @@ fn check_aligned(interval: Interval, object_bytes: u64, len: u32, torn: bool) ->
     }
     for offset in [interval.begin, interval.end] {
         if offset % u64::from(len) != 0 && !(torn && offset == object_bytes) {
-            return Err(KernelError::BadRecord { position: offset, reason: BadRecord::Misaligned { offset, len } });
+            return Err(KernelError::BadRecord {
+                position: offset,
+                reason: BadRecord::Misaligned { offset, len },
+            });
         }
     }
     Ok(())

@@ -1,10 +1,11 @@
 //! Splitters: the values of the whole comparison key that cut the order into partitions.
 //!
-//! A splitter is (key, position), so equal keys may span partitions and a hot key swells none; with `-u` positions are 0 and keys
-//! distinct, so equal keys are never divided. Partition `p` holds what is at or after splitter `p - 1` and before splitter `p`.
+//! A splitter is (key, position), so equal keys may span partitions and a hot key swells none; with
+//! `-u` positions are 0 and keys distinct, so equal keys are never divided. Partition `p` holds
+//! what is at or after splitter `p - 1` and before splitter `p`.
 //!
-//! Keys are cut at [`SAMPLE_KEY_MAX`] bytes. A truncated key is still a value of the order, so it is still a valid bound; only balance
-//! among keys that agree in their first 4 KiB suffers.
+//! Keys are cut at [`SAMPLE_KEY_MAX`] bytes. A truncated key is still a value of the order, so it
+//! is still a valid bound; only balance among keys that agree in their first 4 KiB suffers.
 //!
 //! ```text
 //! stored: magic 8 | version u32 | count u32 | per splitter: position u64, key length u32, key | XXH3-64 of all before   (little endian)
@@ -39,8 +40,9 @@ pub struct Splitter {
     pub position: u64,
 }
 
-/// Chooses at most `partitions - 1` strictly ascending splitters that divide the samples evenly. Fewer distinct samples give fewer
-/// splitters. With `unique` positions become 0 and each distinct key weighs the same.
+/// Chooses at most `partitions - 1` strictly ascending splitters that divide the samples evenly.
+/// Fewer distinct samples give fewer splitters. With `unique` positions become 0 and each distinct
+/// key weighs the same.
 pub fn choose(mut samples: Vec<Splitter>, partitions: u32, unique: bool) -> Vec<Splitter> {
     if unique {
         samples.iter_mut().for_each(|sample| sample.position = 0);
@@ -49,14 +51,17 @@ pub fn choose(mut samples: Vec<Splitter>, partitions: u32, unique: bool) -> Vec<
     samples.dedup();
     let parts = u64::from(partitions.clamp(1, PARTITIONS_MAX));
     let count = samples.len() as u64;
-    let mut chosen: Vec<Splitter> =
-        (1..parts).filter_map(|part| samples.get((part * count / parts) as usize).cloned()).collect();
+    let mut chosen: Vec<Splitter> = (1..parts)
+        .filter_map(|part| samples.get((part * count / parts) as usize).cloned())
+        .collect();
     chosen.dedup();
     chosen
 }
 
-/// How full the fullest partition would be, in percent of the mean, if one half of the samples chose the bounds and the other half were the data. The halves take turns
-/// in the order of positions. None where fewer than [`MEASURED_MIN`] samples of the second half would fall to a partition on average: chance alone would decide.
+/// How full the fullest partition would be, in percent of the mean, if one half of the samples
+/// chose the bounds and the other half were the data. The halves take turns in the order of
+/// positions. None where fewer than [`MEASURED_MIN`] samples of the second half would fall to a
+/// partition on average: chance alone would decide.
 pub fn fullest_percent(samples: &[Splitter], partitions: u32, unique: bool) -> Option<u32> {
     let parts = u64::from(partitions.clamp(1, PARTITIONS_MAX));
     let mut halves = [Vec::new(), Vec::new()];
@@ -74,12 +79,16 @@ pub fn fullest_percent(samples: &[Splitter], partitions: u32, unique: bool) -> O
         return None;
     }
     let chosen = choose(chooses, partitions, unique);
-    let ends = chosen.iter().map(|bound| measures.partition_point(|sample| sample < bound)).chain([measures.len()]);
+    let ends = chosen
+        .iter()
+        .map(|bound| measures.partition_point(|sample| sample < bound))
+        .chain([measures.len()]);
     let (fullest, _) = ends.fold((0, 0), |(fullest, begin), end| (fullest.max(end - begin), end));
     u32::try_from(fullest as u64 * 100 * parts / count).ok()
 }
 
-/// Checks that splitters ascend strictly, that keys are within [`SAMPLE_KEY_MAX`], and, with `unique`, that positions are 0.
+/// Checks that splitters ascend strictly, that keys are within [`SAMPLE_KEY_MAX`], and, with
+/// `unique`, that positions are 0.
 pub fn validate(splitters: &[Splitter], unique: bool) -> Result<(), KernelError> {
     let wrong = |number: usize, why: &str| {
         Err(KernelError::corrupt(format!("splitter {number} of {}: {why}", splitters.len())))
@@ -116,7 +125,8 @@ pub fn encode(splitters: &[Splitter]) -> Vec<u8> {
     out
 }
 
-/// Reads what [`encode`] wrote, and checks it as [`validate`] does, `unique` apart. Anything else is [`KernelError::Corrupt`].
+/// Reads what [`encode`] wrote, and checks it as [`validate`] does, `unique` apart. Anything else
+/// is [`KernelError::Corrupt`].
 pub fn decode(bytes: &[u8]) -> Result<Vec<Splitter>, KernelError> {
     let wrong = |why: &str| KernelError::corrupt(format!("splitters: {why}"));
     if bytes.len() < HEADER_BYTES + CHECKSUM_BYTES || bytes[..8] != MAGIC {
@@ -170,9 +180,15 @@ pub struct SampleWindow {
     pub at_object_end: bool,
 }
 
-/// Takes at most `records_max` samples, evenly spread over the complete records of a window of raw bytes. A record that begins before the
-/// window is skipped; so is one that ends after it. A window within one long line gives none.
-pub fn sample(order: &Order, bytes: &[u8], window: SampleWindow, records_max: usize) -> Vec<Splitter> {
+/// Takes at most `records_max` samples, evenly spread over the complete records of a window of raw
+/// bytes. A record that begins before the window is skipped; so is one that ends after it. A window
+/// within one long line gives none.
+pub fn sample(
+    order: &Order,
+    bytes: &[u8],
+    window: SampleWindow,
+    records_max: usize,
+) -> Vec<Splitter> {
     let records = complete_records(order.format(), bytes, window);
     let take = records.len().min(records_max);
     let mut scratch = Vec::new();
@@ -182,7 +198,10 @@ pub fn sample(order: &Order, bytes: &[u8], window: SampleWindow, records_max: us
             let at = (2 * number + 1) * records.len() / (2 * take);
             let (start, end) = records[at];
             let key = order.key(&bytes[start..end], &mut scratch);
-            Splitter { key: key[..key.len().min(SAMPLE_KEY_MAX)].to_vec(), position: window.position + start as u64 }
+            Splitter {
+                key: key[..key.len().min(SAMPLE_KEY_MAX)].to_vec(),
+                position: window.position + start as u64,
+            }
         })
         .collect()
 }
@@ -194,7 +213,11 @@ fn complete_records(format: &Format, bytes: &[u8], window: SampleWindow) -> Vec<
             let len = u64::from(len);
             let skip = (len - window.object_offset % len) % len;
             let count = (bytes.len() as u64).saturating_sub(skip) / len;
-            (0..count).map(|number| ((skip + number * len) as usize, (skip + (number + 1) * len) as usize)).collect()
+            (0..count)
+                .map(|number| {
+                    ((skip + number * len) as usize, (skip + (number + 1) * len) as usize)
+                })
+                .collect()
         }
         Format::Lines { terminator } => {
             let mut records = Vec::new();
@@ -205,7 +228,8 @@ fn complete_records(format: &Format, bytes: &[u8], window: SampleWindow) -> Vec<
                 }
                 start = Some(end + 1);
             }
-            if let Some(start) = start.filter(|&start| window.at_object_end && start < bytes.len()) {
+            if let Some(start) = start.filter(|&start| window.at_object_end && start < bytes.len())
+            {
                 records.push((start, bytes.len()));
             }
             records
@@ -225,9 +249,13 @@ mod tests {
     #[test]
     fn splitters_divide_the_samples_evenly_and_ascend() {
         let check = |samples: &[&str], partitions, unique, expect: &[(&str, u64)]| {
-            let samples = samples.iter().zip(0..).map(|(key, position)| splitter(key, position)).collect();
+            let samples =
+                samples.iter().zip(0..).map(|(key, position)| splitter(key, position)).collect();
             let chosen = choose(samples, partitions, unique);
-            assert_eq!(chosen, expect.iter().map(|&(key, position)| splitter(key, position)).collect::<Vec<_>>());
+            assert_eq!(
+                chosen,
+                expect.iter().map(|&(key, position)| splitter(key, position)).collect::<Vec<_>>()
+            );
             assert_eq!(validate(&chosen, unique), Ok(()));
         };
         check(&["d", "c", "b", "a"], 2, false, &[("c", 1)]);
@@ -243,15 +271,26 @@ mod tests {
 
     #[test]
     fn the_fullest_partition_is_measured_by_other_samples_than_chose_it() {
-        let check = |samples: &[Splitter], partitions, unique, expect: Option<std::ops::RangeInclusive<u32>>| {
+        let check = |samples: &[Splitter],
+                     partitions,
+                     unique,
+                     expect: Option<std::ops::RangeInclusive<u32>>| {
             let percent = fullest_percent(samples, partitions, unique);
-            assert!(percent.map_or(expect.is_none(), |p| expect.is_some_and(|e| e.contains(&p))), "{percent:?}");
+            assert!(
+                percent.map_or(expect.is_none(), |p| expect.is_some_and(|e| e.contains(&p))),
+                "{percent:?}"
+            );
         };
         let keys = |key: fn(u64) -> u64| -> Vec<Splitter> {
             (0..4096).map(|at| splitter(&format!("{:08}", key(at)), at)).collect()
         };
         check(&keys(|at| at), 16, false, Some(95..=105));
-        check(&keys(|at| at.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 99_999_989), 16, false, Some(100..=160));
+        check(
+            &keys(|at| at.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 99_999_989),
+            16,
+            false,
+            Some(100..=160),
+        );
         // One key alone is divided by position, or cannot be.
         check(&keys(|_| 7), 16, false, Some(95..=105));
         check(&keys(|_| 7), 16, true, None);
@@ -264,7 +303,9 @@ mod tests {
 
     #[test]
     fn validate_refuses_what_does_not_ascend() {
-        let check = |splitters: &[Splitter], unique, ok| assert_eq!(validate(splitters, unique).is_ok(), ok);
+        let check = |splitters: &[Splitter], unique, ok| {
+            assert_eq!(validate(splitters, unique).is_ok(), ok)
+        };
         check(&[splitter("a", 1), splitter("a", 2)], false, true);
         check(&[splitter("a", 1), splitter("a", 2)], true, false);
         check(&[splitter("a", 1), splitter("a", 1)], false, false);
@@ -296,7 +337,12 @@ mod tests {
 
     #[test]
     fn samples_are_whole_records() {
-        let check = |format: Format, bytes: &str, object_offset, at_object_end, max, expect: &[(&str, u64)]| {
+        let check = |format: Format,
+                     bytes: &str,
+                     object_offset,
+                     at_object_end,
+                     max,
+                     expect: &[(&str, u64)]| {
             let order = Order::new(&SortSpec::new(format)).expect("a valid spec");
             let window = SampleWindow { position: 1000, object_offset, at_object_end };
             let expect: Vec<_> = expect.iter().map(|&(key, at)| splitter(key, 1000 + at)).collect();

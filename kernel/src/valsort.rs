@@ -1,22 +1,28 @@
 //! Judges whether records are in order, and sums them, as the sort benchmark's valsort does.
 //!
-//! Place in the flow: `muster verify` feeds each output part to a [`Validator`] of its own, in parallel if it likes, joins the [`Summary`]s in the order of the
-//! parts with [`Summary::join`], and prints the result. [`ChunkValidator`] does the same for a stream that is cut anywhere.
+//! Place in the flow: `muster verify` feeds each output part to a [`Validator`] of its own, in
+//! parallel if it likes, joins the [`Summary`]s in the order of the parts with [`Summary::join`],
+//! and prints the result. [`ChunkValidator`] does the same for a stream that is cut anywhere.
 //!
-//! What "in order" means is the caller's: a [`KeyOf`] gives the bytes of each record that are compared, shorter first where one begins with the other.
-//! Everything else is valsort's: a record is *unordered* if its key is below that of the record just before it (not of the highest so far), and a *duplicate* if
-//! the keys are equal; records are counted from 0; the checksum is the sum of the records' CRC32s. Two things differ: no records at all are in order here,
-//! where valsort refuses an empty file, and a record need not have 100 bytes.
+//! What "in order" means is the caller's: a [`KeyOf`] gives the bytes of each record that are
+//! compared, shorter first where one begins with the other. Everything else is valsort's: a record
+//! is *unordered* if its key is below that of the record just before it (not of the highest so
+//! far), and a *duplicate* if the keys are equal; records are counted from 0; the checksum is the
+//! sum of the records' CRC32s. Two things differ: no records at all are in order here, where
+//! valsort refuses an empty file, and a record need not have 100 bytes.
 //!
-//! Joining is associative and the empty summary changes nothing, so parts may be grouped at will, as long as their order is kept.
+//! Joining is associative and the empty summary changes nothing, so parts may be grouped at will,
+//! as long as their order is kept.
 //!
-//! Never here: files, threads, or a comparison with the sums of the input (`muster verify --against` does that).
+//! Never here: files, threads, or a comparison with the sums of the input (`muster verify
+//! --against` does that).
 
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::ops::{Add, AddAssign};
 
-/// The sum of the zlib CRC32s of a set of records, modulo 2^128; whatever their order, the sum is the same.
+/// The sum of the zlib CRC32s of a set of records, modulo 2^128; whatever their order, the sum is
+/// the same.
 ///
 /// Displayed as gensort and valsort do: lower-case hex without padding.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -52,7 +58,8 @@ impl fmt::Display for Checksum {
 
 /// Finds, or makes, the bytes of a record that are compared.
 pub trait KeyOf {
-    /// The key of `record` (given without its terminator): a part of it, or bytes put into `scratch`, which is empty on entry.
+    /// The key of `record` (given without its terminator): a part of it, or bytes put into
+    /// `scratch`, which is empty on entry.
     ///
     /// Must give some key for any bytes whatever: what is verified may be damaged.
     fn key<'a>(&self, record: &'a [u8], scratch: &'a mut Vec<u8>) -> &'a [u8];
@@ -108,7 +115,8 @@ pub struct Summary {
     pub ends: Option<Ends>,
 }
 
-/// The keys of the first and of the last record of a row; these need not be the lowest and the highest.
+/// The keys of the first and of the last record of a row; these need not be the lowest and the
+/// highest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ends {
     /// Key of the first record.
@@ -124,16 +132,20 @@ impl Summary {
         self.unordered == 0
     }
 
-    /// The summary of these records followed by those of `next`; the two that meet at the border are compared as well.
+    /// The summary of these records followed by those of `next`; the two that meet at the border
+    /// are compared as well.
     #[must_use]
     pub fn join(mut self, next: Self) -> Self {
         let border = self.records;
-        self.first_unordered =
-            self.first_unordered.or(next.first_unordered.map(|number| border.saturating_add(number)));
+        self.first_unordered = self
+            .first_unordered
+            .or(next.first_unordered.map(|number| border.saturating_add(number)));
         if let (Some(here), Some(there)) = (&self.ends, &next.ends) {
             match here.last.cmp(&there.first) {
                 std::cmp::Ordering::Less => {}
-                std::cmp::Ordering::Equal => self.duplicate_keys = self.duplicate_keys.saturating_add(1),
+                std::cmp::Ordering::Equal => {
+                    self.duplicate_keys = self.duplicate_keys.saturating_add(1)
+                }
                 std::cmp::Ordering::Greater => self.note_unordered(border),
             }
         }
@@ -155,7 +167,8 @@ impl Summary {
     }
 }
 
-/// valsort's report, word for word, without a newline at the end. Like valsort it names duplicates only where the records are in order.
+/// valsort's report, word for word, without a newline at the end. Like valsort it names duplicates
+/// only where the records are in order.
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(number) = self.first_unordered {
@@ -232,7 +245,8 @@ pub enum Shape {
     Delimited {
         /// The byte that ends a record.
         terminator: u8,
-        /// The longest record, in bytes without the terminator, that is taken: what bounds the memory of a validator.
+        /// The longest record, in bytes without the terminator, that is taken: what bounds the
+        /// memory of a validator.
         record_bytes_max: usize,
     },
 }
@@ -268,7 +282,8 @@ impl<K: KeyOf> ChunkValidator<K> {
         }
     }
 
-    /// What is known of all records. Where the last terminator is missing, the last record ends with the stream.
+    /// What is known of all records. Where the last terminator is missing, the last record ends
+    /// with the stream.
     ///
     /// # Errors
     /// [`Malformed::Torn`] if a record of fixed length is cut off by the end of the stream.
@@ -276,7 +291,11 @@ impl<K: KeyOf> ChunkValidator<K> {
         if !self.carry.is_empty() {
             if let Shape::Fixed(record_bytes) = self.shape {
                 let record = self.validator.summary.records;
-                return Err(Malformed::Torn { record, bytes: self.carry.len(), record_bytes: record_bytes.get() });
+                return Err(Malformed::Torn {
+                    record,
+                    bytes: self.carry.len(),
+                    record_bytes: record_bytes.get(),
+                });
             }
             self.validator.record(&self.carry);
         }
@@ -301,7 +320,12 @@ impl<K: KeyOf> ChunkValidator<K> {
         records.for_each(|record| self.validator.record(record));
     }
 
-    fn feed_delimited(&mut self, chunk: &[u8], terminator: u8, record_bytes_max: usize) -> Result<(), Malformed> {
+    fn feed_delimited(
+        &mut self,
+        chunk: &[u8],
+        terminator: u8,
+        record_bytes_max: usize,
+    ) -> Result<(), Malformed> {
         let mut rest = chunk;
         while let Some(end) = position(terminator, rest) {
             self.check_length(end, record_bytes_max)?;
@@ -322,17 +346,24 @@ impl<K: KeyOf> ChunkValidator<K> {
     /// Whether the record that is carried over may be `more` bytes longer.
     fn check_length(&self, more: usize, record_bytes_max: usize) -> Result<(), Malformed> {
         if record_bytes_max - self.carry.len() < more {
-            return Err(Malformed::RecordTooLong { record: self.validator.summary.records, record_bytes_max });
+            return Err(Malformed::RecordTooLong {
+                record: self.validator.summary.records,
+                record_bytes_max,
+            });
         }
         Ok(())
     }
 }
 
-/// Where `byte` first occurs. Looks at 32 bytes at once, which the compiler turns into vector compares.
+/// Where `byte` first occurs. Looks at 32 bytes at once, which the compiler turns into vector
+/// compares.
 fn position(byte: u8, bytes: &[u8]) -> Option<usize> {
     let (blocks, _) = bytes.as_chunks::<32>();
-    let free =
-        blocks.iter().take_while(|block| !block.iter().fold(false, |found, b| found | (*b == byte))).count() * 32;
+    let free = blocks
+        .iter()
+        .take_while(|block| !block.iter().fold(false, |found, b| found | (*b == byte)))
+        .count()
+        * 32;
     bytes[free..].iter().position(|b| *b == byte).map(|at| free + at)
 }
 
@@ -390,7 +421,10 @@ mod tests {
             let summary = letters(records);
             let found = (summary.duplicate_keys, summary.unordered, summary.first_unordered);
             assert_eq!(found, (duplicate_keys, unordered, first_unordered), "{records:?}");
-            assert_eq!((summary.records, summary.bytes), (records.len() as u64, records.len() as u64));
+            assert_eq!(
+                (summary.records, summary.bytes),
+                (records.len() as u64, records.len() as u64)
+            );
             assert_eq!(summary.in_order(), unordered == 0);
         }
         check("", 0, 0, None);
@@ -400,7 +434,8 @@ mod tests {
         check("aba", 0, 1, Some(2));
         check("ba", 0, 1, Some(1));
         check("cba", 0, 2, Some(1));
-        // Compared with the record just before, not with the highest so far; equal keys that do not touch are no duplicates.
+        // Compared with the record just before, not with the highest so far; equal keys that do not
+        // touch are no duplicates.
         check("cabc", 0, 1, Some(1));
         check("abab", 0, 1, Some(2));
         check("bbaab", 2, 1, Some(2));
@@ -413,26 +448,46 @@ mod tests {
         }
         check("", "Records: 0\nChecksum: 0\nDuplicate keys: 0\nSUCCESS - all records are in order");
         // zlib's CRC32 of "a" is e8b7be43.
-        check("a", "Records: 1\nChecksum: e8b7be43\nDuplicate keys: 0\nSUCCESS - all records are in order");
-        check("aa", "Records: 2\nChecksum: 1d16f7c86\nDuplicate keys: 1\nSUCCESS - all records are in order");
+        check(
+            "a",
+            "Records: 1\nChecksum: e8b7be43\nDuplicate keys: 0\nSUCCESS - all records are in order",
+        );
+        check(
+            "aa",
+            "Records: 2\nChecksum: 1d16f7c86\nDuplicate keys: 1\nSUCCESS - all records are in \
+                order",
+        );
         check(
             "aba",
-            "First unordered record is record 2\nRecords: 3\nChecksum: 2432e6c7f\nERROR - there are 1 unordered records",
+            "First unordered record is record 2\nRecords: 3\nChecksum: 2432e6c7f\nERROR - there \
+                are 1 unordered records",
         );
     }
 
     #[test]
     fn every_division_of_every_short_row_joins_to_the_whole() {
-        // All rows of up to five records over three keys, cut twice: empty parts, duplicates and faults at and beside the borders.
+        // All rows of up to five records over three keys, cut twice: empty parts, duplicates and
+        // faults at and beside the borders.
         for len in 0..=5 {
             for row in 0..3_usize.pow(len) {
-                let records: String = (0..len).map(|i| ["a", "b", "c"][row / 3_usize.pow(i) % 3]).collect();
+                let records: String =
+                    (0..len).map(|i| ["a", "b", "c"][row / 3_usize.pow(i) % 3]).collect();
                 let whole = letters(&records);
                 for first in 0..=records.len() {
                     for second in first..=records.len() {
-                        let [a, b, c] = [&records[..first], &records[first..second], &records[second..]].map(letters);
-                        assert_eq!(a.clone().join(b.clone()).join(c.clone()), whole, "{records} at {first}, {second}");
-                        assert_eq!(a.join(b.join(c)), whole, "{records} at {first}, {second}, from the right");
+                        let [a, b, c] =
+                            [&records[..first], &records[first..second], &records[second..]]
+                                .map(letters);
+                        assert_eq!(
+                            a.clone().join(b.clone()).join(c.clone()),
+                            whole,
+                            "{records} at {first}, {second}"
+                        );
+                        assert_eq!(
+                            a.join(b.join(c)),
+                            whole,
+                            "{records} at {first}, {second}, from the right"
+                        );
                     }
                 }
             }
@@ -487,9 +542,13 @@ mod tests {
 
         records.sort_unstable();
         let sorted = judge(&records);
-        let expect = "Records: 1000\nChecksum: 1ea6370b955\nDuplicate keys: 0\nSUCCESS - all records are in order";
+        let expect = "Records: 1000\nChecksum: 1ea6370b955\nDuplicate keys: 0\nSUCCESS - all \
+            records are in order";
         assert_eq!(sorted.to_string(), expect);
-        assert_eq!(sorted.ends, Some(Ends { first: records[0][..10].to_vec(), last: records[999][..10].to_vec() }));
+        assert_eq!(
+            sorted.ends,
+            Some(Ends { first: records[0][..10].to_vec(), last: records[999][..10].to_vec() })
+        );
     }
 
     fn fixed(record_bytes: usize) -> Shape {
@@ -505,7 +564,11 @@ mod tests {
         for size in 1..=stream.len().max(1) {
             let mut validator = ChunkValidator::new(shape, KeyRange::WHOLE);
             let fed = stream.chunks(size).try_for_each(|chunk| validator.feed(chunk));
-            assert_eq!(&fed.and_then(|()| validator.finish()), expect, "{shape:?}, chunks of {size}");
+            assert_eq!(
+                &fed.and_then(|()| validator.finish()),
+                expect,
+                "{shape:?}, chunks of {size}"
+            );
         }
     }
 
@@ -520,15 +583,27 @@ mod tests {
         check_chunks(fixed(3), b"", &Ok(judged(&[])));
         check_chunks(fixed(3), b"aaabbbabcccc", &Ok(judged(&["aaa", "bbb", "abc", "ccc"])));
         check_chunks(fixed(1), b"abca", &Ok(judged(&["a", "b", "c", "a"])));
-        check_chunks(fixed(3), b"aaabbbab", &Err(Malformed::Torn { record: 2, bytes: 2, record_bytes: 3 }));
+        check_chunks(
+            fixed(3),
+            b"aaabbbab",
+            &Err(Malformed::Torn { record: 2, bytes: 2, record_bytes: 3 }),
+        );
 
         check_chunks(lines(9), b"", &Ok(judged(&[])));
         check_chunks(lines(9), b"\n\n", &Ok(judged(&["", ""])));
         check_chunks(lines(9), b"a\nbb\n\nccc\n", &Ok(judged(&["a", "bb", "", "ccc"])));
         check_chunks(lines(9), b"a\nbb\nwithout", &Ok(judged(&["a", "bb", "without"])));
         check_chunks(lines(3), b"abc\nabc", &Ok(judged(&["abc", "abc"])));
-        check_chunks(lines(3), b"abc\nabcd\n", &Err(Malformed::RecordTooLong { record: 1, record_bytes_max: 3 }));
-        check_chunks(lines(3), b"abc\nabcd", &Err(Malformed::RecordTooLong { record: 1, record_bytes_max: 3 }));
+        check_chunks(
+            lines(3),
+            b"abc\nabcd\n",
+            &Err(Malformed::RecordTooLong { record: 1, record_bytes_max: 3 }),
+        );
+        check_chunks(
+            lines(3),
+            b"abc\nabcd",
+            &Err(Malformed::RecordTooLong { record: 1, record_bytes_max: 3 }),
+        );
     }
 
     #[test]

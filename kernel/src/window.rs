@@ -1,8 +1,9 @@
 //! Eight bytes of a key as one integer, so that most comparisons need no memory but a register.
 //!
-//! A window compares like the key bytes from some depth on. Keys of one length fill all eight bytes with key. Keys of any length fill
-//! seven, zero-padded, and the last holds how many of the seven are key, or 8 when the key goes on behind them: so a shorter key
-//! comes first, and equal windows with a count below 8 mean equal keys.
+//! A window compares like the key bytes from some depth on. Keys of one length fill all eight bytes
+//! with key. Keys of any length fill seven, zero-padded, and the last holds how many of the seven
+//! are key, or 8 when the key goes on behind them: so a shorter key comes first, and equal windows
+//! with a count below 8 mean equal keys.
 
 use crate::order::{Order, RawKey};
 
@@ -93,13 +94,18 @@ mod tests {
         for (a, b) in keys.iter().flat_map(|a| keys.iter().map(move |b| (a, b))) {
             let (wa, wb) = (Windowing::Variable.window(a, 0), Windowing::Variable.window(b, 0));
             match wa.cmp(&wb) {
-                Ordering::Equal => assert!(a == b || !Windowing::Variable.decides(wa, 0), "{a:?} {b:?}"),
+                Ordering::Equal => {
+                    assert!(a == b || !Windowing::Variable.decides(wa, 0), "{a:?} {b:?}")
+                }
                 unequal => assert_eq!(unequal, a.cmp(b), "{a:?} {b:?}"),
             }
         }
         assert_eq!(Windowing::Variable.window(b"abc", 3), 0);
         assert_eq!(Windowing::Variable.window(b"abc", 9), 0);
-        assert_eq!(Windowing::Fixed(10).window(b"0123456789", 8), u64::from_be_bytes(*b"89\0\0\0\0\0\0"));
+        assert_eq!(
+            Windowing::Fixed(10).window(b"0123456789", 8),
+            u64::from_be_bytes(*b"89\0\0\0\0\0\0")
+        );
         assert!(Windowing::Fixed(10).decides(0, 8) && !Windowing::Fixed(10).decides(0, 0));
     }
 

@@ -1,4 +1,5 @@
-//! The oracle is what sort(1) does: random inputs under random options go through the system's `sort` (GNU, `LC_ALL=C`) as well.
+//! The oracle is what sort(1) does: random inputs under random options go through the system's
+//! `sort` (GNU, `LC_ALL=C`) as well.
 
 #[path = "support/specs.rs"]
 mod specs;
@@ -24,11 +25,17 @@ fn letters(flags: &KeyFlags, blanks: bool) -> String {
 }
 
 fn key_text(key: &FieldKey) -> String {
-    let start =
-        format!("{}.{}{}", key.start_field, key.start_char, letters(&key.flags, key.flags.ignore_leading_blanks));
+    let start = format!(
+        "{}.{}{}",
+        key.start_field,
+        key.start_char,
+        letters(&key.flags, key.flags.ignore_leading_blanks)
+    );
     match key.end {
         None => start,
-        Some((field, char)) => format!("{start},{field}.{char}{}", if key.end_ignore_blanks { "b" } else { "" }),
+        Some((field, char)) => {
+            format!("{start},{field}.{char}{}", if key.end_ignore_blanks { "b" } else { "" })
+        }
     }
 }
 

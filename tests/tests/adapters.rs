@@ -9,7 +9,8 @@ use muster_common::conformance;
 use muster_common::store::Blobs;
 use muster_tests::harness::{NatsServer, S3Server, Sandbox};
 
-/// Runs a conversation on a runtime of its own: the harness brings its own, which may not stand inside another.
+/// Runs a conversation on a runtime of its own: the harness brings its own, which may not stand
+/// inside another.
 fn block_on<T>(conversation: impl Future<Output = T>) -> T {
     tokio::runtime::Runtime::new().expect("runtime").block_on(conversation)
 }
@@ -27,7 +28,8 @@ fn a_bucket_passes_the_suite_of_stores() {
     let sandbox = Sandbox::new();
     let s3 = S3Server::start(&sandbox);
     drop(s3.bucket("suite"));
-    let store = block_on(S3Blobs::from_variables("suite", &limits(), variables(&s3))).expect("settings");
+    let store =
+        block_on(S3Blobs::from_variables("suite", &limits(), variables(&s3))).expect("settings");
     block_on(conformance::blobs(&store, "root"));
 }
 
@@ -35,12 +37,13 @@ fn a_bucket_passes_the_suite_of_stores() {
 fn a_bucket_that_is_not_there_is_said_to_be_missing() {
     let sandbox = Sandbox::new();
     let s3 = S3Server::start(&sandbox);
-    let store = block_on(S3Blobs::from_variables("absent", &limits(), variables(&s3))).expect("settings");
+    let store =
+        block_on(S3Blobs::from_variables("absent", &limits(), variables(&s3))).expect("settings");
     let error = block_on(store.put("a", bytes::Bytes::from_static(b"x"))).expect_err("no bucket");
     assert!(error.message.contains("absent"), "{error}");
-    let wrong = variables(&s3)
-        .into_iter()
-        .map(|(name, value)| if name.contains("SECRET") { (name, "wrong".to_owned()) } else { (name, value) });
+    let wrong = variables(&s3).into_iter().map(|(name, value)| {
+        if name.contains("SECRET") { (name, "wrong".to_owned()) } else { (name, value) }
+    });
     let store = block_on(S3Blobs::from_variables("absent", &limits(), wrong)).expect("settings");
     assert_eq!(block_on(store.head("a")).expect_err("wrong secret").kind, ErrorKind::Setup);
 }
@@ -63,5 +66,8 @@ fn jetstream_passes_the_suite_of_ledgers() {
 fn no_server_is_passing_trouble() {
     let config = Config::profile(Profile::Testing).expect("settings");
     let nowhere = NatsSettings { url: "nats://127.0.0.1:1".to_owned(), ..NatsSettings::default() };
-    assert_eq!(block_on(nats::connect(&nowhere, &config, "suite")).expect_err("nobody listens").kind, ErrorKind::Retry);
+    assert_eq!(
+        block_on(nats::connect(&nowhere, &config, "suite")).expect_err("nobody listens").kind,
+        ErrorKind::Retry
+    );
 }

@@ -1,5 +1,6 @@
-//! What cannot work: a clear error on one line, the documented exit code (1 for what was found in data or world, 2 for what was wrong in the command,
-//! 3 for nothing to connect to), nothing half-written, nothing left over.
+//! What cannot work: a clear error on one line, the documented exit code (1 for what was found in
+//! data or world, 2 for what was wrong in the command, 3 for nothing to connect to), nothing
+//! half-written, nothing left over.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -13,7 +14,8 @@ use muster_tests::harness::ports::Ports;
 use muster_tests::harness::sandbox::files_below;
 use muster_tests::harness::{Finished, Output, Pool, S3Server, Sandbox, arg, oracle, wait};
 
-/// Runs `muster sort ... -o out --local=2`; expects this exit code and an error with these words; checks that nothing was left.
+/// Runs `muster sort ... -o out --local=2`; expects this exit code and an error with these words;
+/// checks that nothing was left.
 #[track_caller]
 fn check(sandbox: &Sandbox, arguments: &[&str], code: i32, words: &[&str]) -> Finished {
     let mut all = vec!["sort", "-o", "out", "--local=2"];
@@ -38,7 +40,8 @@ fn a_missing_input() {
     check(&sandbox, &["no-such-*.log"], 1, &["no-such-*.log"]);
 }
 
-/// `muster` without the rights of root: who reads everything by two capabilities is without them like any other user.
+/// `muster` without the rights of root: who reads everything by two capabilities is without them
+/// like any other user.
 fn as_a_common_user(sandbox: &Sandbox) -> Command {
     let command = sandbox.muster();
     if !rustix::process::geteuid().is_root() {
@@ -46,7 +49,9 @@ fn as_a_common_user(sandbox: &Sandbox) -> Command {
     }
     let program = command.get_program().to_owned();
     let mut command = sandbox.clean_command("setpriv");
-    command.args(["--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all", "--"]).arg(program);
+    command
+        .args(["--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all", "--"])
+        .arg(program);
     command
 }
 
@@ -145,9 +150,11 @@ fn nothing_to_connect_to() {
     let sandbox = Sandbox::new();
     sandbox.file("in", log_lines(100, 1));
     let url = format!("nats://127.0.0.1:{}", Ports::claim().port(0));
-    for arguments in
-        [&["sort", "in", "-o", "out", "--nats", &url][..], &["jobs", "--nats", &url], &["status", "x", "--nats", &url]]
-    {
+    for arguments in [
+        &["sort", "in", "-o", "out", "--nats", &url][..],
+        &["jobs", "--nats", &url],
+        &["status", "x", "--nats", &url],
+    ] {
         sandbox.run(arguments).expect_code(3).expect_error(&[&url]);
     }
     let mut by_environment = sandbox.muster();
@@ -165,7 +172,10 @@ fn no_nats_server_for_a_local_run() {
         .args(["sort", "in", "-o", "out", "--local=2"])
         .env("PATH", sandbox.path("home"))
         .env_remove("MUSTER_NATS_SERVER");
-    sandbox.run_command(command, wait::RUN_BOUND).expect_code(1).expect_error(&["nats-server", "install"]);
+    sandbox
+        .run_command(command, wait::RUN_BOUND)
+        .expect_code(1)
+        .expect_error(&["nats-server", "install"]);
     assert_nothing_left(&sandbox);
 }
 
@@ -209,8 +219,21 @@ fn a_pool_names_what_it_cannot_read() {
     let torn = sandbox.file("torn", &records(20, Keys::Random, 2)[..1_950]);
     let output = sandbox.path("out");
     let output = arg(&output);
-    pool.run(["sort", "/no/such/file", "-o", output]).expect_code(1).expect_error(&["/no/such/file"]);
-    let arguments = ["sort", arg(&torn), "-o", output, "--format", "fixed:100", "-k", "0:10", "--job-id", "torn"];
+    pool.run(["sort", "/no/such/file", "-o", output])
+        .expect_code(1)
+        .expect_error(&["/no/such/file"]);
+    let arguments = [
+        "sort",
+        arg(&torn),
+        "-o",
+        output,
+        "--format",
+        "fixed:100",
+        "-k",
+        "0:10",
+        "--job-id",
+        "torn",
+    ];
     pool.run(arguments).expect_code(1).expect_error(&["torn", "1950"]);
     wait::until_empty("in scratch", || files_below(&sandbox.path("scratch")));
     assert_nothing_left(&sandbox);
@@ -243,7 +266,8 @@ fn an_output_within_the_input_or_around_it() {
     assert_eq!(fs::read(input).unwrap(), log_lines(100, 1));
 }
 
-/// Runs a sort whose folder `full` is a file system of its own, of so many KiB, and gives what it left there. It is mounted for that command alone.
+/// Runs a sort whose folder `full` is a file system of its own, of so many KiB, and gives what it
+/// left there. It is mounted for that command alone.
 #[track_caller]
 fn run_with_a_full_disk(sandbox: &Sandbox, kib: usize, arguments: &[&str]) -> (Finished, String) {
     let full = sandbox.path("full");
@@ -278,22 +302,38 @@ fn a_full_disk_at_the_output() {
     let common = [arg(&input), "-o", "full/out", "--format", "fixed:100", "-k", "0:10"];
     // What is clearly too little is not begun with.
     let (done, left) = run_with_a_full_disk(&sandbox, 4 << 10, &common);
-    done.expect_code(1).expect_error(&["not begun", "the output alone needs about 12", "full/out", "another OUTPUT"]);
+    done.expect_code(1).expect_error(&[
+        "not begun",
+        "the output alone needs about 12",
+        "full/out",
+        "another OUTPUT",
+    ]);
     assert_eq!(left, "");
     sandbox.assert_no_temporaries();
     for more in [&[][..], &["--bucket", arg(&scratch)]] {
-        let (done, left) = run_with_a_full_disk(&sandbox, data.len() / 1024 * 95 / 100, &[&common[..], more].concat());
+        let (done, left) = run_with_a_full_disk(
+            &sandbox,
+            data.len() / 1024 * 95 / 100,
+            &[&common[..], more].concat(),
+        );
         let done = done.expect_code(1);
         let said = done.stderr.to_lowercase();
-        assert!(said.contains("space") || said.contains("full") || said.contains("free"), "{}", done.stderr);
+        assert!(
+            said.contains("space") || said.contains("full") || said.contains("free"),
+            "{}",
+            done.stderr
+        );
         assert_eq!(left, "", "{more:?}");
         assert_eq!(files_below(&scratch), Vec::<String>::new());
         sandbox.assert_no_temporaries();
     }
     // What fits is sorted there.
     let small = sandbox.file("small", &data[..1_000_000]);
-    let (done, left) =
-        run_with_a_full_disk(&sandbox, 4 << 10, &[arg(&small), "-o", "full/out", "--bucket", arg(&scratch)]);
+    let (done, left) = run_with_a_full_disk(
+        &sandbox,
+        4 << 10,
+        &[arg(&small), "-o", "full/out", "--bucket", arg(&scratch)],
+    );
     done.expect_code(0);
     assert!(left.contains("full/out/_SUCCESS"), "{left}");
 }
@@ -323,8 +363,10 @@ fn torn_files_are_skipped_or_quarantined_and_counted() {
         let torn_path = sandbox.file("in/torn", &torn[..99_942]);
         let policy = if keep { "quarantine" } else { "skip" };
         let output = sandbox.path("out");
-        let (report, _) =
-            sandbox.sort_here(&output, ["in", "--format", "fixed:100", "-k", "0:10", "--bad-records", policy]);
+        let (report, _) = sandbox.sort_here(
+            &output,
+            ["in", "--format", "fixed:100", "-k", "0:10", "--bad-records", policy],
+        );
         assert_eq!(report["skipped_records"], 1, "{report}");
         assert_eq!(report["records"], 2_999, "{report}");
 
@@ -341,7 +383,10 @@ fn torn_files_are_skipped_or_quarantined_and_counted() {
         assert!(kept[0].starts_with("_quarantine/"), "{kept:?}");
         let line = fs::read_to_string(output.join(&kept[0])).unwrap();
         let line: serde_json::Value = serde_json::from_str(line.trim_end()).expect("one JSON line");
-        assert!(line["object"].as_str().is_some_and(|object| object.ends_with(arg(&torn_path))), "{line}");
+        assert!(
+            line["object"].as_str().is_some_and(|object| object.ends_with(arg(&torn_path))),
+            "{line}"
+        );
         assert_eq!(line["offset"], 99_900, "{line}");
         let data = sandbox.file("data.b64", line["data"].as_str().expect("the bytes in base64"));
         let mut decode = sandbox.clean_command("base64");
@@ -373,7 +418,9 @@ fn too_few_files_may_be_open() {
     let input = sandbox.file("in", log_lines(100, 1));
     let run = |limits: &str| {
         let mut command = sandbox.clean_command("sh");
-        command.args(["-c", &format!("{limits} && exec \"$@\""), "sh"]).arg(sandbox.muster().get_program());
+        command
+            .args(["-c", &format!("{limits} && exec \"$@\""), "sh"])
+            .arg(sandbox.muster().get_program());
         command.args(["sort", "in", "-o", "out", "--local=2"]);
         sandbox.run_command(command, wait::RUN_BOUND)
     };

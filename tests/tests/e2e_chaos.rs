@@ -1,4 +1,5 @@
-//! Real chaos in small: processes are killed, paused and cut off by a seeded schedule, and every job ends with the bytes of a calm run. `chaos run` plays it for longer.
+//! Real chaos in small: processes are killed, paused and cut off by a seeded schedule, and every
+//! job ends with the bytes of a calm run. `chaos run` plays it for longer.
 
 use muster_tests::chaos::schedule::Crew;
 use muster_tests::chaos::{Settings, play};
@@ -12,9 +13,16 @@ fn check(jobs: usize, seed: u64, faults_min: u64) {
     if !report.violations.is_empty() {
         sandbox.keep();
     }
-    assert!(report.violations.is_empty(), "seed {seed}, logs in {}: {report}", sandbox.path("").display());
+    assert!(
+        report.violations.is_empty(),
+        "seed {seed}, logs in {}: {report}",
+        sandbox.path("").display()
+    );
     assert!(report.fault_count() >= faults_min, "too few faults to show anything: {report}");
-    assert!(report.succeeded as usize + report.failed.len() == jobs && report.succeeded > 0, "{report}");
+    assert!(
+        report.succeeded as usize + report.failed.len() == jobs && report.succeeded > 0,
+        "{report}"
+    );
 }
 
 #[test]

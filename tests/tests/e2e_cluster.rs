@@ -1,5 +1,7 @@
-//! NATS under a running job: a cluster of three servers that loses one, two, or each in its turn, or falls into two sides, and a server whose JetStream has no room left. In
-//! every case the job waits for what it needs, ends with the right bytes, and nothing that was committed is done again.
+//! NATS under a running job: a cluster of three servers that loses one, two, or each in its turn,
+//! or falls into two sides, and a server whose JetStream has no room left. In every case the job
+//! waits for what it needs, ends with the right bytes, and nothing that was committed is done
+//! again.
 
 use std::time::Duration;
 
@@ -20,7 +22,8 @@ const DELAY: Duration = Duration::from_millis(40);
 const REPLICATED: &str = "[journal]\nreplicas = 3\n";
 /// Of the journal whose server has little room.
 const JOURNAL_BYTES: u64 = 8 << 20;
-/// What muster reserves beside it, for events and dead letters, and a little more: where all is reserved, another stream cannot even be made.
+/// What muster reserves beside it, for events and dead letters, and a little more: where all is
+/// reserved, another stream cannot even be made.
 const OTHER_BYTES: u64 = 130 << 20;
 
 /// A job on a pool of two workers with a bucket, ready to lose its NATS.
@@ -32,7 +35,8 @@ struct Scene<'a> {
 }
 
 impl<'a> Scene<'a> {
-    /// Starts a pool on these servers, submits the job, and holds its workers in the midst of sorting.
+    /// Starts a pool on these servers, submits the job, and holds its workers in the midst of
+    /// sorting.
     fn start(sandbox: &'a Sandbox, s3: &S3Server, nats: Nats, settings: &str) -> Self {
         let bucket = s3.bucket(BUCKET);
         let data = records(RECORDS, Keys::Skewed, 1);
@@ -49,15 +53,23 @@ impl<'a> Scene<'a> {
         self.pool.slow_workers(DELAY);
     }
 
-    /// Waits until the job says that it waits for the journal and the alert is raised; gives its status, which still tells of no failure.
+    /// Waits until the job says that it waits for the journal and the alert is raised; gives its
+    /// status, which still tells of no failure.
     #[track_caller]
     fn wait_for_stall(&self, alert: &str) -> Value {
         let stalled = self.pool.wait_for_status("job", "waiting for the journal", |status| {
-            let waits = status["waiting_for"].as_str().is_some_and(|why| why.starts_with("journal: "));
-            let alerts = status["alerts"].as_array().is_some_and(|alerts| alerts.iter().any(|name| name == alert));
+            let waits =
+                status["waiting_for"].as_str().is_some_and(|why| why.starts_with("journal: "));
+            let alerts = status["alerts"]
+                .as_array()
+                .is_some_and(|alerts| alerts.iter().any(|name| name == alert));
             waits && alerts
         });
-        assert_eq!((&stalled["state"], &stalled["error"]), (&Value::from("sorting"), &Value::Null), "{stalled}");
+        assert_eq!(
+            (&stalled["state"], &stalled["error"]),
+            (&Value::from("sorting"), &Value::Null),
+            "{stalled}"
+        );
         stalled
     }
 
@@ -88,7 +100,10 @@ impl<'a> Scene<'a> {
 fn sort(sandbox: &Sandbox, pool: &Pool<'_>, bucket: &Bucket, job: &str) -> Process {
     let config = sandbox.small_tasks(SMALL, SMALL);
     let (from, to) = (bucket.url("in"), bucket.url(job));
-    pool.start_sort(job, [&from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)])
+    pool.start_sort(
+        job,
+        [&from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)],
+    )
 }
 
 fn tasks_done(status: &Value) -> u64 {
@@ -109,21 +124,29 @@ fn one_of_three_servers_is_lost_while_sorting() {
         let alerts = status["alerts"].as_array().expect("alerts");
         alerts.iter().any(|alert| *alert == format!("nats-server-away {place}"))
     });
-    scene.pool.coordinator(0).wait_for_log(&format!("the NATS server {place} does not answer"), wait::RUN_BOUND);
+    scene
+        .pool
+        .coordinator(0)
+        .wait_for_log(&format!("the NATS server {place} does not answer"), wait::RUN_BOUND);
     let looked = scene.pool.run(["doctor", "--profile", "testing"]);
     assert!(looked.stdout.contains(&format!("1 of 3 do not answer: {place}")), "{}", looked.stdout);
     scene.go_on();
     let mut pool = scene.finish();
     pool.nats.server(lost).start_again(&sandbox);
-    pool.coordinator(0).wait_for_log(&format!("the NATS server {place} answers again"), wait::RUN_BOUND);
-    // The lost server may have led the stream of events, too: what happened until the others agreed on the next follows, each in its place.
+    pool.coordinator(0)
+        .wait_for_log(&format!("the NATS server {place} answers again"), wait::RUN_BOUND);
+    // The lost server may have led the stream of events, too: what happened until the others agreed
+    // on the next follows, each in its place.
     let events = wait::until("the lost server in the job's history", wait::RUN_BOUND, || {
         let done = pool.run(["events", "job"]);
         let whole = ["nats-server-away", "job-ended"].iter().all(|kind| done.stdout.contains(kind));
         (done.code == 0 && whole).then_some(done.stdout)
     });
     let at = |kind: &str| events.find(kind).unwrap_or_else(|| panic!("no {kind}: {events}"));
-    assert!(at("job-submitted") < at("nats-server-away") && at("nats-server-away") < at("job-ended"), "{events}");
+    assert!(
+        at("job-submitted") < at("nats-server-away") && at("nats-server-away") < at("job-ended"),
+        "{events}"
+    );
     pool.nats.server(lost).kill();
     assert_ne!(pool.nats.journal_leader(), lost, "the lost server leads");
 }
@@ -143,7 +166,8 @@ fn without_a_quorum_commits_wait_and_then_go_on() {
     scene.go_on();
     let stalled = scene.wait_for_stall("journal-failing");
     assert!(tasks_done(&stalled) < held["tasks_total"].as_u64().expect("a count"), "{stalled}");
-    // A write that takes too long is told of by an alert of its own: so long, at least, nothing was committed.
+    // A write that takes too long is told of by an alert of its own: so long, at least, nothing was
+    // committed.
     let stalled = scene.wait_for_stall("journal-slow");
     scene.assert_still(&stalled);
     for server in lost {
@@ -166,16 +190,22 @@ fn long_each_of_three_servers_restarts_in_its_turn() {
         let held = scene.pool.hold_in_the_midst_of("job", state);
         scene.pool.nats.server(server).kill();
         scene.go_on();
-        scene.pool.wait_for_status("job", &format!("getting on without server {server}"), |status| {
-            status["state"] != held["state"] || tasks_done(status) > tasks_done(&held)
-        });
+        scene.pool.wait_for_status(
+            "job",
+            &format!("getting on without server {server}"),
+            |status| status["state"] != held["state"] || tasks_done(status) > tasks_done(&held),
+        );
         scene.pool.nats.server(server).start_again(&sandbox);
         scene.pool.nats.wait_for_replicas();
     }
     // Wherever they were connected, they have lost it.
     for name in ["coordinator", "worker-0", "worker-1"] {
-        let log = std::fs::read_to_string(sandbox.logs().join(format!("{name}.err"))).expect("a log");
-        assert!(log.contains("waiting for NATS: the connection was lost"), "{name} was never disturbed");
+        let log =
+            std::fs::read_to_string(sandbox.logs().join(format!("{name}.err"))).expect("a log");
+        assert!(
+            log.contains("waiting for NATS: the connection was lost"),
+            "{name} was never disturbed"
+        );
     }
     scene.finish();
 }
@@ -210,23 +240,27 @@ fn the_journals_store_is_full_for_a_while() {
 
 /// Of the three parts of a job whose leader is cut off while the last of them appears.
 const THIRD: usize = 800_000;
-/// From a partition to a leader on the majority's side: its servers choose leaders of JetStream and of the journal after four to nine seconds, more where they do not agree at
-/// once, and a stand-by waits until they have.
+/// From a partition to a leader on the majority's side: its servers choose leaders of JetStream and
+/// of the journal after four to nine seconds, more where they do not agree at once, and a stand-by
+/// waits until they have.
 const TAKE_OVER_BOUND: Duration = Duration::from_secs(60);
 
 fn completes_an_upload(request: &str) -> bool {
     request.starts_with("POST ") && request.contains("uploadId=")
 }
 
-/// What the first coordinator has asked its store to change, but for the renewals of its claim: these ask nobody, for they must go on while the journal is away.
+/// What the first coordinator has asked its store to change, but for the renewals of its claim:
+/// these ask nobody, for they must go on while the journal is away.
 fn changes(pool: &Pool<'_>) -> Vec<String> {
     let mut changes = pool.coordinator_gate().changes();
     changes.retain(|request| !request.starts_with("PUT /data/job/_muster/claims/"));
     changes
 }
 
-/// A leader is cut off together with the server that leads the journal, just when a call of its commit is under way. That server goes on answering what it is asked, but can take no
-/// record; the other two follow another leader. The old one changes nothing but what that one call does, neither while it is alone nor when the sides are joined again.
+/// A leader is cut off together with the server that leads the journal, just when a call of its
+/// commit is under way. That server goes on answering what it is asked, but can take no record; the
+/// other two follow another leader. The old one changes nothing but what that one call does,
+/// neither while it is alone nor when the sides are joined again.
 #[test]
 fn a_leader_on_the_minority_side_changes_nothing_more() {
     let sandbox = Sandbox::new();
@@ -234,24 +268,33 @@ fn a_leader_on_the_minority_side_changes_nothing_more() {
     let bucket = s3.bucket(BUCKET);
     let data = records(RECORDS, Keys::Random, 1);
     bucket.put("in", &data);
-    let mut pool = Pool::on_two_sides(Nats::of_two_sides(&sandbox), REPLICATED, &sandbox, 2, &s3, BUCKET);
+    let mut pool =
+        Pool::on_two_sides(Nats::of_two_sides(&sandbox), REPLICATED, &sandbox, 2, &s3, BUCKET);
     let next = pool.add_coordinator();
     pool.coordinator(next).wait_for_log("standing by epoch=1", wait::START_BOUND);
     pool.nats.lead_alone();
     pool.coordinator_gate().hold_after(2, completes_an_upload);
     let config = sandbox.small_tasks(SMALL, THIRD);
     let (from, to) = (bucket.url("in"), bucket.url("job"));
-    let job =
-        pool.start_sort("job", [&from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)]);
-    let held = pool.coordinator_gate().wait_for_request("the third part's upload to be completed", wait::RUN_BOUND);
+    let job = pool.start_sort(
+        "job",
+        [&from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)],
+    );
+    let held = pool
+        .coordinator_gate()
+        .wait_for_request("the third part's upload to be completed", wait::RUN_BOUND);
     assert_eq!(pool.nats.journal_leader(), LONE, "the journal's stream has another leader by now");
 
     pool.nats.part();
     pool.coordinator(next).wait_for_log("leading epoch=2", TAKE_OVER_BOUND);
     let before = changes(&pool);
     assert!(before.contains(&held), "{held} is not among {before:?}");
-    report(&format!("the newest entry that the lone server shows is of epoch {:?}", pool.nats.newest_epoch_alone()));
-    // The one call that was let through before now goes out, and whatever the old leader would do after it.
+    report(&format!(
+        "the newest entry that the lone server shows is of epoch {:?}",
+        pool.nats.newest_epoch_alone()
+    ));
+    // The one call that was let through before now goes out, and whatever the old leader would do
+    // after it.
     pool.coordinator_gate().open();
     pool.coordinator(0).wait_for_log("waiting for the journal epoch=1", wait::RUN_BOUND);
     let ended = pool.finish_sort(job);
@@ -273,8 +316,14 @@ fn a_leader_on_the_minority_side_changes_nothing_more() {
     wait::until_empty("as open uploads", || bucket.uploads());
     let journal = pool.journal();
     let epochs: Vec<u64> = journal.entries().iter().map(|(_, entry)| entry.epoch.0).collect();
-    assert!(epochs.is_sorted() && epochs.last() == Some(&2), "terms of the journal's entries: {epochs:?}");
-    let begun = journal.entries().iter().filter(|(_, entry)| matches!(entry.record, Record::EpochBegan { .. }));
+    assert!(
+        epochs.is_sorted() && epochs.last() == Some(&2),
+        "terms of the journal's entries: {epochs:?}"
+    );
+    let begun = journal
+        .entries()
+        .iter()
+        .filter(|(_, entry)| matches!(entry.record, Record::EpochBegan { .. }));
     assert_eq!(begun.count(), 2, "nobody else has tried to lead");
     // And it takes its turn again.
     pool.coordinator(next).kill();

@@ -29,7 +29,11 @@ fn a_drill_kills_stops_and_cuts_and_proves_the_same_bytes() {
     assert_eq!(names, ["records", "checksum", "order", "bytes", "left over"]);
     let count = |word: &str| -> u64 {
         let deeds = report["deeds"].as_object().expect("deeds");
-        deeds.iter().filter(|(what, _)| what.ends_with(word)).filter_map(|(_, times)| times.as_u64()).sum()
+        deeds
+            .iter()
+            .filter(|(what, _)| what.ends_with(word))
+            .filter_map(|(_, times)| times.as_u64())
+            .sum()
     };
     assert!(count("killed") > 0 && count("stopped") > 0 && count("cut off") > 0, "{report}");
     assert!(report["injected_total"].as_u64() > Some(0), "{report}");
@@ -65,7 +69,8 @@ fn a_drill_without_deeds_is_a_job_with_faults_alone() {
 fn faults_are_refused_unless_they_are_enabled() {
     let sandbox = Sandbox::new();
     for role in ["worker", "coordinator"] {
-        let done = sandbox.run([role, "--nats", "nats://127.0.0.1:1", "--faults", "crash"]).expect_code(2);
+        let done =
+            sandbox.run([role, "--nats", "nats://127.0.0.1:1", "--faults", "crash"]).expect_code(2);
         assert!(done.stderr.contains("MUSTER_ENABLE_FAULTS=1"), "{}", done.stderr);
     }
 }

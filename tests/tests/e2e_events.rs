@@ -12,7 +12,10 @@ use serde_json::Value;
 #[track_caller]
 fn export(pool: &Pool<'_>, arguments: &[&str]) -> Vec<Value> {
     let done = pool.run([&["events", "--json"], arguments].concat()).expect_code(0);
-    done.stdout.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}"))).collect()
+    done.stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}")))
+        .collect()
 }
 
 fn kinds(events: &[Value]) -> Vec<&str> {
@@ -41,8 +44,25 @@ fn the_history_of_a_job_is_whole_and_in_order() {
     let (input, output, config) =
         (sandbox.file("in", &data), sandbox.path("out"), sandbox.small_tasks(64 << 10, 64 << 10));
     let pool = Pool::on_folder(&sandbox, 2);
-    let mut follow = Process::spawn("follow", pool.client(["events", "j1", "--follow", "--json"]), &sandbox.logs());
-    pool.sort("j1", [arg(&input), "-o", arg(&output), "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)]);
+    let mut follow = Process::spawn(
+        "follow",
+        pool.client(["events", "j1", "--follow", "--json"]),
+        &sandbox.logs(),
+    );
+    pool.sort(
+        "j1",
+        [
+            arg(&input),
+            "-o",
+            arg(&output),
+            "--format",
+            "fixed:100",
+            "-k",
+            "0:10",
+            "--config",
+            arg(&config),
+        ],
+    );
     Output::of_folder(&output).assert_is(&oracle::fixed(&data, 100, 0, 10));
 
     let events = wait::until("the job's last event", wait::RUN_BOUND, || {
@@ -50,7 +70,9 @@ fn the_history_of_a_job_is_whole_and_in_order() {
         (done.code == 0 && done.stdout.contains("job-cleaned")).then(|| export(&pool, &["j1"]))
     });
     let mut wanted =
-        ["job-submitted", "phase-began", "phase-began", "phase-began", "job-ended", "job-cleaned"].iter().peekable();
+        ["job-submitted", "phase-began", "phase-began", "phase-began", "job-ended", "job-cleaned"]
+            .iter()
+            .peekable();
     for kind in kinds(&events) {
         wanted.next_if(|next| **next == kind);
     }
@@ -61,24 +83,35 @@ fn the_history_of_a_job_is_whole_and_in_order() {
         .filter_map(|event| event["text"].as_str())
         .collect();
     assert!(
-        began[0].starts_with("sample") && began[1].starts_with("sort") && began[2].starts_with("merge"),
+        began[0].starts_with("sample")
+            && began[1].starts_with("sort")
+            && began[2].starts_with("merge"),
         "{began:?}"
     );
-    let times: Vec<u64> = events.iter().map(|event| event["unix_ms"].as_u64().expect("a time")).collect();
+    let times: Vec<u64> =
+        events.iter().map(|event| event["unix_ms"].as_u64().expect("a time")).collect();
     assert!(times.is_sorted() && times[0] > 1_700_000_000_000, "{times:?}");
-    assert!(events.iter().all(|event| event["job"] == "j1" && event["severity"].is_string()), "{events:#?}");
+    assert!(
+        events.iter().all(|event| event["job"] == "j1" && event["severity"].is_string()),
+        "{events:#?}"
+    );
 
     let all = export(&pool, &[]);
     let kinds = kinds(&all);
     assert!(
-        kinds.contains(&"leader-began") && kinds.contains(&"worker-joined") && kinds.contains(&"job-ended"),
+        kinds.contains(&"leader-began")
+            && kinds.contains(&"worker-joined")
+            && kinds.contains(&"job-ended"),
         "{kinds:?}"
     );
     assert_eq!(export(&pool, &["j1", "--since", "1h"]).len(), events.len());
     let shown = pool.run(["events", "j1"]).expect_code(0).stdout;
     assert_eq!(shown.lines().count(), events.len(), "{shown}");
     assert!(
-        shown.lines().next().is_some_and(|line| line.contains(" info ") && line.contains("job-submitted")),
+        shown
+            .lines()
+            .next()
+            .is_some_and(|line| line.contains(" info ") && line.contains("job-submitted")),
         "{shown}"
     );
     pool.run(["events", "no-such-job"]).expect_code(1).expect_error(&["no-such-job"]);
@@ -95,6 +128,12 @@ fn the_history_of_a_job_is_whole_and_in_order() {
 fn events_say_where_there_are_none() {
     let sandbox = Sandbox::new();
     let nats = NatsServer::start(&sandbox);
-    sandbox.run(["events", "--nats", &nats.url()]).expect_code(3).expect_error(&["MUSTER_EVENTS", "coordinator"]);
-    sandbox.run(["events", "--nats", "nats://127.0.0.1:1"]).expect_code(3).expect_error(&["127.0.0.1:1"]);
+    sandbox
+        .run(["events", "--nats", &nats.url()])
+        .expect_code(3)
+        .expect_error(&["MUSTER_EVENTS", "coordinator"]);
+    sandbox
+        .run(["events", "--nats", "nats://127.0.0.1:1"])
+        .expect_code(3)
+        .expect_error(&["127.0.0.1:1"]);
 }

@@ -1,6 +1,8 @@
-//! Processes that die in the midst of a job. In every case the job ends with the right bytes, finished work is not repeated, and nothing is left over.
+//! Processes that die in the midst of a job. In every case the job ends with the right bytes,
+//! finished work is not repeated, and nothing is left over.
 //!
-//! Phases are hit by holding workers (or the coordinator) at a gate before the bucket, so that the moment lasts until the test has done its deed.
+//! Phases are hit by holding workers (or the coordinator) at a gate before the bucket, so that the
+//! moment lasts until the test has done its deed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -52,12 +54,15 @@ impl<'a> Scene<'a> {
         prepare(&pool);
         let config = sandbox.small_tasks(SMALL, SMALL);
         let (from, to) = (bucket.url("in"), bucket.url("out"));
-        let sort =
-            pool.start_sort("job", [&from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)]);
+        let sort = pool.start_sort(
+            "job",
+            [&from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)],
+        );
         Self { pool, bucket, data, sort }
     }
 
-    /// Opens all gates, and checks that the job succeeds with the right bytes and leaves nothing else. Gives its report.
+    /// Opens all gates, and checks that the job succeeds with the right bytes and leaves nothing
+    /// else. Gives its report.
     #[track_caller]
     fn finish(self) -> Value {
         self.pool.each_worker_gate(Gate::open);
@@ -71,8 +76,8 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// Tasks of which workers began more than one attempt. Whether the first one counts as a retry depends on who was quicker: the death's detector, or a second attempt of a
-/// task that is slow.
+/// Tasks of which workers began more than one attempt. Whether the first one counts as a retry
+/// depends on who was quicker: the death's detector, or a second attempt of a task that is slow.
 fn tried_again(sandbox: &Sandbox) -> usize {
     let mut attempts: BTreeMap<TaskId, BTreeSet<AttemptId>> = BTreeMap::new();
     for begin in journal::begins_in(&sandbox.logs()) {
@@ -93,16 +98,31 @@ fn a_worker_dies_while_sampling() {
     assert!(tried_again(&sandbox) > 0, "the dead worker's task ran nowhere else: {report}");
 }
 
-/// One whose way to the store is closed for good fails what it has, takes no more, and ends with a code that supervisors restart; its tasks run elsewhere.
+/// One whose way to the store is closed for good fails what it has, takes no more, and ends with a
+/// code that supervisors restart; its tasks run elsewhere.
 #[test]
 fn a_worker_that_is_cut_off_from_its_store_ends() {
     let sandbox = Sandbox::new();
     let s3 = S3Server::start(&sandbox);
     let scene = Scene::start(&sandbox, &s3, |pool| pool.each_worker_gate(Gate::hold_all));
-    let config = sandbox.file("cut-off.toml", "[worker]\nstore_wait_ms = 2000\n[retry.store]\ntotal_ms = 3000\n");
+    let config = sandbox
+        .file("cut-off.toml", "[worker]\nstore_wait_ms = 2000\n[retry.store]\ntotal_ms = 3000\n");
     let mut command = sandbox.muster();
-    command.args(["worker", "--id", "cut-off", "--threads", "1", "--profile", "testing", "--config", arg(&config)]);
-    command.env("NATS_URL", scene.pool.nats.url()).envs(s3.environment()).env("AWS_ENDPOINT_URL", "http://127.0.0.1:9");
+    command.args([
+        "worker",
+        "--id",
+        "cut-off",
+        "--threads",
+        "1",
+        "--profile",
+        "testing",
+        "--config",
+        arg(&config),
+    ]);
+    command
+        .env("NATS_URL", scene.pool.nats.url())
+        .envs(s3.environment())
+        .env("AWS_ENDPOINT_URL", "http://127.0.0.1:9");
     let mut cut_off = Process::spawn("cut-off", command, &sandbox.logs());
     let ended = cut_off.wait(wait::RUN_BOUND);
     assert_eq!(process::exit_code(ended), 3, "{}", cut_off.stderr());
@@ -137,8 +157,13 @@ fn worker_dies(state: &str) {
 fn a_worker_dies_while_the_job_commits() {
     let sandbox = Sandbox::new();
     let s3 = S3Server::start(&sandbox);
-    let mut scene = Scene::start(&sandbox, &s3, |pool| pool.coordinator_gate().hold_after(2, completes_an_upload));
-    scene.pool.coordinator_gate().wait_for_request("the third part's upload to be completed", wait::RUN_BOUND);
+    let mut scene = Scene::start(&sandbox, &s3, |pool| {
+        pool.coordinator_gate().hold_after(2, completes_an_upload)
+    });
+    scene
+        .pool
+        .coordinator_gate()
+        .wait_for_request("the third part's upload to be completed", wait::RUN_BOUND);
     scene.pool.kill_worker(2);
     scene.finish();
 }
@@ -186,7 +211,9 @@ fn coordinator_dies(state: &str) {
     let before = scene.pool.hold_in_the_midst_of("job", state);
     scene.pool.kill_coordinator();
     scene.pool.start_coordinator();
-    let after = wait::until("the new coordinator to know the job", wait::RUN_BOUND, || scene.pool.status("job"));
+    let after = wait::until("the new coordinator to know the job", wait::RUN_BOUND, || {
+        scene.pool.status("job")
+    });
     assert_eq!(after["state"], before["state"], "{after}");
     assert!(
         after["tasks_done"].as_u64() >= before["tasks_done"].as_u64(),
@@ -199,9 +226,15 @@ fn coordinator_dies(state: &str) {
 fn the_coordinator_dies_while_the_job_commits() {
     let sandbox = Sandbox::new();
     let s3 = S3Server::start(&sandbox);
-    // Two parts are there, the others are open uploads: the new coordinator must complete just those.
-    let mut scene = Scene::start(&sandbox, &s3, |pool| pool.coordinator_gate().hold_after(2, completes_an_upload));
-    scene.pool.coordinator_gate().wait_for_request("the third part's upload to be completed", wait::RUN_BOUND);
+    // Two parts are there, the others are open uploads: the new coordinator must complete just
+    // those.
+    let mut scene = Scene::start(&sandbox, &s3, |pool| {
+        pool.coordinator_gate().hold_after(2, completes_an_upload)
+    });
+    scene
+        .pool
+        .coordinator_gate()
+        .wait_for_request("the third part's upload to be completed", wait::RUN_BOUND);
     assert!(Output::of_bucket(&scene.bucket, "out").success.is_none());
     scene.pool.kill_coordinator();
     scene.pool.coordinator_gate().open();
@@ -215,7 +248,8 @@ fn the_coordinator_dies_between_the_parts_and_success() {
     let sandbox = Sandbox::new();
     let s3 = S3Server::start(&sandbox);
     let mut scene = Scene::start(&sandbox, &s3, |pool| {
-        pool.coordinator_gate().hold(|request| begins_an_upload(request) && request.contains("_SUCCESS"));
+        pool.coordinator_gate()
+            .hold(|request| begins_an_upload(request) && request.contains("_SUCCESS"));
     });
     scene.pool.coordinator_gate().wait_for_request("_SUCCESS to be written", wait::RUN_BOUND);
     scene.pool.kill_coordinator();
@@ -271,7 +305,12 @@ fn input_that_changes_under_a_job_fails_it() {
 }
 
 /// A local run whose data lies in a bucket behind a gate.
-fn local_run_on_a_bucket(sandbox: &Sandbox, s3: &S3Server, bucket: &Bucket, gate: &Gate) -> Command {
+fn local_run_on_a_bucket(
+    sandbox: &Sandbox,
+    s3: &S3Server,
+    bucket: &Bucket,
+    gate: &Gate,
+) -> Command {
     let config = sandbox.small_tasks(SMALL, SMALL);
     let mut command = sandbox.muster();
     command.args([
@@ -301,11 +340,18 @@ fn a_local_run_that_was_killed_resumes() {
     let data_dir = sandbox.path("data").display().to_string();
 
     // Once in the midst of the sort, once in the midst of the commit.
-    for (pass_first, choice) in [(12, begins_an_upload as fn(&str) -> bool), (3, completes_an_upload)] {
+    for (pass_first, choice) in
+        [(12, begins_an_upload as fn(&str) -> bool), (3, completes_an_upload)]
+    {
         gate.hold_after(pass_first, choice);
-        let mut run = Process::spawn("run", local_run_on_a_bucket(&sandbox, &s3, &bucket, &gate), &sandbox.logs());
+        let mut run = Process::spawn(
+            "run",
+            local_run_on_a_bucket(&sandbox, &s3, &bucket, &gate),
+            &sandbox.logs(),
+        );
         gate.wait_for_request("the run to be in the midst of it", wait::RUN_BOUND);
-        let second = sandbox.run_command(local_run_on_a_bucket(&sandbox, &s3, &bucket, &gate), wait::RUN_BOUND);
+        let second = sandbox
+            .run_command(local_run_on_a_bucket(&sandbox, &s3, &bucket, &gate), wait::RUN_BOUND);
         assert_ne!(second.code, 0, "two runs share one data folder");
         second.expect_error(&[&data_dir]);
         run.kill();
@@ -315,8 +361,9 @@ fn a_local_run_that_was_killed_resumes() {
         assert!(Output::of_bucket(&bucket, "out").success.is_none());
         gate.open();
     }
-    let done =
-        sandbox.run_command(local_run_on_a_bucket(&sandbox, &s3, &bucket, &gate), wait::RUN_BOUND).expect_code(0);
+    let done = sandbox
+        .run_command(local_run_on_a_bucket(&sandbox, &s3, &bucket, &gate), wait::RUN_BOUND)
+        .expect_code(0);
     sandbox.assert_nothing_repeated(&sandbox.path("data"), &done);
     Output::of_bucket(&bucket, "out").assert_is(&oracle::fixed(&data, 100, 0, 10));
     assert_eq!(bucket.uploads(), Vec::<String>::new());
@@ -331,26 +378,46 @@ fn a_local_run_on_files_that_was_killed_resumes() {
         (sandbox.file("in", &data), sandbox.path("out"), sandbox.small_tasks(128 << 10, 1 << 20));
     let command = || {
         let mut command = sandbox.muster();
-        command.args(["sort", "--json", arg(&input), "-o", arg(&output), "--format", "fixed:100", "-k", "0:10"]);
-        command.arg("--local=2").arg("--config").arg(&config).arg("--data-dir").arg(sandbox.path("data"));
+        command.args([
+            "sort",
+            "--json",
+            arg(&input),
+            "-o",
+            arg(&output),
+            "--format",
+            "fixed:100",
+            "-k",
+            "0:10",
+        ]);
+        command
+            .arg("--local=2")
+            .arg("--config")
+            .arg(&config)
+            .arg("--data-dir")
+            .arg(sandbox.path("data"));
         command.envs([LOG_ATTEMPTS]);
         command
     };
-    let runs = |folder: &Path| files_below(folder).iter().filter(|name| name.ends_with(".run")).count();
+    let runs =
+        |folder: &Path| files_below(folder).iter().filter(|name| name.ends_with(".run")).count();
     let mut run = Process::spawn("run", command(), &sandbox.logs());
     wait::until("some of the 305 runs to be written", wait::RUN_BOUND, || {
         run.assert_running();
         (runs(&output) + runs(&sandbox.path("data")) >= 20).then_some(())
     });
     run.kill();
-    assert!(!output.join("_SUCCESS").exists(), "it was quicker than its killer: more records are needed");
+    assert!(
+        !output.join("_SUCCESS").exists(),
+        "it was quicker than its killer: more records are needed"
+    );
     let done = sandbox.run_command(command(), wait::RUN_BOUND).expect_code(0);
     sandbox.assert_nothing_repeated(&sandbox.path("data"), &done);
     Output::of_folder(&output).assert_is(&oracle::fixed(&data, 100, 0, 10));
     sandbox.assert_no_temporaries();
 }
 
-/// A run on a bucket that gets a signal in the midst of it: how it ended, and what is in the bucket then. With `nohup` it ignores SIGHUP from the start.
+/// A run on a bucket that gets a signal in the midst of it: how it ended, and what is in the bucket
+/// then. With `nohup` it ignores SIGHUP from the start.
 #[track_caller]
 fn signalled(signal: Signal, nohup: bool) -> (i32, String, Vec<String>) {
     let sandbox = Sandbox::new();
@@ -361,7 +428,16 @@ fn signalled(signal: Signal, nohup: bool) -> (i32, String, Vec<String>) {
     let mut command = sandbox.clean_command("sh");
     let ignore = if nohup { "trap '' HUP; " } else { "" };
     command.args(["-c", &format!("{ignore}exec \"$@\""), "sh"]).arg(sandbox.muster().get_program());
-    command.args(["sort", &bucket.url("in"), "-o", &bucket.url("out"), "--format", "fixed:100", "-k", "0:10"]);
+    command.args([
+        "sort",
+        &bucket.url("in"),
+        "-o",
+        &bucket.url("out"),
+        "--format",
+        "fixed:100",
+        "-k",
+        "0:10",
+    ]);
     command.args(["--local=2", "--config"]);
     command.arg(config).envs(s3.environment()).env("AWS_ENDPOINT_URL", gate.endpoint());
     gate.hold_after(12, begins_an_upload);
@@ -399,7 +475,8 @@ fn a_local_run_under_nohup_outlives_its_terminal() {
     assert!(left.contains(&"out/_SUCCESS".to_owned()), "{left:?}");
 }
 
-/// The second time the store gives each part the tag that the old one has: nothing tells them apart, and nothing needs to.
+/// The second time the store gives each part the tag that the old one has: nothing tells them
+/// apart, and nothing needs to.
 #[test]
 fn the_same_sort_again_with_overwrite_succeeds() {
     let sandbox = Sandbox::new();
@@ -407,11 +484,25 @@ fn the_same_sort_again_with_overwrite_succeeds() {
     let bucket = s3.bucket(BUCKET);
     let data = records(4_000, Keys::Random, 1);
     bucket.put("in/a", &data);
-    let (from, to, config) = (bucket.url("in/"), bucket.url("out"), sandbox.small_tasks(SMALL, SMALL));
-    for (turn, more) in [vec![], vec!["--overwrite"], vec!["--overwrite", "--fsync"]].into_iter().enumerate() {
+    let (from, to, config) =
+        (bucket.url("in/"), bucket.url("out"), sandbox.small_tasks(SMALL, SMALL));
+    for (turn, more) in
+        [vec![], vec!["--overwrite"], vec!["--overwrite", "--fsync"]].into_iter().enumerate()
+    {
         let job = format!("job-{turn}");
         let mut command = sandbox.muster();
-        command.args(["sort", &from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--job-id", &job]);
+        command.args([
+            "sort",
+            &from,
+            "-o",
+            &to,
+            "--format",
+            "fixed:100",
+            "-k",
+            "0:10",
+            "--job-id",
+            &job,
+        ]);
         command.args(["--local=1", "--config", arg(&config)]).args(more).envs(s3.environment());
         sandbox.run_command(command, wait::RUN_BOUND).expect_code(0);
         let output = Output::of_bucket(&bucket, "out");
@@ -431,10 +522,13 @@ fn a_take_over_at_the_commit_keeps_the_places_of_malformed_records() {
     let data = records(1_000, Keys::Random, 1);
     bucket.put("in", &[&data[..], b"torn"].concat());
     let mut pool = Pool::on_bucket(&sandbox, 1, &s3, BUCKET);
-    pool.coordinator_gate().hold(|request| begins_an_upload(request) && request.contains("_SUCCESS"));
+    pool.coordinator_gate()
+        .hold(|request| begins_an_upload(request) && request.contains("_SUCCESS"));
     let (from, to) = (bucket.url("in"), bucket.url("out"));
-    let sort = pool
-        .start_sort("job", [&from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--bad-records", "quarantine"]);
+    let sort = pool.start_sort(
+        "job",
+        [&from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--bad-records", "quarantine"],
+    );
     pool.coordinator_gate().wait_for_request("_SUCCESS to be written", wait::RUN_BOUND);
     pool.kill_coordinator();
     pool.coordinator_gate().open();
@@ -443,10 +537,14 @@ fn a_take_over_at_the_commit_keeps_the_places_of_malformed_records() {
     let manifest = Output::of_bucket(&bucket, "out").success.expect("a manifest");
     let places = manifest["bad_records"].as_array().expect("places");
     assert_eq!(places.len(), 1, "{manifest}");
-    assert_eq!((places[0]["object"].as_str(), places[0]["offset"].as_u64()), (Some(from.as_str()), Some(100_000)));
+    assert_eq!(
+        (places[0]["object"].as_str(), places[0]["offset"].as_u64()),
+        (Some(from.as_str()), Some(100_000))
+    );
 }
 
-/// Somebody writes into OUTPUT while the job runs: without `--overwrite` that is seen before anything changes there.
+/// Somebody writes into OUTPUT while the job runs: without `--overwrite` that is seen before
+/// anything changes there.
 #[test]
 fn an_object_that_comes_into_output_meanwhile_fails_the_job_and_stays() {
     let sandbox = Sandbox::new();
@@ -456,15 +554,21 @@ fn an_object_that_comes_into_output_meanwhile_fails_the_job_and_stays() {
     let pool = Pool::on_bucket(&sandbox, 1, &s3, BUCKET);
     pool.each_worker_gate(Gate::hold_all);
     let (from, to) = (bucket.url("in"), bucket.url("out"));
-    let mut sort =
-        pool.start_sort("job", [&from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--partitions", "1"]);
+    let mut sort = pool.start_sort(
+        "job",
+        [&from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--partitions", "1"],
+    );
     pool.worker_gate(0).wait_for_request("the worker to begin", wait::RUN_BOUND);
     // As long as the part is going to be.
     let theirs = vec![b'x'; 100_000];
     bucket.put("out/part-00000.bin", &theirs);
     pool.each_worker_gate(Gate::open);
     assert_eq!(process::exit_code(sort.wait(wait::RUN_BOUND)), 1, "{}", sort.stderr());
-    assert!(sort.stderr().contains("part-00000.bin") && sort.stderr().contains("since"), "{}", sort.stderr());
+    assert!(
+        sort.stderr().contains("part-00000.bin") && sort.stderr().contains("since"),
+        "{}",
+        sort.stderr()
+    );
     assert_eq!(bucket.get("out/part-00000.bin"), theirs);
     wait::until("scratch to be removed", wait::RUN_BOUND, || {
         (bucket.list("out") == ["out/part-00000.bin"]).then_some(())

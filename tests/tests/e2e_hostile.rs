@@ -1,8 +1,12 @@
-//! A worker that means harm: it has the rights of a worker on NATS and on the bucket, and says whatever it likes. It can neither commit for another, nor have a result
-//! counted that cannot be true, nor stop the coordinator, nor make it grow without bound; the job of the honest workers ends with the same bytes.
+//! A worker that means harm: it has the rights of a worker on NATS and on the bucket, and says
+//! whatever it likes. It can neither commit for another, nor have a result counted that cannot be
+//! true, nor stop the coordinator, nor make it grow without bound; the job of the honest workers
+//! ends with the same bytes.
 //!
-//! What P10 leaves out, and this does not try: a worker that lies consistently about the data it read (that it read other records of the same number and length, say), one
-//! that takes work and fails at it again and again until the tries of a task are used up, and one that damages objects to which the bucket lets it write.
+//! What P10 leaves out, and this does not try: a worker that lies consistently about the data it
+//! read (that it read other records of the same number and length, say), one that takes work and
+//! fails at it again and again until the tries of a task are used up, and one that damages objects
+//! to which the bucket lets it write.
 #![expect(clippy::print_stdout, reason = "how much it grew is a result")]
 
 use std::collections::BTreeMap;
@@ -16,8 +20,9 @@ use muster_common::names::{self, Names};
 use muster_common::plan::Plan;
 use muster_common::store::BlobUrl;
 use muster_common::wire::{
-    self, AttemptProgress, BlobRef, DamageCause, Heartbeat, HeldAttempt, MergedPart, Outcome, PhaseQuery, Register,
-    RegisterReply, Report, ReportReply, RunAttempt, RunReply, SortedRun, WorkerState,
+    self, AttemptProgress, BlobRef, DamageCause, Heartbeat, HeldAttempt, MergedPart, Outcome,
+    PhaseQuery, Register, RegisterReply, Report, ReportReply, RunAttempt, RunReply, SortedRun,
+    WorkerState,
 };
 use muster_coordinator::journal::record::Record;
 use muster_kernel::proof::Sums;
@@ -33,7 +38,8 @@ const BUCKET: &str = "data";
 const RECORDS: usize = 20_000;
 /// Messages of the flood, on each subject.
 const FLOOD: usize = 20_000;
-/// Lines that the coordinator may log in all, and refusals that its events may tell of: a few of each kind in ten seconds, whatever comes.
+/// Lines that the coordinator may log in all, and refusals that its events may tell of: a few of
+/// each kind in ten seconds, whatever comes.
 const LINES_MAX: usize = 1_500;
 const REFUSALS_TOLD_MAX: usize = 100;
 /// By how much the coordinator may grow under it.
@@ -108,14 +114,18 @@ impl Hostile {
             health: wire::Health::default(),
         };
         let bytes = wire::encode(&heartbeat).expect("encode");
-        self.client.publish(self.names.heartbeat(&self.id), bytes.into()).await.expect("handed over");
+        self.client
+            .publish(self.names.heartbeat(&self.id), bytes.into())
+            .await
+            .expect("handed over");
     }
 
     /// Registrations that no worker makes are refused, each by name.
     async fn registers_absurdly(&self) {
         let text = || "x".repeat(100_000);
         let many = |count: usize| (0..count).map(|n| (n.to_string(), String::new())).collect();
-        let folders = |folders: &[&str]| folders.iter().map(|folder| (*folder).to_owned()).collect();
+        let folders =
+            |folders: &[&str]| folders.iter().map(|folder| (*folder).to_owned()).collect();
         let sound = self.register();
         for register in [
             Register { slots: 0, ..sound.clone() },
@@ -123,7 +133,10 @@ impl Hostile {
             Register { labels: many(10_000), ..sound.clone() },
             Register { labels: vec![(text(), text())], ..sound.clone() },
             Register { settings: many(10_000), ..sound.clone() },
-            Register { settings: vec![("heartbeat.interval_ms".into(), "1".into())], ..sound.clone() },
+            Register {
+                settings: vec![("heartbeat.interval_ms".into(), "1".into())],
+                ..sound.clone()
+            },
             Register { host: text(), ..sound.clone() },
             Register { inputs: folders(&["/a/../../etc"]), ..sound.clone() },
             Register { inputs: folders(&["relative"]), ..sound.clone() },
@@ -135,8 +148,13 @@ impl Hostile {
         }
     }
 
-    /// Nothing that is said of attempts of others, or under numbers that are not one's own, is recorded. `said` is what is said of each.
-    async fn speaks_of_others(&self, others: &[AttemptId], said: impl Fn(&AttemptId) -> Vec<Outcome>) {
+    /// Nothing that is said of attempts of others, or under numbers that are not one's own, is
+    /// recorded. `said` is what is said of each.
+    async fn speaks_of_others(
+        &self,
+        others: &[AttemptId],
+        said: impl Fn(&AttemptId) -> Vec<Outcome>,
+    ) {
         for attempt in others {
             let later = AttemptId { epoch: Epoch(attempt.epoch.0 + 1), ..*attempt };
             let other = AttemptId { nonce: attempt.nonce ^ 1, ..*attempt };
@@ -146,11 +164,15 @@ impl Hostile {
                     let report = self.report(attempt, outcome);
                     let reply = self.reports(&report).await;
                     let committed = matches!(reply, ReportReply::Recorded { .. });
-                    // Of what is recorded already, the answer says only that; that nothing is added to it, the caller checks.
+                    // Of what is recorded already, the answer says only that; that nothing is added
+                    // to it, the caller checks.
                     assert!(!committed || others.contains(&attempt), "{report:?}: {reply:?}");
-                    for (epoch, incarnation) in [(self.epoch.0 + 1, self.incarnation.0), (self.epoch.0, 2)] {
+                    for (epoch, incarnation) in
+                        [(self.epoch.0 + 1, self.incarnation.0), (self.epoch.0, 2)]
+                    {
                         let (epoch, incarnation) = (Epoch(epoch), Incarnation(incarnation));
-                        let reply = self.reports(&Report { epoch, incarnation, ..report.clone() }).await;
+                        let reply =
+                            self.reports(&Report { epoch, incarnation, ..report.clone() }).await;
                         assert!(matches!(reply, ReportReply::Reregister { .. }), "{reply:?}");
                     }
                 }
@@ -158,12 +180,19 @@ impl Hostile {
         }
     }
 
-    /// Says that it holds and runs what others do: none of it becomes its own, but what is committed, which nobody can have any more.
+    /// Says that it holds and runs what others do: none of it becomes its own, but what is
+    /// committed, which nobody can have any more.
     async fn claims(&mut self, others: &[AttemptId], committed: &[AttemptId]) {
-        let held = others.iter().map(|attempt| HeldAttempt { job: self.job.clone(), attempt: *attempt }).collect();
+        let held = others
+            .iter()
+            .map(|attempt| HeldAttempt { job: self.job.clone(), attempt: *attempt })
+            .collect();
         match self.registers(&Register { held, ..self.register() }).await {
             RegisterReply::Accepted { regranted, .. } => {
-                assert!(regranted.iter().all(|attempt| committed.contains(attempt)), "{regranted:?}");
+                assert!(
+                    regranted.iter().all(|attempt| committed.contains(attempt)),
+                    "{regranted:?}"
+                );
             }
             refused => panic!("{refused:?}"),
         }
@@ -182,7 +211,9 @@ impl Hostile {
         let look = async {
             loop {
                 self.beats(Vec::new()).await;
-                let Ok(Some(order)) = tokio::time::timeout(Duration::from_millis(100), orders.next()).await else {
+                let Ok(Some(order)) =
+                    tokio::time::timeout(Duration::from_millis(100), orders.next()).await
+                else {
                     continue;
                 };
                 let Ok(run) = wire::decode::<RunAttempt>(&order.payload) else { continue };
@@ -212,13 +243,20 @@ impl Hostile {
                 1 => intervals[0].end = u64::MAX,
                 _ => sums.records += 1,
             }
-            let reply =
-                self.reports(&self.report(run.attempt, Outcome::Sorted(Box::new(lie(&place, intervals, sums))))).await;
+            let reply = self
+                .reports(
+                    &self.report(
+                        run.attempt,
+                        Outcome::Sorted(Box::new(lie(&place, intervals, sums))),
+                    ),
+                )
+                .await;
             assert!(matches!(reply, ReportReply::Revoked { .. }), "lie {number}: {reply:?}");
         }
     }
 
-    /// Takes merges of its own and reports of each what cannot be true; `foreign` is the upload of somebody else.
+    /// Takes merges of its own and reports of each what cannot be true; `foreign` is the upload of
+    /// somebody else.
     async fn lies_of_merges(&mut self, orders: &mut Subscriber, foreign: &str) {
         let opened = |upload: &str| Outcome::UploadOpened { upload: upload.to_owned() };
         let elsewhere = format!("s3://{BUCKET}/elsewhere/a.run");
@@ -246,11 +284,13 @@ impl Hostile {
         }
     }
 
-    /// Everything that it may publish to, again and again: malformed, as large as the server lets through, and what was well formed once.
+    /// Everything that it may publish to, again and again: malformed, as large as the server lets
+    /// through, and what was well formed once.
     async fn floods(&self, replayed: &Report, messages: usize) {
         let own = |subject: String| names::of_worker(&subject, &self.id);
         let frame = wire::encode(replayed).expect("encode");
-        let absurd = wire::encode(&Register { slots: u32::MAX, ..self.register() }).expect("encode");
+        let absurd =
+            wire::encode(&Register { slots: u32::MAX, ..self.register() }).expect("encode");
         let question = wire::encode(&PhaseQuery { job: self.job.clone() }).expect("encode");
         let cut = frame[..frame.len() / 2].to_vec();
         let largest = self.client.server_info().max_payload - 1024;
@@ -264,7 +304,9 @@ impl Hostile {
             (self.names.phase(), &question),
         ] {
             let inbox = self.client.new_inbox();
-            let shout = |bytes: bytes::Bytes| self.client.publish_with_reply(subject.clone(), inbox.clone(), bytes);
+            let shout = |bytes: bytes::Bytes| {
+                self.client.publish_with_reply(subject.clone(), inbox.clone(), bytes)
+            };
             for _ in 0..20 {
                 shout(giant.clone()).await.expect("handed over");
             }
@@ -316,8 +358,10 @@ fn lie(url: &str, intervals: Vec<muster_kernel::proof::Interval>, sums: Sums) ->
 
 /// Resident memory of a process.
 fn resident_bytes(process: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).expect("a process that runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its resident memory");
+    let status =
+        std::fs::read_to_string(format!("/proc/{process}/status")).expect("a process that runs");
+    let line =
+        status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its resident memory");
     let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
     kib << 10
 }
@@ -341,11 +385,25 @@ impl<'a> Scene<'a> {
         let bucket = s3.bucket(BUCKET);
         let data = records(RECORDS, Keys::Random, 1);
         bucket.put("in", &data);
-        let users = Users::make(sandbox, &["--worker", "worker-0", "--worker", "worker-1", "--worker", "hostile"]);
+        let users = Users::make(
+            sandbox,
+            &["--worker", "worker-0", "--worker", "worker-1", "--worker", "hostile"],
+        );
         let server = NatsServer::made(sandbox, &users.file("server.conf"));
         let mut pool = Pool::with_users(server.into(), users.clone(), "", sandbox, 2, s3, BUCKET);
-        let (from, to, config) = (bucket.url("in"), bucket.url("out"), sandbox.small_tasks(SMALL, SMALL));
-        let wish = [from.as_str(), "-o", &to, "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)];
+        let (from, to, config) =
+            (bucket.url("in"), bucket.url("out"), sandbox.small_tasks(SMALL, SMALL));
+        let wish = [
+            from.as_str(),
+            "-o",
+            &to,
+            "--format",
+            "fixed:100",
+            "-k",
+            "0:10",
+            "--config",
+            arg(&config),
+        ];
         pool.slow_workers(Duration::from_millis(40));
         let sort = pool.start_sort("job", wish);
         pool.hold_in_the_midst_of("job", state);
@@ -364,7 +422,12 @@ impl<'a> Scene<'a> {
 
     /// The hostile one, with what it hears of the coordinator; it has not registered.
     async fn hostile(&self) -> (Hostile, Subscriber) {
-        let client = self.users.options("hostile").connect(self.pool.nats.url()).await.expect("it may connect");
+        let client = self
+            .users
+            .options("hostile")
+            .connect(self.pool.nats.url())
+            .await
+            .expect("it may connect");
         let hostile = Hostile {
             client,
             names: Names::new("muster"),
@@ -374,17 +437,25 @@ impl<'a> Scene<'a> {
             job: "job".parse().expect("id"),
             sequence: 0,
         };
-        let orders = hostile.client.subscribe(hostile.names.commands(&hostile.id)).await.expect("its own subject");
+        let orders = hostile
+            .client
+            .subscribe(hostile.names.commands(&hostile.id))
+            .await
+            .expect("its own subject");
         hostile.client.flush().await.expect("flush");
         (hostile, orders)
     }
 
-    /// Tasks of the job that are done. The honest workers are held: what is done now was done by them.
+    /// Tasks of the job that are done. The honest workers are held: what is done now was done by
+    /// them.
     fn done(&self) -> Value {
-        tokio::task::block_in_place(|| self.pool.status("job").expect("its status")["tasks_done"].clone())
+        tokio::task::block_in_place(|| {
+            self.pool.status("job").expect("its status")["tasks_done"].clone()
+        })
     }
 
-    /// The job ends with the right bytes, whoever made them was granted it, and the coordinator is the one that it was. Gives the journal.
+    /// The job ends with the right bytes, whoever made them was granted it, and the coordinator is
+    /// the one that it was. Gives the journal.
     fn ends_well(mut self, said: &[&str]) -> Journal {
         let grown = resident_bytes(self.coordinator).saturating_sub(self.resident_bytes);
         println!("the coordinator has grown by {grown} bytes");
@@ -403,8 +474,11 @@ impl<'a> Scene<'a> {
         for said in said {
             assert!(events.contains(said), "{said}: {events}");
         }
-        self.pool.coordinator(0).wait_for_log("a malformed request was passed over", wait::START_BOUND);
-        let rest = self.pool.coordinator(0).wait_for_log("more of the same came", wait::START_BOUND);
+        self.pool
+            .coordinator(0)
+            .wait_for_log("a malformed request was passed over", wait::START_BOUND);
+        let rest =
+            self.pool.coordinator(0).wait_for_log("more of the same came", wait::START_BOUND);
         assert!(rest.contains("suppressed="), "how many there were is told: {rest}");
         let log = self.pool.coordinator(0).stderr();
         let told = self.pool.run(["events", "--json"]).expect_code(0).stdout;
@@ -440,7 +514,8 @@ fn a_hostile_worker_gains_nothing() {
         let before = scene.done();
         hostile.speaks_of_others(&others, said).await;
         assert_eq!(scene.done(), before, "nothing that was said of attempts of others counts");
-        let replayed = hostile.report(others[0], Outcome::Failed { error: Error::corrupt("again") });
+        let replayed =
+            hostile.report(others[0], Outcome::Failed { error: Error::corrupt("again") });
         hostile.floods(&replayed, FLOOD).await;
         // It is answered in its turn: what came before is dealt with.
         let _ = hostile.reports(&replayed).await;
@@ -456,12 +531,15 @@ fn a_hostile_worker_changes_no_part() {
     let s3 = S3Server::start(&sandbox);
     let scene = Scene::held_in(&sandbox, &s3, "merging");
     let others = scene.begun(Phase::Merge);
-    // What it may have learnt from the bucket or elsewhere: which uploads are open, and whose runs count.
+    // What it may have learnt from the bucket or elsewhere: which uploads are open, and whose runs
+    // count.
     let journal = scene.pool.journal();
     let (mut uploads, mut run, mut committed) = (BTreeMap::new(), None, Vec::new());
     for (_, entry) in journal.entries() {
         match &entry.record {
-            Record::UploadOpened { attempt, upload, .. } => drop(uploads.insert(*attempt, upload.clone())),
+            Record::UploadOpened { attempt, upload, .. } => {
+                drop(uploads.insert(*attempt, upload.clone()))
+            }
             Record::RunCommitted(of) => run = Some((of.split, of.attempt)),
             Record::PartCommitted(of) => committed.push(of.attempt),
             _ => {}
@@ -482,7 +560,11 @@ fn a_hostile_worker_changes_no_part() {
             Outcome::Failed { error: error() },
             Outcome::RunDamaged { split, run, cause: DamageCause::Store, error: error() },
             Outcome::SampledToScratch { samples: outside() },
-            Outcome::Sorted(Box::new(lie(&format!("s3://{BUCKET}/in"), Vec::new(), Sums::default()))),
+            Outcome::Sorted(Box::new(lie(
+                &format!("s3://{BUCKET}/in"),
+                Vec::new(),
+                Sums::default(),
+            ))),
         ]
     };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
@@ -513,9 +595,16 @@ fn a_hostile_worker_changes_no_part() {
     });
     for part in parts {
         let granted = |worker: &WorkerId| {
-            begins.iter().any(|begin| begin.worker == worker.as_str() && begin.attempt == part.attempt)
+            begins
+                .iter()
+                .any(|begin| begin.worker == worker.as_str() && begin.attempt == part.attempt)
         };
-        assert!(part.worker.as_ref().is_some_and(granted), "nobody who is honest was granted it: {part:?}");
+        assert!(
+            part.worker.as_ref().is_some_and(granted),
+            "nobody who is honest was granted it: {part:?}"
+        );
     }
-    wait::until("no upload to be left", wait::RUN_BOUND, || bucket.uploads().is_empty().then_some(()));
+    wait::until("no upload to be left", wait::RUN_BOUND, || {
+        bucket.uploads().is_empty().then_some(())
+    });
 }

@@ -1,4 +1,5 @@
-//! `--http`: health, readiness and metrics of real processes before, during and after a job, through the loss of NATS and of the leader.
+//! `--http`: health, readiness and metrics of real processes before, during and after a job,
+//! through the loss of NATS and of the leader.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -6,7 +7,9 @@ use std::time::Duration;
 
 use muster_tests::harness::data::{Keys, records};
 use muster_tests::harness::watched::{self, Scrape};
-use muster_tests::harness::{NatsServer, Output, Pool, Process, S3Server, Sandbox, arg, oracle, wait};
+use muster_tests::harness::{
+    NatsServer, Output, Pool, Process, S3Server, Sandbox, arg, oracle, wait,
+};
 use rustix::process::Signal;
 
 const BUCKET: &str = "data";
@@ -41,10 +44,14 @@ fn metrics_tell_of_a_job_before_while_and_after_it_runs() {
     wait_for(leader, 200, "leader");
     wait_for(worker, 200, "worker");
     assert_eq!(watched::get(leader, "/healthz").status, 200);
-    assert_eq!((watched::get(leader, "/").status, watched::get(worker, "/metrics/x").status), (404, 404));
+    assert_eq!(
+        (watched::get(leader, "/").status, watched::get(worker, "/metrics/x").status),
+        (404, 404)
+    );
 
-    let before =
-        scrape_until(leader, "two healthy workers", |seen| seen.value("muster_workers{state=\"healthy\"}") == 2.0);
+    let before = scrape_until(leader, "two healthy workers", |seen| {
+        seen.value("muster_workers{state=\"healthy\"}") == 2.0
+    });
     for (series, expected) in [
         ("muster_leading", 1.0),
         ("muster_epoch", 1.0),
@@ -62,7 +69,8 @@ fn metrics_tell_of_a_job_before_while_and_after_it_runs() {
     pool.slow_workers(Duration::from_millis(50));
     let config = sandbox.small_tasks(64 << 10, 64 << 10);
     let (from, to) = (bucket.url("in"), bucket.url("out"));
-    let options = [&from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)];
+    let options =
+        [&from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)];
     let sort = pool.start_sort("the-job-id", options);
     pool.hold_in_the_midst_of("the-job-id", "sorting");
     let during = scrape_until(leader, "tasks at work", |seen| {
@@ -72,13 +80,19 @@ fn metrics_tell_of_a_job_before_while_and_after_it_runs() {
     assert_eq!(during.value("muster_jobs{state=\"sorting\"}"), 1.0);
     assert_eq!(during.value("muster_slots_free"), 0.0);
     let backlog = during.value("muster_backlog_tasks");
-    assert!(backlog > 0.0 && during.value("muster_workers_wanted") == backlog + 2.0, "{}", during.text());
+    assert!(
+        backlog > 0.0 && during.value("muster_workers_wanted") == backlog + 2.0,
+        "{}",
+        during.text()
+    );
     assert!(during.value("muster_journal_append_seconds_count") > 0.0);
     let at_work = scrape_until(worker, "an attempt that runs", |seen| {
         seen.value("muster_attempts_running{phase=\"sort\"}") == 1.0
     });
     assert_eq!(at_work.value("muster_memory_limit_bytes"), f64::from(256 << 20));
-    assert!(at_work.value("muster_memory_used_bytes") > 0.0 && at_work.value("muster_disk_bytes") > 0.0);
+    assert!(
+        at_work.value("muster_memory_used_bytes") > 0.0 && at_work.value("muster_disk_bytes") > 0.0
+    );
 
     pool.each_worker_gate(|gate| gate.open());
     pool.finish_sort(sort);
@@ -91,16 +105,26 @@ fn metrics_tell_of_a_job_before_while_and_after_it_runs() {
     assert_eq!(after.value("muster_sorted_bytes_total"), data.len() as f64);
     assert_eq!(after.value("muster_backlog_tasks"), 0.0);
     let committed = after.sum("muster_tasks_committed_total");
-    assert!(after.value("muster_journal_appends_total") >= committed && committed > 0.0, "{}", after.text());
+    assert!(
+        after.value("muster_journal_appends_total") >= committed && committed > 0.0,
+        "{}",
+        after.text()
+    );
     let read = scrape_until(worker, "what was read", |seen| {
         seen.value("muster_store_read_bytes_total{store=\"s3\"}") > 0.0
             && seen.value("muster_attempts_ended_total{outcome=\"done\"}") > 0.0
     });
-    assert!(read.value("muster_store_calls_total{call=\"read\",outcome=\"ok\",store=\"s3\"}") > 0.0);
+    assert!(
+        read.value("muster_store_calls_total{call=\"read\",outcome=\"ok\",store=\"s3\"}") > 0.0
+    );
     for scrape in [&before, &during, &at_work, &after, &read] {
         assert!(scrape.series() < 400, "{} series", scrape.series());
         for name in ["the-job-id", "worker-0", "worker-1", BUCKET, "AKIA", ".run"] {
-            assert!(!scrape.text().contains(&format!("{name}\"")), "{name} is a label:\n{}", scrape.text());
+            assert!(
+                !scrape.text().contains(&format!("{name}\"")),
+                "{name} is a label:\n{}",
+                scrape.text()
+            );
         }
     }
 }
@@ -123,7 +147,9 @@ fn readiness_follows_nats_and_the_lead() {
     for (address, role) in [(leader, "leader"), (second, "stand_by")] {
         wait_for(address, 503, role);
         assert_eq!(watched::ready(address).1["connected"], false);
-        scrape_until(address, "the lost connection", |seen| seen.value("muster_nats_connected") == 0.0);
+        scrape_until(address, "the lost connection", |seen| {
+            seen.value("muster_nats_connected") == 0.0
+        });
     }
     wait_for(worker, 503, "unregistered");
     // Much longer than http.stuck_ms: who waits for NATS goes on living.
@@ -136,18 +162,23 @@ fn readiness_follows_nats_and_the_lead() {
     pool.nats.server(0).start_again(&sandbox);
     wait_for(worker, 200, "worker");
     let roles = || [leader, second].map(|address| watched::ready(address));
-    wait::until("both coordinators to be ready, and one of them to lead", wait::START_BOUND, || {
-        let seen = roles();
-        let leaders = seen.iter().filter(|(_, body)| body["role"] == "leader").count();
-        (leaders == 1 && seen.iter().all(|(status, _)| *status == 200)).then_some(())
-    });
+    wait::until(
+        "both coordinators to be ready, and one of them to lead",
+        wait::START_BOUND,
+        || {
+            let seen = roles();
+            let leaders = seen.iter().filter(|(_, body)| body["role"] == "leader").count();
+            (leaders == 1 && seen.iter().all(|(status, _)| *status == 200)).then_some(())
+        },
+    );
 
     let led = usize::from(roles()[1].1["role"] == "leader");
     pool.coordinator(led).kill();
     let left = [leader, second][1 - led];
     wait_for(left, 200, "leader");
-    let seen =
-        scrape_until(left, "the worker to be back", |seen| seen.value("muster_workers{state=\"healthy\"}") == 1.0);
+    let seen = scrape_until(left, "the worker to be back", |seen| {
+        seen.value("muster_workers{state=\"healthy\"}") == 1.0
+    });
     assert_eq!(seen.value("muster_leading"), 1.0);
     assert!(seen.value("muster_epoch") >= 2.0 && seen.value("muster_takeovers_total") >= 1.0);
 }
@@ -159,7 +190,17 @@ fn it_serves_while_it_waits_for_nats_and_whatever_clients_do() {
     let url = nats.url();
     nats.kill();
     let mut command = sandbox.muster();
-    command.args(["coordinator", "--profile", "testing", "--http", "0", "--bucket", "/tmp/x", "--nats", &url]);
+    command.args([
+        "coordinator",
+        "--profile",
+        "testing",
+        "--http",
+        "0",
+        "--bucket",
+        "/tmp/x",
+        "--nats",
+        &url,
+    ]);
     let mut process = Process::spawn("coordinator", command, &sandbox.logs());
     let address = wait::until("the address", wait::START_BOUND, || watched::address(&process));
     assert!(address.ip().is_loopback(), "{address}");
@@ -181,7 +222,9 @@ fn it_serves_while_it_waits_for_nats_and_whatever_clients_do() {
     }
     assert_eq!(watched::get(address, "/healthz").status, 200);
     let mut posted = TcpStream::connect(address).expect("it takes connections");
-    posted.write_all(b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").expect("sent");
+    posted
+        .write_all(b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        .expect("sent");
     let mut answer = String::new();
     posted.read_to_string(&mut answer).expect("answered");
     assert!(answer.starts_with("HTTP/1.1 405") && answer.contains("allow: GET, HEAD"), "{answer}");
@@ -198,7 +241,10 @@ fn addresses_that_cannot_be_served_are_refused() {
     let sandbox = Sandbox::new();
     for role in ["coordinator", "worker"] {
         for address in ["nonsense", "1.2.3.4", "127.0.0.1:99999", "host:80"] {
-            sandbox.run([role, "--http", address]).expect_code(2).expect_error(&["--http", "IP:PORT"]);
+            sandbox
+                .run([role, "--http", address])
+                .expect_code(2)
+                .expect_error(&["--http", "IP:PORT"]);
         }
     }
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");

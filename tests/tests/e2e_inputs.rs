@@ -1,4 +1,5 @@
-//! What INPUT may be: paths as the system reads them, names of all bytes, odd entries in folders, and content that is no lines. What is found is compared with sort(1).
+//! What INPUT may be: paths as the system reads them, names of all bytes, odd entries in folders,
+//! and content that is no lines. What is found is compared with sort(1).
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -23,7 +24,13 @@ fn sort_in<S: AsRef<OsStr>>(
     arguments: impl IntoIterator<Item = S>,
 ) -> Finished {
     let mut command = sandbox.muster();
-    command.current_dir(folder).arg("sort").args(arguments).arg("-o").arg(output).args(["--local=1", "--json"]);
+    command
+        .current_dir(folder)
+        .arg("sort")
+        .args(arguments)
+        .arg("-o")
+        .arg(output)
+        .args(["--local=1", "--json"]);
     sandbox.run_command(command, wait::RUN_BOUND)
 }
 
@@ -39,7 +46,10 @@ fn check_in(sandbox: &Sandbox, folder: &Path, arguments: &[&OsStr], files: &[Pat
 /// How many outputs there are.
 fn sandbox_count(sandbox: &Sandbox) -> usize {
     let entries = fs::read_dir(sandbox.path("")).expect("the sandbox");
-    entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with("out-")).count()
+    entries
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("out-"))
+        .count()
 }
 
 fn os(texts: &[&'static str]) -> Vec<&'static OsStr> {
@@ -69,7 +79,8 @@ fn a_path_that_exists_is_a_path_whatever_its_characters() {
     let sandbox = Sandbox::new();
     let folder = sandbox.path("w[1]*{x}");
     let file = |name: &str| sandbox.file(folder.join(name), format!("{name}\n"));
-    let (bracket, plain, star, brace) = (file("a[1].txt"), file("a1.txt"), file("b*"), file("{c,d}"));
+    let (bracket, plain, star, brace) =
+        (file("a[1].txt"), file("a1.txt"), file("b*"), file("{c,d}"));
     let nested = file("e[2]/f.txt");
     // What a pattern of the folder's name would match.
     sandbox.file("w1zx/a1.txt", "another\n");
@@ -144,21 +155,43 @@ fn odd_entries_are_named_and_bad_inputs_decides() {
     assert!(!sandbox.path("out").exists(), "a refused job leaves no OUTPUT");
 
     let mut command = sandbox.muster();
-    command.current_dir(&here).args(["sort", "in", "-o", "said", "--local=1", "--bad-inputs", "skip"]);
+    command.current_dir(&here).args([
+        "sort",
+        "in",
+        "-o",
+        "said",
+        "--local=1",
+        "--bad-inputs",
+        "skip",
+    ]);
     let said = sandbox.run_command(command, wait::RUN_BOUND).expect_code(0);
-    let said =
-        said.expect_error(&["3 entries of the input are left out", "in/dangling", "in/sock: a socket", "in/sub/up"]);
+    let said = said.expect_error(&[
+        "3 entries of the input are left out",
+        "in/dangling",
+        "in/sock: a socket",
+        "in/sub/up",
+    ]);
     assert!(said.stdout.contains("in/sock: a socket"), "{}", said.stdout);
 
     let report = check_in(&sandbox, &here, &os(&["in", "--bad-inputs", "skip"]), &files);
     assert_eq!(report["skipped_objects"], 3, "{report}");
     let success = Output::of_folder(sandbox.path("out-0")).success.expect("it has succeeded");
-    for (list, from) in [(&report["skipped"], "the report"), (&success["skipped_objects"], "_SUCCESS")] {
-        let reasons: Vec<&str> =
-            list.as_array().into_iter().flatten().filter_map(|entry| entry["reason"].as_str()).collect();
+    for (list, from) in
+        [(&report["skipped"], "the report"), (&success["skipped_objects"], "_SUCCESS")]
+    {
+        let reasons: Vec<&str> = list
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry["reason"].as_str())
+            .collect();
         assert_eq!(
             reasons,
-            ["a link to what is not there (nowhere)", "a socket", "a link to a folder that holds it"],
+            [
+                "a link to what is not there (nowhere)",
+                "a socket",
+                "a link to a folder that holds it"
+            ],
             "{from}"
         );
     }
@@ -198,7 +231,8 @@ fn what_is_no_text_is_told_by_its_content() {
         sandbox.run_command(command, AT_ONCE).expect_code(0);
     };
     // Without the extensions that would tell.
-    sh("gzip -c plain > g; bzip2 -c plain > b; tar -cf t plain; iconv -f utf-8 -t utf-16 plain > u");
+    sh("gzip -c plain > g; bzip2 -c plain > b; tar -cf t plain; iconv -f utf-8 -t utf-16 plain > \
+            u");
     sandbox.file("p", b"PAR1\x15\x04\x15\x10");
     for (input, words) in [
         ("g", ["gzip-compressed", "decompress it first (gzip -dc"]),
@@ -207,8 +241,14 @@ fn what_is_no_text_is_told_by_its_content() {
         ("u", ["UTF-16", "convert it first (iconv -f UTF-16"]),
         ("p", ["Parquet", "write its rows as lines first"]),
     ] {
-        let refused = sort_in(&sandbox, &here, Path::new("none"), ["plain", input]).expect_code(1).expect_error(&words);
-        assert!(!refused.stderr.contains("--format lines"), "a proof over garbage: {}", refused.stderr);
+        let refused = sort_in(&sandbox, &here, Path::new("none"), ["plain", input])
+            .expect_code(1)
+            .expect_error(&words);
+        assert!(
+            !refused.stderr.contains("--format lines"),
+            "a proof over garbage: {}",
+            refused.stderr
+        );
     }
     // Who insists is told what comes of it.
     let mut command = sandbox.muster();
@@ -216,7 +256,10 @@ fn what_is_no_text_is_told_by_its_content() {
     let warned = sandbox.run_command(command, wait::RUN_BOUND).expect_code(0);
     warned.expect_error(&["g is gzip-compressed", "cannot be decompressed"]);
     // A name alone says nothing of bytes, and text that begins like a magic number is text.
-    let files = [sandbox.file("named.gz", "z\ny\n"), sandbox.file("begins", "BZh9 is how it begins\nPAR1\n")];
+    let files = [
+        sandbox.file("named.gz", "z\ny\n"),
+        sandbox.file("begins", "BZh9 is how it begins\nPAR1\n"),
+    ];
     check_in(&sandbox, &here, &os(&["named.gz", "begins"]), &files);
 }
 
@@ -230,9 +273,13 @@ fn keys_and_separators_of_lines_make_csv_lines() {
     for options in [&["-t,"][..], &["-k2"], &["-n"], &["-t,", "-k2,2n"], &["--format", "lines"]] {
         let output = sandbox.path(format!("out-{}", sandbox_count(&sandbox)));
         sort_in(&sandbox, &here, &output, [&["table.csv"][..], options].concat()).expect_code(0);
-        let as_sort: Vec<&str> =
-            options.iter().copied().filter(|option| !["--format", "lines"].contains(option)).collect();
-        Output::of_folder(&output).assert_is(&oracle::gnu_sort(&as_sort, std::slice::from_ref(&file)));
+        let as_sort: Vec<&str> = options
+            .iter()
+            .copied()
+            .filter(|option| !["--format", "lines"].contains(option))
+            .collect();
+        Output::of_folder(&output)
+            .assert_is(&oracle::gnu_sort(&as_sort, std::slice::from_ref(&file)));
     }
 }
 
@@ -253,7 +300,11 @@ fn bucket_of_odd_keys(request: &Request) -> Vec<u8> {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let parameter = |name: &str| {
         let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-        pairs.filter(|(key, _)| *key == name).map(|(_, value)| value.replace("%2F", "/")).next().unwrap_or_default()
+        pairs
+            .filter(|(key, _)| *key == name)
+            .map(|(_, value)| value.replace("%2F", "/"))
+            .next()
+            .unwrap_or_default()
     };
     let key = path.strip_prefix("/data/").unwrap_or_default();
     // A client escapes what it likes; the pluses and blanks of these keys are all that differs.
@@ -261,7 +312,8 @@ fn bucket_of_odd_keys(request: &Request) -> Vec<u8> {
     match KEYS.iter().find(|(known, _)| same(known)) {
         _ if query.contains("list-type") => {
             let prefix = parameter("prefix");
-            let below: Vec<_> = KEYS.iter().filter(|(known, _)| known.starts_with(&prefix)).collect();
+            let below: Vec<_> =
+                KEYS.iter().filter(|(known, _)| known.starts_with(&prefix)).collect();
             let begin = parameter("continuation-token").parse::<usize>().unwrap_or(0);
             let entry = |(known, bytes): &&(&str, &str)| {
                 format!(
@@ -287,15 +339,21 @@ fn bucket_of_odd_keys(request: &Request) -> Vec<u8> {
             )
         }
         Some((_, bytes)) if matches!(method, "HEAD" | "GET") => {
-            let headers = format!("ETag: \"{}\"\r\nLast-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\n", bytes.trim());
+            let headers = format!(
+                "ETag: \"{}\"\r\nLast-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\n",
+                bytes.trim()
+            );
             let last = bytes.len() - 1;
             match request.header("range") {
                 Some(range) => {
-                    let (begin, end) =
-                        range.strip_prefix("bytes=").and_then(|range| range.split_once('-')).unwrap_or_default();
+                    let (begin, end) = range
+                        .strip_prefix("bytes=")
+                        .and_then(|range| range.split_once('-'))
+                        .unwrap_or_default();
                     let begin = begin.parse::<usize>().unwrap_or(0);
                     let end = end.parse::<usize>().map_or(last, |end| end.min(last));
-                    let headers = format!("{headers}Content-Range: bytes {begin}-{end}/{}\r\n", bytes.len());
+                    let headers =
+                        format!("{headers}Content-Range: bytes {begin}-{end}/{}\r\n", bytes.len());
                     reply("206 Partial Content", &headers, &bytes[begin..=end])
                 }
                 None => reply("200 OK", &headers, bytes),
@@ -325,7 +383,9 @@ fn keys_of_a_bucket_are_read_as_they_are() {
     check("s3://data/in//twice", "one", b"c\n");
     check("s3://data/in/p*", "glob", b"b\n");
     // What cannot be asked for is named; a pattern that does not mean it is not harmed.
-    run("s3://data/other", "none", &[]).expect_code(1).expect_error(&["other/./dots", ". or .. segments"]);
+    run("s3://data/other", "none", &[])
+        .expect_code(1)
+        .expect_error(&["other/./dots", ". or .. segments"]);
     run("s3://data/*/p*", "across", &[]).expect_code(0);
     let report = run("s3://data/other", "skipped", &["--bad-inputs", "skip"]).expect_code(0).json();
     assert_eq!(report["skipped_objects"], 1, "{report}");
@@ -341,7 +401,9 @@ fn a_key_with_a_control_character_fails_no_listing() {
     bucket.put("in/plain", b"d\na\n");
     bucket.put_escaped("in/del%7F", b"c\nb\n");
     let mut command = sandbox.muster();
-    command.args(["sort", &bucket.url("in"), "-o", &bucket.url("out"), "--local=1"]).envs(server.environment());
+    command
+        .args(["sort", &bucket.url("in"), "-o", &bucket.url("out"), "--local=1"])
+        .envs(server.environment());
     sandbox.run_command(command, wait::RUN_BOUND).expect_code(0);
     Output::of_bucket(&bucket, "out/").assert_is(&oracle::gnu_sort(&[], &files));
 }

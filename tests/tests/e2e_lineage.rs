@@ -1,14 +1,18 @@
-//! Sorted runs that the store loses or damages while a job merges: each is made again by the one task that made it, or read from the replica. The bytes stay the same.
+//! Sorted runs that the store loses or damages while a job merges: each is made again by the one
+//! task that made it, or read from the replica. The bytes stay the same.
 
 use std::time::Duration;
 
 use muster_tests::harness::Journal;
 use muster_tests::harness::data::{Keys, records};
-use muster_tests::harness::{Bucket, Gate, Output, Pool, Process, S3Server, Sandbox, arg, journal, oracle, wait};
+use muster_tests::harness::{
+    Bucket, Gate, Output, Pool, Process, S3Server, Sandbox, arg, journal, oracle, wait,
+};
 use serde_json::Value;
 
 const BUCKET: &str = "data";
-/// 24 sort tasks and about as many merges: in the midst of merging, merges that have not begun need all runs.
+/// 24 sort tasks and about as many merges: in the midst of merging, merges that have not begun need
+/// all runs.
 const RECORDS: usize = 24_000;
 const SMALL: usize = 100_000;
 const DELAY: Duration = Duration::from_millis(40);
@@ -31,7 +35,17 @@ impl<'a> Merging<'a> {
         pool.slow_workers(DELAY);
         let config = sandbox.small_tasks(SMALL, SMALL);
         let (from, to) = (bucket.url("in"), bucket.url("out"));
-        let mut arguments = vec![&*from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)];
+        let mut arguments = vec![
+            &*from,
+            "-o",
+            &to,
+            "--format",
+            "fixed:100",
+            "-k",
+            "0:10",
+            "--config",
+            arg(&config),
+        ];
         arguments.extend(more);
         let sort = pool.start_sort("job", arguments);
         pool.hold_in_the_midst_of("job", "merging");
@@ -40,7 +54,8 @@ impl<'a> Merging<'a> {
 
     /// Keys of the runs that lie in scratch.
     fn runs(&self) -> Vec<String> {
-        let runs: Vec<String> = self.bucket.list("scratch").into_iter().filter(|key| key.ends_with(".run")).collect();
+        let runs: Vec<String> =
+            self.bucket.list("scratch").into_iter().filter(|key| key.ends_with(".run")).collect();
         assert!(runs.len() >= 10, "{runs:?}");
         runs
     }
@@ -50,7 +65,8 @@ impl<'a> Merging<'a> {
         self.finish_and(|_| {})
     }
 
-    /// Lets the job go on to its end, looks at the pool, checks the job's bytes and that nothing is left, and gives its report.
+    /// Lets the job go on to its end, looks at the pool, checks the job's bytes and that nothing is
+    /// left, and gives its report.
     #[track_caller]
     fn finish_and(self, look: impl FnOnce(&Pool<'_>)) -> Value {
         self.pool.each_worker_gate(Gate::open);
@@ -60,9 +76,14 @@ impl<'a> Merging<'a> {
         wait::until_empty("in scratch", || self.bucket.list("scratch"));
         wait::until_empty("in the replica", || self.bucket.list("second"));
         wait::until_empty("as open uploads", || self.bucket.uploads());
-        // Nothing but what was lost is done again: the report's count is that of the journal, and no other committed task began again.
+        // Nothing but what was lost is done again: the report's count is that of the journal, and
+        // no other committed task began again.
         let work = Journal::read(&self.pool.nats.url()).work("job");
-        assert_eq!(report["repeated_tasks"].as_u64(), Some(work.repeated_tasks() as u64), "{report}");
+        assert_eq!(
+            report["repeated_tasks"].as_u64(),
+            Some(work.repeated_tasks() as u64),
+            "{report}"
+        );
         let begins = journal::begins_in(&self.sandbox.logs());
         let late = work.begun_late(&begins);
         assert!(late.is_empty(), "began again without need: {late:?}");
@@ -78,7 +99,11 @@ fn a_lost_run_is_made_again_while_merging() {
     let lost: Vec<String> = merging.runs().into_iter().step_by(5).collect();
     lost.iter().for_each(|key| merging.bucket.delete(key));
     let report = merging.finish();
-    assert_eq!(report["repeated_tasks"].as_u64(), Some(lost.len() as u64), "lost: {lost:?}, {report}");
+    assert_eq!(
+        report["repeated_tasks"].as_u64(),
+        Some(lost.len() as u64),
+        "lost: {lost:?}, {report}"
+    );
 }
 
 #[test]
@@ -97,7 +122,11 @@ fn a_damaged_run_is_made_again_while_merging() {
         merging.bucket.put(key, &bytes);
     }
     let report = merging.finish();
-    assert_eq!(report["repeated_tasks"].as_u64(), Some(damaged.len() as u64), "damaged: {damaged:?}, {report}");
+    assert_eq!(
+        report["repeated_tasks"].as_u64(),
+        Some(damaged.len() as u64),
+        "damaged: {damaged:?}, {report}"
+    );
 }
 
 #[test]

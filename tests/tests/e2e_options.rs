@@ -1,16 +1,19 @@
-//! The letters of sort(1), held against sort(1) itself: the same options on the same data give the same bytes, also where equal keys span parts.
+//! The letters of sort(1), held against sort(1) itself: the same options on the same data give the
+//! same bytes, also where equal keys span parts.
 
 use std::path::PathBuf;
 
 use muster_tests::harness::data::{for_nul_terminators, log_lines, odd_lines, table, words};
 use muster_tests::harness::{Sandbox, arg, oracle};
 
-/// Sorts with each list of options, by muster in many small tasks and by sort(1), and compares. Gives how many parts each made.
+/// Sorts with each list of options, by muster in many small tasks and by sort(1), and compares.
+/// Gives how many parts each made.
 #[track_caller]
 fn check_all(files: &[(&str, Vec<u8>)], split_bytes: usize, lists: &[&[&str]]) -> Vec<usize> {
     let sandbox = Sandbox::new();
     let config = sandbox.small_tasks(split_bytes, split_bytes);
-    let inputs: Vec<PathBuf> = files.iter().map(|(name, bytes)| sandbox.file(name, bytes)).collect();
+    let inputs: Vec<PathBuf> =
+        files.iter().map(|(name, bytes)| sandbox.file(name, bytes)).collect();
     let check = |(number, options): (usize, &&[&str])| {
         let mut arguments: Vec<&str> = inputs.iter().map(|path| arg(path)).collect();
         arguments.extend(["--format", "lines", "--config", arg(&config)]);
@@ -29,7 +32,8 @@ fn check_all(files: &[(&str, Vec<u8>)], split_bytes: usize, lists: &[&[&str]]) -
     lists.iter().enumerate().map(check).collect()
 }
 
-/// Few keys, many lines of each: every list that does not drop equal keys must come out in several parts.
+/// Few keys, many lines of each: every list that does not drop equal keys must come out in several
+/// parts.
 #[track_caller]
 fn check_spanning(files: &[(&str, Vec<u8>)], split_bytes: usize, lists: &[&[&str]]) {
     for (parts, options) in check_all(files, split_bytes, lists).into_iter().zip(lists) {
@@ -57,7 +61,11 @@ fn whole_lines_by_number() {
 
 #[test]
 fn unique_lines() {
-    check_all(&numbers(), SPLIT, &[&["-u"], &["-u", "-r"], &["-n", "-u"], &["-n", "-u", "-r"], &["-u", "-s"]]);
+    check_all(
+        &numbers(),
+        SPLIT,
+        &[&["-u"], &["-u", "-r"], &["-n", "-u"], &["-n", "-u", "-r"], &["-u", "-s"]],
+    );
 }
 
 #[test]
@@ -125,7 +133,11 @@ fn unique_keys_keep_the_first_line() {
 
 #[test]
 fn fields_between_blanks() {
-    let files = [("log", log_lines(2_000, 4)), ("blank", table(1_000, ' ', 5)), ("tab", table(500, '\t', 6))];
+    let files = [
+        ("log", log_lines(2_000, 4)),
+        ("blank", table(1_000, ' ', 5)),
+        ("tab", table(500, '\t', 6)),
+    ];
     check_spanning(
         &files,
         24 << 10,
@@ -145,7 +157,10 @@ fn fields_between_blanks() {
 
 #[test]
 fn lines_that_end_with_nul() {
-    let files = [("table", for_nul_terminators(table(2_000, ',', 7))), ("odd", for_nul_terminators(odd_lines(400, 8)))];
+    let files = [
+        ("table", for_nul_terminators(table(2_000, ',', 7))),
+        ("odd", for_nul_terminators(odd_lines(400, 8))),
+    ];
     check_all(
         &files,
         64 << 10,
@@ -166,7 +181,14 @@ fn fields_that_are_missing_or_odd() {
     check_all(
         &files,
         256 << 10,
-        &[&["-k2,2"], &["-k9"], &["-k1.30"], &["-t-", "-k2,2"], &["-t-", "-k2,2n", "-s"], &["-k1,1n", "-u"]],
+        &[
+            &["-k2,2"],
+            &["-k9"],
+            &["-k1.30"],
+            &["-t-", "-k2,2"],
+            &["-t-", "-k2,2n", "-s"],
+            &["-k1,1n", "-u"],
+        ],
     );
 }
 
@@ -176,22 +198,34 @@ fn letters_that_fold_and_skip() {
     check_all(
         &files,
         16 << 10,
-        &[&["-f"], &["-d"], &["-i"], &["-f", "-u"], &["-f", "-s"], &["-b"], &["-t,", "-k2,2f", "-s"], &["-df", "-u"]],
+        &[
+            &["-f"],
+            &["-d"],
+            &["-i"],
+            &["-f", "-u"],
+            &["-f", "-s"],
+            &["-b"],
+            &["-t,", "-k2,2f", "-s"],
+            &["-df", "-u"],
+        ],
     );
 }
 
 #[test]
 fn a_hot_key_spans_parts() {
     let files = [("log", log_lines(12_000, 13))];
-    let lists: &[&[&str]] = &[&["-k2,2"], &["-k2,2", "-s"], &["-s", "-k2,2", "-r"], &["-k5,5n", "-s"]];
+    let lists: &[&[&str]] =
+        &[&["-k2,2"], &["-k2,2", "-s"], &["-s", "-k2,2", "-r"], &["-k5,5n", "-s"]];
     let parts = check_all(&files, 48 << 10, lists);
-    // Six in ten lines have one host, two thirds of the rest are 200s: 1.2 MB in parts of 48 kB cannot do without cutting that key.
+    // Six in ten lines have one host, two thirds of the rest are 200s: 1.2 MB in parts of 48 kB
+    // cannot do without cutting that key.
     assert!(parts.iter().all(|parts| *parts >= 12), "{parts:?}");
 }
 
 #[test]
 fn long_hundreds_of_megabytes_of_text() {
     let files = [("log", log_lines(3_000_000, 14)), ("words", words(5_000_000, 15))];
-    let lists: &[&[&str]] = &[&[], &["-s", "-k2,2"], &["-k2,2"], &["-u", "-k2,2"], &["-k6,6nr", "-s"], &["-u"]];
+    let lists: &[&[&str]] =
+        &[&[], &["-s", "-k2,2"], &["-k2,2"], &["-u", "-k2,2"], &["-k6,6nr", "-s"], &["-u"]];
     check_all(&files, 16 << 20, lists);
 }

@@ -7,7 +7,8 @@ use std::path::Path;
 use muster_tests::harness::sandbox::files_below;
 use muster_tests::harness::{Output, Sandbox, arg, oracle, wait};
 
-/// Sorts `in` into OUTPUT in a folder of the sandbox, with `--overwrite`; it is refused with these words, and everything below the folder stays.
+/// Sorts `in` into OUTPUT in a folder of the sandbox, with `--overwrite`; it is refused with these
+/// words, and everything below the folder stays.
 #[track_caller]
 fn refused(sandbox: &Sandbox, folder: &str, output: &str, words: &[&str]) {
     let input = sandbox.file("in", "b\na\n");
@@ -26,12 +27,20 @@ fn other_peoples_files_are_not_replaced() {
     sandbox.file("photos/.hidden/b.jpg", "another");
     sandbox.file("photos/2024/c.jpg", "a third");
     sandbox.file("photos/2024/d.jpg", "a fourth");
-    refused(&sandbox, "photos", ".", &["must not replace", ".hidden/b.jpg", "and 1 more", "no _SUCCESS"]);
+    refused(
+        &sandbox,
+        "photos",
+        ".",
+        &["must not replace", ".hidden/b.jpg", "and 1 more", "no _SUCCESS"],
+    );
     // The result of another program, and one that claims what is not its own.
     sandbox.file("spark/_SUCCESS", "");
     sandbox.file("spark/part-00000.txt", "rows");
     refused(&sandbox, "", "spark", &["must not replace", "_SUCCESS", "part-00000.txt"]);
-    sandbox.file("forged/_SUCCESS", r#"{"job":"j","parts":[{"name":"../photos/a.jpg"},{"name":"notes"}]}"#);
+    sandbox.file(
+        "forged/_SUCCESS",
+        r#"{"job":"j","parts":[{"name":"../photos/a.jpg"},{"name":"notes"}]}"#,
+    );
     sandbox.file("forged/notes", "mine");
     refused(&sandbox, "", "forged", &["must not replace", "notes", "does not name"]);
 }
@@ -53,14 +62,19 @@ fn links_in_output_are_left_alone() {
     let parts = fs::read_dir(sandbox.path("out")).expect("out").count();
     symlink("out", sandbox.path("to-out")).expect("link");
     let second = sandbox.file("second", "z\ny\n");
-    let (_, output) = sandbox.sort_here(&sandbox.path("to-out"), [arg(&second), "--overwrite", "--partitions", "1"]);
+    let (_, output) = sandbox
+        .sort_here(&sandbox.path("to-out"), [arg(&second), "--overwrite", "--partitions", "1"]);
     output.assert_is(&oracle::gnu_sort(&[], &[&second]));
     Output::of_folder(sandbox.path("out")).assert_is(&oracle::gnu_sort(&[], &[&second]));
-    assert!(fs::read_dir(sandbox.path("out")).expect("out").count() <= parts && sandbox.path("to-out").is_symlink());
+    assert!(
+        fs::read_dir(sandbox.path("out")).expect("out").count() <= parts
+            && sandbox.path("to-out").is_symlink()
+    );
 }
 
-/// A link under a name that the result itself gives: to nowhere, to somebody's file, to the very bytes that the next sort makes, to a folder. It is seen before anything is
-/// sorted, and the old `_SUCCESS` stays.
+/// A link under a name that the result itself gives: to nowhere, to somebody's file, to the very
+/// bytes that the next sort makes, to a folder. It is seen before anything is sorted, and the old
+/// `_SUCCESS` stays.
 #[test]
 fn a_link_in_a_parts_place_leaves_the_old_result_as_it_is() {
     let sandbox = Sandbox::new();
@@ -72,7 +86,10 @@ fn a_link_in_a_parts_place_leaves_the_old_result_as_it_is() {
         fs::rename(output.join("part-00001.txt"), sandbox.path("same")).expect("moved");
         symlink(target, output.join("part-00001.txt")).expect("link");
         refused(&sandbox, "", "out", &["part-00001.txt", "is a link"]);
-        assert_eq!(fs::read_link(output.join("part-00001.txt")).expect("a link"), Path::new(target));
+        assert_eq!(
+            fs::read_link(output.join("part-00001.txt")).expect("a link"),
+            Path::new(target)
+        );
         assert_eq!(fs::read(sandbox.path("important/part-00000.txt")).expect("there"), b"kept");
         fs::remove_dir_all(&output).expect("removed");
     }
@@ -90,7 +107,8 @@ fn a_link_in_a_parts_place_leaves_the_old_result_as_it_is() {
     }
 }
 
-/// An empty folder is no content; that no part can be put in its place is seen before anything of the old result has gone.
+/// An empty folder is no content; that no part can be put in its place is seen before anything of
+/// the old result has gone.
 #[test]
 fn a_folder_in_a_parts_place_leaves_the_old_result_as_it_is() {
     let sandbox = Sandbox::new();
@@ -98,7 +116,8 @@ fn a_folder_in_a_parts_place_leaves_the_old_result_as_it_is() {
     sandbox.sort_here(&output, [arg(&input), "--partitions=1"]);
     let before = fs::read(output.join("_SUCCESS")).expect("a manifest");
     fs::create_dir(output.join("part-00001.txt")).expect("folder");
-    let sort = ["sort", "--local=1", arg(&input), "-o", arg(&output), "--partitions=2", "--overwrite"];
+    let sort =
+        ["sort", "--local=1", arg(&input), "-o", arg(&output), "--partitions=2", "--overwrite"];
     sandbox.run(sort).expect_code(1).expect_error(&["part-00001.txt", "left as it is"]);
     assert_eq!(fs::read(output.join("_SUCCESS")).expect("still there"), before);
     assert_eq!(files_below(&output), ["_SUCCESS", "part-00000.txt"]);

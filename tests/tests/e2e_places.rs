@@ -1,4 +1,5 @@
-//! Places of a job: one place under two names is one place, and a store that refuses to delete or to list uploads keeps nobody waiting.
+//! Places of a job: one place under two names is one place, and a store that refuses to delete or
+//! to list uploads keeps nobody waiting.
 
 #![expect(clippy::print_stdout, reason = "what cannot be run here is said")]
 
@@ -23,7 +24,8 @@ impl BindMount {
     /// None where this user may not mount.
     fn of(folder: &Path, at: PathBuf) -> Option<Self> {
         fs::create_dir(&at).expect("folder");
-        let done = Command::new("mount").arg("--bind").arg(folder).arg(&at).output().expect("mount runs");
+        let done =
+            Command::new("mount").arg("--bind").arg(folder).arg(&at).output().expect("mount runs");
         done.status.success().then(|| Self(at))
     }
 }
@@ -57,7 +59,11 @@ fn one_place_under_two_names_is_refused_and_left_as_it_is() {
     refused(&sandbox, &["d/a.txt", "-o", "link", "--overwrite"], &both);
     refused(&sandbox, &["d", "-o", "deep", "--overwrite"], &both);
     refused(&sandbox, &["d", "-o", "out", "--data-dir", "link/state"], &["--data-dir", "INPUT"]);
-    refused(&sandbox, &["d", "-o", "out", "--replica", arg(&sandbox.path("link/again"))], &["--replica", "INPUT"]);
+    refused(
+        &sandbox,
+        &["d", "-o", "out", "--replica", arg(&sandbox.path("link/again"))],
+        &["--replica", "INPUT"],
+    );
     match BindMount::of(&sandbox.path("d/sub"), sandbox.path("mounted")) {
         Some(_mounted) => {
             refused(&sandbox, &["d", "-o", "mounted", "--overwrite"], &both);
@@ -71,7 +77,8 @@ fn one_place_under_two_names_is_refused_and_left_as_it_is() {
     fs::create_dir(sandbox.path("free")).expect("folder");
     symlink("free", sandbox.path("elsewhere")).expect("link");
     let (_, output) = sandbox.sort_here(&sandbox.path("elsewhere"), [arg(&sandbox.path("link"))]);
-    output.assert_is(&oracle::gnu_sort(&[], &[sandbox.path("d/a.txt"), sandbox.path("d/sub/b.txt")]));
+    output
+        .assert_is(&oracle::gnu_sort(&[], &[sandbox.path("d/a.txt"), sandbox.path("d/sub/b.txt")]));
     assert!(sandbox.path("free/_SUCCESS").exists() && sandbox.path("elsewhere").is_symlink());
 }
 
@@ -96,7 +103,15 @@ impl Closed {
 
     fn sort<S: AsRef<OsStr>>(&self, options: &[S]) -> Finished {
         let mut command = self.sandbox.muster();
-        command.args(["sort", "s3://data/in/", "-o", "s3://data/out", "--local=2", "--partitions=3", "--json"]);
+        command.args([
+            "sort",
+            "s3://data/in/",
+            "-o",
+            "s3://data/out",
+            "--local=2",
+            "--partitions=3",
+            "--json",
+        ]);
         command.args(options).envs(muster_tests::harness::s3::environment(&self.gate.endpoint()));
         self.sandbox.run_command(command, SOON)
     }
@@ -108,7 +123,8 @@ impl Closed {
 
     #[track_caller]
     fn assert_sorted(&self) {
-        let parts: Vec<String> = self.output().into_iter().filter(|key| key.contains("/part-")).collect();
+        let parts: Vec<String> =
+            self.output().into_iter().filter(|key| key.contains("/part-")).collect();
         let text: Vec<u8> = parts.iter().flat_map(|key| self.bucket.get(key)).collect();
         let lines: String = (0..40_000).map(|at| format!("line {at:06}\n")).collect();
         assert!(text == lines.as_bytes(), "{parts:?}: {} bytes", text.len());
@@ -116,14 +132,22 @@ impl Closed {
 }
 
 fn denied() -> Vec<u8> {
-    reply("403 Forbidden", "Content-Type: application/xml\r\n", &error_body("AccessDenied", "Access Denied."))
+    reply(
+        "403 Forbidden",
+        "Content-Type: application/xml\r\n",
+        &error_body("AccessDenied", "Access Denied."),
+    )
 }
 
 #[test]
 fn a_store_that_refuses_deletes_ends_with_what_is_left() {
     let closed = Closed::new();
     closed.gate.refuse(|line| line.starts_with("DELETE "), denied());
-    let finished = closed.sort::<&str>(&[]).expect_code(0).expect_error(&["not removed", "_muster/", "AccessDenied"]);
+    let finished = closed.sort::<&str>(&[]).expect_code(0).expect_error(&[
+        "not removed",
+        "_muster/",
+        "AccessDenied",
+    ]);
     let warnings = finished.json()["warnings"].clone();
     assert!(warnings.to_string().contains("not removed"), "{warnings}");
     closed.assert_sorted();
@@ -138,9 +162,12 @@ fn a_store_that_refuses_deletes_ends_with_what_is_left() {
 
 #[test]
 fn a_store_that_lists_no_uploads_is_sorted_into() {
-    for (status, code) in [("403 Forbidden", "AccessDenied"), ("501 Not Implemented", "NotImplemented")] {
+    for (status, code) in
+        [("403 Forbidden", "AccessDenied"), ("501 Not Implemented", "NotImplemented")]
+    {
         let closed = Closed::new();
-        let answer = reply(status, "Content-Type: application/xml\r\n", &error_body(code, "Not here."));
+        let answer =
+            reply(status, "Content-Type: application/xml\r\n", &error_body(code, "Not here."));
         closed.gate.refuse(|line| line.starts_with("GET ") && line.contains("?uploads"), answer);
         closed.sort::<&str>(&[]).expect_code(0).expect_error(&["open uploads", code]);
         closed.assert_sorted();

@@ -1,4 +1,5 @@
-//! A pool as users run it: a NATS server, a coordinator and workers as processes of their own, on a shared folder or a bucket.
+//! A pool as users run it: a NATS server, a coordinator and workers as processes of their own, on a
+//! shared folder or a bucket.
 
 use std::time::Duration;
 
@@ -29,7 +30,8 @@ fn assert_bucket_clean(bucket: &Bucket) {
 fn a_pool_on_a_shared_folder() {
     let sandbox = Sandbox::new();
     let data = records(10_000, Keys::Random, 1);
-    let (input, output, config) = (sandbox.file("in", &data), sandbox.path("out"), sandbox.small_tasks(SMALL, SMALL));
+    let (input, output, config) =
+        (sandbox.file("in", &data), sandbox.path("out"), sandbox.small_tasks(SMALL, SMALL));
     let pool = Pool::on_folder(&sandbox, 3);
     let report = pool.sort("j1", fixed(arg(&input), arg(&output), arg(&config)));
     Output::of_folder(&output).assert_is(&oracle::fixed(&data, 100, 0, 10));
@@ -38,17 +40,26 @@ fn a_pool_on_a_shared_folder() {
     assert_clean(&sandbox);
 
     let status = pool.status("j1").expect("an ended job stays known");
-    assert_eq!((status["job"].as_str(), status["state"].as_str()), (Some("j1"), Some("succeeded")), "{status}");
+    assert_eq!(
+        (status["job"].as_str(), status["state"].as_str()),
+        (Some("j1"), Some("succeeded")),
+        "{status}"
+    );
     assert!(status["error"].is_null(), "{status}");
     let jobs = pool.run(["jobs", "--json"]).expect_code(0).json();
     assert!(jobs.as_array().unwrap().iter().any(|job| job["job"] == "j1"), "{jobs}");
     let watched = pool.run(["watch", "j1", "--json"]).expect_code(0);
     assert_eq!(watched.json()["state"], "succeeded");
     let workers = pool.run(["workers", "--json"]).expect_code(0).json();
-    let mut ids: Vec<&str> = workers.as_array().unwrap().iter().filter_map(|worker| worker["id"].as_str()).collect();
+    let mut ids: Vec<&str> =
+        workers.as_array().unwrap().iter().filter_map(|worker| worker["id"].as_str()).collect();
     ids.sort_unstable();
     assert_eq!(ids, ["worker-0", "worker-1", "worker-2"]);
-    assert_eq!((&status["pool"]["healthy"], &status["pool"]["total"]), (&3.into(), &3.into()), "{status}");
+    assert_eq!(
+        (&status["pool"]["healthy"], &status["pool"]["total"]),
+        (&3.into(), &3.into()),
+        "{status}"
+    );
     pool.run(["status", "no-such-job"]).expect_code(1).expect_error(&["no-such-job"]);
 }
 
@@ -65,21 +76,28 @@ fn two_deployments_on_one_server_do_not_see_each_other() {
     };
     let scratch = sandbox.path("scratch-team");
     let coordinator = started("team-coordinator", &["coordinator", "--bucket", arg(&scratch)]);
-    let mut worker = started("team-worker", &["worker", "--id", "team-worker", "--threads", "1", "--memory", "256MiB"]);
+    let mut worker = started(
+        "team-worker",
+        &["worker", "--id", "team-worker", "--threads", "1", "--memory", "256MiB"],
+    );
     worker.wait_for_log("registered", wait::START_BOUND);
-    let mut lonely = Process::spawn("lonely", pool.client(["jobs", "--namespace", "team-b"]), &sandbox.logs());
+    let mut lonely =
+        Process::spawn("lonely", pool.client(["jobs", "--namespace", "team-b"]), &sandbox.logs());
 
     // The same job id in both, and what each shows of it.
     let team = |arguments: &[&str]| pool.run(arguments.iter().chain(&["--namespace", "team-a"]));
-    let (input, ours, theirs) = (sandbox.file("in", "b\na\n"), sandbox.path("ours"), sandbox.path("theirs"));
+    let (input, ours, theirs) =
+        (sandbox.file("in", "b\na\n"), sandbox.path("ours"), sandbox.path("theirs"));
     pool.run(["sort", arg(&input), "-o", arg(&ours), "--job-id", "same"]).expect_code(0);
     team(&["sort", arg(&input), "-o", arg(&theirs), "--job-id", "same"]).expect_code(0);
-    team(&["sort", arg(&input), "-o", arg(&sandbox.path("more")), "--job-id", "team-only"]).expect_code(0);
+    team(&["sort", arg(&input), "-o", arg(&sandbox.path("more")), "--job-id", "team-only"])
+        .expect_code(0);
     Output::of_folder(&ours).assert_is(b"a\nb\n");
     Output::of_folder(&theirs).assert_is(b"a\nb\n");
     let listed = |listed: Value, key: &str| -> Vec<String> {
         let each = listed.as_array().expect("a list").iter();
-        let mut all: Vec<String> = each.map(|one| one[key].as_str().unwrap_or_default().to_owned()).collect();
+        let mut all: Vec<String> =
+            each.map(|one| one[key].as_str().unwrap_or_default().to_owned()).collect();
         all.sort_unstable();
         all
     };
@@ -101,29 +119,54 @@ fn two_deployments_on_one_server_do_not_see_each_other() {
     assert!(worker.wait(wait::RUN_BOUND).success(), "{}", worker.stderr());
 
     let log = coordinator.stderr();
-    let start = log.lines().find(|line| line.contains("coordinator starts")).expect("it says how it starts");
+    let start = log
+        .lines()
+        .find(|line| line.contains("coordinator starts"))
+        .expect("it says how it starts");
     for said in ["namespace=\"team-a\"", "profile=Testing", "scratch-team", "http=none"] {
         assert!(start.contains(said), "{said}: {start}");
     }
     assert!(!log.contains("Config {"), "{log}");
-    assert!(log.contains("kind=\"first-leader\"") && !log.contains("took-over"), "nothing was taken over: {log}");
-    pool.run(["jobs", "--namespace", "Team.A"]).expect_code(2).expect_error(&["Team.A", "a-z 0-9 -"]);
+    assert!(
+        log.contains("kind=\"first-leader\"") && !log.contains("took-over"),
+        "nothing was taken over: {log}"
+    );
+    pool.run(["jobs", "--namespace", "Team.A"])
+        .expect_code(2)
+        .expect_error(&["Team.A", "a-z 0-9 -"]);
     assert_eq!(lonely.wait(wait::RUN_BOUND).code(), Some(3));
-    assert!(lonely.stderr().contains("no coordinator of the namespace team-b"), "{}", lonely.stderr());
+    assert!(
+        lonely.stderr().contains("no coordinator of the namespace team-b"),
+        "{}",
+        lonely.stderr()
+    );
 }
 
 #[test]
 fn the_health_of_workers_is_shown() {
     let sandbox = Sandbox::new();
-    let (input, output, config) =
-        (sandbox.file("in", records(100_000, Keys::Random, 7)), sandbox.path("out"), sandbox.small_tasks(SMALL, SMALL));
+    let (input, output, config) = (
+        sandbox.file("in", records(100_000, Keys::Random, 7)),
+        sandbox.path("out"),
+        sandbox.small_tasks(SMALL, SMALL),
+    );
     let mut pool = Pool::on_folder(&sandbox, 2);
-    let listed = || pool.run(["workers", "--json"]).expect_code(0).json().as_array().expect("a list").clone();
+    let listed = || {
+        pool.run(["workers", "--json"]).expect_code(0).json().as_array().expect("a list").clone()
+    };
     let sort = pool.start_sort("j1", fixed(arg(&input), arg(&output), arg(&config)));
-    let busy = |worker: &Value| worker["cpu_permille"].as_u64() > Some(0) && worker["bytes_per_s"].as_u64() > Some(0);
-    let figures = wait::until("a worker at work to say so", wait::RUN_BOUND, || listed().into_iter().find(busy));
-    let number = |name: &str| figures[name].as_u64().unwrap_or_else(|| panic!("{name} in {figures}"));
-    assert!(number("disk_total_bytes") > number("disk_free_bytes") && number("disk_free_bytes") > 0, "{figures}");
+    let busy = |worker: &Value| {
+        worker["cpu_permille"].as_u64() > Some(0) && worker["bytes_per_s"].as_u64() > Some(0)
+    };
+    let figures = wait::until("a worker at work to say so", wait::RUN_BOUND, || {
+        listed().into_iter().find(busy)
+    });
+    let number =
+        |name: &str| figures[name].as_u64().unwrap_or_else(|| panic!("{name} in {figures}"));
+    assert!(
+        number("disk_total_bytes") > number("disk_free_bytes") && number("disk_free_bytes") > 0,
+        "{figures}"
+    );
     assert_eq!((number("memory_bytes"), number("errors_5min")), (256 << 20, 0), "{figures}");
     assert!(number("rss_bytes") > 0 && figures["state"] == "healthy", "{figures}");
     pool.finish_sort(sort);
@@ -131,7 +174,9 @@ fn the_health_of_workers_is_shown() {
     pool.kill_worker(1);
     wait::until("the killed worker to be given up", wait::RUN_BOUND, || {
         let table = pool.run(["workers"]).expect_code(0).stdout;
-        table.ends_with("2 workers: 1 healthy (50 %), 0 degraded (0 %), 1 failed (50 %)\n").then_some(())
+        table
+            .ends_with("2 workers: 1 healthy (50 %), 0 degraded (0 %), 1 failed (50 %)\n")
+            .then_some(())
     });
     let status = pool.run(["status", "j1"]).expect_code(0).stdout;
     assert!(status.contains("1 failed (50 %)"), "{status}");
@@ -143,10 +188,12 @@ fn a_million_records_through_a_bucket() {
     let s3 = S3Server::start(&sandbox);
     let bucket = s3.bucket("data");
     let pool = Pool::on_bucket(&sandbox, 3, &s3, "data");
-    pool.run(["gen", "-n", "1000000", "--ascii", "--files", "4", "-o", &bucket.url("in")]).expect_code(0);
+    pool.run(["gen", "-n", "1000000", "--ascii", "--files", "4", "-o", &bucket.url("in")])
+        .expect_code(0);
     let input: Vec<u8> = bucket.list("in").iter().flat_map(|key| bucket.get(key)).collect();
     assert_eq!(oracle::gensort_checksum(&input), "7a19cff467438");
-    let (from, to, config) = (bucket.url("in"), bucket.url("out"), sandbox.small_tasks(8 << 20, 8 << 20));
+    let (from, to, config) =
+        (bucket.url("in"), bucket.url("out"), sandbox.small_tasks(8 << 20, 8 << 20));
     let report = pool.sort("million", fixed(&from, &to, arg(&config)));
     assert_eq!(report["records"], 1_000_000, "{report}");
     let output = Output::of_bucket(&bucket, "out");
@@ -162,7 +209,8 @@ fn lines_of_many_objects_in_a_bucket() {
     let s3 = S3Server::start(&sandbox);
     let bucket = s3.bucket("logs");
     let pool = Pool::on_bucket(&sandbox, 2, &s3, "logs");
-    let files: Vec<_> = (0..20).map(|day| (format!("in/day={day:02}/log"), log_lines(300, day))).collect();
+    let files: Vec<_> =
+        (0..20).map(|day| (format!("in/day={day:02}/log"), log_lines(300, day))).collect();
     for (key, lines) in &files {
         bucket.put(key, lines);
     }
@@ -172,10 +220,25 @@ fn lines_of_many_objects_in_a_bucket() {
     let copies: Vec<_> = files.iter().map(|(key, lines)| sandbox.file(key, lines)).collect();
     let config = sandbox.small_tasks(SMALL, SMALL);
     let config = arg(&config);
-    pool.sort("stable", [&bucket.url("in/"), "-o", &bucket.url("stable"), "-s", "-k2,2", "--config", config]);
+    pool.sort(
+        "stable",
+        [&bucket.url("in/"), "-o", &bucket.url("stable"), "-s", "-k2,2", "--config", config],
+    );
     Output::of_bucket(&bucket, "stable").assert_is(&oracle::gnu_sort(&["-s", "-k2,2"], &copies));
-    pool.sort("some", [&bucket.url("in/day=0*/log"), "-o", &bucket.url("some"), "-u", "-k2,2", "--config", config]);
-    Output::of_bucket(&bucket, "some").assert_is(&oracle::gnu_sort(&["-u", "-k2,2"], &copies[..10]));
+    pool.sort(
+        "some",
+        [
+            &bucket.url("in/day=0*/log"),
+            "-o",
+            &bucket.url("some"),
+            "-u",
+            "-k2,2",
+            "--config",
+            config,
+        ],
+    );
+    Output::of_bucket(&bucket, "some")
+        .assert_is(&oracle::gnu_sort(&["-u", "-k2,2"], &copies[..10]));
     pool.sort("none", [&bucket.url("in/empty"), "-o", &bucket.url("none"), "--format", "lines"]);
     Output::of_bucket(&bucket, "none").assert_is(b"");
     assert_bucket_clean(&bucket);
@@ -219,8 +282,12 @@ fn several_jobs_at_once() {
     let pool = Pool::on_folder(&sandbox, 3);
     let jobs: Vec<_> = (0..4)
         .map(|number| {
-            let data = records(6_000, if number % 2 == 0 { Keys::Random } else { Keys::Skewed }, number);
-            let (input, output) = (sandbox.file(format!("in-{number}"), &data), sandbox.path(format!("out-{number}")));
+            let data =
+                records(6_000, if number % 2 == 0 { Keys::Random } else { Keys::Skewed }, number);
+            let (input, output) = (
+                sandbox.file(format!("in-{number}"), &data),
+                sandbox.path(format!("out-{number}")),
+            );
             let arguments = fixed(arg(&input), arg(&output), arg(&config));
             let sort = pool.start_sort(&format!("job-{number}"), arguments);
             (data, output, sort)
@@ -241,7 +308,8 @@ fn one_output_is_for_one_job_at_a_time() {
     let pool = Pool::on_bucket(&sandbox, 2, &s3, "data");
     let data = records(2_000, Keys::Random, 3);
     bucket.put("in", &data);
-    let (from, to, config) = (bucket.url("in"), bucket.url("out"), sandbox.small_tasks(SMALL, SMALL));
+    let (from, to, config) =
+        (bucket.url("in"), bucket.url("out"), sandbox.small_tasks(SMALL, SMALL));
     pool.each_worker_gate(|gate| gate.hold_all());
     let first = pool.start_sort("first", fixed(&from, &to, arg(&config)));
     pool.wait_for_status("first", "sampling", |status| status["state"] == "sampling");
@@ -273,7 +341,8 @@ fn a_detached_job_goes_on_without_its_client() {
     let sandbox = Sandbox::new();
     let (input, output) = (sandbox.file("in", log_lines(5_000, 2)), sandbox.path("out"));
     let pool = Pool::on_folder(&sandbox, 2);
-    pool.run(["sort", arg(&input), "-o", arg(&output), "--detach", "--job-id", "alone"]).expect_code(0);
+    pool.run(["sort", arg(&input), "-o", arg(&output), "--detach", "--job-id", "alone"])
+        .expect_code(0);
     pool.wait_for_status("alone", "succeeded", |status| status["state"] == "succeeded");
     Output::of_folder(&output).assert_is(&oracle::gnu_sort(&[], &[&input]));
     assert_clean(&sandbox);
@@ -286,14 +355,20 @@ fn a_cancelled_job_leaves_nothing() {
     let bucket = s3.bucket("data");
     let pool = Pool::on_bucket(&sandbox, 2, &s3, "data");
     bucket.put("in", &records(5_000, Keys::Random, 4));
-    let (from, to, config) = (bucket.url("in"), bucket.url("out"), sandbox.small_tasks(SMALL, SMALL));
+    let (from, to, config) =
+        (bucket.url("in"), bucket.url("out"), sandbox.small_tasks(SMALL, SMALL));
     pool.slow_workers(Duration::from_millis(50));
     let mut sort = pool.start_sort("stopped", fixed(&from, &to, arg(&config)));
     pool.hold_in_the_midst_of("stopped", "merging");
     pool.run(["cancel", "stopped"]).expect_code(0);
     pool.each_worker_gate(|gate| gate.open());
     let code = muster_tests::harness::process::exit_code(sort.wait(Duration::from_secs(60)));
-    assert_ne!(code, 0, "the waiting client took a cancelled job for a success:\n{}", sort.stdout());
+    assert_ne!(
+        code,
+        0,
+        "the waiting client took a cancelled job for a success:\n{}",
+        sort.stdout()
+    );
     assert_eq!(pool.status("stopped").unwrap()["state"], "cancelled");
     assert_bucket_clean(&bucket);
     Output::of_bucket(&bucket, "out").assert_nothing();
@@ -306,7 +381,8 @@ fn a_cancelled_job_leaves_nothing() {
 fn a_second_worker_under_the_same_id_is_refused() {
     let sandbox = Sandbox::new();
     let pool = Pool::on_folder(&sandbox, 1);
-    let mut twin = pool.client(["worker", "--id", "worker-0", "--profile", "testing", "--data-dir"]);
+    let mut twin =
+        pool.client(["worker", "--id", "worker-0", "--profile", "testing", "--data-dir"]);
     twin.arg(sandbox.path("data-twin"));
     sandbox.run_command(twin, Duration::from_secs(60)).expect_code(1).expect_error(&["worker-0"]);
     let input = sandbox.file("in", words(1_000, 1));
@@ -319,7 +395,8 @@ fn settings_that_differ_are_refused_with_both_values() {
     let sandbox = Sandbox::new();
     let pool = Pool::on_folder(&sandbox, 1);
     // The pool has the profile `testing`.
-    let mut other = pool.client(["worker", "--id", "worker-1", "--profile", "production", "--data-dir"]);
+    let mut other =
+        pool.client(["worker", "--id", "worker-1", "--profile", "production", "--data-dir"]);
     other.arg(sandbox.path("data-other"));
     let refused = sandbox.run_command(other, Duration::from_secs(60)).expect_code(1);
     refused.expect_error(&["worker-1", "heartbeat.interval_ms is 1000 there and 200 here"]);
@@ -351,8 +428,13 @@ fn the_control_api_is_a_micro_service() {
         let client = async_nats::connect(pool.nats.url()).await.expect("connect");
         // The first is what `nats micro ls` sends.
         let mut answers = Vec::new();
-        for (subject, payload) in [("$SRV.PING.muster", ""), ("muster.api.status", r#"{"job":"asked-for"}"#)] {
-            let answer = client.request(subject, payload.into()).await.unwrap_or_else(|e| panic!("{subject}: {e}"));
+        for (subject, payload) in
+            [("$SRV.PING.muster", ""), ("muster.api.status", r#"{"job":"asked-for"}"#)]
+        {
+            let answer = client
+                .request(subject, payload.into())
+                .await
+                .unwrap_or_else(|e| panic!("{subject}: {e}"));
             answers.push(serde_json::from_slice::<Value>(&answer.payload).expect("JSON"));
         }
         (answers.remove(0), answers.remove(0))

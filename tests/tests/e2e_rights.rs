@@ -1,5 +1,6 @@
-//! Every role with a NATS user of its own, as `deploy/nats/make.sh` makes them: whole jobs and everything around them work within these rights, and what a role must not do
-//! the server refuses, or the coordinator does.
+//! Every role with a NATS user of its own, as `deploy/nats/make.sh` makes them: whole jobs and
+//! everything around them work within these rights, and what a role must not do the server refuses,
+//! or the coordinator does.
 
 use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt;
@@ -43,7 +44,8 @@ fn assert_nothing_refused(sandbox: &Sandbox) {
     for entry in std::fs::read_dir(sandbox.logs()).expect("logs") {
         let path = entry.expect("an entry").path();
         let Ok(text) = std::fs::read_to_string(&path) else { continue };
-        let refused: Vec<&str> = text.lines().filter(|line| line.contains("refuses this user")).collect();
+        let refused: Vec<&str> =
+            text.lines().filter(|line| line.contains("refuses this user")).collect();
         assert!(refused.is_empty(), "{}: {refused:?}", path.display());
     }
 }
@@ -57,7 +59,8 @@ fn all_that_users_do_works_within_their_rights() {
     bucket.put("in", &data);
     let (mut pool, users) = pool(&sandbox, &s3, 2);
     pool.add_coordinator();
-    let mut follower = Process::spawn("follower", pool.client(["events", "--follow"]), &sandbox.logs());
+    let mut follower =
+        Process::spawn("follower", pool.client(["events", "--follow"]), &sandbox.logs());
     let (from, config) = (bucket.url("in"), sandbox.small_tasks(SMALL, SMALL));
     let sort = |job: &str| pool_sort(&pool, job, &from, &bucket.url(job), arg(&config));
     pool.slow_workers(Duration::from_millis(40));
@@ -84,13 +87,15 @@ fn all_that_users_do_works_within_their_rights() {
     pool.run(["drain", "worker-1"]).expect_code(0);
     let scratch = bucket.url("scratch");
     let monitor = pool.nats.server(0).monitor();
-    let doctor = ["doctor", "--json", "--profile", "testing", "--bucket", &scratch, "--monitor", &monitor];
+    let doctor =
+        ["doctor", "--json", "--profile", "testing", "--bucket", &scratch, "--monitor", &monitor];
     let report = pool.run_as("operator", doctor).expect_code(0).json();
     assert!(report.to_string().contains("can be client, operator; not worker"), "{report:#}");
     assert!(report.to_string().contains("always"), "{report:#}");
     pool.run(["jobs"]).expect_code(0);
     pool.run(["events", "first"]).expect_code(0);
-    pool.run(["verify", &bucket.url("first"), "--format", "fixed:100", "-k", "0:10"]).expect_code(0);
+    pool.run(["verify", &bucket.url("first"), "--format", "fixed:100", "-k", "0:10"])
+        .expect_code(0);
     wait::until("the follower to hear of the take-over", wait::RUN_BOUND, || {
         let said = follower.stdout();
         (said.contains("took-over") && said.contains("second")).then_some(())
@@ -98,7 +103,11 @@ fn all_that_users_do_works_within_their_rights() {
     follower.signal(Signal::INT);
     follower.wait(wait::RUN_BOUND);
     let pinged = talk(&users, "operator", &pool.nats.url(), async |user| {
-        user.client.request("$SRV.PING.muster", "".into()).await.expect("the service answers").payload
+        user.client
+            .request("$SRV.PING.muster", "".into())
+            .await
+            .expect("the service answers")
+            .payload
     });
     assert!(String::from_utf8_lossy(&pinged).contains("muster"));
     assert_nothing_refused(&sandbox);
@@ -122,15 +131,21 @@ fn talk<T>(users: &Users, who: &str, url: &str, conversation: impl AsyncFnOnce(&
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
         let options = ConnectOptions::new()
-            .user_and_password(environment["NATS_USER"].clone(), environment["NATS_PASSWORD"].clone())
-            .custom_inbox_prefix(environment.get("NATS_INBOX_PREFIX").map_or("_INBOX", String::as_str))
+            .user_and_password(
+                environment["NATS_USER"].clone(),
+                environment["NATS_PASSWORD"].clone(),
+            )
+            .custom_inbox_prefix(
+                environment.get("NATS_INBOX_PREFIX").map_or("_INBOX", String::as_str),
+            )
             .event_callback(move |event| {
                 if let Event::ServerError(error) = event {
                     heard.lock().expect("no panic").push(error.to_string());
                 }
                 std::future::ready(())
             });
-        let client = options.connect(url).await.unwrap_or_else(|e| panic!("{who} cannot connect: {e}"));
+        let client =
+            options.connect(url).await.unwrap_or_else(|e| panic!("{who} cannot connect: {e}"));
         conversation(&User { client, refused }).await
     })
 }
@@ -144,7 +159,11 @@ impl User {
             }
         };
         let refused = tokio::time::timeout(wait::START_BOUND, refused).await;
-        assert!(refused.is_ok(), "not refused: {words}; but {:?}", self.refused.lock().expect("no panic"));
+        assert!(
+            refused.is_ok(),
+            "not refused: {words}; but {:?}",
+            self.refused.lock().expect("no panic")
+        );
     }
 
     /// The server refuses each of these publications.
@@ -159,7 +178,8 @@ impl User {
     /// The server refuses each of these subscriptions.
     async fn may_not_subscribe(&self, subjects: &[&str]) {
         for subject in subjects {
-            let _subscriber = self.client.subscribe((*subject).to_owned()).await.expect("handed over");
+            let _subscriber =
+                self.client.subscribe((*subject).to_owned()).await.expect("handed over");
             self.client.flush().await.expect("flush");
             self.refuses(&format!("Subscription to \"{subject}\"")).await;
         }
@@ -246,17 +266,31 @@ fn clients_and_coordinators_may_not_do_what_others_may() {
         "$JS.API.STREAM.MSG.GET.MUSTER_JOURNAL",
         "$JS.API.CONSUMER.CREATE.MUSTER_JOURNAL",
     ];
-    let inboxes =
-        ["_INBOX.>", "_INBOX_muster_coordinator.>", "_INBOX_muster_worker.>", "muster.w.*.cmd.*", "muster.c.report"];
+    let inboxes = [
+        "_INBOX.>",
+        "_INBOX_muster_coordinator.>",
+        "_INBOX_muster_worker.>",
+        "muster.w.*.cmd.*",
+        "muster.c.report",
+    ];
     talk(&users, "client", &server.url(), async |user| {
         user.may_not_publish(&worker_and_leader).await;
-        user.may_not_publish(&["$JS.API.STREAM.CREATE.MUSTER_JOURNAL", "$JS.API.INFO", "$SRV.PING"]).await;
+        user.may_not_publish(&[
+            "$JS.API.STREAM.CREATE.MUSTER_JOURNAL",
+            "$JS.API.INFO",
+            "$SRV.PING",
+        ])
+        .await;
         user.may_not_subscribe(&inboxes).await;
         user.may_not_subscribe(&["_INBOX_muster_operator.>", "muster.c.leader"]).await;
     });
     talk(&users, "operator", &server.url(), async |user| {
         user.may_not_publish(&worker_and_leader).await;
-        user.may_not_publish(&["$JS.API.STREAM.CREATE.OTHER", "$JS.API.STREAM.UPDATE.MUSTER_JOURNAL"]).await;
+        user.may_not_publish(&[
+            "$JS.API.STREAM.CREATE.OTHER",
+            "$JS.API.STREAM.UPDATE.MUSTER_JOURNAL",
+        ])
+        .await;
         user.may_not_subscribe(&inboxes).await;
     });
     talk(&users, "coordinator", &server.url(), async |user| {
@@ -273,7 +307,15 @@ fn clients_and_coordinators_may_not_do_what_others_may() {
             "elsewhere",
         ])
         .await;
-        user.may_not_subscribe(&[">", "$SYS.>", "$JS.>", "_INBOX.>", "_INBOX_muster_client.>", "muster.journal"]).await;
+        user.may_not_subscribe(&[
+            ">",
+            "$SYS.>",
+            "$JS.>",
+            "_INBOX.>",
+            "_INBOX_muster_client.>",
+            "muster.journal",
+        ])
+        .await;
     });
 }
 
@@ -311,12 +353,18 @@ fn a_worker_that_speaks_for_another_is_not_heard() {
         let forged = wire::encode(&heartbeat).expect("encode");
         user.client.publish("muster.w.worker-1.hb", forged.into()).await.expect("handed over");
         let (forged, inbox) = (wire::encode(&register).expect("encode"), user.client.new_inbox());
-        let asked = user.client.publish_with_reply("muster.c.register.worker-1", inbox, forged.into()).await;
+        let asked = user
+            .client
+            .publish_with_reply("muster.c.register.worker-1", inbox, forged.into())
+            .await;
         asked.expect("handed over");
         // What a leader may write is not where it answers.
         for reply in ["muster.journal", "$JS.API.STREAM.PURGE.MUSTER_JOURNAL"] {
             let question = wire::encode(&PhaseQuery { job: job.clone() }).expect("encode");
-            user.client.publish_with_reply("muster.c.phase", reply, question.into()).await.expect("handed over");
+            user.client
+                .publish_with_reply("muster.c.phase", reply, question.into())
+                .await
+                .expect("handed over");
         }
         user.client.flush().await.expect("flush");
     });
@@ -341,16 +389,21 @@ fn what_a_client_makes_jetstream_write_into_the_journal_is_passed_over() {
     let data = records(2_000, Keys::Random, 1);
     bucket.put("in", &data);
     let (mut pool, users) = pool(&sandbox, &s3, 1);
-    let (from, to, config) = (bucket.url("in"), bucket.url("out"), sandbox.small_tasks(SMALL, SMALL));
+    let (from, to, config) =
+        (bucket.url("in"), bucket.url("out"), sandbox.small_tasks(SMALL, SMALL));
     pool.slow_workers(Duration::from_millis(40));
     let sort = pool.start_sort("job", fixed(&from, &to, arg(&config)));
     pool.hold_in_the_midst_of("job", "sorting");
     talk(&users, "client", &pool.nats.url(), async |user| {
         let subject = "$JS.API.STREAM.INFO.MUSTER_EVENTS";
-        user.client.publish_with_reply(subject, "muster.journal", "".into()).await.expect("handed over");
+        user.client
+            .publish_with_reply(subject, "muster.journal", "".into())
+            .await
+            .expect("handed over");
         user.client.flush().await.expect("flush");
     });
-    pool.coordinator(0).wait_for_log("not of a coordinator's making and is passed over", wait::RUN_BOUND);
+    pool.coordinator(0)
+        .wait_for_log("not of a coordinator's making and is passed over", wait::RUN_BOUND);
     pool.each_worker_gate(Gate::open);
     let report = pool.finish_sort(sort);
     assert_eq!(report["records"], 2_000, "{report}");
@@ -367,7 +420,10 @@ fn who_lacks_a_right_is_told_which() {
         command
     };
     let told = |who: &str, arguments: &[&str], code: i32, words: &[&str]| {
-        sandbox.run_command(start(who, arguments), wait::RUN_BOUND).expect_code(code).expect_error(words);
+        sandbox
+            .run_command(start(who, arguments), wait::RUN_BOUND)
+            .expect_code(code)
+            .expect_error(words);
     };
     told("worker-0", &["jobs"], 1, &["refuses this user", "muster.api.jobs", "muster rights"]);
     told("worker-0", &["events"], 1, &["refuses this user", "$JS.API.STREAM.INFO.MUSTER_EVENTS"]);
@@ -395,7 +451,8 @@ fn over_tls_workers_share_a_user() {
     bucket.put("in", &data);
     let (server, users) = made(&sandbox, &["--tls", "--host", "127.0.0.1"]);
     let pool = Pool::with_users(server.into(), users, "", &sandbox, 2, &s3, BUCKET);
-    let (from, to, config) = (bucket.url("in"), bucket.url("out"), sandbox.small_tasks(SMALL, SMALL));
+    let (from, to, config) =
+        (bucket.url("in"), bucket.url("out"), sandbox.small_tasks(SMALL, SMALL));
     pool.sort("job", fixed(&from, &to, arg(&config)));
     Output::of_bucket(&bucket, "out").assert_is(&oracle::fixed(&data, 100, 0, 10));
     assert_nothing_refused(&sandbox);
@@ -413,8 +470,9 @@ fn a_cluster_of_three_works_within_the_rights() {
     let data = records(5_000, Keys::Random, 1);
     bucket.put("in", &data);
     let ports = Ports::claim();
-    let nodes: Vec<String> =
-        (0..3).map(|n| format!("n{}=127.0.0.1:{}:{}", n + 1, ports.port(n), ports.port(n + 3))).collect();
+    let nodes: Vec<String> = (0..3)
+        .map(|n| format!("n{}=127.0.0.1:{}:{}", n + 1, ports.port(n), ports.port(n + 3)))
+        .collect();
     let mut arguments = vec!["--tls"];
     arguments.extend(nodes.iter().flat_map(|node| ["--node", node]));
     arguments.extend(OWN);
@@ -423,7 +481,8 @@ fn a_cluster_of_three_works_within_the_rights() {
     let nats = Nats::made_cluster(&sandbox, [&files[0], &files[1], &files[2]], ports);
     let settings = std::fs::read_to_string(users.file("coordinator.toml")).expect("settings");
     let mut pool = Pool::with_users(nats, users, &settings, &sandbox, 2, &s3, BUCKET);
-    let (from, to, config) = (bucket.url("in"), bucket.url("out"), sandbox.small_tasks(SMALL, SMALL));
+    let (from, to, config) =
+        (bucket.url("in"), bucket.url("out"), sandbox.small_tasks(SMALL, SMALL));
     pool.slow_workers(Duration::from_millis(40));
     let sort = pool.start_sort("job", fixed(&from, &to, arg(&config)));
     pool.hold_in_the_midst_of("job", "sorting");
@@ -438,9 +497,20 @@ fn a_cluster_of_three_works_within_the_rights() {
 fn made_again_it_keeps_what_there_is() {
     let sandbox = Sandbox::new();
     let users = Users::make(&sandbox, &["--tls", "--worker", "a"]);
-    let all = ["coordinator.env", "client.env", "worker-a.env", "sys.env", "ca.pem", "server.pem", "server.key"];
+    let all = [
+        "coordinator.env",
+        "client.env",
+        "worker-a.env",
+        "sys.env",
+        "ca.pem",
+        "server.pem",
+        "server.key",
+    ];
     let read = |names: &[&str]| -> Vec<Vec<u8>> {
-        names.iter().map(|name| std::fs::read(users.file(name)).unwrap_or_else(|e| panic!("{name}: {e}"))).collect()
+        names
+            .iter()
+            .map(|name| std::fs::read(users.file(name)).unwrap_or_else(|e| panic!("{name}: {e}")))
+            .collect()
     };
     let before = read(&all);
     users.make_again(&sandbox, &["--tls", "--worker", "b"]).expect_code(0);
@@ -448,12 +518,17 @@ fn made_again_it_keeps_what_there_is() {
     assert!(users.file("worker-b.env").is_file() && !users.file("worker.env").exists());
     users.make_again(&sandbox, &["--tls", "--force"]).expect_code(0);
     let after = read(&all);
-    assert!(before.iter().zip(&after).all(|(before, after)| before != after), "--force renews everything");
+    assert!(
+        before.iter().zip(&after).all(|(before, after)| before != after),
+        "--force renews everything"
+    );
     for name in all.iter().chain(&["server.conf", "users.conf", "ca.key"]) {
         let mode = std::fs::metadata(users.file(name)).expect("a file").permissions().mode();
         assert_eq!(mode & 0o077, 0, "{name} is for its owner alone");
     }
-    for (arguments, words) in [(&["--worker", "a b"][..], "no worker's id"), (&["--nonsense"], "unknown argument")] {
+    for (arguments, words) in
+        [(&["--worker", "a b"][..], "no worker's id"), (&["--nonsense"], "unknown argument")]
+    {
         users.make_again(&sandbox, arguments).expect_code(2).expect_error(&[words]);
     }
 }
@@ -469,9 +544,13 @@ fn another_namespace_has_rights_of_its_own() {
         command.env("NATS_URL", server.url()).envs(users.environment(who));
         command
     };
-    let _coordinator =
-        Process::spawn("coordinator", start("coordinator", &["coordinator", "--profile", "testing"]), &sandbox.logs());
-    let worker = Process::spawn("worker", start("w1", &["worker", "--profile", "testing"]), &sandbox.logs());
+    let _coordinator = Process::spawn(
+        "coordinator",
+        start("coordinator", &["coordinator", "--profile", "testing"]),
+        &sandbox.logs(),
+    );
+    let worker =
+        Process::spawn("worker", start("w1", &["worker", "--profile", "testing"]), &sandbox.logs());
     worker.wait_for_log("registered", wait::RUN_BOUND);
     let (input, output) = (sandbox.file("in", "b\na\n"), sandbox.path("out"));
     let sort = start("client", &["sort", arg(&input), "-o", arg(&output)]);
@@ -480,12 +559,14 @@ fn another_namespace_has_rights_of_its_own() {
     sandbox.run_command(start("client", &["jobs"]), wait::RUN_BOUND).expect_code(0);
     assert_nothing_refused(&sandbox);
     talk(&users, "w1", &server.url(), async |user| {
-        user.may_not_publish(&["muster.c.register.w1", "team-a.c.register", "team-a.journal"]).await;
+        user.may_not_publish(&["muster.c.register.w1", "team-a.c.register", "team-a.journal"])
+            .await;
     });
 }
 
-/// The roles that may see less are told what they see, and of the rest that it is not theirs to see: a healthy pool has no problem whoever looks, and nobody waits for what
-/// the server has refused.
+/// The roles that may see less are told what they see, and of the rest that it is not theirs to
+/// see: a healthy pool has no problem whoever looks, and nobody waits for what the server has
+/// refused.
 #[test]
 fn a_healthy_pool_has_no_problem_whoever_looks() {
     let sandbox = Sandbox::new();
@@ -494,7 +575,8 @@ fn a_healthy_pool_has_no_problem_whoever_looks() {
     let (mut pool, _users) = pool(&sandbox, &s3, 2);
     let looks = |pool: &Pool<'_>, who: &str, code: i32| {
         let clock = SystemClock::default();
-        let done = pool.run_as(who, ["doctor", "--json", "--profile", "production"]).expect_code(code);
+        let done =
+            pool.run_as(who, ["doctor", "--json", "--profile", "production"]).expect_code(code);
         assert!(clock.now_ms() < 8_000, "{who} waited for what was refused: {} ms", clock.now_ms());
         assert!(!done.stderr.contains("ERROR"), "{who}: {}", done.stderr);
         done.json()
@@ -524,6 +606,7 @@ fn a_healthy_pool_has_no_problem_whoever_looks() {
     }
     // What is wrong is still told: silence is no refusal.
     pool.kill_coordinator();
-    let report = pool.run_as("client", ["doctor", "--json", "--profile", "testing"]).expect_code(1).json();
+    let report =
+        pool.run_as("client", ["doctor", "--json", "--profile", "testing"]).expect_code(1).json();
     assert_eq!(level(&report, "coordinator"), "problem", "{report:#}");
 }

@@ -1,4 +1,5 @@
-//! What was promised to be shown, each as a scenario with seeds: workers that die while sampling, disks that are full, and how long a worker's death goes unnoticed.
+//! What was promised to be shown, each as a scenario with seeds: workers that die while sampling,
+//! disks that are full, and how long a worker's death goes unnoticed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,7 +20,8 @@ use serde_json::Value;
 
 const STALL: Weather = Weather::Stall { up: true, down: true };
 
-/// Checks that a job has succeeded with the right bytes, that no committed task was repeated, and that nothing is left of it but its OUTPUT, which is then removed.
+/// Checks that a job has succeeded with the right bytes, that no committed task was repeated, and
+/// that nothing is left of it but its OUTPUT, which is then removed.
 #[track_caller]
 fn assert_same_bytes(stage: &Stage<'_>, case: &Case, id: &str, status: &Value) {
     assert_eq!(status["state"], "succeeded", "{status}");
@@ -56,7 +58,8 @@ fn three_of_ten_die_while_sampling(seeds: std::ops::Range<u64>) {
     let watch = Watch::start(&stage.nats.url());
     // 20 sort tasks at least, so that there is a sample task for each worker.
     let cases = Case::all(&sandbox, &stage);
-    let bucket_cases: Vec<&Case> = cases.iter().filter(|case| ["random", "by-host"].contains(&case.name)).collect();
+    let bucket_cases: Vec<&Case> =
+        cases.iter().filter(|case| ["random", "by-host"].contains(&case.name)).collect();
     for seed in seeds {
         let mut dice = Dice::new(seed);
         let case = bucket_cases[dice.below(bucket_cases.len() as u64) as usize];
@@ -76,12 +79,17 @@ fn three_of_ten_die_while_sampling(seeds: std::ops::Range<u64>) {
                 return;
             }
             victims.iter().for_each(|victim| stage.kill_for_good(Member::Worker(*victim)));
-            (0..10).for_each(|worker| stage.weather(Member::Worker(worker), Service::Store, Weather::Calm));
+            (0..10).for_each(|worker| {
+                stage.weather(Member::Worker(worker), Service::Store, Weather::Calm)
+            });
             killed = true;
         });
         assert!(killed, "seed {seed}: {status}");
         let tried = tried_again(&stage, &id, Phase::Sample);
-        assert!(tried >= 3, "each of the three had a sample task, of which only {tried} ran again: {status}");
+        assert!(
+            tried >= 3,
+            "each of the three had a sample task, of which only {tried} ran again: {status}"
+        );
         assert_same_bytes(&stage, case, &id, &status);
         victims.iter().for_each(|victim| stage.start_anew(Member::Worker(*victim)));
     }
@@ -97,8 +105,9 @@ fn long_three_of_ten_workers_die_while_sampling() {
     three_of_ten_die_while_sampling(0..20);
 }
 
-/// Five workers, of whose store and NATS calls 15 in 100 fail while they sort, shuffle and merge: some do not happen, of some the answer is lost, some are throttled or
-/// time out. The coordinators' calls fail as often, to the journal too.
+/// Five workers, of whose store and NATS calls 15 in 100 fail while they sort, shuffle and merge:
+/// some do not happen, of some the answer is lost, some are throttled or time out. The
+/// coordinators' calls fail as often, to the journal too.
 #[expect(clippy::print_stdout, reason = "the figures are wanted, also where all is well")]
 fn calls_fail(seeds: std::ops::Range<u64>) {
     let mut injected: BTreeMap<String, u64> = BTreeMap::new();
@@ -110,10 +119,14 @@ fn calls_fail(seeds: std::ops::Range<u64>) {
         };
         let bus = "bus:error,p=0.05;bus:drop,p=0.05;bus:lost-ack,p=0.05";
         let ledger = "ledger.append:error,p=0.05;ledger.append:lost-ack,p=0.05;ledger.append:timeout,p=0.05,ms=300";
-        let workers = format!("seed={seed};{};{};{bus}", store(",phase=sort"), store(",phase=merge"));
+        let workers =
+            format!("seed={seed};{};{};{bus}", store(",phase=sort"), store(",phase=merge"));
         let coordinators = format!("seed={seed};{};{bus};{ledger}", store(""));
         let sandbox = Sandbox::new();
-        let setup = Setup { faults: Some((workers, coordinators)), ..Setup::new(Crew { coordinators: 1, workers: 5 }) };
+        let setup = Setup {
+            faults: Some((workers, coordinators)),
+            ..Setup::new(Crew { coordinators: 1, workers: 5 })
+        };
         let mut stage = Stage::start(&sandbox, setup);
         let watch = Watch::start(&stage.nats.url());
         let cases = Case::all(&sandbox, &stage);
@@ -122,11 +135,19 @@ fn calls_fail(seeds: std::ops::Range<u64>) {
         let status = to_end(&mut stage, &watch, case, &id, |_, _| {});
         assert_same_bytes(&stage, case, &id, &status);
         let told = status["recoveries"].as_array().cloned().unwrap_or_default();
-        let retried =
-            told.iter().find(|kind| kind["kind"] == "retried-store").and_then(|kind| kind["recovered"].as_u64());
-        assert!(retried.is_some_and(|times| times > 0), "seed {seed}: what workers retried is told: {status}");
+        let retried = told
+            .iter()
+            .find(|kind| kind["kind"] == "retried-store")
+            .and_then(|kind| kind["recovered"].as_u64());
+        assert!(
+            retried.is_some_and(|times| times > 0),
+            "seed {seed}: what workers retried is told: {status}"
+        );
         let here = stage.injected();
-        assert!(here.values().sum::<u64>() >= 20, "seed {seed}: too few faults to show anything: {here:?}");
+        assert!(
+            here.values().sum::<u64>() >= 20,
+            "seed {seed}: too few faults to show anything: {here:?}"
+        );
         here.into_iter().for_each(|(label, count)| *injected.entry(label).or_default() += count);
     }
     let (store, other) = injected.iter().fold((0, 0), |(store, other), (label, count)| {
@@ -146,13 +167,17 @@ fn long_calls_fail_in_shuffle_and_merge() {
     calls_fail(0..20);
 }
 
-/// Each of three workers once flips a bit of a record that it has read and summed up, before anything of the run has a checksum: no checksum of the run would ever tell.
+/// Each of three workers once flips a bit of a record that it has read and summed up, before
+/// anything of the run has a checksum: no checksum of the run would ever tell.
 #[test]
 fn memory_damages_records_before_their_checksum() {
     let sandbox = Sandbox::new();
     let workers = "seed=1;memory.hold:flip,times=1".to_owned();
     let coordinators = "seed=1;store.head:delay,p=0.01,ms=1".to_owned();
-    let setup = Setup { faults: Some((workers, coordinators)), ..Setup::new(Crew { coordinators: 1, workers: 3 }) };
+    let setup = Setup {
+        faults: Some((workers, coordinators)),
+        ..Setup::new(Crew { coordinators: 1, workers: 3 })
+    };
     let mut stage = Stage::start(&sandbox, setup);
     let watch = Watch::start(&stage.nats.url());
     for case in &Case::all(&sandbox, &stage) {
@@ -162,10 +187,14 @@ fn memory_damages_records_before_their_checksum() {
     }
     let flips = stage.injected().get("memory.hold:flip").copied().unwrap_or_default();
     let tried = tried_again(&stage, "memory-random", Phase::Sort);
-    assert!(flips >= 2 && tried >= 1, "{flips} records were damaged, {tried} sort tasks of the first job tried again");
+    assert!(
+        flips >= 2 && tried >= 1,
+        "{flips} records were damaged, {tried} sort tasks of the first job tried again"
+    );
 }
 
-/// A worker is killed in the midst of a task, with the settings that users have; how long it takes until that task runs elsewhere.
+/// A worker is killed in the midst of a task, with the settings that users have; how long it takes
+/// until that task runs elsewhere.
 #[test]
 #[expect(clippy::print_stdout, reason = "the figure is wanted, also where it is within the bound")]
 fn a_killed_workers_task_runs_elsewhere_within_eight_seconds() {
@@ -212,8 +241,16 @@ fn a_killed_workers_task_runs_elsewhere_within_eight_seconds() {
         });
         let again = again.unwrap_or_else(|| panic!("{lost:?} ran nowhere else"));
         let took = again.at.duration_since(killed_at).expect("it was later");
-        println!("{phase}: {} ran elsewhere {} ms after its worker was killed", lost.attempt.task, took.as_millis());
-        assert!(took <= Duration::from_secs(8), "{phase}: {} ran elsewhere only after {took:?}", lost.attempt.task);
+        println!(
+            "{phase}: {} ran elsewhere {} ms after its worker was killed",
+            lost.attempt.task,
+            took.as_millis()
+        );
+        assert!(
+            took <= Duration::from_secs(8),
+            "{phase}: {} ran elsewhere only after {took:?}",
+            lost.attempt.task
+        );
         stage.start_anew(Member::Worker(victim));
     }
 }
@@ -223,13 +260,16 @@ fn is_under_way(stage: &Stage<'_>, job: &str, begin: &Begin) -> bool {
     !Journal::read(&stage.nats.url()).work(job).commits.contains_key(&begin.attempt.task)
 }
 
-#[expect(clippy::disallowed_methods, reason = "compared with the times in the logs of real processes")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "compared with the times in the logs of real processes"
+)]
 fn now() -> SystemTime {
     SystemTime::now()
 }
 
-/// A worker whose own disk is too small for its spills, beside one with room. In `sort` a split does not fit into memory; in `merge` there are more runs than the
-/// memory has windows for.
+/// A worker whose own disk is too small for its spills, beside one with room. In `sort` a split
+/// does not fit into memory; in `merge` there are more runs than the memory has windows for.
 fn a_temporary_disk_is_full(phase: &str, seeds: std::ops::Range<u64>) {
     for seed in seeds {
         let mut dice = Dice::new(seed);
@@ -242,13 +282,18 @@ fn a_temporary_disk_is_full(phase: &str, seeds: std::ops::Range<u64>) {
         };
         let mut stage = Stage::start(&sandbox, setup);
         let watch = Watch::start(&stage.nats.url());
-        // A split larger than a chunk, or more runs than one merge takes at once, so that the worker's own disk is needed.
-        let (count, split, partition) =
-            if phase == "sort" { (600_000, 60_000_000, 6_000_000) } else { (600_000, 200_000, 60_000_000) };
+        // A split larger than a chunk, or more runs than one merge takes at once, so that the
+        // worker's own disk is needed.
+        let (count, split, partition) = if phase == "sort" {
+            (600_000, 60_000_000, 6_000_000)
+        } else {
+            (600_000, 200_000, 60_000_000)
+        };
         let data = records(count, Keys::Random, seed);
         let case = Case::new(&sandbox, &data, split, partition);
         let id = format!("disk-{seed}");
-        // The one with room comes when the other has found its disk full: else it might do all the work.
+        // The one with room comes when the other has found its disk full: else it might do all the
+        // work.
         let full = |stage: &Stage<'_>| {
             let said = fs::read_to_string(stage.logs().join("worker-0.err")).expect("it logs");
             said.to_lowercase().contains("disk full")
@@ -284,7 +329,8 @@ fn long_temporary_disks_are_full() {
     a_temporary_disk_is_full("merge", 1..20);
 }
 
-/// The disk of OUTPUT is full: in the sort where scratch lies there too, in the merge where it lies elsewhere. The job fails, says why, and leaves nothing.
+/// The disk of OUTPUT is full: in the sort where scratch lies there too, in the merge where it lies
+/// elsewhere. The job fails, says why, and leaves nothing.
 fn the_output_disk_is_full(seeds: std::ops::Range<u64>) {
     for seed in seeds {
         let mut dice = Dice::new(seed);
@@ -302,16 +348,33 @@ fn the_output_disk_is_full(seeds: std::ops::Range<u64>) {
             if !rustix::process::geteuid().is_root() {
                 command.arg("--map-root-user");
             }
-            command.args(["--mount", "sh", "-c", script, "sh", &kib.to_string()]).arg(&full).arg(sandbox.path("left"));
-            command.arg(sandbox.muster().get_program()).args(["sort", arg(&input), "-o", "full/out", "--local=2"]);
+            command
+                .args(["--mount", "sh", "-c", script, "sh", &kib.to_string()])
+                .arg(&full)
+                .arg(sandbox.path("left"));
+            command.arg(sandbox.muster().get_program()).args([
+                "sort",
+                arg(&input),
+                "-o",
+                "full/out",
+                "--local=2",
+            ]);
             command.args(["--format", "fixed:100", "-k", "0:10", "--config", arg(&config)]);
             if let Some(scratch) = bucket {
                 command.arg("--bucket").arg(scratch);
             }
             let done = sandbox.run_command(command, wait::RUN_BOUND).expect_code(1);
             let said = done.stderr.to_lowercase();
-            assert!(said.contains("space") || said.contains("full"), "seed {seed}: {}", done.stderr);
-            assert_eq!(fs::read_to_string(sandbox.path("left")).expect("it is listed"), "", "seed {seed}");
+            assert!(
+                said.contains("space") || said.contains("full"),
+                "seed {seed}: {}",
+                done.stderr
+            );
+            assert_eq!(
+                fs::read_to_string(sandbox.path("left")).expect("it is listed"),
+                "",
+                "seed {seed}"
+            );
             assert_eq!(files_below(&scratch), Vec::<String>::new(), "seed {seed}");
             sandbox.assert_no_temporaries();
         }

@@ -1,9 +1,12 @@
-//! What is secret (passwords of NATS, keys of the store) is in no log, no answer, no metric and no error, whichever way it was given and however things go wrong.
+//! What is secret (passwords of NATS, keys of the store) is in no log, no answer, no metric and no
+//! error, whichever way it was given and however things go wrong.
 
 use std::process::Command;
 
 use muster_tests::harness::data::{Keys, records};
-use muster_tests::harness::{NatsServer, Output, Process, S3Server, Sandbox, oracle, wait, watched};
+use muster_tests::harness::{
+    NatsServer, Output, Process, S3Server, Sandbox, oracle, wait, watched,
+};
 
 const USER: &str = "nats-user";
 const PASSWORD: &str = "nats-password-4711";
@@ -18,12 +21,13 @@ struct Scene<'a> {
 }
 
 impl Scene<'_> {
-    /// A command of muster, with NATS by its URL and the store by its environment; all of muster's own log lines are wanted.
+    /// A command of muster, with NATS by its URL and the store by its environment; all of muster's
+    /// own log lines are wanted.
     fn muster(&self, arguments: &[&str]) -> Command {
         let mut command = self.sandbox.muster();
         command.args(arguments).envs(self.s3.environment()).env("NATS_URL", &self.url);
-        let ours =
-            ["muster", "muster_common", "muster_coordinator", "muster_worker"].map(|name| format!("{name}=trace"));
+        let ours = ["muster", "muster_common", "muster_coordinator", "muster_worker"]
+            .map(|name| format!("{name}=trace"));
         command.env("MUSTER_LOG", format!("info,{}", ours.join(",")));
         command
     }
@@ -46,7 +50,10 @@ impl Scene<'_> {
     #[track_caller]
     fn assert_nothing_shown(&self, secrets: &[String]) {
         for (who, said) in &self.said {
-            assert!(!said.is_empty(), "{who} has said nothing: this test would pass whatever it said");
+            assert!(
+                !said.is_empty(),
+                "{who} has said nothing: this test would pass whatever it said"
+            );
             for secret in secrets {
                 assert!(!said.contains(secret.as_str()), "a secret was shown by {who}:\n{said}");
             }
@@ -65,20 +72,37 @@ fn no_secret_is_shown() {
     bucket.put("in", &data);
     let (from, to, scratch) = (bucket.url("in"), bucket.url("out"), bucket.url("scratch"));
     let environment = s3.environment();
-    let secret_key =
-        environment.iter().find(|(name, _)| *name == "AWS_SECRET_ACCESS_KEY").map(|(_, value)| value.clone());
+    let secret_key = environment
+        .iter()
+        .find(|(name, _)| *name == "AWS_SECRET_ACCESS_KEY")
+        .map(|(_, value)| value.clone());
     let url = format!("nats://{USER}:{PASSWORD}@{host}");
     let mut scene = Scene { sandbox: &sandbox, s3, url, said: Vec::new() };
 
     let coordinator = scene.start("coordinator", &["coordinator", "--bucket", &scratch]);
-    let worker = scene.start("worker", &["worker", "--id", "w1", "--threads", "1", "--memory", "256MiB"]);
-    let address = |process: &Process| wait::until("an address", wait::START_BOUND, || watched::address(process));
+    let worker =
+        scene.start("worker", &["worker", "--id", "w1", "--threads", "1", "--memory", "256MiB"]);
+    let address = |process: &Process| {
+        wait::until("an address", wait::START_BOUND, || watched::address(process))
+    };
     let addresses = [address(&coordinator), address(&worker)];
     wait::until("the worker to be registered", wait::START_BOUND, || {
         (watched::ready(addresses[1]).0 == 200).then_some(())
     });
 
-    let sort = ["sort", &from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--json", "--job-id", "job"];
+    let sort = [
+        "sort",
+        &from,
+        "-o",
+        &to,
+        "--format",
+        "fixed:100",
+        "-k",
+        "0:10",
+        "--json",
+        "--job-id",
+        "job",
+    ];
     scene.run(0, scene.muster(&sort));
     Output::of_bucket(&bucket, "out").assert_is(&oracle::fixed(&data, 100, 0, 10));
     for arguments in [
@@ -99,8 +123,22 @@ fn no_secret_is_shown() {
     let refused = [
         (3, wrong("NATS_URL", &format!("nats://{USER}:{WRONG}@{host}"), &["jobs"])),
         (3, wrong("NATS_URL", &format!("nats://{WRONG}@127.0.0.1:1"), &["jobs", "--json"])),
-        (1, wrong("AWS_SECRET_ACCESS_KEY", WRONG, &["doctor", "--json", "--profile", "testing", "--bucket", &scratch])),
-        (1, wrong("AWS_ENDPOINT_URL", &format!("http://me:{WRONG}@127.0.0.1:1"), &["verify", &from])),
+        (
+            1,
+            wrong(
+                "AWS_SECRET_ACCESS_KEY",
+                WRONG,
+                &["doctor", "--json", "--profile", "testing", "--bucket", &scratch],
+            ),
+        ),
+        (
+            1,
+            wrong(
+                "AWS_ENDPOINT_URL",
+                &format!("http://me:{WRONG}@127.0.0.1:1"),
+                &["verify", &from],
+            ),
+        ),
         (2, scene.muster(&["sort", &format!("s3://KEY:{WRONG}@data/in"), "-o", &to])),
         (2, scene.muster(&["coordinator", "--bucket", &format!("https://me:{WRONG}@host/b")])),
     ];
@@ -110,8 +148,14 @@ fn no_secret_is_shown() {
     }
     for (process, address) in [(&coordinator, addresses[0]), (&worker, addresses[1])] {
         scene.said.push((process.name().to_owned(), process.stderr()));
-        scene.said.push((format!("metrics of {}", process.name()), watched::Scrape::of(address).text().to_owned()));
-        scene.said.push((format!("readiness of {}", process.name()), watched::get(address, "/readyz").body));
+        scene.said.push((
+            format!("metrics of {}", process.name()),
+            watched::Scrape::of(address).text().to_owned(),
+        ));
+        scene.said.push((
+            format!("readiness of {}", process.name()),
+            watched::get(address, "/readyz").body,
+        ));
     }
     let secrets = [PASSWORD.to_owned(), WRONG.to_owned(), secret_key.expect("a secret key")];
     scene.assert_nothing_shown(&secrets);

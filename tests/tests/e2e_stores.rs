@@ -1,4 +1,5 @@
-//! What `muster sort` says of a store that cannot be used: at once where no wait helps, and what it waits for where one does.
+//! What `muster sort` says of a store that cannot be used: at once where no wait helps, and what it
+//! waits for where one does.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,11 +30,16 @@ fn environment(endpoint: &str) -> Vec<(&'static str, String)> {
 #[track_caller]
 fn ends_at_once(sandbox: &Sandbox, change: &[(&str, &str)], endpoint: &str, words: &[&str]) {
     let mut command = sandbox.muster();
-    command.args(["sort", "--local=1", "--quiet", "s3://data/in", "-o", "out"]).envs(environment(endpoint));
+    command
+        .args(["sort", "--local=1", "--quiet", "s3://data/in", "-o", "out"])
+        .envs(environment(endpoint));
     command.envs(change.iter().copied());
     let done = sandbox.run_command(command, AT_ONCE).expect_code(1).expect_error(words);
     let text = &done.stderr;
-    assert!(text.lines().count() <= 2 && !text.contains('<') && !text.contains("hidden"), "{change:?}:\n{text}");
+    assert!(
+        text.lines().count() <= 2 && !text.contains('<') && !text.contains("hidden"),
+        "{change:?}:\n{text}"
+    );
     assert!(!text.contains("REQUEST-ID") && !text.contains("bug"), "{change:?}:\n{text}");
 }
 
@@ -64,7 +70,9 @@ fn variables_that_are_no_text_are_refused() {
     }
     for name in ["AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION"] {
         let mut command = sandbox.muster();
-        command.args(["sort", "--local=1", "s3://data/in", "-o", "out"]).envs(environment("http://127.0.0.1:9"));
+        command
+            .args(["sort", "--local=1", "s3://data/in", "-o", "out"])
+            .envs(environment("http://127.0.0.1:9"));
         command.env(name, odd);
         sandbox.run_command(command, AT_ONCE).expect_code(1).expect_error(&[name, "UTF-8"]);
     }
@@ -74,12 +82,24 @@ fn variables_that_are_no_text_are_refused() {
 fn what_no_wait_mends_ends_at_once() {
     let sandbox = Sandbox::new();
     let answers = |status: &'static str, headers: &'static str, code: &'static str| {
-        FakeS3::start(move |_: &Request| reply(status, headers, &error_body(code, "The words of the store")))
+        FakeS3::start(move |_: &Request| {
+            reply(status, headers, &error_body(code, "The words of the store"))
+        })
     };
     for (status, headers, code, words) in [
         ("400 Bad Request", "", "ExpiredToken", ["the session token has expired", "ExpiredToken"]),
-        ("403 Forbidden", "", "SignatureDoesNotMatch", ["AWS_SECRET_ACCESS_KEY", "The words of the store"]),
-        ("403 Forbidden", "Date: Mon, 01 Jan 2024 00:00:00 GMT\r\n", "RequestTimeTooSkewed", ["clock", "ahead of"]),
+        (
+            "403 Forbidden",
+            "",
+            "SignatureDoesNotMatch",
+            ["AWS_SECRET_ACCESS_KEY", "The words of the store"],
+        ),
+        (
+            "403 Forbidden",
+            "Date: Mon, 01 Jan 2024 00:00:00 GMT\r\n",
+            "RequestTimeTooSkewed",
+            ["clock", "ahead of"],
+        ),
         (
             "301 Moved Permanently",
             "x-amz-bucket-region: eu-north-1\r\n",
@@ -91,12 +111,25 @@ fn what_no_wait_mends_ends_at_once() {
         let store = answers(status, headers, code);
         ends_at_once(&sandbox, &[], &store.endpoint(), &words);
     }
-    let none =
-        [("AWS_ACCESS_KEY_ID", ""), ("AWS_SECRET_ACCESS_KEY", ""), ("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")];
+    let none = [
+        ("AWS_ACCESS_KEY_ID", ""),
+        ("AWS_SECRET_ACCESS_KEY", ""),
+        ("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9"),
+    ];
     ends_at_once(&sandbox, &none, "http://127.0.0.1:9", &["no credentials", "AWS_ACCESS_KEY_ID"]);
-    ends_at_once(&sandbox, &[], "http://no-such-host.invalid:9000", &["nobody knows the name no-such-host.invalid"]);
+    ends_at_once(
+        &sandbox,
+        &[],
+        "http://no-such-host.invalid:9000",
+        &["nobody knows the name no-such-host.invalid"],
+    );
     let plain = answers("400 Bad Request", "", "BadRequest");
-    ends_at_once(&sandbox, &[], &plain.endpoint().replace("http", "https"), &["does not speak TLS"]);
+    ends_at_once(
+        &sandbox,
+        &[],
+        &plain.endpoint().replace("http", "https"),
+        &["does not speak TLS"],
+    );
     // What a server of TLS says to somebody who does not greet it.
     let secure = FakeS3::start(|_| b"\x15\x03\x03\x00\x02\x02\x46".to_vec());
     ends_at_once(&sandbox, &[], &secure.endpoint(), &["does not answer in HTTP"]);
@@ -131,10 +164,14 @@ fn nothing_is_signed_where_no_signature_is_wanted() {
     let claims = Mutex::new(BTreeMap::<String, Vec<u8>>::new());
     let store = FakeS3::start(move |request: &Request| {
         let mut claims = claims.lock().unwrap_or_else(PoisonError::into_inner);
-        let list = |root: &str, of: &str| reply("200 OK", "", &format!("<?xml version=\"1.0\"?><{root}>{of}</{root}>"));
+        let list = |root: &str, of: &str| {
+            reply("200 OK", "", &format!("<?xml version=\"1.0\"?><{root}>{of}</{root}>"))
+        };
         let when = "Last-Modified: Sat, 28 Nov 2026 12:00:00 GMT\r\nETag: \"e\"\r\n";
         match request.line.split_once(' ') {
-            Some(("GET", path)) if path.contains("?uploads") => list("ListMultipartUploadsResult", ""),
+            Some(("GET", path)) if path.contains("?uploads") => {
+                list("ListMultipartUploadsResult", "")
+            }
             Some(("GET", path)) if path.contains("list-type") && path.contains("claims") => {
                 let entry = |(path, body): (&String, &Vec<u8>)| {
                     let (key, size) = (path.trim_start_matches("/data/"), body.len());
@@ -151,7 +188,11 @@ fn nothing_is_signed_where_no_signature_is_wanted() {
                     let last = body.len().saturating_sub(1);
                     // A claim is read whole.
                     let headers = format!("{when}Content-Range: bytes 0-{last}/{}\r\n", body.len());
-                    let status = if request.header("range").is_some() { "206 Partial Content" } else { "200 OK" };
+                    let status = if request.header("range").is_some() {
+                        "206 Partial Content"
+                    } else {
+                        "200 OK"
+                    };
                     reply(status, &headers, &String::from_utf8_lossy(body))
                 }
                 None => reply("404 Not Found", "", &error_body("NoSuchKey", "Nothing is there")),
@@ -182,7 +223,9 @@ fn a_client_without_a_coordinator_says_so_and_ends_soon() {
     let (input, server) = (sandbox.file("in", "b\na\n"), NatsServer::start(&sandbox));
     let client = |name: &str| {
         let mut command = sandbox.muster();
-        command.args(["sort", "--quiet", arg(&input), "-o", arg(&sandbox.path("out"))]).env("NATS_URL", server.url());
+        command
+            .args(["sort", "--quiet", arg(&input), "-o", arg(&sandbox.path("out"))])
+            .env("NATS_URL", server.url());
         Process::spawn(name, command, &sandbox.logs())
     };
     let (mut patient, mut interrupted) = (client("patient"), client("interrupted"));
@@ -212,7 +255,9 @@ impl Profiles {
         let bucket = s3.bucket("data");
         bucket.put("in/a", b"b\nc\na\n");
         let environment = s3.environment();
-        let value = |name: &str| environment.iter().find(|(known, _)| *known == name).expect(name).1.clone();
+        let value = |name: &str| {
+            environment.iter().find(|(known, _)| *known == name).expect(name).1.clone()
+        };
         let key = (value("AWS_ACCESS_KEY_ID"), value("AWS_SECRET_ACCESS_KEY"));
         sandbox.file("home/.aws/config", config(s3.endpoint(), &key.0, &key.1));
         Self { sandbox, s3, bucket, key }
@@ -236,7 +281,10 @@ impl Profiles {
     fn fails(&self, set: &[(&str, &str)], words: &[&str]) {
         let done = self.sort("nothing", set).expect_code(1).expect_error(words);
         let text = &done.stderr;
-        assert!(text.lines().count() <= 2 && !text.contains(&self.key.1) && !text.contains("hidden"), "{text}");
+        assert!(
+            text.lines().count() <= 2 && !text.contains(&self.key.1) && !text.contains("hidden"),
+            "{text}"
+        );
     }
 }
 
@@ -244,22 +292,35 @@ impl Profiles {
 fn a_profile_is_all_that_a_run_needs_and_the_environment_goes_before_it() {
     let profiles = Profiles::new(|endpoint, id, secret| {
         format!(
-            "[profile pool]\nregion = eu-north-1\nendpoint_url = {endpoint}\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n\
-             [profile wrong]\nendpoint_url = http://127.0.0.1:9\naws_access_key_id = {id}\naws_secret_access_key = hidden\n\
+            "[profile pool]\nregion = eu-north-1\nendpoint_url = {endpoint}\naws_access_key_id = \
+                {id}\naws_secret_access_key = {secret}\n\
+             [profile wrong]\nendpoint_url = http://127.0.0.1:9\naws_access_key_id = \
+             {id}\naws_secret_access_key = hidden\n\
              [default]\nregion = eu-west-3\n"
         )
     });
     let (endpoint, (id, secret)) = (profiles.s3.endpoint(), &profiles.key);
     profiles.sorts("by-profile", &[("AWS_PROFILE", "pool")]);
     let keys = [("AWS_ACCESS_KEY_ID", id.as_str()), ("AWS_SECRET_ACCESS_KEY", secret.as_str())];
-    profiles.sorts("keys", &[("AWS_PROFILE", "wrong"), ("AWS_ENDPOINT_URL", endpoint), keys[0], keys[1]]);
+    profiles.sorts(
+        "keys",
+        &[("AWS_PROFILE", "wrong"), ("AWS_ENDPOINT_URL", endpoint), keys[0], keys[1]],
+    );
     profiles.sorts("elsewhere", &[("AWS_PROFILE", "pool"), ("AWS_CONFIG_FILE", "~/.aws/config")]);
     let environment = ("AWS_ENDPOINT_URL", endpoint);
     profiles.fails(&[("AWS_PROFILE", "wrong"), environment], &["SignatureDoesNotMatch"]);
-    profiles
-        .fails(&[("AWS_PROFILE", "pool"), keys[0], ("AWS_SECRET_ACCESS_KEY", "hidden")], &["SignatureDoesNotMatch"]);
-    profiles.fails(&[("AWS_PROFILE", "pol")], &["no AWS profile \"pol\"", ".aws/config", "default, pool, wrong"]);
-    profiles.fails(&[("AWS_PROFILE", "pool"), ("AWS_CONFIG_FILE", "logs")], &["AWS_CONFIG_FILE", "no regular file"]);
+    profiles.fails(
+        &[("AWS_PROFILE", "pool"), keys[0], ("AWS_SECRET_ACCESS_KEY", "hidden")],
+        &["SignatureDoesNotMatch"],
+    );
+    profiles.fails(
+        &[("AWS_PROFILE", "pol")],
+        &["no AWS profile \"pol\"", ".aws/config", "default, pool, wrong"],
+    );
+    profiles.fails(
+        &[("AWS_PROFILE", "pool"), ("AWS_CONFIG_FILE", "logs")],
+        &["AWS_CONFIG_FILE", "no regular file"],
+    );
     // A local file needs nothing of all that.
     let (input, output) = (profiles.sandbox.file("in", "b\na\n"), profiles.sandbox.path("out"));
     let mut command = profiles.sandbox.muster();
@@ -272,7 +333,8 @@ fn credentials_come_from_a_process_once_a_run() {
     let profiles = Profiles::new(|endpoint, _, _| {
         format!(
             "[profile pool]\nendpoint_url = {endpoint}\ncredential_process = ./keys\n\
-             [profile broken]\nendpoint_url = {endpoint}\ncredential_process = echo 'nobody is here' >&2; exit 4\n\
+             [profile broken]\nendpoint_url = {endpoint}\ncredential_process = echo 'nobody is \
+             here' >&2; exit 4\n\
              [profile garbage]\nendpoint_url = {endpoint}\ncredential_process = echo hidden\n"
         )
     });
@@ -280,13 +342,19 @@ fn credentials_come_from_a_process_once_a_run() {
     let keys = format!(
         r#"{{"Version":1,"AccessKeyId":"{id}","SecretAccessKey":"{secret}","Expiration":"2099-01-01T00:00:00Z"}}"#
     );
-    let script = profiles.sandbox.file("keys", format!("#!/bin/sh\necho asked >>asked\nprintf '%s' '{keys}'\n"));
+    let script = profiles
+        .sandbox
+        .file("keys", format!("#!/bin/sh\necho asked >>asked\nprintf '%s' '{keys}'\n"));
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("a program");
     profiles.sorts("out", &[("AWS_PROFILE", "pool")]);
     let asked = fs::read_to_string(profiles.sandbox.path("asked")).expect("it was asked");
     assert_eq!(asked.lines().count(), 1, "one process of muster asks once");
-    profiles.fails(&[("AWS_PROFILE", "broken")], &["the AWS profile \"broken\"", "exit status: 4", "nobody is here"]);
-    profiles.fails(&[("AWS_PROFILE", "garbage")], &["the AWS profile \"garbage\"", "could not parse"]);
+    profiles.fails(
+        &[("AWS_PROFILE", "broken")],
+        &["the AWS profile \"broken\"", "exit status: 4", "nobody is here"],
+    );
+    profiles
+        .fails(&[("AWS_PROFILE", "garbage")], &["the AWS profile \"garbage\"", "could not parse"]);
 }
 
 /// The services that give credentials are asked over our own http client.
@@ -295,10 +363,12 @@ fn credentials_come_from_a_login_and_from_a_role() {
     let role = "arn:aws:iam::123456789012:role/r";
     let profiles = Profiles::new(|endpoint, id, secret| {
         format!(
-            "[profile login]\nsso_session = corp\nsso_account_id = 123456789012\nsso_role_name = r\nservices = here\n\
+            "[profile login]\nsso_session = corp\nsso_account_id = 123456789012\nsso_role_name = \
+                r\nservices = here\n\
              [profile role]\nrole_arn = {role}\nsource_profile = base\nservices = here\n\
              [profile base]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n\
-             [sso-session corp]\nsso_region = eu-west-1\nsso_start_url = https://example.com/start\n\
+             [sso-session corp]\nsso_region = eu-west-1\nsso_start_url = \
+             https://example.com/start\n\
              [services here]\ns3 =\n  endpoint_url = {endpoint}\n"
         )
     });
@@ -315,7 +385,8 @@ fn credentials_come_from_a_login_and_from_a_role() {
                 "<AccessKeyId>{id}</AccessKeyId><SecretAccessKey>{secret}</SecretAccessKey><SessionToken></SessionToken>\
                  <Expiration>2099-01-01T00:00:00Z</Expiration>"
             );
-            let result = format!("<AssumeRoleResult><Credentials>{given}</Credentials></AssumeRoleResult>");
+            let result =
+                format!("<AssumeRoleResult><Credentials>{given}</Credentials></AssumeRoleResult>");
             let body = format!(
                 r#"<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">{result}</AssumeRoleResponse>"#
             );
@@ -338,9 +409,14 @@ fn credentials_come_from_a_login_and_from_a_role() {
     profiles.sandbox.file(cache, token("2099-01-01T00:00:00Z"));
     profiles.sorts("by-login", &login);
     let asked = service.requests();
-    assert!(asked.len() == 1 && asked[0].header("x-amz-sso_bearer_token") == Some("hidden"), "{asked:?}");
-    profiles.sorts("by-role", &[("AWS_PROFILE", "role"), ("AWS_ENDPOINT_URL_STS", endpoint.as_str())]);
+    assert!(
+        asked.len() == 1 && asked[0].header("x-amz-sso_bearer_token") == Some("hidden"),
+        "{asked:?}"
+    );
+    profiles
+        .sorts("by-role", &[("AWS_PROFILE", "role"), ("AWS_ENDPOINT_URL_STS", endpoint.as_str())]);
     assert_eq!(service.requests().len(), 2);
     let dead = [("AWS_PROFILE", "role"), ("AWS_ENDPOINT_URL_STS", "http://no-such-host.invalid")];
-    profiles.fails(&dead, &["the AWS profile \"role\"", "nobody knows the name no-such-host.invalid"]);
+    profiles
+        .fails(&dead, &["the AWS profile \"role\"", "nobody knows the name no-such-host.invalid"]);
 }

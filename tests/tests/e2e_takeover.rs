@@ -1,5 +1,6 @@
-//! Two coordinators on one deployment: one leads, the other stands by. The leader is killed, stopped and continued, or asked to end, in the midst of a job; the job goes on
-//! under the other, ends with the same bytes, and nothing that was committed is done again.
+//! Two coordinators on one deployment: one leads, the other stands by. The leader is killed,
+//! stopped and continued, or asked to end, in the midst of a job; the job goes on under the other,
+//! ends with the same bytes, and nothing that was committed is done again.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -8,7 +9,9 @@ use muster_common::wire::MESSAGE_BYTES_MAX;
 use muster_coordinator::journal::record::{self, Record};
 use muster_tests::harness::data::{Keys, records};
 use muster_tests::harness::journal::Journal;
-use muster_tests::harness::{Bucket, Gate, Output, Pool, Process, S3Server, Sandbox, arg, oracle, process, wait};
+use muster_tests::harness::{
+    Bucket, Gate, Output, Pool, Process, S3Server, Sandbox, arg, oracle, process, wait,
+};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -42,8 +45,14 @@ struct Scene<'a> {
 }
 
 impl<'a> Scene<'a> {
-    /// Starts servers and pool, lets `prepare` set gates, and submits the job. Coordinator 0 leads, coordinator 1 stands by.
-    fn start(sandbox: &'a Sandbox, s3: &S3Server, profile: &'static str, prepare: impl Fn(&Pool<'_>)) -> Self {
+    /// Starts servers and pool, lets `prepare` set gates, and submits the job. Coordinator 0 leads,
+    /// coordinator 1 stands by.
+    fn start(
+        sandbox: &'a Sandbox,
+        s3: &S3Server,
+        profile: &'static str,
+        prepare: impl Fn(&Pool<'_>),
+    ) -> Self {
         let bucket = s3.bucket(BUCKET);
         let data = records(RECORDS, Keys::Skewed, 1);
         bucket.put("in", &data);
@@ -54,7 +63,8 @@ impl<'a> Scene<'a> {
         prepare(&pool);
         let config = sandbox.small_tasks(SMALL, SMALL);
         let (from, to) = (bucket.url("in"), bucket.url("out"));
-        let options = ["--format", "fixed:100", "-k", "0:10", "--overwrite", "--config", arg(&config)];
+        let options =
+            ["--format", "fixed:100", "-k", "0:10", "--overwrite", "--config", arg(&config)];
         let sort = pool.start_sort("job", [from.as_str(), "-o", &to].into_iter().chain(options));
         Self { pool, bucket, data, sort }
     }
@@ -64,21 +74,33 @@ impl<'a> Scene<'a> {
         self.pool.coordinator_gate().open();
     }
 
-    /// How long after a moment the first task was committed, or the job ended, under this epoch or a later one.
+    /// How long after a moment the first task was committed, or the job ended, under this epoch or
+    /// a later one.
     #[track_caller]
     fn progress_after(&self, moment: SystemTime, epoch: u64) -> Duration {
         let journal = Journal::read(&self.pool.nats.url());
         let made = |record: &Record| {
-            matches!(record, Record::RunCommitted(_) | Record::PartCommitted(_) | Record::JobEnded(_))
+            matches!(
+                record,
+                Record::RunCommitted(_) | Record::PartCommitted(_) | Record::JobEnded(_)
+            )
         };
-        let first = journal.entries().iter().find(|(_, entry)| entry.epoch.0 >= epoch && made(&entry.record));
+        let first = journal
+            .entries()
+            .iter()
+            .find(|(_, entry)| entry.epoch.0 >= epoch && made(&entry.record));
         let (at, entry) = first.expect("the journal shows progress");
         let took = at.duration_since(moment).expect("it came after");
-        report(&format!("progress {} ms after the leader was lost ({})", took.as_millis(), entry.record.kind()));
+        report(&format!(
+            "progress {} ms after the leader was lost ({})",
+            took.as_millis(),
+            entry.record.kind()
+        ));
         took
     }
 
-    /// Waits for the job's success with the right bytes; nothing was done twice and nothing else is left. Gives its report and the pool.
+    /// Waits for the job's success with the right bytes; nothing was done twice and nothing else is
+    /// left. Gives its report and the pool.
     #[track_caller]
     fn finish(self) -> (Value, Pool<'a>) {
         self.open_gates();
@@ -105,14 +127,17 @@ fn report(text: &str) {
 
 /// Replies to a ping of the control API's service.
 fn services(pool: &Pool<'_>) -> usize {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         use futures::StreamExt;
         let client = async_nats::connect(pool.nats.url()).await.expect("connect");
         let mut replies = client.subscribe("replies").await.expect("subscribe");
         client.publish_with_reply("$SRV.PING.muster", "replies", "".into()).await.expect("publish");
         let mut count = 0;
-        while let Ok(Some(_)) = tokio::time::timeout(Duration::from_millis(500), replies.next()).await {
+        while let Ok(Some(_)) =
+            tokio::time::timeout(Duration::from_millis(500), replies.next()).await
+        {
             count += 1;
         }
         count
@@ -122,7 +147,8 @@ fn services(pool: &Pool<'_>) -> usize {
 /// The tasks that `muster workers` says each worker has done.
 fn done_by_worker(pool: &Pool<'_>) -> Option<BTreeMap<String, u64>> {
     let workers = pool.user("client").workers()?;
-    let done = |worker: &Value| Some((worker["id"].as_str()?.to_owned(), worker["tasks_done"].as_u64()?));
+    let done =
+        |worker: &Value| Some((worker["id"].as_str()?.to_owned(), worker["tasks_done"].as_u64()?));
     workers.iter().map(done).collect()
 }
 
@@ -144,9 +170,13 @@ fn leader_is_killed(state: &str) {
         assert!(registered[worker] >= *done, "{worker}: {done} became {}", registered[worker]);
     }
     assert!(done_before.values().sum::<u64>() > 0, "nothing was done before");
-    let after = wait::until("the new leader to know the job", PROGRESS_BOUND, || scene.pool.status("job"));
+    let after =
+        wait::until("the new leader to know the job", PROGRESS_BOUND, || scene.pool.status("job"));
     let done = |status: &Value| (status["state"] == state).then(|| status["tasks_done"].as_u64());
-    assert!(done(&after).is_none_or(|after| after >= done(&before).flatten()), "{before} became {after}");
+    assert!(
+        done(&after).is_none_or(|after| after >= done(&before).flatten()),
+        "{before} became {after}"
+    );
     let text = scene.pool.coordinator(1).wait_for_log("took-over", PROGRESS_BOUND);
     assert!(text.contains("took over from epoch 1"), "{text}");
     scene.open_gates();
@@ -191,9 +221,13 @@ fn the_leader_is_killed_while_sampling() {
 fn the_leader_is_killed_while_the_job_commits() {
     let sandbox = Sandbox::new();
     let s3 = S3Server::start(&sandbox);
-    let mut scene =
-        Scene::start(&sandbox, &s3, "testing", |pool| pool.coordinator_gate().hold_after(2, completes_an_upload));
-    scene.pool.coordinator_gate().wait_for_request("the third part's upload to be completed", wait::RUN_BOUND);
+    let mut scene = Scene::start(&sandbox, &s3, "testing", |pool| {
+        pool.coordinator_gate().hold_after(2, completes_an_upload)
+    });
+    scene
+        .pool
+        .coordinator_gate()
+        .wait_for_request("the third part's upload to be completed", wait::RUN_BOUND);
     let killed = now();
     scene.pool.kill_coordinator();
     scene.open_gates();
@@ -218,7 +252,8 @@ fn progress_within_ten_seconds_of_a_kill_by_default() {
     scene.finish();
 }
 
-/// A leader that is stopped for longer than its stand-by waits, and then goes on, changes nothing any more: neither while the job runs nor later.
+/// A leader that is stopped for longer than its stand-by waits, and then goes on, changes nothing
+/// any more: neither while the job runs nor later.
 #[test]
 fn a_leader_that_was_stopped_steps_down() {
     let sandbox = Sandbox::new();
@@ -250,14 +285,19 @@ fn a_leader_that_was_stopped_steps_down() {
     assert_eq!(services(&pool), 1);
 }
 
-/// Stopped in the midst of the commit, with calls to the store under way, and continued when the next leader has come to the end of it.
+/// Stopped in the midst of the commit, with calls to the store under way, and continued when the
+/// next leader has come to the end of it.
 #[test]
 fn a_leader_that_was_stopped_while_committing_takes_nothing_away() {
     let sandbox = Sandbox::new();
     let s3 = S3Server::start(&sandbox);
-    let mut scene =
-        Scene::start(&sandbox, &s3, "testing", |pool| pool.coordinator_gate().hold_after(2, completes_an_upload));
-    scene.pool.coordinator_gate().wait_for_request("the third part's upload to be completed", wait::RUN_BOUND);
+    let mut scene = Scene::start(&sandbox, &s3, "testing", |pool| {
+        pool.coordinator_gate().hold_after(2, completes_an_upload)
+    });
+    scene
+        .pool
+        .coordinator_gate()
+        .wait_for_request("the third part's upload to be completed", wait::RUN_BOUND);
     scene.pool.coordinator(0).signal(Signal::STOP);
     scene.open_gates();
     let (_, mut pool) = scene_finish_stopped(scene);
@@ -313,11 +353,17 @@ fn of_several_that_start_at_once_one_leads() {
         });
     }
     // The first one's log goes on from its former life, in which it led epoch 1.
-    let leaders = (0..count).filter(|&index| pool.coordinator(index).stderr().contains("leading epoch=2")).count();
+    let leaders = (0..count)
+        .filter(|&index| pool.coordinator(index).stderr().contains("leading epoch=2"))
+        .count();
     assert_eq!(leaders, 1);
     assert_eq!(services(&pool), 1);
     let began = Journal::read(&pool.nats.url());
-    let epochs = began.entries().iter().filter(|(_, entry)| matches!(entry.record, Record::EpochBegan { .. })).count();
+    let epochs = began
+        .entries()
+        .iter()
+        .filter(|(_, entry)| matches!(entry.record, Record::EpochBegan { .. }))
+        .count();
     assert_eq!(epochs, 2, "nobody was deposed");
 }
 
@@ -335,17 +381,25 @@ fn clients_and_workers_wait_for_a_coordinator() {
     let mut asks = Process::spawn("asks", pool.client(["workers", "--json"]), &sandbox.logs());
     asks.wait_for_log("waiting for coordinator", wait::START_BOUND);
     let ended = impatient.wait(wait::START_BOUND);
-    assert_eq!(process::exit_code(ended), 3, "a code that supervisors restart: {}", impatient.stderr());
+    assert_eq!(
+        process::exit_code(ended),
+        3,
+        "a code that supervisors restart: {}",
+        impatient.stderr()
+    );
     impatient.wait_for_log("waiting for coordinator", Duration::ZERO);
     pool.start_coordinator();
     assert_eq!(process::exit_code(asks.wait(wait::START_BOUND)), 0, "{}", asks.stderr());
 }
 
-/// Attempts fail by the thousand, each with its words, and snapshots are taken all along: no entry grows beyond what a message may be, and another leader reads all of it.
+/// Attempts fail by the thousand, each with its words, and snapshots are taken all along: no entry
+/// grows beyond what a message may be, and another leader reads all of it.
 #[test]
 fn thousands_of_failed_attempts_fit_into_snapshots() {
-    const SETTINGS: &str = "[faults]\nenabled = true\n[journal]\nsnapshot_after = 400\n[tasks]\nattempts_max = 100\n\
-        [retry.task]\npause_ms = 1\npause_max_ms = 2\n[breaker]\nfailures_max = 100000\nvolume_min = 100000\n\
+    const SETTINGS: &str = "[faults]\nenabled = true\n[journal]\nsnapshot_after = \
+        400\n[tasks]\nattempts_max = 100\n\
+        [retry.task]\npause_ms = 1\npause_max_ms = 2\n[breaker]\nfailures_max = 100000\nvolume_min \
+        = 100000\n\
         [recovery]\nwave_losses_min = 1000\n";
     let sandbox = Sandbox::new();
     let data = records(RECORDS, Keys::Random, 3);
@@ -359,14 +413,16 @@ fn thousands_of_failed_attempts_fit_into_snapshots() {
     let config = sandbox.small_tasks(RECORDS * 100 / SPLITS, RECORDS * 100 / 4);
     // Every failure bears the job's name.
     let job = "j".repeat(64);
-    let options = ["-o", arg(&output), "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)];
+    let options =
+        ["-o", arg(&output), "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)];
     let mut sort = pool.start_sort(&job, [arg(&input)].into_iter().chain(options));
     let retries = |status: &Value| status["retries"].as_u64().unwrap_or(0);
     pool.wait_for_status(&job, "failing by the thousand", |status| retries(status) > FAILURES);
     let before = pool.status(&job).expect("the leader answers");
     pool.kill_coordinator();
     pool.start_coordinator();
-    let after = wait::until("the next leader to know the job", wait::RUN_BOUND, || pool.status(&job));
+    let after =
+        wait::until("the next leader to know the job", wait::RUN_BOUND, || pool.status(&job));
     assert!(retries(&after) >= retries(&before), "{before} became {after}");
     wait::until("the job to end", wait::RUN_BOUND, || sort.poll());
     pool.coordinator(0).assert_running();
@@ -382,12 +438,18 @@ fn thousands_of_failed_attempts_fit_into_snapshots() {
         Record::JobHistory(history) => history.failures.first(),
         _ => None,
     });
-    let one = failures.map(|failed| record::size(&Record::AttemptFailed(Box::new(failed.clone())))).next();
+    let one = failures
+        .map(|failed| record::size(&Record::AttemptFailed(Box::new(failed.clone()))))
+        .next();
     let bytes = one.expect("a snapshot tells of failures").expect("a size") as u64 * FAILURES;
-    assert!(bytes > MESSAGE_BYTES_MAX as u64, "as one entry they would be {bytes} bytes: too few to show anything");
+    assert!(
+        bytes > MESSAGE_BYTES_MAX as u64,
+        "as one entry they would be {bytes} bytes: too few to show anything"
+    );
 }
 
-/// A leader whose own code is wrong steps down, says so, and is not led into the same by its stand-by in a loop. Neither process ends.
+/// A leader whose own code is wrong steps down, says so, and is not led into the same by its
+/// stand-by in a loop. Neither process ends.
 #[test]
 fn a_leader_that_meets_a_bug_steps_down_and_says_so() {
     let sandbox = Sandbox::new();
@@ -399,7 +461,10 @@ fn a_leader_that_meets_a_bug_steps_down_and_says_so() {
     pool.kill_coordinator();
     pool.start_coordinator();
     let second = pool.add_coordinator();
-    let sort = pool.start_sort("job", [arg(&input), "-o", arg(&output), "--format", "fixed:100", "-k", "0:10"]);
+    let sort = pool.start_sort(
+        "job",
+        [arg(&input), "-o", arg(&output), "--format", "fixed:100", "-k", "0:10"],
+    );
     for index in [0, second] {
         pool.coordinator(index).wait_for_log("leader-failed", wait::RUN_BOUND);
     }
@@ -410,9 +475,15 @@ fn a_leader_that_meets_a_bug_steps_down_and_says_so() {
         pool.coordinator(index).assert_running();
     }
     let events = pool.run(["events", "--json"]).expect_code(0).stdout;
-    let told = |line: &&str| line.contains("\"leader-failed\"") && line.contains("does not try to lead for 5 s");
+    let told = |line: &&str| {
+        line.contains("\"leader-failed\"") && line.contains("does not try to lead for 5 s")
+    };
     assert_eq!(events.lines().filter(told).count(), 2, "{events}");
     let epochs = Journal::read(&pool.nats.url());
-    let begun = epochs.entries().iter().filter(|(_, entry)| matches!(entry.record, Record::EpochBegan { .. })).count();
+    let begun = epochs
+        .entries()
+        .iter()
+        .filter(|(_, entry)| matches!(entry.record, Record::EpochBegan { .. }))
+        .count();
     assert!(begun <= 5, "{begun} terms began");
 }

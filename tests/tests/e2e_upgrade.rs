@@ -1,9 +1,12 @@
-//! Two versions in one pool: this build and the one before it, which writes the older journal and speaks the older wire. Run by `deploy/test-upgrade.sh`, which builds both.
+//! Two versions in one pool: this build and the one before it, which writes the older journal and
+//! speaks the older wire. Run by `deploy/test-upgrade.sh`, which builds both.
 
 use std::time::Duration;
 
 use muster_tests::harness::data::{Keys, records};
-use muster_tests::harness::{Bucket, Gate, Output, Pool, Process, S3Server, Sandbox, arg, oracle, programs, wait};
+use muster_tests::harness::{
+    Bucket, Gate, Output, Pool, Process, S3Server, Sandbox, arg, oracle, programs, wait,
+};
 
 const BUCKET: &str = "data";
 const RECORDS: usize = 24_000;
@@ -27,8 +30,10 @@ impl<'a> Scene<'a> {
         pool.slow_workers(DELAY);
         let config = sandbox.small_tasks(SMALL, SMALL);
         let (from, to) = (bucket.url("in"), bucket.url("out"));
-        let sort =
-            pool.start_sort("job", [&from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)]);
+        let sort = pool.start_sort(
+            "job",
+            [&from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)],
+        );
         Self { pool, bucket, data, sort }
     }
 
@@ -43,7 +48,8 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// The coordinator is replaced by a newer one, which reads the older journal; the workers stay, then follow one after the other.
+/// The coordinator is replaced by a newer one, which reads the older journal; the workers stay,
+/// then follow one after the other.
 fn the_coordinator_goes_first(state: &str) {
     let sandbox = Sandbox::new();
     let s3 = S3Server::start(&sandbox);
@@ -52,9 +58,14 @@ fn the_coordinator_goes_first(state: &str) {
     scene.pool.kill_coordinator();
     scene.pool.program = programs::muster();
     scene.pool.start_coordinator();
-    let after = wait::until("the newer coordinator to know the job", wait::RUN_BOUND, || scene.pool.status("job"));
+    let after = wait::until("the newer coordinator to know the job", wait::RUN_BOUND, || {
+        scene.pool.status("job")
+    });
     assert_eq!(after["state"], before["state"], "{after}");
-    assert!(after["tasks_done"].as_u64() >= before["tasks_done"].as_u64(), "{before} became {after}");
+    assert!(
+        after["tasks_done"].as_u64() >= before["tasks_done"].as_u64(),
+        "{before} became {after}"
+    );
     // Older workers, a newer coordinator: the job goes on.
     let done = after["tasks_done"].as_u64();
     scene.pool.each_worker_gate(Gate::open);
@@ -94,7 +105,8 @@ fn long_the_workers_are_upgraded_first() {
     scene.finish();
 }
 
-/// Back to the older build once the newer one has written: it cannot read the journal, says so, and harms nothing.
+/// Back to the older build once the newer one has written: it cannot read the journal, says so, and
+/// harms nothing.
 #[test]
 fn long_an_older_coordinator_refuses_a_newer_journal() {
     let sandbox = Sandbox::new();
@@ -106,8 +118,10 @@ fn long_an_older_coordinator_refuses_a_newer_journal() {
     pool.slow_workers(DELAY);
     let config = sandbox.small_tasks(SMALL, SMALL);
     let (from, to) = (bucket.url("in"), bucket.url("out"));
-    let sort =
-        pool.start_sort("job", [&from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)]);
+    let sort = pool.start_sort(
+        "job",
+        [&from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)],
+    );
     pool.hold_in_the_midst_of("job", "sorting");
     pool.kill_coordinator();
     pool.program = programs::old_muster();

@@ -1,4 +1,5 @@
-//! Input that one worker alone can read (`muster worker --input-dir`, `muster sort workers:/`): the documented order, what a lost worker costs, and what is never read.
+//! Input that one worker alone can read (`muster worker --input-dir`, `muster sort workers:/`): the
+//! documented order, what a lost worker costs, and what is never read.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -8,12 +9,15 @@ use std::time::Duration;
 
 use muster_tests::harness::data::{Keys, log_lines, records};
 use muster_tests::harness::sandbox::files_below;
-use muster_tests::harness::{Bucket, Gate, Output, Pool, Process, S3Server, Sandbox, arg, oracle, process, wait};
+use muster_tests::harness::{
+    Bucket, Gate, Output, Pool, Process, S3Server, Sandbox, arg, oracle, process, wait,
+};
 use serde_json::Value;
 
 const BUCKET: &str = "data";
 const SMALL: usize = 100_000;
-/// Records of each file: `worker-1` has two of them, the others one, so that it is the last to be done with sorting.
+/// Records of each file: `worker-1` has two of them, the others one, so that it is the last to be
+/// done with sorting.
 const RECORDS: usize = 6_000;
 /// Added to each request of a worker, so that phases last for seconds.
 const DELAY: Duration = Duration::from_millis(40);
@@ -30,7 +34,8 @@ struct Scene<'a> {
 impl<'a> Scene<'a> {
     fn start(sandbox: &'a Sandbox, s3: &S3Server, more_settings: &str) -> Self {
         let files = [("0/a", 1), ("1/a", 2), ("1/sub/b", 3), ("2/a", 4)];
-        let data: Vec<Vec<u8>> = files.iter().map(|(_, seed)| records(RECORDS, Keys::Skewed, *seed)).collect();
+        let data: Vec<Vec<u8>> =
+            files.iter().map(|(_, seed)| records(RECORDS, Keys::Skewed, *seed)).collect();
         for ((name, _), bytes) in files.iter().zip(&data) {
             sandbox.file(format!("own/{name}"), bytes);
         }
@@ -38,10 +43,21 @@ impl<'a> Scene<'a> {
         let bucket = s3.bucket(BUCKET);
         let pool = Pool::on_bucket_offering(sandbox, offers, s3, BUCKET);
         pool.slow_workers(DELAY);
-        let settings = format!("[job]\nsplit_bytes = {SMALL}\npartition_bytes = {SMALL}\n{more_settings}");
+        let settings =
+            format!("[job]\nsplit_bytes = {SMALL}\npartition_bytes = {SMALL}\n{more_settings}");
         let config = sandbox.file("job.toml", settings);
         let to = bucket.url("out");
-        let arguments = ["workers:/", "-o", &to, "--format", "fixed:100", "-k", "0:10", "--config", arg(&config)];
+        let arguments = [
+            "workers:/",
+            "-o",
+            &to,
+            "--format",
+            "fixed:100",
+            "-k",
+            "0:10",
+            "--config",
+            arg(&config),
+        ];
         let sort = pool.start_sort("job", arguments);
         Self { pool, bucket, data: data.concat(), sort }
     }
@@ -70,7 +86,8 @@ impl<'a> Scene<'a> {
         wait::until_empty("as open uploads", || self.bucket.uploads());
     }
 
-    /// Opens all gates, and checks that the job succeeds with the right bytes, repeats nothing but these many lost runs, and leaves nothing else.
+    /// Opens all gates, and checks that the job succeeds with the right bytes, repeats nothing but
+    /// these many lost runs, and leaves nothing else.
     #[track_caller]
     fn finish(self, repeated: u64) {
         self.pool.each_worker_gate(Gate::open);
@@ -105,8 +122,11 @@ fn files_of_three_workers_by_id_then_by_path() {
     let of = |worker: usize, names: &[&str]| -> (PathBuf, Vec<PathBuf>) {
         let folder = sandbox.path(format!("own-{}", 9 - worker));
         let file = |name: &&str| {
-            let lines =
-                if *name == "empty" { Vec::new() } else { log_lines(700, name.len() as u64 + 10 * worker as u64) };
+            let lines = if *name == "empty" {
+                Vec::new()
+            } else {
+                log_lines(700, name.len() as u64 + 10 * worker as u64)
+            };
             sandbox.file(folder.join(name), lines)
         };
         let files = names.iter().map(file).collect();
@@ -136,11 +156,18 @@ fn files_of_three_workers_by_id_then_by_path() {
     check("unique", &["workers:/"], &["-u", "-k2,2"], &files);
     check("whole", &["workers:/"], &[], &files);
     check("folder", &["workers:/b"], &["-s", "-k2,2"], &files[2..4]);
-    check("glob", &["workers:/**/*.log"], &["-s", "-k2,2"], &[&files[1..2], &files[3..4], &files[6..7]].concat());
+    check(
+        "glob",
+        &["workers:/**/*.log"],
+        &["-s", "-k2,2"],
+        &[&files[1..2], &files[3..4], &files[6..7]].concat(),
+    );
     let mixed: Vec<PathBuf> = [&files[..], std::slice::from_ref(&shared), &files[5..6]].concat();
     check("mixed", &["workers:/", arg(&shared), "workers:/0"], &["-s", "-k2,2"], &mixed);
     let over = sandbox.path("own-9/out");
-    pool.run(["sort", "workers:/", "-o", arg(&over)]).expect_code(1).expect_error(&["overlaps", "worker-0"]);
+    pool.run(["sort", "workers:/", "-o", arg(&over)])
+        .expect_code(1)
+        .expect_error(&["overlaps", "worker-0"]);
     wait::until_empty("in scratch", || files_below(&sandbox.path("scratch")));
 }
 
@@ -150,9 +177,11 @@ fn odd_entries_of_workers_are_named_and_bad_inputs_decides() {
     let files = [sandbox.file("own/a", "b\na\n"), sandbox.file("own/sub/b", "d\nc\n")];
     let secret = sandbox.file("secret/lines", "a secret of this machine\n");
     let (own, out) = (sandbox.path("own"), sandbox.path("out"));
-    for (target, link) in
-        [(PathBuf::from("nowhere"), "dangling"), (secret, "leads"), (sandbox.path("secret"), "sub/up")]
-    {
+    for (target, link) in [
+        (PathBuf::from("nowhere"), "dangling"),
+        (secret, "leads"),
+        (sandbox.path("secret"), "sub/up"),
+    ] {
         symlink(target, own.join(link)).unwrap();
     }
     symlink("nowhere", own.join("_dangling")).unwrap();
@@ -174,13 +203,22 @@ fn odd_entries_of_workers_are_named_and_bad_inputs_decides() {
         "--bad-inputs skip",
     ];
     for options in [&[][..], &["--bad-inputs", "fail"]] {
-        let refused = pool.run([&["sort", "workers:/", "-o", arg(&out)][..], options].concat()).expect_code(1);
+        let refused = pool
+            .run([&["sort", "workers:/", "-o", arg(&out)][..], options].concat())
+            .expect_code(1);
         assert!(!refused.expect_error(&words).stderr.contains("_dangling"));
         assert!(!out.exists(), "a refused job leaves no OUTPUT");
     }
     let skip = ["--bad-inputs", "skip"];
-    let said = pool.run([&["sort", "workers:/", "-o", arg(&sandbox.path("said"))][..], &skip].concat()).expect_code(0);
-    let named = ["5 entries of the input are left out", "own/dangling", "own/sock: a socket", "own/sub/pipe: a pipe"];
+    let said = pool
+        .run([&["sort", "workers:/", "-o", arg(&sandbox.path("said"))][..], &skip].concat())
+        .expect_code(0);
+    let named = [
+        "5 entries of the input are left out",
+        "own/dangling",
+        "own/sock: a socket",
+        "own/sub/pipe: a pipe",
+    ];
     assert!(said.expect_error(&named).stdout.contains("own/sock: a socket"));
 
     let report = pool.sort("skips", [&["workers:/", "-o", arg(&out)][..], &skip].concat());
@@ -188,17 +226,25 @@ fn odd_entries_of_workers_are_named_and_bad_inputs_decides() {
     let success = output.success.clone().expect("it has succeeded");
     output.assert_is(&oracle::gnu_sort(&[], &files));
     assert_eq!(report["skipped_objects"], 5, "{report}");
-    for (list, from) in [(&report["skipped"], "the report"), (&success["skipped_objects"], "_SUCCESS")] {
+    for (list, from) in
+        [(&report["skipped"], "the report"), (&success["skipped_objects"], "_SUCCESS")]
+    {
         let entry = |entry: &Value| {
             let text = |name: &str| entry[name].as_str().unwrap_or_default().to_owned();
             (text("object"), text("reason"))
         };
-        let list: Vec<(String, String)> = list.as_array().into_iter().flatten().map(entry).collect();
+        let list: Vec<(String, String)> =
+            list.as_array().into_iter().flatten().map(entry).collect();
         assert_eq!(list.len(), 5, "{from}: {list:?}");
-        for (name, reason) in
-            [("dangling", "a link to what is not there (nowhere)"), ("sock", "a socket"), ("sub/pipe", "a pipe")]
-        {
-            assert!(list.contains(&(format!("{place}/{name}"), reason.to_owned())), "{from}: {name} in {list:?}");
+        for (name, reason) in [
+            ("dangling", "a link to what is not there (nowhere)"),
+            ("sock", "a socket"),
+            ("sub/pipe", "a pipe"),
+        ] {
+            assert!(
+                list.contains(&(format!("{place}/{name}"), reason.to_owned())),
+                "{from}: {name} in {list:?}"
+            );
         }
     }
     // One by itself, too; and what no pattern means is nobody's trouble.
@@ -214,7 +260,8 @@ fn names_and_content_at_workers_are_judged_as_elsewhere() {
     let sandbox = Sandbox::new();
     let bracket = sandbox.file("own-1/a[1]", "bracket\n");
     let plain = [sandbox.file("own-0/a1", "plain\n"), sandbox.file("own-1/a1", "too\n")];
-    let nested = [sandbox.file("own-0/d[1]/x*", "star\n"), sandbox.file("own-1/d[1]/xy", "no star\n")];
+    let nested =
+        [sandbox.file("own-0/d[1]/x*", "star\n"), sandbox.file("own-1/d[1]/xy", "no star\n")];
     sandbox.file("own-0/d1/x", "another\n");
     let lines = sandbox.file("packed/lines", "b\na\n");
     let sh = |line: &str| {
@@ -247,7 +294,9 @@ fn names_and_content_at_workers_are_judged_as_elsewhere() {
         ("workers:/g", ["packed/g is gzip-compressed", "decompress it first (gzip -dc"]),
         ("workers:/u", ["packed/u is UTF-16", "convert it first (iconv -f UTF-16"]),
     ] {
-        pool.run(["sort", "workers:/lines", input, "-o", arg(&none)]).expect_code(1).expect_error(&words);
+        pool.run(["sort", "workers:/lines", input, "-o", arg(&none)])
+            .expect_code(1)
+            .expect_error(&words);
     }
     let bytes = sandbox.path("bytes");
     pool.run(["sort", "workers:/t", "-o", arg(&bytes), "--format", "lines"])
@@ -287,7 +336,8 @@ fn a_worker_that_does_not_come_back_fails_the_job_by_name() {
     scene.kill_in_the_midst_of("sorting");
     scene.pool.each_worker_gate(Gate::open);
     let said = scene.fail();
-    let file = format!("worker://worker-1{}", sandbox.path("own/1").canonicalize().unwrap().display());
+    let file =
+        format!("worker://worker-1{}", sandbox.path("own/1").canonicalize().unwrap().display());
     for part in ["worker worker-1 was waited for", &file, "phases.register_ms"] {
         assert!(said.contains(part), "{part}: {said}");
     }
@@ -313,7 +363,9 @@ fn a_lost_run_is_made_again_by_the_worker_that_has_its_input() {
     let mut scene = Scene::start(&sandbox, &s3, "");
     scene.kill_in_the_midst_of("merging");
     // Splits 6 to 17 are of worker-1.
-    let lost = |key: &String| key.ends_with(".run") && (key.contains("sort-00007.") || key.contains("sort-00012."));
+    let lost = |key: &String| {
+        key.ends_with(".run") && (key.contains("sort-00007.") || key.contains("sort-00012."))
+    };
     let lost: Vec<String> = scene.bucket.list("scratch").into_iter().filter(lost).collect();
     assert_eq!(lost.len(), 2, "{lost:?}");
     lost.iter().for_each(|key| scene.bucket.delete(key));
@@ -342,7 +394,10 @@ fn a_file_that_changes_under_a_job_fails_it() {
     fs::write(sandbox.path("own/1/sub/b"), records(RECORDS, Keys::Random, 8)).unwrap();
     scene.pool.each_worker_gate(Gate::open);
     let said = scene.fail();
-    assert!(said.contains("changed") && said.contains("worker://worker-1/") && said.contains("sub/b"), "{said}");
+    assert!(
+        said.contains("changed") && said.contains("worker://worker-1/") && said.contains("sub/b"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -356,7 +411,10 @@ fn a_folder_that_is_not_offered_any_more_fails_the_job() {
     scene.pool.offer(1, vec![sandbox.path("elsewhere")]);
     scene.pool.start_worker(1);
     let said = scene.fail();
-    assert!(said.contains("worker-1") && said.contains("not below the folders that this worker offers"), "{said}");
+    assert!(
+        said.contains("worker-1") && said.contains("not below the folders that this worker offers"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -370,14 +428,39 @@ fn what_cannot_work_is_refused_by_name() {
         .expect_error(&["workers:/", "a run here has none"]);
     let pool = Pool::on_folder(&sandbox, 1);
     pool.run(["sort", "workers:/", "-o", arg(&out)]).expect_code(1).expect_error(&["--input-dir"]);
-    pool.run(["sort", "workers:/a/../../etc", "-o", arg(&out)]).expect_code(2).expect_error(&["segments"]);
-    for (folder, expected) in [(file.clone(), "Not a directory"), (sandbox.path("none"), "No such file")] {
-        let mut worker = pool.client(["worker", "--id", "other", "--profile", "testing", "--input-dir", arg(&folder)]);
+    pool.run(["sort", "workers:/a/../../etc", "-o", arg(&out)])
+        .expect_code(2)
+        .expect_error(&["segments"]);
+    for (folder, expected) in
+        [(file.clone(), "Not a directory"), (sandbox.path("none"), "No such file")]
+    {
+        let mut worker = pool.client([
+            "worker",
+            "--id",
+            "other",
+            "--profile",
+            "testing",
+            "--input-dir",
+            arg(&folder),
+        ]);
         worker.arg("--data-dir").arg(sandbox.path("data-other"));
-        sandbox.run_command(worker, Duration::from_secs(60)).expect_code(1).expect_error(&["input folder", expected]);
+        sandbox
+            .run_command(worker, Duration::from_secs(60))
+            .expect_code(1)
+            .expect_error(&["input folder", expected]);
     }
-    let mut worker =
-        pool.client(["worker", "--id", "other", "--profile", "testing", "--input-dir", arg(&sandbox.path("in"))]);
+    let mut worker = pool.client([
+        "worker",
+        "--id",
+        "other",
+        "--profile",
+        "testing",
+        "--input-dir",
+        arg(&sandbox.path("in")),
+    ]);
     worker.arg("--data-dir").arg(sandbox.path("in/data"));
-    sandbox.run_command(worker, Duration::from_secs(60)).expect_code(1).expect_error(&["would be read as input"]);
+    sandbox
+        .run_command(worker, Duration::from_secs(60))
+        .expect_code(1)
+        .expect_error(&["would be read as input"]);
 }

@@ -49,7 +49,11 @@ fn every_failure_names_tests_that_exist() {
     ] {
         tests_below(&root().join(part), &mut known);
     }
-    assert!(known.contains("every_failure_names_tests_that_exist"), "the sources were read: {}", known.len());
+    assert!(
+        known.contains("every_failure_names_tests_that_exist"),
+        "the sources were read: {}",
+        known.len()
+    );
 
     let table = fs::read_to_string(root().join("docs/FAILURES.md")).expect("the table");
     let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| ")).skip(1).collect();

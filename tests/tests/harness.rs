@@ -1,4 +1,5 @@
-//! The harness itself: that its servers are real, that they check what they should, and that its gates hold. Without this, a green test says little.
+//! The harness itself: that its servers are real, that they check what they should, and that its
+//! gates hold. Without this, a green test says little.
 
 use std::process::Command;
 use std::time::Duration;
@@ -62,13 +63,23 @@ fn the_s3_server_keeps_objects_and_checks_credentials() {
 
     let environment = s3.environment();
     let value = |name: &str| environment.iter().find(|(key, _)| *key == name).unwrap().1.clone();
-    let user = Credentials { key: value("AWS_ACCESS_KEY_ID"), secret: value("AWS_SECRET_ACCESS_KEY") };
+    let user =
+        Credentials { key: value("AWS_ACCESS_KEY_ID"), secret: value("AWS_SECRET_ACCESS_KEY") };
     let as_user = Bucket::new(s3.endpoint(), "data", user.clone());
     assert!(as_user.try_put("in/user", b"x"), "muster's user may write");
-    assert!(!Bucket::new(s3.endpoint(), "new-bucket", user.clone()).try_put("x", b"x"), "a write makes no bucket");
-    assert!(!Bucket::new(s3.endpoint(), "new-bucket", user.clone()).try_create(), "muster's user makes no buckets");
+    assert!(
+        !Bucket::new(s3.endpoint(), "new-bucket", user.clone()).try_put("x", b"x"),
+        "a write makes no bucket"
+    );
+    assert!(
+        !Bucket::new(s3.endpoint(), "new-bucket", user.clone()).try_create(),
+        "muster's user makes no buckets"
+    );
     let wrong = Credentials { secret: "wrong".into(), ..user };
-    assert!(!Bucket::new(s3.endpoint(), "data", wrong).try_put("in/wrong", b"x"), "a wrong secret is refused");
+    assert!(
+        !Bucket::new(s3.endpoint(), "data", wrong).try_put("in/wrong", b"x"),
+        "a wrong secret is refused"
+    );
     bucket.delete("in/user");
     assert_eq!(bucket.list("in"), ["in/a", "in/b/c"]);
 }
@@ -81,12 +92,15 @@ fn a_gate_holds_what_it_is_told_to() {
     let gate = Gate::before(s3.port());
     let environment = s3.environment();
     let value = |name: &str| environment.iter().find(|(key, _)| *key == name).unwrap().1.clone();
-    let user = Credentials { key: value("AWS_ACCESS_KEY_ID"), secret: value("AWS_SECRET_ACCESS_KEY") };
+    let user =
+        Credentials { key: value("AWS_ACCESS_KEY_ID"), secret: value("AWS_SECRET_ACCESS_KEY") };
     let endpoint = gate.endpoint();
     gate.delay(Duration::from_millis(10));
     gate.hold(|request| request.starts_with("PUT "));
     std::thread::scope(|scope| {
-        let writer = scope.spawn(|| Bucket::new(&endpoint, "data", user.clone()).try_put("held", &vec![b'x'; 1 << 20]));
+        let writer = scope.spawn(|| {
+            Bucket::new(&endpoint, "data", user.clone()).try_put("held", &vec![b'x'; 1 << 20])
+        });
         let held = gate.wait_for_request("the write to be held", Duration::from_secs(10));
         assert_eq!(held, "PUT /data/held");
         assert_eq!(bucket.list(""), Vec::<String>::new());
@@ -125,7 +139,10 @@ fn the_oracles_agree_with_each_other() {
         let data = records(300, keys, 1);
         assert!(oracle::fixed(&data, 100, 0, 10) == data, "{keys:?} stays as it is");
     }
-    assert!(oracle::fixed(&records(300, Keys::Reversed, 1), 100, 0, 8) != records(300, Keys::Reversed, 1));
+    assert!(
+        oracle::fixed(&records(300, Keys::Reversed, 1), 100, 0, 8)
+            != records(300, Keys::Reversed, 1)
+    );
 }
 
 #[test]
@@ -133,8 +150,10 @@ fn the_data_is_what_it_says() {
     let random = records(1000, Keys::Random, 5);
     assert_eq!(random.len(), 100_000);
     assert!(random == records(1000, Keys::Random, 5) && random != records(1000, Keys::Random, 6));
-    let hot =
-        records(1000, Keys::Skewed, 5).chunks(100).filter(|record| record[..8] == (1u64 << 40).to_be_bytes()).count();
+    let hot = records(1000, Keys::Skewed, 5)
+        .chunks(100)
+        .filter(|record| record[..8] == (1u64 << 40).to_be_bytes())
+        .count();
     assert!((850..950).contains(&hot), "{hot} of 1000 share the hot key");
     assert_eq!(log_lines(1000, 5).iter().filter(|b| **b == b'\n').count(), 1000);
     assert_eq!(words(1000, 5).iter().filter(|b| **b == b'\n').count(), 1000);
@@ -150,8 +169,10 @@ fn an_output_is_read_back_as_it_lies() {
     Output::of_folder(sandbox.path("nowhere")).assert_nothing();
     sandbox.file("out/part-00000.txt", "a\n");
     sandbox.file("out/part-00001.txt", "b\n");
-    sandbox
-        .file("out/_SUCCESS", r#"{"parts":[{"name":"part-00000.txt","bytes":2},{"name":"part-00001.txt","bytes":2}]}"#);
+    sandbox.file(
+        "out/_SUCCESS",
+        r#"{"parts":[{"name":"part-00000.txt","bytes":2},{"name":"part-00001.txt","bytes":2}]}"#,
+    );
     Output::of_folder(sandbox.path("out")).assert_is(b"a\nb\n");
     sandbox.file("out/x/y", "");
     assert_eq!(Output::of_folder(sandbox.path("out")).others, ["x/y"]);

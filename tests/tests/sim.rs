@@ -1,4 +1,5 @@
-//! The simulation's own tests: the same seed gives the same run, a crash at any effect costs nothing, kept scripts stay as they are, and fresh seeds break nothing.
+//! The simulation's own tests: the same seed gives the same run, a crash at any effect costs
+//! nothing, kept scripts stay as they are, and fresh seeds break nothing.
 
 use muster_common::clock::{Clock, SystemClock};
 use muster_tests::sim;
@@ -21,10 +22,12 @@ fn a_crash_at_any_effect_costs_nothing() {
     assert!(swept.broken.is_empty(), "{:#?}", swept.broken);
 }
 
-/// Fresh seeds for `MUSTER_SIM_SECONDS` (20 by default; `deploy/test.sh` says how long in CI), from where the clock says.
+/// Fresh seeds for `MUSTER_SIM_SECONDS` (20 by default; `deploy/test.sh` says how long in CI), from
+/// where the clock says.
 #[test]
 fn fresh_seeds_break_nothing() {
-    let seconds = std::env::var("MUSTER_SIM_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
+    let seconds =
+        std::env::var("MUSTER_SIM_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
     let clock = SystemClock::default();
     let from = clock.unix_ms() / 1000 * 1000;
     let mut many = Many::default();
@@ -39,9 +42,13 @@ fn fresh_seeds_break_nothing() {
 #[test]
 fn a_broken_seed_stands_first_and_last_in_few_words() {
     let long = "\u{e9}".repeat(10_000);
-    let many = Many { broken: vec![(17, long), (18, "a\nb".to_owned())], seeds: 40, ..Many::default() };
+    let many =
+        Many { broken: vec![(17, long), (18, "a\nb".to_owned())], seeds: 40, ..Many::default() };
     let verdict = many.verdict();
-    assert!(verdict.starts_with("seeds [17, 18] of 40 are broken:\nseed 17: \u{e9}\u{e9}"), "{verdict}");
+    assert!(
+        verdict.starts_with("seeds [17, 18] of 40 are broken:\nseed 17: \u{e9}\u{e9}"),
+        "{verdict}"
+    );
     assert!(verdict.ends_with("\nseed 18: a b\nreplay with `sim replay 17`"), "{verdict}");
     assert!(verdict.chars().count() < 600 && verdict.lines().count() == 4, "{verdict}");
 }
@@ -60,7 +67,8 @@ fn many_seeds_reach_every_mark() {
 fn owners_of_one_output_never_meet_whatever_happens() {
     let (reach, broken) = sim::claims::many(0, 3000);
     assert_eq!(broken, None, "replay with `sim claims --replay SEED`");
-    let missed: Vec<&str> = sim::claims::MARKS.into_iter().filter(|mark| !reach.contains_key(mark)).collect();
+    let missed: Vec<&str> =
+        sim::claims::MARKS.into_iter().filter(|mark| !reach.contains_key(mark)).collect();
     assert!(missed.is_empty(), "not reached: {missed:?}");
 }
 
@@ -81,7 +89,8 @@ fn kept_scripts_hold() {
 
 #[test]
 fn what_a_script_does_not_mean_is_refused() {
-    let sound = "# It shows.\njob j0\non record job-submitted: kill leader 1000\nexpect j0 succeeded\n";
+    let sound =
+        "# It shows.\njob j0\non record job-submitted: kill leader 1000\nexpect j0 succeeded\n";
     assert!(sim::script::Script::parse("sound", sound).is_ok());
     for (from, to) in [
         ("kill", "slay"),
@@ -93,8 +102,12 @@ fn what_a_script_does_not_mean_is_refused() {
         let broken = sound.replacen(from, to, 1);
         assert!(sim::script::Script::parse("broken", &broken).is_err(), "{broken}");
     }
-    let script = sim::script::Script::parse("other", &sound.replace("succeeded", "failed")).expect("script");
-    assert_eq!(sim::script::play(&script, false).1, Err("job j0 is succeeded, not failed".to_owned()));
+    let script =
+        sim::script::Script::parse("other", &sound.replace("succeeded", "failed")).expect("script");
+    assert_eq!(
+        sim::script::play(&script, false).1,
+        Err("job j0 is succeeded, not failed".to_owned())
+    );
 }
 
 /// Each script that names a planted bug must find it, or it shows nothing.
@@ -110,7 +123,11 @@ fn kept_scripts_find_their_planted_bugs() {
         plant(Some(bug));
         let (report, kept) = sim::script::play(script, false);
         plant(None);
-        assert!(kept.is_err() && report.violation.is_some(), "{}: '{name}' is not found: {kept:?}", script.name);
+        assert!(
+            kept.is_err() && report.violation.is_some(),
+            "{}: '{name}' is not found: {kept:?}",
+            script.name
+        );
     }
 }
 

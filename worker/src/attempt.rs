@@ -1,4 +1,5 @@
-//! The worker's side of the protocol as a pure machine: which attempts it holds, what it answers, what it reports. `step(now, input)` gives effects.
+//! The worker's side of the protocol as a pure machine: which attempts it holds, what it answers,
+//! what it reports. `step(now, input)` gives effects.
 //!
 //! ```text
 //! Run ──▶ Running ──Finished──▶ Reporting ──Recorded──▶ forgotten
@@ -6,16 +7,19 @@
 //!            └─Cancel, Revoked, not re-granted─▶ Abandoned ─┴─Finished─▶ cleaned up, forgotten
 //! ```
 //!
-//! Rules: an older epoch than the newest known is refused, and an answer that bears one is not heard; a repeat of a known attempt changes nothing; a report is sent
-//! until it is acknowledged; only the leader that a worker is registered with may let an attempt go on. An abandoned attempt keeps its slot until its work has ended,
-//! because until then it has its memory. Never does I/O, never reads a clock.
+//! Rules: an older epoch than the newest known is refused, and an answer that bears one is not
+//! heard; a repeat of a known attempt changes nothing; a report is sent until it is acknowledged;
+//! only the leader that a worker is registered with may let an attempt go on. An abandoned attempt
+//! keeps its slot until its work has ended, because until then it has its memory. Never does I/O,
+//! never reads a clock.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use muster_common::ids::{AttemptId, Epoch, Incarnation, JobId, WorkerId};
 use muster_common::retry::Policy;
 use muster_common::wire::{
-    CancelAttempt, CommandReply, Drain, HeldAttempt, Outcome, Report, ReportReply, RunAttempt, RunReply,
+    CancelAttempt, CommandReply, Drain, HeldAttempt, Outcome, Report, ReportReply, RunAttempt,
+    RunReply,
 };
 use muster_common::{Error, ErrorKind};
 
@@ -200,14 +204,18 @@ impl Attempts {
                 self.admitted(now_ms, epoch, &asked, &regranted, &mut effects);
             }
             Input::Opened { key, upload } => {
-                if let Some(held) = self.held.get_mut(&key).filter(|held| held.stage == Stage::Running) {
+                if let Some(held) =
+                    self.held.get_mut(&key).filter(|held| held.stage == Stage::Running)
+                {
                     held.report = Some(Pending::new(Outcome::UploadOpened { upload }));
                 }
             }
             Input::Finished { key, outcome } => self.finished(key, outcome, &mut effects),
             Input::Answered { key, reply } => self.answered(now_ms, &key, reply, &mut effects),
             Input::Unsendable { key, error } => {
-                if let Some(held) = self.held.get_mut(&key).filter(|held| held.stage == Stage::Reporting) {
+                if let Some(held) =
+                    self.held.get_mut(&key).filter(|held| held.stage == Stage::Reporting)
+                {
                     held.report = Some(Pending::new(Outcome::Failed { error }));
                     effects.push(Effect::CleanUp(key));
                 }
@@ -239,7 +247,10 @@ impl Attempts {
     fn stale(&self, epoch: Epoch) -> Option<Error> {
         let known = self.known;
         (epoch < known).then(|| {
-            Error::new(ErrorKind::Fenced, format!("epoch {epoch} is over: worker {} has heard of {known}", self.worker))
+            Error::new(
+                ErrorKind::Fenced,
+                format!("epoch {epoch} is over: worker {} has heard of {known}", self.worker),
+            )
         })
     }
 
@@ -305,8 +316,8 @@ impl Attempts {
             return effects.push(Effect::Register);
         }
         self.known = epoch;
-        // Reports go on beside a registration that only confirms another: what its answer does not name may be committed by now, and if it does not count, its report will
-        // be told so.
+        // Reports go on beside a registration that only confirms another: what its answer does not
+        // name may be committed by now, and if it does not count, its report will be told so.
         let confirms = self.registered.replace(epoch) == Some(epoch);
         // Only what the leader was asked about: it may have granted more since.
         for key in asked.iter().filter(|key| !confirms && !regranted.contains(&key.attempt)) {
@@ -315,7 +326,8 @@ impl Attempts {
         for report in self.held.values_mut().filter_map(|held| held.report.as_mut()) {
             report.due_ms = now_ms;
             report.tries = 0;
-            // The answer to what was sent to the old leader may never come; a report may be repeated.
+            // The answer to what was sent to the old leader may never come; a report may be
+            // repeated.
             report.in_flight = false;
         }
     }
@@ -330,10 +342,18 @@ impl Attempts {
         held.report = Some(Pending::new(outcome));
     }
 
-    fn answered(&mut self, now_ms: u64, key: &Key, reply: Option<ReportReply>, effects: &mut Vec<Effect>) {
+    fn answered(
+        &mut self,
+        now_ms: u64,
+        key: &Key,
+        reply: Option<ReportReply>,
+        effects: &mut Vec<Effect>,
+    ) {
         let epoch = match &reply {
             Some(
-                ReportReply::Recorded { epoch } | ReportReply::Revoked { epoch } | ReportReply::Reregister { epoch },
+                ReportReply::Recorded { epoch }
+                | ReportReply::Revoked { epoch }
+                | ReportReply::Reregister { epoch },
             ) => Some(*epoch),
             Some(ReportReply::Later) | None => None,
         };
@@ -384,8 +404,9 @@ impl Attempts {
         }
     }
 
-    /// Ends everything without a word from the leader. A result that was reported may be committed already, with only the answer lost, so it stays; what does not count, the
-    /// job's clean-up removes.
+    /// Ends everything without a word from the leader. A result that was reported may be committed
+    /// already, with only the answer lost, so it stays; what does not count, the job's clean-up
+    /// removes.
     fn abandon_all(&mut self, effects: &mut Vec<Effect>) {
         let keys: Vec<Key> = self.held.keys().cloned().collect();
         for key in keys {
@@ -418,7 +439,8 @@ impl Attempts {
     fn send_due(&mut self, now_ms: u64, effects: &mut Vec<Effect>) {
         let Some(epoch) = self.registered else { return };
         for (key, held) in &mut self.held {
-            let Some(report) = held.report.as_mut().filter(|report| !report.in_flight && report.due_ms <= now_ms)
+            let Some(report) =
+                held.report.as_mut().filter(|report| !report.in_flight && report.due_ms <= now_ms)
             else {
                 continue;
             };

@@ -1,4 +1,5 @@
-//! What attempts of one job read again and again, kept for the next attempt within a bound of bytes: plans, splitters, lists of runs, indexes of runs.
+//! What attempts of one job read again and again, kept for the next attempt within a bound of
+//! bytes: plans, splitters, lists of runs, indexes of runs.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,7 +28,8 @@ pub(crate) struct Job {
     pub(crate) positions: Vec<u64>,
 }
 
-/// The jobs that the workers of one process know: each is read once and held once, for a plan of many objects is large. Cloning shares it.
+/// The jobs that the workers of one process know: each is read once and held once, for a plan of
+/// many objects is large. Cloning shares it.
 #[derive(Clone, Default)]
 pub struct Jobs {
     recent: Arc<Mutex<Recent<Place>>>,
@@ -100,18 +102,24 @@ impl Cache {
             let order = Arc::new(Order::new(&plan.sort)?);
             Ok::<_, Error>(Arc::new(Job { positions: plan.positions(), plan, order }))
         };
-        // Whoever comes while another reads it waits for that; where that fails, it reads it itself.
+        // Whoever comes while another reads it waits for that; where that fails, it reads it
+        // itself.
         let place = self.jobs.place(pointer);
         place.get_or_try_init(read).await.cloned()
     }
 
     /// A job's splitters, checked; none for a job of one partition.
-    pub(crate) async fn splitters(&self, pointer: Option<&BlobRef>, unique: bool) -> Result<Arc<Vec<Splitter>>> {
+    pub(crate) async fn splitters(
+        &self,
+        pointer: Option<&BlobRef>,
+        unique: bool,
+    ) -> Result<Arc<Vec<Splitter>>> {
         let Some(pointer) = pointer else { return Ok(Arc::default()) };
         if let Some(found) = lock(&self.splitters).get(&pointer.url, pointer.digest) {
             return Ok(found);
         }
-        let decoded = splitters::decode(&self.fetch(pointer).await?).map_err(|e| Error::from(e).at(&pointer.url))?;
+        let decoded = splitters::decode(&self.fetch(pointer).await?)
+            .map_err(|e| Error::from(e).at(&pointer.url))?;
         splitters::validate(&decoded, unique).map_err(|e| Error::from(e).at(&pointer.url))?;
         let decoded = Arc::new(decoded);
         lock(&self.splitters).put(&pointer.url, pointer.digest, decoded.clone(), pointer.bytes);
@@ -129,7 +137,11 @@ impl Cache {
     }
 
     /// The index of a pinned run, read from one of its copies.
-    pub(crate) async fn index(&self, run: &PinnedRun, object: &Object) -> Result<Arc<RunIndex>, IndexError> {
+    pub(crate) async fn index(
+        &self,
+        run: &PinnedRun,
+        object: &Object,
+    ) -> Result<Arc<RunIndex>, IndexError> {
         if let Some(index) = lock(&self.indexes).get(&run.url, run.index_digest) {
             return Ok(index);
         }
@@ -140,28 +152,45 @@ impl Cache {
     }
 
     /// The same without a look at what is known already.
-    pub(crate) async fn read_index(&self, run: &PinnedRun, object: &Object) -> Result<(RunIndex, u64), IndexError> {
-        let corrupt =
-            |e: KernelError| IndexError::Damaged(DamageCause::Store, Error::from(e).at(format!("the run {object}")));
+    pub(crate) async fn read_index(
+        &self,
+        run: &PinnedRun,
+        object: &Object,
+    ) -> Result<(RunIndex, u64), IndexError> {
+        let corrupt = |e: KernelError| {
+            IndexError::Damaged(DamageCause::Store, Error::from(e).at(format!("the run {object}")))
+        };
         let failed = |e: Error| match missing_is_corrupt(e, object) {
-            error if error.kind == ErrorKind::Corrupt => IndexError::Damaged(DamageCause::Store, error),
+            error if error.kind == ErrorKind::Corrupt => {
+                IndexError::Damaged(DamageCause::Store, error)
+            }
             error => IndexError::Away(error),
         };
-        let span = |begin: u64, end: u64| Span { object: object.clone(), range: begin..end, access: Access::Cached };
+        let span = |begin: u64, end: u64| Span {
+            object: object.clone(),
+            range: begin..end,
+            access: Access::Cached,
+        };
         let tail_begin = run.bytes.saturating_sub(TAIL_BYTES);
         let tail = read(&self.retry, &span(tail_begin, run.bytes)).await.map_err(failed)?;
         let footer_at = tail.len().saturating_sub(RunFooter::LEN);
         let footer = RunFooter::decode(&tail[footer_at..], run.bytes).map_err(corrupt)?;
         let index_end = footer.index_offset() + u64::from(footer.index_bytes());
         let index_bytes = match footer.index_offset().checked_sub(tail_begin) {
-            Some(skip) => tail.slice(usize::try_from(skip).unwrap_or(footer_at).min(footer_at)..footer_at),
-            None => read(&self.retry, &span(footer.index_offset(), index_end)).await.map_err(failed)?,
+            Some(skip) => {
+                tail.slice(usize::try_from(skip).unwrap_or(footer_at).min(footer_at)..footer_at)
+            }
+            None => {
+                read(&self.retry, &span(footer.index_offset(), index_end)).await.map_err(failed)?
+            }
         };
         let index = RunIndex::decode(&index_bytes, &footer).map_err(corrupt)?;
         if footer.index_digest() != run.index_digest {
             let (found, expected) = (footer.index_digest(), run.index_digest);
-            let what =
-                format!("the run {object}: its index has digest {found:016x}, but {expected:016x} was committed");
+            let what = format!(
+                "the run {object}: its index has digest {found:016x}, but {expected:016x} was \
+                    committed"
+            );
             return Err(IndexError::Damaged(DamageCause::Writer, Error::corrupt(what)));
         }
         Ok((index, index_bytes.len() as u64))
@@ -180,7 +209,9 @@ pub(crate) enum IndexError {
 /// A committed run that is not there is damaged, not unknown.
 pub(crate) fn missing_is_corrupt(error: Error, run: &Object) -> Error {
     match error.kind {
-        ErrorKind::NotFound => Error::corrupt(format!("the run {run} is missing: {}", error.message)),
+        ErrorKind::NotFound => {
+            Error::corrupt(format!("the run {run} is missing: {}", error.message))
+        }
         _ => error,
     }
 }
@@ -210,7 +241,8 @@ impl<V: Clone> Recent<V> {
     }
 
     fn get(&mut self, url: &str, digest: u64) -> Option<V> {
-        let at = self.entries.iter().position(|entry| entry.digest == digest && entry.url == url)?;
+        let at =
+            self.entries.iter().position(|entry| entry.digest == digest && entry.url == url)?;
         self.entries[at..].rotate_left(1);
         self.entries.last().map(|entry| entry.value.clone())
     }
@@ -239,9 +271,15 @@ mod tests {
         recent.put("b", 2, 'b', 4);
         assert_eq!(recent.get("a", 1), Some('a'));
         recent.put("c", 3, 'c', 4);
-        assert_eq!((recent.get("a", 1), recent.get("b", 2), recent.get("c", 3)), (Some('a'), None, Some('c')));
+        assert_eq!(
+            (recent.get("a", 1), recent.get("b", 2), recent.get("c", 3)),
+            (Some('a'), None, Some('c'))
+        );
         recent.put("d", 4, 'd', 100);
-        assert_eq!((recent.get("d", 4), recent.get("a", 1), recent.entries.len()), (Some('d'), None, 1));
+        assert_eq!(
+            (recent.get("d", 4), recent.get("a", 1), recent.entries.len()),
+            (Some('d'), None, 1)
+        );
         assert_eq!(recent.get("d", 5), None);
     }
 }

@@ -1,6 +1,7 @@
-//! The worker's loop: feeds beats, commands, answers and outcomes to [`crate::attempt`] and carries out its effects. Thin: what an attempt may do is decided there;
-//! when to send a heartbeat, when to ask for admission again and when to end, in [`crate::presence`]. Nothing in the loop waits for the network: requests are tasks, and
-//! come back as events.
+//! The worker's loop: feeds beats, commands, answers and outcomes to [`crate::attempt`] and carries
+//! out its effects. Thin: what an attempt may do is decided there; when to send a heartbeat, when
+//! to ask for admission again and when to end, in [`crate::presence`]. Nothing in the loop waits
+//! for the network: requests are tasks, and come back as events.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,8 +20,9 @@ use muster_common::retry::{RecoveryStats, Retry};
 use muster_common::store::{BlobUrl, Layer, Scheme, Stores};
 use muster_common::telemetry::Bounded;
 use muster_common::wire::{
-    self, AttemptProgress, Health, Heartbeat, JobRecoveries, LeaderBeat, ListInputs, ListReply, Outcome, Recovered,
-    Register, RegisterReply, Report, ReportReply, RunAttempt, StoreLimits, WorkerState,
+    self, AttemptProgress, Health, Heartbeat, JobRecoveries, LeaderBeat, ListInputs, ListReply,
+    Outcome, Recovered, Register, RegisterReply, Report, ReportReply, RunAttempt, StoreLimits,
+    WorkerState,
 };
 use muster_common::{Error, ErrorKind, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -81,7 +83,8 @@ pub(crate) struct Driver {
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
     presence: Presence,
     gauge: Gauge,
-    /// The folders that this worker offers as input, and a turn at listing them: each takes a thread and memory.
+    /// The folders that this worker offers as input, and a turn at listing them: each takes a
+    /// thread and memory.
     own_files: Option<OwnFiles>,
     listing: Arc<Semaphore>,
     /// Input bytes that attempts did which have ended.
@@ -106,17 +109,26 @@ impl Driver {
         let timeout = Duration::from_millis(config.nats.request_timeout_ms);
         let budget = options.budget;
         let retry = Retry::new(config.retry.clone(), clock.clone());
-        let meter = options.vitals.clone().map(|vitals| Arc::new(Meter::new(vitals)) as Arc<dyn Layer>);
-        let meters =
-            options.vitals.clone().map(|vitals| Meters::new(vitals, options.threads.max(1), options.memory_bytes));
+        let meter =
+            options.vitals.clone().map(|vitals| Arc::new(Meter::new(vitals)) as Arc<dyn Layer>);
+        let meters = options
+            .vitals
+            .clone()
+            .map(|vitals| Meters::new(vitals, options.threads.max(1), options.memory_bytes));
         let stores = stores.disturbed(options.faults.clone()).metered(meter);
-        let guards = Arc::new(Guards::new(config.hedge.clone(), config.retry.store.total_ms, clock.clone()));
+        let guards =
+            Arc::new(Guards::new(config.hedge.clone(), config.retry.store.total_ms, clock.clone()));
         let stores = stores.guarded(guards.clone());
         let spills = spill_folder(&options, incarnation).await?;
         let own_files = offer_input(&stores, &options, clock.clone()).await?;
         tracing::info!(worker = %options.id, slots = options.threads, memory_bytes = options.memory_bytes, sorter_bytes = budget.sorter_bytes, "worker starts");
         Ok(Self {
-            requests: Requests::new(client, Asking::of(&options, &names), timeout, options.faults.clone()),
+            requests: Requests::new(
+                client,
+                Asking::of(&options, &names),
+                timeout,
+                options.faults.clone(),
+            ),
             names,
             context: Arc::new(
                 Context::new(stores, retry, budget, options.threads, Spills::new(spills))
@@ -124,7 +136,12 @@ impl Driver {
                     .waiting_for_copies(Duration::from_millis(config.store.replica_after_ms)),
             ),
             guards,
-            attempts: Attempts::new(options.id.clone(), incarnation, options.threads.max(1), config.retry.nats.clone()),
+            attempts: Attempts::new(
+                options.id.clone(),
+                incarnation,
+                options.threads.max(1),
+                config.retry.nats.clone(),
+            ),
             work: HashMap::new(),
             tasks: JoinSet::new(),
             asking: JoinSet::new(),
@@ -175,13 +192,16 @@ impl Driver {
         ended
     }
 
-    /// Where a store has not answered for too long and nothing is left to do: a supervisor may start it where the store can be reached.
+    /// Where a store has not answered for too long and nothing is left to do: a supervisor may
+    /// start it where the store can be reached.
     fn cut_off_from_store(&self) -> Option<Error> {
         let (away_ms, wait_ms) = (self.guards.away_ms(), self.options.config.worker.store_wait_ms);
         let over = wait_ms > 0 && away_ms >= wait_ms && self.attempts.is_idle();
         over.then(|| {
             let what = self.guards.waiting_for().unwrap_or_default();
-            Error::retry(format!("the {what} has not answered for {away_ms} ms (worker.store_wait_ms)"))
+            Error::retry(format!(
+                "the {what} has not answered for {away_ms} ms (worker.store_wait_ms)"
+            ))
         })
     }
 
@@ -198,7 +218,8 @@ impl Driver {
             Effect::Answer(answer) => self.answer(reply, &answer).await,
             Effect::Start(run) => self.start(*run),
             Effect::Proceed(key) => {
-                if let Some(proceed) = self.work.get_mut(&key).and_then(|work| work.proceed.take()) {
+                if let Some(proceed) = self.work.get_mut(&key).and_then(|work| work.proceed.take())
+                {
                     // Refused only by an attempt that has failed meanwhile, which says so itself.
                     let _ = proceed.send(());
                 }
@@ -270,7 +291,8 @@ impl Driver {
 
     async fn note_deployment(&mut self, deployment: &DeploymentId) {
         if let Some(before) = self.presence.note_deployment(deployment) {
-            tracing::warn!(%before, %deployment, "another deployment leads now; what was running is abandoned");
+            tracing::warn!(%before, %deployment, "another deployment leads now; what was running \
+                is abandoned");
             self.step(Input::NewDeployment, None).await;
         }
     }
@@ -280,7 +302,9 @@ impl Driver {
             Ok(limits) if self.attempts.registered().is_some_and(|epoch| limits.epoch >= epoch) => {
                 self.guards.limit(limits.requests_per_s);
             }
-            Ok(limits) => tracing::debug!(epoch = %limits.epoch, "limits of another leader are not heard"),
+            Ok(limits) => {
+                tracing::debug!(epoch = %limits.epoch, "limits of another leader are not heard")
+            }
             Err(error) => self.unreadable("limit of the stores", message, &error),
         }
     }
@@ -318,7 +342,9 @@ impl Driver {
         self.presence.heard(self.clock.now_ms());
         let (own, turn) = match self.may_list(&list) {
             Ok(may) => may,
-            Err(error) => return self.answer(message.reply.as_ref(), &ListReply::Refused { error }).await,
+            Err(error) => {
+                return self.answer(message.reply.as_ref(), &ListReply::Refused { error }).await;
+            }
         };
         let requests = self.requests.clone();
         self.tasks.spawn(async move {
@@ -345,10 +371,16 @@ impl Driver {
             return Err(Error::invalid(format!("worker {id} offers no input (--input-dir)")));
         };
         if self.attempts.registered().is_none_or(|epoch| list.epoch < epoch) {
-            return Err(Error::retry(format!("worker {id} is not registered in epoch {}", list.epoch)));
+            return Err(Error::retry(format!(
+                "worker {id} is not registered in epoch {}",
+                list.epoch
+            )));
         }
         let turn = self.listing.clone().try_acquire_owned();
-        Ok((own.clone(), turn.map_err(|_| Error::retry(format!("worker {id} is busy with other listings")))?))
+        Ok((
+            own.clone(),
+            turn.map_err(|_| Error::retry(format!("worker {id} is busy with other listings")))?,
+        ))
     }
 
     async fn on_event(&mut self, event: Event) -> Result<()> {
@@ -372,7 +404,8 @@ impl Driver {
                 self.step(Input::Unsendable { key, error }, None).await;
             }
             Event::Reported { key, reply: Err(error) } => {
-                tracing::warn!(%error, attempt = %key.attempt, "a report was not acknowledged; it is sent again");
+                tracing::warn!(%error, attempt = %key.attempt, "a report was not acknowledged; it \
+                    is sent again");
                 self.step(Input::Answered { key, reply: None }, None).await;
             }
             Event::Registered { asked, reply } => self.on_registered(asked, reply).await?,
@@ -382,7 +415,9 @@ impl Driver {
 
     async fn on_registered(&mut self, asked: Vec<Key>, reply: Result<RegisterReply>) -> Result<()> {
         let admitted = self.presence.answered(self.clock.now_ms(), self.clock.random(), reply)?;
-        let Some(Admitted { first, deployment, epoch, regranted }) = admitted else { return Ok(()) };
+        let Some(Admitted { first, deployment, epoch, regranted }) = admitted else {
+            return Ok(());
+        };
         if self.attempts.registered() != Some(epoch) {
             self.context.tell_recoveries_anew();
             tracing::info!(worker = %self.options.id, %epoch, %deployment, regranted = regranted.len(), "registered");
@@ -434,7 +469,8 @@ impl Driver {
 
     fn ask_admission(&mut self) {
         let held = self.attempts.held();
-        let asked = held.iter().map(|held| Key { job: held.job.clone(), attempt: held.attempt }).collect();
+        let asked =
+            held.iter().map(|held| Key { job: held.job.clone(), attempt: held.attempt }).collect();
         let register = Register {
             worker: self.options.id.clone(),
             incarnation: self.incarnation,
@@ -449,8 +485,13 @@ impl Driver {
             settings: self.options.config.shared(),
             inputs: self.own_files.as_ref().map(OwnFiles::folders).unwrap_or_default(),
         };
-        // The old version cannot say what it offers, and a leader that does not know of it would sort without it.
-        let version = if self.own_files.is_some() { wire::WIRE_VERSION } else { self.presence.wire_version() };
+        // The old version cannot say what it offers, and a leader that does not know of it would
+        // sort without it.
+        let version = if self.own_files.is_some() {
+            wire::WIRE_VERSION
+        } else {
+            self.presence.wire_version()
+        };
         let (requests, events) = (self.requests.clone(), self.events.0.clone());
         self.asking.spawn(async move {
             let reply = requests.register(&register, version).await;
@@ -479,7 +520,8 @@ impl Driver {
             attempts: attempts.collect(),
             health,
         };
-        let sent = self.requests.heartbeat(&heartbeat).instrument(tracing::debug_span!("heartbeat")).await;
+        let sent =
+            self.requests.heartbeat(&heartbeat).instrument(tracing::debug_span!("heartbeat")).await;
         if let Err(error) = sent {
             tracing::warn!(%error, "a heartbeat was not sent");
         }
@@ -541,7 +583,9 @@ impl Driver {
             }
         };
         if tokio::time::timeout(CLEAN_UP_TIMEOUT, cleaned).await.is_err() {
-            tracing::warn!("abandoned attempts did not end in time; the leader removes what they made");
+            tracing::warn!(
+                "abandoned attempts did not end in time; the leader removes what they made"
+            );
         }
         // Who leaves needs no answers any more; the coordinator may have gone before.
         self.events.1.close();
@@ -554,7 +598,8 @@ impl Driver {
         self.requests.flush().await;
     }
 
-    /// Removes what earlier lives of this worker left on its disk. Only once it is registered: until then another process might live under its id.
+    /// Removes what earlier lives of this worker left on its disk. Only once it is registered:
+    /// until then another process might live under its id.
     fn sweep_spills(&mut self) {
         let spills = self.context.spills.clone();
         spills.is_alone();
@@ -566,7 +611,12 @@ impl Driver {
 
     async fn sweep_own_spills(&self) {
         let pruned = async {
-            self.context.stores.open(&self.context.spills.root).await?.prune(self.context.spills.root.key()).await
+            self.context
+                .stores
+                .open(&self.context.spills.root)
+                .await?
+                .prune(self.context.spills.root.key())
+                .await
         };
         if let Err(error) = pruned.await {
             tracing::debug!(%error, "cannot remove the folder of spills");
@@ -584,7 +634,12 @@ async fn tell_recoveries(requests: &Requests, recoveries: Vec<JobRecoveries>) {
 }
 
 /// Runs an attempt and tells the loop what becomes of it.
-async fn attend(task: Arc<Task>, key: Key, proceed: oneshot::Receiver<()>, events: mpsc::Sender<Event>) {
+async fn attend(
+    task: Arc<Task>,
+    key: Key,
+    proceed: oneshot::Receiver<()>,
+    events: mpsc::Sender<Event>,
+) {
     let (opened, mut announced) = oneshot::channel();
     let mut conclusion = Box::pin(task.conclude(Gate { opened, proceed }));
     let outcome = tokio::select! {
@@ -598,17 +653,23 @@ async fn attend(task: Arc<Task>, key: Key, proceed: oneshot::Receiver<()>, event
 }
 
 /// The folders that this worker offers as input, put where its attempts find them.
-async fn offer_input(stores: &Stores, options: &WorkerOptions, clock: Arc<dyn Clock>) -> Result<Option<OwnFiles>> {
+async fn offer_input(
+    stores: &Stores,
+    options: &WorkerOptions,
+    clock: Arc<dyn Clock>,
+) -> Result<Option<OwnFiles>> {
     if options.input_dirs.is_empty() {
         return Ok(None);
     }
     let own = OwnFiles::new(&options.input_dirs, stores.buffers().clone(), clock)?;
     let spills = options.data_dir.canonicalize();
-    let spills = spills.map_err(|e| Error::invalid(format!("cannot use {}: {e}", options.data_dir.display())))?;
+    let spills = spills
+        .map_err(|e| Error::invalid(format!("cannot use {}: {e}", options.data_dir.display())))?;
     if let Some(folder) = own.folders().iter().find(|folder| spills.starts_with(folder)) {
         let data_dir = options.data_dir.display();
         return Err(Error::invalid(format!(
-            "the data directory {data_dir} lies in the input folder {folder}, and would be read as input"
+            "the data directory {data_dir} lies in the input folder {folder}, and would be read as \
+                input"
         )));
     }
     stores.insert_bounded(Scheme::Worker { id: options.id.clone() }, Arc::new(own.clone())).await;
@@ -618,8 +679,14 @@ async fn offer_input(stores: &Stores, options: &WorkerOptions, clock: Arc<dyn Cl
 
 /// The folder for the spills of this life of the worker: its own, so that two lives never meet.
 async fn spill_folder(options: &WorkerOptions, incarnation: Incarnation) -> Result<BlobUrl> {
-    let folder = options.data_dir.join("spill").join(options.id.as_str()).join(format!("{:016x}", incarnation.0));
-    let refuse = |e: std::io::Error| Error::invalid(format!("cannot use {} for spills: {e}", folder.display()));
+    let folder = options
+        .data_dir
+        .join("spill")
+        .join(options.id.as_str())
+        .join(format!("{:016x}", incarnation.0));
+    let refuse = |e: std::io::Error| {
+        Error::invalid(format!("cannot use {} for spills: {e}", folder.display()))
+    };
     let absolute = std::path::absolute(&folder).map_err(refuse)?;
     tokio::fs::create_dir_all(&absolute).await.map_err(refuse)?;
     BlobUrl::from_path(&absolute)

@@ -1,12 +1,14 @@
-//! What stands between attempts and a store: a limit of requests, a gate that shuts while the store is away, and second requests for reads that take too long.
+//! What stands between attempts and a store: a limit of requests, a gate that shuts while the store
+//! is away, and second requests for reads that take too long.
 //!
 //! ```text
 //! call ──▶ gate (shut? wait, one trial at a time) ──▶ limit (tokens) ──▶ store ──▶ answer: the gate and the limit learn from it
 //! ```
 //!
-//! While the gate is shut, waiting costs no tries: the work of the attempts pauses, within `retry.store.total_ms`, and goes on by itself. Not the coordinator's breaker of
-//! workers: that one looks back over minutes and hands its trials out as tasks, this one must try again within seconds. Files have neither: a disk that fails is no better
-//! a second later.
+//! While the gate is shut, waiting costs no tries: the work of the attempts pauses, within
+//! `retry.store.total_ms`, and goes on by itself. Not the coordinator's breaker of workers: that
+//! one looks back over minutes and hands its trials out as tasks, this one must try again within
+//! seconds. Files have neither: a disk that fails is no better a second later.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -23,7 +25,8 @@ use muster_common::{Error, ErrorKind, Result};
 
 /// Failures in a row that shut the gate.
 const FAILURES_MAX: u32 = 5;
-/// How long the gate stays shut before a trial: at first, and at most; twice as long after each that failed.
+/// How long the gate stays shut before a trial: at first, and at most; twice as long after each
+/// that failed.
 const SHUT_MS: u64 = 1000;
 const SHUT_MAX_MS: u64 = 15_000;
 /// The limit is halved, and raised, at most once in so long.
@@ -79,10 +82,13 @@ impl Guards {
         away.next().map(|gate| format!("store {}", gate.name))
     }
 
-    /// For how long the store has been away that is away the longest, in milliseconds; 0 while all answer.
+    /// For how long the store has been away that is away the longest, in milliseconds; 0 while all
+    /// answer.
     pub(crate) fn away_ms(&self) -> u64 {
         let now_ms = self.clock.now_ms();
-        let since = |gate: &Arc<Gate>| gate.lock().shut.as_ref().map(|shut| now_ms.saturating_sub(shut.since_ms));
+        let since = |gate: &Arc<Gate>| {
+            gate.lock().shut.as_ref().map(|shut| now_ms.saturating_sub(shut.since_ms))
+        };
         self.lock().values().filter_map(since).max().unwrap_or(0)
     }
 
@@ -91,7 +97,8 @@ impl Guards {
         self.lock().values().filter(|gate| gate.lock().shut.is_some()).count()
     }
 
-    /// Whether a store that is away should be asked again, because nobody else does: work that would ask is not taken meanwhile.
+    /// Whether a store that is away should be asked again, because nobody else does: work that
+    /// would ask is not taken meanwhile.
     pub(crate) fn probe_due(&self) -> bool {
         let now_ms = self.clock.now_ms();
         self.lock().values().any(|gate| gate.lock().trial_is_due(now_ms))
@@ -134,9 +141,17 @@ impl Layer for Guards {
             Scheme::Memory => "memory://".to_owned(),
         };
         let probed = store.clone();
-        let new = || Arc::new(Gate { name, store: probed, state: Mutex::default(), hedged: AtomicU64::new(0) });
+        let new = || {
+            Arc::new(Gate {
+                name,
+                store: probed,
+                state: Mutex::default(),
+                hedged: AtomicU64::new(0),
+            })
+        };
         let gate = self.lock().entry(scheme.clone()).or_insert_with(new).clone();
-        let (hedge, clock, wait_max_ms) = (self.hedge.clone(), self.clock.clone(), self.wait_max_ms);
+        let (hedge, clock, wait_max_ms) =
+            (self.hedge.clone(), self.clock.clone(), self.wait_max_ms);
         Arc::new(Guarded { store, gate, hedge, clock, wait_max_ms })
     }
 }
@@ -206,9 +221,12 @@ impl State {
     }
 
     fn take_token(&mut self, now_ms: u64) -> Result<(), u64> {
-        self.leader = self.leader.filter(|(_, said_ms)| now_ms.saturating_sub(*said_ms) < LEADER_LIMIT_MS);
+        self.leader =
+            self.leader.filter(|(_, said_ms)| now_ms.saturating_sub(*said_ms) < LEADER_LIMIT_MS);
         let leader = self.leader.map(|(limit, _)| limit);
-        let Some(limit) = [self.limit, leader].into_iter().flatten().reduce(f64::min) else { return Ok(()) };
+        let Some(limit) = [self.limit, leader].into_iter().flatten().reduce(f64::min) else {
+            return Ok(());
+        };
         let elapsed_ms = now_ms.saturating_sub(self.filled_ms).min(60_000);
         #[expect(clippy::cast_precision_loss, reason = "at most a minute")]
         let more = elapsed_ms as f64 * limit / 1000.0;
@@ -216,7 +234,11 @@ impl State {
         self.filled_ms = now_ms;
         if self.tokens < 1.0 {
             let wait_ms = ((1.0 - self.tokens) * 1000.0 / limit).ceil();
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and 1000")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "between 1 and 1000"
+            )]
             return Err(wait_ms.clamp(1.0, 1000.0) as u64);
         }
         self.tokens -= 1.0;
@@ -235,9 +257,11 @@ impl State {
                         shut.until_ms = now_ms + shut.for_ms;
                     }
                     None if self.failures >= FAILURES_MAX => {
-                        tracing::warn!(store = %name, failures = self.failures, "partition suspected: waiting for the store");
+                        tracing::warn!(store = %name, failures = self.failures, "partition \
+                            suspected: waiting for the store");
                         let (since_ms, until_ms) = (now_ms, now_ms + SHUT_MS);
-                        self.shut = Some(Shut { since_ms, until_ms, for_ms: SHUT_MS, trial: false });
+                        self.shut =
+                            Some(Shut { since_ms, until_ms, for_ms: SHUT_MS, trial: false });
                     }
                     None => {}
                 }
@@ -264,7 +288,8 @@ impl State {
             }
             let seen = f64::from(self.calls.max(self.calls_before).max(1));
             let limit = (self.limit.map_or(seen, |limit| limit.min(seen)) / 2.0).max(1.0);
-            tracing::warn!(store = %name, requests_per_s = limit, "the store asks for fewer requests");
+            tracing::warn!(store = %name, requests_per_s = limit, "the store asks for fewer \
+                requests");
             (self.limit, self.slowed_ms, self.raised_ms) = (Some(limit), now_ms, now_ms);
         } else if let Some(limit) = self.limit {
             if now_ms.saturating_sub(self.slowed_ms) >= CALM_MS {
@@ -278,7 +303,10 @@ impl State {
     /// After how long a read is worth a second request, in milliseconds.
     fn hedge_after_ms(&self, hedge: &Hedge) -> Option<u64> {
         let known = self.latencies.len();
-        if hedge.share_percent == 0 || known < (hedge.samples_min as usize).clamp(1, LATENCIES) || self.shut.is_some() {
+        if hedge.share_percent == 0
+            || known < (hedge.samples_min as usize).clamp(1, LATENCIES)
+            || self.shut.is_some()
+        {
             return None;
         }
         let mut sorted: Vec<u64> = self.latencies.iter().copied().collect();
@@ -290,8 +318,10 @@ impl State {
 
     /// Whether a second request may go out; it counts then.
     fn begin_hedge(&mut self, hedge: &Hedge) -> bool {
-        let share = (self.hedges + 1).saturating_mul(100) <= self.reads.saturating_mul(u64::from(hedge.share_percent));
-        let may = share && self.hedges_now < HEDGES_MAX && self.limit.is_none() && self.leader.is_none();
+        let share = (self.hedges + 1).saturating_mul(100)
+            <= self.reads.saturating_mul(u64::from(hedge.share_percent));
+        let may =
+            share && self.hedges_now < HEDGES_MAX && self.limit.is_none() && self.leader.is_none();
         if may {
             self.hedges += 1;
             self.hedges_now += 1;
@@ -307,7 +337,8 @@ impl State {
     }
 }
 
-/// A call that was let through. Dropped without an answer (the attempt was cancelled), it lets another trial begin.
+/// A call that was let through. Dropped without an answer (the attempt was cancelled), it lets
+/// another trial begin.
 struct Pass<'a> {
     gate: &'a Gate,
     answered: bool,
@@ -358,7 +389,9 @@ impl Guarded {
             let waited_ms = now_ms.saturating_sub(since_ms);
             if self.waited_too_long(waited_ms) {
                 let name = &self.gate.name;
-                return Err(Error::retry(format!("waited {waited_ms} ms for store {name} (retry.store.total_ms)")));
+                return Err(Error::retry(format!(
+                    "waited {waited_ms} ms for store {name} (retry.store.total_ms)"
+                )));
             }
             self.clock.pause(wait_ms).await;
         }
@@ -369,7 +402,10 @@ impl Guarded {
     }
 
     /// Makes a call when it may be made; again while the store is away, which is waited for here.
-    async fn call<T, F: Future<Output = Result<T>>>(&self, mut call: impl FnMut() -> F) -> Result<T> {
+    async fn call<T, F: Future<Output = Result<T>>>(
+        &self,
+        mut call: impl FnMut() -> F,
+    ) -> Result<T> {
         let since_ms = self.clock.now_ms();
         loop {
             let pass = self.admit(since_ms).await?;
@@ -428,7 +464,8 @@ impl Blobs for Guarded {
         }
         let _hedging = Hedging(&self.gate);
         let count = self.gate.hedged.fetch_add(1, Ordering::Relaxed) + 1;
-        tracing::debug!(store = %self.gate.name, key, after_ms, count, "a read takes long: asking a second time");
+        tracing::debug!(store = %self.gate.name, key, after_ms, count, "a read takes long: asking \
+            a second time");
         // The first answer wins; an error is one only if the other has it, too.
         let mut second = std::pin::pin!(self.store.read(key, range.clone(), access));
         tokio::select! {
@@ -445,7 +482,13 @@ impl Blobs for Guarded {
         self.call(|| self.store.open_upload(key)).await
     }
 
-    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Bytes) -> Result<String> {
+    async fn upload_part(
+        &self,
+        key: &str,
+        upload: &str,
+        at: PartAt,
+        data: Bytes,
+    ) -> Result<String> {
         self.call(|| self.store.upload_part(key, upload, at, data.clone())).await
     }
 

@@ -1,4 +1,5 @@
-//! How a worker is: the figures of its heartbeats. Readings in, figures out; only [`Reading::take`] looks at the process and its disk.
+//! How a worker is: the figures of its heartbeats. Readings in, figures out; only [`Reading::take`]
+//! looks at the process and its disk.
 
 use std::path::Path;
 
@@ -48,10 +49,12 @@ impl Reading {
     }
 }
 
-/// Shortest time that shares and rates are measured over, in milliseconds: ten ticks of the CPU's clock.
+/// Shortest time that shares and rates are measured over, in milliseconds: ten ticks of the CPU's
+/// clock.
 const MEASURED_MS_MIN: u64 = 100;
 
-/// How long after a retry a standstill is the store's: the longest call and the longest pause before it (`store.call_timeout_ms`, `[retry.throttle]`).
+/// How long after a retry a standstill is the store's: the longest call and the longest pause
+/// before it (`store.call_timeout_ms`, `[retry.throttle]`).
 const RETRYING_MS: u64 = 150_000;
 
 /// What is between two heartbeats.
@@ -101,16 +104,20 @@ impl Gauge {
             measured = since_ms >= MEASURED_MS_MIN;
             if measured {
                 let permille = cpu_ms.saturating_mul(1000) / since_ms.saturating_mul(self.cores);
-                // Ticks of the CPU's clock are coarse: a short interval may seem to have more than there is.
+                // Ticks of the CPU's clock are coarse: a short interval may seem to have more than
+                // there is.
                 self.cpu_permille = u32::try_from(permille.min(1000)).unwrap_or(1000);
-                self.bytes_per_s = u64::try_from(u128::from(bytes) * 1000 / u128::from(since_ms)).unwrap_or(u64::MAX);
+                self.bytes_per_s = u64::try_from(u128::from(bytes) * 1000 / u128::from(since_ms))
+                    .unwrap_or(u64::MAX);
             }
             self.errors.add(reading.now_ms, u32::try_from(retries).unwrap_or(u32::MAX));
             if retries > 0 {
                 self.retried_ms = Some(reading.now_ms);
             }
-            // One retry excuses no more than what a call may take: after that whoever does not move hangs.
-            let lately = self.retried_ms.is_some_and(|at| reading.now_ms.saturating_sub(at) <= RETRYING_MS);
+            // One retry excuses no more than what a call may take: after that whoever does not move
+            // hangs.
+            let lately =
+                self.retried_ms.is_some_and(|at| reading.now_ms.saturating_sub(at) <= RETRYING_MS);
             let stalls = self.stalled || retries > 0;
             self.stalled = reading.running > 0 && bytes == 0 && stalls && lately;
         }
@@ -128,11 +135,15 @@ impl Gauge {
             waiting_for: self.stalled.then(|| "store".to_owned()),
             mended: reading.mended,
         };
-        // Of two readings that are too near to one another the later one says nothing: the next is measured from the earlier.
+        // Of two readings that are too near to one another the later one says nothing: the next is
+        // measured from the earlier.
         self.last = match self.last.take().filter(|_| !measured) {
-            Some(last) => {
-                Some(Reading { now_ms: last.now_ms, cpu_ms: last.cpu_ms, bytes_done: last.bytes_done, ..reading })
-            }
+            Some(last) => Some(Reading {
+                now_ms: last.now_ms,
+                cpu_ms: last.cpu_ms,
+                bytes_done: last.bytes_done,
+                ..reading
+            }),
             None => Some(reading),
         };
         health
@@ -177,14 +188,22 @@ fn slot_at(number: u64) -> usize {
 
 fn rss_bytes(status: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()).and_then(|text| text.parse::<u64>().ok());
+    let kib = line
+        .and_then(|line| line.split_whitespace().next())
+        .and_then(|text| text.parse::<u64>().ok());
     kib.unwrap_or(0).saturating_mul(1024)
 }
 
-/// User and system time: fields 14 and 15, counted from 1, of which the second is a name in parentheses that may hold anything.
+/// User and system time: fields 14 and 15, counted from 1, of which the second is a name in
+/// parentheses that may hold anything.
 fn cpu_ms(stat: &str) -> u64 {
     let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let ticks: u64 = after_name.split_whitespace().skip(11).take(2).filter_map(|text| text.parse::<u64>().ok()).sum();
+    let ticks: u64 = after_name
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|text| text.parse::<u64>().ok())
+        .sum();
     ticks.saturating_mul(1000) / rustix::param::clock_ticks_per_second().max(1)
 }
 
@@ -195,16 +214,27 @@ mod tests {
     #[test]
     fn shares_and_rates_are_of_the_last_interval() {
         let mut gauge = Gauge::new(2, 2, 1 << 30);
-        let at = |now_ms, cpu_ms, bytes_done| Reading { now_ms, cpu_ms, bytes_done, running: 1, ..Reading::default() };
+        let at = |now_ms, cpu_ms, bytes_done| Reading {
+            now_ms,
+            cpu_ms,
+            bytes_done,
+            running: 1,
+            ..Reading::default()
+        };
         let mut check = |reading: Reading, cpu_permille: u32, bytes_per_s: u64| {
             let health = gauge.figures(reading.clone());
-            assert_eq!((health.cpu_permille, health.bytes_per_s), (cpu_permille, bytes_per_s), "{reading:?}");
+            assert_eq!(
+                (health.cpu_permille, health.bytes_per_s),
+                (cpu_permille, bytes_per_s),
+                "{reading:?}"
+            );
             assert_eq!((health.memory_bytes, health.cpu_ms), (1 << 30, reading.cpu_ms));
         };
         check(at(5000, 9000, 700), 0, 0);
         check(at(6000, 10_000, 1700), 500, 1000);
         check(at(6500, 10_100, 1700), 100, 0);
-        // Nothing has passed, or too little: the last figures still hold, and nothing of it is lost.
+        // Nothing has passed, or too little: the last figures still hold, and nothing of it is
+        // lost.
         check(at(6500, 10_100, 1700), 100, 0);
         check(at(6550, 10_100, 1750), 100, 0);
         check(at(6600, 90_000, 1800), 1000, 1000);
@@ -212,7 +242,8 @@ mod tests {
         check(at(7600, 0, 0), 0, 0);
     }
 
-    /// On a machine of many cores one busy thread is one core of many; of a worker that may use no more than that, it is all.
+    /// On a machine of many cores one busy thread is one core of many; of a worker that may use no
+    /// more than that, it is all.
     #[test]
     fn the_cpu_is_that_which_a_worker_may_use() {
         for (cores, threads, busy_ms, permille) in
@@ -221,7 +252,11 @@ mod tests {
             let mut gauge = Gauge::new(cores, threads, 0);
             let at = |now_ms, cpu_ms| Reading { now_ms, cpu_ms, ..Reading::default() };
             gauge.figures(at(1000, 0));
-            assert_eq!(gauge.figures(at(2000, busy_ms)).cpu_permille, permille, "{cores} cores, {threads} threads");
+            assert_eq!(
+                gauge.figures(at(2000, busy_ms)).cpu_permille,
+                permille,
+                "{cores} cores, {threads} threads"
+            );
         }
     }
 
@@ -231,7 +266,9 @@ mod tests {
         errors.add(1_000, 2);
         errors.add(9_999, 1);
         errors.add(10_000, 4);
-        for (now_ms, expected) in [(10_000, 7), (299_999, 7), (300_000, 4), (309_999, 4), (310_000, 0)] {
+        for (now_ms, expected) in
+            [(10_000, 7), (299_999, 7), (300_000, 4), (309_999, 4), (310_000, 0)]
+        {
             assert_eq!(errors.count(now_ms), expected, "{now_ms}");
         }
         errors.add(400_000, u32::MAX);
@@ -246,7 +283,11 @@ mod tests {
     fn retries_and_failed_attempts_are_errors() {
         let mut gauge = Gauge::new(1, 1, 0);
         let at = |now_ms, store_retries| Reading { now_ms, store_retries, ..Reading::default() };
-        assert_eq!(gauge.figures(at(0, 3)).errors_5min, 0, "what was before the first heartbeat is not dated");
+        assert_eq!(
+            gauge.figures(at(0, 3)).errors_5min,
+            0,
+            "what was before the first heartbeat is not dated"
+        );
         gauge.failed(500);
         assert_eq!(gauge.figures(at(1000, 5)).errors_5min, 3);
         assert_eq!(gauge.figures(at(2000, 5)).errors_5min, 3);
@@ -257,7 +298,15 @@ mod tests {
     fn a_store_in_trouble_is_waited_for_until_something_moves() {
         let mut gauge = Gauge::new(1, 1, 0);
         let mut at = |now_ms, store_retries, bytes_done, running| {
-            gauge.figures(Reading { now_ms, store_retries, bytes_done, running, ..Reading::default() }).waiting_for
+            gauge
+                .figures(Reading {
+                    now_ms,
+                    store_retries,
+                    bytes_done,
+                    running,
+                    ..Reading::default()
+                })
+                .waiting_for
         };
         assert_eq!(at(0, 0, 0, 1), None);
         assert_eq!(at(1000, 0, 0, 1), None, "slow is not in trouble");
@@ -278,7 +327,10 @@ mod tests {
         let tick_ms = 1000 / rustix::param::clock_ticks_per_second();
         assert_eq!(cpu_ms("1 (a) b) S 1 2 3 4 5 6 7 8 9 10 30 12 0"), 42 * tick_ms);
         let reading = Reading::take(7, Path::new("/"));
-        assert!(reading.rss_bytes > 0 && reading.disk_total_bytes > reading.disk_free_bytes, "{reading:?}");
+        assert!(
+            reading.rss_bytes > 0 && reading.disk_total_bytes > reading.disk_free_bytes,
+            "{reading:?}"
+        );
         let nowhere = Reading::take(7, Path::new("/no/such/folder"));
         assert_eq!((nowhere.disk_free_bytes, nowhere.disk_total_bytes), (0, 0));
     }

@@ -1,4 +1,5 @@
-//! Runs attempts: reads splits, writes runs and parts, and tells the leader. Any number of workers may live in one process, each with its share of memory.
+//! Runs attempts: reads splits, writes runs and parts, and tells the leader. Any number of workers
+//! may live in one process, each with its share of memory.
 //!
 //! The way of an attempt, and where each step lives:
 //!
@@ -8,8 +9,9 @@
 //!                                                                    └ memory, slots: within how many bytes
 //! ```
 //!
-//! A worker commits nothing. It writes only below names that carry its attempt's id, or into uploads that the leader knows and completes; it knows no other worker and
-//! never looks at the journal.
+//! A worker commits nothing. It writes only below names that carry its attempt's id, or into
+//! uploads that the leader knows and completes; it knows no other worker and never looks at the
+//! journal.
 
 pub mod arrival;
 pub mod attempt;
@@ -68,7 +70,8 @@ pub struct WorkerOptions {
     pub program: String,
     /// Folders whose files this worker alone can read and offers as input.
     pub input_dirs: Vec<PathBuf>,
-    /// Whether it has a NATS user of its own, which may ask under its id alone: then the subjects of its requests bear that.
+    /// Whether it has a NATS user of its own, which may ask under its id alone: then the subjects
+    /// of its requests bear that.
     pub own_user: bool,
     /// Faults to inject, where somebody asked for it.
     pub faults: Option<Arc<Faults>>,
@@ -85,11 +88,14 @@ pub enum Exit {
     Drained,
 }
 
-/// Runs a worker until it is stopped or drained. When `stop` is cancelled it finishes what it has within `worker.drain_ms`, or hands it back.
+/// Runs a worker until it is stopped or drained. When `stop` is cancelled it finishes what it has
+/// within `worker.drain_ms`, or hands it back.
 ///
 /// # Errors
-/// `Retry` where a supervisor should start it again: no coordinator was heard of for `worker.coordinator_wait_ms`, or the connection to NATS is closed for good. `Invalid`
-/// where the leader refuses this worker, for instance because another process lives under its id, or where `data_dir` or one of `input_dirs` cannot be used.
+/// `Retry` where a supervisor should start it again: no coordinator was heard of for
+/// `worker.coordinator_wait_ms`, or the connection to NATS is closed for good. `Invalid` where the
+/// leader refuses this worker, for instance because another process lives under its id, or where
+/// `data_dir` or one of `input_dirs` cannot be used.
 pub async fn run(
     client: async_nats::Client,
     stores: Stores,

@@ -5,8 +5,10 @@
 //! slot     = sorter (the chunk that is sorted) + its share of the buffers
 //! ```
 //!
-//! Everything here is arithmetic: the same settings give the same sizes. A merge that needs more than its share of the buffers gives the slot's sorter back and has the whole
-//! slot. What is counted is what is held: large blocks are mapped by themselves (the program's allocator), and buffers come from one pool with one bound.
+//! Everything here is arithmetic: the same settings give the same sizes. A merge that needs more
+//! than its share of the buffers gives the slot's sorter back and has the whole slot. What is
+//! counted is what is held: large blocks are mapped by themselves (the program's allocator), and
+//! buffers come from one pool with one bound.
 
 use muster_common::buffer::ALIGN;
 use muster_common::plan::OBJECT_BYTES;
@@ -17,7 +19,8 @@ use muster_kernel::sort::LONG_RECORD_BYTES;
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
-/// What the runtime, the connections and the program's own structures take (measured: 17 to 25 MiB)...
+/// What the runtime, the connections and the program's own structures take (measured: 17 to 25
+/// MiB)...
 const RUNTIME_BYTES: usize = 24 * MIB;
 /// ...and what each task at once adds, with the threads that read and write for it.
 const RUNTIME_SLOT_BYTES: usize = 3 * MIB;
@@ -50,7 +53,8 @@ pub struct Budget {
     pub slots: u32,
     /// For what is kept for the next attempt: plans, lists and indexes of runs.
     pub cache_bytes: usize,
-    /// For all buffers, in use or idle: what the process's [`muster_common::buffer::BufferPool`] is made with.
+    /// For all buffers, in use or idle: what the process's [`muster_common::buffer::BufferPool`] is
+    /// made with.
     pub buffer_bytes: usize,
     /// For one attempt.
     pub slot_bytes: usize,
@@ -70,11 +74,14 @@ impl Budget {
     pub fn beside(beside_bytes: u64, memory_bytes: u64, slots: u32) -> Self {
         let slots = slots.max(1);
         let count = slots as usize;
-        let memory = usize::try_from(memory_bytes.saturating_sub(beside_bytes)).unwrap_or(usize::MAX);
-        let runtime = RUNTIME_BYTES.saturating_add(RUNTIME_SLOT_BYTES.saturating_mul(count)).min(memory / 2);
+        let memory =
+            usize::try_from(memory_bytes.saturating_sub(beside_bytes)).unwrap_or(usize::MAX);
+        let runtime =
+            RUNTIME_BYTES.saturating_add(RUNTIME_SLOT_BYTES.saturating_mul(count)).min(memory / 2);
         let slack = memory / SLACK_DIVISOR;
         let buffers = memory / BUFFERS_DIVISOR;
-        let sorter_bytes = (memory.saturating_sub(runtime + slack + buffers) / count).max(SORTER_BYTES_MIN);
+        let sorter_bytes =
+            (memory.saturating_sub(runtime + slack + buffers) / count).max(SORTER_BYTES_MIN);
         // Buffers come in size classes; what they are larger than asked for comes off here.
         let io_bytes = (buffers / 8 * 7 / count).max(IO_BYTES_MIN);
         Self {
@@ -89,13 +96,15 @@ impl Budget {
         }
     }
 
-    /// What the chunk may take after memory was refused so many times: half as much each time, down to the least that works.
+    /// What the chunk may take after memory was refused so many times: half as much each time, down
+    /// to the least that works.
     pub(crate) fn halved(sorter_bytes: usize, halvings: u8) -> usize {
         let halved = sorter_bytes.checked_shr(u32::from(halvings)).unwrap_or(0);
         halved.max(SORTER_BYTES_MIN).min(sorter_bytes)
     }
 
-    /// Memory for the names and places of input objects beside what is sorted: half of the sorters'.
+    /// Memory for the names and places of input objects beside what is sorted: half of the
+    /// sorters'.
     pub fn lists_bytes_max(&self) -> u64 {
         (self.sorter_bytes as u64).saturating_mul(u64::from(self.slots)) / 2
     }
@@ -105,14 +114,16 @@ impl Budget {
         self.lists_bytes_max() / OBJECT_BYTES
     }
 
-    /// The chunk of one task beside names and places of input objects that take so many bytes, beyond what is kept for them anyway.
+    /// The chunk of one task beside names and places of input objects that take so many bytes,
+    /// beyond what is kept for them anyway.
     pub(crate) fn sorter_bytes_beside(&self, lists_bytes: u64) -> usize {
         let lists = lists_bytes.saturating_sub(self.cache_bytes as u64);
         let each = usize::try_from(lists / u64::from(self.slots)).unwrap_or(usize::MAX);
         self.sorter_bytes.saturating_sub(each).max(self.sorter_bytes / 2)
     }
 
-    /// The least memory of a process like this one, but with so many slots, of which `fits` says that it does; to a MiB, and none where no process has as much.
+    /// The least memory of a process like this one, but with so many slots, of which `fits` says
+    /// that it does; to a MiB, and none where no process has as much.
     fn least_memory(&self, slots: u32, fits: &impl Fn(&Self) -> bool) -> Option<u64> {
         let of = |mib: u64| Self::beside(self.beside_bytes, mib << 20, slots);
         let enough = (0..=24).map(|power| 64_u64 << power).find(|mib| fits(&of(*mib)))?;
@@ -124,16 +135,27 @@ impl Budget {
         Some(high << 20)
     }
 
-    /// That `what` takes `needed` bytes, and with how much memory it can be done: with as much that `fits`.
-    pub(crate) fn needs_memory(&self, what: &str, needed: usize, fits: impl Fn(&Self) -> bool) -> Error {
+    /// That `what` takes `needed` bytes, and with how much memory it can be done: with as much that
+    /// `fits`.
+    pub(crate) fn needs_memory(
+        &self,
+        what: &str,
+        needed: usize,
+        fits: impl Fn(&Self) -> bool,
+    ) -> Error {
         let (given, threads) = (self.memory_bytes >> 20, self.slots);
         let Some(least) = self.least_memory(threads, &fits) else {
-            return Error::invalid(format!("{what} takes {needed} bytes of memory, which no process can have"));
+            return Error::invalid(format!(
+                "{what} takes {needed} bytes of memory, which no process can have"
+            ));
         };
         let alone = self.least_memory(1, &fits).filter(|_| threads > 1);
-        let alone = alone.map(|bytes| format!(", or --threads 1 with --memory {}MiB", bytes >> 20)).unwrap_or_default();
+        let alone = alone
+            .map(|bytes| format!(", or --threads 1 with --memory {}MiB", bytes >> 20))
+            .unwrap_or_default();
         let message = format!(
-            "{what} takes {needed} bytes of memory, more than a task has with --memory {given}MiB and --threads {threads}: give --memory {}MiB{alone}",
+            "{what} takes {needed} bytes of memory, more than a task has with --memory {given}MiB \
+                and --threads {threads}: give --memory {}MiB{alone}",
             least >> 20
         );
         Error::new(ErrorKind::NeedsMemory { task_bytes: least / u64::from(threads) }, message)
@@ -189,8 +211,9 @@ impl PartsPlan {
     /// For an object of about `object_bytes`, within `budget_bytes`.
     pub(crate) fn of(scheme: &Scheme, object_bytes: u64, budget_bytes: usize) -> Self {
         let sizes = sizes(scheme);
-        let aim =
-            usize::try_from(object_bytes.div_ceil(PARTS_AIM)).unwrap_or(usize::MAX).saturating_add(PART_SLACK_BYTES);
+        let aim = usize::try_from(object_bytes.div_ceil(PARTS_AIM))
+            .unwrap_or(usize::MAX)
+            .saturating_add(PART_SLACK_BYTES);
         // With its slack a part fills a buffer of the pool.
         let buffer_bytes = pool_size(aim.max(sizes.part_ideal).min(budget_bytes / 2));
         let part_bytes = buffer_bytes.saturating_sub(PART_SLACK_BYTES).max(sizes.part_min);
@@ -198,13 +221,15 @@ impl PartsPlan {
         Self { part_bytes, in_flight: in_flight.clamp(1, PARTS_IN_FLIGHT_MAX) }
     }
 
-    /// The same for an object whose largest block has so many bytes: a part grows with a long record.
+    /// The same for an object whose largest block has so many bytes: a part grows with a long
+    /// record.
     #[must_use]
     pub(crate) fn with_blocks_of(self, block_bytes: usize) -> Self {
         if block_bytes <= LONG_RECORD_BYTES { self } else { Self { in_flight: 1, ..self } }
     }
 
-    /// The most memory that a sink of this plan holds for an object whose largest block has so many bytes.
+    /// The most memory that a sink of this plan holds for an object whose largest block has so many
+    /// bytes.
     pub(crate) fn bytes(&self, block_bytes: usize) -> usize {
         let grown = if block_bytes <= LONG_RECORD_BYTES { 0 } else { block_bytes };
         (self.in_flight + 1).saturating_mul(self.part_bytes + PART_SLACK_BYTES + grown)
@@ -221,11 +246,14 @@ pub(crate) struct WindowsPlan {
 }
 
 impl WindowsPlan {
-    /// For one input that is read once through, within `budget_bytes`: one window in use, the others on their way.
+    /// For one input that is read once through, within `budget_bytes`: one window in use, the
+    /// others on their way.
     pub(crate) fn scan(scheme: &Scheme, budget_bytes: usize) -> Self {
         let sizes = sizes(scheme);
-        let window_bytes = pool_size(budget_bytes / 3).clamp(sizes.window_min.min(64 * KIB), sizes.window_ideal);
-        let in_flight = (budget_bytes / window_bytes).saturating_sub(1).clamp(1, sizes.in_flight_max);
+        let window_bytes =
+            pool_size(budget_bytes / 3).clamp(sizes.window_min.min(64 * KIB), sizes.window_ideal);
+        let in_flight =
+            (budget_bytes / window_bytes).saturating_sub(1).clamp(1, sizes.in_flight_max);
         Self { window_bytes, ahead_bytes: in_flight * window_bytes }
     }
 }
@@ -242,8 +270,9 @@ pub(crate) struct MergePlan {
 }
 
 impl MergePlan {
-    /// For inputs whose largest blocks have so many bytes, within `budget_bytes`. Each input has a window in use, one on its way, and a block where windows cut it; one
-    /// more pair of windows is alive for a moment while a block is put together.
+    /// For inputs whose largest blocks have so many bytes, within `budget_bytes`. Each input has a
+    /// window in use, one on its way, and a block where windows cut it; one more pair of windows is
+    /// alive for a moment while a block is put together.
     pub(crate) fn of(scheme: &Scheme, blocks: &[usize], budget_bytes: usize) -> Self {
         let sizes = sizes(scheme);
         let mut held: Vec<usize> = blocks.iter().map(|bytes| held_of_block(*bytes)).collect();
@@ -258,28 +287,36 @@ impl MergePlan {
         let fan_in = if fan_in == held.len() { FAN_IN_MAX } else { fan_in.clamp(2, FAN_IN_MAX) };
         let least_bytes = taken.take(2).last().unwrap_or(0);
         let merged = held.len().clamp(1, fan_in);
-        let blocks_bytes = held.iter().take(merged).fold(0_usize, |sum, bytes| sum.saturating_add(*bytes));
+        let blocks_bytes =
+            held.iter().take(merged).fold(0_usize, |sum, bytes| sum.saturating_add(*bytes));
         let each = budget_bytes.saturating_sub(blocks_bytes) / (merged + 1);
         let window_bytes = pool_size(each / 2).clamp(sizes.window_min, sizes.window_ideal);
         // Many inputs keep the store busy with one window each.
         let wanted = sizes.in_flight_max.div_ceil(merged);
         let ahead = (each / window_bytes).saturating_sub(1).clamp(1, wanted);
-        Self { fan_in, windows: WindowsPlan { window_bytes, ahead_bytes: ahead * window_bytes }, least_bytes }
+        Self {
+            fan_in,
+            windows: WindowsPlan { window_bytes, ahead_bytes: ahead * window_bytes },
+            least_bytes,
+        }
     }
 
-    /// The memory with which `inputs` are merged in one round by windows of a good size, if not the best.
+    /// The memory with which `inputs` are merged in one round by windows of a good size, if not the
+    /// best.
     pub(crate) fn good_bytes(scheme: &Scheme, blocks: &[usize]) -> usize {
         let window = 2 * sizes(scheme).window_good;
         blocks.iter().fold(window, |sum, bytes| sum.saturating_add(window + held_of_block(*bytes)))
     }
 }
 
-/// What an input holds beside its windows: a block; one that is a single long record also as the record before the current one.
+/// What an input holds beside its windows: a block; one that is a single long record also as the
+/// record before the current one.
 fn held_of_block(bytes: usize) -> usize {
     if bytes > LONG_RECORD_BYTES { bytes.saturating_mul(2) } else { bytes }
 }
 
-/// The largest size within `bytes` that fills a buffer of the pool: one of four for each power of two.
+/// The largest size within `bytes` that fills a buffer of the pool: one of four for each power of
+/// two.
 fn pool_size(bytes: usize) -> usize {
     let step = ((bytes / 2 + 1).next_power_of_two() / 4).max(ALIGN);
     bytes / step * step
@@ -299,8 +336,8 @@ mod tests {
             for slots in [1, 2, 16] {
                 let memory = memory_mib << 20;
                 let budget = Budget::of(memory, slots);
-                let used =
-                    budget.sorter_bytes as u64 * u64::from(slots) + (budget.buffer_bytes + budget.cache_bytes) as u64;
+                let used = budget.sorter_bytes as u64 * u64::from(slots)
+                    + (budget.buffer_bytes + budget.cache_bytes) as u64;
                 // The runtime and fragmentation have something left.
                 assert!(used <= memory / 64 * 61, "{memory_mib} MiB, {slots} slots: {used}");
                 assert!(budget.io_bytes * slots as usize <= budget.buffer_bytes);
@@ -320,11 +357,21 @@ mod tests {
                 assert!(fits(&of(least)), "{slots} {wanted}: {least}");
                 assert!(!fits(&of(least - (1 << 20))), "{slots} {wanted}: {least}");
                 let error = own.needs_memory("a record", wanted, fits);
-                assert_eq!(error.kind, ErrorKind::NeedsMemory { task_bytes: least / u64::from(slots) });
-                let named =
-                    [format!("give --memory {}MiB", least >> 20), format!("{wanted} bytes"), "128MiB".to_owned()];
+                assert_eq!(
+                    error.kind,
+                    ErrorKind::NeedsMemory { task_bytes: least / u64::from(slots) }
+                );
+                let named = [
+                    format!("give --memory {}MiB", least >> 20),
+                    format!("{wanted} bytes"),
+                    "128MiB".to_owned(),
+                ];
                 assert!(named.iter().all(|part| error.message.contains(part)), "{error}");
-                assert_eq!(error.message.contains("--threads 1 with --memory"), slots > 1, "{error}");
+                assert_eq!(
+                    error.message.contains("--threads 1 with --memory"),
+                    slots > 1,
+                    "{error}"
+                );
             }
         }
         let error = Budget::of(128 << 20, 1).needs_memory("a record", 7, |_| false);
@@ -336,18 +383,26 @@ mod tests {
         let budget = Budget::beside(32 << 20, 256 << 20, 2);
         let most = budget.objects_max();
         assert!((50_000..500_000).contains(&most), "{most}");
-        assert_eq!(budget.sorter_bytes_beside(1000 * OBJECT_BYTES), budget.sorter_bytes, "few are kept in the caches");
+        assert_eq!(
+            budget.sorter_bytes_beside(1000 * OBJECT_BYTES),
+            budget.sorter_bytes,
+            "few are kept in the caches"
+        );
         let lists = most * OBJECT_BYTES;
         let beside = budget.sorter_bytes_beside(lists);
         assert!(beside < budget.sorter_bytes && beside >= budget.sorter_bytes / 2, "{beside}");
-        assert!(2 * beside as u64 + lists <= 2 * budget.sorter_bytes as u64 + budget.cache_bytes as u64 + 1);
+        assert!(
+            2 * beside as u64 + lists
+                <= 2 * budget.sorter_bytes as u64 + budget.cache_bytes as u64 + 1
+        );
         assert_eq!(budget.sorter_bytes_beside(u64::MAX), budget.sorter_bytes / 2);
     }
 
     #[test]
     fn a_halved_chunk_has_a_floor() {
         let whole = 20 * MIB;
-        let halved: Vec<usize> = (0..=255).map(|halvings| Budget::halved(whole, halvings)).collect();
+        let halved: Vec<usize> =
+            (0..=255).map(|halvings| Budget::halved(whole, halvings)).collect();
         assert_eq!((halved[0], halved[1]), (whole, whole / 2));
         assert!(halved[255] == SORTER_BYTES_MIN && halved.is_sorted_by(|a, b| a >= b));
         assert_eq!(Budget::halved(1000, 3), 1000);
@@ -355,10 +410,15 @@ mod tests {
 
     #[test]
     fn parts_fit_their_budget_and_the_store() {
-        let check = |scheme: &Scheme, object: u64, budget: usize, part_bytes: usize, in_flight: usize| {
-            let plan = PartsPlan::of(scheme, object, budget);
-            assert_eq!((plan.part_bytes, plan.in_flight), (part_bytes, in_flight), "{scheme:?} {object} {budget}");
-        };
+        let check =
+            |scheme: &Scheme, object: u64, budget: usize, part_bytes: usize, in_flight: usize| {
+                let plan = PartsPlan::of(scheme, object, budget);
+                assert_eq!(
+                    (plan.part_bytes, plan.in_flight),
+                    (part_bytes, in_flight),
+                    "{scheme:?} {object} {budget}"
+                );
+            };
         let slack = PART_SLACK_BYTES;
         check(&Scheme::File, 1 << 20, 64 * MIB, 4 * MIB - slack, 2);
         check(&Scheme::File, 4 << 30, 64 * MIB, 16 * MIB - slack, 2);
@@ -368,7 +428,10 @@ mod tests {
         // Below what S3 takes the budget gives way, and nothing else does.
         check(&s3(), 1 << 30, MIB, 5 * MIB, 1);
         for budget in [2 * MIB, 20 * MIB, 100 * MIB] {
-            assert!(PartsPlan::of(&Scheme::File, 1 << 40, budget).bytes(64 << 10) <= budget, "{budget}");
+            assert!(
+                PartsPlan::of(&Scheme::File, 1 << 40, budget).bytes(64 << 10) <= budget,
+                "{budget}"
+            );
         }
     }
 
@@ -377,7 +440,10 @@ mod tests {
         for budget in [MIB, 16 * MIB, 40 * MIB, 200 * MIB] {
             for scheme in [Scheme::File, s3()] {
                 let plan = WindowsPlan::scan(&scheme, budget);
-                assert!(plan.window_bytes + plan.ahead_bytes <= budget, "{scheme:?} {budget}: {plan:?}");
+                assert!(
+                    plan.window_bytes + plan.ahead_bytes <= budget,
+                    "{scheme:?} {budget}: {plan:?}"
+                );
                 assert!(plan.window_bytes.is_multiple_of(ALIGN));
             }
         }
@@ -392,7 +458,10 @@ mod tests {
                 let merged = inputs.min(plan.fan_in);
                 let used = merged * (plan.windows.window_bytes + plan.windows.ahead_bytes + block)
                     + 2 * plan.windows.window_bytes;
-                assert!(used <= budget && plan.least_bytes <= budget, "{inputs} {budget}: {plan:?} uses {used}");
+                assert!(
+                    used <= budget && plan.least_bytes <= budget,
+                    "{inputs} {budget}: {plan:?} uses {used}"
+                );
             }
         }
         assert!(MergePlan::of(&Scheme::File, &[block; 100], 4 * MIB).fan_in < 100);
@@ -408,14 +477,24 @@ mod tests {
         assert_eq!(MergePlan::of(&Scheme::File, &[20 * MIB; 5], 130 * MIB).fan_in, 3);
         assert_eq!(MergePlan::of(&Scheme::File, &[], 4 * MIB).least_bytes, 0);
         let parts = PartsPlan::of(&Scheme::File, 1 << 30, 16 * MIB).with_blocks_of(20 * MIB);
-        assert!(parts.bytes(20 * MIB) > 40 * MIB && parts.bytes(block) < 16 * MIB && parts.in_flight == 1, "{parts:?}");
+        assert!(
+            parts.bytes(20 * MIB) > 40 * MIB
+                && parts.bytes(block) < 16 * MIB
+                && parts.in_flight == 1,
+            "{parts:?}"
+        );
     }
 
     #[test]
     fn sizes_fill_buffers_of_the_pool() {
-        for (bytes, expected) in
-            [(4096, 4096), (5000, 4096), (MIB, MIB), (MIB + 1, MIB), (1_400_000, MIB + 256 * KIB), (7 * MIB, 7 * MIB)]
-        {
+        for (bytes, expected) in [
+            (4096, 4096),
+            (5000, 4096),
+            (MIB, MIB),
+            (MIB + 1, MIB),
+            (1_400_000, MIB + 256 * KIB),
+            (7 * MIB, 7 * MIB),
+        ] {
             assert_eq!(pool_size(bytes), expected, "{bytes}");
         }
     }

@@ -1,5 +1,5 @@
-//! A worker's figures as metrics, for whoever watches this process (`--http`). What stores are asked for is counted where it is asked
-//! ([`muster_common::adapters::metered`]).
+//! A worker's figures as metrics, for whoever watches this process (`--http`). What stores are
+//! asked for is counted where it is asked ([`muster_common::adapters::metered`]).
 
 use std::sync::Arc;
 
@@ -18,20 +18,32 @@ const fn family(name: &'static str, help: &'static str) -> Family {
     Family::new(name, help)
 }
 
-const REGISTERED: Family = family("muster_registered", "Whether a leader that was heard lately knows this worker (1)");
-const EPOCH: Family = family("muster_epoch", "The epoch of the leader with which this worker is registered");
+const REGISTERED: Family =
+    family("muster_registered", "Whether a leader that was heard lately knows this worker (1)");
+const EPOCH: Family =
+    family("muster_epoch", "The epoch of the leader with which this worker is registered");
 const SLOTS: Family = family("muster_worker_slots", "Attempts that this worker can run at once");
 const RUNNING: Family = family("muster_attempts_running", "Attempts that run");
-const ENDED: Family = family("muster_attempts_ended_total", "Attempts that ended here, whether they count or not");
-const INPUT: Family = family("muster_input_bytes_total", "Input bytes of attempts that this worker went through");
-const RETRIES: Family =
-    family("muster_store_retries_total", "Calls of stores that were made again after passing trouble");
-const THROTTLED: Family = family("muster_store_throttled_total", "Answers of stores that ask for fewer requests");
-const HEDGED: Family = family("muster_store_hedged_reads_total", "Second requests for reads that took long");
-const AWAY: Family =
-    family("muster_stores_away", "Stores that do not answer, so that what needs them waits (their gate is shut)");
-const MENDED: Family = family("muster_reads_mended_total", "Reads of runs that went wrong and were got over here");
-const LIMIT: Family = family("muster_memory_limit_bytes", "Memory that this worker may use (--memory)");
+const ENDED: Family =
+    family("muster_attempts_ended_total", "Attempts that ended here, whether they count or not");
+const INPUT: Family =
+    family("muster_input_bytes_total", "Input bytes of attempts that this worker went through");
+const RETRIES: Family = family(
+    "muster_store_retries_total",
+    "Calls of stores that were made again after passing trouble",
+);
+const THROTTLED: Family =
+    family("muster_store_throttled_total", "Answers of stores that ask for fewer requests");
+const HEDGED: Family =
+    family("muster_store_hedged_reads_total", "Second requests for reads that took long");
+const AWAY: Family = family(
+    "muster_stores_away",
+    "Stores that do not answer, so that what needs them waits (their gate is shut)",
+);
+const MENDED: Family =
+    family("muster_reads_mended_total", "Reads of runs that went wrong and were got over here");
+const LIMIT: Family =
+    family("muster_memory_limit_bytes", "Memory that this worker may use (--memory)");
 const USED: Family = family("muster_memory_used_bytes", "Resident memory of this process");
 const DISK_FREE: Family = family("muster_disk_free_bytes", "Free bytes of the disk for spills");
 const DISK: Family = family("muster_disk_bytes", "All bytes of the disk for spills");
@@ -80,7 +92,10 @@ impl Meters {
         Self {
             registered: vitals.gauge(REGISTERED, &[]),
             epoch: vitals.gauge(EPOCH, &[]),
-            running: PHASES.iter().map(|phase| vitals.gauge(RUNNING, &[("phase", phase.as_str())])).collect(),
+            running: PHASES
+                .iter()
+                .map(|phase| vitals.gauge(RUNNING, &[("phase", phase.as_str())]))
+                .collect(),
             done: ended("done"),
             failed: ended("failed"),
             input: follow(INPUT),
@@ -100,7 +115,8 @@ impl Meters {
         }
     }
 
-    /// The loop has come round; `epoch` is that of the leader which knows this worker, if one was heard lately.
+    /// The loop has come round; `epoch` is that of the leader which knows this worker, if one was
+    /// heard lately.
     pub(crate) fn turn(&self, epoch: Option<u64>) {
         self.vitals.turn();
         let role = if epoch.is_some() { Role::Worker } else { Role::Unregistered };
@@ -114,7 +130,8 @@ impl Meters {
 
     /// Whether it is time to look at the figures.
     pub(crate) fn is_due(&mut self, now_ms: u64) -> bool {
-        let due = self.looked_ms.is_none_or(|looked_ms| now_ms.saturating_sub(looked_ms) >= LOOK_MS);
+        let due =
+            self.looked_ms.is_none_or(|looked_ms| now_ms.saturating_sub(looked_ms) >= LOOK_MS);
         if due {
             self.looked_ms = Some(now_ms);
         }
@@ -124,10 +141,15 @@ impl Meters {
     /// An attempt has ended.
     pub(crate) fn ended(&self, outcome: &Outcome) {
         match outcome {
-            Outcome::Sampled { .. } | Outcome::SampledToScratch { .. } | Outcome::Sorted(_) | Outcome::Merged(_) => {
+            Outcome::Sampled { .. }
+            | Outcome::SampledToScratch { .. }
+            | Outcome::Sorted(_)
+            | Outcome::Merged(_) => {
                 self.done.increment(1);
             }
-            Outcome::Failed { .. } | Outcome::RunDamaged { .. } | Outcome::InputUnreadable { .. } => {
+            Outcome::Failed { .. }
+            | Outcome::RunDamaged { .. }
+            | Outcome::InputUnreadable { .. } => {
                 self.failed.increment(1);
             }
             Outcome::UploadOpened { .. } => {}
@@ -171,7 +193,8 @@ mod tests {
         assert!(meters.is_due(0) && !meters.is_due(LOOK_MS - 1) && meters.is_due(LOOK_MS));
         meters.turn(Some(9));
         let mended = Mended { hedged_reads: 2, repaired: 1, ..Mended::default() };
-        let reading = Reading { rss_bytes: 77, bytes_done: 1000, throttled: 5, mended, ..Reading::default() };
+        let reading =
+            Reading { rss_bytes: 77, bytes_done: 1000, throttled: 5, mended, ..Reading::default() };
         meters.look(Seen { reading: &reading, running: [0, 2, 1], stores_away: 1 });
         meters.ended(&Outcome::Failed { error: muster_common::Error::retry("x") });
         let assert_shows = |lines: &[&str]| {
@@ -199,7 +222,11 @@ mod tests {
             "muster_waiting{for=\"coordinator\"} 0",
         ]);
         meters.turn(None);
-        assert_shows(&["muster_registered 0", "muster_epoch 9", "muster_waiting{for=\"coordinator\"} 1"]);
+        assert_shows(&[
+            "muster_registered 0",
+            "muster_epoch 9",
+            "muster_waiting{for=\"coordinator\"} 1",
+        ]);
         assert_eq!(vitals.standing().role, Role::Unregistered);
     }
 }

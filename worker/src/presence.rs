@@ -1,5 +1,6 @@
-//! What a worker makes of its leader, as a pure machine beside [`crate::attempt`]: when it asks for admission, when it sends a heartbeat, when it has waited for long
-//! enough. Time and randomness come in as values.
+//! What a worker makes of its leader, as a pure machine beside [`crate::attempt`]: when it asks for
+//! admission, when it sends a heartbeat, when it has waited for long enough. Time and randomness
+//! come in as values.
 
 use muster_common::config::Config;
 use muster_common::ids::{DeploymentId, Epoch, WorkerId};
@@ -14,8 +15,9 @@ use crate::attempt::Attempts;
 const HEARTBEAT_MS: std::ops::RangeInclusive<u64> = 50..=60_000;
 /// How long a worker takes "not yet" for an answer, in times that a silent worker takes to be dead.
 const REFUSED_DEAD_TIMES: u64 = 3;
-/// Heartbeats after which a worker registers again, though nothing seems wrong: heartbeats are not answered, so a leader that knows it no longer, or takes a former life of
-/// it for the one that lives (its registration came late), could not say so.
+/// Heartbeats after which a worker registers again, though nothing seems wrong: heartbeats are not
+/// answered, so a leader that knows it no longer, or takes a former life of it for the one that
+/// lives (its registration came late), could not say so.
 const CONFIRM_BEATS: u64 = 30;
 
 /// When to ask for admission.
@@ -28,7 +30,8 @@ struct Admission {
     due_ms: u64,
     /// When a leader last said that it knows this process.
     confirmed_ms: u64,
-    /// Since when leaders have been saying "not yet"; a former life of this worker may take so long to be forgotten, another live process never is.
+    /// Since when leaders have been saying "not yet"; a former life of this worker may take so long
+    /// to be forgotten, another live process never is.
     refused_since_ms: Option<u64>,
 }
 
@@ -42,7 +45,8 @@ pub struct Presence {
     coordinator_wait_ms: u64,
     drain_ms: u64,
     deployment: Option<DeploymentId>,
-    /// Whether this process has been admitted before. Knowing the deployment says nothing of it: a beat may be heard first.
+    /// Whether this process has been admitted before. Knowing the deployment says nothing of it: a
+    /// beat may be heard first.
     admitted: bool,
     admission: Admission,
     heartbeat_ms: u64,
@@ -108,7 +112,8 @@ impl Presence {
         begins
     }
 
-    /// Whether the leader is missed at the moment, as of the last look ([`Presence::misses_leader`]).
+    /// Whether the leader is missed at the moment, as of the last look
+    /// ([`Presence::misses_leader`]).
     pub fn is_missing_leader(&self) -> bool {
         self.missed
     }
@@ -118,7 +123,8 @@ impl Presence {
         now_ms.saturating_sub(self.leader_heard_ms)
     }
 
-    /// Notes which deployment leads; gives the one before, if it was another: then the journal is another one, and nothing of the old one counts.
+    /// Notes which deployment leads; gives the one before, if it was another: then the journal is
+    /// another one, and nothing of the old one counts.
     pub fn note_deployment(&mut self, deployment: &DeploymentId) -> Option<DeploymentId> {
         let before = self.deployment.replace(deployment.clone());
         before.filter(|before| before != deployment)
@@ -131,15 +137,16 @@ impl Presence {
 
     /// Whether to ask for admission now. Once it says so, it waits for [`Presence::answered`].
     pub fn asks_admission(&mut self, now_ms: u64, attempts: &Attempts) -> bool {
-        let old = now_ms >= self.admission.confirmed_ms.saturating_add(CONFIRM_BEATS * self.heartbeat_ms);
+        let old =
+            now_ms >= self.admission.confirmed_ms.saturating_add(CONFIRM_BEATS * self.heartbeat_ms);
         let due = (attempts.registered().is_none() || old) && self.admission.due_ms <= now_ms;
         let asks = due && !self.admission.in_flight;
         self.admission.in_flight |= asks;
         asks
     }
 
-    /// The wire version to ask in: an old leader passes over what it cannot read, so after two tries in this version that somebody heard and nobody answered come two in
-    /// the last.
+    /// The wire version to ask in: an old leader passes over what it cannot read, so after two
+    /// tries in this version that somebody heard and nobody answered come two in the last.
     pub fn wire_version(&self) -> u8 {
         if self.admission.unanswered % 4 < 2 { WIRE_VERSION } else { WIRE_VERSION_OLDEST }
     }
@@ -148,7 +155,12 @@ impl Presence {
     ///
     /// # Errors
     /// Where asking again cannot help, and the worker is to end.
-    pub fn answered(&mut self, now_ms: u64, random: u64, reply: Result<RegisterReply>) -> Result<Option<Admitted>> {
+    pub fn answered(
+        &mut self,
+        now_ms: u64,
+        random: u64,
+        reply: Result<RegisterReply>,
+    ) -> Result<Option<Admitted>> {
         self.admission.in_flight = false;
         self.admission.tries += 1;
         self.admission.due_ms = now_ms + self.repeat.pause_ms(self.admission.tries, random);
@@ -164,7 +176,9 @@ impl Presence {
                 let first = !std::mem::replace(&mut self.admitted, true);
                 Ok(Some(Admitted { first, deployment, epoch, regranted }))
             }
-            Ok(RegisterReply::Refused { error }) if error.kind.is_retryable() || error.kind == ErrorKind::Fenced => {
+            Ok(RegisterReply::Refused { error })
+                if error.kind.is_retryable() || error.kind == ErrorKind::Fenced =>
+            {
                 tracing::warn!(%error, "not admitted yet");
                 self.leader_heard_ms = now_ms;
                 let since_ms = *self.admission.refused_since_ms.get_or_insert(now_ms);
@@ -177,7 +191,9 @@ impl Presence {
                 }
                 Ok(None)
             }
-            Ok(RegisterReply::Refused { error }) => Err(error.at(format!("worker {} was refused", self.worker))),
+            Ok(RegisterReply::Refused { error }) => {
+                Err(error.at(format!("worker {} was refused", self.worker)))
+            }
             Err(error) if error.kind == ErrorKind::Invalid => {
                 self.admission.unanswered += 1;
                 tracing::warn!(%error, "the answer to a registration cannot be read");
@@ -185,7 +201,8 @@ impl Presence {
             }
             Err(error) => {
                 self.admission.unanswered += u32::from(error.kind != ErrorKind::NotFound);
-                tracing::warn!(%error, waited_ms = self.waited_ms(now_ms), "waiting for coordinator");
+                tracing::warn!(%error, waited_ms = self.waited_ms(now_ms), "waiting for \
+                    coordinator");
                 Ok(None)
             }
         }
@@ -218,7 +235,8 @@ impl Presence {
         self.stop_by_ms.is_some()
     }
 
-    /// Whether it is time to end, and how. One that is drained hands back what it has not finished within the same bound as one that is stopped.
+    /// Whether it is time to end, and how. One that is drained hands back what it has not finished
+    /// within the same bound as one that is stopped.
     pub fn end(&mut self, now_ms: u64, attempts: &Attempts) -> Option<Result<Exit>> {
         let waited_ms = self.waited_ms(now_ms);
         let idle = attempts.is_idle();
@@ -229,7 +247,8 @@ impl Presence {
                 (idle || now_ms >= by_ms).then_some(Ok(Exit::Drained))
             }
             None if waited_ms >= self.coordinator_wait_ms => Some(Err(Error::retry(format!(
-                "no coordinator was heard of for {waited_ms} ms (worker.coordinator_wait_ms); is one running?"
+                "no coordinator was heard of for {waited_ms} ms (worker.coordinator_wait_ms); is \
+                    one running?"
             )))),
             None => None,
         }
@@ -245,7 +264,10 @@ mod tests {
     fn begin() -> (Presence, Attempts) {
         let config = Config::profile(Profile::Production).expect("profile");
         let worker: WorkerId = "w".parse().expect("id");
-        (Presence::new(worker.clone(), &config, 0), Attempts::new(worker, Incarnation(1), 1, config.retry.nats.clone()))
+        (
+            Presence::new(worker.clone(), &config, 0),
+            Attempts::new(worker, Incarnation(1), 1, config.retry.nats.clone()),
+        )
     }
 
     #[test]
@@ -311,7 +333,10 @@ mod tests {
         assert!(presence.asks_admission(30_010, &attempts), "nobody may know it any more");
         assert!(!presence.asks_admission(30_011, &attempts), "one question at a time");
         presence.answered(30_020, 0, accepted()).expect("it goes on");
-        assert!(!presence.asks_admission(60_019, &attempts) && presence.asks_admission(60_020, &attempts));
+        assert!(
+            !presence.asks_admission(60_019, &attempts)
+                && presence.asks_admission(60_020, &attempts)
+        );
     }
 
     #[test]
@@ -348,7 +373,9 @@ mod tests {
         presence.heard(300_000);
         assert!(presence.end(300_000, &attempts).is_none());
         presence.stop(300_000);
-        assert!(presence.is_stopping() && presence.end(300_000, &attempts) == Some(Ok(Exit::Stopped)));
+        assert!(
+            presence.is_stopping() && presence.end(300_000, &attempts) == Some(Ok(Exit::Stopped))
+        );
     }
 
     #[test]

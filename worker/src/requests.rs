@@ -1,4 +1,5 @@
-//! The worker's calls to NATS: each is bounded in time, because a client that has lost its server queues calls and answers none.
+//! The worker's calls to NATS: each is bounded in time, because a client that has lost its server
+//! queues calls and answers none.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -8,7 +9,8 @@ use async_nats::{Client, RequestErrorKind, Subject, Subscriber};
 use muster_common::faults::{self, Faults};
 use muster_common::names::{self, Names};
 use muster_common::wire::{
-    self, Heartbeat, JobRecoveries, Message, Outcome, Register, RegisterReply, Report, ReportReply, WIRE_VERSION,
+    self, Heartbeat, JobRecoveries, Message, Outcome, Register, RegisterReply, Report, ReportReply,
+    WIRE_VERSION,
 };
 use muster_common::{Error, ErrorKind, Result};
 
@@ -30,7 +32,9 @@ pub(crate) struct Asking {
 impl Asking {
     /// Those of a worker: with a NATS user of its own it asks under its id.
     pub(crate) fn of(options: &WorkerOptions, names: &Names) -> Self {
-        let form = |subject: String| if options.own_user { names::of_worker(&subject, &options.id) } else { subject };
+        let form = |subject: String| {
+            if options.own_user { names::of_worker(&subject, &options.id) } else { subject }
+        };
         Self {
             register: form(names.register()),
             samples: form(names.samples()),
@@ -53,11 +57,23 @@ pub(crate) struct Requests {
 }
 
 impl Requests {
-    pub(crate) fn new(client: Client, subjects: Asking, timeout: Duration, faults: Option<Arc<Faults>>) -> Self {
-        Self { client, subjects: Arc::new(subjects), timeout, faults, peer: Arc::new(AtomicU8::new(WIRE_VERSION)) }
+    pub(crate) fn new(
+        client: Client,
+        subjects: Asking,
+        timeout: Duration,
+        faults: Option<Arc<Faults>>,
+    ) -> Self {
+        Self {
+            client,
+            subjects: Arc::new(subjects),
+            timeout,
+            faults,
+            peer: Arc::new(AtomicU8::new(WIRE_VERSION)),
+        }
     }
 
-    /// Asks the leader for admission, in a wire version. A leader that does not speak it passes the message over; the version of an answered one is used from then on.
+    /// Asks the leader for admission, in a wire version. A leader that does not speak it passes the
+    /// message over; the version of an answered one is used from then on.
     pub(crate) async fn register(&self, register: &Register, version: u8) -> Result<RegisterReply> {
         let reply = self.ask("register", self.subjects.register.clone(), version, register).await?;
         self.peer.store(version, Ordering::Relaxed);
@@ -70,9 +86,13 @@ impl Requests {
 
     /// Reports an outcome. Samples have a subject of their own.
     pub(crate) async fn report(&self, report: &Report) -> Result<ReportReply> {
-        let is_samples = matches!(report.outcome, Outcome::Sampled { .. } | Outcome::SampledToScratch { .. });
-        let (word, subject) =
-            if is_samples { ("samples", &self.subjects.samples) } else { ("report", &self.subjects.report) };
+        let is_samples =
+            matches!(report.outcome, Outcome::Sampled { .. } | Outcome::SampledToScratch { .. });
+        let (word, subject) = if is_samples {
+            ("samples", &self.subjects.samples)
+        } else {
+            ("report", &self.subjects.report)
+        };
         self.ask(word, subject.clone(), self.peer(), report).await
     }
 
@@ -96,9 +116,11 @@ impl Requests {
 
     /// Listens to a subject.
     pub(crate) async fn subscribe(&self, subject: String) -> Result<Subscriber> {
-        let subscribed = tokio::time::timeout(self.timeout, self.client.subscribe(subject.clone())).await;
         let subscribed =
-            subscribed.map_err(|_| Error::retry(format!("cannot listen to {subject}: NATS does not answer")))?;
+            tokio::time::timeout(self.timeout, self.client.subscribe(subject.clone())).await;
+        let subscribed = subscribed.map_err(|_| {
+            Error::retry(format!("cannot listen to {subject}: NATS does not answer"))
+        })?;
         subscribed.map_err(|e| Error::retry(format!("cannot listen to {subject}: {e}")))
     }
 
@@ -117,20 +139,29 @@ impl Requests {
         }
     }
 
-    async fn publish<T: Message>(&self, word: &'static str, subject: Subject, message: &T) -> Result<()> {
+    async fn publish<T: Message>(
+        &self,
+        word: &'static str,
+        subject: Subject,
+        message: &T,
+    ) -> Result<()> {
         let bytes = wire::encode_for(self.peer(), message)?;
         match self.fate(word).await {
             faults::Message::Deliver => {}
             faults::Message::Twice => self.hand_over(subject.clone(), bytes.clone()).await?,
-            faults::Message::Refused => return Err(Error::retry("injected fault: the message is refused")),
+            faults::Message::Refused => {
+                return Err(Error::retry("injected fault: the message is refused"));
+            }
             faults::Message::Lost | faults::Message::AnswerLost => return Ok(()),
         }
         self.hand_over(subject, bytes).await
     }
 
     async fn hand_over(&self, subject: Subject, bytes: Vec<u8>) -> Result<()> {
-        let published = tokio::time::timeout(PUBLISH_TIMEOUT, self.client.publish(subject, bytes.into())).await;
-        let published = published.map_err(|_| Error::retry("waiting for NATS: a message could not be handed over"))?;
+        let published =
+            tokio::time::timeout(PUBLISH_TIMEOUT, self.client.publish(subject, bytes.into())).await;
+        let published = published
+            .map_err(|_| Error::retry("waiting for NATS: a message could not be handed over"))?;
         published.map_err(|e| Error::retry(format!("a message could not be handed over: {e}")))
     }
 
@@ -142,13 +173,15 @@ impl Requests {
         question: &Q,
     ) -> Result<A> {
         let bytes = wire::encode_for(peer, question)?;
-        let in_vain = |why: &str| Error::retry(format!("no answer on {subject}: injected fault: {why}"));
+        let in_vain =
+            |why: &str| Error::retry(format!("no answer on {subject}: injected fault: {why}"));
         let fate = self.fate(word).await;
         match fate {
             faults::Message::Deliver | faults::Message::AnswerLost => {}
             faults::Message::Twice => {
                 let inbox = self.client.new_inbox();
-                let twin = self.client.publish_with_reply(subject.clone(), inbox, bytes.clone().into());
+                let twin =
+                    self.client.publish_with_reply(subject.clone(), inbox, bytes.clone().into());
                 // What becomes of the twin is nobody's concern.
                 drop(tokio::time::timeout(PUBLISH_TIMEOUT, twin).await);
             }
@@ -158,13 +191,19 @@ impl Requests {
                 return Err(in_vain("the message is lost"));
             }
         }
-        let asked = tokio::time::timeout(self.timeout, self.client.request(subject.clone(), bytes.into())).await;
-        let answer = asked.map_err(|_| Error::retry(format!("no answer on {subject} within {:?}", self.timeout)))?;
+        let asked =
+            tokio::time::timeout(self.timeout, self.client.request(subject.clone(), bytes.into()))
+                .await;
+        let answer = asked.map_err(|_| {
+            Error::retry(format!("no answer on {subject} within {:?}", self.timeout))
+        })?;
         if fate == faults::Message::AnswerLost {
             return Err(in_vain("the answer is lost"));
         }
         let answer = answer.map_err(|e| match e.kind() {
-            RequestErrorKind::NoResponders => Error::new(ErrorKind::NotFound, format!("nobody listens to {subject}")),
+            RequestErrorKind::NoResponders => {
+                Error::new(ErrorKind::NotFound, format!("nobody listens to {subject}"))
+            }
             _ => Error::retry(format!("no answer on {subject}: {e}")),
         })?;
         wire::decode(&answer.payload).map_err(|e| e.at(subject))

@@ -1,4 +1,5 @@
-//! The memory of the attempts that run at once. A slot keeps its sorter from one attempt to the next, because fresh memory is the slowest resource.
+//! The memory of the attempts that run at once. A slot keeps its sorter from one attempt to the
+//! next, because fresh memory is the slowest resource.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -43,8 +44,14 @@ struct Slot {
 }
 
 impl Slots {
-    /// `count` slots of the budget's size, which read and write with these buffers; nothing is allocated yet.
-    pub(crate) fn new(budget: Budget, count: u32, limits: SorterLimits, buffers: BufferPool) -> Self {
+    /// `count` slots of the budget's size, which read and write with these buffers; nothing is
+    /// allocated yet.
+    pub(crate) fn new(
+        budget: Budget,
+        count: u32,
+        limits: SorterLimits,
+        buffers: BufferPool,
+    ) -> Self {
         Self {
             budget,
             limits,
@@ -56,8 +63,14 @@ impl Slots {
 
     /// A slot, as soon as one is free. It comes back when the lease is dropped.
     pub(crate) async fn lease(self: &Arc<Self>) -> Result<Lease> {
-        let permit = self.permits.clone().acquire_owned().await.map_err(|_| Error::bug("the slots are closed"))?;
-        let slot = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        let permit = self
+            .permits
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(|_| Error::bug("the slots are closed"))?;
+        let slot =
+            self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         Ok(Lease { slot, slots: self.clone(), _permit: permit })
     }
 }
@@ -70,15 +83,24 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// An empty sorter for a job whose input objects take so many bytes of memory, its budget halved so many times: the one of the last attempt, where it sorts by the same order. It leaves the slot
-    /// until [`Lease::keep_sorter`].
-    pub(crate) fn take_sorter(&mut self, order: &Arc<Order>, lists_bytes: u64, halvings: u8) -> ChunkSorter {
+    /// An empty sorter for a job whose input objects take so many bytes of memory, its budget
+    /// halved so many times: the one of the last attempt, where it sorts by the same order. It
+    /// leaves the slot until [`Lease::keep_sorter`].
+    pub(crate) fn take_sorter(
+        &mut self,
+        order: &Arc<Order>,
+        lists_bytes: u64,
+        halvings: u8,
+    ) -> ChunkSorter {
         self.slot.lent = None;
         match self.slot.sorter.take() {
-            Some((of, sorter)) if halvings == 0 && Arc::ptr_eq(&of, order) && sorter.is_empty() => sorter,
+            Some((of, sorter)) if halvings == 0 && Arc::ptr_eq(&of, order) && sorter.is_empty() => {
+                sorter
+            }
             other => {
                 drop(other);
-                let budget = Budget::halved(self.slots.budget.sorter_bytes_beside(lists_bytes), halvings);
+                let budget =
+                    Budget::halved(self.slots.budget.sorter_bytes_beside(lists_bytes), halvings);
                 let limits = self.slots.limits;
                 ChunkSorter::new(order.clone(), budget)
                     .with_memory_advice(advise_huge_pages)
@@ -94,7 +116,8 @@ impl Lease {
         self.slot.sorter = Some((order.clone(), sorter));
     }
 
-    /// Memory for an attempt that needs `wanted_bytes`: the I/O share if that is enough, else the whole slot, at the price of the sorter.
+    /// Memory for an attempt that needs `wanted_bytes`: the I/O share if that is enough, else the
+    /// whole slot, at the price of the sorter.
     pub(crate) fn memory_for(&mut self, wanted_bytes: usize) -> usize {
         if wanted_bytes <= self.slots.budget.io_bytes {
             return self.slots.budget.io_bytes;
@@ -132,7 +155,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_sorter_serves_the_next_attempt_of_its_job() {
-        let slots = Arc::new(Slots::new(Budget::of(64 << 20, 1), 1, SorterLimits::default(), BufferPool::new(0)));
+        let slots = Arc::new(Slots::new(
+            Budget::of(64 << 20, 1),
+            1,
+            SorterLimits::default(),
+            BufferPool::new(0),
+        ));
         let order = Arc::new(Order::new(&SortSpec::new(Format::Fixed { len: 4 })).expect("order"));
         let mut lease = slots.lease().await.expect("lease");
         let sorter = lease.take_sorter(&order, 1, 0);

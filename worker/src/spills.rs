@@ -1,4 +1,5 @@
-//! The folder of this worker's spills: who uses it, whether it has room, and what may be removed when it has none.
+//! The folder of this worker's spills: who uses it, whether it has room, and what may be removed
+//! when it has none.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,8 @@ use muster_common::store::BlobUrl;
 use muster_common::{Error, Result};
 
 /// What helps where the disk of the spills is full.
-pub(crate) const LARGER_DISK: &str = "name a folder on a larger disk with --data-dir (else TMPDIR says where), or give more --memory, so that less is spilled";
+pub(crate) const LARGER_DISK: &str = "name a folder on a larger disk with --data-dir (else TMPDIR \
+    says where), or give more --memory, so that less is spilled";
 /// Spare space beside what a spill needs, in percent of it.
 const SPARE_PERCENT: u64 = 20;
 
@@ -38,7 +40,8 @@ struct Shared {
     reserved: AtomicU64,
     /// The subfolders of attempts that are at work.
     live: Mutex<HashSet<String>>,
-    /// Whether this process alone lives under its worker's id, so that what stands beside the folder is of earlier lives.
+    /// Whether this process alone lives under its worker's id, so that what stands beside the
+    /// folder is of earlier lives.
     alone: AtomicBool,
     free: fn(&Path) -> Option<u64>,
 }
@@ -77,13 +80,15 @@ impl Spills {
         self.shared.alone.store(true, Ordering::Relaxed);
     }
 
-    /// Reserves `bytes` and some spare, until what is given is dropped; cleans up once if they do not fit beside what others have reserved. Blocking.
+    /// Reserves `bytes` and some spare, until what is given is dropped; cleans up once if they do
+    /// not fit beside what others have reserved. Blocking.
     pub(crate) fn ensure_room(&self, bytes: u64) -> Result<Room> {
         let needed = bytes.saturating_add(bytes / 100 * SPARE_PERCENT);
         let room = Room { bytes: needed, shared: self.shared.clone() };
         let before = self.shared.reserved.fetch_add(needed, Ordering::SeqCst);
         let Some(folder) = self.root.file_path() else { return Ok(room) };
-        // What another is about to write is as good as gone; what it has written is counted twice until it is done, which errs to the safe side.
+        // What another is about to write is as good as gone; what it has written is counted twice
+        // until it is done, which errs to the safe side.
         let needed = needed.saturating_add(before);
         let free = || (self.shared.free)(&folder).filter(|&free| free < needed);
         if free().is_none() {
@@ -93,17 +98,20 @@ impl Spills {
         match free() {
             None => Ok(room),
             Some(free) => Err(Error::exhausted(format!(
-                "disk full: {} has {free} bytes free, a spill of {bytes} with {SPARE_PERCENT} % to spare needs {needed}; {LARGER_DISK}",
+                "disk full: {} has {free} bytes free, a spill of {bytes} with {SPARE_PERCENT} % to \
+                    spare needs {needed}; {LARGER_DISK}",
                 folder.display()
             ))),
         }
     }
 
-    /// Removes what nobody uses any more: subfolders of ended attempts, and folders of earlier lives. Blocking, best effort.
+    /// Removes what nobody uses any more: subfolders of ended attempts, and folders of earlier
+    /// lives. Blocking, best effort.
     pub(crate) fn clean(&self) {
         let Some(own) = self.root.file_path() else { return };
         for path in entries(&own) {
-            // An attempt that begins meanwhile must not lose its new folder: it waits, for one folder at most.
+            // An attempt that begins meanwhile must not lose its new folder: it waits, for one
+            // folder at most.
             let live = self.shared.live.lock().unwrap_or_else(PoisonError::into_inner);
             let name = path.file_name().and_then(|name| name.to_str());
             if name.is_none_or(|name| !live.contains(name)) {
@@ -127,7 +135,9 @@ fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
 fn remove(path: &Path, of: &str) {
     match std::fs::remove_dir_all(path) {
         Ok(()) => tracing::info!(path = %path.display(), "removed spills of {of}"),
-        Err(error) => tracing::warn!(path = %path.display(), %error, "cannot remove spills of {of}"),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "cannot remove spills of {of}")
+        }
     }
 }
 
@@ -167,11 +177,18 @@ mod tests {
         spills.ensure_room(300).expect("360 of 400");
         assert!(own.join("ended/spill").exists(), "not cleaned without need");
         spills.ensure_room(400).expect("480 of 600");
-        assert!(!own.join("ended").exists() && own.join("live/spill").exists() && dir.path().join("1/a").exists());
+        assert!(
+            !own.join("ended").exists()
+                && own.join("live/spill").exists()
+                && dir.path().join("1/a").exists()
+        );
         let error = spills.ensure_room(600).err().expect("720 of 600");
         assert_eq!(error.kind, ErrorKind::Exhausted);
         assert!(error.message.starts_with("disk full") && error.kind.is_retryable(), "{error}");
-        assert!(error.message.contains("--data-dir") && error.message.contains("TMPDIR"), "{error}");
+        assert!(
+            error.message.contains("--data-dir") && error.message.contains("TMPDIR"),
+            "{error}"
+        );
         spills.is_alone();
         spills.ensure_room(600).expect("720 of 900");
         assert!(!dir.path().join("1").exists() && own.join("live/spill").exists());

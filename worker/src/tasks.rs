@@ -1,5 +1,7 @@
-//! What an attempt does, from its command to its outcome. Each phase has a module; here is what they share: the context of the worker, the frame around every
-//! attempt (its end is always an [`Outcome`], and what must not stay behind is removed), and the check that the input is still what was pinned.
+//! What an attempt does, from its command to its outcome. Each phase has a module; here is what
+//! they share: the context of the worker, the frame around every attempt (its end is always an
+//! [`Outcome`], and what must not stay behind is removed), and the check that the input is still
+//! what was pinned.
 
 mod bad_records;
 mod findings;
@@ -79,7 +81,13 @@ pub(crate) struct Context {
 
 impl Context {
     /// The context of a worker with this much memory.
-    pub(crate) fn new(stores: Stores, retry: Retry, budget: Budget, slots: u32, spills: Spills) -> Self {
+    pub(crate) fn new(
+        stores: Stores,
+        retry: Retry,
+        budget: Budget,
+        slots: u32,
+        spills: Spills,
+    ) -> Self {
         Self::limited(stores, retry, budget, slots, spills, SorterLimits::default())
     }
 
@@ -146,7 +154,11 @@ impl Context {
             jobs.pop_front();
         }
         let retry = self.retry.counting_apart();
-        jobs.push_back(JobRetry { job: job.clone(), retry: retry.clone(), told: RecoveryStats::default() });
+        jobs.push_back(JobRetry {
+            job: job.clone(),
+            retry: retry.clone(),
+            told: RecoveryStats::default(),
+        });
         retry
     }
 
@@ -200,7 +212,8 @@ impl Progress {
     }
 }
 
-/// The meeting of a merge with the leader: it says that its upload is open, and goes on when that is recorded.
+/// The meeting of a merge with the leader: it says that its upload is open, and goes on when that
+/// is recorded.
 pub(crate) struct Gate {
     pub(crate) opened: oneshot::Sender<String>,
     pub(crate) proceed: oneshot::Receiver<()>,
@@ -237,10 +250,19 @@ impl Task {
             findings: Findings::new(context.counters.clone()),
         };
         let stores = context.stores.of_attempt(scope(&run));
-        Self { context, stores, run, link, progress, results: Leftovers::default(), temporary: Leftovers::default() }
+        Self {
+            context,
+            stores,
+            run,
+            link,
+            progress,
+            results: Leftovers::default(),
+            temporary: Leftovers::default(),
+        }
     }
 
-    /// Runs to the end. A failed or cancelled attempt has removed what it made; of a successful one [`Task::results`] tell what stands.
+    /// Runs to the end. A failed or cancelled attempt has removed what it made; of a successful one
+    /// [`Task::results`] tell what stands.
     pub(crate) async fn conclude(self: &Arc<Self>, gate: Gate) -> Outcome {
         let span = tracing::info_span!("attempt", job = %self.run.job, phase = %self.run.attempt.task.phase, task = %self.run.attempt.task,
             attempt = %self.run.attempt, epoch = %self.run.epoch);
@@ -248,7 +270,9 @@ impl Task {
             let spills = self.run.attempt.to_string();
             self.context.spills.begin(&spills);
             let result = AssertUnwindSafe(self.work(gate)).catch_unwind().await;
-            let result = result.unwrap_or_else(|_| Err(Error::bug(format!("attempt {} panicked", self.run.attempt))));
+            let result = result.unwrap_or_else(|_| {
+                Err(Error::bug(format!("attempt {} panicked", self.run.attempt)))
+            });
             self.temporary.remove_all().await;
             self.prune_spills().await;
             self.context.spills.end(&spills);
@@ -257,7 +281,8 @@ impl Task {
                 Err(error) => {
                     self.results.remove_all().await;
                     tracing::warn!(%error, kind = ?error.kind, "the attempt failed");
-                    let found = self.link.findings.take().filter(|_| error.kind != ErrorKind::Fenced);
+                    let found =
+                        self.link.findings.take().filter(|_| error.kind != ErrorKind::Fenced);
                     found.unwrap_or(Outcome::Failed { error })
                 }
             }
@@ -278,7 +303,8 @@ impl Task {
     async fn follow_settings(&self) -> Result<()> {
         let job = self.link.or_cancelled(self.context.cache.job(&self.run.plan)).await?;
         if let Err(error) = self.link.retry.follow(job.plan.settings.as_deref()) {
-            // They were sound when the job was taken on; a build that knows them no longer goes by its own.
+            // They were sound when the job was taken on; a build that knows them no longer goes by
+            // its own.
             tracing::warn!(%error, "the job's own settings are passed over");
         }
         Ok(())
@@ -296,7 +322,9 @@ impl Task {
         match &self.run.work {
             Work::Sample { .. } => self.link.or_cancelled(sample::run(self)).await,
             Work::Sort { splitters, .. } => sort::run(self, splitters.as_ref()).await,
-            Work::Merge { splitters, runs } => merge::run(self, splitters.as_ref(), runs, gate).await,
+            Work::Merge { splitters, runs } => {
+                merge::run(self, splitters.as_ref(), runs, gate).await
+            }
         }
     }
 
@@ -315,8 +343,11 @@ impl Task {
         let task = self.clone();
         let mut lease = self.link.or_cancelled(self.context.slots.lease()).await?;
         let span = tracing::Span::current();
-        let joined = tokio::task::spawn_blocking(move || span.in_scope(|| work(&task, &mut lease))).await;
-        joined.map_err(|e| Error::bug(format!("the work of attempt {} did not end: {e}", self.run.attempt)))?
+        let joined =
+            tokio::task::spawn_blocking(move || span.in_scope(|| work(&task, &mut lease))).await;
+        joined.map_err(|e| {
+            Error::bug(format!("the work of attempt {} did not end: {e}", self.run.attempt))
+        })?
     }
 
     /// Whether a record that is held is to be damaged on purpose. Blocking.
@@ -327,7 +358,11 @@ impl Task {
 
     /// The n-th spill of this attempt, in a store that is only this worker's.
     async fn spill_root(&self) -> Result<Object> {
-        Object::open(&self.stores.on_disk(), self.context.spills.root.join(&self.run.attempt.to_string())).await
+        Object::open(
+            &self.stores.on_disk(),
+            self.context.spills.root.join(&self.run.attempt.to_string()),
+        )
+        .await
     }
 
     async fn prune_spills(&self) {
@@ -349,8 +384,9 @@ impl Task {
     fn split(&self, job: &Job) -> Result<Vec<Interval>> {
         let index = self.run.attempt.task.index;
         let split = job.plan.splits.get(index as usize);
-        let split =
-            split.ok_or_else(|| Error::invalid(format!("the plan of job {} has no split {index}", job.plan.job)));
+        let split = split.ok_or_else(|| {
+            Error::invalid(format!("the plan of job {} has no split {index}", job.plan.job))
+        });
         let skip: &[u32] = match &self.run.work {
             Work::Sample { skip } | Work::Sort { skip, .. } => skip,
             Work::Merge { .. } => &[],
@@ -359,27 +395,37 @@ impl Task {
         Ok(split?.iter().filter(|interval| !skip.contains(&interval.object)).copied().collect())
     }
 
-    /// Opens the pinned objects of the split, in its order, and checks that they are still what was pinned.
+    /// Opens the pinned objects of the split, in its order, and checks that they are still what was
+    /// pinned.
     async fn pinned_objects(&self, job: &Job) -> Result<Vec<Object>> {
         let mut objects: Vec<Object> = Vec::new();
         for interval in self.split(job)? {
-            objects.push(Object::open(&self.stores, self.pinned(job, interval.object)?.url.parse()?).await?);
+            objects.push(
+                Object::open(&self.stores, self.pinned(job, interval.object)?.url.parse()?).await?,
+            );
         }
         self.check_pinned(job, &objects).await?;
         Ok(objects)
     }
 
-    fn pinned<'a>(&self, job: &'a Job, object: u32) -> Result<&'a muster_common::plan::PinnedObject> {
-        job.plan
-            .objects
-            .get(object as usize)
-            .ok_or_else(|| Error::invalid(format!("the plan of job {} has no object {object}", job.plan.job)))
+    fn pinned<'a>(
+        &self,
+        job: &'a Job,
+        object: u32,
+    ) -> Result<&'a muster_common::plan::PinnedObject> {
+        job.plan.objects.get(object as usize).ok_or_else(|| {
+            Error::invalid(format!("the plan of job {} has no object {object}", job.plan.job))
+        })
     }
 
     /// Compares size and version of the split's objects with the plan.
     async fn check_pinned(&self, job: &Job, objects: &[Object]) -> Result<()> {
-        let pairs: Vec<(u32, Object)> =
-            self.split(job)?.iter().map(|interval| interval.object).zip(objects.iter().cloned()).collect();
+        let pairs: Vec<(u32, Object)> = self
+            .split(job)?
+            .iter()
+            .map(|interval| interval.object)
+            .zip(objects.iter().cloned())
+            .collect();
         let checks = futures::stream::iter(pairs).map(|(number, object)| async move {
             let pinned = self.pinned(job, number)?;
             let changed = |how: String| {
@@ -387,7 +433,8 @@ impl Task {
                 drop(self.link.findings.take());
                 Error::invalid(format!("input changed during the job: {}: {how}", pinned.url))
             };
-            let meta = match self.link.retry.call(&object, || object.store.head(object.key())).await {
+            let meta = match self.link.retry.call(&object, || object.store.head(object.key())).await
+            {
                 Ok(meta) => meta,
                 Err(error) => return Err(self.unreadable(number, error)),
             };
@@ -402,7 +449,8 @@ impl Task {
         checks.buffer_unordered(HEADS_IN_FLIGHT).try_collect::<()>().await
     }
 
-    /// An error of reading an input object. Where trying again cannot help, the attempt ends by naming the object; a store that is away is no fault of the object.
+    /// An error of reading an input object. Where trying again cannot help, the attempt ends by
+    /// naming the object; a store that is away is no fault of the object.
     fn unreadable(&self, object: u32, error: Error) -> Error {
         match error.kind {
             ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::Corrupt => {

@@ -35,7 +35,8 @@ pub(crate) struct Shaky {
     pub(crate) away: AtomicBool,
     /// Reads of runs never end.
     pub(crate) hanging_runs: AtomicBool,
-    /// Of the reads of runs, the number (from 1; 0 is none) of the one that gives a wrong byte, once.
+    /// Of the reads of runs, the number (from 1; 0 is none) of the one that gives a wrong byte,
+    /// once.
     pub(crate) flip_run_read: AtomicU32,
     /// Keys of the uploads that were opened.
     pub(crate) opened: Mutex<Vec<String>>,
@@ -63,7 +64,11 @@ pub(crate) fn retry() -> Retry {
 
 impl Shaky {
     fn answers(&self) -> Result<()> {
-        if self.away.load(Ordering::SeqCst) { Err(Error::retry("the store is away")) } else { Ok(()) }
+        if self.away.load(Ordering::SeqCst) {
+            Err(Error::retry("the store is away"))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -88,7 +93,9 @@ impl Blobs for Shaky {
         self.reading_max.fetch_max(now, Ordering::SeqCst);
         tokio::task::yield_now().await;
         self.reading.fetch_sub(1, Ordering::SeqCst);
-        let failing = self.failing_reads.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        let failing = self
+            .failing_reads
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         if failing.is_ok() {
             return Err(Error::retry("the store is busy"));
         }
@@ -97,8 +104,8 @@ impl Blobs for Shaky {
         }
         let bytes = self.inner.read(key, range, access).await?;
         let left = |left: u32| left.checked_sub(1);
-        let flips =
-            key.ends_with(".run") && self.flip_run_read.fetch_update(Ordering::SeqCst, Ordering::SeqCst, left) == Ok(1);
+        let flips = key.ends_with(".run")
+            && self.flip_run_read.fetch_update(Ordering::SeqCst, Ordering::SeqCst, left) == Ok(1);
         let mut bytes = bytes.to_vec();
         if flips && let Some(byte) = bytes.last_mut() {
             *byte ^= 1;
@@ -117,13 +124,23 @@ impl Blobs for Shaky {
         self.inner.open_upload(key).await
     }
 
-    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Bytes) -> Result<String> {
+    async fn upload_part(
+        &self,
+        key: &str,
+        upload: &str,
+        at: PartAt,
+        data: Bytes,
+    ) -> Result<String> {
         self.answers()?;
         let reached = |knob: &AtomicU32| (1..=at.index + 1).contains(&knob.load(Ordering::SeqCst));
         if reached(&self.failing_part) {
             return Err(Error::new(ErrorKind::Exhausted, "the store is full"));
         }
-        if self.full_parts.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+        if self
+            .full_parts
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
+            .is_ok()
+        {
             return Err(Error::new(ErrorKind::Exhausted, "no space left on device"));
         }
         if reached(&self.hanging_part) {
@@ -145,7 +162,11 @@ impl Blobs for Shaky {
     }
 
     async fn abort_upload(&self, key: &str, upload: &str) -> Result<()> {
-        if self.failing_aborts.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+        if self
+            .failing_aborts
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
+            .is_ok()
+        {
             return Err(Error::retry("the store is busy"));
         }
         self.inner.abort_upload(key, upload).await

@@ -1,8 +1,11 @@
 //! Between the async store and the threads that sort and merge: windows in, parts out.
 //!
-//! The CPU work runs on blocking threads and waits here for MiB-sized pieces of I/O. What is ahead of it runs as tasks: [`Prefetch`] keeps reads in flight, [`PartSink`]
-//! keeps uploads in flight, both within bytes that [`crate::memory`] has planned, so a slow store slows the CPU work and fills no memory. Every wait ends when the
-//! attempt is cancelled. Neither type cleans up in the store: what an attempt has opened is noted in [`Leftovers`], and whoever ends the attempt removes it.
+//! The CPU work runs on blocking threads and waits here for MiB-sized pieces of I/O. What is ahead
+//! of it runs as tasks: [`Prefetch`] keeps reads in flight, [`PartSink`] keeps uploads in flight,
+//! both within bytes that [`crate::memory`] has planned, so a slow store slows the CPU work and
+//! fills no memory. Every wait ends when the attempt is cancelled. Neither type cleans up in the
+//! store: what an attempt has opened is noted in [`Leftovers`], and whoever ends the attempt
+//! removes it.
 
 mod input;
 mod leftovers;
@@ -31,7 +34,8 @@ use crate::tasks::Findings;
 pub(crate) struct Object {
     pub(crate) store: Arc<dyn Blobs>,
     pub(crate) url: Arc<BlobUrl>,
-    /// How long its store may take to give a range, tries and waits included, where the bytes can be had elsewhere.
+    /// How long its store may take to give a range, tries and waits included, where the bytes can
+    /// be had elsewhere.
     pub(crate) patience: Option<Duration>,
 }
 
@@ -63,21 +67,24 @@ impl fmt::Display for Object {
     }
 }
 
-/// What a blocking thread needs to do I/O: where tasks run, how calls are retried, and whether the attempt still counts.
+/// What a blocking thread needs to do I/O: where tasks run, how calls are retried, and whether the
+/// attempt still counts.
 #[derive(Clone)]
 pub(crate) struct Link {
     pub(crate) handle: tokio::runtime::Handle,
     pub(crate) cancel: CancellationToken,
     pub(crate) retry: Retry,
     pub(crate) buffers: BufferPool,
-    /// Turns at reading files. Each such read holds a thread, and threads cost memory of their own (2 MiB of heap each, measured).
+    /// Turns at reading files. Each such read holds a thread, and threads cost memory of their own
+    /// (2 MiB of heap each, measured).
     pub(crate) disk: Arc<Semaphore>,
     /// What is wrong with others' data.
     pub(crate) findings: Findings,
 }
 
 impl Link {
-    /// Waits for I/O; only from a blocking thread. Ends early, with [`abandoned`], when the attempt is cancelled.
+    /// Waits for I/O; only from a blocking thread. Ends early, with [`abandoned`], when the attempt
+    /// is cancelled.
     pub(crate) fn wait<T>(&self, io: impl Future<Output = Result<T>>) -> Result<T> {
         self.handle.block_on(self.or_cancelled(io))
     }

@@ -1,10 +1,14 @@
 //! Blocks of the size of I/O buffers, side by side in regions that are backed by huge pages.
 //!
-//! A disk is asked for a megabyte in one request where the memory lies in one piece, and in hundreds of pieces where it lies in pages of 4 KiB: direct reads and writes took
-//! twice as long (0.8 to 1.0 against 1.5 to 1.9 GB/s read, 1.3 to 1.8 against 2.7 to 3.0 GB/s written, on a virtual disk). One mapping for each block would have no huge page
-//! where the block is smaller than one or begins in its midst, so blocks are cut from regions, the lowest free place first, and share their pages with their neighbours.
+//! A disk is asked for a megabyte in one request where the memory lies in one piece, and in
+//! hundreds of pieces where it lies in pages of 4 KiB: direct reads and writes took twice as long
+//! (0.8 to 1.0 against 1.5 to 1.9 GB/s read, 1.3 to 1.8 against 2.7 to 3.0 GB/s written, on a
+//! virtual disk). One mapping for each block would have no huge page where the block is smaller
+//! than one or begins in its midst, so blocks are cut from regions, the lowest free place first,
+//! and share their pages with their neighbours.
 //!
-//! A huge page goes back to the system as soon as no block lies in it, and no sooner: at each end of a stretch of blocks up to 2 MiB may be held that nobody uses.
+//! A huge page goes back to the system as soon as no block lies in it, and no sooner: at each end
+//! of a stretch of blocks up to 2 MiB may be held that nobody uses.
 
 use std::collections::BTreeMap;
 use std::ptr::null_mut;
@@ -16,9 +20,11 @@ use super::{MAPPED_ALIGN, map};
 
 /// Blocks of this size and more are cut from regions...
 pub(super) const BLOCK_BYTES_MIN: usize = 256 << 10;
-/// ...but for those above this size: they are few, and grow by being moved, which only a mapping of their own can without a copy.
+/// ...but for those above this size: they are few, and grow by being moved, which only a mapping of
+/// their own can without a copy.
 pub(super) const BLOCK_BYTES_MAX: usize = 16 << 20;
-/// What the system backs by one page where it is asked to: what it is on x86-64, and on ARM with pages of 4 KiB. Where it is another size, less is given back at once.
+/// What the system backs by one page where it is asked to: what it is on x86-64, and on ARM with
+/// pages of 4 KiB. Where it is another size, less is given back at once.
 const HUGE_PAGE: usize = 2 << 20;
 /// The address space of a region; memory it takes only where blocks lie.
 const REGION_BYTES: usize = 256 << 20;
@@ -28,7 +34,8 @@ pub(super) struct Zone {
     held: Mutex<Held>,
 }
 
-/// Its map of free places takes small blocks, which are not cut from regions: nothing here asks for what it holds locked.
+/// Its map of free places takes small blocks, which are not cut from regions: nothing here asks for
+/// what it holds locked.
 struct Held {
     /// Where each region begins; the first `count` are there.
     regions: [usize; REGIONS_MAX],
@@ -39,14 +46,17 @@ struct Held {
 
 impl Zone {
     pub(super) const fn new() -> Self {
-        Self { held: Mutex::new(Held { regions: [0; REGIONS_MAX], count: 0, free: BTreeMap::new() }) }
+        Self {
+            held: Mutex::new(Held { regions: [0; REGIONS_MAX], count: 0, free: BTreeMap::new() }),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A block, aligned to [`MAPPED_ALIGN`], whose bytes may be anything; null where the system refuses the addresses.
+    /// A block, aligned to [`MAPPED_ALIGN`], whose bytes may be anything; null where the system
+    /// refuses the addresses.
     pub(super) fn cut(&self, bytes: usize) -> *mut u8 {
         self.lock().cut(round_up(bytes, MAPPED_ALIGN)).map_or(null_mut(), |at| at as *mut u8)
     }
@@ -66,7 +76,8 @@ impl Zone {
         true
     }
 
-    /// Makes a block that was cut here longer or shorter where it lies; whether that could be done, none where it was not cut here.
+    /// Makes a block that was cut here longer or shorter where it lies; whether that could be done,
+    /// none where it was not cut here.
     ///
     /// # Safety
     /// The block has `from` bytes, and nobody uses those beyond `to`.
@@ -87,7 +98,10 @@ impl Zone {
 
 impl Held {
     fn region_of(&self, at: usize) -> Option<usize> {
-        self.regions[..self.count].iter().copied().find(|begin| (*begin..begin + REGION_BYTES).contains(&at))
+        self.regions[..self.count]
+            .iter()
+            .copied()
+            .find(|begin| (*begin..begin + REGION_BYTES).contains(&at))
     }
 
     fn cut(&mut self, bytes: usize) -> Option<usize> {
@@ -101,7 +115,9 @@ impl Held {
 
     /// Takes the beginning of a free place, if there is one with so many bytes.
     fn take(&mut self, at: usize, bytes: usize) -> bool {
-        let Some(len) = self.free.get(&at).copied().filter(|len| *len >= bytes) else { return false };
+        let Some(len) = self.free.get(&at).copied().filter(|len| *len >= bytes) else {
+            return false;
+        };
         self.free.remove(&at);
         if len > bytes {
             self.free.insert(at + bytes, len - bytes);
@@ -124,8 +140,9 @@ impl Held {
                 let _ = unsafe { munmap((at as *mut u8).cast(), bytes) };
             }
         }
-        // Where the system knows no huge pages it refuses, and small ones do.
-        // SAFETY: the mapping was just made and is nobody else's; the advice changes how it is backed, not what it holds.
+        // Where the system knows no huge pages it refuses, and small ones do. SAFETY: the mapping
+        // was just made and is nobody else's; the advice changes how it is backed, not what it
+        // holds.
         let _ = unsafe { madvise((begin as *mut u8).cast(), REGION_BYTES, Advice::LinuxHugepage) };
         *slot = begin;
         self.count += 1;
@@ -133,14 +150,16 @@ impl Held {
         Some(begin)
     }
 
-    /// Makes a place free, and gives those of its pages back to the system that no block lies in any more.
+    /// Makes a place free, and gives those of its pages back to the system that no block lies in
+    /// any more.
     ///
     /// # Safety
     /// Nobody uses what lies there.
     unsafe fn release(&mut self, at: usize, bytes: usize) {
         let Some(region) = self.region_of(at) else { return };
         let (mut begin, mut end) = (at, at + bytes);
-        if let Some((before, len)) = self.free.range(region..at).next_back().map(|(at, len)| (*at, *len))
+        if let Some((before, len)) =
+            self.free.range(region..at).next_back().map(|(at, len)| (*at, *len))
             && before + len == at
         {
             begin = before;
@@ -154,8 +173,8 @@ impl Held {
         let (from, to) = (round_down(at, HUGE_PAGE), round_up(at + bytes, HUGE_PAGE));
         let (from, to) = (from.max(round_up(begin, HUGE_PAGE)), to.min(round_down(end, HUGE_PAGE)));
         if from < to {
-            // A system that does not take it back keeps it for the next block.
-            // SAFETY: the range lies in a free place, which nobody uses; it reads as anything from here on.
+            // A system that does not take it back keeps it for the next block. SAFETY: the range
+            // lies in a free place, which nobody uses; it reads as anything from here on.
             let _ = unsafe { madvise((from as *mut u8).cast(), to - from, Advice::LinuxDontNeed) };
         }
     }
@@ -200,7 +219,8 @@ mod tests {
             fill(*block, MIB + MAPPED_ALIGN, at as u8);
         }
         let (resident, flags) = mapping(begin);
-        let huge = flags.contains(" hg") || !Path::new("/sys/kernel/mm/transparent_hugepage").exists();
+        let huge =
+            flags.contains(" hg") || !Path::new("/sys/kernel/mm/transparent_hugepage").exists();
         assert!(huge && (8 * MIB..14 * MIB).contains(&resident), "{resident} {flags}");
         for (at, block) in blocks.iter().enumerate().skip(1) {
             assert!(holds(*block, MIB, at as u8), "{at}");
@@ -234,7 +254,11 @@ mod tests {
             assert_eq!(zone.resize(null_mut(), MIB, 2 * MIB), None);
             let last = zone.cut(2 * MIB);
             assert_eq!(zone.resize(last, 2 * MIB, BLOCK_BYTES_MAX), Some(true));
-            assert_eq!(zone.resize(last, BLOCK_BYTES_MAX, BLOCK_BYTES_MAX + 1), Some(false), "it is to have a mapping");
+            assert_eq!(
+                zone.resize(last, BLOCK_BYTES_MAX, BLOCK_BYTES_MAX + 1),
+                Some(false),
+                "it is to have a mapping"
+            );
         }
         assert!(holds(first, MIB, 1));
     }
@@ -258,7 +282,8 @@ mod tests {
             }
             let (block, bytes, with) = blocks.swap_remove((pick >> 8) % blocks.len());
             assert!(holds(block, bytes, with), "step {step}");
-            // SAFETY: the block was cut with so many bytes, and is used no more where it is given back.
+            // SAFETY: the block was cut with so many bytes, and is used no more where it is given
+            // back.
             unsafe {
                 let wanted = BLOCK_BYTES_MIN + (pick >> 40) % MIB;
                 if pick.is_multiple_of(3) && zone.resize(block, bytes, wanted) == Some(true) {

@@ -26,14 +26,16 @@ const IDLE_BYTES_MAX: usize = 16 << 20;
 /// Pause between tries to make the streams.
 const STREAMS_PAUSE: Duration = Duration::from_secs(1);
 
-/// Stands by or leads until it is asked to end. A leader that is asked to resigns, so that a stand-by goes on at once.
+/// Stands by or leads until it is asked to end. A leader that is asked to resigns, so that a
+/// stand-by goes on at once.
 pub(crate) async fn run(args: CoordinatorArgs) -> Result<(), Exit> {
     cmd::log(args.settings.log_format, "info");
     let config = cmd::settings(&args.settings, &args.nats)?;
     let settings = nats_context::find_or_default(&args.nats).map_err(|e| Exit::usage(e.message))?;
     let bucket = args.bucket.as_deref().map(cmd::blob_url).transpose()?;
     let faults = cmd::faults(args.faults.as_deref(), &config, "coordinator")?;
-    let scratch = bucket.as_ref().map_or_else(|| "below each job's OUTPUT".to_owned(), ToString::to_string);
+    let scratch =
+        bucket.as_ref().map_or_else(|| "below each job's OUTPUT".to_owned(), ToString::to_string);
     let http = args.http.http.map_or_else(|| "none".to_owned(), |address| address.to_string());
     tracing::info!(
         nats = %settings.public_url(), namespace = config.namespace, profile = ?args.settings.profile, %scratch, %http, "coordinator starts"
@@ -51,7 +53,14 @@ pub(crate) async fn run(args: CoordinatorArgs) -> Result<(), Exit> {
         let stores = Stores::new(BufferPool::new(IDLE_BYTES_MAX), &config.store);
         let claimant = Claimant::new(processes::own(false, None), |what| tracing::warn!("{what}"));
         let (faults, servers) = (faults.clone(), Servers::of(&settings));
-        let options = CoordinatorOptions { config: config.clone(), bucket, faults, servers, vitals, claimant };
+        let options = CoordinatorOptions {
+            config: config.clone(),
+            bucket,
+            faults,
+            servers,
+            vitals,
+            claimant,
+        };
         let clock = Arc::new(SystemClock::default());
         Box::pin(muster_coordinator::run(client, ledger, stores, clock, options, stopped)).await
     };
@@ -60,7 +69,8 @@ pub(crate) async fn run(args: CoordinatorArgs) -> Result<(), Exit> {
         led = &mut lead => led,
         _ = cmd::end_signal() => {
             stop.send_replace(true);
-            // The journal holds everything that counts; ending is only a matter of leaving politely.
+            // The journal holds everything that counts; ending is only a matter of leaving
+            // politely.
             tokio::time::timeout(Duration::from_secs(5), lead).await.unwrap_or(Ok(()))
         }
     };

@@ -1,4 +1,5 @@
-//! `muster events`: a job's history, or all of the deployment's, as it was said; nothing is read from it but by people.
+//! `muster events`: a job's history, or all of the deployment's, as it was said; nothing is read
+//! from it but by people.
 
 use std::time::Duration;
 
@@ -20,9 +21,13 @@ use crate::output;
 /// Prints what is kept, then, where asked to, what comes.
 pub(crate) async fn run(args: EventsArgs) -> Result<(), Exit> {
     cmd::log(LogFormat::Text, "warn");
-    let job: Option<JobId> =
-        args.job.as_deref().map(|id| id.parse().map_err(|e: InvalidId| Exit::usage(e.to_string()))).transpose()?;
-    let since_unix_ms = args.since.map(|back| SystemClock::default().unix_ms().saturating_sub(millis(back)));
+    let job: Option<JobId> = args
+        .job
+        .as_deref()
+        .map(|id| id.parse().map_err(|e: InvalidId| Exit::usage(e.to_string())))
+        .transpose()?;
+    let since_unix_ms =
+        args.since.map(|back| SystemClock::default().unix_ms().saturating_sub(millis(back)));
     let (client, config, refusals) = cmd::connect(&args.client.nats).await?;
     tokio::select! {
         read = read(&client, &config, &args, job.as_ref(), since_unix_ms) => read,
@@ -39,7 +44,8 @@ async fn read(
 ) -> Result<(), Exit> {
     let mut events = Events::open(client, config, job, since_unix_ms).await.map_err(opening)?;
     let scope = job.map(|job| Scope::new(job.clone(), since_unix_ms.is_none()));
-    let mut printer = Printer { json: args.client.json, with_job: job.is_none(), scope, printed: 0 };
+    let mut printer =
+        Printer { json: args.client.json, with_job: job.is_none(), scope, printed: 0 };
     while let Some(entry) = events.next_kept().await.map_err(exit::connecting)? {
         printer.print(entry);
     }
@@ -71,7 +77,9 @@ fn millis(duration: Duration) -> u64 {
 /// No stream means that there is no deployment to ask.
 fn opening(error: Error) -> Exit {
     match error.kind {
-        ErrorKind::NotFound => Exit::unreachable(format!("{}; start one with: muster coordinator", error.message)),
+        ErrorKind::NotFound => {
+            Exit::unreachable(format!("{}; start one with: muster coordinator", error.message))
+        }
         _ => exit::connecting(error),
     }
 }
@@ -126,7 +134,9 @@ mod tests {
             kind: "phase-began".to_owned(),
             text: text.to_owned(),
         };
-        let check = |event: Event, with_job: bool, expected: &str| assert_eq!(line(&event, with_job), expected);
+        let check = |event: Event, with_job: bool, expected: &str| {
+            assert_eq!(line(&event, with_job), expected)
+        };
         check(
             event(Some("j1"), "sort: 3 tasks"),
             false,
@@ -135,7 +145,8 @@ mod tests {
         check(
             event(None, "a\u{1b}[2Jb\nc"),
             true,
-            "2023-11-14T22:13:20.123Z info    phase-began        -                    a\u{fffd}[2Jb\u{fffd}c",
+            "2023-11-14T22:13:20.123Z info    phase-began        -                    \
+                a\u{fffd}[2Jb\u{fffd}c",
         );
         let late = Event { unix_ms: u64::MAX, ..event(None, "") };
         assert!(line(&late, false).starts_with("9999-12-31T23:59:59"));

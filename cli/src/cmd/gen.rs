@@ -47,7 +47,8 @@ struct Share {
 pub(crate) async fn run(args: GenArgs) -> Result<(), Exit> {
     cmd::log(LogFormat::Text, "warn");
     let mode = if args.ascii { Mode::Ascii } else { Mode::Binary };
-    let generator = Generator::new(mode, args.skew, args.duplicates).map_err(|e| Exit::usage(e.to_string()))?;
+    let generator =
+        Generator::new(mode, args.skew, args.duplicates).map_err(|e| Exit::usage(e.to_string()))?;
     let last = args.seed_record.checked_add(args.records);
     last.ok_or_else(|| Exit::usage("the record numbers would exceed 64 bits"))?;
     let url = cmd::blob_url(&args.output)?;
@@ -61,9 +62,15 @@ pub(crate) async fn run(args: GenArgs) -> Result<(), Exit> {
     // From here on no signal kills: an upload that was opened is given up.
     let mut signals = EndSignals::watch();
     crate::signals::outlive_file_size_limit();
-    let writer = Writer { store: &*store, buffers: stores.buffers(), generator, ended: AtomicBool::new(false) };
+    let writer = Writer {
+        store: &*store,
+        buffers: stores.buffers(),
+        generator,
+        ended: AtomicBool::new(false),
+    };
     let written = async {
-        let all = stream::iter(shares.iter().map(|share| writer.write_file(share))).buffer_unordered(at_once);
+        let all = stream::iter(shares.iter().map(|share| writer.write_file(share)))
+            .buffer_unordered(at_once);
         // Each ends by itself, so that none leaves an upload open.
         let ends: Vec<Result<()>> = all.collect().await;
         ends.into_iter().collect::<Result<()>>()
@@ -74,8 +81,10 @@ pub(crate) async fn run(args: GenArgs) -> Result<(), Exit> {
         _ = signals.next() => {
             writer.ended.store(true, Ordering::Relaxed);
             return Err(tokio::select! {
-                _ = written => Exit::interrupted(format!("interrupted; nothing unfinished is left in {url}")),
-                _ = signals.next() => Exit::interrupted(format!("interrupted twice; an unfinished upload may be left in {url}")),
+                _ = written => Exit::interrupted(format!("interrupted; nothing unfinished is left \
+                    in {url}")),
+                _ = signals.next() => Exit::interrupted(format!("interrupted twice; an unfinished \
+                    upload may be left in {url}")),
             });
         }
     }
@@ -94,14 +103,16 @@ fn shares(args: &GenArgs, url: &BlobUrl) -> Vec<Share> {
     (0..files)
         .map(|file| {
             let records = each + u64::from(file < longer);
-            let share = Share { url: url.join(&format!("gen-{file:05}.{extension}")), first, records };
+            let share =
+                Share { url: url.join(&format!("gen-{file:05}.{extension}")), first, records };
             first += records;
             share
         })
         .collect()
 }
 
-/// Writes files. One that has failed or was told to end lets the others end, and leaves no upload behind.
+/// Writes files. One that has failed or was told to end lets the others end, and leaves no upload
+/// behind.
 struct Writer<'a> {
     store: &'a dyn Blobs,
     buffers: &'a BufferPool,
@@ -112,13 +123,18 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn go_on(&self) -> Result<()> {
-        if self.ended.load(Ordering::Relaxed) { Err(Error::invalid("it was ended")) } else { Ok(()) }
+        if self.ended.load(Ordering::Relaxed) {
+            Err(Error::invalid("it was ended"))
+        } else {
+            Ok(())
+        }
     }
 
     async fn write_file(&self, share: &Share) -> Result<()> {
         self.go_on()?;
         let small = share.records <= PART_RECORDS;
-        let written = if small { self.write_small(share).await } else { self.write_large(share).await };
+        let written =
+            if small { self.write_small(share).await } else { self.write_large(share).await };
         if written.is_err() {
             self.ended.store(true, Ordering::Relaxed);
         }
@@ -138,20 +154,27 @@ impl Writer<'_> {
         let upload = store.open_upload(key).await?;
         let at_once = 2 * cmd::cores() as usize;
         let part = |index: u64| self.write_part(share, &upload, (index, part_records));
-        let tags: Result<Vec<String>> = stream::iter((0..parts).map(part)).buffered(at_once).try_collect().await;
+        let tags: Result<Vec<String>> =
+            stream::iter((0..parts).map(part)).buffered(at_once).try_collect().await;
         let total = share.records * RECORD_BYTES as u64;
         let done = match tags {
             Ok(tags) => store.complete_upload(key, &upload, &tags, total, false).await.map(drop),
             Err(error) => Err(error),
         };
         if done.is_err() {
-            // The first error is the one to report; what an abort cannot remove, the store's own rules will.
+            // The first error is the one to report; what an abort cannot remove, the store's own
+            // rules will.
             drop(store.abort_upload(key, &upload).await);
         }
         done
     }
 
-    async fn write_part(&self, share: &Share, upload: &str, (index, part_records): (u64, u64)) -> Result<String> {
+    async fn write_part(
+        &self,
+        share: &Share,
+        upload: &str,
+        (index, part_records): (u64, u64),
+    ) -> Result<String> {
         self.go_on()?;
         let skipped = index * part_records;
         let bytes = part_records.min(share.records - skipped) as usize * RECORD_BYTES;
@@ -164,7 +187,8 @@ impl Writer<'_> {
             generator.fill(first, &mut vec[start..]);
             buffer
         });
-        let buffer = filled.await.map_err(|e| Error::bug(format!("a generator ended early: {e}")))?;
+        let buffer =
+            filled.await.map_err(|e| Error::bug(format!("a generator ended early: {e}")))?;
         let at = PartAt { index: index as u32, offset: skipped * RECORD_BYTES as u64 };
         self.store.upload_part(share.url.key(), upload, at, buffer.into()).await
     }
@@ -174,10 +198,18 @@ fn report(args: &GenArgs, url: &BlobUrl, files: u64, millis: u64) {
     let bytes = args.records * RECORD_BYTES as u64;
     if args.json {
         let seconds = millis as f64 / 1000.0;
-        output::json(&Summary { records: args.records, bytes, files, output: url.to_string(), seconds });
+        output::json(&Summary {
+            records: args.records,
+            bytes,
+            files,
+            output: url.to_string(),
+            seconds,
+        });
     } else {
         let (count, size) = (output::grouped(args.records), output::bytes(bytes));
         let (time, rate) = (output::seconds(millis), output::rate(bytes, millis));
-        output::line(&format!("wrote {count} records, {size}, {files} file(s) to {url} in {time} ({rate})"));
+        output::line(&format!(
+            "wrote {count} records, {size}, {files} file(s) to {url} in {time} ({rate})"
+        ));
     }
 }

@@ -1,4 +1,5 @@
-//! What the stream of events says of a job, for those who ask about one: its own events, and those of the deployment in its time.
+//! What the stream of events says of a job, for those who ask about one: its own events, and those
+//! of the deployment in its time.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -21,11 +22,18 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// A time as people read it.
 pub(crate) fn time(unix_ms: u64) -> String {
-    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(unix_ms.min(MILLIS_MAX))).to_string()
+    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(unix_ms.min(MILLIS_MAX)))
+        .to_string()
 }
 
-/// What became of a job that its coordinator does not know: the last word on it, if one is kept and this user may read it.
-pub(crate) async fn end_of(client: &Client, config: &Config, refusals: &Refusals, job: &JobId) -> Option<String> {
+/// What became of a job that its coordinator does not know: the last word on it, if one is kept and
+/// this user may read it.
+pub(crate) async fn end_of(
+    client: &Client,
+    config: &Config,
+    refusals: &Refusals,
+    job: &JobId,
+) -> Option<String> {
     let look = async {
         let mut events = Events::open(client, config, Some(job), None).await.ok()?;
         let mut last = None;
@@ -54,11 +62,13 @@ fn told_end(job: &JobId, event: &Event) -> Option<String> {
     }
 }
 
-/// Which events belong to the history of a job: its own, and what happened to the deployment while it was there.
+/// Which events belong to the history of a job: its own, and what happened to the deployment while
+/// it was there.
 #[derive(Debug)]
 pub(crate) struct Scope {
     job: JobId,
-    /// Whether its first event has come, or may have come before what is read, and its last one has not.
+    /// Whether its first event has come, or may have come before what is read, and its last one has
+    /// not.
     lives: bool,
     /// When its first one happened, of those that are read.
     began_unix_ms: Option<u64>,
@@ -85,7 +95,8 @@ impl Scope {
             }
             Some(_) => false,
             None => {
-                let of_its_time = self.lives || (self.is_after_its_begin(event) && self.is_before_its_end(event));
+                let of_its_time =
+                    self.lives || (self.is_after_its_begin(event) && self.is_before_its_end(event));
                 (of_its_time && concerns_jobs(event)) || self.is_told_late(event)
             }
         }
@@ -102,17 +113,25 @@ impl Scope {
         self.began_unix_ms.is_none_or(|began_unix_ms| event.unix_ms >= began_unix_ms)
     }
 
-    /// An outage of the journal is told of when it is over, and the record that waited for that may have been the job's last.
+    /// An outage of the journal is told of when it is over, and the record that waited for that may
+    /// have been the job's last.
     fn is_told_late(&self, event: &Event) -> bool {
         let late = |ended_unix_ms: u64| event.unix_ms.saturating_sub(ended_unix_ms) <= TOLD_LATE_MS;
         event.kind == "journal-back" && self.ended_unix_ms.is_some_and(late)
     }
 }
 
-/// Whether what is said of the deployment concerns the jobs that run: who leads, what was away, who was lost. Who comes, stands by or is alone does not.
+/// Whether what is said of the deployment concerns the jobs that run: who leads, what was away, who
+/// was lost. Who comes, stands by or is alone does not.
 fn concerns_jobs(event: &Event) -> bool {
-    let over =
-        ["took-over", "partition-healed", "journal-back", "worker-back", "worker-store-back", "nats-server-back"];
+    let over = [
+        "took-over",
+        "partition-healed",
+        "journal-back",
+        "worker-back",
+        "worker-store-back",
+        "nats-server-back",
+    ];
     event.severity != "info" || over.contains(&event.kind.as_str()) || event.kind == "alert-cleared"
 }
 
@@ -157,7 +176,8 @@ mod tests {
     /// A leader that was deposed tells what it had to when its stream is back.
     #[test]
     fn what_comes_late_is_of_the_time_when_it_happened() {
-        let at = |after_ms: u64, event: Event| Event { unix_ms: 1_700_000_000_000 + after_ms, ..event };
+        let at =
+            |after_ms: u64, event: Event| Event { unix_ms: 1_700_000_000_000 + after_ms, ..event };
         let told = [
             (at(100, event(Some("j1"), "info", "job-submitted")), true),
             (at(900, event(Some("j1"), "info", "job-cleaned")), true),
@@ -178,7 +198,10 @@ mod tests {
             assert_eq!(told_end(&job, &event(Some("j1"), "info", kind)).as_deref(), expected);
         };
         check("submit-refused", Some("job j1 was refused at 2023-11-14T22:13:20.123Z: why"));
-        check("job-ended", Some("job j1 is no longer known; it ended at 2023-11-14T22:13:20.123Z: why"));
+        check(
+            "job-ended",
+            Some("job j1 is no longer known; it ended at 2023-11-14T22:13:20.123Z: why"),
+        );
         check("phase-began", None);
         assert_eq!(told_end(&job, &event(Some("j2"), "info", "job-ended")), None);
     }

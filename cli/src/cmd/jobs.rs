@@ -17,7 +17,8 @@ fn job_id(args: &JobArgs) -> Result<JobId, Exit> {
     args.job.parse().map_err(|e: muster_common::ids::InvalidId| Exit::usage(e.to_string()))
 }
 
-/// Errors of a call, where "no coordinator", or one that says "later" all the time, means that there is nothing to connect to.
+/// Errors of a call, where "no coordinator", or one that says "later" all the time, means that
+/// there is nothing to connect to.
 pub(crate) fn calling(error: muster_common::Error) -> Exit {
     if error.kind.is_passing() { Exit::unreachable(error.message) } else { error.into() }
 }
@@ -34,10 +35,16 @@ pub(crate) async fn jobs(args: ClientArgs) -> Result<(), Exit> {
         output::json(&jobs);
         return Ok(());
     }
-    output::line(&format!("{:<24} {:<11} {:>10} {:>11} {:>7}  OUTPUT", "JOB", "STATE", "INPUT", "TASKS", "RETRIES"));
+    output::line(&format!(
+        "{:<24} {:<11} {:>10} {:>11} {:>7}  OUTPUT",
+        "JOB", "STATE", "INPUT", "TASKS", "RETRIES"
+    ));
     for job in jobs {
-        let tasks =
-            if job.tasks_total > 0 { format!("{}/{}", job.tasks_done, job.tasks_total) } else { "-".to_owned() };
+        let tasks = if job.tasks_total > 0 {
+            format!("{}/{}", job.tasks_done, job.tasks_total)
+        } else {
+            "-".to_owned()
+        };
         let (id, state) = (job.job.to_string(), job.state.to_string());
         output::line(&format!(
             "{id:<24} {state:<11} {:>10} {tasks:>11} {:>7}  {}",
@@ -56,7 +63,8 @@ pub(crate) async fn status(args: JobArgs) -> Result<(), Exit> {
     let (client, config, refusals) = cmd::connect(&args.client.nats).await?;
     let api = cmd::api_on(&client, &config, refusals.clone());
     let status = match api.status(&job).await {
-        // Refused requests are no jobs, and ended ones are forgotten in the end; what became of them stays told for longer.
+        // Refused requests are no jobs, and ended ones are forgotten in the end; what became of
+        // them stays told for longer.
         Err(error) if error.kind == ErrorKind::NotFound => {
             return Err(match history::end_of(&client, &config, &refusals, &job).await {
                 Some(end) => Exit::failed(end),
@@ -78,7 +86,8 @@ pub(crate) async fn watch(args: JobArgs) -> Result<(), Exit> {
         end = watch::to_end(&api, &job, &mut progress, false) => end,
         _ = cmd::end_signal() => {
             progress.finish();
-            return Err(Exit::interrupted(format!("no longer watching; the job goes on: muster watch {job}")));
+            return Err(Exit::interrupted(format!("no longer watching; the job goes on: muster \
+                watch {job}")));
         }
     };
     progress.finish();
@@ -122,14 +131,19 @@ fn print_status(status: &JobStatus, pool: Option<Shares>, json: bool) {
     if status.state.is_terminal() {
         watch::print_results(status);
     } else {
-        output::line(&format!("workers   {}, running attempts {}", status.workers, status.attempts_running));
+        output::line(&format!(
+            "workers   {}, running attempts {}",
+            status.workers, status.attempts_running
+        ));
     }
     if let Some(pool) = pool {
         output::line(&format!("pool      {pool}"));
     }
     let (retries, repeated, second) = (status.retries, status.repeated_tasks, status.speculations);
     if !status.state.is_terminal() {
-        output::line(&format!("retries   {retries}, repeated tasks {repeated}, second attempts {second}"));
+        output::line(&format!(
+            "retries   {retries}, repeated tasks {repeated}, second attempts {second}"
+        ));
     }
     if !status.alerts.is_empty() {
         output::line(&format!("alerts    {}", status.alerts.join(", ")));

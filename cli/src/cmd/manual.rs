@@ -1,4 +1,5 @@
-//! `muster completions SHELL` and `muster man [DIR]`: both are made of the command line as clap knows it, so they name what this very program takes.
+//! `muster completions SHELL` and `muster man [DIR]`: both are made of the command line as clap
+//! knows it, so they name what this very program takes.
 
 use std::io::Write;
 use std::path::Path;
@@ -36,7 +37,9 @@ fn page() -> Result<Vec<u8>, Exit> {
 }
 
 fn pages_in(dir: &Path) -> Result<(), Exit> {
-    let refuse = |e: std::io::Error| Exit::failed(format!("cannot write manual pages to {}: {e}", dir.display()));
+    let refuse = |e: std::io::Error| {
+        Exit::failed(format!("cannot write manual pages to {}: {e}", dir.display()))
+    };
     std::fs::create_dir_all(dir).map_err(refuse)?;
     clap_mangen::generate_to(Cli::command(), dir).map_err(refuse)?;
     output::line(&format!("manual pages written to {}", dir.display()));
@@ -46,7 +49,9 @@ fn pages_in(dir: &Path) -> Result<(), Exit> {
 /// To standard output. A reader that has seen enough (`| head`) is no failure.
 fn print(text: &[u8]) -> Result<(), Exit> {
     match std::io::stdout().lock().write_all(text) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Exit::failed(format!("cannot print: {e}"))),
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Exit::failed(format!("cannot print: {e}")))
+        }
         _ => Ok(()),
     }
 }
@@ -58,7 +63,8 @@ mod tests {
     use super::*;
 
     fn commands() -> Vec<String> {
-        let names: Vec<String> = Cli::command().get_subcommands().map(|one| one.get_name().to_owned()).collect();
+        let names: Vec<String> =
+            Cli::command().get_subcommands().map(|one| one.get_name().to_owned()).collect();
         assert!(names.len() >= 16 && names.iter().any(|name| name == "sort"), "{names:?}");
         names
     }
@@ -70,7 +76,10 @@ mod tests {
             for name in commands() {
                 assert!(text.contains(&name), "{shell}: no {name}");
             }
-            assert!(text.contains("partitions") && text.contains("http"), "{shell}: options are missing");
+            assert!(
+                text.contains("partitions") && text.contains("http"),
+                "{shell}: options are missing"
+            );
         }
     }
 
@@ -80,7 +89,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         pages_in(dir.path()).expect("pages");
         for name in commands() {
-            assert!(text.contains(&format!("muster\\-{}", name.replace('-', "\\-"))), "{name} is not in\n{text}");
+            assert!(
+                text.contains(&format!("muster\\-{}", name.replace('-', "\\-"))),
+                "{name} is not in\n{text}"
+            );
             let page = std::fs::read_to_string(dir.path().join(format!("muster-{name}.1")));
             assert!(page.is_ok_and(|page| page.contains(".TH")), "no page of {name}");
         }

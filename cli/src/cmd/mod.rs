@@ -67,7 +67,8 @@ fn in_namespace(config: Config, nats: &NatsArgs) -> muster_common::Result<Config
 
 /// What profile and file say about single jobs: it goes with a job into a pool.
 pub(crate) fn job_settings(args: &SettingsArgs) -> Result<Option<String>, Exit> {
-    Config::job_settings(profile(args.profile), args.config.as_deref()).map_err(|e| Exit::usage(e.message))
+    Config::job_settings(profile(args.profile), args.config.as_deref())
+        .map_err(|e| Exit::usage(e.message))
 }
 
 fn profile(profile: Profile) -> config::Profile {
@@ -79,18 +80,28 @@ fn profile(profile: Profile) -> config::Profile {
 }
 
 /// The faults that a process of `who` is to inject into itself, where it is asked to.
-pub(crate) fn faults(spec: Option<&str>, config: &Config, who: &str) -> Result<Option<Arc<Faults>>, Exit> {
+pub(crate) fn faults(
+    spec: Option<&str>,
+    config: &Config,
+    who: &str,
+) -> Result<Option<Arc<Faults>>, Exit> {
     let Some(spec) = spec else { return Ok(None) };
     let enabled_here = std::env::var_os(faults::ENABLE_VARIABLE).is_some_and(|value| value == "1");
-    let begun = Faults::begin(spec, &config.faults, enabled_here, who, Arc::new(SystemClock::default()));
+    let begun =
+        Faults::begin(spec, &config.faults, enabled_here, who, Arc::new(SystemClock::default()));
     begun.map(Some).map_err(|e| Exit::usage(e.message))
 }
 
 /// Serves health and metrics of this process, where it is asked to; for as long as it lives.
-pub(crate) async fn watched(kind: &'static str, args: &HttpArgs, config: &Config) -> Result<Option<Arc<Vitals>>, Exit> {
+pub(crate) async fn watched(
+    kind: &'static str,
+    args: &HttpArgs,
+    config: &Config,
+) -> Result<Option<Arc<Vitals>>, Exit> {
     let Some(address) = args.http else { return Ok(None) };
     let clock = Arc::new(SystemClock::default());
-    let vitals = Arc::new(Vitals::new(kind, env!("CARGO_PKG_VERSION"), config.http.stuck_ms, clock)?);
+    let vitals =
+        Arc::new(Vitals::new(kind, env!("CARGO_PKG_VERSION"), config.http.stuck_ms, clock)?);
     let server = http::Server::bind(address, vitals.clone()).await?;
     tracing::info!(address = %server.address(), "serving /healthz, /readyz and /metrics");
     tokio::spawn(server.serve());
@@ -107,7 +118,9 @@ pub(crate) fn log(format: LogFormat, level: &str) {
 }
 
 /// A connection for a command that only asks, with the settings that such commands use.
-pub(crate) async fn connect(args: &NatsArgs) -> Result<(async_nats::Client, Config, Refusals), Exit> {
+pub(crate) async fn connect(
+    args: &NatsArgs,
+) -> Result<(async_nats::Client, Config, Refusals), Exit> {
     let config = Config::profile(config::Profile::Production)?;
     let config = in_namespace(config, args).map_err(|e| Exit::usage(e.message))?;
     let settings = nats_context::find_or_default(args).map_err(|e| Exit::usage(e.message))?;
@@ -134,10 +147,12 @@ pub(crate) async fn api_of(args: &ClientArgs) -> Result<Api, Exit> {
 
 /// The machine's cores, as far as this process may use them.
 pub(crate) fn cores() -> u32 {
-    std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1024))
+    std::thread::available_parallelism()
+        .map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1024))
 }
 
-/// Resolves when the process is asked to end (see [`crate::signals`]). Gives true for Ctrl-C and its like.
+/// Resolves when the process is asked to end (see [`crate::signals`]). Gives true for Ctrl-C and
+/// its like.
 pub(crate) async fn end_signal() -> bool {
     EndSignals::watch().next().await
 }

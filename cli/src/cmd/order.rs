@@ -11,15 +11,25 @@ use crate::cmd::refuse;
 use crate::exit::Exit;
 
 /// What sort(1) takes for `--sort`.
-const SORT_WORDS: [&str; 6] = ["general-numeric", "human-numeric", "month", "numeric", "random", "version"];
+const SORT_WORDS: [&str; 6] =
+    ["general-numeric", "human-numeric", "month", "numeric", "random", "version"];
 /// Formats that the design names and that are not built yet.
 const LATER_FORMATS: [&str; 4] = ["csv", "tsv", "jsonl", "parquet"];
 
 /// Whether an option says what order is meant.
 pub(crate) fn is_given(args: &OrderArgs) -> bool {
-    let letters =
-        [args.numeric, args.reverse, args.stable, args.unique, args.zero, args.blanks, args.fold, args.dictionary];
-    let more = [args.nonprinting, args.general, args.human, args.month, args.random, args.version_sort];
+    let letters = [
+        args.numeric,
+        args.reverse,
+        args.stable,
+        args.unique,
+        args.zero,
+        args.blanks,
+        args.fold,
+        args.dictionary,
+    ];
+    let more =
+        [args.nonprinting, args.general, args.human, args.month, args.random, args.version_sort];
     !is_auto(args)
         || !args.keys.is_empty()
         || args.separator.is_some()
@@ -29,7 +39,9 @@ pub(crate) fn is_given(args: &OrderArgs) -> bool {
 
 /// Whether an option is given that only lines have.
 pub(crate) fn is_of_lines(args: &OrderArgs) -> bool {
-    [args.numeric, args.zero, args.blanks, args.fold, args.dictionary, args.nonprinting].into_iter().any(|given| given)
+    [args.numeric, args.zero, args.blanks, args.fold, args.dictionary, args.nonprinting]
+        .into_iter()
+        .any(|given| given)
         || args.separator.is_some()
         || args.sort_word.is_some()
         || args.keys.iter().any(|key| KeyDef::parse_range(key).is_err())
@@ -45,7 +57,10 @@ pub(crate) fn spec(args: &OrderArgs, auto: Format) -> Result<SortSpec, Exit> {
     let word = args.sort_word.as_deref();
     let is_word = |name: &str| word == Some(name);
     if let Some(word) = word.filter(|word| !SORT_WORDS.contains(word)) {
-        return Err(Exit::usage(format!("--sort {word:?} is not one of {}", SORT_WORDS.join(", "))));
+        return Err(Exit::usage(format!(
+            "--sort {word:?} is not one of {}",
+            SORT_WORDS.join(", ")
+        )));
     }
     for (given, letter) in [
         (args.general || is_word("general-numeric"), "-g (--general-numeric-sort)"),
@@ -57,7 +72,8 @@ pub(crate) fn spec(args: &OrderArgs, auto: Format) -> Result<SortSpec, Exit> {
         refuse(given, letter)?;
     }
     let format = format(args, auto)?;
-    let keys: Result<Vec<KeyDef>, _> = args.keys.iter().map(|text| KeyDef::parse(text, &format)).collect();
+    let keys: Result<Vec<KeyDef>, _> =
+        args.keys.iter().map(|text| KeyDef::parse(text, &format)).collect();
     let spec = SortSpec {
         keys: keys.map_err(|e| Exit::usage(format!("-k: {e}")))?,
         global: KeyFlags {
@@ -83,14 +99,23 @@ fn format(args: &OrderArgs, auto: Format) -> Result<Format, Exit> {
         "auto" if matches!(auto, Format::Lines { .. }) => Ok(lines()),
         "auto" => Ok(auto),
         "lines" => Ok(lines()),
-        name if LATER_FORMATS.contains(&name) => Err(crate::exit::not_built(&format!("--format {name}"))),
+        name if LATER_FORMATS.contains(&name) => {
+            Err(crate::exit::not_built(&format!("--format {name}")))
+        }
         other => {
-            let len = other.strip_prefix("fixed:").and_then(|len| len.parse().ok()).filter(|len| *len > 0);
+            let len = other
+                .strip_prefix("fixed:")
+                .and_then(|len| len.parse().ok())
+                .filter(|len| *len > 0);
             let len = len.ok_or_else(|| {
-                Exit::usage(format!("--format {other:?} is not one of auto, lines, fixed:LEN (LEN in bytes)"))
+                Exit::usage(format!(
+                    "--format {other:?} is not one of auto, lines, fixed:LEN (LEN in bytes)"
+                ))
             })?;
             if args.zero {
-                return Err(Exit::usage("-z (--zero-terminated) is for lines, not for fixed records"));
+                return Err(Exit::usage(
+                    "-z (--zero-terminated) is for lines, not for fixed records",
+                ));
             }
             Ok(Format::Fixed { len })
         }
@@ -102,8 +127,12 @@ fn separator(text: &OsStr) -> Result<u8, Exit> {
         [byte] => Ok(*byte),
         b"\\0" => Ok(0),
         b"\\t" => Ok(b'\t'),
-        [] => Err(Exit::usage("-t: the separator is empty; without -t fields begin where blanks end")),
-        _ => Err(Exit::usage(format!("-t {text:?}: a separator is one byte, or \\0 for NUL, or \\t"))),
+        [] => {
+            Err(Exit::usage("-t: the separator is empty; without -t fields begin where blanks end"))
+        }
+        _ => Err(Exit::usage(format!(
+            "-t {text:?}: a separator is one byte, or \\0 for NUL, or \\t"
+        ))),
     }
 }
 
@@ -119,12 +148,17 @@ mod tests {
 
     /// What muster makes of options: the sorted lines, or its refusal.
     fn ours(options: &[&str]) -> Result<Vec<u8>, String> {
-        let line = ["muster", "sort"].iter().chain(options).chain(&["/none/in", "--output=/none/out"]);
-        let args = argv::for_clap(line.map(Into::into).collect()).map_err(|exit| format!("{exit:?}"))?;
-        let Command::Sort(args) = Cli::try_parse_from(args).map_err(|error| error.to_string())?.command else {
+        let line =
+            ["muster", "sort"].iter().chain(options).chain(&["/none/in", "--output=/none/out"]);
+        let args =
+            argv::for_clap(line.map(Into::into).collect()).map_err(|exit| format!("{exit:?}"))?;
+        let Command::Sort(args) =
+            Cli::try_parse_from(args).map_err(|error| error.to_string())?.command
+        else {
             return Err("not a sort".to_owned());
         };
-        let spec = spec(&args.order, Format::Lines { terminator: b'\n' }).map_err(|exit| format!("{exit:?}"))?;
+        let spec = spec(&args.order, Format::Lines { terminator: b'\n' })
+            .map_err(|exit| format!("{exit:?}"))?;
         sort_reference(&spec, &[LINES.to_vec()]).map_err(|error| error.to_string())
     }
 
@@ -133,11 +167,13 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("in");
         std::fs::write(&path, LINES).expect("input");
-        let sort = std::process::Command::new("sort").env("LC_ALL", "C").args(options).arg(&path).output();
+        let sort =
+            std::process::Command::new("sort").env("LC_ALL", "C").args(options).arg(&path).output();
         let sort = sort.expect("the system's sort");
         match sort.status.code() {
             Some(0) => Some(sort.stdout),
-            // It refuses what it does not know with 2, and a word that an option does not take with 1.
+            // It refuses what it does not know with 2, and a word that an option does not take
+            // with 1.
             Some(1 | 2) => None,
             other => panic!("sort {options:?} ended with {other:?}"),
         }
@@ -232,12 +268,19 @@ mod tests {
         ] {
             check(&options.split(' ').collect::<Vec<_>>());
         }
-        for options in
-            [&["-t", ""][..], &["-t", " "], &["-k", " 1"], &["-k", "2 "], &["-k", ""], &["-t", "é"], &["-t\t", "-k2"]]
-        {
+        for options in [
+            &["-t", ""][..],
+            &["-t", " "],
+            &["-k", " 1"],
+            &["-k", "2 "],
+            &["-k", ""],
+            &["-t", "é"],
+            &["-t\t", "-k2"],
+        ] {
             check(options);
         }
-        let many: Vec<String> = (1..=500).map(|key| format!("-k{},{}", 501 - key, 501 - key)).collect();
+        let many: Vec<String> =
+            (1..=500).map(|key| format!("-k{},{}", 501 - key, 501 - key)).collect();
         check(&many.iter().map(String::as_str).collect::<Vec<_>>());
     }
 
@@ -278,7 +321,9 @@ mod tests {
         ];
         let mut state = 7_u64;
         let mut next = |below: usize| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as usize % below
         };
         for _ in 0..400 {

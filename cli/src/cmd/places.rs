@@ -1,4 +1,5 @@
-//! From what is typed on the command line to URLs: a URL as it is, a path made absolute as the system would read it.
+//! From what is typed on the command line to URLs: a URL as it is, a path made absolute as the
+//! system would read it.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -19,12 +20,15 @@ pub(crate) fn url(argument: impl AsRef<OsStr>) -> Result<BlobUrl, Exit> {
     let argument = argument.as_ref();
     let parsed = match as_url(argument)? {
         Some(text) => text.parse(),
-        None => Absolute::of(Path::new(argument)).and_then(|path| BlobUrl::from_path(&path.whole())),
+        None => {
+            Absolute::of(Path::new(argument)).and_then(|path| BlobUrl::from_path(&path.whole()))
+        }
     };
     parsed.map_err(|e| Exit::usage(e.message))
 }
 
-/// An INPUT as a request names it: a pattern stays one, and what the folder before it is called is none.
+/// An INPUT as a request names it: a pattern stays one, and what the folder before it is called is
+/// none.
 pub(crate) fn input(argument: &OsStr) -> Result<String, Exit> {
     let named = match as_url(argument)? {
         Some(text) => text.parse::<BlobUrl>().map(|_| text.to_owned()),
@@ -37,7 +41,8 @@ pub(crate) fn input(argument: &OsStr) -> Result<String, Exit> {
 fn as_url(argument: &OsStr) -> Result<Option<&str>, Exit> {
     if argument == STANDARD {
         return Err(Exit::usage(
-            "- (standard input or output) is not built yet: name a file or a folder; what is really named - is ./-",
+            "- (standard input or output) is not built yet: name a file or a folder; what is \
+                really named - is ./-",
         ));
     }
     Ok(argument.to_str().filter(|text| text.contains("://")))
@@ -63,19 +68,28 @@ impl Absolute {
             PathBuf::from("/")
         } else {
             std::env::current_dir().map_err(|e| {
-                Error::invalid(format!("the path {}: the working folder cannot be found: {e}", path.display()))
+                Error::invalid(format!(
+                    "the path {}: the working folder cannot be found: {e}",
+                    path.display()
+                ))
             })?
         };
         let components: Vec<Component<'_>> = path.components().collect();
-        let behind = components.iter().rposition(|component| *component == Component::ParentDir).map_or(0, |at| at + 1);
+        let behind = components
+            .iter()
+            .rposition(|component| *component == Component::ParentDir)
+            .map_or(0, |at| at + 1);
         let folder = if behind == 0 {
             here
         } else {
-            // What .. means hangs on the links before it. Where nothing is there, the system would find nothing either.
+            // What .. means hangs on the links before it. Where nothing is there, the system would
+            // find nothing either.
             let before = here.join(components[..behind].iter().collect::<PathBuf>());
             before.canonicalize().map_err(|e| failed(&before, e))?
         };
-        let rest = components[behind..].iter().filter(|component| matches!(component, Component::Normal(_)));
+        let rest = components[behind..]
+            .iter()
+            .filter(|component| matches!(component, Component::Normal(_)));
         let mut rest: PathBuf = rest.collect();
         if path.as_os_str().as_bytes().ends_with(b"/") {
             rest.push("");
@@ -115,7 +129,11 @@ mod tests {
         symlink(base.join("far/below"), base.join("link")).expect("link");
         let check = |typed: &str, expected: Option<&str>| {
             let found = input(base.join(typed).as_os_str()).ok();
-            assert_eq!(found, expected.map(|expected| format!("file://{}/{expected}", base.display())), "{typed}");
+            assert_eq!(
+                found,
+                expected.map(|expected| format!("file://{}/{expected}", base.display())),
+                "{typed}"
+            );
             if let Some(expected) = expected {
                 let whole = url(base.join(typed)).expect("url");
                 let expected = expected.trim_end_matches('/').replace("/./", "/");
@@ -141,7 +159,10 @@ mod tests {
         assert_eq!(url(&name).expect("url").file_path(), Some(PathBuf::from(name)));
         assert_eq!(input("s3://bucket/a//b*".as_ref()).expect("input"), "s3://bucket/a//b*");
         for refused in ["", "-", "s3://x", "file:///a/../b", "gs://bucket/a"] {
-            assert!(format!("{:?}", input(refused.as_ref()).expect_err(refused)).contains("code: 2"), "{refused}");
+            assert!(
+                format!("{:?}", input(refused.as_ref()).expect_err(refused)).contains("code: 2"),
+                "{refused}"
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! OUTPUT is a folder of parts. What was meant as one file, or as standard output, is refused with what to type instead, before a folder of that name stands there.
+//! OUTPUT is a folder of parts. What was meant as one file, or as standard output, is refused with
+//! what to type instead, before a folder of that name stands there.
 
 use std::path::Path;
 
@@ -7,16 +8,17 @@ use crate::exit::Exit;
 
 /// Extensions of files that sorted data is written to.
 const EXTENSIONS: [&str; 32] = [
-    "arrow", "avro", "bin", "bz2", "csv", "dat", "data", "gz", "ini", "json", "jsonl", "list", "log", "lz4", "md",
-    "ndjson", "orc", "out", "parquet", "psv", "sort", "sorted", "sql", "tab", "text", "tmp", "tsv", "txt", "xml", "xz",
-    "zip", "zst",
+    "arrow", "avro", "bin", "bz2", "csv", "dat", "data", "gz", "ini", "json", "jsonl", "list",
+    "log", "lz4", "md", "ndjson", "orc", "out", "parquet", "psv", "sort", "sorted", "sql", "tab",
+    "text", "tmp", "tsv", "txt", "xml", "xz", "zip", "zst",
 ];
 
 /// Refuses an OUTPUT that is no folder.
 pub(crate) fn refuse(output: &str) -> Result<(), Exit> {
     if output == STANDARD {
         return Err(Exit::usage(
-            "-o -: the sorted data cannot go to standard output in this version: it is a folder of parts. Write it into one and read them in order: \
+            "-o -: the sorted data cannot go to standard output in this version: it is a folder of \
+                parts. Write it into one and read them in order: \
              -o DIR/, then cat DIR/part-* (a folder that is really named - is ./-)",
         ));
     }
@@ -25,13 +27,15 @@ pub(crate) fn refuse(output: &str) -> Result<(), Exit> {
     let place = Path::new(path);
     if local && place.exists() && !place.is_dir() {
         return Err(Exit::usage(format!(
-            "-o {output}: that is a file, and OUTPUT is a folder of parts in this version. Write into another place and read the parts in order: {}",
+            "-o {output}: that is a file, and OUTPUT is a folder of parts in this version. Write \
+                into another place and read the parts in order: {}",
             instead(output)
         )));
     }
     if looks_like_a_file(path) && !(local && place.is_dir()) {
         return Err(Exit::usage(format!(
-            "-o {output}: that looks like a file, and OUTPUT is a folder of parts in this version. Write into a folder and read the parts in order: {}; \
+            "-o {output}: that looks like a file, and OUTPUT is a folder of parts in this version. \
+                Write into a folder and read the parts in order: {}; \
              if a folder of that name is meant: -o {output}/",
             instead(output)
         )));
@@ -41,7 +45,10 @@ pub(crate) fn refuse(output: &str) -> Result<(), Exit> {
 
 /// What makes the file that was meant.
 fn instead(output: &str) -> String {
-    let stem = output.rsplit_once('.').filter(|_| looks_like_a_file(output)).map_or(output, |(stem, _)| stem);
+    let stem = output
+        .rsplit_once('.')
+        .filter(|_| looks_like_a_file(output))
+        .map_or(output, |(stem, _)| stem);
     let folder = format!("{}-sorted", stem.trim_end_matches('/'));
     if output.contains("://") {
         format!("-o {folder}/, the parts there are {folder}/part-00000 and so on")
@@ -58,7 +65,8 @@ fn looks_like_a_file(path: &str) -> bool {
         None => path,
     };
     let name = name.rsplit('/').next().unwrap_or_default();
-    let extension = name.rsplit_once('.').filter(|(stem, _)| !stem.is_empty()).map(|(_, extension)| extension);
+    let extension =
+        name.rsplit_once('.').filter(|(stem, _)| !stem.is_empty()).map(|(_, extension)| extension);
     extension.is_some_and(|extension| EXTENSIONS.contains(&extension.to_ascii_lowercase().as_str()))
 }
 
@@ -98,7 +106,10 @@ mod tests {
         check("./-", Ok(()));
         check(
             "out.txt",
-            Err("-o out-sorted/, then cat out-sorted/part-* > out.txt; if a folder of that name is meant: -o out.txt/"),
+            Err(
+                "-o out-sorted/, then cat out-sorted/part-* > out.txt; if a folder of that name is \
+                    meant: -o out.txt/",
+            ),
         );
         check("/none/x.CSV", Err("-o /none/x-sorted/"));
         check("file:///none/x.gz", Err("looks like a file"));

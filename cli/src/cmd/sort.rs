@@ -37,7 +37,8 @@ pub(crate) async fn run(args: SortArgs) -> Result<(), Exit> {
     } else {
         nats_context::find(&place.nats).map_err(|e| Exit::usage(e.message))?
     };
-    // A run here is its own coordinator and workers: what they would log is what progress and the closing line say.
+    // A run here is its own coordinator and workers: what they would log is what progress and the
+    // closing line say.
     let level = if args.quiet { "error" } else { "warn" };
     cmd::log(args.settings.log_format, if pool.is_none() { "off" } else { level });
     refuse_misplaced(&args)?;
@@ -51,7 +52,8 @@ pub(crate) async fn run(args: SortArgs) -> Result<(), Exit> {
         }
         None => {
             let options = local_options(&args)?;
-            let spec = job_spec(&args, &config, false, place.memory.map(|_| options.chunk_bytes()))?;
+            let spec =
+                job_spec(&args, &config, false, place.memory.map(|_| options.chunk_bytes()))?;
             here(&args, spec, &config, &options, show).await
         }
     }
@@ -59,20 +61,29 @@ pub(crate) async fn run(args: SortArgs) -> Result<(), Exit> {
 
 fn refuse_misplaced(args: &SortArgs) -> Result<(), Exit> {
     if args.place.nats.nats.is_some() {
-        for (given, option) in
-            [(args.place.data_dir.is_some(), "--data-dir"), (args.place.threads.is_some(), "--threads")]
-        {
+        for (given, option) in [
+            (args.place.data_dir.is_some(), "--data-dir"),
+            (args.place.threads.is_some(), "--threads"),
+        ] {
             if given {
-                return Err(Exit::usage(format!("{option} is for a run here; in a pool it belongs to muster worker")));
+                return Err(Exit::usage(format!(
+                    "{option} is for a run here; in a pool it belongs to muster worker"
+                )));
             }
         }
     }
     Ok(())
 }
 
-fn job_spec(args: &SortArgs, config: &Config, in_pool: bool, task_memory_bytes: Option<u64>) -> Result<JobSpec, Exit> {
+fn job_spec(
+    args: &SortArgs,
+    config: &Config,
+    in_pool: bool,
+    task_memory_bytes: Option<u64>,
+) -> Result<JobSpec, Exit> {
     let sort = order::spec(&args.order, Format::Lines { terminator: b'\n' })?;
-    let inputs: Result<Vec<String>, Exit> = args.inputs.iter().map(|text| input(text, in_pool)).collect();
+    let inputs: Result<Vec<String>, Exit> =
+        args.inputs.iter().map(|text| input(text, in_pool)).collect();
     let job: JobId = match &args.job_id {
         Some(id) => id.parse().map_err(|e: InvalidId| Exit::usage(e.to_string()))?,
         None => new_job_id()?,
@@ -83,7 +94,13 @@ fn job_spec(args: &SortArgs, config: &Config, in_pool: bool, task_memory_bytes: 
         job,
         inputs: inputs?,
         output: cmd::blob_url(&args.output)?.to_string(),
-        bucket: args.place.bucket.as_deref().map(cmd::blob_url).transpose()?.map(|url| url.to_string()),
+        bucket: args
+            .place
+            .bucket
+            .as_deref()
+            .map(cmd::blob_url)
+            .transpose()?
+            .map(|url| url.to_string()),
         auto_format: order::is_auto(&args.order),
         sort,
         extension: extension.to_owned(),
@@ -119,7 +136,8 @@ fn input(argument: &OsStr, in_pool: bool) -> Result<String, Exit> {
         None => places::input(argument),
         Some(Err(error)) => Err(Exit::usage(error.message)),
         Some(Ok(_)) if !in_pool => Err(Exit::usage(format!(
-            "INPUT {text} means files that the workers of a pool offer; a run here has none: name the files themselves, or a pool with --nats"
+            "INPUT {text} means files that the workers of a pool offer; a run here has none: name \
+                the files themselves, or a pool with --nats"
         ))),
         Some(Ok(_)) => Ok(text.to_owned()),
     }
@@ -153,14 +171,23 @@ fn task_memory_bytes(args: &SortArgs) -> Result<Option<u64>, Exit> {
         None => Ok(None),
         Some(Size::Bytes(bytes)) => Ok(Some(bytes)),
         Some(Size::Percent(percent)) => Err(Exit::usage(format!(
-            "--memory {percent}% is a share of this machine, on which a pool does not sort; say the memory of one task there, like 1GiB"
+            "--memory {percent}% is a share of this machine, on which a pool does not sort; say \
+                the memory of one task there, like 1GiB"
         ))),
     }
 }
 
-async fn here(args: &SortArgs, spec: JobSpec, config: &Config, options: &LocalOptions, show: Show) -> Result<(), Exit> {
+async fn here(
+    args: &SortArgs,
+    spec: JobSpec,
+    config: &Config,
+    options: &LocalOptions,
+    show: Show,
+) -> Result<(), Exit> {
     if args.detach {
-        return Err(Exit::usage("--detach needs a pool: nothing would be left here to run the job"));
+        return Err(Exit::usage(
+            "--detach needs a pool: nothing would be left here to run the job",
+        ));
     }
     let mut progress = Progress::new(show);
     let ended = local::run(spec, config, options, &mut progress).await;
@@ -168,14 +195,22 @@ async fn here(args: &SortArgs, spec: JobSpec, config: &Config, options: &LocalOp
     watch::summarise(&ended?, args.json, args.quiet, progress.warned)
 }
 
-async fn in_pool(args: &SortArgs, spec: JobSpec, config: &Config, found: &Found, show: Show) -> Result<(), Exit> {
+async fn in_pool(
+    args: &SortArgs,
+    spec: JobSpec,
+    config: &Config,
+    found: &Found,
+    show: Show,
+) -> Result<(), Exit> {
     if let Some(name) = &found.by_default_context {
         let url = found.settings.public_url();
         output::error_line(&format!(
-            "muster: sorting in the pool of the NATS context {name} ({url}), which must see these paths; --local sorts here"
+            "muster: sorting in the pool of the NATS context {name} ({url}), which must see these \
+                paths; --local sorts here"
         ));
     }
-    let client = nats::connect(&found.settings, config, "muster sort").await.map_err(exit::connecting)?;
+    let client =
+        nats::connect(&found.settings, config, "muster sort").await.map_err(exit::connecting)?;
     let api = Api::new(client, config, SUBMIT_PATIENCE).heeding(found.settings.refusals.clone());
     let mut progress = Progress::new(show);
     let say = |what: &str| progress.say(what);
@@ -213,12 +248,15 @@ async fn in_pool(args: &SortArgs, spec: JobSpec, config: &Config, found: &Found,
 /// An error of submitting, where "no coordinator" leaves the choice to sort here.
 fn submitting(error: Error) -> Exit {
     match error.kind {
-        ErrorKind::Retry => Exit::unreachable(format!("{}, or sort here with --local", error.message)),
+        ErrorKind::Retry => {
+            Exit::unreachable(format!("{}, or sort here with --local", error.message))
+        }
         _ => cmd::jobs::calling(error),
     }
 }
 
-/// Ctrl-C before the coordinator has taken the job: it is not to begin behind the back of whoever has left.
+/// Ctrl-C before the coordinator has taken the job: it is not to begin behind the back of whoever
+/// has left.
 async fn withdraw(api: &Api, job: &JobId) -> Exit {
     match tokio::time::timeout(WITHDRAW_TIMEOUT, api.cancel(job)).await {
         Ok(Ok(_)) => Exit::interrupted(format!("interrupted; job {job} was withdrawn")),
@@ -226,7 +264,8 @@ async fn withdraw(api: &Api, job: &JobId) -> Exit {
             Exit::interrupted(format!("interrupted before job {job} was taken"))
         }
         Ok(Err(_)) | Err(_) => Exit::interrupted(format!(
-            "interrupted; whether job {job} was taken is not known: muster status {job} tells, muster cancel {job} ends it"
+            "interrupted; whether job {job} was taken is not known: muster status {job} tells, \
+                muster cancel {job} ends it"
         )),
     }
 }
@@ -276,25 +315,44 @@ mod tests {
 
     #[test]
     fn options_become_a_job() {
-        let spec = check("muster sort /in/a /in/b -o /out --key 2,2n -t : -s --partitions 7 --job-id j-1 --overwrite")
-            .expect("spec");
-        assert_eq!((spec.job.as_str(), spec.output.as_str(), spec.inputs.len()), ("j-1", "file:///out", 2));
-        assert_eq!((spec.sort.separator, spec.sort.stable, spec.sizing.partitions), (Some(b':'), true, Some(7)));
+        let spec = check(
+            "muster sort /in/a /in/b -o /out --key 2,2n -t : -s --partitions 7 \
+            --job-id j-1 --overwrite",
+        )
+        .expect("spec");
+        assert_eq!(
+            (spec.job.as_str(), spec.output.as_str(), spec.inputs.len()),
+            ("j-1", "file:///out", 2)
+        );
+        assert_eq!(
+            (spec.sort.separator, spec.sort.stable, spec.sizing.partitions),
+            (Some(b':'), true, Some(7))
+        );
         assert!(spec.overwrite && spec.auto_format && !spec.fsync);
-        assert_eq!(check("muster sort /in -o /out --format fixed:100 -k 0:10").expect("spec").extension, "bin");
-        let spec = check("muster sort /in -o /out --bad-records quarantine --bad-inputs skip --replica s3://other/x");
+        assert_eq!(
+            check("muster sort /in -o /out --format fixed:100 -k 0:10").expect("spec").extension,
+            "bin"
+        );
+        let spec = check(
+            "muster sort /in -o /out --bad-records quarantine --bad-inputs skip --replica \
+                s3://other/x",
+        );
         let spec = spec.expect("spec");
         assert_eq!((spec.bad_records, spec.bad_inputs), (BadRecords::Quarantine, BadInputs::Skip));
         assert_eq!(spec.replica.as_deref(), Some("s3://other/x"));
         assert!(Cli::try_parse_from("muster sort a -o b --bad-records maybe".split(' ')).is_err());
-        assert_eq!(parse("muster sort --log-format json a -o b").settings.log_format, LogFormat::Json);
+        assert_eq!(
+            parse("muster sort --log-format json a -o b").settings.log_format,
+            LogFormat::Json
+        );
     }
 
     #[test]
     fn every_command_tells_the_version() {
         for command in ["", " sort", " verify", " worker"] {
             let told = Cli::try_parse_from(format!("muster{command} --version").split(' '));
-            let told = told.err().unwrap_or_else(|| panic!("muster{command} --version ran a command"));
+            let told =
+                told.err().unwrap_or_else(|| panic!("muster{command} --version ran a command"));
             assert_eq!(told.kind(), clap::error::ErrorKind::DisplayVersion, "{command}");
             assert!(told.to_string().contains(env!("CARGO_PKG_VERSION")), "{told}");
         }
@@ -302,7 +360,9 @@ mod tests {
 
     #[test]
     fn what_is_not_built_is_refused_by_name() {
-        for (options, expected) in [("-h", "--human-numeric-sort"), ("-V", "--version-sort"), ("--format csv", "csv")] {
+        for (options, expected) in
+            [("-h", "--human-numeric-sort"), ("-V", "--version-sort"), ("--format csv", "csv")]
+        {
             let exit = check(&format!("muster sort /in -o /out {options}")).expect_err(options);
             let text = format!("{exit:?}");
             assert!(text.contains(expected) && text.contains("code: 2"), "{options}: {text}");
@@ -311,10 +371,15 @@ mod tests {
 
     #[test]
     fn the_memory_of_a_task_in_a_pool_is_no_share_of_this_machine() {
-        let of = |memory: &str| task_memory_bytes(&parse(&format!("muster sort a -o b --memory {memory}")));
+        let of = |memory: &str| {
+            task_memory_bytes(&parse(&format!("muster sort a -o b --memory {memory}")))
+        };
         assert_eq!(of("1GiB").ok(), Some(Some(1 << 30)));
         let exit = format!("{:?}", of("50%").expect_err("no share"));
-        assert!(exit.contains("code: 2") && exit.contains("--memory 50%") && exit.contains("like 1GiB"), "{exit}");
+        assert!(
+            exit.contains("code: 2") && exit.contains("--memory 50%") && exit.contains("like 1GiB"),
+            "{exit}"
+        );
         assert!(Cli::try_parse_from("muster sort a -o b --memory 101%".split(' ')).is_err());
     }
 
@@ -322,18 +387,27 @@ mod tests {
     fn files_of_workers_need_a_pool() {
         let exit = check("muster sort workers:/ -o /out").expect_err("no pool");
         assert!(
-            format!("{exit:?}").contains("code: 2") && format!("{exit:?}").contains("a run here has none"),
+            format!("{exit:?}").contains("code: 2")
+                && format!("{exit:?}").contains("a run here has none"),
             "{exit:?}"
         );
-        assert_eq!(input("workers:/logs/*.txt".as_ref(), true).expect("input"), "workers:/logs/*.txt");
+        assert_eq!(
+            input("workers:/logs/*.txt".as_ref(), true).expect("input"),
+            "workers:/logs/*.txt"
+        );
         assert!(format!("{:?}", input("workers:/../x".as_ref(), true)).contains("code: 2"));
     }
 
     #[test]
     fn what_cannot_work_is_wrong_usage() {
-        for options in
-            ["--format fixed:0", "--format nonsense", "-t ab", "-k 0", "--format fixed:10 -k 5:6", "--job-id a.b"]
-        {
+        for options in [
+            "--format fixed:0",
+            "--format nonsense",
+            "-t ab",
+            "-k 0",
+            "--format fixed:10 -k 5:6",
+            "--job-id a.b",
+        ] {
             let exit = check(&format!("muster sort /in -o /out {options}")).expect_err(options);
             assert!(format!("{exit:?}").contains("code: 2"), "{options}: {exit:?}");
         }

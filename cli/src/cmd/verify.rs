@@ -1,4 +1,5 @@
-//! `muster verify`: order, count, checksum and duplicates as valsort reports them, in parallel over ranges, from files or objects.
+//! `muster verify`: order, count, checksum and duplicates as valsort reports them, in parallel over
+//! ranges, from files or objects.
 
 use std::ffi::OsString;
 use std::sync::Arc;
@@ -104,7 +105,8 @@ fn differs(manifest: &Manifest, seen: &Sums) -> String {
     let Sums { records, bytes, hash } = manifest.sums;
     let want = format!("{records} records, {bytes} bytes, checksum {hash:x}");
     format!(
-        "the data is not that of job {}: it has {} records, {} bytes, checksum {:x}; the manifest says {want}",
+        "the data is not that of job {}: it has {} records, {} bytes, checksum {:x}; the manifest \
+            says {want}",
         manifest.job, seen.records, seen.bytes, seen.hash
     )
 }
@@ -128,7 +130,10 @@ impl OrderFrom {
         };
         match (self, spec.keys.len()) {
             (Self::Default, _) => {
-                format!("checking {format} with the key 0:10, as gensort makes them; for text say --format lines")
+                format!(
+                    "checking {format} with the key 0:10, as gensort makes them; for text say \
+                        --format lines"
+                )
             }
             (_, 0) => format!("checking {format}, as _SUCCESS says"),
             (_, keys) => format!("checking {format} by {keys} key(s), as _SUCCESS says"),
@@ -180,7 +185,10 @@ async fn read_manifest(stores: &Stores, url: &BlobUrl) -> Result<Manifest> {
     let read = async {
         let meta = store.head(url.key()).await?;
         if meta.bytes > MANIFEST_BYTES_MAX {
-            return Err(Error::invalid(format!("{} bytes are too many for a manifest", meta.bytes)));
+            return Err(Error::invalid(format!(
+                "{} bytes are too many for a manifest",
+                meta.bytes
+            )));
         }
         let bytes = store.read(url.key(), 0..meta.bytes, Access::Cached).await?;
         serde_json::from_slice(&bytes).map_err(|e| Error::invalid(format!("not a manifest: {e}")))
@@ -194,17 +202,29 @@ async fn find_inputs(stores: &Stores, paths: &[OsString]) -> Result<Vec<Input>, 
         let url = cmd::blob_url(text)?;
         let store = stores.open(&url).await?;
         match store.head(url.key()).await {
-            Ok(meta) if !url.key().ends_with('/') => inputs.push(Input { store, url, bytes: meta.bytes }),
+            Ok(meta) if !url.key().ends_with('/') => {
+                inputs.push(Input { store, url, bytes: meta.bytes })
+            }
             Err(error) if error.kind != ErrorKind::NotFound => return Err(error.into()),
             Ok(_) | Err(_) => {
                 let before = inputs.len();
                 for meta in store.list(url.key(), OBJECTS_MAX).await? {
-                    let relative = meta.key.strip_prefix(url.key()).unwrap_or(&meta.key).trim_start_matches('/');
+                    let relative = meta
+                        .key
+                        .strip_prefix(url.key())
+                        .unwrap_or(&meta.key)
+                        .trim_start_matches('/');
                     if names::is_input_name(relative) {
-                        inputs.push(Input { store: store.clone(), url: url.with_key(meta.key), bytes: meta.bytes });
+                        inputs.push(Input {
+                            store: store.clone(),
+                            url: url.with_key(meta.key),
+                            bytes: meta.bytes,
+                        });
                     }
                 }
-                if inputs.len() == before && store.list(url.key(), 1).await.is_ok_and(|found| found.is_empty()) {
+                if inputs.len() == before
+                    && store.list(url.key(), 1).await.is_ok_and(|found| found.is_empty())
+                {
                     return Err(Exit::failed(format!("{url}: nothing is there")));
                 }
             }
@@ -216,19 +236,31 @@ async fn find_inputs(stores: &Stores, paths: &[OsString]) -> Result<Vec<Input>, 
 async fn check_all(inputs: &[Input], spec: &SortSpec) -> Result<Checked> {
     let order = Arc::new(Order::new(spec)?);
     let sizes: Vec<u64> = inputs.iter().map(|input| input.bytes).collect();
-    let ranges: Vec<Interval> = plan_splits(&sizes, &spec.format, RANGE_BYTES).into_iter().flatten().collect();
-    let checks = ranges.into_iter().map(|range| {
-        let input = &inputs[range.object as usize];
-        let keys = Keys(order.clone());
-        async move { check_range(input, range, &spec.format, keys).await.map_err(|e| e.at(&input.url)) }
-    });
+    let ranges: Vec<Interval> =
+        plan_splits(&sizes, &spec.format, RANGE_BYTES).into_iter().flatten().collect();
+    let checks =
+        ranges.into_iter().map(|range| {
+            let input = &inputs[range.object as usize];
+            let keys = Keys(order.clone());
+            async move {
+                check_range(input, range, &spec.format, keys).await.map_err(|e| e.at(&input.url))
+            }
+        });
     let join = |all: Checked, next: Checked| async move {
         Ok(Checked { summary: all.summary.join(next.summary), sums: all.sums.plus(&next.sums) })
     };
-    stream::iter(checks).buffered(2 * cmd::cores() as usize).try_fold(Checked::default(), join).await
+    stream::iter(checks)
+        .buffered(2 * cmd::cores() as usize)
+        .try_fold(Checked::default(), join)
+        .await
 }
 
-async fn check_range(input: &Input, range: Interval, format: &Format, keys: Keys) -> Result<Checked> {
+async fn check_range(
+    input: &Input,
+    range: Interval,
+    format: &Format,
+    keys: Keys,
+) -> Result<Checked> {
     let mut cutter = Cutter::new(format, range, input.bytes)?;
     let mut work = RangeCheck {
         format: format.clone(),
@@ -270,9 +302,8 @@ impl RangeCheck {
         if !self.partial.is_empty() {
             let missing = match self.format {
                 Format::Lines { terminator } => memchr::memchr(terminator, bytes).map(|at| at + 1),
-                Format::Fixed { len } => {
-                    Some(len as usize - self.partial.len()).filter(|missing| *missing <= bytes.len())
-                }
+                Format::Fixed { len } => Some(len as usize - self.partial.len())
+                    .filter(|missing| *missing <= bytes.len()),
             };
             let (head, rest) = bytes.split_at(missing.unwrap_or(bytes.len()));
             self.partial.extend_from_slice(head);
@@ -289,7 +320,9 @@ impl RangeCheck {
         }
         self.partial.extend_from_slice(bytes);
         if self.partial.len() as u64 > RECORD_BYTES_MAX {
-            return Err(Error::invalid(format!("a record is longer than {RECORD_BYTES_MAX} bytes")));
+            return Err(Error::invalid(format!(
+                "a record is longer than {RECORD_BYTES_MAX} bytes"
+            )));
         }
         Ok(self)
     }

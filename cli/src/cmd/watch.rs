@@ -77,11 +77,17 @@ impl LeftOut {
     }
 }
 
-/// Follows a job until it has ended and, where `cleaned` is asked for, until its scratch is gone too. Survives the coordinator's absence.
+/// Follows a job until it has ended and, where `cleaned` is asked for, until its scratch is gone
+/// too. Survives the coordinator's absence.
 ///
 /// # Errors
 /// As a status request, except for passing trouble, which is waited out.
-pub(crate) async fn to_end(api: &Api, job: &JobId, progress: &mut Progress, cleaned: bool) -> Result<JobStatus> {
+pub(crate) async fn to_end(
+    api: &Api,
+    job: &JobId,
+    progress: &mut Progress,
+    cleaned: bool,
+) -> Result<JobStatus> {
     let over = |status: &JobStatus| status.state.is_terminal() && (status.cleaned || !cleaned);
     let mut left_out = LeftOut::default();
     let mut hints = api.client().subscribe(api.names().progress(job)).await.ok();
@@ -144,9 +150,15 @@ pub(crate) fn warn(status: &JobStatus, progress: &mut Progress) {
     progress.warned = status.warnings.len();
     let total = status.skipped_objects_total;
     if total > 0 {
-        output::error_line(&format!("muster: {} entries of the input are left out:", output::grouped(total.into())));
+        output::error_line(&format!(
+            "muster: {} entries of the input are left out:",
+            output::grouped(total.into())
+        ));
         for SkippedObject { object, reason } in status.skipped_objects.iter().take(OMITTED_SHOWN) {
-            output::error_line(&format!("muster:   {}", output::plain(&format!("{object}: {reason}"))));
+            output::error_line(&format!(
+                "muster:   {}",
+                output::plain(&format!("{object}: {reason}"))
+            ));
         }
         if total as usize > OMITTED_SHOWN {
             output::error_line("muster:   and more; muster status and _SUCCESS name them");
@@ -157,16 +169,22 @@ pub(crate) fn warn(status: &JobStatus, progress: &mut Progress) {
 /// Prints the closing summary, and fails where the job did not succeed.
 ///
 /// Of its warnings, those are said of which `warned` does not know.
-pub(crate) fn summarise(status: &JobStatus, json: bool, quiet: bool, warned: usize) -> Result<(), Exit> {
+pub(crate) fn summarise(
+    status: &JobStatus,
+    json: bool,
+    quiet: bool,
+    warned: usize,
+) -> Result<(), Exit> {
     if !quiet {
         warn_of_news(status, warned);
     }
     let cause = status.error.as_deref().unwrap_or("no cause was recorded");
     let ended = match status.state {
         JobState::Succeeded => Ok(()),
-        JobState::Cancelled => {
-            Err(Exit::failed(format!("job {} was cancelled; {} is as it was", status.job, status.output)))
-        }
+        JobState::Cancelled => Err(Exit::failed(format!(
+            "job {} was cancelled; {} is as it was",
+            status.job, status.output
+        ))),
         _ => Err(Exit::failed(format!("job {} failed: {cause}", status.job))),
     };
     if json {
@@ -213,9 +231,11 @@ fn print_text(status: &JobStatus) {
 
 /// What came of an ended job: records, bytes, parts, times, and what it got over.
 pub(crate) fn print_results(status: &JobStatus) {
-    let (sums, dropped, times) = (status.sums.unwrap_or_default(), status.dropped.unwrap_or_default(), status.times);
+    let (sums, dropped, times) =
+        (status.sums.unwrap_or_default(), status.dropped.unwrap_or_default(), status.times);
     let kept = sums.minus(&dropped).minus(&status.skipped);
-    let total_ms = times.plan_ms + times.sample_ms + times.sort_ms + times.merge_ms + times.commit_ms;
+    let total_ms =
+        times.plan_ms + times.sample_ms + times.sort_ms + times.merge_ms + times.commit_ms;
     let row = |name: &str, text: &str| output::line(&format!("{name:<9} {text}"));
     let uniques = if dropped.records > 0 {
         format!(", {} duplicates dropped", output::grouped(dropped.records))
@@ -226,7 +246,11 @@ pub(crate) fn print_results(status: &JobStatus) {
     print_left_out(status, &row);
     row(
         "bytes",
-        &format!("{} read, rate {}", output::bytes(status.input_bytes), output::rate(status.input_bytes, total_ms)),
+        &format!(
+            "{} read, rate {}",
+            output::bytes(status.input_bytes),
+            output::rate(status.input_bytes, total_ms)
+        ),
     );
     if status.state == JobState::Succeeded {
         row("parts", &format!("{} in {}", status.parts, status.output));
@@ -245,8 +269,15 @@ pub(crate) fn print_results(status: &JobStatus) {
     for trouble in &status.recoveries {
         let Recovery { kind, attempts, recovered, given_up, took_ms_sum, took_ms_max } = trouble;
         let mean_ms = took_ms_sum / u64::from((*recovered).max(1));
-        let times = format!("{} on average, {} at most", output::seconds(mean_ms), output::seconds(*took_ms_max));
-        row("recovery", &format!("{kind}: {recovered} of {attempts} recovered, {given_up} given up, {times}"));
+        let times = format!(
+            "{} on average, {} at most",
+            output::seconds(mean_ms),
+            output::seconds(*took_ms_max)
+        );
+        row(
+            "recovery",
+            &format!("{kind}: {recovered} of {attempts} recovered, {given_up} given up, {times}"),
+        );
     }
     row(
         "proof",
@@ -267,7 +298,10 @@ fn print_left_out(status: &JobStatus, row: &impl Fn(&str, &str)) {
         }
     }
     if status.skipped_objects_total > 0 {
-        row("skipped", &format!("{} input objects", output::grouped(status.skipped_objects_total.into())));
+        row(
+            "skipped",
+            &format!("{} input objects", output::grouped(status.skipped_objects_total.into())),
+        );
         for SkippedObject { object, reason } in &status.skipped_objects {
             row("", &format!("{object}: {reason}"));
         }

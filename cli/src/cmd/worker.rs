@@ -59,8 +59,10 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
     let clock = SystemClock::default();
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let named = environment::text(ID_VARIABLE).map_err(|e| Exit::usage(e.message))?;
-    let id = identity(args.id.as_deref().or(named.as_deref()), args.data_dir.as_deref(), &host, &clock)?;
-    let own_user = has_own_user(settings.inbox_prefix.as_deref(), &Names::new(&config.namespace), &id)?;
+    let id =
+        identity(args.id.as_deref().or(named.as_deref()), args.data_dir.as_deref(), &host, &clock)?;
+    let own_user =
+        has_own_user(settings.inbox_prefix.as_deref(), &Names::new(&config.namespace), &id)?;
     let faults = cmd::faults(args.faults.as_deref(), &config, id.as_str())?;
     let vitals = cmd::watched("worker", &args.http, &config).await?;
     let memory_bytes = memory::resolve(args.memory, MEMORY_BYTES_MIN)?;
@@ -85,7 +87,8 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
     let stores = Stores::new(BufferPool::new(options.budget.buffer_bytes), &config.store);
     let stop = CancellationToken::new();
     let work = async {
-        let client = nats::connect_waiting(&settings, &config, &format!("muster worker {id}")).await?;
+        let client =
+            nats::connect_waiting(&settings, &config, &format!("muster worker {id}")).await?;
         if let Some(vitals) = &vitals {
             vitals.connects_by(&client);
         }
@@ -99,7 +102,8 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
             let bound = std::time::Duration::from_millis(config.worker.drain_ms + 5000);
             match tokio::time::timeout(bound, &mut work).await {
                 Ok(ended) => ended,
-                // It was still waiting for NATS, or a store does not answer: what it had is given to others.
+                // It was still waiting for NATS, or a store does not answer: what it had is given
+                // to others.
                 Err(_) => return Ok(()),
             }
         }
@@ -109,7 +113,9 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
     }
     match ended {
         Ok(_) => Ok(()),
-        Err(error) if error.kind == muster_common::ErrorKind::Retry => Err(Exit::unreachable(error.message)),
+        Err(error) if error.kind == muster_common::ErrorKind::Retry => {
+            Err(Exit::unreachable(error.message))
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -117,24 +123,37 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
 fn open_data_dir(given: Option<&Path>) -> Result<DataDir, Exit> {
     let Some(dir) = given else {
         let temporary = Temporary::make(PREFIX)?;
-        return Ok(DataDir { path: temporary.path().to_owned(), _held: Held::Temporary(temporary) });
+        return Ok(DataDir {
+            path: temporary.path().to_owned(),
+            _held: Held::Temporary(temporary),
+        });
     };
-    fs::create_dir_all(dir).map_err(|e| Exit::failed(format!("cannot make the folder {}: {e}", dir.display())))?;
+    fs::create_dir_all(dir)
+        .map_err(|e| Exit::failed(format!("cannot make the folder {}: {e}", dir.display())))?;
     let path = dir.to_owned();
     let lock_path = path.join(LOCK_FILE);
     let opened = File::options().create(true).truncate(false).write(true).open(&lock_path);
-    let lock = opened.map_err(|e| Exit::failed(format!("cannot open {}: {e}", lock_path.display())))?;
+    let lock =
+        opened.map_err(|e| Exit::failed(format!("cannot open {}: {e}", lock_path.display())))?;
     match lock.try_lock() {
         Ok(()) => Ok(DataDir { path, _held: Held::Kept(lock) }),
         Err(fs::TryLockError::WouldBlock) => {
             Err(Exit::failed(format!("{} is in use by another worker", path.display())))
         }
-        Err(fs::TryLockError::Error(e)) => Err(Exit::failed(format!("cannot lock {}: {e}", lock_path.display()))),
+        Err(fs::TryLockError::Error(e)) => {
+            Err(Exit::failed(format!("cannot lock {}: {e}", lock_path.display())))
+        }
     }
 }
 
-/// The given name, else the one kept in the data directory, else a new one, which is kept where there is a place to keep it.
-fn identity(given: Option<&str>, data_dir: Option<&Path>, host: &str, clock: &dyn Clock) -> Result<WorkerId, Exit> {
+/// The given name, else the one kept in the data directory, else a new one, which is kept where
+/// there is a place to keep it.
+fn identity(
+    given: Option<&str>,
+    data_dir: Option<&Path>,
+    host: &str,
+    clock: &dyn Clock,
+) -> Result<WorkerId, Exit> {
     let invalid = |e: InvalidId| Exit::usage(e.to_string());
     if let Some(id) = given {
         return id.parse().map_err(invalid);
@@ -143,17 +162,22 @@ fn identity(given: Option<&str>, data_dir: Option<&Path>, host: &str, clock: &dy
     if let Some(text) = kept.as_ref().and_then(|path| fs::read_to_string(path).ok()) {
         return text.trim().parse().map_err(invalid);
     }
-    let readable: String = host.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(40).collect();
+    let readable: String =
+        host.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(40).collect();
     let id: WorkerId =
-        format!("w{}-{:08x}", readable.trim_start_matches('-'), clock.random() as u32).parse().map_err(invalid)?;
+        format!("w{}-{:08x}", readable.trim_start_matches('-'), clock.random() as u32)
+            .parse()
+            .map_err(invalid)?;
     if let Some(path) = kept {
-        fs::write(&path, id.as_str())
-            .map_err(|e| Exit::failed(format!("cannot keep the worker's identity in {}: {e}", path.display())))?;
+        fs::write(&path, id.as_str()).map_err(|e| {
+            Exit::failed(format!("cannot keep the worker's identity in {}: {e}", path.display()))
+        })?;
     }
     Ok(id)
 }
 
-/// Whether the NATS user is this worker's own: its inbox is then, too. The server would refuse every word of a worker that came with the user of another.
+/// Whether the NATS user is this worker's own: its inbox is then, too. The server would refuse
+/// every word of a worker that came with the user of another.
 fn has_own_user(inbox: Option<&str>, names: &Names, id: &WorkerId) -> Result<bool, Exit> {
     let Some(inbox) = inbox else { return Ok(false) };
     let all = names.own_inboxes();
@@ -161,7 +185,8 @@ fn has_own_user(inbox: Option<&str>, names: &Names, id: &WorkerId) -> Result<boo
         None => Ok(false),
         Some(_) if inbox == names.own_inbox(id) => Ok(true),
         Some(_) => Err(Exit::usage(format!(
-            "the inbox prefix {inbox} (NATS_INBOX_PREFIX) is not that of worker {id}, {}: give each worker its own user, and its id by --id or {ID_VARIABLE}",
+            "the inbox prefix {inbox} (NATS_INBOX_PREFIX) is not that of worker {id}, {}: give \
+                each worker its own user, and its id by --id or {ID_VARIABLE}",
             names.own_inbox(id)
         ))),
     }
@@ -180,7 +205,10 @@ mod tests {
         let second = identity(None, Some(dir.path()), "host.example", &clock).expect("id");
         assert_eq!(first, second);
         assert!(first.as_str().starts_with("whostexample-"));
-        assert_eq!(identity(Some("given"), Some(dir.path()), "h", &clock).expect("id").as_str(), "given");
+        assert_eq!(
+            identity(Some("given"), Some(dir.path()), "h", &clock).expect("id").as_str(),
+            "given"
+        );
         assert!(identity(Some("no.dots"), None, "h", &clock).is_err());
     }
 

@@ -28,7 +28,10 @@ pub(crate) struct Shares {
 impl Shares {
     pub(crate) fn of(workers: &[WorkerStatus]) -> Self {
         let count = |state: &str| workers.iter().filter(|worker| worker.state == state).count();
-        let total = workers.iter().filter(|worker| !matches!(worker.state.as_str(), "drained" | "left")).count();
+        let total = workers
+            .iter()
+            .filter(|worker| !matches!(worker.state.as_str(), "drained" | "left"))
+            .count();
         let percent = |count: usize| (count * 100).checked_div(total).unwrap_or(0);
         let (healthy, degraded, failed) = (count("healthy"), count("degraded"), count("failed"));
         Self {
@@ -50,7 +53,8 @@ impl std::fmt::Display for Shares {
         let Self { total, healthy, degraded, failed, draining, .. } = self;
         write!(
             f,
-            "{total} workers: {healthy} healthy ({} %), {degraded} degraded ({} %), {failed} failed ({} %)",
+            "{total} workers: {healthy} healthy ({} %), {degraded} degraded ({} %), {failed} \
+                failed ({} %)",
             self.healthy_percent, self.degraded_percent, self.failed_percent
         )?;
         if *draining > 0 { write!(f, ", {draining} draining") } else { Ok(()) }
@@ -72,8 +76,19 @@ pub(crate) async fn workers(args: ClientArgs) -> Result<(), Exit> {
     Ok(())
 }
 
-const COLUMNS: [&str; 11] =
-    ["WORKER", "STATE", "TASKS", "DONE", "CPU", "USED", "MEMORY", "DISK FREE", "RATE", "ERRORS", "HEARD"];
+const COLUMNS: [&str; 11] = [
+    "WORKER",
+    "STATE",
+    "TASKS",
+    "DONE",
+    "CPU",
+    "USED",
+    "MEMORY",
+    "DISK FREE",
+    "RATE",
+    "ERRORS",
+    "HEARD",
+];
 const WIDTHS: [usize; 11] = [24, 9, 7, 6, 6, 9, 9, 16, 10, 6, 9];
 
 /// The first two columns to the left, figures to the right, and what has no width at the end.
@@ -95,7 +110,11 @@ fn line(worker: &WorkerStatus) -> String {
             format!("{} ({} %)", output::bytes(free), u128::from(free) * 100 / u128::from(total))
         }
     };
-    let rate = if worker.bytes_per_s == 0 { "-".to_owned() } else { output::rate(worker.bytes_per_s, 1000) };
+    let rate = if worker.bytes_per_s == 0 {
+        "-".to_owned()
+    } else {
+        output::rate(worker.bytes_per_s, 1000)
+    };
     let cells = [
         worker.id.to_string(),
         output::plain(&worker.state),
@@ -109,13 +128,23 @@ fn line(worker: &WorkerStatus) -> String {
         worker.errors_5min.to_string(),
         output::seconds(worker.last_heard_ms),
     ];
-    let labels: Vec<String> =
-        worker.labels.iter().map(|(key, value)| output::plain(&format!(" {key}={value}"))).collect();
-    let waiting = worker.waiting_for.as_ref().map(|what| format!(" (waiting for {})", output::plain(what)));
+    let labels: Vec<String> = worker
+        .labels
+        .iter()
+        .map(|(key, value)| output::plain(&format!(" {key}={value}")))
+        .collect();
+    let waiting =
+        worker.waiting_for.as_ref().map(|what| format!(" (waiting for {})", output::plain(what)));
     let cause = worker.cause.as_ref().map(|why| format!(" ({})", output::plain(why)));
-    let alerts: Vec<String> = worker.alerts.iter().map(|name| output::plain(&format!(" !{name}"))).collect();
-    let notes =
-        [labels.concat(), waiting.unwrap_or_default(), cause.unwrap_or_default(), mended(worker), alerts.concat()];
+    let alerts: Vec<String> =
+        worker.alerts.iter().map(|name| output::plain(&format!(" !{name}"))).collect();
+    let notes = [
+        labels.concat(),
+        waiting.unwrap_or_default(),
+        cause.unwrap_or_default(),
+        mended(worker),
+        alerts.concat(),
+    ];
     row(&cells, &format!("{}{}", output::plain(&worker.host), notes.concat()))
 }
 
@@ -128,14 +157,18 @@ fn mended(worker: &WorkerStatus) -> String {
         (from_replica, "runs from replicas"),
         (repaired, "copies repaired"),
     ];
-    let said: Vec<String> =
-        figures.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+    let said: Vec<String> = figures
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect();
     if said.is_empty() { String::new() } else { format!(" ({})", said.join(", ")) }
 }
 
 /// Lets a worker finish and leave.
 pub(crate) async fn drain(args: DrainArgs) -> Result<(), Exit> {
-    let worker: WorkerId = args.worker.parse().map_err(|e: InvalidId| Exit::usage(e.to_string()))?;
+    let worker: WorkerId =
+        args.worker.parse().map_err(|e: InvalidId| Exit::usage(e.to_string()))?;
     let status = cmd::api_of(&args.client).await?.drain(&worker).await.map_err(calling)?;
     if args.client.json {
         output::json(&status);
@@ -155,15 +188,20 @@ mod tests {
     fn worker(state: &str) -> WorkerStatus {
         let old = r#"{"id":"w1","state":"STATE","host":"h1","slots":2,"running":1,"memory_bytes":1000000000,"rss_bytes":200000000,"last_heard_ms":120,
             "tasks_done":7,"program":"0.1.0","labels":[["zone","a"]]}"#;
-        serde_json::from_str(&old.replace("STATE", state)).expect("what an older coordinator sends is read")
+        serde_json::from_str(&old.replace("STATE", state))
+            .expect("what an older coordinator sends is read")
     }
 
     #[test]
     fn shares_add_up() {
-        let states = ["healthy", "healthy", "degraded", "failed", "draining", "drained", "left"].map(worker);
+        let states =
+            ["healthy", "healthy", "degraded", "failed", "draining", "drained", "left"].map(worker);
         let text = "5 workers: 2 healthy (40 %), 1 degraded (20 %), 1 failed (20 %), 1 draining";
         assert_eq!(Shares::of(&states).to_string(), text);
-        assert_eq!(Shares::of(&[]).to_string(), "0 workers: 0 healthy (0 %), 0 degraded (0 %), 0 failed (0 %)");
+        assert_eq!(
+            Shares::of(&[]).to_string(),
+            "0 workers: 0 healthy (0 %), 0 degraded (0 %), 0 failed (0 %)"
+        );
     }
 
     #[test]
@@ -181,7 +219,9 @@ mod tests {
             ..worker("degraded")
         };
         let words: Vec<String> = line(&worker).split_whitespace().map(str::to_owned).collect();
-        let expected = "w1 degraded 1/2 7 87 % 200 MB 1.00 GB 50.0 GB (25 %) 12.0 MB/s 3 0.12 s h1 zone=a (waiting for store) (slow: 20 % of the median rate) (2 slow reads asked twice, 1 copies repaired) !slow-progress";
+        let expected = "w1 degraded 1/2 7 87 % 200 MB 1.00 GB 50.0 GB (25 %) 12.0 MB/s 3 0.12 s h1 \
+            zone=a (waiting for store) (slow: 20 % of the median rate) (2 slow reads asked twice, \
+            1 copies repaired) !slow-progress";
         assert_eq!(words.join(" "), expected);
     }
 }

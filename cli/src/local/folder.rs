@@ -41,7 +41,9 @@ fn lock(folder: &Path) -> Result<File> {
         .map_err(|e| file_error(&path, "open", &e))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::invalid(format!("{} is in use by another run", folder.display()))),
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::invalid(format!("{} is in use by another run", folder.display())))
+        }
         Err(TryLockError::Error(e)) => Err(file_error(&path, "lock", &e)),
     }
 }
@@ -62,18 +64,25 @@ impl Folder {
         }
     }
 
-    /// Gives the job the id of the run that this folder holds unfinished, if it is the same job; keeps the job for a later resume, if the folder holds none. To be called before
-    /// the job is submitted: a run that is killed right after must find its job again.
+    /// Gives the job the id of the run that this folder holds unfinished, if it is the same job;
+    /// keeps the job for a later resume, if the folder holds none. To be called before the job is
+    /// submitted: a run that is killed right after must find its job again.
     ///
-    /// Gives the job of another command, if the folder holds one. Whether that one was ever taken on, the journal knows.
-    pub(crate) fn adopt_job(&self, spec: &mut JobSpec, job_id_given: bool) -> Result<Option<JobSpec>> {
+    /// Gives the job of another command, if the folder holds one. Whether that one was ever taken
+    /// on, the journal knows.
+    pub(crate) fn adopt_job(
+        &self,
+        spec: &mut JobSpec,
+        job_id_given: bool,
+    ) -> Result<Option<JobSpec>> {
         let path = self.path().join(JOB);
         match fs::read(&path) {
             Ok(bytes) => {
                 let held: JobSpec = serde_json::from_slice(&bytes).map_err(|e| {
                     let path = path.display();
                     Error::invalid(format!(
-                        "{path} is not a job that can be resumed: {e}; remove it to give that job up, or use another --data-dir"
+                        "{path} is not a job that can be resumed: {e}; remove it to give that job \
+                            up, or use another --data-dir"
                     ))
                 })?;
                 let wanted: JobId = if job_id_given { spec.job.clone() } else { held.job.clone() };
@@ -83,7 +92,9 @@ impl Folder {
                 *spec = held;
                 Ok(None)
             }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => self.keep_job(spec).map(|()| None),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                self.keep_job(spec).map(|()| None)
+            }
             Err(e) => Err(file_error(&path, "read", &e)),
         }
     }
@@ -91,17 +102,22 @@ impl Folder {
     /// Keeps the job for a later resume, in place of whatever the folder holds.
     pub(crate) fn keep_job(&self, spec: &JobSpec) -> Result<()> {
         let (path, new) = (self.path().join(JOB), self.path().join(JOB_NEW));
-        let bytes = serde_json::to_vec(spec).map_err(|e| Error::bug(format!("cannot encode a job: {e}")))?;
-        fs::write(&new, bytes).and_then(|()| fs::rename(&new, &path)).map_err(|e| file_error(&path, "write", &e))
+        let bytes = serde_json::to_vec(spec)
+            .map_err(|e| Error::bug(format!("cannot encode a job: {e}")))?;
+        fs::write(&new, bytes)
+            .and_then(|()| fs::rename(&new, &path))
+            .map_err(|e| file_error(&path, "write", &e))
     }
 
     /// That the folder holds an unfinished job which is not the one at hand.
     pub(crate) fn held_by_another(&self, held: &JobSpec) -> Error {
         let (dir, job) = (self.path().display(), &held.job);
-        let inputs = held.inputs.iter().take(INPUTS_SHOWN).map(String::as_str).collect::<Vec<_>>().join(" ");
+        let inputs =
+            held.inputs.iter().take(INPUTS_SHOWN).map(String::as_str).collect::<Vec<_>>().join(" ");
         let more = if held.inputs.len() > INPUTS_SHOWN { " ..." } else { "" };
         Error::invalid(format!(
-            "{dir} holds the unfinished job {job} of another command: muster sort {inputs}{more} -o {}; repeat that one with all its options to finish it, \
+            "{dir} holds the unfinished job {job} of another command: muster sort {inputs}{more} \
+                -o {}; repeat that one with all its options to finish it, \
              or give this one another --data-dir (removing {dir} gives the unfinished job up)",
             held.output
         ))
@@ -160,7 +176,10 @@ mod tests {
         let held = folder.adopt_job(&mut other, false).expect("read").expect("another job");
         assert_eq!((held.job.as_str(), other.job.as_str()), ("first", "third"));
         let refused = folder.held_by_another(&held).message;
-        assert!(refused.contains("job first") && refused.contains("muster sort /in -o /out;"), "{refused}");
+        assert!(
+            refused.contains("job first") && refused.contains("muster sort /in -o /out;"),
+            "{refused}"
+        );
         assert!(
             folder.adopt_job(&mut spec("third", "/out"), true).expect("read").is_some(),
             "another id was asked for"

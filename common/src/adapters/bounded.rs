@@ -1,6 +1,8 @@
-//! A store whose every call ends: within `store.call_timeout_ms`, a listing within `store.list_timeout_ms`.
+//! A store whose every call ends: within `store.call_timeout_ms`, a listing within
+//! `store.list_timeout_ms`.
 //!
-//! What a call that took too long has done is unknown, as with a lost answer; callers repeat it, and all calls may be repeated.
+//! What a call that took too long has done is unknown, as with a lost answer; callers repeat it,
+//! and all calls may be repeated.
 
 use std::future::Future;
 use std::ops::Range;
@@ -33,14 +35,26 @@ impl BoundedBlobs {
         within(self.call, "store.call_timeout_ms", key, call).await
     }
 
-    async fn within_list<T>(&self, prefix: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn within_list<T>(
+        &self,
+        prefix: &str,
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         within(self.list, "store.list_timeout_ms", prefix, call).await
     }
 }
 
-async fn within<T>(bound: Duration, setting: &str, key: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
+async fn within<T>(
+    bound: Duration,
+    setting: &str,
+    key: &str,
+    call: impl Future<Output = Result<T>>,
+) -> Result<T> {
     tokio::time::timeout(bound, call).await.unwrap_or_else(|_| {
-        Err(Error::retry(format!("the store did not answer about {key} within {} ms ({setting})", bound.as_millis())))
+        Err(Error::retry(format!(
+            "the store did not answer about {key} within {} ms ({setting})",
+            bound.as_millis()
+        )))
     })
 }
 
@@ -70,7 +84,13 @@ impl Blobs for BoundedBlobs {
         self.within_call(key, self.inner.open_upload(key)).await
     }
 
-    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Bytes) -> Result<String> {
+    async fn upload_part(
+        &self,
+        key: &str,
+        upload: &str,
+        at: PartAt,
+        data: Bytes,
+    ) -> Result<String> {
         self.within_call(key, self.inner.upload_part(key, upload, at, data)).await
     }
 
@@ -124,14 +144,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_store_within_time_outs_passes_the_suite() {
-        conformance::blobs(&BoundedBlobs::new(Arc::new(MemoryBlobs::default()), &limits()), "root").await;
+        conformance::blobs(&BoundedBlobs::new(Arc::new(MemoryBlobs::default()), &limits()), "root")
+            .await;
     }
 
     #[tokio::test]
     async fn a_call_that_never_ends_is_ended() {
         let limits = config::Store { call_timeout_ms: 20, ..limits() };
         let bounded = BoundedBlobs::new(Arc::new(MemoryBlobs::default()), &limits);
-        let error = bounded.within_call("a", std::future::pending::<Result<()>>()).await.expect_err("no answer");
+        let error = bounded
+            .within_call("a", std::future::pending::<Result<()>>())
+            .await
+            .expect_err("no answer");
         assert_eq!(error.kind, ErrorKind::Retry);
         assert!(error.message.contains("store.call_timeout_ms"), "{error}");
     }

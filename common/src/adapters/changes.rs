@@ -1,8 +1,11 @@
-//! Every change that muster makes to a file system: what it makes, writes, renames and removes goes through here, and nowhere else.
+//! Every change that muster makes to a file system: what it makes, writes, renames and removes goes
+//! through here, and nowhere else.
 //!
-//! A path is changed by its last name in a folder that is held open. Folders that are muster's own (`_muster` and what lies in it, `_quarantine`) are gone into without
-//! following links, so that a link which somebody puts in their place leads nowhere; above them a path may lead through links, as its user means it. Nothing but a regular
-//! file is ever replaced, and no folder is removed that is not empty.
+//! A path is changed by its last name in a folder that is held open. Folders that are muster's own
+//! (`_muster` and what lies in it, `_quarantine`) are gone into without following links, so that a
+//! link which somebody puts in their place leads nowhere; above them a path may lead through links,
+//! as its user means it. Nothing but a regular file is ever replaced, and no folder is removed that
+//! is not empty.
 
 use std::fmt::Debug;
 use std::fs::{self, File};
@@ -76,8 +79,13 @@ impl Changes {
             let again = |kind| kind == ErrorKind::NotFound && tries < FOLDER_TRIES_MAX;
             let created = At::in_new_folder(path).and_then(|at| {
                 self.tell(Change::Create, path);
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let created = rustix::fs::openat(&at.folder, at.name, flags, Mode::from_raw_mode(0o666));
+                let flags = OFlags::WRONLY
+                    | OFlags::CREATE
+                    | OFlags::EXCL
+                    | OFlags::NOFOLLOW
+                    | OFlags::CLOEXEC;
+                let created =
+                    rustix::fs::openat(&at.folder, at.name, flags, Mode::from_raw_mode(0o666));
                 created.map(File::from).map_err(|e| at.error("create", e))
             });
             match created {
@@ -110,14 +118,16 @@ impl Changes {
         }
     }
 
-    /// Gives a file the name of another in its folder, in the place of a regular file or of nothing.
+    /// Gives a file the name of another in its folder, in the place of a regular file or of
+    /// nothing.
     pub(super) fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         let at = At::of(to).map_err(|e| file_error(to, "put in place", &e.into()))?;
         at.check()?;
         self.tell(Change::TakeAway, from);
         self.tell(Change::PutInPlace, to);
         let name = from.file_name().unwrap_or_default();
-        rustix::fs::renameat(&at.folder, name, &at.folder, at.name).map_err(|e| at.error("put in place", e))
+        rustix::fs::renameat(&at.folder, name, &at.folder, at.name)
+            .map_err(|e| at.error("put in place", e))
     }
 
     /// Removes a file, or a link by itself. Harmless where there is none.
@@ -167,7 +177,12 @@ impl<'a> At<'a> {
         let open = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let mut folder = rustix::fs::open(above, open, Mode::empty())?;
         for name in own.components() {
-            folder = rustix::fs::openat(&folder, name.as_os_str(), open | OFlags::NOFOLLOW, Mode::empty())?;
+            folder = rustix::fs::openat(
+                &folder,
+                name.as_os_str(),
+                open | OFlags::NOFOLLOW,
+                Mode::empty(),
+            )?;
         }
         Ok(Self { folder, name, path })
     }
@@ -176,7 +191,8 @@ impl<'a> At<'a> {
     fn in_new_folder(path: &'a Path) -> Result<Self> {
         let (above, own, name) = parts(path);
         fs::create_dir_all(above).map_err(|e| file_error(above, "make the folder", &e))?;
-        let failed = |e: Errno| file_error(path.parent().unwrap_or(path), "make the folder", &e.into());
+        let failed =
+            |e: Errno| file_error(path.parent().unwrap_or(path), "make the folder", &e.into());
         let open = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let mut folder = rustix::fs::open(above, open, Mode::empty()).map_err(failed)?;
         for name in own.components() {
@@ -184,10 +200,16 @@ impl<'a> At<'a> {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(e) => return Err(failed(e)),
             }
-            let inner = rustix::fs::openat(&folder, name.as_os_str(), open | OFlags::NOFOLLOW, Mode::empty());
+            let inner = rustix::fs::openat(
+                &folder,
+                name.as_os_str(),
+                open | OFlags::NOFOLLOW,
+                Mode::empty(),
+            );
             folder = inner.map_err(|e| match e {
                 Errno::NOTDIR | Errno::LOOP => Error::invalid(format!(
-                    "{} leads through {:?}, which is a link or a file and none of muster's folders; move it away, or choose another place",
+                    "{} leads through {:?}, which is a link or a file and none of muster's \
+                        folders; move it away, or choose another place",
                     path.display(),
                     name.as_os_str()
                 )),
@@ -203,7 +225,9 @@ impl<'a> At<'a> {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => Ok(()),
             Ok(_) => {
                 let path = self.path.display();
-                Err(Error::invalid(format!("{path} is a link or no file at all; it is left as it is")))
+                Err(Error::invalid(format!(
+                    "{path} is a link or no file at all; it is left as it is"
+                )))
             }
             Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(self.error("look at", e)),
@@ -221,7 +245,10 @@ fn parts(path: &Path) -> (&Path, PathBuf, &Path) {
     let folder = path.parent().unwrap_or(Path::new("/"));
     let names: Vec<Component<'_>> = folder.components().collect();
     let scratch = names.iter().rposition(|name| name.as_os_str() == SCRATCH_DIR);
-    let quarantine = names.last().is_some_and(|name| name.as_os_str() == QUARANTINE_DIR).then(|| names.len() - 1);
+    let quarantine = names
+        .last()
+        .is_some_and(|name| name.as_os_str() == QUARANTINE_DIR)
+        .then(|| names.len() - 1);
     let Some(first) = scratch.or(quarantine) else { return (folder, PathBuf::new(), name) };
     let above = folder.ancestors().nth(names.len() - first).unwrap_or(Path::new("/"));
     (above, names[first..].iter().collect(), name)
@@ -242,7 +269,11 @@ mod tests {
             ("/_muster/x", "/", "_muster", "x"),
             ("/x", "/", "", "x"),
         ] {
-            assert_eq!(parts(Path::new(path)), (Path::new(above), PathBuf::from(own), Path::new(name)), "{path}");
+            assert_eq!(
+                parts(Path::new(path)),
+                (Path::new(above), PathBuf::from(own), Path::new(name)),
+                "{path}"
+            );
         }
     }
 
@@ -257,7 +288,9 @@ mod tests {
         symlink(at("important"), at("out/_muster")).expect("link");
         symlink(at("important"), at("out/_quarantine")).expect("link");
         let changes = Changes::default();
-        for path in ["out/_muster/d/j/x.run", "out/_muster/d/j/new", "out/_quarantine/split-00000.jsonl"] {
+        for path in
+            ["out/_muster/d/j/x.run", "out/_muster/d/j/new", "out/_quarantine/split-00000.jsonl"]
+        {
             assert!(changes.create(&at(path)).is_err(), "{path}");
             assert!(changes.open(&at(path), OFlags::empty()).is_err(), "{path}");
             // Nothing of ours is there.
@@ -285,7 +318,10 @@ mod tests {
             }
             for error in [Changes::check_place(&at(odd)), changes.rename(&at("new"), &at(odd))] {
                 let error = error.expect_err(odd);
-                assert!(error.kind == ErrorKind::Invalid && error.message.contains("left as it is"), "{error}");
+                assert!(
+                    error.kind == ErrorKind::Invalid && error.message.contains("left as it is"),
+                    "{error}"
+                );
             }
             assert!(changes.open(&at(odd), OFlags::empty()).is_err(), "{odd}");
         }

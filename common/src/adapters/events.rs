@@ -1,6 +1,7 @@
 //! Reads the stream of events: history for people, one message at a time, however long it is.
 //!
-//! An event whose acknowledgement was lost, and whose stream was then away for longer than its duplicate window, may stand there twice, under one id: it is read once.
+//! An event whose acknowledgement was lost, and whose stream was then away for longer than its
+//! duplicate window, may stand there twice, under one id: it is read once.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -23,7 +24,8 @@ use crate::names::Names;
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// By which a repeat is known.
 const MESSAGE_ID: &str = "Nats-Msg-Id";
-/// So many ids are remembered: of each coordinator one event at most may be repeated, and only those of the others stand between.
+/// So many ids are remembered: of each coordinator one event at most may be repeated, and only
+/// those of the others stand between.
 const IDS_MAX: usize = 1024;
 /// Ids that are longer are none of ours.
 const ID_BYTES_MAX: usize = 64;
@@ -37,7 +39,8 @@ pub enum Entry {
     Unreadable(Error),
 }
 
-/// The events of a job, with those of the deployment as a whole between them, or all that there are, in the order in which they were said. Holds what the server sends ahead, never the history.
+/// The events of a job, with those of the deployment as a whole between them, or all that there
+/// are, in the order in which they were said. Holds what the server sends ahead, never the history.
 pub struct Events {
     messages: Ordered,
     /// How many of what stood there at the beginning are still to come, as the server counts.
@@ -71,7 +74,8 @@ impl Events {
     /// Begins to read: everything that is kept, or what was said at `since_unix_ms` or later.
     ///
     /// # Errors
-    /// `NotFound` where the stream is not there, `Retry` where JetStream does not answer or lets this user not read it.
+    /// `NotFound` where the stream is not there, `Retry` where JetStream does not answer or lets
+    /// this user not read it.
     pub async fn open(
         client: &Client,
         config: &Config,
@@ -90,17 +94,22 @@ impl Events {
         let wanted = OrderedConfig {
             deliver_policy,
             replay_policy: ReplayPolicy::Instant,
-            filter_subjects: job.map(|job| vec![names.event(job), names.deployment_event()]).unwrap_or_default(),
+            filter_subjects: job
+                .map(|job| vec![names.event(job), names.deployment_event()])
+                .unwrap_or_default(),
             ..Default::default()
         };
-        let passing = |e: &dyn std::fmt::Display| Error::retry(format!("cannot read the stream {stream}: {e}"));
+        let passing = |e: &dyn std::fmt::Display| {
+            Error::retry(format!("cannot read the stream {stream}: {e}"))
+        };
         let consumer = handle.create_consumer(wanted).await.map_err(|e| passing(&e))?;
         let left = consumer.cached_info().num_pending;
         let messages = consumer.messages().await.map_err(|e| passing(&e))?;
         Ok(Self { messages, left, stream, repeats: Repeats::default() })
     }
 
-    /// The next event; none when all that stood there at the beginning, and what came meanwhile, has been read.
+    /// The next event; none when all that stood there at the beginning, and what came meanwhile,
+    /// has been read.
     ///
     /// # Errors
     /// `Retry` where the server does not send what it says is there.
@@ -138,7 +147,9 @@ impl Events {
 
     /// What comes next; none where it was read before.
     async fn read(&mut self) -> Result<Option<Entry>> {
-        let trouble = |e: &dyn std::fmt::Display| Error::retry(format!("cannot read the stream {}: {e}", self.stream));
+        let trouble = |e: &dyn std::fmt::Display| {
+            Error::retry(format!("cannot read the stream {}: {e}", self.stream))
+        };
         let message = match self.messages.next().await {
             Some(message) => message.map_err(|e| trouble(&e))?,
             None => return Err(trouble(&"it ended")),
@@ -161,14 +172,18 @@ impl Events {
 
 fn opening(stream: &str, error: &async_nats::jetstream::context::GetStreamError) -> Error {
     match error.kind() {
-        GetStreamErrorKind::JetStream(e) if e.error_code() == ErrorCode::STREAM_NOT_FOUND => Error::new(
-            ErrorKind::NotFound,
-            format!(
-                "there is no stream {stream} on this NATS server: no coordinator was ever started there, or in another namespace"
-            ),
-        ),
+        GetStreamErrorKind::JetStream(e) if e.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+            Error::new(
+                ErrorKind::NotFound,
+                format!(
+                    "there is no stream {stream} on this NATS server: no coordinator was ever \
+                        started there, or in another namespace"
+                ),
+            )
+        }
         _ => Error::retry(format!(
-            "cannot open the stream {stream}: {error}; JetStream must be enabled and this user may read it"
+            "cannot open the stream {stream}: {error}; JetStream must be enabled and this user may \
+                read it"
         )),
     }
 }

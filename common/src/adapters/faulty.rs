@@ -1,4 +1,5 @@
-//! Stores and ledgers that fail on purpose, around any other: see [`crate::faults`]. Without a fault that applies they are what they wrap.
+//! Stores and ledgers that fail on purpose, around any other: see [`crate::faults`]. Without a
+//! fault that applies they are what they wrap.
 
 use std::future::Future;
 use std::ops::Range;
@@ -23,7 +24,12 @@ pub struct FaultyBlobs {
 
 impl FaultyBlobs {
     /// The store, disturbed as `component` (store or disk) in the work of `scope`.
-    pub fn new(inner: Arc<dyn Blobs>, faults: Arc<Faults>, component: Component, scope: Scope) -> Self {
+    pub fn new(
+        inner: Arc<dyn Blobs>,
+        faults: Arc<Faults>,
+        component: Component,
+        scope: Scope,
+    ) -> Self {
         Self { inner, faults, component, scope }
     }
 
@@ -32,7 +38,12 @@ impl FaultyBlobs {
     }
 
     /// A call that either happens or not.
-    async fn around<T>(&self, operation: &'static str, key: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn around<T>(
+        &self,
+        operation: &'static str,
+        key: &str,
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         let site = Site::new(self.component, operation);
         match self.meet(site, key).await {
             None => call.await,
@@ -108,10 +119,18 @@ impl Blobs for FaultyBlobs {
         self.around("open", key, self.inner.open_upload(key)).await
     }
 
-    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Bytes) -> Result<String> {
+    async fn upload_part(
+        &self,
+        key: &str,
+        upload: &str,
+        at: PartAt,
+        data: Bytes,
+    ) -> Result<String> {
         let site = Site::new(self.component, "part");
         match self.meet(site, key).await {
-            Some(hit) if is_damage(hit) => self.inner.upload_part(key, upload, at, damaged(&data, hit).into()).await,
+            Some(hit) if is_damage(hit) => {
+                self.inner.upload_part(key, upload, at, damaged(&data, hit).into()).await
+            }
             Some(hit) if hit.kind == Kind::LostAck => {
                 self.inner.upload_part(key, upload, at, data).await?;
                 Err(hit.error(site, key))
@@ -129,7 +148,8 @@ impl Blobs for FaultyBlobs {
         bytes: u64,
         sync: bool,
     ) -> Result<Completed> {
-        self.around("complete", key, self.inner.complete_upload(key, upload, tags, bytes, sync)).await
+        self.around("complete", key, self.inner.complete_upload(key, upload, tags, bytes, sync))
+            .await
     }
 
     async fn abort_upload(&self, key: &str, upload: &str) -> Result<()> {
@@ -169,7 +189,11 @@ impl FaultyLedger {
         Self { inner, faults }
     }
 
-    async fn around<T>(&self, operation: &'static str, call: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn around<T>(
+        &self,
+        operation: &'static str,
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         let site = Site::new(Component::Ledger, operation);
         match self.faults.meet(site, Scope::default(), "").await {
             None => call.await,

@@ -1,7 +1,9 @@
 //! The folders of a file system, looked through for input.
 //!
-//! Links are followed, as their user means them, but never to a folder that holds them. What is neither a file nor a folder, or cannot be looked at, is named; what is
-//! hidden is not looked at. Names are those of one moment as far as a file system tells: a folder that changed while it was read is read again.
+//! Links are followed, as their user means them, but never to a folder that holds them. What is
+//! neither a file nor a folder, or cannot be looked at, is named; what is hidden is not looked at.
+//! Names are those of one moment as far as a file system tells: a folder that changed while it was
+//! read is read again.
 
 use std::ffi::OsString;
 use std::fs::{self, FileType, Metadata};
@@ -48,7 +50,9 @@ pub(super) fn survey(wanted: &Wanted, gone: &AtomicBool) -> Result<Survey> {
     let base = paths::path_of(wanted.base());
     let real = match base.canonicalize() {
         Ok(real) => real,
-        Err(e) if e.kind() == io::ErrorKind::NotFound || e.kind() == io::ErrorKind::NotADirectory => {
+        Err(e)
+            if e.kind() == io::ErrorKind::NotFound || e.kind() == io::ErrorKind::NotADirectory =>
+        {
             return Ok(Survey::default());
         }
         Err(e) => return Err(file_error(&base, "list", &e)),
@@ -85,7 +89,8 @@ impl Walk<'_> {
         let names = match self.names(&folder) {
             Ok(names) => names,
             Err(error) if depth == 0 => {
-                let none = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+                let none =
+                    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
                 return if none { Ok(()) } else { Err(file_error(&folder, "list", &error)) };
             }
             Err(error) => return self.omit_failed(relative, "list", &error),
@@ -109,7 +114,9 @@ impl Walk<'_> {
                     [b'_' | b'.', ..] => self.survey.hidden = true,
                     _ => names.push(name),
                 }
-                if names.len() as u64 > self.wanted.bounds().entries || self.gone.load(Ordering::Relaxed) {
+                if names.len() as u64 > self.wanted.bounds().entries
+                    || self.gone.load(Ordering::Relaxed)
+                {
                     // The count of the entries says so.
                     return Ok(names);
                 }
@@ -129,7 +136,8 @@ impl Walk<'_> {
         if self.looked > most {
             let base = self.base.display();
             return Err(Error::invalid(format!(
-                "more than {most} entries lie below {base}, at last in {}: the bound of one look through folders (store.entries_max)",
+                "more than {most} entries lie below {base}, at last in {}: the bound of one look \
+                    through folders (store.entries_max)",
                 folder.display()
             )));
         }
@@ -141,13 +149,16 @@ impl Walk<'_> {
 
     fn entry(&mut self, relative: &Path, depth: usize) -> Result<()> {
         let path = self.base.join(relative);
-        let (means, may_hold) = (self.wanted.means(relative), self.wanted.may_lie_below(relative, depth));
+        let (means, may_hold) =
+            (self.wanted.means(relative), self.wanted.may_lie_below(relative, depth));
         if !means && !may_hold {
             return Ok(());
         }
         let meta = match fs::metadata(&path) {
             Ok(meta) => meta,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.omit(relative, &nowhere(&path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return self.omit(relative, &nowhere(&path));
+            }
             Err(error) => return self.omit_failed(relative, "look at", &error),
         };
         if meta.is_dir() {
@@ -170,7 +181,8 @@ impl Walk<'_> {
         }
         let most = self.wanted.bounds().depth;
         if depth > most {
-            return self.omit(relative, &format!("a folder deeper than {most} others (store.depth_max)"));
+            return self
+                .omit(relative, &format!("a folder deeper than {most} others (store.depth_max)"));
         }
         self.above.push(identity);
         let walked = self.below(relative, depth);
@@ -205,7 +217,9 @@ pub(super) fn failed(path: &Path, doing: &str, error: &io::Error) -> Result<Stri
     if error.kind() == io::ErrorKind::NotFound {
         return Ok(WENT_AWAY.to_owned());
     }
-    let damaged = [Errno::IO, Errno::UCLEAN].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
+    let damaged = [Errno::IO, Errno::UCLEAN]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
     let told = file_error(path, doing, error);
     if told.kind == ErrorKind::Retry && !damaged {
         return Err(told);

@@ -52,8 +52,14 @@ fn odd_entries_are_named_and_hidden_ones_are_not_looked_at() {
     symlink("..", sub.join("loop2")).expect("link");
     symlink("/", sub.join("root")).expect("link");
     symlink(base.join("sub"), base.join("also")).expect("link");
-    rustix::fs::mknodat(rustix::fs::CWD, base.join("pipe"), rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
-        .expect("pipe");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        base.join("pipe"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR,
+        0,
+    )
+    .expect("pipe");
     let _listener = UnixListener::bind(base.join("sock")).expect("socket");
     let held = "a link to a folder that holds it";
     check(
@@ -105,7 +111,10 @@ fn a_look_through_folders_has_bounds_with_names() {
     }
     let deep = Wanted::all(paths::key_of(&base), Bounds { depth: 64, ..BOUNDS });
     let error = look(&deep).expect_err("too many entries");
-    assert!(error.kind == ErrorKind::Invalid && error.message.contains("store.entries_max"), "{error}");
+    assert!(
+        error.kind == ErrorKind::Invalid && error.message.contains("store.entries_max"),
+        "{error}"
+    );
     let few = Wanted::all(paths::key_of(&base.join("29")), Bounds { entries: 0, ..BOUNDS });
     assert!(look(&few).expect_err("too many entries").message.contains("store.entries_max"));
     let nested = base.join("n/o/p");
@@ -124,5 +133,8 @@ fn a_look_that_nobody_waits_for_ends() {
     let (interest, gone) = Interest::new();
     assert!(survey(&all(&base), &gone).is_ok());
     drop(interest);
-    assert!(survey(&all(&base), &gone).is_err() || survey(&all(&base), &gone).expect("survey").objects.len() < 3);
+    assert!(
+        survey(&all(&base), &gone).is_err()
+            || survey(&all(&base), &gone).expect("survey").objects.len() < 3
+    );
 }

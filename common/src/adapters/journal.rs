@@ -1,12 +1,16 @@
 //! The ledger on JetStream, and the streams of a deployment.
 //!
-//! Appends go out as plain requests with `Nats-Expected-Last-Sequence`, so that the server's own error code decides: a client library folds one of the two
-//! codes of a lost race into "other". No message id is sent: the expectation alone makes a repeat safe, and servers differ in which of the two they check first.
+//! Appends go out as plain requests with `Nats-Expected-Last-Sequence`, so that the server's own
+//! error code decides: a client library folds one of the two codes of a lost race into "other". No
+//! message id is sent: the expectation alone makes a repeat safe, and servers differ in which of
+//! the two they check first.
 
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
-use async_nats::jetstream::stream::{self, DiscardPolicy, LastRawMessageErrorKind, RetentionPolicy, StorageType};
+use async_nats::jetstream::stream::{
+    self, DiscardPolicy, LastRawMessageErrorKind, RetentionPolicy, StorageType,
+};
 use async_nats::jetstream::{self, Context};
 use async_nats::{Client, HeaderMap, RequestErrorKind};
 use async_trait::async_trait;
@@ -19,10 +23,13 @@ use crate::error::{Error, Result};
 use crate::ledger::{Appended, Entry, FOREIGN, Ledger, Room};
 use crate::names::Names;
 
-/// The header of every append by a leader, and of nothing else that can come into the stream: JetStream keeps it. Whoever may ask JetStream for something, as clients may
-/// for events, can have its answer sent to the journal's subject; such an entry must not stop those who read the journal.
+/// The header of every append by a leader, and of nothing else that can come into the stream:
+/// JetStream keeps it. Whoever may ask JetStream for something, as clients may for events, can have
+/// its answer sent to the journal's subject; such an entry must not stop those who read the
+/// journal.
 const EXPECTED: &str = "Nats-Expected-Last-Sequence";
-/// Another sequence stands last (two codes: a single server's, and that of a clustered leader with appends in flight).
+/// Another sequence stands last (two codes: a single server's, and that of a clustered leader with
+/// appends in flight).
 const WRONG_LAST_SEQUENCE: [u64; 2] = [10_071, 10_164];
 /// A message is larger than the stream takes.
 const TOO_LARGE: u64 = 10_054;
@@ -115,23 +122,35 @@ pub async fn ensure_streams(client: &Client, config: &Config) -> Result<()> {
     for wanted in [journal, events, letters] {
         let name = wanted.name.clone();
         let made = context.get_or_create_stream(wanted).await;
-        made.map_err(|e| passing(&format!("make the stream {name}; JetStream must be enabled and have room"), e))?;
+        made.map_err(|e| {
+            passing(&format!("make the stream {name}; JetStream must be enabled and have room"), e)
+        })?;
     }
     Ok(())
 }
 
-/// Puts a message into the stream of its subject, and waits for the stream to say that it has it. Made again with the same id it is not stored twice, within the stream's
-/// duplicate window: two minutes where nobody has set another.
+/// Puts a message into the stream of its subject, and waits for the stream to say that it has it.
+/// Made again with the same id it is not stored twice, within the stream's duplicate window: two
+/// minutes where nobody has set another.
 ///
 /// # Errors
-/// `Exhausted` where the message is too large for the server or the stream; `Retry` for all else, which may mean that it is stored and the answer was lost.
-pub async fn publish_stored(client: &Client, subject: &str, id: &str, bytes: Bytes, bound: Duration) -> Result<()> {
+/// `Exhausted` where the message is too large for the server or the stream; `Retry` for all else,
+/// which may mean that it is stored and the answer was lost.
+pub async fn publish_stored(
+    client: &Client,
+    subject: &str,
+    id: &str,
+    bytes: Bytes,
+    bound: Duration,
+) -> Result<()> {
     let mut headers = HeaderMap::new();
     headers.insert(MESSAGE_ID, id);
     let request = client.request_with_headers(subject.to_owned(), headers, bytes);
     let message = match tokio::time::timeout(bound, request).await {
         Ok(Ok(message)) => message,
-        Ok(Err(e)) if e.kind() == RequestErrorKind::MaxPayloadExceeded => return Err(Error::exhausted(e.to_string())),
+        Ok(Err(e)) if e.kind() == RequestErrorKind::MaxPayloadExceeded => {
+            return Err(Error::exhausted(e.to_string()));
+        }
         Ok(Err(e)) if e.kind() == RequestErrorKind::NoResponders => {
             return Err(Error::retry("no stream takes it".to_owned()));
         }
@@ -175,7 +194,12 @@ impl JetStreamLedger {
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: first.max(1) },
             ..Default::default()
         };
-        let consumer = self.stream().await?.create_consumer(consumer).await.map_err(|e| passing(&doing(), e))?;
+        let consumer = self
+            .stream()
+            .await?
+            .create_consumer(consumer)
+            .await
+            .map_err(|e| passing(&doing(), e))?;
         let mut messages = consumer.messages().await.map_err(|e| passing(&doing(), e))?;
         let mut entries = Vec::new();
         loop {
@@ -183,7 +207,12 @@ impl JetStreamLedger {
             let message = match next {
                 Ok(Some(message)) => message.map_err(|e| passing(&doing(), e))?,
                 Ok(None) => return Err(passing(&doing(), "it ended early")),
-                Err(_) => return Err(passing(&doing(), format!("no record for {} s", READ_TIMEOUT.as_secs()))),
+                Err(_) => {
+                    return Err(passing(
+                        &doing(),
+                        format!("no record for {} s", READ_TIMEOUT.as_secs()),
+                    ));
+                }
             };
             let sequence = message.info().map_err(|e| passing(&doing(), e))?.stream_sequence;
             let bytes = own(message.headers.as_ref(), message.payload.clone());
@@ -204,8 +233,13 @@ impl Ledger for JetStreamLedger {
             .get_info()
             .await
             .map_err(|e| passing(&format!("ask for the stream {}", self.stream), e))?;
-        let (first, last) = (first_sequence.max(info.state.first_sequence), info.state.last_sequence);
-        if info.state.messages == 0 || first > last { Ok(Vec::new()) } else { self.read_up_to(first, last).await }
+        let (first, last) =
+            (first_sequence.max(info.state.first_sequence), info.state.last_sequence);
+        if info.state.messages == 0 || first > last {
+            Ok(Vec::new())
+        } else {
+            self.read_up_to(first, last).await
+        }
     }
 
     async fn last_sequence(&self) -> Result<u64> {
@@ -242,10 +276,14 @@ impl Ledger for JetStreamLedger {
                 return unknown("no stream took the record".to_owned());
             }
             Ok(Err(e)) => return unknown(e.to_string()),
-            Err(_) => return unknown(format!("no answer within {} ms", self.append_timeout.as_millis())),
+            Err(_) => {
+                return unknown(format!("no answer within {} ms", self.append_timeout.as_millis()));
+            }
         };
         match serde_json::from_slice::<PublishReply>(&message.payload) {
-            Ok(PublishReply { error: Some(error), .. }) if WRONG_LAST_SEQUENCE.contains(&error.err_code) => {
+            Ok(PublishReply { error: Some(error), .. })
+                if WRONG_LAST_SEQUENCE.contains(&error.err_code) =>
+            {
                 Appended::Conflict
             }
             Ok(PublishReply { error: Some(error), .. }) if FULL.contains(&error.err_code) => {
@@ -263,7 +301,8 @@ impl Ledger for JetStreamLedger {
     async fn room(&self) -> Result<Option<Room>> {
         let doing = || format!("ask for the stream {}", self.stream);
         let info = self.stream().await?.get_info().await.map_err(|e| passing(&doing(), e))?;
-        let bytes_max = u64::try_from(info.config.max_bytes).ok().filter(|bytes_max| *bytes_max > 0);
+        let bytes_max =
+            u64::try_from(info.config.max_bytes).ok().filter(|bytes_max| *bytes_max > 0);
         Ok(bytes_max.map(|bytes_max| Room { bytes: info.state.bytes, bytes_max }))
     }
 

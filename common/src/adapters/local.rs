@@ -1,8 +1,11 @@
 //! The file system as an object store.
 //!
-//! A multipart upload is a hidden temporary file beside its target, `.NAME.<16 hex digits>.upload`, and that name is its id: completing renames it, aborting removes it, so
-//! what was aborted cannot be completed. Runs and parts are written and read with direct I/O where alignment allows, because page cache for data that is read once costs
-//! more than the disk (fresh pages: 2.5 s of kernel time for a GB, against 0.25 s direct, measured on a virtual machine); what direct I/O cannot take goes through the cache.
+//! A multipart upload is a hidden temporary file beside its target, `.NAME.<16 hex digits>.upload`,
+//! and that name is its id: completing renames it, aborting removes it, so what was aborted cannot
+//! be completed. Runs and parts are written and read with direct I/O where alignment allows,
+//! because page cache for data that is read once costs more than the disk (fresh pages: 2.5 s of
+//! kernel time for a GB, against 0.25 s direct, measured on a virtual machine); what direct I/O
+//! cannot take goes through the cache.
 
 use std::fs::{self, File};
 use std::io;
@@ -38,7 +41,8 @@ pub(super) const DEPTH_MAX: usize = 64;
 #[derive(Debug, Clone)]
 pub struct LocalBlobs {
     buffers: BufferPool,
-    /// Bounds the threads that file work takes: each has memory of its own, and a merge asks for a hundred ranges at once.
+    /// Bounds the threads that file work takes: each has memory of its own, and a merge asks for a
+    /// hundred ranges at once.
     turns: Arc<Semaphore>,
     /// What the temporary names of uploads begin with.
     mark: Option<u32>,
@@ -48,7 +52,12 @@ pub struct LocalBlobs {
 impl LocalBlobs {
     /// A store whose reads come in buffers of this pool.
     pub fn new(buffers: BufferPool) -> Self {
-        Self { buffers, turns: Arc::new(Semaphore::new(CALLS_AT_ONCE)), mark: None, changes: Changes::default() }
+        Self {
+            buffers,
+            turns: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
+            mark: None,
+            changes: Changes::default(),
+        }
     }
 
     /// The same, whose uploads bear a mark, so that they can be told from those of other processes.
@@ -85,7 +94,9 @@ impl LocalBlobs {
 pub(super) fn file_error(path: &Path, doing: &str, error: &io::Error) -> Error {
     let kind = match error.kind() {
         io::ErrorKind::NotFound => ErrorKind::NotFound,
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => ErrorKind::Exhausted,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            ErrorKind::Exhausted
+        }
         io::ErrorKind::PermissionDenied
         | io::ErrorKind::ReadOnlyFilesystem
         | io::ErrorKind::NotADirectory
@@ -93,7 +104,11 @@ pub(super) fn file_error(path: &Path, doing: &str, error: &io::Error) -> Error {
         | io::ErrorKind::InvalidInput
         | io::ErrorKind::InvalidFilename => ErrorKind::Invalid,
         // No wait undoes a chain of links that never ends, or makes a socket a file.
-        _ if is_one_of(error, &[Errno::LOOP, Errno::NAMETOOLONG, Errno::NXIO, Errno::NODEV, Errno::OVERFLOW]) => {
+        _ if is_one_of(
+            error,
+            &[Errno::LOOP, Errno::NAMETOOLONG, Errno::NXIO, Errno::NODEV, Errno::OVERFLOW],
+        ) =>
+        {
             ErrorKind::Invalid
         }
         _ => ErrorKind::Retry,
@@ -110,7 +125,8 @@ fn version_of(meta: &fs::Metadata) -> String {
 }
 
 pub(super) fn blob_meta(key: &str, meta: &fs::Metadata) -> BlobMeta {
-    let modified_ms = meta.mtime().saturating_mul(1000).saturating_add(meta.mtime_nsec() / 1_000_000);
+    let modified_ms =
+        meta.mtime().saturating_mul(1000).saturating_add(meta.mtime_nsec() / 1_000_000);
     BlobMeta {
         key: key.to_owned(),
         bytes: meta.size(),
@@ -136,11 +152,18 @@ fn meta_of(key: &str, path: &Path) -> Result<BlobMeta> {
 
 fn walk(folder: &Path, depth: usize, limit: usize, found: &mut Vec<BlobMeta>) -> Result<()> {
     if depth > DEPTH_MAX {
-        return Err(Error::exhausted(format!("{} is nested deeper than {DEPTH_MAX} folders", folder.display())));
+        return Err(Error::exhausted(format!(
+            "{} is nested deeper than {DEPTH_MAX} folders",
+            folder.display()
+        )));
     }
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound || e.kind() == io::ErrorKind::NotADirectory => return Ok(()),
+        Err(e)
+            if e.kind() == io::ErrorKind::NotFound || e.kind() == io::ErrorKind::NotADirectory =>
+        {
+            return Ok(());
+        }
         Err(e) => return Err(file_error(folder, "list", &e)),
     };
     for entry in entries {
@@ -158,7 +181,10 @@ fn walk(folder: &Path, depth: usize, limit: usize, found: &mut Vec<BlobMeta>) ->
         }
         found.push(blob_meta(&key_of(&path), &meta));
         if found.len() > limit {
-            return Err(Error::exhausted(format!("more than {limit} objects lie below {}", folder.display())));
+            return Err(Error::exhausted(format!(
+                "more than {limit} objects lie below {}",
+                folder.display()
+            )));
         }
     }
     Ok(())
@@ -181,18 +207,28 @@ fn find_uploads(prefix: &str, limit: usize) -> Result<Vec<OpenUpload>> {
     let target = path_of(prefix);
     let mut found = Vec::new();
     walk(&target, 0, OBJECTS_WALKED_MAX, &mut found)?;
-    let mut uploads: Vec<OpenUpload> = found.iter().filter_map(|meta| upload_of(&meta.key)).collect();
-    let beside = target.parent().and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten().flatten();
+    let mut uploads: Vec<OpenUpload> =
+        found.iter().filter_map(|meta| upload_of(&meta.key)).collect();
+    let beside = target
+        .parent()
+        .and_then(|folder| fs::read_dir(folder).ok())
+        .into_iter()
+        .flatten()
+        .flatten();
     let keys = beside.map(|entry| key_of(&entry.path()));
     uploads.extend(keys.filter_map(|key| upload_of(&key)).filter(|open| open.key == prefix));
     uploads.sort();
     if uploads.len() > limit {
-        return Err(Error::exhausted(format!("more than {limit} uploads are open below {}", target.display())));
+        return Err(Error::exhausted(format!(
+            "more than {limit} uploads are open below {}",
+            target.display()
+        )));
     }
     Ok(uploads)
 }
 
-/// The temporary file of an upload. The id comes from outside, so it must be one that [`LocalBlobs::open_upload`] could have made for this very key.
+/// The temporary file of an upload. The id comes from outside, so it must be one that
+/// [`LocalBlobs::open_upload`] could have made for this very key.
 fn upload_path(key: &str, upload: &str) -> Result<PathBuf> {
     let target = path_of(key);
     let name = target.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -211,7 +247,8 @@ fn open_with(path: &Path, flags: OFlags) -> Result<File, Errno> {
     Ok(File::from(rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?))
 }
 
-/// Whether a file system says that it does not do direct I/O, when a file is opened or not before it is used (FUSE and network file systems do that).
+/// Whether a file system says that it does not do direct I/O, when a file is opened or not before
+/// it is used (FUSE and network file systems do that).
 fn refuses_direct(error: Errno) -> bool {
     matches!(error, Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS)
 }
@@ -234,7 +271,8 @@ fn open_for(
     Ok((file, false))
 }
 
-/// From here on through the page cache: what follows is no multiple of the alignment, or direct I/O was refused.
+/// From here on through the page cache: what follows is no multiple of the alignment, or direct I/O
+/// was refused.
 fn use_cache(path: &Path, file: &File, doing: &str) -> Result<()> {
     let flags = rustix::fs::fcntl_getfl(file);
     let cleared = flags.and_then(|flags| rustix::fs::fcntl_setfl(file, flags - OFlags::DIRECT));
@@ -242,10 +280,20 @@ fn use_cache(path: &Path, file: &File, doing: &str) -> Result<()> {
 }
 
 /// Writes all of `bytes`; past the page cache at first where the file was opened so.
-fn write_at(path: &Path, file: &File, mut direct: bool, mut bytes: &[u8], mut offset: u64) -> Result<()> {
+fn write_at(
+    path: &Path,
+    file: &File,
+    mut direct: bool,
+    mut bytes: &[u8],
+    mut offset: u64,
+) -> Result<()> {
     while !bytes.is_empty() {
         let head = if direct { bytes.len() / ALIGN * ALIGN } else { bytes.len() };
-        let written = if head == 0 { Err(Errno::INVAL) } else { rustix::io::pwrite(file, &bytes[..head], offset) };
+        let written = if head == 0 {
+            Err(Errno::INVAL)
+        } else {
+            rustix::io::pwrite(file, &bytes[..head], offset)
+        };
         match written {
             Ok(0) => return Err(Error::retry(format!("{} takes no more bytes", path.display()))),
             Ok(n) => {
@@ -269,8 +317,16 @@ fn write_part(changes: &Changes, path: &Path, at: PartAt, data: &[u8]) -> Result
     write_at(path, &file, direct, data, at.offset)
 }
 
-/// Reads until `buffer` holds `wanted` bytes or the file ends; past the page cache at first where the file was opened so.
-fn read_at(path: &Path, file: &File, mut direct: bool, buffer: &mut Buffer, wanted: usize, offset: u64) -> Result<()> {
+/// Reads until `buffer` holds `wanted` bytes or the file ends; past the page cache at first where
+/// the file was opened so.
+fn read_at(
+    path: &Path,
+    file: &File,
+    mut direct: bool,
+    buffer: &mut Buffer,
+    wanted: usize,
+    offset: u64,
+) -> Result<()> {
     while buffer.len() < wanted {
         let (filled, at) = (buffer.len(), offset + buffer.len() as u64);
         let read = {
@@ -287,7 +343,8 @@ fn read_at(path: &Path, file: &File, mut direct: bool, buffer: &mut Buffer, want
             Ok(0) => return Ok(()),
             Ok(_) => {}
             Err(Errno::INTR) => {}
-            // It is refused, or has stopped short of the end of an unaligned file and cannot go on from there.
+            // It is refused, or has stopped short of the end of an unaligned file and cannot go on
+            // from there.
             Err(e) if direct && refuses_direct(e) => {
                 use_cache(path, file, "read")?;
                 direct = false;
@@ -298,7 +355,12 @@ fn read_at(path: &Path, file: &File, mut direct: bool, buffer: &mut Buffer, want
     Ok(())
 }
 
-fn read_range(buffers: &BufferPool, path: &Path, range: Range<u64>, access: Access) -> Result<Bytes> {
+fn read_range(
+    buffers: &BufferPool,
+    path: &Path,
+    range: Range<u64>,
+    access: Access,
+) -> Result<Bytes> {
     let bytes = range.end.saturating_sub(range.start);
     let direct = access == Access::Once && bytes >= DIRECT_BYTES_MIN;
     read_opened(buffers, path, range, || {
@@ -306,7 +368,8 @@ fn read_range(buffers: &BufferPool, path: &Path, range: Range<u64>, access: Acce
     })
 }
 
-/// Reads exactly a range of the file that `open` gives, which also says whether it is read past the page cache.
+/// Reads exactly a range of the file that `open` gives, which also says whether it is read past the
+/// page cache.
 pub(super) fn read_opened(
     buffers: &BufferPool,
     path: &Path,
@@ -321,7 +384,8 @@ pub(super) fn read_opened(
     let align = ALIGN as u64;
     let first = if direct { range.start / align * align } else { range.start };
     let wanted = if direct { (range.end - first).next_multiple_of(align) } else { bytes };
-    let capacity = usize::try_from(wanted).map_err(|_| Error::bug(format!("a read of {wanted} bytes")))?;
+    let capacity =
+        usize::try_from(wanted).map_err(|_| Error::bug(format!("a read of {wanted} bytes")))?;
     let mut buffer = buffers.try_take(capacity)?;
     read_at(path, &file, direct, &mut buffer, capacity, first)?;
     let skip = usize::try_from(range.start - first).unwrap_or(usize::MAX);
@@ -338,23 +402,36 @@ pub(super) fn read_opened(
 }
 
 fn sync_with_folder(path: &Path) -> Result<()> {
-    let synced =
-        |path: &Path| File::open(path).and_then(|file| file.sync_all()).map_err(|e| file_error(path, "sync", &e));
+    let synced = |path: &Path| {
+        File::open(path).and_then(|file| file.sync_all()).map_err(|e| file_error(path, "sync", &e))
+    };
     synced(path)?;
     path.parent().map_or(Ok(()), synced)
 }
 
-fn complete(changes: &Changes, key: &str, upload: &str, bytes: u64, sync: bool) -> Result<Completed> {
+fn complete(
+    changes: &Changes,
+    key: &str,
+    upload: &str,
+    bytes: u64,
+    sync: bool,
+) -> Result<Completed> {
     let (temporary, target) = (upload_path(key, upload)?, path_of(key));
     match Changes::look(&temporary) {
         Ok(stat) if u64::try_from(stat.st_size) == Ok(bytes) => {}
         Ok(stat) => {
-            let why = format!("the upload of {} has {} bytes, not {bytes}", target.display(), stat.st_size);
+            let why = format!(
+                "the upload of {} has {} bytes, not {bytes}",
+                target.display(),
+                stat.st_size
+            );
             return Err(Error::corrupt(why));
         }
-        // The answer to an earlier completion may have been lost. A file does not tell of which upload it was made: inodes are used again.
+        // The answer to an earlier completion may have been lost. A file does not tell of which
+        // upload it was made: inodes are used again.
         Err(e)
-            if e.kind() == io::ErrorKind::NotFound && meta_of(key, &target).is_ok_and(|meta| meta.bytes == bytes) =>
+            if e.kind() == io::ErrorKind::NotFound
+                && meta_of(key, &target).is_ok_and(|meta| meta.bytes == bytes) =>
         {
             return Ok(Completed::Unsure);
         }
@@ -374,9 +451,11 @@ fn put_whole(changes: &Changes, key: &str, bytes: &[u8], mark: Option<u32>) -> R
     let target = path_of(key);
     let temporary = target.with_file_name(new_upload_name(&target, mark));
     let file = changes.create(&temporary)?;
-    let written = write_at(&temporary, &file, false, bytes, 0).and_then(|()| changes.rename(&temporary, &target));
+    let written = write_at(&temporary, &file, false, bytes, 0)
+        .and_then(|()| changes.rename(&temporary, &target));
     if written.is_err() {
-        // The write's own error is what counts; a leftover temporary is hidden and named like an upload.
+        // The write's own error is what counts; a leftover temporary is hidden and named like an
+        // upload.
         drop(changes.remove(&temporary));
     }
     written
@@ -384,7 +463,10 @@ fn put_whole(changes: &Changes, key: &str, bytes: &[u8], mark: Option<u32>) -> R
 
 fn new_upload_name(target: &Path, mark: Option<u32>) -> String {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
-    #[expect(clippy::disallowed_methods, reason = "an adapter's temporary names need no seed: nothing depends on them")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an adapter's temporary names need no seed: nothing depends on them"
+    )]
     let nonce: u64 = rand::random();
     let nonce = mark.map_or(nonce, |mark| u64::from(mark) << 32 | nonce & u64::from(u32::MAX));
     format!(".{name}.{nonce:016x}.upload")
@@ -436,9 +518,16 @@ impl Blobs for LocalBlobs {
         .await
     }
 
-    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Bytes) -> Result<String> {
+    async fn upload_part(
+        &self,
+        key: &str,
+        upload: &str,
+        at: PartAt,
+        data: Bytes,
+    ) -> Result<String> {
         let (path, changes) = (upload_path(key, upload)?, self.changes.clone());
-        self.blocking(move || write_part(&changes, &path, at, &data).map(|()| at.index.to_string())).await
+        self.blocking(move || write_part(&changes, &path, at, &data).map(|()| at.index.to_string()))
+            .await
     }
 
     async fn complete_upload(
@@ -504,9 +593,12 @@ mod tests {
     async fn what_is_no_file_is_named() {
         let (_dir, store, root) = store();
         let pipe = path_of(&format!("{root}/pipe"));
-        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, Mode::RUSR, 0).expect("pipe");
-        let odd =
-            [(format!("{root}/pipe"), "is a pipe, not a file"), ("dev/null".to_owned(), "is a device, not a file")];
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, Mode::RUSR, 0)
+            .expect("pipe");
+        let odd = [
+            (format!("{root}/pipe"), "is a pipe, not a file"),
+            ("dev/null".to_owned(), "is a device, not a file"),
+        ];
         for (key, words) in odd {
             let error = store.head(&key).await.expect_err(&key);
             assert!(error.kind == ErrorKind::Invalid && error.message.contains(words), "{error}");
@@ -531,13 +623,19 @@ mod tests {
         store.complete_upload(&key, &upload, &[], data.len() as u64, true).await.expect("complete");
         for range in [0..3_000_001_u64, 5..2_999_999, 4096..1_000_000, 2_900_000..3_000_001, 7..8] {
             let expected = &data[range.start as usize..range.end as usize];
-            assert_eq!(store.read(&key, range.clone(), Access::Once).await.expect("read"), expected, "{range:?}");
+            assert_eq!(
+                store.read(&key, range.clone(), Access::Once).await.expect("read"),
+                expected,
+                "{range:?}"
+            );
         }
-        let beyond = store.read(&key, 0..3_000_002, Access::Once).await.expect_err("beyond the end");
+        let beyond =
+            store.read(&key, 0..3_000_002, Access::Once).await.expect_err("beyond the end");
         assert_eq!(beyond.kind, ErrorKind::Corrupt);
     }
 
-    /// What an application sees of a file system that takes O_DIRECT and refuses the first call: here a place in the file that no device takes past the page cache.
+    /// What an application sees of a file system that takes O_DIRECT and refuses the first call:
+    /// here a place in the file that no device takes past the page cache.
     #[test]
     fn direct_io_that_is_refused_at_the_first_call_goes_through_the_cache() {
         let dir = tempfile::tempdir().expect("temp dir");
@@ -549,12 +647,16 @@ mod tests {
         write_at(&path, &open(OFlags::WRONLY), true, &data, 3).expect("written all the same");
         assert_eq!(fs::read(&path).expect("read")[3..], data);
         let mut buffer = pool.take(data.len());
-        read_at(&path, &open(OFlags::RDONLY), true, &mut buffer, data.len(), 3).expect("read all the same");
+        read_at(&path, &open(OFlags::RDONLY), true, &mut buffer, data.len(), 3)
+            .expect("read all the same");
         assert_eq!(&*buffer, data);
         // Any other trouble is none that the cache helps with.
-        for (error, refuses) in
-            [(Errno::INVAL, true), (Errno::OPNOTSUPP, true), (Errno::IO, false), (Errno::NOSPC, false)]
-        {
+        for (error, refuses) in [
+            (Errno::INVAL, true),
+            (Errno::OPNOTSUPP, true),
+            (Errno::IO, false),
+            (Errno::NOSPC, false),
+        ] {
             assert_eq!(refuses_direct(error), refuses, "{error}");
         }
     }
@@ -562,7 +664,9 @@ mod tests {
     #[tokio::test]
     async fn foreign_upload_ids_are_refused() {
         let (_dir, store, root) = store();
-        for id in ["../x", "victim", ".a.0123456789abcdef.upload/..", ".b.0123456789abcdef.upload", ""] {
+        for id in
+            ["../x", "victim", ".a.0123456789abcdef.upload/..", ".b.0123456789abcdef.upload", ""]
+        {
             let error = store.abort_upload(&format!("{root}/a"), id).await.expect_err(id);
             assert_eq!(error.kind, ErrorKind::Invalid, "{id}");
         }

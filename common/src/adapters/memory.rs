@@ -13,7 +13,8 @@ use crate::ledger::{Appended, Entry, Ledger};
 use crate::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
 use crate::survey::{Survey, Wanted};
 
-/// An object store in memory. As in S3 an object's version follows from its bytes: the same bytes, the same version.
+/// An object store in memory. As in S3 an object's version follows from its bytes: the same bytes,
+/// the same version.
 #[derive(Debug, Default)]
 pub struct MemoryBlobs {
     inner: Mutex<Objects>,
@@ -51,8 +52,9 @@ fn not_found(what: &str) -> Error {
 #[async_trait]
 impl Blobs for MemoryBlobs {
     async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<BlobMeta>> {
-        let inside =
-            |key: &str| prefix.is_empty() || key.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'));
+        let inside = |key: &str| {
+            prefix.is_empty() || key.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'))
+        };
         let inner = self.lock();
         let found: Vec<BlobMeta> = inner
             .objects
@@ -80,7 +82,12 @@ impl Blobs for MemoryBlobs {
         let inner = self.lock();
         let (bytes, version) = inner.objects.get(key).ok_or_else(|| not_found(key))?;
         let version = version.clone();
-        Ok(BlobMeta { key: key.to_owned(), bytes: bytes.len() as u64, version, modified_unix_ms: 0 })
+        Ok(BlobMeta {
+            key: key.to_owned(),
+            bytes: bytes.len() as u64,
+            version,
+            modified_unix_ms: 0,
+        })
     }
 
     async fn read(&self, key: &str, range: Range<u64>, _access: Access) -> Result<Bytes> {
@@ -90,7 +97,11 @@ impl Blobs for MemoryBlobs {
             return Ok(Bytes::new());
         }
         if range.end > bytes.len() as u64 {
-            let why = format!("{key} ends at {}, but bytes up to {} were asked for", bytes.len(), range.end);
+            let why = format!(
+                "{key} ends at {}, but bytes up to {} were asked for",
+                bytes.len(),
+                range.end
+            );
             return Err(Error::corrupt(why));
         }
         let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
@@ -111,7 +122,13 @@ impl Blobs for MemoryBlobs {
         Ok(id)
     }
 
-    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Bytes) -> Result<String> {
+    async fn upload_part(
+        &self,
+        key: &str,
+        upload: &str,
+        at: PartAt,
+        data: Bytes,
+    ) -> Result<String> {
         let mut inner = self.lock();
         let found = inner.uploads.get_mut(upload).filter(|found| found.key == key);
         found.ok_or_else(|| not_found(upload))?.parts.insert(at.index, data.to_vec());
@@ -128,17 +145,28 @@ impl Blobs for MemoryBlobs {
     ) -> Result<Completed> {
         let mut inner = self.lock();
         if !inner.uploads.contains_key(upload) {
-            let stands = inner.objects.get(key).is_some_and(|(stored, _)| stored.len() as u64 == bytes);
+            let stands =
+                inner.objects.get(key).is_some_and(|(stored, _)| stored.len() as u64 == bytes);
             return if stands { Ok(Completed::Unsure) } else { Err(not_found(upload)) };
         }
-        let whole = |found: &Upload| (0..tags.len() as u32).eq(found.parts.keys().copied()) && found.key == key;
+        let whole = |found: &Upload| {
+            (0..tags.len() as u32).eq(found.parts.keys().copied()) && found.key == key
+        };
         if !inner.uploads.get(upload).is_some_and(whole) {
             return Err(Error::invalid(format!("the parts of {upload} are not those of its tags")));
         }
-        let data: Vec<u8> =
-            inner.uploads.remove(upload).into_iter().flat_map(|found| found.parts.into_values()).flatten().collect();
+        let data: Vec<u8> = inner
+            .uploads
+            .remove(upload)
+            .into_iter()
+            .flat_map(|found| found.parts.into_values())
+            .flatten()
+            .collect();
         if data.len() as u64 != bytes {
-            return Err(Error::corrupt(format!("the upload of {key} has {} bytes, not {bytes}", data.len())));
+            return Err(Error::corrupt(format!(
+                "the upload of {key} has {} bytes, not {bytes}",
+                data.len()
+            )));
         }
         let version = etag::of_parts(tags).unwrap_or_else(|| etag::of_bytes(&data));
         inner.objects.insert(key.to_owned(), (data.into(), version));
@@ -152,12 +180,16 @@ impl Blobs for MemoryBlobs {
 
     async fn list_uploads(&self, prefix: &str, limit: usize) -> Result<Vec<OpenUpload>> {
         let inside = |key: &str| {
-            prefix.is_empty() || key.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            prefix.is_empty()
+                || key
+                    .strip_prefix(prefix)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
         let inner = self.lock();
         let below = inner.uploads.iter().filter(|(_, open)| inside(&open.key));
-        let mut found: Vec<OpenUpload> =
-            below.map(|(id, open)| OpenUpload { key: open.key.clone(), upload: id.clone() }).collect();
+        let mut found: Vec<OpenUpload> = below
+            .map(|(id, open)| OpenUpload { key: open.key.clone(), upload: id.clone() })
+            .collect();
         found.sort();
         if found.len() > limit {
             Err(Error::exhausted(format!("more than {limit} uploads are open below {prefix}")))

@@ -1,4 +1,5 @@
-//! A store whose calls are counted: how many of which kind, what came of them, how long they took, and the bytes they moved. Laid around stores only where somebody watches.
+//! A store whose calls are counted: how many of which kind, what came of them, how long they took,
+//! and the bytes they moved. Laid around stores only where somebody watches.
 
 use std::future::Future;
 use std::ops::Range;
@@ -18,10 +19,14 @@ const CALLS: Family = Family::new(
     "muster_store_calls_total",
     "Calls of stores, second ones of slow reads included, by what came of them",
 );
-const SECONDS: Family =
-    Family::new("muster_store_call_seconds", "How long calls of stores took, whatever came of them");
-const READ: Family = Family::new("muster_store_read_bytes_total", "Bytes that were read from stores");
-const WRITTEN: Family = Family::new("muster_store_written_bytes_total", "Bytes that were written to stores");
+const SECONDS: Family = Family::new(
+    "muster_store_call_seconds",
+    "How long calls of stores took, whatever came of them",
+);
+const READ: Family =
+    Family::new("muster_store_read_bytes_total", "Bytes that were read from stores");
+const WRITTEN: Family =
+    Family::new("muster_store_written_bytes_total", "Bytes that were written to stores");
 
 const CALL: [&str; 11] = [
     "list",
@@ -36,7 +41,8 @@ const CALL: [&str; 11] = [
     "delete",
     "prune",
 ];
-const OUTCOMES: [&str; 8] = ["ok", "retry", "throttled", "not_found", "invalid", "corrupt", "exhausted", "other"];
+const OUTCOMES: [&str; 8] =
+    ["ok", "retry", "throttled", "not_found", "invalid", "corrupt", "exhausted", "other"];
 const STORES: [&str; 4] = ["file", "s3", "memory", "worker"];
 
 /// Which call; places in [`CALL`].
@@ -95,14 +101,23 @@ impl Counters {
     fn new(vitals: Arc<Vitals>, store: &'static str) -> Self {
         let labels = [("store", store)];
         let (read, written) = (vitals.counter(READ, &labels), vitals.counter(WRITTEN, &labels));
-        Self { vitals, store, calls: Default::default(), seconds: Default::default(), read, written }
+        Self {
+            vitals,
+            store,
+            calls: Default::default(),
+            seconds: Default::default(),
+            read,
+            written,
+        }
     }
 
     fn count(&self, call: Call, outcome: usize, took: std::time::Duration) {
         let (at, word) = (call as usize, CALL[call as usize]);
         let labels = [("store", self.store), ("call", word), ("outcome", OUTCOMES[outcome])];
         self.calls[at][outcome].get_or_init(|| self.vitals.counter(CALLS, &labels)).increment(1);
-        self.seconds[at].get_or_init(|| self.vitals.histogram(SECONDS, &labels[..2])).record(took.as_secs_f64());
+        self.seconds[at]
+            .get_or_init(|| self.vitals.histogram(SECONDS, &labels[..2]))
+            .record(took.as_secs_f64());
     }
 }
 
@@ -114,7 +129,8 @@ struct Metered {
 
 impl Metered {
     async fn count<T>(&self, call: Call, doing: impl Future<Output = Result<T>>) -> Result<T> {
-        // Nothing is decided by it, and milliseconds are too coarse for a disk: so not the clock's port.
+        // Nothing is decided by it, and milliseconds are too coarse for a disk: so not the clock's
+        // port.
         let began = Instant::now();
         let result = doing.await;
         let outcome = match result.as_ref().err().map(|error| error.kind) {
@@ -124,14 +140,23 @@ impl Metered {
             Some(ErrorKind::NotFound) => 3,
             Some(ErrorKind::Invalid) => 4,
             Some(ErrorKind::Corrupt) => 5,
-            Some(ErrorKind::Exhausted | ErrorKind::OutOfMemory | ErrorKind::NeedsMemory { .. }) => 6,
-            Some(ErrorKind::Fenced | ErrorKind::Bug | ErrorKind::Setup | ErrorKind::WorkerDied) => 7,
+            Some(ErrorKind::Exhausted | ErrorKind::OutOfMemory | ErrorKind::NeedsMemory { .. }) => {
+                6
+            }
+            Some(ErrorKind::Fenced | ErrorKind::Bug | ErrorKind::Setup | ErrorKind::WorkerDied) => {
+                7
+            }
         };
         self.counters.count(call, outcome, began.elapsed());
         result
     }
 
-    async fn write<T>(&self, call: Call, bytes: usize, doing: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn write<T>(
+        &self,
+        call: Call,
+        bytes: usize,
+        doing: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         let result = self.count(call, doing).await;
         if result.is_ok() {
             self.counters.written.increment(bytes as u64);
@@ -170,8 +195,15 @@ impl Blobs for Metered {
         self.count(Call::OpenUpload, self.store.open_upload(key)).await
     }
 
-    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Bytes) -> Result<String> {
-        self.write(Call::UploadPart, data.len(), self.store.upload_part(key, upload, at, data)).await
+    async fn upload_part(
+        &self,
+        key: &str,
+        upload: &str,
+        at: PartAt,
+        data: Bytes,
+    ) -> Result<String> {
+        self.write(Call::UploadPart, data.len(), self.store.upload_part(key, upload, at, data))
+            .await
     }
 
     async fn complete_upload(
@@ -182,7 +214,8 @@ impl Blobs for Metered {
         bytes: u64,
         sync: bool,
     ) -> Result<Completed> {
-        self.count(Call::CompleteUpload, self.store.complete_upload(key, upload, tags, bytes, sync)).await
+        self.count(Call::CompleteUpload, self.store.complete_upload(key, upload, tags, bytes, sync))
+            .await
     }
 
     async fn abort_upload(&self, key: &str, upload: &str) -> Result<()> {
@@ -218,9 +251,11 @@ mod tests {
     use crate::conformance;
 
     fn metered() -> (Arc<Vitals>, Arc<dyn Blobs>) {
-        let vitals = Vitals::new("worker", "1", 1000, Arc::new(ManualClock::default())).expect("vitals");
+        let vitals =
+            Vitals::new("worker", "1", 1000, Arc::new(ManualClock::default())).expect("vitals");
         let vitals = Arc::new(vitals);
-        let store = Meter::new(vitals.clone()).over(&Scheme::Memory, Arc::new(MemoryBlobs::default()));
+        let store =
+            Meter::new(vitals.clone()).over(&Scheme::Memory, Arc::new(MemoryBlobs::default()));
         (vitals, store)
     }
 

@@ -12,12 +12,14 @@ use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::telemetry::Bounded;
 
-/// The oldest nats-server that will do. What is used today (`sync_interval: always`, ordered consumers, appends with an expected sequence) came by 2.10; 2.12 is the oldest
-/// line that is promised to work, so that atomic batches and message TTLs may be relied on.
+/// The oldest nats-server that will do. What is used today (`sync_interval: always`, ordered
+/// consumers, appends with an expected sequence) came by 2.10; 2.12 is the oldest line that is
+/// promised to work, so that atomic batches and message TTLs may be relied on.
 pub const SERVER_VERSION_OLDEST: (u32, u32) = (2, 12);
 /// Longest pause between tries to connect.
 const RECONNECT_DELAY_MAX_MS: u64 = 2000;
-/// Messages that a subscription holds before it drops; control traffic is a few thousand a second at most.
+/// Messages that a subscription holds before it drops; control traffic is a few thousand a second
+/// at most.
 const SUBSCRIPTION_CAPACITY: usize = 65_536;
 
 /// Where NATS is and who we are there. `Debug` masks the secrets.
@@ -67,9 +69,12 @@ impl std::fmt::Debug for NatsSettings {
 impl NatsSettings {
     /// The URL without the secrets that it may hold, in one line.
     pub fn public_url(&self) -> String {
-        let plain = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+        let plain =
+            |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
         let one = |url: &str| match url.trim().split_once("://") {
-            Some((scheme, rest)) => format!("{scheme}://{}", rest.rsplit_once('@').map_or(rest, |(_, host)| host)),
+            Some((scheme, rest)) => {
+                format!("{scheme}://{}", rest.rsplit_once('@').map_or(rest, |(_, host)| host))
+            }
             None => url.rsplit_once('@').map_or(url, |(_, host)| host).trim().to_owned(),
         };
         let all = self.url.split(',').map(one).collect::<Vec<_>>().join(",");
@@ -80,16 +85,20 @@ impl NatsSettings {
         let refusals = self.refusals.clone();
         let (clock, bounded) = (SystemClock::default(), Mutex::new(Bounded::default()));
         move |event| {
-            let tells = |kind| bounded.lock().unwrap_or_else(PoisonError::into_inner).tells(clock.now_ms(), kind);
+            let tells = |kind| {
+                bounded.lock().unwrap_or_else(PoisonError::into_inner).tells(clock.now_ms(), kind)
+            };
             log_event(&event, &refusals, tells);
             std::future::ready(())
         }
     }
 
-    /// User and password, or a token alone, as the first of the URLs holds them. They come before those that are given apart, as with the nats command line; async-nats
-    /// passes over them.
+    /// User and password, or a token alone, as the first of the URLs holds them. They come before
+    /// those that are given apart, as with the nats command line; async-nats passes over them.
     fn user_in_url(&self) -> Option<(String, Option<String>)> {
-        let decoded = |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
+        let decoded = |text: &str| {
+            percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
+        };
         self.url.split(',').find_map(|url| {
             let place = url.split_once("://").map_or(url, |(_, rest)| rest).trim();
             let (user, _) = place.rsplit_once('@')?;
@@ -101,7 +110,10 @@ impl NatsSettings {
     }
 
     fn unreadable(path: &std::path::Path, error: &std::io::Error) -> Error {
-        Error::invalid(format!("cannot read the NATS credentials or certificate in {}: {error}", path.display()))
+        Error::invalid(format!(
+            "cannot read the NATS credentials or certificate in {}: {error}",
+            path.display()
+        ))
     }
 
     async fn options(&self, config: &Config, name: &str) -> Result<ConnectOptions> {
@@ -117,17 +129,22 @@ impl NatsSettings {
             (Some((user, Some(password))), ..) => options.user_and_password(user, password),
             (Some((token, None)), ..) => options.token(token),
             (None, _, Some(token)) => options.token(token.clone()),
-            (None, (Some(user), Some(password)), None) => options.user_and_password(user.clone(), password.clone()),
+            (None, (Some(user), Some(password)), None) => {
+                options.user_and_password(user.clone(), password.clone())
+            }
             (None, ..) => options,
         };
         if let Some(path) = &self.creds {
-            options = options.credentials_file(path).await.map_err(|e| Self::unreadable(path, &e))?;
+            options =
+                options.credentials_file(path).await.map_err(|e| Self::unreadable(path, &e))?;
         }
         if let Some(path) = &self.nkey {
-            let seed = tokio::fs::read_to_string(path).await.map_err(|e| Self::unreadable(path, &e))?;
+            let seed =
+                tokio::fs::read_to_string(path).await.map_err(|e| Self::unreadable(path, &e))?;
             options = options.nkey(seed.trim().to_owned());
         }
-        // The client reads them with each connection, and takes one that is not there for a server that is not there.
+        // The client reads them with each connection, and takes one that is not there for a server
+        // that is not there.
         for path in [&self.ca, &self.cert, &self.key].into_iter().flatten() {
             tokio::fs::read(path).await.map_err(|e| Self::unreadable(path, &e))?;
         }
@@ -151,7 +168,8 @@ impl NatsSettings {
 
     async fn try_connect(&self, config: &Config, name: &str) -> Result<Client> {
         // What the client does not know it cannot log.
-        let addresses: Vec<String> = self.public_url().split(',').map(|url| url.trim().to_owned()).collect();
+        let addresses: Vec<String> =
+            self.public_url().split(',').map(|url| url.trim().to_owned()).collect();
         let options = self.options(config, name).await?;
         options.connect(addresses).await.map_err(|e| self.connect_error(&e))
     }
@@ -183,19 +201,29 @@ pub async fn connect(settings: &NatsSettings, config: &Config, name: &str) -> Re
     Ok(client)
 }
 
-/// Connects once, to whatever version of server there is: for those who want to say what is wrong with it.
+/// Connects once, to whatever version of server there is: for those who want to say what is wrong
+/// with it.
 ///
 /// # Errors
 /// As [`connect`], but for the version.
-pub async fn connect_to_any(settings: &NatsSettings, config: &Config, name: &str) -> Result<Client> {
+pub async fn connect_to_any(
+    settings: &NatsSettings,
+    config: &Config,
+    name: &str,
+) -> Result<Client> {
     settings.try_connect(config, name).await
 }
 
-/// Connects, and waits for a server as long as it takes; for workers and coordinators. The caller bounds it by dropping the future.
+/// Connects, and waits for a server as long as it takes; for workers and coordinators. The caller
+/// bounds it by dropping the future.
 ///
 /// # Errors
 /// `Invalid` where the server refuses us or is too old.
-pub async fn connect_waiting(settings: &NatsSettings, config: &Config, name: &str) -> Result<Client> {
+pub async fn connect_waiting(
+    settings: &NatsSettings,
+    config: &Config,
+    name: &str,
+) -> Result<Client> {
     let mut attempt = 0;
     loop {
         match connect(settings, config, name).await {
@@ -213,7 +241,9 @@ pub async fn connect_waiting(settings: &NatsSettings, config: &Config, name: &st
 
 /// A prefix that makes no sound subjects would leave every request without an answer.
 fn check_inbox_prefix(prefix: &str) -> Result<()> {
-    let sound = |token: &str| !token.is_empty() && !token.contains(|c: char| c.is_whitespace() || c == '*' || c == '>');
+    let sound = |token: &str| {
+        !token.is_empty() && !token.contains(|c: char| c.is_whitespace() || c == '*' || c == '>')
+    };
     if prefix.split('.').all(sound) {
         return Ok(());
     }
@@ -222,11 +252,15 @@ fn check_inbox_prefix(prefix: &str) -> Result<()> {
     )))
 }
 
-/// Exponential from 50 ms to two seconds, each with jitter, so that a pool does not return in one wave.
+/// Exponential from 50 ms to two seconds, each with jitter, so that a pool does not return in one
+/// wave.
 fn reconnect_delay(attempts: usize) -> Duration {
     let exponent = u32::try_from(attempts.min(8)).unwrap_or(8);
     let ceiling_ms = (25 << exponent).min(RECONNECT_DELAY_MAX_MS);
-    #[expect(clippy::disallowed_methods, reason = "jitter of a connection needs no seed: nothing depends on it")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "jitter of a connection needs no seed: nothing depends on it"
+    )]
     let random: u64 = rand::random();
     Duration::from_millis(ceiling_ms / 2 + random % (ceiling_ms / 2 + 1))
 }
@@ -280,18 +314,26 @@ mod tests {
         };
         assert_eq!(settings.public_url(), "nats://host:4222,other:4222");
         assert!(!format!("{settings:?}").contains("hidden"));
-        let url = |url: &str| NatsSettings { url: url.to_owned(), ..NatsSettings::default() }.public_url();
+        let url = |url: &str| {
+            NatsSettings { url: url.to_owned(), ..NatsSettings::default() }.public_url()
+        };
         // As a file leaves it that was made by `echo`.
         assert_eq!(url("nats://me:hidden@host:4222\n"), "nats://host:4222");
         assert_eq!(url("one:4222, tls://two:4222\r\n"), "one:4222,tls://two:4222");
-        assert_eq!(url("nats://ho\nst\u{1b}[31m"), "nats://ho\\nst\\u{1b}[31m", "one line, and no colour");
+        assert_eq!(
+            url("nats://ho\nst\u{1b}[31m"),
+            "nats://ho\\nst\\u{1b}[31m",
+            "one line, and no colour"
+        );
     }
 
     #[test]
     fn a_user_in_the_url_is_heard() {
         let check = |url: &str, expected: Option<(&str, Option<&str>)>| {
-            let found = NatsSettings { url: url.to_owned(), ..NatsSettings::default() }.user_in_url();
-            let expected = expected.map(|(user, password)| (user.to_owned(), password.map(str::to_owned)));
+            let found =
+                NatsSettings { url: url.to_owned(), ..NatsSettings::default() }.user_in_url();
+            let expected =
+                expected.map(|(user, password)| (user.to_owned(), password.map(str::to_owned)));
             assert_eq!(found, expected, "{url}");
         };
         check("nats://host:4222", None);
@@ -327,7 +369,8 @@ mod tests {
         let config = Config::profile(crate::config::Profile::Testing).expect("settings");
         let missing = Some(PathBuf::from("/no/such/file"));
         let with = |change: fn(&mut NatsSettings, Option<PathBuf>)| {
-            let mut settings = NatsSettings { url: "nats://127.0.0.1:1".to_owned(), ..NatsSettings::default() };
+            let mut settings =
+                NatsSettings { url: "nats://127.0.0.1:1".to_owned(), ..NatsSettings::default() };
             change(&mut settings, missing.clone());
             settings
         };
@@ -339,19 +382,28 @@ mod tests {
             with(|settings, path| settings.nkey = path),
         ] {
             let error = connect(&settings, &config, "test").await.expect_err("a file is missing");
-            assert!(error.kind == ErrorKind::Invalid && error.message.contains("/no/such/file"), "{error}");
+            assert!(
+                error.kind == ErrorKind::Invalid && error.message.contains("/no/such/file"),
+                "{error}"
+            );
         }
         let mut alone = with(|_, _| ());
         alone.cert = Some(PathBuf::from("/dev/null"));
-        let error = connect(&alone, &config, "test").await.expect_err("a certificate without its key");
+        let error =
+            connect(&alone, &config, "test").await.expect_err("a certificate without its key");
         assert!(error.kind == ErrorKind::Invalid && error.message.contains("NATS_KEY"), "{error}");
     }
 
     #[test]
     fn old_servers_are_told_by_their_version() {
-        for (version, expected) in
-            [("2.11.9", false), ("2.12.0", true), ("2.15.1-RC.1", true), ("3.0", true), ("", false), ("x.y", false)]
-        {
+        for (version, expected) in [
+            ("2.11.9", false),
+            ("2.12.0", true),
+            ("2.15.1-RC.1", true),
+            ("3.0", true),
+            ("", false),
+            ("x.y", false),
+        ] {
             assert_eq!(is_new_enough(version), expected, "{version:?}");
         }
     }

@@ -1,9 +1,12 @@
-//! The folders of which a worker offers the files as input (`--input-dir`), as a store that can only be read.
+//! The folders of which a worker offers the files as input (`--input-dir`), as a store that can
+//! only be read.
 //!
-//! A plan, and so whoever writes one, names the files that a worker reads. So every path is resolved by the kernel beneath one of the folders (`openat2`), anew with
-//! each call: `..`, an absolute path or a symbolic link cannot lead out, whatever happens to the tree meanwhile. Links below a folder are not followed at all: what they
-//! refer to inside the folder is offered under its own name, and what lies outside is not offered. They are named as what cannot be input, as is all else that is neither
-//! a file nor a folder, or cannot be looked at.
+//! A plan, and so whoever writes one, names the files that a worker reads. So every path is
+//! resolved by the kernel beneath one of the folders (`openat2`), anew with each call: `..`, an
+//! absolute path or a symbolic link cannot lead out, whatever happens to the tree meanwhile. Links
+//! below a folder are not followed at all: what they refer to inside the folder is offered under
+//! its own name, and what lies outside is not offered. They are named as what cannot be input, as
+//! is all else that is neither a file nor a folder, or cannot be looked at.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -35,7 +38,8 @@ const PAGE_BYTES_MAX: usize = crate::wire::MESSAGE_BYTES_MAX / 2;
 const FILE_OVERHEAD_BYTES: usize = 64;
 /// A page ends after so long, so that its request is answered in time.
 const PAGE_MS: u64 = 1000;
-/// Longest path of a folder that is offered, in bytes: a path below it that is cut still lies below it.
+/// Longest path of a folder that is offered, in bytes: a path below it that is cut still lies below
+/// it.
 const FOLDER_BYTES_MAX: usize = TEXT_BYTES_MAX - 256;
 /// Most entries of one folder.
 const ENTRIES_MAX: usize = 1_000_000;
@@ -74,16 +78,23 @@ impl OwnFiles {
     /// Offers what lies in these folders.
     ///
     /// # Errors
-    /// `Invalid` where one is no folder, cannot be read, lies in another one, is not valid UTF-8, where there are too many, or where the system cannot confine paths.
+    /// `Invalid` where one is no folder, cannot be read, lies in another one, is not valid UTF-8,
+    /// where there are too many, or where the system cannot confine paths.
     pub fn new(folders: &[PathBuf], buffers: BufferPool, clock: Arc<dyn Clock>) -> Result<Self> {
         if folders.len() > FOLDERS_MAX {
-            return Err(Error::invalid(format!("{} input folders, at most {FOLDERS_MAX} are allowed", folders.len())));
+            return Err(Error::invalid(format!(
+                "{} input folders, at most {FOLDERS_MAX} are allowed",
+                folders.len()
+            )));
         }
-        let mut opened = folders.iter().map(|path| Folder::open(path)).collect::<Result<Vec<Folder>>>()?;
+        let mut opened =
+            folders.iter().map(|path| Folder::open(path)).collect::<Result<Vec<Folder>>>()?;
         opened.sort_by_key(Folder::as_prefix);
         if let Some(pair) = opened.windows(2).find(|pair| pair[1].path.starts_with(&pair[0].path)) {
             let (outer, inner) = (&pair[0].text, &pair[1].text);
-            return Err(Error::invalid(format!("the input folder {inner} is, or lies in, the input folder {outer}")));
+            return Err(Error::invalid(format!(
+                "the input folder {inner} is, or lies in, the input folder {outer}"
+            )));
         }
         let files = LocalBlobs::new(buffers.clone());
         Ok(Self { folders: opened.into(), files, buffers, clock })
@@ -97,7 +108,8 @@ impl OwnFiles {
     /// The next files that match, behind `after`, and what else there is in their place.
     ///
     /// # Errors
-    /// `Invalid` where a folder that is offered cannot be listed; `Exhausted` where one is too large; `Retry` where the file system is in trouble.
+    /// `Invalid` where a folder that is offered cannot be listed; `Exhausted` where one is too
+    /// large; `Retry` where the file system is in trouble.
     pub async fn page(&self, pattern: Pattern, after: Option<String>) -> Result<Page> {
         let own = self.clone();
         self.files
@@ -117,7 +129,9 @@ impl OwnFiles {
                 };
                 for folder in &*own.folders {
                     walk.folder = folder;
-                    let entries = walk.entries("").map_err(|e| file_error(&folder.path, "list", &e.into()))?;
+                    let entries = walk
+                        .entries("")
+                        .map_err(|e| file_error(&folder.path, "list", &e.into()))?;
                     walk.each(entries, "", 0)?;
                 }
                 let next = if walk.full { walk.looked } else { None };
@@ -129,28 +143,41 @@ impl OwnFiles {
     /// The folder that a key lies in, and its path below it.
     fn resolve(&self, key: &str) -> Result<(Folder, String)> {
         let path = format!("/{key}");
-        let within = |folder: &Folder| Some((folder.clone(), path.strip_prefix(&folder.as_prefix())?.to_owned()));
+        let within = |folder: &Folder| {
+            Some((folder.clone(), path.strip_prefix(&folder.as_prefix())?.to_owned()))
+        };
         let found = self.folders.iter().find_map(within).filter(|_| is_normal(key));
         found.ok_or_else(|| {
-            Error::invalid(format!("{path} is not below the folders that this worker offers (--input-dir)"))
+            Error::invalid(format!(
+                "{path} is not below the folders that this worker offers (--input-dir)"
+            ))
         })
     }
 }
 
 impl Folder {
     fn open(path: &Path) -> Result<Self> {
-        let refuse = |why: String| Error::invalid(format!("cannot offer the input folder {}: {why}", path.display()));
+        let refuse = |why: String| {
+            Error::invalid(format!("cannot offer the input folder {}: {why}", path.display()))
+        };
         let path = path.canonicalize().map_err(|e| refuse(e.to_string()))?;
-        let text = path.to_str().ok_or_else(|| refuse("its path is not valid UTF-8".to_owned()))?.to_owned();
+        let text = path
+            .to_str()
+            .ok_or_else(|| refuse("its path is not valid UTF-8".to_owned()))?
+            .to_owned();
         if path.parent().is_none() || text.len() > FOLDER_BYTES_MAX {
-            return Err(refuse("it must not be the root of the file system, nor have an overlong path".to_owned()));
+            return Err(refuse(
+                "it must not be the root of the file system, nor have an overlong path".to_owned(),
+            ));
         }
         let folder = Self { path, text };
         match folder.beneath(".", OFlags::RDONLY | OFlags::DIRECTORY) {
             Ok(_) => Ok(folder),
-            Err(Errno::NOSYS | Errno::PERM) => {
-                Err(refuse("openat2, which keeps paths inside, cannot be called: it needs Linux 5.6 or newer, and a sandbox that allows it".to_owned()))
-            }
+            Err(Errno::NOSYS | Errno::PERM) => Err(refuse(
+                "openat2, which keeps paths inside, cannot be called: it needs Linux \
+                    5.6 or newer, and a sandbox that allows it"
+                    .to_owned(),
+            )),
             Err(e) => Err(refuse(e.to_string())),
         }
     }
@@ -162,18 +189,24 @@ impl Folder {
 
     /// Opens what has this path below the folder, and lies there.
     fn beneath(&self, relative: &str, flags: OFlags) -> Result<File, Errno> {
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let resolve =
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         self.opened(relative, flags, resolve)
     }
 
     fn opened(&self, relative: &str, flags: OFlags, resolve: ResolveFlags) -> Result<File, Errno> {
         let decoded = paths::path_of(relative);
         let relative = OsStr::from_bytes(&decoded.as_os_str().as_bytes()[1..]);
-        let parent = rustix::fs::open(&self.path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let parent = rustix::fs::open(
+            &self.path,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
         let mut tries = 1;
         loop {
             // A pipe that nobody writes to must not hold the thread; a mere look never does.
-            let unheld = if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NONBLOCK };
+            let unheld =
+                if flags.contains(OFlags::PATH) { OFlags::empty() } else { OFlags::NONBLOCK };
             let flags = flags | OFlags::CLOEXEC | unheld;
             match rustix::fs::openat2(&parent, relative, flags, Mode::empty(), resolve) {
                 Err(Errno::AGAIN | Errno::INTR) if tries < RESOLVE_TRIES_MAX => tries += 1,
@@ -186,9 +219,10 @@ impl Folder {
     fn open_beneath(&self, relative: &str, flags: OFlags) -> Result<File> {
         let path = self.path.join(relative);
         self.beneath(relative, flags).map_err(|e| match e {
-            Errno::LOOP | Errno::XDEV => {
-                Error::invalid(format!("{} is reached by a symbolic link, and those are not followed", path.display()))
-            }
+            Errno::LOOP | Errno::XDEV => Error::invalid(format!(
+                "{} is reached by a symbolic link, and those are not followed",
+                path.display()
+            )),
             e => file_error(&path, "open", &e.into()),
         })
     }
@@ -221,14 +255,19 @@ impl Folder {
         let target = target.to_string_lossy();
         Ok(Err(match self.resolve_link(relative) {
             Ok(is_folder) => Odd {
-                why: format!("a link ({target}), and links in a folder that a worker offers are not followed"),
+                why: format!(
+                    "a link ({target}), and links in a folder that a worker offers are not followed"
+                ),
                 may_lead: is_folder,
             },
-            Err(Errno::NOENT) => Odd { why: format!("a link to what is not there ({target})"), may_lead: true },
-            // It is not found out what is outside.
-            Err(Errno::XDEV) => {
-                Odd { why: format!("a link that leads out of the folder that is offered ({target})"), may_lead: true }
+            Err(Errno::NOENT) => {
+                Odd { why: format!("a link to what is not there ({target})"), may_lead: true }
             }
+            // It is not found out what is outside.
+            Err(Errno::XDEV) => Odd {
+                why: format!("a link that leads out of the folder that is offered ({target})"),
+                may_lead: true,
+            },
             Err(e) => return Err(e),
         }))
     }
@@ -297,7 +336,10 @@ impl Walk<'_> {
     fn each(&mut self, entries: Vec<(String, FileType)>, folder: &str, depth: usize) -> Result<()> {
         if entries.len() > ENTRIES_MAX {
             let path = self.folder.path.join(folder);
-            return Err(Error::exhausted(format!("{} has more than {ENTRIES_MAX} entries", path.display())));
+            return Err(Error::exhausted(format!(
+                "{} has more than {ENTRIES_MAX} entries",
+                path.display()
+            )));
         }
         for (name, what) in entries {
             if self.full {
@@ -306,8 +348,9 @@ impl Walk<'_> {
             let relative = if folder.is_empty() { name } else { format!("{folder}/{name}") };
             let path = format!("{}{relative}", self.folder.as_prefix());
             if what == FileType::Directory {
-                let passed =
-                    self.after.is_some_and(|after| after == path || after > path.as_str() && !after.starts_with(&path));
+                let passed = self.after.is_some_and(|after| {
+                    after == path || after > path.as_str() && !after.starts_with(&path)
+                });
                 let relative = relative.trim_end_matches('/');
                 if !passed && self.pattern.may_match_below(relative) {
                     self.below(relative, depth + 1)?;
@@ -319,7 +362,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Names in the byte order of the paths that they begin, folders with a slash behind. Names are those of one moment as far as the file system tells.
+    /// Names in the byte order of the paths that they begin, folders with a slash behind. Names are
+    /// those of one moment as far as the file system tells.
     fn entries(&self, relative: &str) -> Result<Vec<(String, FileType)>, Errno> {
         let place = if relative.is_empty() { "." } else { relative };
         let opened = self.folder.beneath(place, OFlags::RDONLY | OFlags::DIRECTORY)?;
@@ -337,7 +381,11 @@ impl Walk<'_> {
         Ok(entries)
     }
 
-    fn read_entries(&self, opened: &File, relative: &str) -> Result<Vec<(String, FileType)>, Errno> {
+    fn read_entries(
+        &self,
+        opened: &File,
+        relative: &str,
+    ) -> Result<Vec<(String, FileType)>, Errno> {
         let mut entries = Vec::new();
         for entry in Dir::read_from(opened)? {
             let entry = entry?;
@@ -358,13 +406,17 @@ impl Walk<'_> {
         Ok(entries)
     }
 
-    /// Some file systems do not say with the name what it stands for. What cannot be looked at is no folder, and is looked at again.
+    /// Some file systems do not say with the name what it stands for. What cannot be looked at is
+    /// no folder, and is looked at again.
     fn kind(&self, folder: &str, name: &str, said: FileType) -> FileType {
         if said != FileType::Unknown {
             return said;
         }
         let relative = if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
-        let meta = self.folder.beneath(&relative, OFlags::PATH | OFlags::NOFOLLOW).map(|file| file.metadata());
+        let meta = self
+            .folder
+            .beneath(&relative, OFlags::PATH | OFlags::NOFOLLOW)
+            .map(|file| file.metadata());
         match meta {
             Ok(Ok(meta)) if meta.is_dir() => FileType::Directory,
             _ => FileType::Unknown,
@@ -374,7 +426,8 @@ impl Walk<'_> {
     /// Takes what is no folder, if it is meant.
     fn take(&mut self, relative: &str, path: String, what: FileType) -> Result<()> {
         let means = self.pattern.matches(relative);
-        let may_lead = matches!(what, FileType::Symlink | FileType::Unknown) && self.pattern.may_match_below(relative);
+        let may_lead = matches!(what, FileType::Symlink | FileType::Unknown)
+            && self.pattern.may_match_below(relative);
         if !means && !may_lead || !self.has_room() {
             return Ok(());
         }
@@ -388,7 +441,10 @@ impl Walk<'_> {
             Err(error) => return self.omit_failed(relative, path, "look at", error),
         };
         if path.len() > TEXT_BYTES_MAX {
-            let why = format!("its path has {} bytes, more than the {TEXT_BYTES_MAX} that are carried", path.len());
+            let why = format!(
+                "its path has {} bytes, more than the {TEXT_BYTES_MAX} that are carried",
+                path.len()
+            );
             self.omit(relative, path, &why);
             return Ok(());
         }
@@ -410,7 +466,13 @@ impl Walk<'_> {
     }
 
     /// What cannot be looked at is named; passing trouble is tried again by whoever asked.
-    fn omit_failed(&mut self, relative: &str, place: String, doing: &str, error: Errno) -> Result<()> {
+    fn omit_failed(
+        &mut self,
+        relative: &str,
+        place: String,
+        doing: &str,
+        error: Errno,
+    ) -> Result<()> {
         let why = failed(&self.folder.path.join(relative), doing, &error.into())?;
         self.omit(relative, place, &why);
         Ok(())
@@ -427,8 +489,10 @@ impl Walk<'_> {
         while !is_normal(path.trim_start_matches('/')) {
             path.pop();
         }
-        let mut why: String =
-            why.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect();
+        let mut why: String = why
+            .chars()
+            .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
+            .collect();
         why.truncate(why.floor_char_boundary(WHY_BYTES_MAX));
         self.bytes += path.len() + why.len() + FILE_OVERHEAD_BYTES;
         // A folder that could be listed for the page before is no place to go on behind.
@@ -460,7 +524,9 @@ impl Blobs for OwnFiles {
             .blocking(move || {
                 let path = folder.path.join(&relative);
                 let found = folder.look(&relative)?;
-                found.ok_or_else(|| Error::invalid(format!("{} is not a regular file", path.display())))
+                found.ok_or_else(|| {
+                    Error::invalid(format!("{} is not a regular file", path.display()))
+                })
             })
             .await
     }
@@ -479,11 +545,24 @@ impl Blobs for OwnFiles {
         only_read()
     }
 
-    async fn upload_part(&self, _key: &str, _upload: &str, _at: PartAt, _data: Bytes) -> Result<String> {
+    async fn upload_part(
+        &self,
+        _key: &str,
+        _upload: &str,
+        _at: PartAt,
+        _data: Bytes,
+    ) -> Result<String> {
         only_read()
     }
 
-    async fn complete_upload(&self, _: &str, _: &str, _: &[String], _: u64, _: bool) -> Result<Completed> {
+    async fn complete_upload(
+        &self,
+        _: &str,
+        _: &str,
+        _: &[String],
+        _: u64,
+        _: bool,
+    ) -> Result<Completed> {
         only_read()
     }
 

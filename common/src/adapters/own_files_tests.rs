@@ -35,7 +35,16 @@ fn write(root: &Path, name: &str, bytes: &[u8]) {
 fn tree() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().expect("temp dir");
     let root = dir.path().canonicalize().expect("root").join("in");
-    for name in ["a/x.log", "a/x/deep/1", "a/x/2", "a/_hidden", "a/.git/config", "b/empty", "b/sub/y.log", "secret"] {
+    for name in [
+        "a/x.log",
+        "a/x/deep/1",
+        "a/x/2",
+        "a/_hidden",
+        "a/.git/config",
+        "b/empty",
+        "b/sub/y.log",
+        "secret",
+    ] {
         write(&root, name, if name == "b/empty" { b"" } else { name.as_bytes() });
     }
     symlink(root.join("secret"), root.join("a/leaves")).expect("link");
@@ -56,8 +65,9 @@ fn both(root: &Path) -> OwnFiles {
 async fn listed(own: &OwnFiles, root: &Path, pattern: &str) -> Vec<String> {
     let page = own.page(Pattern::new(pattern).expect("pattern"), None).await.expect("page");
     assert_eq!(page.next, None);
-    let relative =
-        |file: &LocalFile| file.path.strip_prefix(&format!("{}/", root.display())).expect("below").to_owned();
+    let relative = |file: &LocalFile| {
+        file.path.strip_prefix(&format!("{}/", root.display())).expect("below").to_owned()
+    };
     page.files.iter().map(relative).collect()
 }
 
@@ -65,7 +75,10 @@ async fn listed(own: &OwnFiles, root: &Path, pattern: &str) -> Vec<String> {
 async fn files_are_listed_in_the_order_of_their_paths_and_links_are_not_followed() {
     let (_dir, root) = tree();
     let own = both(&root);
-    assert_eq!(own.folders(), [root.join("a"), root.join("b")].map(|path| path.display().to_string()));
+    assert_eq!(
+        own.folders(),
+        [root.join("a"), root.join("b")].map(|path| path.display().to_string())
+    );
     // `x.log` comes before `x/`, because `.` comes before `/`.
     let all = ["a/x.log", "a/x/2", "a/x/deep/1", "b/empty", "b/sub/y.log"];
     assert_eq!(listed(&own, &root, "").await, all);
@@ -77,7 +90,11 @@ async fn files_are_listed_in_the_order_of_their_paths_and_links_are_not_followed
     let file = &page.files[0];
     assert_eq!((file.bytes, file.head.as_deref().map_err(drop)), (7, Ok(&b"a/x.log"[..])));
     let head = own.head(file.path.trim_start_matches('/')).await.expect("head");
-    assert_eq!((head.bytes, &head.version), (file.bytes, &file.version), "a listing pins what a reader finds");
+    assert_eq!(
+        (head.bytes, &head.version),
+        (file.bytes, &file.version),
+        "a listing pins what a reader finds"
+    );
 }
 
 #[tokio::test]
@@ -85,7 +102,10 @@ async fn nothing_outside_is_read() {
     let (_dir, root) = tree();
     let own = both(&root);
     let key = |name: &str| format!("{}/{name}", root.display()).trim_start_matches('/').to_owned();
-    assert_eq!(&own.read(&key("a/x.log"), 0..7, Access::Cached).await.expect("read")[..], b"a/x.log");
+    assert_eq!(
+        &own.read(&key("a/x.log"), 0..7, Access::Cached).await.expect("read")[..],
+        b"a/x.log"
+    );
     for (name, expected) in [
         ("secret", "not below the folders"),
         ("a", "not below the folders"),
@@ -99,12 +119,18 @@ async fn nothing_outside_is_read() {
         let head = own.head(&key(name)).await.expect_err(name);
         let read = own.read(&key(name), 0..1, Access::Cached).await.expect_err(name);
         for error in [head, read] {
-            assert!(error.message.contains(expected) && error.kind == ErrorKind::Invalid, "{name}: {error}");
+            assert!(
+                error.message.contains(expected) && error.kind == ErrorKind::Invalid,
+                "{name}: {error}"
+            );
         }
     }
     assert_eq!(own.head("etc/passwd").await.expect_err("outside").kind, ErrorKind::Invalid);
     assert_eq!(own.head(&key("a/none")).await.expect_err("gone").kind, ErrorKind::NotFound);
-    assert!(own.put(&key("a/new"), Bytes::new()).await.is_err() && own.delete(&key("a/x.log")).await.is_err());
+    assert!(
+        own.put(&key("a/new"), Bytes::new()).await.is_err()
+            && own.delete(&key("a/x.log")).await.is_err()
+    );
 }
 
 /// The folder is walked into by way of a link that was put there after it was listed.
@@ -115,20 +141,29 @@ async fn a_folder_that_becomes_a_link_leads_nowhere() {
     fs::rename(root.join("a/x"), root.join("moved")).expect("move");
     symlink(root.join("moved"), root.join("a/x")).expect("link");
     let key = format!("{}/a/x/2", root.display());
-    assert!(own.head(key.trim_start_matches('/')).await.expect_err("link").message.contains("symbolic link"));
+    assert!(
+        own.head(key.trim_start_matches('/'))
+            .await
+            .expect_err("link")
+            .message
+            .contains("symbolic link")
+    );
     assert_eq!(listed(&own, &root, "x").await, [""; 0]);
 }
 
 fn pipe(path: &Path) {
-    rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+        .expect("pipe");
 }
 
 /// What is left out, relative to the root, each with a part of the reason.
 #[track_caller]
 fn check_omitted(root: &Path, found: &[LocalOmitted], expected: &[(&str, &str)]) {
-    let mut found: Vec<(&str, &str)> = found.iter().map(|odd| (odd.path.as_str(), odd.why.as_str())).collect();
+    let mut found: Vec<(&str, &str)> =
+        found.iter().map(|odd| (odd.path.as_str(), odd.why.as_str())).collect();
     found.sort_unstable();
-    let relative = |path: &str| path.strip_prefix(&format!("{}/", root.display())).expect("below").to_owned();
+    let relative =
+        |path: &str| path.strip_prefix(&format!("{}/", root.display())).expect("below").to_owned();
     assert_eq!(
         found.iter().map(|(path, _)| relative(path)).collect::<Vec<_>>(),
         expected.iter().map(|(path, _)| *path).collect::<Vec<_>>()
@@ -143,7 +178,9 @@ async fn what_is_no_file_is_named_and_never_opened() {
     let (_dir, root) = tree();
     pipe(&root.join("a/pipe"));
     let _listener = UnixListener::bind(root.join("a/x/sock")).expect("socket");
-    for (target, link) in [("no\nwhere", "b/dangling"), ("self", "b/self"), ("sub", "b/folder"), ("no", "b/_hidden")] {
+    for (target, link) in
+        [("no\nwhere", "b/dangling"), ("self", "b/self"), ("sub", "b/folder"), ("no", "b/_hidden")]
+    {
         symlink(target, root.join(link)).expect("link");
     }
     let own = both(&root);
@@ -165,7 +202,8 @@ async fn what_is_no_file_is_named_and_never_opened() {
     check("pipe", &all[2..3]).await;
     check("x", &all[4..5]).await;
     check("_hidden", &[("b/_hidden", "not there (no)")]).await;
-    // What no pattern means is nobody's trouble; a link may lead to a folder in which lies what is meant.
+    // What no pattern means is nobody's trouble; a link may lead to a folder in which lies what is
+    // meant.
     check("?.log", &[]).await;
     check("p*", &all[2..3]).await;
     check("fold*/*.log", &all[6..7]).await;
@@ -202,8 +240,14 @@ async fn pages_follow_one_another_with_what_cannot_be_input() {
     }
     let all = ["a/x.log", "a/x/2", "a/x/deep/1", "b/empty", "b/sub/y.log"];
     assert_eq!(files, all.map(|name| root.join(name).display().to_string()));
-    let links = [("a/inner", "a link"), ("a/leaves", "a link"), ("a/m-x", "a pipe"), ("a/m/2", "a pipe")];
-    let rest = [(&*deep, "a folder deeper than 64 others"), ("a/m/e", "a pipe"), ("a/up", "a link"), ("b/z", "a pipe")];
+    let links =
+        [("a/inner", "a link"), ("a/leaves", "a link"), ("a/m-x", "a pipe"), ("a/m/2", "a pipe")];
+    let rest = [
+        (&*deep, "a folder deeper than 64 others"),
+        ("a/m/e", "a pipe"),
+        ("a/up", "a link"),
+        ("b/z", "a pipe"),
+    ];
     check_omitted(&root, &omitted, &[links, rest].concat());
     assert_eq!(pages, all.len() + links.len() + rest.len());
 }
@@ -225,7 +269,14 @@ fn what_goes_away_or_changes_while_it_is_listed_is_named() {
         until_ms: u64::MAX,
     };
     let (file, folder) = (FileType::RegularFile, FileType::Directory);
-    let seen = [("gone", file), ("went/", folder), ("inner", file), ("x", file), ("x.log/", folder), ("x.log", file)];
+    let seen = [
+        ("gone", file),
+        ("went/", folder),
+        ("inner", file),
+        ("x", file),
+        ("x.log/", folder),
+        ("x.log", file),
+    ];
     walk.each(seen.map(|(name, what)| (name.to_owned(), what)).into(), "", 0).expect("walk");
     check_omitted(
         &root,
@@ -251,11 +302,17 @@ async fn a_path_that_is_too_long_to_be_carried_is_named_as_far_as_it_is() {
     fs::create_dir_all(&folder).expect("folders");
     fs::write(folder.join(OsStr::from_bytes(&long)), "x").expect("file");
     let own = both(&root);
-    let page = own.page(Pattern::of_path(&paths::key_of(Path::new(OsStr::from_bytes(&long)))).expect("path"), None);
+    let page = own.page(
+        Pattern::of_path(&paths::key_of(Path::new(OsStr::from_bytes(&long)))).expect("path"),
+        None,
+    );
     let page = page.await.expect("page");
     let [odd] = &page.omitted[..] else { panic!("{page:?}") };
     assert!(page.files.is_empty() && odd.path.len() == TEXT_BYTES_MAX, "{odd:?}");
-    assert!(odd.path.starts_with(&format!("{}/b/", root.display())) && odd.why.contains("4096 that are carried"));
+    assert!(
+        odd.path.starts_with(&format!("{}/b/", root.display()))
+            && odd.why.contains("4096 that are carried")
+    );
 }
 
 #[tokio::test]
@@ -269,15 +326,22 @@ async fn of_text_few_bytes_are_shown_and_of_all_else_as_many_as_tell_it() {
         let file = page.files.iter().find(|file| file.path.ends_with(name)).expect(name);
         file.head.as_ref().expect(name).len()
     };
-    assert_eq!((shown("b/text"), shown("b/other"), shown("b/short"), shown("b/empty")), (16, HEAD_BYTES_MAX, 3, 0));
+    assert_eq!(
+        (shown("b/text"), shown("b/other"), shown("b/short"), shown("b/empty")),
+        (16, HEAD_BYTES_MAX, 3, 0)
+    );
 }
 
 #[test]
 fn folders_that_cannot_be_offered_are_refused() {
     let (_dir, root) = tree();
     let check = |folders: &[&str], expected: &str| {
-        let refused = own(&root, folders, Arc::new(ManualClock::default())).map(drop).expect_err(expected);
-        assert!(refused.message.contains(expected) && refused.kind == ErrorKind::Invalid, "{folders:?}: {refused}");
+        let refused =
+            own(&root, folders, Arc::new(ManualClock::default())).map(drop).expect_err(expected);
+        assert!(
+            refused.message.contains(expected) && refused.kind == ErrorKind::Invalid,
+            "{folders:?}: {refused}"
+        );
     };
     check(&["none"], "No such file");
     check(&["secret"], "Not a directory");

@@ -1,17 +1,27 @@
-//! Who this process is, and whether another one of this system is still there: Linux's `/proc`, read and nothing else.
+//! Who this process is, and whether another one of this system is still there: Linux's `/proc`,
+//! read and nothing else.
 
 use std::fs;
 
 use crate::claim::judge::{self, Known};
 use crate::claim::{Owner, Process};
 
-/// This process as an owner of claims. What the system does not say stays empty: then nobody can look for it, and its claim is watched instead.
+/// This process as an owner of claims. What the system does not say stays empty: then nobody can
+/// look for it, and its claim is watched instead.
 pub fn own(run_here: bool, mark: Option<u32>) -> Owner {
-    let text = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+    let text = |path: &str| {
+        fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default()
+    };
     let pid = std::process::id();
-    let namespace = fs::read_link("/proc/self/ns/pid").map(|link| link.to_string_lossy().into_owned());
-    let host =
-        rustix::system::uname().nodename().to_string_lossy().chars().filter(|c| !c.is_control()).take(64).collect();
+    let namespace =
+        fs::read_link("/proc/self/ns/pid").map(|link| link.to_string_lossy().into_owned());
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(64)
+        .collect();
     let process = match (start_of(pid), namespace) {
         (Some(start), Ok(namespace)) => {
             Process { pid, start, boot: text("/proc/sys/kernel/random/boot_id"), namespace }
@@ -28,16 +38,18 @@ pub fn look(own: &Process, other: &Process) -> Known {
         // Without a look at oneself, somebody else's absence means nothing (`hidepid`, no `/proc`).
         start_of(own.pid)?;
         match fs::read_to_string(format!("/proc/{}/stat", process.pid)) {
-            Ok(stat) => {
-                Some(parse(&stat).is_some_and(|(state, start)| start == process.start && !"ZXx".contains(state)))
-            }
+            Ok(stat) => Some(
+                parse(&stat)
+                    .is_some_and(|(state, start)| start == process.start && !"ZXx".contains(state)),
+            ),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Some(hidden(process.pid)),
             Err(_) => None,
         }
     })
 }
 
-/// A process of somebody else that `/proc` does not show is there all the same, and a signal to it is refused.
+/// A process of somebody else that `/proc` does not show is there all the same, and a signal to it
+/// is refused.
 fn hidden(pid: u32) -> bool {
     let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
     let probe = pid.map(rustix::process::test_kill_process);
@@ -48,7 +60,8 @@ fn start_of(pid: u32) -> Option<u64> {
     parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?).map(|(_, start)| start)
 }
 
-/// State and start of a line of `/proc/PID/stat`. The second field is a name in brackets, which may hold anything.
+/// State and start of a line of `/proc/PID/stat`. The second field is a name in brackets, which may
+/// hold anything.
 fn parse(stat: &str) -> Option<(char, u64)> {
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
@@ -63,11 +76,18 @@ mod tests {
     #[test]
     fn a_process_is_there_until_it_is_gone() {
         let me = own(true, Some(0xa1));
-        assert!(me.process.start > 0 && !me.process.boot.is_empty() && !me.host.is_empty(), "{me:?}");
+        assert!(
+            me.process.start > 0 && !me.process.boot.is_empty() && !me.host.is_empty(),
+            "{me:?}"
+        );
         assert_eq!(me.mark.as_deref(), Some("000000a1"));
         assert_eq!(look(&me.process, &me.process), Known::There);
         let earlier = Process { start: me.process.start - 1, ..me.process.clone() };
-        assert_eq!(look(&me.process, &earlier), Known::Gone, "its number was given to another process");
+        assert_eq!(
+            look(&me.process, &earlier),
+            Known::Gone,
+            "its number was given to another process"
+        );
         for elsewhere in [
             Process { boot: "another".to_owned(), ..me.process.clone() },
             Process { namespace: "pid:[1]".to_owned(), ..me.process.clone() },

@@ -1,5 +1,6 @@
-//! What a NATS server has refused a connection for want of rights. The server tells it apart from everything else, and whoever asked hears nothing: without this it would wait
-//! for an answer that cannot come.
+//! What a NATS server has refused a connection for want of rights. The server tells it apart from
+//! everything else, and whoever asked hears nothing: without this it would wait for an answer that
+//! cannot come.
 
 use std::sync::Arc;
 
@@ -54,20 +55,29 @@ impl Refusal {
 }
 
 impl Refusals {
-    /// Takes a server's error, and says it in the log where it is a refusal. Gives whether it is one. Where answers go is for those to choose who ask, so `tells` bounds what is
-    /// said of them.
-    pub(super) fn take(&self, error: &ServerError, tells: impl FnOnce(&'static str) -> bool) -> bool {
+    /// Takes a server's error, and says it in the log where it is a refusal. Gives whether it is
+    /// one. Where answers go is for those to choose who ask, so `tells` bounds what is said of
+    /// them.
+    pub(super) fn take(
+        &self,
+        error: &ServerError,
+        tells: impl FnOnce(&'static str) -> bool,
+    ) -> bool {
         let Some(refusal) = Refusal::of(error) else { return false };
         let Refusal { subject, text } = &refusal;
         if subject.starts_with(INBOX) && text.contains("Publish") {
             // It may answer only through the server that the request came by, and within a time.
             if tells("refused answers") {
-                tracing::warn!(subject, "the NATS server does not take an answer from this user: {text}");
+                tracing::warn!(
+                    subject,
+                    "the NATS server does not take an answer from this user: {text}"
+                );
             }
         } else {
             tracing::error!(
                 subject,
-                "the NATS server refuses this user: {text}; `muster rights` lists what each role needs"
+                "the NATS server refuses this user: {text}; `muster rights` lists what each role \
+                    needs"
             );
         }
         self.0.send_if_modified(|kept| {
@@ -80,20 +90,25 @@ impl Refusals {
         true
     }
 
-    /// Returns once a subject of interest was refused, or the inbox of this client, without which it hears no answer.
+    /// Returns once a subject of interest was refused, or the inbox of this client, without which
+    /// it hears no answer.
     pub async fn refused(&self, client: &Client, of_interest: impl Fn(&str) -> bool) -> Error {
         let inbox = client.new_inbox();
-        let inboxes = inbox.rsplit_once('.').map_or(inbox.as_str(), |(prefix, _)| prefix).to_owned();
-        let concerns = |refusal: &Refusal| of_interest(&refusal.subject) || refusal.subject.starts_with(&inboxes);
+        let inboxes =
+            inbox.rsplit_once('.').map_or(inbox.as_str(), |(prefix, _)| prefix).to_owned();
+        let concerns = |refusal: &Refusal| {
+            of_interest(&refusal.subject) || refusal.subject.starts_with(&inboxes)
+        };
         let mut kept = self.0.subscribe();
         match kept
             .wait_for(|kept| kept.iter().any(concerns))
             .await
             .map(|kept| kept.iter().find(|r| concerns(r)).cloned())
         {
-            Ok(Some(refusal)) => {
-                Error::invalid(format!("{REFUSES}: {}; `muster rights` lists what each role needs", refusal.text))
-            }
+            Ok(Some(refusal)) => Error::invalid(format!(
+                "{REFUSES}: {}; `muster rights` lists what each role needs",
+                refusal.text
+            )),
             // Nobody tells of refusals any more.
             _ => std::future::pending().await,
         }

@@ -1,5 +1,6 @@
-//! A store whose calls are repeated when they fail in passing, under `[retry.store]` and `[retry.throttle]`: for the coordinator, whose steps are made of many calls and
-//! would else begin anew for each that fails. All calls of a store may be repeated.
+//! A store whose calls are repeated when they fail in passing, under `[retry.store]` and
+//! `[retry.throttle]`: for the coordinator, whose steps are made of many calls and would else begin
+//! anew for each that fails. All calls of a store may be repeated.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -51,7 +52,13 @@ impl Blobs for RetryingBlobs {
         self.retry.repeat(|| self.inner.open_upload(key)).await
     }
 
-    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Bytes) -> Result<String> {
+    async fn upload_part(
+        &self,
+        key: &str,
+        upload: &str,
+        at: PartAt,
+        data: Bytes,
+    ) -> Result<String> {
         self.retry.repeat(|| self.inner.upload_part(key, upload, at, data.clone())).await
     }
 

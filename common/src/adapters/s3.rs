@@ -1,8 +1,11 @@
 //! A bucket that speaks S3, through `object_store`.
 //!
-//! Endpoint and credentials come from the usual `AWS_*` environment, or from a profile of the AWS tools; requests are path-style, and plain http is allowed where the endpoint says `http://`. Payloads are not
-//! signed (`AWS_UNSIGNED_PAYLOAD=false` brings that back): SHA-256 on both sides costs more than sorting, and runs, pointers and parts carry checksums of their own.
-//! Only what MinIO, SeaweedFS, Garage and AWS all do is used: PUT, ranged GET, HEAD, list, delete and multipart uploads.
+//! Endpoint and credentials come from the usual `AWS_*` environment, or from a profile of the AWS
+//! tools; requests are path-style, and plain http is allowed where the endpoint says `http://`.
+//! Payloads are not signed (`AWS_UNSIGNED_PAYLOAD=false` brings that back): SHA-256 on both sides
+//! costs more than sorting, and runs, pointers and parts carry checksums of their own. Only what
+//! MinIO, SeaweedFS, Garage and AWS all do is used: PUT, ranged GET, HEAD, list, delete and
+//! multipart uploads.
 
 use std::ops::Range;
 use std::sync::{Arc, Once};
@@ -15,7 +18,9 @@ use object_store::aws::{AmazonS3, AmazonS3Builder, AwsCredential, AwsCredentialP
 use object_store::client::HttpError;
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig, StaticCredentialProvider};
+use object_store::{
+    ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig, StaticCredentialProvider,
+};
 
 use crate::clock::SystemClock;
 use crate::config;
@@ -67,18 +72,26 @@ fn install_tls_provider() {
 }
 
 impl S3Blobs {
-    /// A bucket, with everything else from the environment and the files that it names. Nothing is sent yet. Its absence is told to `troubles`.
+    /// A bucket, with everything else from the environment and the files that it names. Nothing is
+    /// sent yet. Its absence is told to `troubles`.
     ///
     /// # Errors
-    /// `Setup` where the settings do not make a client, naming the variable or the setting of a profile.
-    pub async fn from_env(bucket: &str, limits: &config::Store, troubles: &Troubles) -> Result<Self> {
+    /// `Setup` where the settings do not make a client, naming the variable or the setting of a
+    /// profile.
+    pub async fn from_env(
+        bucket: &str,
+        limits: &config::Store,
+        troubles: &Troubles,
+    ) -> Result<Self> {
         // A name that is no text is none that anybody looks for.
-        let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+        let variables =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
         let variables = variables.map(|(name, value)| (name, value.into_string().ok())).collect();
         Self::of(bucket, limits, &Variables(variables), troubles).await
     }
 
-    /// A bucket, with everything else from these variables, and the files that they name. Nothing is sent yet.
+    /// A bucket, with everything else from these variables, and the files that they name. Nothing
+    /// is sent yet.
     ///
     /// # Errors
     /// As [`S3Blobs::from_env`].
@@ -91,10 +104,18 @@ impl S3Blobs {
         Self::of(bucket, limits, &Variables(variables), &Troubles::default()).await
     }
 
-    async fn of(bucket: &str, limits: &config::Store, variables: &Variables, troubles: &Troubles) -> Result<Self> {
+    async fn of(
+        bucket: &str,
+        limits: &config::Store,
+        variables: &Variables,
+        troubles: &Troubles,
+    ) -> Result<Self> {
         install_tls_provider();
         let no_client = |e: object_store::Error| {
-            Error::setup(format!("the S3 settings of the environment do not work for bucket {bucket}: {}", chain(&e)))
+            Error::setup(format!(
+                "the S3 settings of the environment do not work for bucket {bucket}: {}",
+                chain(&e)
+            ))
         };
         let profile = match variables.leave_open()? {
             true => Profile::read(&Place::of(variables)?).await?,
@@ -103,19 +124,29 @@ impl S3Blobs {
         let settings = Settings::read(variables, profile.as_ref())?;
         let region = settings.region.clone().unwrap_or_else(|| DEFAULT_REGION.to_owned());
         let name = format!("s3://{bucket}");
-        let profile = profile.filter(|profile| profile.gives_credentials() && !settings.has_web_identity());
+        let profile =
+            profile.filter(|profile| profile.gives_credentials() && !settings.has_web_identity());
         let credentials: AwsCredentialProvider = match (&settings.keys, profile) {
             (Some(Keys { id, secret, token }), _) => {
                 let (key_id, secret_key, token) = (id.clone(), secret.clone(), token.clone());
                 Arc::new(StaticCredentialProvider::new(AwsCredential { key_id, secret_key, token }))
             }
             (None, Some(profile)) => {
-                let source = ByProfile::new(profile, &region, http::options("https://", limits)).map_err(no_client)?;
-                Arc::new(Cached::new(source, Arc::new(SystemClock::default()), name.clone(), troubles.clone()))
+                let source = ByProfile::new(profile, &region, http::options("https://", limits))
+                    .map_err(no_client)?;
+                Arc::new(Cached::new(
+                    source,
+                    Arc::new(SystemClock::default()),
+                    name.clone(),
+                    troubles.clone(),
+                ))
             }
-            (None, None) => Arc::new(credentials::elsewhere(&settings, &region).map_err(no_client)?),
+            (None, None) => {
+                Arc::new(credentials::elsewhere(&settings, &region).map_err(no_client)?)
+            }
         };
-        let Settings { endpoint, skip_signature, sign_payload, virtual_hosted, others, .. } = settings;
+        let Settings { endpoint, skip_signature, sign_payload, virtual_hosted, others, .. } =
+            settings;
         let aws = |host: String| format!("https://{host}.{region}.amazonaws.com");
         let base = match (&endpoint, virtual_hosted) {
             (Some(endpoint), true) => endpoint.clone(),
@@ -125,14 +156,17 @@ impl S3Blobs {
         };
         let place = endpoint.clone().unwrap_or_else(|| aws("s3".to_owned()));
         let options = http::options(&place, limits);
-        let connector = http::Connector::new(name, &place, &options, troubles.clone()).map_err(no_client)?;
-        // What the client repeats by itself stays within the bound of a call; beyond it callers decide.
+        let connector =
+            http::Connector::new(name, &place, &options, troubles.clone()).map_err(no_client)?;
+        // What the client repeats by itself stays within the bound of a call; beyond it callers
+        // decide.
         let retry = RetryConfig {
             max_retries: limits.client_retries_max as usize,
             retry_timeout: Duration::from_millis(limits.call_timeout_ms / 2),
             ..RetryConfig::default()
         };
-        let objects = objects::Objects::new(bucket, base.clone(), region.clone(), connector.client());
+        let objects =
+            objects::Objects::new(bucket, base.clone(), region.clone(), connector.client());
         let uploads = uploads::Lister::new(bucket, base, region.clone(), connector.client());
         let mut builder = AmazonS3Builder::new();
         for (key, value) in others {
@@ -155,7 +189,14 @@ impl S3Blobs {
             .with_disable_bulk_delete(true)
             .build()
             .map_err(no_client)?;
-        Ok(Self { bucket: bucket.to_owned(), endpoint: place, store, uploads, objects, skip_signature })
+        Ok(Self {
+            bucket: bucket.to_owned(),
+            endpoint: place,
+            store,
+            uploads,
+            objects,
+            skip_signature,
+        })
     }
 
     /// What requests of our own are signed with; none where nothing is signed.
@@ -168,7 +209,9 @@ impl S3Blobs {
     }
 
     fn path(&self, key: &str) -> Result<Path> {
-        Path::parse(key).map_err(|e| Error::invalid(format!("s3://{}/{key}: not a usable key: {e}", self.bucket)))
+        Path::parse(key).map_err(|e| {
+            Error::invalid(format!("s3://{}/{key}: not a usable key: {e}", self.bucket))
+        })
     }
 
     /// What an error of the client comes of; none where no request has failed.
@@ -197,9 +240,11 @@ impl S3Blobs {
         Error::new(kind, format!("{place}: {}", chain(error)))
     }
 
-    /// The error of a HEAD, whose answer has no body to say why: where it matters, a small GET is asked for one.
+    /// The error of a HEAD, whose answer has no body to say why: where it matters, a small GET is
+    /// asked for one.
     async fn error_of_head(&self, key: &str, path: &Path, error: &object_store::Error) -> Error {
-        let mute = |failure: &Failure| matches!(&failure.cause, Cause::Answer(answer) if answer.is_mute());
+        let mute =
+            |failure: &Failure| matches!(&failure.cause, Cause::Answer(answer) if answer.is_mute());
         if self.failure(error).is_some_and(|failure| mute(&failure))
             && let Err(told) = self.store.get_range(path, 0..1).await
             && self.failure(&told).is_some_and(|failure| matches!(failure.cause, Cause::Answer(_)))
@@ -239,12 +284,18 @@ fn blob_meta(meta: ObjectMeta) -> BlobMeta {
 #[async_trait]
 impl Blobs for S3Blobs {
     async fn list(&self, prefix: &str, limit: usize) -> Result<Vec<BlobMeta>> {
-        let path =
-            if prefix.trim_matches('/').is_empty() { None } else { Some(self.path(prefix.trim_end_matches('/'))?) };
+        let path = if prefix.trim_matches('/').is_empty() {
+            None
+        } else {
+            Some(self.path(prefix.trim_end_matches('/'))?)
+        };
         let mut stream = self.store.list(path.as_ref());
         let mut found = Vec::new();
-        while let Some(meta) = stream.try_next().await.map_err(|e| self.error(prefix, "list", &e))? {
-            // Some tools mark a folder by an empty object whose key ends in a slash; it parses to the prefix itself.
+        while let Some(meta) =
+            stream.try_next().await.map_err(|e| self.error(prefix, "list", &e))?
+        {
+            // Some tools mark a folder by an empty object whose key ends in a slash; it parses to
+            // the prefix itself.
             if path.as_ref() != Some(&meta.location) {
                 found.push(blob_meta(meta));
             }
@@ -263,7 +314,8 @@ impl Blobs for S3Blobs {
         let base = wanted.base();
         let prefix = if base.is_empty() { String::new() } else { format!("{base}/") };
         let credential = self.credential(base, "list").await?;
-        let listed = self.objects.list(credential.as_deref(), &prefix, wanted.bounds().entries).await?;
+        let listed =
+            self.objects.list(credential.as_deref(), &prefix, wanted.bounds().entries).await?;
         let mut survey = wanted.choose(listed)?;
         for meta in survey.objects.iter_mut().filter(|meta| meta.version.is_empty()) {
             *meta = self.head(&meta.key).await?;
@@ -287,12 +339,18 @@ impl Blobs for S3Blobs {
             return Ok(Bytes::new());
         }
         if !objects::is_plain(key) {
-            return self.objects.read(self.credential(key, "read").await?.as_deref(), key, range).await;
+            return self
+                .objects
+                .read(self.credential(key, "read").await?.as_deref(), key, range)
+                .await;
         }
         let result = self.store.get_range(&self.path(key)?, range.clone()).await;
         let short = |seen: u64| {
             let place = format!("s3://{}/{key}", self.bucket);
-            Error::corrupt(format!("{place} ends at {seen}, but bytes up to {} were asked for", range.end))
+            Error::corrupt(format!(
+                "{place} ends at {seen}, but bytes up to {} were asked for",
+                range.end
+            ))
         };
         match result {
             Ok(bytes) if bytes.len() as u64 == range.end - range.start => Ok(bytes),
@@ -303,7 +361,8 @@ impl Blobs for S3Blobs {
                 if error.kind != ErrorKind::Retry {
                     return Err(error);
                 }
-                // A range beyond the end and a passing fault look alike here; the object's size tells them apart.
+                // A range beyond the end and a passing fault look alike here; the object's size
+                // tells them apart.
                 match self.head(key).await {
                     Ok(meta) if meta.bytes < range.end => Err(short(meta.bytes)),
                     _ => Err(error),
@@ -318,12 +377,24 @@ impl Blobs for S3Blobs {
     }
 
     async fn open_upload(&self, key: &str) -> Result<String> {
-        self.store.create_multipart(&self.path(key)?).await.map_err(|e| self.error(key, "open an upload to", &e))
+        self.store
+            .create_multipart(&self.path(key)?)
+            .await
+            .map_err(|e| self.error(key, "open an upload to", &e))
     }
 
-    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Bytes) -> Result<String> {
+    async fn upload_part(
+        &self,
+        key: &str,
+        upload: &str,
+        at: PartAt,
+        data: Bytes,
+    ) -> Result<String> {
         let payload = PutPayload::from_bytes(data);
-        let put = self.store.put_part(&self.path(key)?, &upload.to_owned(), at.index as usize, payload).await;
+        let put = self
+            .store
+            .put_part(&self.path(key)?, &upload.to_owned(), at.index as usize, payload)
+            .await;
         put.map(|part| part.content_id).map_err(|e| self.error(key, "upload a part of", &e))
     }
 
@@ -341,7 +412,8 @@ impl Blobs for S3Blobs {
         let failed = completed.err().map(|e| self.error(key, "complete the upload of", &e));
         match failed {
             None => Ok(Completed::Now),
-            // The upload is gone: it was completed before and the answer was lost, or it was aborted. What stands decides.
+            // The upload is gone: it was completed before and the answer was lost, or it was
+            // aborted. What stands decides.
             Some(error) if error.kind == ErrorKind::NotFound => match self.head(key).await {
                 Ok(meta) if meta.bytes == bytes => Ok(Completed::Unsure),
                 _ => Err(error),
@@ -402,8 +474,15 @@ mod tests {
         let blobs = made("http://127.0.0.1:1").await.expect("a client");
         assert_eq!(format!("{blobs:?}"), "S3Blobs { bucket: \"bucket\", .. }");
         let error = blobs.head("a").await.expect_err("nobody listens there");
-        assert!(!error.message.contains("hidden") && error.message.contains("s3://bucket/a"), "{error}");
-        let error = made("http://me:hidden@127.0.0.1:1").await.expect_err("a password in the endpoint");
-        assert!(!error.message.contains("hidden") && error.message.contains("AWS_ENDPOINT_URL"), "{error}");
+        assert!(
+            !error.message.contains("hidden") && error.message.contains("s3://bucket/a"),
+            "{error}"
+        );
+        let error =
+            made("http://me:hidden@127.0.0.1:1").await.expect_err("a password in the endpoint");
+        assert!(
+            !error.message.contains("hidden") && error.message.contains("AWS_ENDPOINT_URL"),
+            "{error}"
+        );
     }
 }

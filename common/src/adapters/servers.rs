@@ -1,5 +1,6 @@
-//! The NATS servers of a list, looked at one by one. A client goes on with any of a cluster and does not tell which of the others are gone: nobody would know before the next
-//! one goes, which may be one too many.
+//! The NATS servers of a list, looked at one by one. A client goes on with any of a cluster and
+//! does not tell which of the others are gone: nobody would know before the next one goes, which
+//! may be one too many.
 
 use std::time::Duration;
 
@@ -106,7 +107,9 @@ mod tests {
         let greets = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let hangs_up = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let gone = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let place = |listener: &tokio::net::TcpListener| listener.local_addr().expect("an address").to_string();
+        let place = |listener: &tokio::net::TcpListener| {
+            listener.local_addr().expect("an address").to_string()
+        };
         let (there, ended, nowhere) = (place(&greets), place(&hangs_up), place(&gone));
         drop(gone);
         tokio::spawn(async move {
@@ -119,7 +122,10 @@ mod tests {
         let servers = Servers::of(&NatsSettings { url, ..NatsSettings::default() });
         assert!(servers.are_several() && servers.count() == 3);
         let away = servers.away().await;
-        assert_eq!(away.iter().map(|(place, _)| place.as_str()).collect::<Vec<_>>(), [ended, nowhere]);
+        assert_eq!(
+            away.iter().map(|(place, _)| place.as_str()).collect::<Vec<_>>(),
+            [ended, nowhere]
+        );
         assert!(away[0].1.contains("hangs up") && away[1].1.contains("refused"), "{away:?}");
     }
 }

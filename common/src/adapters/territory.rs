@@ -1,8 +1,12 @@
-//! What a path of this machine leads to, so that one place under two names is seen to be one: through links, bind mounts, and whatever else gives a folder a second name.
+//! What a path of this machine leads to, so that one place under two names is seen to be one:
+//! through links, bind mounts, and whatever else gives a folder a second name.
 //!
-//! Text does not tell: `link/out` may lie in the input, and a bind mount makes a folder appear elsewhere without any link. So a path is resolved as the system resolves it,
-//! as far as it exists; the table of mounts (`/proc/self/mountinfo`) says which part of which file system that is; and folders are compared by device and inode besides,
-//! for file systems whose names differ from what was asked for (letters of either case). Where the table cannot be read, the other two decide.
+//! Text does not tell: `link/out` may lie in the input, and a bind mount makes a folder appear
+//! elsewhere without any link. So a path is resolved as the system resolves it, as far as it
+//! exists; the table of mounts (`/proc/self/mountinfo`) says which part of which file system that
+//! is; and folders are compared by device and inode besides, for file systems whose names differ
+//! from what was asked for (letters of either case). Where the table cannot be read, the other two
+//! decide.
 
 use std::ffi::OsString;
 use std::fs;
@@ -49,7 +53,8 @@ impl Mounts {
         fs::read("/proc/self/mountinfo").map(|table| Self::parse(&table)).unwrap_or_default()
     }
 
-    /// Lines are `ID PARENT MAJOR:MINOR ROOT MOUNT-POINT ...` (proc_pid_mountinfo(5)); what does not look so is passed over.
+    /// Lines are `ID PARENT MAJOR:MINOR ROOT MOUNT-POINT ...` (proc_pid_mountinfo(5)); what does
+    /// not look so is passed over.
     fn parse(table: &[u8]) -> Self {
         let mount = |line: &[u8]| {
             let mut fields = line.split(|byte| *byte == b' ').skip(2);
@@ -65,9 +70,17 @@ impl Mounts {
     /// The part of a file system that an absolute path without links leads to.
     fn region(&self, real: &Path) -> Option<Region> {
         // Of two at one place the later one covers the earlier.
-        let mount = self.0.iter().filter(|mount| real.starts_with(&mount.at)).max_by_key(|mount| depth(&mount.at))?;
+        let mount = self
+            .0
+            .iter()
+            .filter(|mount| real.starts_with(&mount.at))
+            .max_by_key(|mount| depth(&mount.at))?;
         let below = real.strip_prefix(&mount.at).ok()?;
-        let path = if below.as_os_str().is_empty() { mount.what.path.clone() } else { mount.what.path.join(below) };
+        let path = if below.as_os_str().is_empty() {
+            mount.what.path.clone()
+        } else {
+            mount.what.path.join(below)
+        };
         Some(Region { device: mount.what.device.clone(), path })
     }
 
@@ -82,13 +95,18 @@ fn depth(path: &Path) -> usize {
     path.components().count()
 }
 
-/// A path in the table of mounts: blanks, tabs, line ends and backslashes are written as `\` and three octal digits.
+/// A path in the table of mounts: blanks, tabs, line ends and backslashes are written as `\` and
+/// three octal digits.
 fn unescaped(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&first, after)) = rest.split_first() {
-        let octal = after.get(..3).filter(|digits| first == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)));
-        let value = octal.map(|digits| digits.iter().fold(0_u32, |value, digit| value * 8 + u32::from(digit - b'0')));
+        let octal = after
+            .get(..3)
+            .filter(|digits| first == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)));
+        let value = octal.map(|digits| {
+            digits.iter().fold(0_u32, |value, digit| value * 8 + u32::from(digit - b'0'))
+        });
         match value.and_then(|value| u8::try_from(value).ok()) {
             Some(byte) => {
                 bytes.push(byte);
@@ -126,7 +144,13 @@ impl Territory {
         let real = resolve(path, LINKS_MAX)?;
         let ids = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
         let line = real.ancestors().filter_map(ids).collect();
-        Ok(Self { region: mounts.region(&real), mounted: mounts.below(&real), id: ids(&real), line, real })
+        Ok(Self {
+            region: mounts.region(&real),
+            mounted: mounts.below(&real),
+            id: ids(&real),
+            line,
+            real,
+        })
     }
 
     /// Whether `other` is this place or lies below it, by whatever names.
@@ -148,7 +172,8 @@ impl Territory {
     }
 }
 
-/// The path without links. What does not exist is taken as it would be made: below what a link to nowhere names, too.
+/// The path without links. What does not exist is taken as it would be made: below what a link to
+/// nowhere names, too.
 fn resolve(path: &Path, links_left: u32) -> Result<PathBuf> {
     if !path.is_absolute() {
         return Err(Error::invalid(format!("the path {} is not absolute", path.display())));
@@ -158,7 +183,8 @@ fn resolve(path: &Path, links_left: u32) -> Result<PathBuf> {
     let base = loop {
         match fs::canonicalize(there) {
             Ok(real) => break real,
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            Err(e)
+                if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
             Err(e) => {
                 let why = format!("cannot see where {} leads: {e}", path.display());
                 return Err(Error::new(ErrorKind::Invalid, why));
@@ -166,7 +192,10 @@ fn resolve(path: &Path, links_left: u32) -> Result<PathBuf> {
         }
         if let Ok(target) = fs::read_link(there) {
             if links_left == 0 {
-                return Err(Error::invalid(format!("{} leads through more than {LINKS_MAX} links", path.display())));
+                return Err(Error::invalid(format!(
+                    "{} leads through more than {LINKS_MAX} links",
+                    path.display()
+                )));
             }
             let folder = there.parent().unwrap_or(Path::new("/"));
             break resolve(&folder.join(target), links_left - 1)?;
@@ -235,13 +264,15 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         symlink(dir.path().join("b"), dir.path().join("a")).expect("link");
         symlink(dir.path().join("a"), dir.path().join("b")).expect("link");
-        let error = Territory::of(&dir.path().join("a/out"), &Mounts::default()).expect_err("a circle");
+        let error =
+            Territory::of(&dir.path().join("a/out"), &Mounts::default()).expect_err("a circle");
         assert!(error.kind == ErrorKind::Invalid && error.message.contains("a/out"), "{error}");
         let relative = Territory::of(Path::new("out"), &Mounts::default()).expect_err("relative");
         assert!(relative.message.contains("not absolute"), "{relative}");
     }
 
-    /// A table as the system writes it: `/data/in` of a disk appears at `/srv/b`, another disk lies below `/data`.
+    /// A table as the system writes it: `/data/in` of a disk appears at `/srv/b`, another disk lies
+    /// below `/data`.
     const TABLE: &[u8] = b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
         23 22 8:2 / /data rw - ext4 /dev/sda2 rw\n\
         24 22 8:2 /in /srv/b rw - ext4 /dev/sda2 rw\n\
@@ -282,7 +313,8 @@ mod tests {
     fn a_folder_is_known_by_its_inode_too() {
         let dir = tempfile::tempdir().expect("dir");
         fs::create_dir(dir.path().join("d")).expect("folder");
-        let mut other = Territory::of(&dir.path().join("d/new"), &Mounts::default()).expect("a place");
+        let mut other =
+            Territory::of(&dir.path().join("d/new"), &Mounts::default()).expect("a place");
         // As on a file system that takes `D` for `d`.
         other.real = dir.path().join("D/new");
         let d = Territory::of(&dir.path().join("d"), &Mounts::default()).expect("a place");

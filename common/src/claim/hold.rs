@@ -1,6 +1,8 @@
-//! Takes, renews, confirms and releases claims, over any store. What follows from what stands is decided in [`super::judge`].
+//! Takes, renews, confirms and releases claims, over any store. What follows from what stands is
+//! decided in [`super::judge`].
 //!
-//! One thing at a time for each job: a renewal that overtook the release would leave a claim behind.
+//! One thing at a time for each job: a renewal that overtook the release would leave a claim
+//! behind.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,9 +25,11 @@ use crate::planted::{self, Bug};
 use crate::store::{Access, BlobUrl, Blobs, Stores};
 use crate::wire::BlobRef;
 
-/// Pause between two looks at claims of which it is not known whether their owners live, in milliseconds.
+/// Pause between two looks at claims of which it is not known whether their owners live, in
+/// milliseconds.
 const LOOK_MS: u64 = 250;
-/// So long somebody who lives may take to draw a ticket, in milliseconds, before whoever waits for that gives up.
+/// So long somebody who lives may take to draw a ticket, in milliseconds, before whoever waits for
+/// that gives up.
 const DRAWING_MS: u64 = 5000;
 /// So long one confirmation serves several steps, in milliseconds.
 const REUSE_MS: u64 = 100;
@@ -108,7 +112,9 @@ impl Shared {
 
 impl fmt::Debug for Claims {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Claims").field("deployment", &self.shared.deployment).finish_non_exhaustive()
+        f.debug_struct("Claims")
+            .field("deployment", &self.shared.deployment)
+            .finish_non_exhaustive()
     }
 }
 
@@ -123,7 +129,8 @@ pub struct Held {
 }
 
 impl Claims {
-    /// Of a deployment whose leader is `owner`. `look` asks the system for a process, `say` tells people what was removed.
+    /// Of a deployment whose leader is `owner`. `look` asks the system for a process, `say` tells
+    /// people what was removed.
     pub fn new(
         deployment: DeploymentId,
         owner: Owner,
@@ -159,7 +166,11 @@ impl Claims {
 
     /// Jobs that were claimed for and of which the journal did not know when that was asked last.
     pub fn planned(&self) -> Vec<JobId> {
-        self.jobs().iter().filter(|(_, entry)| !entry.journalled).map(|(job, _)| job.clone()).collect()
+        self.jobs()
+            .iter()
+            .filter(|(_, entry)| !entry.journalled)
+            .map(|(job, _)| job.clone())
+            .collect()
     }
 
     /// The journal knows this job now.
@@ -171,13 +182,17 @@ impl Claims {
 
     /// Whether the caller is the first that wants to withdraw this one.
     pub fn begins_withdrawal(&self, job: &JobId) -> bool {
-        self.jobs().get_mut(job).is_some_and(|entry| !std::mem::replace(&mut entry.withdrawing, true))
+        self.jobs()
+            .get_mut(job)
+            .is_some_and(|entry| !std::mem::replace(&mut entry.withdrawing, true))
     }
 
-    /// Claims OUTPUT for a job, and removes what dead runs have left there. `existed` says whether OUTPUT stood as a folder before: if not, and nothing comes of it, it goes again.
+    /// Claims OUTPUT for a job, and removes what dead runs have left there. `existed` says whether
+    /// OUTPUT stood as a folder before: if not, and nothing comes of it, it goes again.
     ///
     /// # Errors
-    /// `Invalid`, naming the owner, where somebody else holds OUTPUT; `Fenced` by the permit; else the first error of the store. Then nothing of the claim stays.
+    /// `Invalid`, naming the owner, where somebody else holds OUTPUT; `Fenced` by the permit; else
+    /// the first error of the store. Then nothing of the claim stays.
     pub async fn take(
         &self,
         stores: &Stores,
@@ -205,7 +220,8 @@ impl Claims {
         Ok(())
     }
 
-    /// Looks whether a job holds OUTPUT; where its claim is gone and nobody else's stands, it is made again. `publishing` is what the next one needs to remove what may appear now.
+    /// Looks whether a job holds OUTPUT; where its claim is gone and nobody else's stands, it is
+    /// made again. `publishing` is what the next one needs to remove what may appear now.
     ///
     /// # Errors
     /// As [`Claims::take`], but what stands stays.
@@ -224,10 +240,17 @@ impl Claims {
         self.take_over(stores, &store, output, &me, &dead).await?;
         drop(turn);
         let confirmed = Arc::default();
-        Ok(Held { claims: self.clone(), store, output: output.clone(), job: job.clone(), confirmed })
+        Ok(Held {
+            claims: self.clone(),
+            store,
+            output: output.clone(),
+            job: job.clone(),
+            confirmed,
+        })
     }
 
-    /// Shows that the owner lives. A claim that is gone stays gone: [`Claims::confirm`] decides what follows.
+    /// Shows that the owner lives. A claim that is gone stays gone: [`Claims::confirm`] decides
+    /// what follows.
     ///
     /// # Errors
     /// The first error of the store.
@@ -240,8 +263,10 @@ impl Claims {
         let store = stores.open(output).await?;
         let asked = self.shared.moment();
         let claim = read(&store, output, &self.id(job)).await?.flatten();
-        // Where this process was asleep meanwhile, it may have been removed: the next renewal looks again.
-        if let Some(mut claim) = claim.filter(|_| self.shared.is_within(asked, self.shared.settings.dead_after_ms / 2))
+        // Where this process was asleep meanwhile, it may have been removed: the next renewal looks
+        // again.
+        if let Some(mut claim) =
+            claim.filter(|_| self.shared.is_within(asked, self.shared.settings.dead_after_ms / 2))
         {
             self.sign(&mut claim);
             put(&store, output, &claim).await?;
@@ -249,7 +274,8 @@ impl Claims {
         Ok(())
     }
 
-    /// Whether a job holds OUTPUT still: what its claim stood for is its own to clean up. One that has no claim and meets with none does.
+    /// Whether a job holds OUTPUT still: what its claim stood for is its own to clean up. One that
+    /// has no claim and meets with none does.
     ///
     /// # Errors
     /// The first error of the store.
@@ -266,7 +292,13 @@ impl Claims {
     ///
     /// # Errors
     /// `Fenced` by the permit; else the first error of the store.
-    pub async fn release(&self, stores: &Stores, output: &BlobUrl, job: &JobId, permit: &dyn Permit) -> Result<()> {
+    pub async fn release(
+        &self,
+        stores: &Stores,
+        output: &BlobUrl,
+        job: &JobId,
+        permit: &dyn Permit,
+    ) -> Result<()> {
         let entry = self.entry(job, output, true, true);
         let mut released = entry.turn.lock().await;
         let store = stores.open(output).await?;
@@ -281,7 +313,8 @@ impl Claims {
         Ok(())
     }
 
-    /// Removes the claim of a job that came to nothing, and OUTPUT where that was made for it and is empty.
+    /// Removes the claim of a job that came to nothing, and OUTPUT where that was made for it and
+    /// is empty.
     ///
     /// # Errors
     /// As [`Claims::release`].
@@ -290,7 +323,8 @@ impl Claims {
         self.release(stores, &output, job, permit).await
     }
 
-    /// Withdraws what was claimed for jobs that the journal does not know, at the end of this process.
+    /// Withdraws what was claimed for jobs that the journal does not know, at the end of this
+    /// process.
     ///
     /// # Errors
     /// As [`Claims::release`].
@@ -326,7 +360,8 @@ impl Claims {
         let (id, mut watch) = (self.id(job), Watch::default());
         let asked = self.shared.moment();
         let (own, others) = self.look(store, output, &id, &mut watch).await?;
-        let kept = own.flatten().filter(|me| me.ticket > 0 && judge::overruled_by(me, &others).is_none());
+        let kept =
+            own.flatten().filter(|me| me.ticket > 0 && judge::overruled_by(me, &others).is_none());
         let (mut me, mut stood) = match kept {
             Some(me) => (me, asked),
             None => self.choose(store, output, &id, &mut watch).await?,
@@ -343,7 +378,8 @@ impl Claims {
                 stood = asked;
             }
             if !in_time {
-                // It may have been taken for dead and removed, and somebody who has not seen it may hold OUTPUT: its ticket says nothing any more, nor whom it names.
+                // It may have been taken for dead and removed, and somebody who has not seen it may
+                // hold OUTPUT: its ticket says nothing any more, nor whom it names.
                 if draws == DRAWS_MAX {
                     return Err(stood_still(output));
                 }
@@ -354,7 +390,9 @@ impl Claims {
             }
             let now_ms = clock.now_ms();
             in_time = true;
-            if written_ms.is_none_or(|written: u64| now_ms.saturating_sub(written) >= settings.renew_ms) {
+            if written_ms
+                .is_none_or(|written: u64| now_ms.saturating_sub(written) >= settings.renew_ms)
+            {
                 in_time = self.write(store, output, &mut me, &mut stood).await?;
                 written_ms = Some(now_ms);
                 if !in_time {
@@ -363,31 +401,37 @@ impl Claims {
             }
             let (own, others) = self.look(store, output, &id, &mut watch).await?;
             if own.is_none() {
-                return Err(Error::retry(format!("the claim on OUTPUT {output} was removed while it was made")));
+                return Err(Error::retry(format!(
+                    "the claim on OUTPUT {output} was removed while it was made"
+                )));
             }
             if planted::is(Bug::CleanBesideOwners) {
                 self.succeed(stores, store, output, &me, &others).await?;
             }
             let named = |of: &ClaimId| others.iter().find(|seen| seen.id == *of);
             match judge::decide(&me, &others) {
-                // A look that took longer says nothing about now: this process may have been asleep.
+                // A look that took longer says nothing about now: this process may have been
+                // asleep.
                 Decision::Hold | Decision::Overrule(_)
                     if clock.now_ms().saturating_sub(now_ms) > settings.dead_after_ms / 2 => {}
                 Decision::Hold => return Ok((me, others)),
                 Decision::Overrule(dead) => {
-                    let silent = others
-                        .iter()
-                        .any(|seen| dead.contains(&seen.ticket()) && self.known(seen.claim.as_ref()) != Known::Gone);
+                    let silent = others.iter().any(|seen| {
+                        dead.contains(&seen.ticket())
+                            && self.known(seen.claim.as_ref()) != Known::Gone
+                    });
                     me.overruled.extend(dead);
                     if me.overruled.len() > NAMED_MAX {
                         let why = format!(
-                            "more than {NAMED_MAX} dead owners have claims on OUTPUT {output}; `muster doctor --output {output} --mend` removes them"
+                            "more than {NAMED_MAX} dead owners have claims on OUTPUT {output}; \
+                                `muster doctor --output {output} --mend` removes them"
                         );
                         return Err(Error::exhausted(why));
                     }
                     in_time = self.write(store, output, &mut me, &mut stood).await?;
                     written_ms = Some(clock.now_ms());
-                    // One that was only asleep may have asked before this and be about to act: that lands before anything of ours.
+                    // One that was only asleep may have asked before this and be about to act: that
+                    // lands before anything of ours.
                     if silent {
                         clock.pause(settings.renew_ms).await;
                     }
@@ -402,7 +446,8 @@ impl Claims {
         }
     }
 
-    /// Draws a ticket, which is to be written next. Also gives since when others can see that it is drawn.
+    /// Draws a ticket, which is to be written next. Also gives since when others can see that it is
+    /// drawn.
     async fn choose(
         &self,
         store: &Arc<dyn Blobs>,
@@ -430,7 +475,8 @@ impl Claims {
         Ok((me, since))
     }
 
-    /// Writes one's claim anew. `stood` is when it was written last, and becomes now. False where that was so long ago that others may have taken it for dead before this.
+    /// Writes one's claim anew. `stood` is when it was written last, and becomes now. False where
+    /// that was so long ago that others may have taken it for dead before this.
     async fn write(
         &self,
         store: &Arc<dyn Blobs>,
@@ -445,7 +491,8 @@ impl Claims {
         Ok(self.shared.is_within(last, self.shared.settings.dead_after_ms))
     }
 
-    /// What a new holder does for those before it, which may take long: it shows meanwhile that it lives.
+    /// What a new holder does for those before it, which may take long: it shows meanwhile that it
+    /// lives.
     async fn take_over(
         &self,
         stores: &Stores,
@@ -469,7 +516,9 @@ impl Claims {
                 }
             }
         };
-        match future::select(pin!(self.succeed(stores, store, output, me, others)), pin!(beats)).await {
+        match future::select(pin!(self.succeed(stores, store, output, me, others)), pin!(beats))
+            .await
+        {
             Either::Left((done, _)) => done,
             Either::Right((late, _)) => late,
         }
@@ -505,7 +554,9 @@ impl Claims {
     /// What the system says of the process that a claim names.
     fn known(&self, claim: Option<&Claim>) -> Known {
         let process = claim.map(|claim| &claim.owner.process);
-        process.map_or(Known::Unknown, |process| (self.shared.look)(&self.shared.owner.process, process))
+        process.map_or(Known::Unknown, |process| {
+            (self.shared.look)(&self.shared.owner.process, process)
+        })
     }
 
     /// The claims on an OUTPUT: one's own (an inner none where it cannot be read), and the others.
@@ -532,11 +583,18 @@ impl Claims {
         Ok((mine, others))
     }
 
-    /// The claims on an OUTPUT, after a watch over `watch_ms` milliseconds for those of which the system says nothing.
+    /// The claims on an OUTPUT, after a watch over `watch_ms` milliseconds for those of which the
+    /// system says nothing.
     ///
     /// # Errors
     /// The first error of the store.
-    pub async fn find(&self, stores: &Stores, output: &BlobUrl, own: &JobId, watch_ms: u64) -> Result<Vec<Found>> {
+    pub async fn find(
+        &self,
+        stores: &Stores,
+        output: &BlobUrl,
+        own: &JobId,
+        watch_ms: u64,
+    ) -> Result<Vec<Found>> {
         let (store, clock) = (stores.open(output).await?, &*self.shared.clock);
         let (mut watch, began_ms) = (Watch::default(), clock.now_ms());
         let seen = loop {
@@ -558,34 +616,45 @@ impl Claims {
     fn refusal(&self, output: &BlobUrl, by: Option<&Seen>) -> Error {
         let (holder, alive) = match by.and_then(|seen| Some((seen.claim.as_ref()?, seen))) {
             Some((claim, seen)) => {
-                let how = if seen.life == Life::Lives { "it is alive" } else { "it has not answered yet" };
+                let how = if seen.life == Life::Lives {
+                    "it is alive"
+                } else {
+                    "it has not answered yet"
+                };
                 (claim.describe(), how)
             }
             None => ("a claim that this version cannot read".to_owned(), "its owner is alive"),
         };
         let dead_after_ms = self.shared.settings.dead_after_ms;
         Error::invalid(format!(
-            "OUTPUT {output} is held by {holder}; {alive}. Wait for its end, or choose another OUTPUT (an owner that shows no sign of life for {dead_after_ms} ms, claim.dead_after_ms, loses it)"
+            "OUTPUT {output} is held by {holder}; {alive}. Wait for its end, or choose another \
+                OUTPUT (an owner that shows no sign of life for {dead_after_ms} ms, \
+                claim.dead_after_ms, loses it)"
         ))
     }
 }
 
 fn stood_still(output: &BlobUrl) -> Error {
     Error::retry(format!(
-        "the claim on OUTPUT {output} was not written for longer than claim.dead_after_ms while it was made: this process stood still, or the store is slow"
+        "the claim on OUTPUT {output} was not written for longer than claim.dead_after_ms while it \
+            was made: this process stood still, or the store is slow"
     ))
 }
 
-/// Whether waiting has become pointless: somebody lives who draws no ticket, stopped in the midst of it.
+/// Whether waiting has become pointless: somebody lives who draws no ticket, stopped in the midst
+/// of it.
 fn is_stuck(waited_ms: u64, settings: &config::Claim, others: &[Seen]) -> bool {
     let known = others.iter().all(|seen| seen.life != Life::Unknown);
     waited_ms > settings.dead_after_ms.saturating_mul(2) || known && waited_ms > DRAWING_MS
 }
 
 fn lost(output: &BlobUrl, by: Option<&Seen>) -> Error {
-    let who = by.and_then(|seen| seen.claim.as_ref()).map_or_else(|| "somebody else".to_owned(), Claim::describe);
+    let who = by
+        .and_then(|seen| seen.claim.as_ref())
+        .map_or_else(|| "somebody else".to_owned(), Claim::describe);
     Error::invalid(format!(
-        "this job has lost its claim on OUTPUT {output} to {who}: it showed no sign of life for longer than claim.dead_after_ms. It changes nothing there any more"
+        "this job has lost its claim on OUTPUT {output} to {who}: it showed no sign of life for \
+            longer than claim.dead_after_ms. It changes nothing there any more"
     ))
 }
 
@@ -593,7 +662,8 @@ impl Held {
     /// Returns when OUTPUT is known to be this job's still.
     ///
     /// # Errors
-    /// `Invalid` where somebody has taken it, or the claim is gone; else the first error of the store.
+    /// `Invalid` where somebody has taken it, or the claim is gone; else the first error of the
+    /// store.
     pub async fn check(&self) -> Result<()> {
         if planted::is(Bug::NeverConfirm) {
             return Ok(());
@@ -606,7 +676,8 @@ impl Held {
         loop {
             let asked = shared.moment();
             let id = self.claims.id(&self.job);
-            let (own, others) = self.claims.look(&self.store, &self.output, &id, &mut Watch::default()).await?;
+            let (own, others) =
+                self.claims.look(&self.store, &self.output, &id, &mut Watch::default()).await?;
             let Some(me) = own.flatten() else { return Err(lost(&self.output, others.first())) };
             if let Some(by) = judge::overruled_by(&me, &others) {
                 return Err(lost(&self.output, Some(by)));
@@ -620,8 +691,12 @@ impl Held {
     }
 }
 
-/// The claims in the folder of an OUTPUT, with their versions; an inner none where one cannot be read. Whatever else lies there is left alone.
-async fn list(store: &Arc<dyn Blobs>, output: &BlobUrl) -> Result<Vec<(ClaimId, String, Option<Claim>)>> {
+/// The claims in the folder of an OUTPUT, with their versions; an inner none where one cannot be
+/// read. Whatever else lies there is left alone.
+async fn list(
+    store: &Arc<dyn Blobs>,
+    output: &BlobUrl,
+) -> Result<Vec<(ClaimId, String, Option<Claim>)>> {
     let folder = output.join(&names::claims_path());
     let mut looks = 0;
     loop {
@@ -648,7 +723,12 @@ async fn list(store: &Arc<dyn Blobs>, output: &BlobUrl) -> Result<Vec<(ClaimId, 
     }
 }
 
-async fn read_at(store: &Arc<dyn Blobs>, id: &ClaimId, key: &str, bytes: u64) -> Result<Option<Claim>> {
+async fn read_at(
+    store: &Arc<dyn Blobs>,
+    id: &ClaimId,
+    key: &str,
+    bytes: u64,
+) -> Result<Option<Claim>> {
     if bytes > CLAIM_BYTES_MAX {
         return Ok(None);
     }
@@ -657,7 +737,11 @@ async fn read_at(store: &Arc<dyn Blobs>, id: &ClaimId, key: &str, bytes: u64) ->
 }
 
 /// One claim: none where it is not there, an inner none where it cannot be read.
-async fn read(store: &Arc<dyn Blobs>, output: &BlobUrl, id: &ClaimId) -> Result<Option<Option<Claim>>> {
+async fn read(
+    store: &Arc<dyn Blobs>,
+    output: &BlobUrl,
+    id: &ClaimId,
+) -> Result<Option<Option<Claim>>> {
     let url = output.join(&names::claim_path(id));
     let read = match store.head(url.key()).await {
         Ok(meta) => read_at(store, id, url.key(), meta.bytes).await,

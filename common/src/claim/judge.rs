@@ -8,7 +8,8 @@ use crate::planted::{self, Bug};
 /// What the system says of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
-    /// It is gone for good: of this boot and process namespace, and no process of that number and start is there.
+    /// It is gone for good: of this boot and process namespace, and no process of that number and
+    /// start is there.
     Gone,
     /// It is there.
     There,
@@ -67,8 +68,9 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Whether an owner lives whose claim has this version, by a look that was begun at the first of these times and answered at the second; the third is the bound of silence.
-    /// What passes within a look counts for nobody's silence: whoever looks may have been asleep.
+    /// Whether an owner lives whose claim has this version, by a look that was begun at the first
+    /// of these times and answered at the second; the third is the bound of silence. What passes
+    /// within a look counts for nobody's silence: whoever looks may have been asleep.
     pub fn life(
         &mut self,
         id: &ClaimId,
@@ -102,13 +104,22 @@ impl Watch {
 
 /// A ticket after all that stand.
 pub fn next_ticket(others: &[Seen]) -> u64 {
-    others.iter().filter_map(|seen| seen.claim.as_ref()).map(|claim| claim.ticket).max().unwrap_or(0) + 1
+    others
+        .iter()
+        .filter_map(|seen| seen.claim.as_ref())
+        .map(|claim| claim.ticket)
+        .max()
+        .unwrap_or(0)
+        + 1
 }
 
-/// Who has taken OUTPUT from the owner of this claim. Whether that one lives does not matter: it may have changed OUTPUT before it died.
+/// Who has taken OUTPUT from the owner of this claim. Whether that one lives does not matter: it
+/// may have changed OUTPUT before it died.
 pub fn overruled_by<'a>(me: &Claim, others: &'a [Seen]) -> Option<&'a Seen> {
     let is_me = |gone: &Ticket| gone.id == me.id && gone.ticket == me.ticket;
-    others.iter().find(|seen| seen.claim.as_ref().is_some_and(|claim| claim.overruled.iter().any(is_me)))
+    others
+        .iter()
+        .find(|seen| seen.claim.as_ref().is_some_and(|claim| claim.overruled.iter().any(is_me)))
 }
 
 /// What follows for the owner of `me`, which has its ticket.
@@ -122,13 +133,15 @@ pub fn decide(me: &Claim, others: &[Seen]) -> Decision {
         // One that cannot be read may have come before.
         let ticket = seen.claim.as_ref().map(|claim| claim.ticket);
         let choosing = ticket == Some(0) && !planted::is(Bug::PassOverChoosing);
-        let before = ticket.is_none_or(|ticket| ticket > 0 && (ticket, &seen.id) < (me.ticket, &me.id));
+        let before =
+            ticket.is_none_or(|ticket| ticket > 0 && (ticket, &seen.id) < (me.ticket, &me.id));
         if before && seen.life == Life::Lives {
             return Decision::Refuse(seen.id.clone());
         }
         waits |= choosing || before;
     }
-    let dead: Vec<Ticket> = standing().filter(|seen| seen.life == Life::Dead).map(Seen::ticket).collect();
+    let dead: Vec<Ticket> =
+        standing().filter(|seen| seen.life == Life::Dead).map(Seen::ticket).collect();
     match (dead.is_empty(), waits) {
         (false, _) => Decision::Overrule(dead),
         (true, true) => Decision::Wait,
@@ -136,7 +149,8 @@ pub fn decide(me: &Claim, others: &[Seen]) -> Decision {
     }
 }
 
-/// What may go of a dead owner, besides its claim: of a run here what it made, for nobody goes on with it. What a pool has made is that pool's to remove.
+/// What may go of a dead owner, besides its claim: of a run here what it made, for nobody goes on
+/// with it. What a pool has made is that pool's to remove.
 pub fn may_remove(seen: &Seen, holder: &Claim) -> bool {
     let dead_run = seen.claim.as_ref().is_some_and(|claim| claim.owner.run_here);
     dead_run
@@ -144,8 +158,13 @@ pub fn may_remove(seen: &Seen, holder: &Claim) -> bool {
         && (holder.overruled.contains(&seen.ticket()) || planted::is(Bug::CleanBesideOwners))
 }
 
-/// What the system says of a process, as far as it is this system's: `there` tells whether a process of that number and start is there.
-pub fn known(own: &Process, other: &Process, there: impl FnOnce(&Process) -> Option<bool>) -> Known {
+/// What the system says of a process, as far as it is this system's: `there` tells whether a
+/// process of that number and start is there.
+pub fn known(
+    own: &Process,
+    other: &Process,
+    there: impl FnOnce(&Process) -> Option<bool>,
+) -> Known {
     let same = !own.boot.is_empty() && own.boot == other.boot && own.namespace == other.namespace;
     match same.then(|| there(other)).flatten() {
         Some(true) => Known::There,

@@ -1,7 +1,9 @@
-//! What a dead run here has left in OUTPUT, and its removal: its scratch, its unfinished uploads, and parts that appeared before it died.
+//! What a dead run here has left in OUTPUT, and its removal: its scratch, its unfinished uploads,
+//! and parts that appeared before it died.
 //!
-//! Only what the dead owner's claim names is touched, and only by whoever holds OUTPUT. Its scratch bears its ids; the temporary names of its uploads begin with its mark; parts
-//! must be, byte for byte, what its manifest says, and no `_SUCCESS` may stand beside them.
+//! Only what the dead owner's claim names is touched, and only by whoever holds OUTPUT. Its scratch
+//! bears its ids; the temporary names of its uploads begin with its mark; parts must be, byte for
+//! byte, what its manifest says, and no `_SUCCESS` may stand beside them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -63,7 +65,9 @@ struct Left {
 /// # Errors
 /// The first error of the store.
 pub(super) async fn size(stores: &Stores, output: &BlobUrl, seen: &Seen) -> Result<Removed> {
-    let Some(claim) = seen.claim.as_ref().filter(|claim| claim.owner.run_here) else { return Ok(Removed::default()) };
+    let Some(claim) = seen.claim.as_ref().filter(|claim| claim.owner.run_here) else {
+        return Ok(Removed::default());
+    };
     let left = find(stores, output, claim).await?;
     let mut size = Removed::default();
     left.in_scratch.iter().chain(&left.parts).for_each(|meta| size.add(meta.bytes));
@@ -71,12 +75,15 @@ pub(super) async fn size(stores: &Stores, output: &BlobUrl, seen: &Seen) -> Resu
     Ok(size)
 }
 
-/// Removes what a dead run here has left. To be called by whoever holds OUTPUT and has overruled it. The claim itself stays.
+/// Removes what a dead run here has left. To be called by whoever holds OUTPUT and has overruled
+/// it. The claim itself stays.
 ///
 /// # Errors
 /// The first error of the store. What is removed stays removed, and the next try goes on.
 pub async fn remove_dead(stores: &Stores, output: &BlobUrl, seen: &Seen) -> Result<Removed> {
-    let Some(claim) = seen.claim.as_ref().filter(|claim| claim.owner.run_here) else { return Ok(Removed::default()) };
+    let Some(claim) = seen.claim.as_ref().filter(|claim| claim.owner.run_here) else {
+        return Ok(Removed::default());
+    };
     let store = stores.open(output).await?;
     let left = find(stores, output, claim).await?;
     let mut removed = Removed::default();
@@ -112,17 +119,23 @@ async fn find(stores: &Stores, output: &BlobUrl, claim: &Claim) -> Result<Left> 
     let mut uploads = Vec::new();
     for open in open.into_iter().filter(|open| is_marked(output, open, &scratch, &claim.marks)) {
         // On a file system an upload is a file beside its target, of that name.
-        let beside =
-            open.key.rsplit_once('/').map_or_else(String::new, |(folder, _)| format!("{folder}/{}", open.upload));
-        let bytes =
-            if *output.scheme() == Scheme::File { store.head(&beside).await.map_or(0, |meta| meta.bytes) } else { 0 };
+        let beside = open
+            .key
+            .rsplit_once('/')
+            .map_or_else(String::new, |(folder, _)| format!("{folder}/{}", open.upload));
+        let bytes = if *output.scheme() == Scheme::File {
+            store.head(&beside).await.map_or(0, |meta| meta.bytes)
+        } else {
+            0
+        };
         uploads.push((open, bytes));
     }
     let parts = match &claim.publishing {
         Some(manifest) => parts(stores, &store, output, &scratch, manifest).await?,
         None => Vec::new(),
     };
-    let temporary = |meta: &BlobMeta| uploads.iter().any(|(open, _)| meta.key.ends_with(&open.upload));
+    let temporary =
+        |meta: &BlobMeta| uploads.iter().any(|(open, _)| meta.key.ends_with(&open.upload));
     let in_scratch = in_scratch.into_iter().filter(|meta| !temporary(meta)).collect();
     Ok(Left { scratch, in_scratch, uploads, parts })
 }
@@ -133,9 +146,15 @@ fn is_marked(output: &BlobUrl, open: &OpenUpload, scratch: &BlobUrl, marks: &[St
         return true;
     }
     // `.NAME.<16 hex digits>.upload`
-    let nonce = open.upload.strip_suffix(".upload").and_then(|name| name.rsplit_once('.')).map(|(_, nonce)| nonce);
+    let nonce = open
+        .upload
+        .strip_suffix(".upload")
+        .and_then(|name| name.rsplit_once('.'))
+        .map(|(_, nonce)| nonce);
     *output.scheme() == Scheme::File
-        && nonce.is_some_and(|nonce| nonce.len() == 16 && marks.iter().any(|mark| nonce.starts_with(mark.as_str())))
+        && nonce.is_some_and(|nonce| {
+            nonce.len() == 16 && marks.iter().any(|mark| nonce.starts_with(mark.as_str()))
+        })
 }
 
 /// Parts that appeared before their job died in the midst of its commit.
@@ -178,7 +197,9 @@ async fn parts(
         let (mut digest, mut offset) = (Digester::default(), 0);
         while offset < meta.bytes {
             let end = meta.bytes.min(offset + LOOK_BYTES);
-            digest.update(&store.read(url.key(), offset..end, Access::Once).await.map_err(|e| e.at(&url))?);
+            digest.update(
+                &store.read(url.key(), offset..end, Access::Once).await.map_err(|e| e.at(&url))?,
+            );
             offset = end;
         }
         if format!("{:016x}", digest.finish()) == part.checksum {

@@ -59,7 +59,8 @@ fn seen(of: &str, ticket: u64, life: Life) -> Seen {
 
 #[test]
 fn a_claim_is_read_as_it_was_written_and_nothing_else_is() {
-    let whole = Claim { overruled: vec![Ticket { id: id("d2.j2"), ticket: 3 }], ..claim("d1.j1", 4) };
+    let whole =
+        Claim { overruled: vec![Ticket { id: id("d2.j2"), ticket: 3 }], ..claim("d1.j1", 4) };
     let bytes = whole.to_bytes().expect("bytes");
     assert!(bytes.len().is_multiple_of(FILL_BYTES), "{} bytes", bytes.len());
     assert_eq!(Claim::from_bytes(&id("d1.j1"), &bytes), Ok(whole.clone()));
@@ -67,7 +68,10 @@ fn a_claim_is_read_as_it_was_written_and_nothing_else_is() {
     let refused = |change: &dyn Fn(&mut Claim)| {
         let mut claim = whole.clone();
         change(&mut claim);
-        assert!(Claim::from_bytes(&id("d1.j1"), &claim.to_bytes().expect("bytes")).is_err(), "{claim:?}");
+        assert!(
+            Claim::from_bytes(&id("d1.j1"), &claim.to_bytes().expect("bytes")).is_err(),
+            "{claim:?}"
+        );
     };
     refused(&|claim| claim.version = 2);
     refused(&|claim| claim.ticket = u64::MAX);
@@ -91,7 +95,9 @@ fn a_claim_is_read_as_it_was_written_and_nothing_else_is() {
 #[test]
 fn the_earliest_that_lives_holds_output() {
     let me = claim("m.j", 5);
-    let check = |others: &[Seen], expected: Decision| assert_eq!(decide(&me, others), expected, "{others:?}");
+    let check = |others: &[Seen], expected: Decision| {
+        assert_eq!(decide(&me, others), expected, "{others:?}")
+    };
     check(&[], Decision::Hold);
     check(&[seen("a.j", 4, Life::Lives)], Decision::Refuse(id("a.j")));
     check(&[seen("a.j", 5, Life::Lives)], Decision::Refuse(id("a.j")));
@@ -104,11 +110,21 @@ fn the_earliest_that_lives_holds_output() {
     check(std::slice::from_ref(&dead), Decision::Overrule(vec![dead.ticket()]));
     check(&[dead.clone(), seen("b.j", 3, Life::Lives)], Decision::Refuse(id("b.j")));
     let over = Claim { overruled: vec![dead.ticket()], ..me.clone() };
-    assert_eq!(decide(&over, &[Seen { life: Life::Lives, ..dead }]), Decision::Hold, "it finds out by itself");
-    assert_eq!(decide(&over, &[seen("a.j", 3, Life::Lives)]), Decision::Refuse(id("a.j")), "another claim of it");
+    assert_eq!(
+        decide(&over, &[Seen { life: Life::Lives, ..dead }]),
+        Decision::Hold,
+        "it finds out by itself"
+    );
+    assert_eq!(
+        decide(&over, &[seen("a.j", 3, Life::Lives)]),
+        Decision::Refuse(id("a.j")),
+        "another claim of it"
+    );
     for life in [Life::Lives, Life::Dead, Life::Unknown] {
         let mut by = seen("z.j", 9, life);
-        by.claim = by.claim.map(|claim| Claim { overruled: vec![Ticket { id: id("m.j"), ticket: 5 }], ..claim });
+        by.claim = by
+            .claim
+            .map(|claim| Claim { overruled: vec![Ticket { id: id("m.j"), ticket: 5 }], ..claim });
         check(&[by], Decision::Lost(id("z.j")));
     }
 }
@@ -132,12 +148,19 @@ fn death_is_told_by_the_system_or_by_silence() {
     assert_eq!(life("2", &pool, Known::Unknown, 2 * DEAD_AFTER_MS + 3), Life::Dead);
 }
 
-/// The simulation found it: a look that was answered after its process had slept for long made every owner dead.
+/// The simulation found it: a look that was answered after its process had slept for long made
+/// every owner dead.
 #[test]
 fn the_sleep_of_whoever_looks_is_nobodys_silence() {
     let (mut watch, pool) = (Watch::default(), Owner::default());
     let mut life = |version: &str, asked_ms: u64, seen_ms: u64| {
-        watch.life(&id("a.j"), version, Some(&pool), Known::Unknown, (asked_ms, seen_ms, DEAD_AFTER_MS))
+        watch.life(
+            &id("a.j"),
+            version,
+            Some(&pool),
+            Known::Unknown,
+            (asked_ms, seen_ms, DEAD_AFTER_MS),
+        )
     };
     assert_eq!(life("1", 0, 10), Life::Unknown);
     assert_eq!(life("1", 250, 60_000), Life::Unknown, "asked before it slept, read after");
@@ -154,7 +177,10 @@ struct Bench {
 
 impl Bench {
     async fn new() -> Self {
-        let stores = Stores::new(BufferPool::new(0), &Config::profile(Profile::Testing).expect("settings").store);
+        let stores = Stores::new(
+            BufferPool::new(0),
+            &Config::profile(Profile::Testing).expect("settings").store,
+        );
         let store = Arc::new(MemoryBlobs::default());
         stores.insert(Scheme::Memory, store.clone()).await;
         Self { stores, store, time: Arc::default(), output: "memory:///out".parse().expect("url") }
@@ -164,7 +190,14 @@ impl Bench {
         let owner = Owner { host: deployment.to_owned(), run_here, ..Owner::default() };
         let settings = config::Claim { renew_ms: 400, dead_after_ms: DEAD_AFTER_MS };
         let clock = Arc::new(Pausing(self.time.clone()));
-        Claims::new(deployment.parse().expect("id"), owner, move |_, _| known, |_| {}, clock, settings)
+        Claims::new(
+            deployment.parse().expect("id"),
+            owner,
+            move |_, _| known,
+            |_| {},
+            clock,
+            settings,
+        )
     }
 
     async fn take(&self, claims: &Claims, job: &str) -> Result<()> {
@@ -183,15 +216,22 @@ impl Bench {
 #[tokio::test]
 async fn an_owner_that_lives_keeps_others_out_and_is_named() {
     let bench = Bench::new().await;
-    let (one, two) = (bench.claims("d1", true, Known::There), bench.claims("d2", true, Known::There));
+    let (one, two) =
+        (bench.claims("d1", true, Known::There), bench.claims("d2", true, Known::There));
     bench.take(&one, "j1").await.expect("nobody is there");
     let refused = bench.take(&two, "j2").await.expect_err("held");
     for word in ["job j1", "on host d1", "it is alive", "claim.dead_after_ms"] {
         assert!(refused.message.contains(word), "{word}: {refused}");
     }
-    assert_eq!(bench.keys().await, ["out/_muster/claims/d1.j1.json"], "the refused one leaves nothing");
+    assert_eq!(
+        bench.keys().await,
+        ["out/_muster/claims/d1.j1.json"],
+        "the refused one leaves nothing"
+    );
     bench.held(&one, "j1").await.expect("held").check().await.expect("held");
-    one.release(&bench.stores, &bench.output, &"j1".parse().expect("id"), &()).await.expect("release");
+    one.release(&bench.stores, &bench.output, &"j1".parse().expect("id"), &())
+        .await
+        .expect("release");
     bench.take(&two, "j2").await.expect("free");
 }
 
@@ -199,7 +239,8 @@ async fn an_owner_that_lives_keeps_others_out_and_is_named() {
 async fn of_two_at_once_one_has_it() {
     for _ in 0..50 {
         let bench = Bench::new().await;
-        let (one, two) = (bench.claims("d1", true, Known::There), bench.claims("d2", true, Known::There));
+        let (one, two) =
+            (bench.claims("d1", true, Known::There), bench.claims("d2", true, Known::There));
         let (first, second) = tokio::join!(bench.take(&one, "j1"), bench.take(&two, "j2"));
         assert!(first.is_ok() != second.is_ok(), "{first:?} {second:?}");
     }
@@ -208,7 +249,8 @@ async fn of_two_at_once_one_has_it() {
 #[tokio::test]
 async fn who_was_silent_too_long_has_lost_it_and_stops() {
     let bench = Bench::new().await;
-    let (one, two) = (bench.claims("d1", false, Known::There), bench.claims("d2", true, Known::There));
+    let (one, two) =
+        (bench.claims("d1", false, Known::There), bench.claims("d2", true, Known::There));
     bench.take(&one, "j1").await.expect("nobody is there");
     let held = bench.held(&one, "j1").await.expect("held");
     bench.take(&two, "j2").await.expect("the other is silent");
@@ -227,28 +269,48 @@ async fn what_a_dead_run_has_left_goes_and_nothing_else() {
     let bench = Bench::new().await;
     let dead = bench.claims("d1", true, Known::Gone);
     bench.take(&dead, "j1").await.expect("nobody is there");
-    for key in ["_muster/d1/j1/plan", "_muster/d1/j2/plan", "_muster/claims/notes.json", "part-00000.txt", "mine"] {
+    for key in [
+        "_muster/d1/j1/plan",
+        "_muster/d1/j2/plan",
+        "_muster/claims/notes.json",
+        "part-00000.txt",
+        "mine",
+    ] {
         bench.store.put(&format!("out/{key}"), b"x".to_vec().into()).await.expect("put");
     }
     bench.take(&bench.claims("d2", true, Known::Gone), "j9").await.expect("dead");
     let left = bench.keys().await;
-    let expected =
-        ["_muster/claims/d2.j9.json", "_muster/claims/notes.json", "_muster/d1/j2/plan", "mine", "part-00000.txt"];
-    assert_eq!(left, expected.map(|key| format!("out/{key}")), "parts that no manifest names are not touched");
+    let expected = [
+        "_muster/claims/d2.j9.json",
+        "_muster/claims/notes.json",
+        "_muster/d1/j2/plan",
+        "mine",
+        "part-00000.txt",
+    ];
+    assert_eq!(
+        left,
+        expected.map(|key| format!("out/{key}")),
+        "parts that no manifest names are not touched"
+    );
 }
 
 #[tokio::test]
 async fn a_claim_that_cannot_be_read_is_watched_as_any_other() {
     let bench = Bench::new().await;
     for (name, bytes) in [("x.y", vec![b'{'; 10]), ("x.z", vec![b' '; 100_000])] {
-        bench.store.put(&format!("out/_muster/claims/{name}.json"), bytes.into()).await.expect("put");
+        bench
+            .store
+            .put(&format!("out/_muster/claims/{name}.json"), bytes.into())
+            .await
+            .expect("put");
     }
     bench.take(&bench.claims("d1", true, Known::There), "j1").await.expect("nobody renews them");
     assert!(bench.time.load(Ordering::SeqCst) > DEAD_AFTER_MS);
     assert_eq!(bench.keys().await, ["out/_muster/claims/d1.j1.json"]);
 }
 
-/// The simulation found it: a ticket that was drawn before a long sleep came before that of whoever held OUTPUT by then and knew nothing of it.
+/// The simulation found it: a ticket that was drawn before a long sleep came before that of whoever
+/// held OUTPUT by then and knew nothing of it.
 #[tokio::test]
 async fn who_sleeps_while_it_draws_its_ticket_draws_again() {
     let bench = Bench::new().await;
@@ -259,7 +321,8 @@ async fn who_sleeps_while_it_draws_its_ticket_draws_again() {
     bench.store.put(&old.0, old.1).await.expect("put");
     let (store, time, looks) = (bench.store.clone(), bench.time.clone(), AtomicU64::new(0));
     let look = move |_: &Process, _: &Process| {
-        // The second look is the one by which the ticket is drawn: meanwhile it is taken for dead and removed, and one that has not seen it gets OUTPUT.
+        // The second look is the one by which the ticket is drawn: meanwhile it is taken for dead
+        // and removed, and one that has not seen it gets OUTPUT.
         if looks.fetch_add(1, Ordering::SeqCst) == 1 {
             time.fetch_add(10 * DEAD_AFTER_MS, Ordering::SeqCst);
             for key in ["out/_muster/claims/d1.j1.json", "out/_muster/claims/d9.j9.json"] {

@@ -2,8 +2,9 @@
 //!
 #![doc = concat!("```text\n", include_str!("grammar.txt"), "```")]
 //!
-//! Damage (flip, truncate) touches what lies in scratch and spills, which carry checksums, and what a sort holds in memory, whose records are summed up; input and output have
-//! none that a reader could know.
+//! Damage (flip, truncate) touches what lies in scratch and spills, which carry checksums, and what
+//! a sort holds in memory, whose records are summed up; input and output have none that a reader
+//! could know.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -40,16 +41,36 @@ pub enum Component {
     Memory,
 }
 
-const STORE: &[&str] =
-    &["list", "head", "read", "put", "open", "part", "complete", "abort", "uploads", "delete", "prune"];
-const DISK: &[&str] =
-    &["list", "head", "read", "put", "open", "part", "complete", "abort", "uploads", "delete", "prune", "write"];
-const BUS: &[&str] =
-    &["register", "report", "samples", "heartbeat", "answer", "beat", "command", "broadcast", "event", "progress"];
+const STORE: &[&str] = &[
+    "list", "head", "read", "put", "open", "part", "complete", "abort", "uploads", "delete",
+    "prune",
+];
+const DISK: &[&str] = &[
+    "list", "head", "read", "put", "open", "part", "complete", "abort", "uploads", "delete",
+    "prune", "write",
+];
+const BUS: &[&str] = &[
+    "register",
+    "report",
+    "samples",
+    "heartbeat",
+    "answer",
+    "beat",
+    "command",
+    "broadcast",
+    "event",
+    "progress",
+];
 
 impl Component {
-    const ALL: [Component; 6] =
-        [Component::Store, Component::Disk, Component::Ledger, Component::Bus, Component::Task, Component::Memory];
+    const ALL: [Component; 6] = [
+        Component::Store,
+        Component::Disk,
+        Component::Ledger,
+        Component::Bus,
+        Component::Task,
+        Component::Memory,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -112,16 +133,21 @@ impl FromStr for Site {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let (component, operation) = text.split_once('.').map_or((text, None), |(name, rest)| (name, Some(rest)));
+        let (component, operation) =
+            text.split_once('.').map_or((text, None), |(name, rest)| (name, Some(rest)));
         let names = || Component::ALL.map(Component::name).join(", ");
         let component = Component::ALL.into_iter().find(|known| known.name() == component);
-        let component = component
-            .ok_or_else(|| Error::invalid(format!("{text:?} is no place for a fault; there are {}", names())))?;
+        let component = component.ok_or_else(|| {
+            Error::invalid(format!("{text:?} is no place for a fault; there are {}", names()))
+        })?;
         let Some(operation) = operation else { return Ok(Self { component, operation: None }) };
         let known = component.operations().iter().copied().find(|known| *known == operation);
         let known = known.ok_or_else(|| {
             let all = component.operations().join(", ");
-            Error::invalid(format!("{} has no operation {operation:?}; it has {all}", component.name()))
+            Error::invalid(format!(
+                "{} has no operation {operation:?}; it has {all}",
+                component.name()
+            ))
         })?;
         Ok(Self { component, operation: Some(known) })
     }
@@ -183,7 +209,8 @@ impl fmt::Display for Kind {
 /// Whether a kind makes sense at one operation. A rule for a whole component acts where it does.
 pub(super) fn fits(kind: Kind, site: Site) -> bool {
     use Component::{Bus, Disk, Ledger, Memory, Store, Task};
-    let operation = |names: &[&str]| site.operation.is_none_or(|operation| names.contains(&operation));
+    let operation =
+        |names: &[&str]| site.operation.is_none_or(|operation| names.contains(&operation));
     match (kind, site.component) {
         (Kind::Crash | Kind::Pause | Kind::Delay, _) => true,
         (Kind::Refuse, Memory) => operation(&["alloc"]),
@@ -194,7 +221,9 @@ pub(super) fn fits(kind: Kind, site: Site) -> bool {
         (Kind::Error, _) => true,
         (Kind::Drop | Kind::Duplicate, component) => component == Bus,
         (Kind::Timeout, component) => component != Task,
-        (Kind::LostAck, Store | Disk) => operation(&["put", "open", "part", "complete", "abort", "delete", "write"]),
+        (Kind::LostAck, Store | Disk) => {
+            operation(&["put", "open", "part", "complete", "abort", "delete", "write"])
+        }
         (Kind::LostAck, Ledger) => operation(&["append", "purge"]),
         (Kind::LostAck, Bus) => operation(&["register", "report", "samples", "command"]),
         (Kind::Throttle, component) => component == Store,
@@ -263,14 +292,22 @@ impl Rule {
         let bad = |what: &str| Error::invalid(format!("{name}={value}: {what}"));
         let number = || value.parse::<u64>().map_err(|_| bad("not a whole number"));
         let small = || value.parse::<u32>().map_err(|_| bad("not a whole number below 2^32"));
-        let millis = || number().and_then(|ms| if ms <= MS_MAX { Ok(ms) } else { Err(bad("more than an hour")) });
+        let millis = || {
+            number()
+                .and_then(|ms| if ms <= MS_MAX { Ok(ms) } else { Err(bad("more than an hour")) })
+        };
         match name {
             "p" => {
                 let sound = parse_ppm(value);
-                self.ppm = sound.ok_or_else(|| bad("not a probability between 0 and 1, with at most 6 decimals"))?;
+                self.ppm = sound.ok_or_else(|| {
+                    bad("not a probability between 0 and 1, with at most 6 decimals")
+                })?;
             }
             "ms" => self.ms = millis()?,
-            "phase" => self.phase = Some(parse_phase(value).ok_or_else(|| bad("not one of sample, sort, merge"))?),
+            "phase" => {
+                self.phase =
+                    Some(parse_phase(value).ok_or_else(|| bad("not one of sample, sort, merge"))?)
+            }
             "task" => self.task = Some(small()?),
             "times" => self.times = Some(small()?),
             "after" => self.after = number()?,
@@ -296,7 +333,13 @@ fn parse_phase(text: &str) -> Option<Phase> {
 fn parse_ppm(text: &str) -> Option<u32> {
     let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
     let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
-    if !digits(whole) || !digits(decimals) || decimals.len() > 6 || whole.len() > 1 || text == "." || text.is_empty() {
+    if !digits(whole)
+        || !digits(decimals)
+        || decimals.len() > 6
+        || whole.len() > 1
+        || text == "."
+        || text.is_empty()
+    {
         return None;
     }
     let whole: u32 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
@@ -342,13 +385,16 @@ impl FromStr for Rule {
         let alone = matches!(found, Some(Kind::Crash | Kind::Pause)) || head.contains(':');
         let kind = found.filter(|_| alone).ok_or_else(|| {
             let all: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
-            Error::invalid(format!("{head:?} is no fault; write it as SITE:KIND, with KIND one of {}", all.join(", ")))
+            Error::invalid(format!(
+                "{head:?} is no fault; write it as SITE:KIND, with KIND one of {}",
+                all.join(", ")
+            ))
         })?;
         let mut rule = Rule::new(site, kind)?;
         for item in items {
-            let (name, value) = item
-                .split_once('=')
-                .ok_or_else(|| Error::invalid(format!("{item:?} in {text:?} is not of the form NAME=VALUE")))?;
+            let (name, value) = item.split_once('=').ok_or_else(|| {
+                Error::invalid(format!("{item:?} in {text:?} is not of the form NAME=VALUE"))
+            })?;
             rule.set(name.trim(), value.trim())?;
         }
         Ok(rule)
@@ -364,7 +410,8 @@ pub struct FaultPlan {
     pub rules: Vec<Rule>,
 }
 
-/// What a seed draws from: passing trouble that a job is to survive, with the highest probability of each in percent.
+/// What a seed draws from: passing trouble that a job is to survive, with the highest probability
+/// of each in percent.
 const DRAWN: &[(&str, u64)] = &[
     ("store.read:error", 5),
     ("store.part:error", 5),
@@ -389,7 +436,8 @@ const DRAWN: &[(&str, u64)] = &[
 ];
 
 impl FaultPlan {
-    /// A plan drawn from a seed: four to eight kinds of passing trouble, each with a probability of its own.
+    /// A plan drawn from a seed: four to eight kinds of passing trouble, each with a probability of
+    /// its own.
     pub fn from_seed(seed: u64) -> Self {
         let mut state = seed;
         let mut draw = |below: u64| {
@@ -430,23 +478,34 @@ impl FromStr for FaultPlan {
 
     fn from_str(text: &str) -> Result<Self> {
         if text.len() > SPEC_BYTES_MAX {
-            return Err(Error::invalid(format!("{} bytes of faults; at most {SPEC_BYTES_MAX} are read", text.len())));
+            return Err(Error::invalid(format!(
+                "{} bytes of faults; at most {SPEC_BYTES_MAX} are read",
+                text.len()
+            )));
         }
-        let mut items: Vec<&str> = text.split(';').map(str::trim).filter(|item| !item.is_empty()).collect();
+        let mut items: Vec<&str> =
+            text.split(';').map(str::trim).filter(|item| !item.is_empty()).collect();
         let seed = match items.first().and_then(|item| item.strip_prefix("seed=")) {
             Some(number) => {
-                let seed =
-                    number.trim().parse().map_err(|_| Error::invalid(format!("seed={number}: not a whole number")))?;
+                let seed = number
+                    .trim()
+                    .parse()
+                    .map_err(|_| Error::invalid(format!("seed={number}: not a whole number")))?;
                 items.remove(0);
                 Some(seed)
             }
             None => None,
         };
         if items.len() > RULES_MAX {
-            return Err(Error::invalid(format!("{} faults; at most {RULES_MAX} are taken", items.len())));
+            return Err(Error::invalid(format!(
+                "{} faults; at most {RULES_MAX} are taken",
+                items.len()
+            )));
         }
         match (seed, items.is_empty()) {
-            (None, true) => Err(Error::invalid("no fault is named; write SITE:KIND, or seed=N for a drawn plan")),
+            (None, true) => Err(Error::invalid(
+                "no fault is named; write SITE:KIND, or seed=N for a drawn plan",
+            )),
             (Some(seed), true) => Ok(Self::from_seed(seed)),
             (seed, false) => {
                 let rules: Result<Vec<Rule>> = items.into_iter().map(str::parse).collect();

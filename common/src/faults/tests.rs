@@ -42,9 +42,11 @@ async fn what_is_wrapped_without_a_fault_passes_the_suites() {
 
 #[tokio::test]
 async fn each_error_is_of_its_kind_and_nothing_happens() {
-    for (kind, expected) in
-        [("error", ErrorKind::Retry), ("throttle", ErrorKind::Throttled), ("full", ErrorKind::Exhausted)]
-    {
+    for (kind, expected) in [
+        ("error", ErrorKind::Retry),
+        ("throttle", ErrorKind::Throttled),
+        ("full", ErrorKind::Exhausted),
+    ] {
         let (memory, store) = store(&format!("store.put:{kind}"));
         let error = store.put("a", Bytes::from_static(b"x")).await.expect_err(kind);
         assert_eq!(error.kind, expected);
@@ -55,8 +57,12 @@ async fn each_error_is_of_its_kind_and_nothing_happens() {
 
 #[tokio::test]
 async fn a_lost_acknowledgement_is_applied() {
-    let (memory, store) = store("store.put:lost-ack;store.complete:lost-ack;store.part:lost-ack,times=1");
-    assert_eq!(store.put("a", Bytes::from_static(b"x")).await.expect_err("lost").kind, ErrorKind::Retry);
+    let (memory, store) =
+        store("store.put:lost-ack;store.complete:lost-ack;store.part:lost-ack,times=1");
+    assert_eq!(
+        store.put("a", Bytes::from_static(b"x")).await.expect_err("lost").kind,
+        ErrorKind::Retry
+    );
     assert_eq!(memory.head("a").await.expect("written").bytes, 1);
     let upload = store.open_upload("b").await.expect("open");
     store.upload_part("b", &upload, FIRST, part(b"xyz")).await.expect_err("lost");
@@ -68,17 +74,30 @@ async fn a_lost_acknowledgement_is_applied() {
 #[tokio::test]
 async fn damage_touches_scratch_alone() {
     let whole = Bytes::from_static(b"0123456789");
-    let bits = |seen: &[u8]| seen.iter().zip(&whole).map(|(a, b)| (a ^ b).count_ones()).sum::<u32>();
+    let bits =
+        |seen: &[u8]| seen.iter().zip(&whole).map(|(a, b)| (a ^ b).count_ones()).sum::<u32>();
     let (memory, faulty) = store("store:flip");
     for (key, wrong) in [("out/part", 0), ("bucket/_muster/d/j/run", 1)] {
         memory.put(key, whole.clone()).await.expect("put");
-        assert_eq!(bits(&faulty.read(key, 0..10, Access::Once).await.expect("read")), wrong, "{key} read");
+        assert_eq!(
+            bits(&faulty.read(key, 0..10, Access::Once).await.expect("read")),
+            wrong,
+            "{key} read"
+        );
         faulty.put(key, whole.clone()).await.expect("put");
-        assert_eq!(bits(&memory.read(key, 0..10, Access::Once).await.expect("read")), wrong, "{key} put");
+        assert_eq!(
+            bits(&memory.read(key, 0..10, Access::Once).await.expect("read")),
+            wrong,
+            "{key} put"
+        );
         let upload = faulty.open_upload(key).await.expect("open");
         let tag = faulty.upload_part(key, &upload, FIRST, whole.clone()).await.expect("part");
         faulty.complete_upload(key, &upload, &[tag], 10, false).await.expect("complete");
-        assert_eq!(bits(&memory.read(key, 0..10, Access::Once).await.expect("read")), wrong, "{key} part");
+        assert_eq!(
+            bits(&memory.read(key, 0..10, Access::Once).await.expect("read")),
+            wrong,
+            "{key} part"
+        );
     }
     let (memory, faulty) = store("store.put:truncate;store.read:truncate");
     faulty.put("_muster/short", whole.clone()).await.expect("put");
@@ -90,8 +109,7 @@ async fn damage_touches_scratch_alone() {
 #[tokio::test]
 async fn a_ledger_says_unknown_conflict_or_full() {
     let inner = Arc::new(MemoryLedger::default());
-    let spec =
-        "ledger.append:lost-ack,times=1;ledger.append:error,times=1;ledger.append:full,times=1;ledger.read:error";
+    let spec = "ledger.append:lost-ack,times=1;ledger.append:error,times=1;ledger.append:full,times=1;ledger.read:error";
     let ledger = FaultyLedger::new(inner.clone(), at_work(spec));
     let append = |expected| ledger.append(expected, Bytes::from_static(b"r"));
     assert!(matches!(append(0).await, Appended::Unknown { .. }));
@@ -136,7 +154,8 @@ impl Acts for Deeds {
 async fn a_process_crashes_and_pauses_where_it_is_told() {
     let deeds = Deeds::default();
     let spec = "crash,phase=sort,task=3,times=1;pause,phase=merge,ms=700;task.end:error";
-    let faults = Faults::new(plan(spec), "w1", Arc::new(ManualClock::default())).with_acts(deeds.clone());
+    let faults =
+        Faults::new(plan(spec), "w1", Arc::new(ManualClock::default())).with_acts(deeds.clone());
     let scope = |phase, task| Scope { phase: Some(phase), task: Some(task) };
     faults.step("begin", scope(Phase::Sort, 2)).await.expect("another task");
     assert_eq!(deeds.0.0.load(Ordering::SeqCst), 0);
@@ -193,7 +212,9 @@ async fn the_same_seed_gives_the_same_draws_whatever_else_is_asked() {
                 faults.message("report").await;
                 faults.meet(Site::new(Component::Store, "put"), Scope::default(), "b").await;
             }
-            seen.push(faults.meet(Site::new(Component::Store, "read"), Scope::default(), "a").await);
+            seen.push(
+                faults.meet(Site::new(Component::Store, "read"), Scope::default(), "a").await,
+            );
         }
         seen
     };
@@ -206,7 +227,10 @@ fn injection_is_refused_unless_it_is_enabled() {
     let clock = || Arc::new(ManualClock::default());
     let mut settings = Config::profile(Profile::Testing).expect("settings").faults;
     let error = Faults::begin("crash", &settings, false, "w1", clock()).expect_err("refused");
-    assert!(error.message.contains(ENABLE_VARIABLE) && error.message.contains("faults.enabled"), "{error}");
+    assert!(
+        error.message.contains(ENABLE_VARIABLE) && error.message.contains("faults.enabled"),
+        "{error}"
+    );
     Faults::begin("crash", &settings, true, "w1", clock()).expect("enabled by the environment");
     settings.enabled = true;
     Faults::begin("crash", &settings, false, "w1", clock()).expect("enabled by a setting");
@@ -223,9 +247,18 @@ fn specs_are_read_and_printed() {
     };
     check("crash", "seed=0;task:crash");
     check(" seed=7 ; store.read:error , p=0.05 ", "seed=7;store.read:error,p=0.050000");
-    check("pause,phase=sort,task=3,times=1,ms=100", "seed=0;task:pause,ms=100,phase=sort,task=3,times=1");
-    check("disk.write:full,p=.5,worker=w1;bus:drop", "seed=0;disk.write:full,p=0.500000,worker=w1;bus:drop");
-    check("store:delay,key=a/b,after=3,from=10,until=20", "seed=0;store:delay,key=a/b,after=3,from=10,until=20");
+    check(
+        "pause,phase=sort,task=3,times=1,ms=100",
+        "seed=0;task:pause,ms=100,phase=sort,task=3,times=1",
+    );
+    check(
+        "disk.write:full,p=.5,worker=w1;bus:drop",
+        "seed=0;disk.write:full,p=0.500000,worker=w1;bus:drop",
+    );
+    check(
+        "store:delay,key=a/b,after=3,from=10,until=20",
+        "seed=0;store:delay,key=a/b,after=3,from=10,until=20",
+    );
     check("store:delay,ms=1000,p=1", "seed=0;store:delay");
 }
 
@@ -339,7 +372,8 @@ fn no_text_makes_the_parser_panic_and_what_it_reads_it_prints() {
     let mut read = 0;
     for seed in 0..40_000 {
         let mut dice = Dice(seed);
-        let text: String = (0..1 + dice.below(14)).map(|_| WORDS[dice.below(WORDS.len())]).collect();
+        let text: String =
+            (0..1 + dice.below(14)).map(|_| WORDS[dice.below(WORDS.len())]).collect();
         if let Ok(plan) = text.parse::<FaultPlan>() {
             read += 1;
             assert_eq!(plan.to_string().parse::<FaultPlan>().as_ref(), Ok(&plan), "{text}");
@@ -350,20 +384,35 @@ fn no_text_makes_the_parser_panic_and_what_it_reads_it_prints() {
 
 #[test]
 fn sound_rules_round_trip_whatever_they_say() {
-    let components =
-        [Component::Store, Component::Disk, Component::Ledger, Component::Bus, Component::Task, Component::Memory];
-    let sites = ["store", "store.part", "disk.write", "ledger.append", "bus.report", "task.end", "memory.alloc"];
-    assert!(
-        components
-            .iter()
-            .all(|component| sites.iter().any(|site| site.parse::<Site>().expect("site").component == *component))
-    );
+    let components = [
+        Component::Store,
+        Component::Disk,
+        Component::Ledger,
+        Component::Bus,
+        Component::Task,
+        Component::Memory,
+    ];
+    let sites = [
+        "store",
+        "store.part",
+        "disk.write",
+        "ledger.append",
+        "bus.report",
+        "task.end",
+        "memory.alloc",
+    ];
+    assert!(components.iter().all(|component| {
+        sites.iter().any(|site| site.parse::<Site>().expect("site").component == *component)
+    }));
     for seed in 0..5_000 {
         let mut dice = Dice(seed);
-        let mut rule = Rule::new(sites[dice.below(sites.len())].parse().expect("site"), Kind::Delay).expect("fits");
+        let mut rule =
+            Rule::new(sites[dice.below(sites.len())].parse().expect("site"), Kind::Delay)
+                .expect("fits");
         rule.ppm = u32::try_from(dice.below(1_000_001)).expect("small");
         rule.ms = dice.below(3_600_001) as u64;
-        rule.phase = [None, Some(Phase::Sample), Some(Phase::Sort), Some(Phase::Merge)][dice.below(4)];
+        rule.phase =
+            [None, Some(Phase::Sample), Some(Phase::Sort), Some(Phase::Merge)][dice.below(4)];
         rule.task = (dice.below(2) == 0).then(|| dice.below(1 << 31) as u32);
         rule.worker = (dice.below(2) == 0).then(|| format!("w{}", dice.below(100)));
         rule.key = (dice.below(2) == 0).then(|| "a/_b-c".to_owned());

@@ -82,7 +82,8 @@ impl From<PlanV1> for Plan {
             fsync,
             attempts_max,
         } = plan;
-        let (replica, bad_records, settings, left_out) = (None, BadRecords::default(), None, Vec::new());
+        let (replica, bad_records, settings, left_out) =
+            (None, BadRecords::default(), None, Vec::new());
         Self {
             job,
             sort,
@@ -106,7 +107,8 @@ impl From<PlanV1> for Plan {
     }
 }
 
-/// The fields of [`PlanV1`] in their order, borrowed: a plan of a million objects is written without a second one.
+/// The fields of [`PlanV1`] in their order, borrowed: a plan of a million objects is written
+/// without a second one.
 #[derive(Debug, Serialize)]
 pub(super) struct PlanV1Ref<'a> {
     job: &'a JobId,
@@ -148,7 +150,11 @@ impl<'a> PlanV1Ref<'a> {
             settings,
             left_out,
         } = plan;
-        if replica.is_some() || *bad_records != BadRecords::default() || settings.is_some() || !left_out.is_empty() {
+        if replica.is_some()
+            || *bad_records != BadRecords::default()
+            || settings.is_some()
+            || !left_out.is_empty()
+        {
             return None;
         }
         Some(Self {

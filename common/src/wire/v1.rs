@@ -1,7 +1,8 @@
 //! Wire version 1, frozen: the messages whose shape version 2 changed.
 //!
-//! Upwards every message of version 1 means something in version 2. Downwards a worker leaves out what the old leader does not know; an order that version 1 cannot
-//! express is refused instead of being misread.
+//! Upwards every message of version 1 means something in version 2. Downwards a worker leaves out
+//! what the old leader does not know; an order that version 1 cannot express is refused instead of
+//! being misread.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,8 +10,8 @@ use muster_kernel::proof::{Interval, Sums};
 use muster_kernel::splitters::Splitter;
 
 use super::{
-    AttemptProgress, BlobRef, Health, Heartbeat, HeldAttempt, MergedPart, Outcome, Register, Report, RunAttempt,
-    SortedRun, Work, WorkerState,
+    AttemptProgress, BlobRef, Health, Heartbeat, HeldAttempt, MergedPart, Outcome, Register,
+    Report, RunAttempt, SortedRun, Work, WorkerState,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{AttemptId, Epoch, Incarnation, JobId, WorkerId};
@@ -175,7 +176,17 @@ pub struct SortedRunV1 {
 
 impl From<RegisterV1> for Register {
     fn from(register: RegisterV1) -> Self {
-        let RegisterV1 { worker, incarnation, program, host, slots, memory_bytes, labels, draining, held } = register;
+        let RegisterV1 {
+            worker,
+            incarnation,
+            program,
+            host,
+            slots,
+            memory_bytes,
+            labels,
+            draining,
+            held,
+        } = register;
         let (settings, inputs) = (Vec::new(), Vec::new());
         Self {
             worker,
@@ -198,7 +209,18 @@ impl TryFrom<Register> for RegisterV1 {
     type Error = Error;
 
     fn try_from(register: Register) -> Result<Self> {
-        let Register { worker, incarnation, program, host, slots, memory_bytes, labels, draining, held, .. } = register;
+        let Register {
+            worker,
+            incarnation,
+            program,
+            host,
+            slots,
+            memory_bytes,
+            labels,
+            draining,
+            held,
+            ..
+        } = register;
         if !register.inputs.is_empty() {
             return Err(Error::invalid(format!(
                 "a leader of wire version 1 knows nothing of the input that worker {worker} offers"
@@ -217,7 +239,8 @@ impl From<HealthV1> for Health {
 
 impl From<HeartbeatV1> for Heartbeat {
     fn from(heartbeat: HeartbeatV1) -> Self {
-        let HeartbeatV1 { worker, incarnation, epoch, sequence, state, attempts, health } = heartbeat;
+        let HeartbeatV1 { worker, incarnation, epoch, sequence, state, attempts, health } =
+            heartbeat;
         Self { worker, incarnation, epoch, sequence, state, attempts, health: health.into() }
     }
 }
@@ -267,7 +290,17 @@ impl TryFrom<RunAttempt> for RunAttemptV1 {
 
 impl From<SortedRunV1> for SortedRun {
     fn from(run: SortedRunV1) -> Self {
-        let SortedRunV1 { url, bytes, index_digest, input, kept, dropped, partition_bytes, intervals, spills } = run;
+        let SortedRunV1 {
+            url,
+            bytes,
+            index_digest,
+            input,
+            kept,
+            dropped,
+            partition_bytes,
+            intervals,
+            spills,
+        } = run;
         Self {
             url,
             replica: None,
@@ -313,7 +346,9 @@ impl TryFrom<Report> for ReportV1 {
             Outcome::Sorted(run) => OutcomeV1::Sorted(old_run(*run)?),
             Outcome::Merged(part) => OutcomeV1::Merged(part),
             // What an old leader can make of it: the attempt has failed.
-            Outcome::Failed { error } | Outcome::RunDamaged { error, .. } | Outcome::InputUnreadable { error, .. } => {
+            Outcome::Failed { error }
+            | Outcome::RunDamaged { error, .. }
+            | Outcome::InputUnreadable { error, .. } => {
                 OutcomeV1::Failed { error: old_error(error) }
             }
         };
@@ -343,7 +378,19 @@ fn old_run(run: SortedRun) -> Result<SortedRunV1> {
         ..
     } = run;
     if replica.is_some() || skipped != Sums::default() {
-        return Err(Error::invalid("a leader of wire version 1 knows neither replicas nor skipped records"));
+        return Err(Error::invalid(
+            "a leader of wire version 1 knows neither replicas nor skipped records",
+        ));
     }
-    Ok(SortedRunV1 { url, bytes, index_digest, input, kept, dropped, partition_bytes, intervals, spills })
+    Ok(SortedRunV1 {
+        url,
+        bytes,
+        index_digest,
+        input,
+        kept,
+        dropped,
+        partition_bytes,
+        intervals,
+        spills,
+    })
 }

@@ -1,7 +1,10 @@
-//! OUTPUT, scratch and replica are apart from the input and from each other, whatever names they are given.
+//! OUTPUT, scratch and replica are apart from the input and from each other, whatever names they
+//! are given.
 //!
-//! URLs of a bucket are compared as they are written: all processes of a pool speak to one endpoint, and a key is a key. Paths are compared as text first, because they mean the
-//! same to all processes of a pool, some of which may see what the coordinator does not; then by what they lead to here ([`Territory`]).
+//! URLs of a bucket are compared as they are written: all processes of a pool speak to one
+//! endpoint, and a key is a key. Paths are compared as text first, because they mean the same to
+//! all processes of a pool, some of which may see what the coordinator does not; then by what they
+//! lead to here ([`Territory`]).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -53,13 +56,17 @@ impl Ground {
             Ok(meet(&root, &here.output, Territory::covers))
         });
         if ground.here.is_somewhere() && inside.await? {
-            return Err(Error::invalid(format!("OUTPUT {output} lies in scratch ({scratch_root})")));
+            return Err(Error::invalid(format!(
+                "OUTPUT {output} lies in scratch ({scratch_root})"
+            )));
         }
         if let Some(replica) = replica {
             let here = &ground.here;
-            let taken = [("scratch lies", scratch, &here.scratch), ("OUTPUT lies", output, &here.output)];
-            if let Some((what, taken, _)) =
-                taken.into_iter().find(|(_, _, theirs)| meet(&here.replica, theirs, Territory::overlaps))
+            let taken =
+                [("scratch lies", scratch, &here.scratch), ("OUTPUT lies", output, &here.output)];
+            if let Some((what, taken, _)) = taken
+                .into_iter()
+                .find(|(_, _, theirs)| meet(&here.replica, theirs, Territory::overlaps))
             {
                 return Err(Error::invalid(format!(
                     "--replica {replica} is where {what} already ({taken}); name another place"
@@ -70,7 +77,8 @@ impl Ground {
     }
 
     async fn of(output: &BlobUrl, scratch: &BlobUrl, replica: Option<&BlobUrl>) -> Result<Self> {
-        let paths = [Some(output), Some(scratch), replica].map(|url| url.and_then(BlobUrl::file_path));
+        let paths =
+            [Some(output), Some(scratch), replica].map(|url| url.and_then(BlobUrl::file_path));
         let here = match paths.iter().all(Option::is_none) {
             true => Here::default(),
             false => blocking(move || Here::look(paths)).await?,
@@ -79,25 +87,36 @@ impl Ground {
         Ok(Self { output, scratch, replica, here: Arc::new(here) })
     }
 
-    /// Looks again, right before OUTPUT changes: a link may have come since the plan was made, and what lies behind it is not the job's.
+    /// Looks again, right before OUTPUT changes: a link may have come since the plan was made, and
+    /// what lies behind it is not the job's.
     ///
     /// # Errors
     /// `Invalid`, naming both places.
     pub(super) async fn check_again(plan: &Plan) -> Result<()> {
         let replica = plan.replica.as_deref().map(str::parse::<BlobUrl>).transpose()?;
-        let ground = Self::of(&plan.output.parse()?, &plan.scratch.parse()?, replica.as_ref()).await?;
+        let ground =
+            Self::of(&plan.output.parse()?, &plan.scratch.parse()?, replica.as_ref()).await?;
         if !ground.here.is_somewhere() {
             return Ok(());
         }
-        let urls = plan.objects.iter().filter(|object| object.owner().is_none()).map(|object| object.url.parse());
+        let urls = plan
+            .objects
+            .iter()
+            .filter(|object| object.owner().is_none())
+            .map(|object| object.url.parse());
         ground.check_input(None, urls.collect::<Result<_>>()?).await
     }
 
-    /// An input must not lie where the job writes, and a folder that is read must not hold what the job writes: the next run over it would read this one's output.
+    /// An input must not lie where the job writes, and a folder that is read must not hold what the
+    /// job writes: the next run over it would read this one's output.
     ///
     /// # Errors
     /// `Invalid`, naming both.
-    pub(super) async fn check_input(&self, folder: Option<&BlobUrl>, objects: Vec<BlobUrl>) -> Result<()> {
+    pub(super) async fn check_input(
+        &self,
+        folder: Option<&BlobUrl>,
+        objects: Vec<BlobUrl>,
+    ) -> Result<()> {
         let Self { output, scratch, replica, .. } = self;
         if let Some(folder) = folder {
             if overlap(folder, output) {
@@ -137,7 +156,8 @@ impl Ground {
         }
     }
 
-    /// What workers offer is input of this run or the next. Paths mean the same to all processes of a pool, so a folder of that name counts, and what it leads to here.
+    /// What workers offer is input of this run or the next. Paths mean the same to all processes of
+    /// a pool, so a folder of that name counts, and what it leads to here.
     ///
     /// # Errors
     /// `Invalid`, naming the worker and both folders.
@@ -150,7 +170,8 @@ impl Ground {
                 // In a bucket nothing lies under a path.
                 let path = url.file_path().filter(|_| here.output.is_some());
                 let look = move |path: PathBuf| {
-                    // A folder of another machine may be anything here, or nothing that can be looked at.
+                    // A folder of another machine may be anything here, or nothing that can be
+                    // looked at.
                     let theirs = Territory::of(&path, &here.mounts).ok();
                     Ok(meet(&here.output, &theirs, Territory::overlaps))
                 };
@@ -160,7 +181,8 @@ impl Ground {
                 };
                 if meets || overlap(&url, output) {
                     return Err(Error::invalid(format!(
-                        "OUTPUT {output} overlaps {url}, which worker {worker} offers as input; choose another OUTPUT"
+                        "OUTPUT {output} overlaps {url}, which worker {worker} offers as input; \
+                            choose another OUTPUT"
                     )));
                 }
             }
@@ -171,7 +193,9 @@ impl Ground {
     fn refuse(&self, what: &BlobUrl, clash: Clash) -> Error {
         let Self { output, replica, .. } = self;
         Error::invalid(match clash {
-            Clash::Output(why) => format!("OUTPUT {output} overlaps INPUT {what}{why}; choose another OUTPUT"),
+            Clash::Output(why) => {
+                format!("OUTPUT {output} overlaps INPUT {what}{why}; choose another OUTPUT")
+            }
             Clash::Scratch => format!("INPUT {what} lies in the job's own scratch"),
             Clash::Replica(why) => {
                 let replica = replica.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -201,7 +225,8 @@ impl Here {
         with(&self.output).map(Clash::Output).or_else(|| with(&self.replica).map(Clash::Replica))
     }
 
-    /// The first object that lies in one of the places. Objects come folder by folder, and each folder is looked at once.
+    /// The first object that lies in one of the places. Objects come folder by folder, and each
+    /// folder is looked at once.
     fn clash_of_objects(&self, objects: Vec<BlobUrl>) -> Result<Option<(BlobUrl, Clash)>> {
         let mut folders: HashMap<PathBuf, bool> = HashMap::new();
         for url in objects {
@@ -210,7 +235,8 @@ impl Here {
             let apart = match folders.get(folder) {
                 Some(apart) => *apart,
                 None => {
-                    let apart = self.clash_of_object(&Territory::of(folder, &self.mounts)?).is_none();
+                    let apart =
+                        self.clash_of_object(&Territory::of(folder, &self.mounts)?).is_none();
                     folders.insert(folder.to_owned(), apart);
                     apart
                 }
@@ -240,12 +266,18 @@ fn one_place(ours: &Territory, theirs: &Territory) -> String {
     format!(": they lead to {} and {}", ours.real().display(), theirs.real().display())
 }
 
-fn meet(a: &Option<Territory>, b: &Option<Territory>, how: impl Fn(&Territory, &Territory) -> bool) -> bool {
+fn meet(
+    a: &Option<Territory>,
+    b: &Option<Territory>,
+    how: impl Fn(&Territory, &Territory) -> bool,
+) -> bool {
     a.as_ref().zip(b.as_ref()).is_some_and(|(a, b)| how(a, b))
 }
 
 /// Looks at the file system off the async threads.
-async fn blocking<T: Send + 'static>(look: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+async fn blocking<T: Send + 'static>(
+    look: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     let looked = tokio::task::spawn_blocking(look).await;
     looked.map_err(|e| Error::bug(format!("a look at the file system did not end: {e}")))?
 }

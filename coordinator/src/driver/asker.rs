@@ -77,7 +77,9 @@ fn worker_bytes(reply: Reply) -> Result<Vec<u8>> {
         Reply::Register(reply) => wire::encode(&reply),
         Reply::Report(reply) => wire::encode(&reply),
         Reply::Phase(reply) => wire::encode(&reply),
-        other => Err(muster_common::Error::bug(format!("a worker was to be answered with {other:?}"))),
+        other => {
+            Err(muster_common::Error::bug(format!("a worker was to be answered with {other:?}")))
+        }
     }
 }
 
@@ -88,7 +90,10 @@ fn client_bytes(reply: Reply) -> Result<Bytes, service::error::Error> {
         Reply::Worker(status) => json(&status),
         Reply::Workers(list) => json_list(list),
         Reply::Refused { code, error } => Err(service_error(code, &error.message)),
-        other => Err(service_error(RefusalCode::Later, &format!("a client was to be answered with {other:?}"))),
+        other => Err(service_error(
+            RefusalCode::Later,
+            &format!("a client was to be answered with {other:?}"),
+        )),
     }
 }
 
@@ -99,7 +104,10 @@ fn json<T: Serialize>(value: &T) -> Result<Bytes, service::error::Error> {
             RefusalCode::Later,
             &format!("the answer has {} bytes, the limit is {MESSAGE_BYTES_MAX}", bytes.len()),
         )),
-        Err(error) => Err(service_error(RefusalCode::Later, &format!("the answer cannot be written as JSON: {error}"))),
+        Err(error) => Err(service_error(
+            RefusalCode::Later,
+            &format!("the answer cannot be written as JSON: {error}"),
+        )),
     }
 }
 

@@ -1,5 +1,6 @@
-//! The claims on OUTPUT (`muster_common::claim`) as a leader goes by them: taken when a job is planned, confirmed before OUTPUT changes, renewed until it is cleaned, released then.
-//! Without a [`Claims`](muster_common::claim::Claims) at hand all of this is nothing.
+//! The claims on OUTPUT (`muster_common::claim`) as a leader goes by them: taken when a job is
+//! planned, confirmed before OUTPUT changes, renewed until it is cleaned, released then. Without a
+//! [`Claims`](muster_common::claim::Claims) at hand all of this is nothing.
 
 use muster_common::Result;
 use muster_common::ids::JobId;
@@ -12,7 +13,13 @@ use super::fence::Fence;
 ///
 /// # Errors
 /// `Invalid`, naming the owner, where somebody else holds it; else as the store.
-pub(super) async fn take(stores: &Stores, fence: &Fence, output: &BlobUrl, job: &JobId, existed: bool) -> Result<()> {
+pub(super) async fn take(
+    stores: &Stores,
+    fence: &Fence,
+    output: &BlobUrl,
+    job: &JobId,
+    existed: bool,
+) -> Result<()> {
     match fence.claims() {
         Some(claims) => claims.take(stores, output, job, existed, fence).await,
         None => Ok(()),
@@ -30,7 +37,8 @@ pub(super) async fn withdraw(stores: &Stores, fence: &Fence, job: &JobId) -> Res
     }
 }
 
-/// The fence for what changes a job's OUTPUT: it also looks at the claim. `publishing` is the manifest in scratch, from the moment on when parts may appear.
+/// The fence for what changes a job's OUTPUT: it also looks at the claim. `publishing` is the
+/// manifest in scratch, from the moment on when parts may appear.
 ///
 /// # Errors
 /// `Invalid` where somebody else holds OUTPUT; else as the store.
@@ -41,7 +49,9 @@ pub(super) async fn holding(
     publishing: Option<&BlobRef>,
 ) -> Result<Fence> {
     match fence.claims() {
-        Some(claims) => Ok(fence.holding(claims.confirm(stores, (output, job), publishing, fence).await?)),
+        Some(claims) => {
+            Ok(fence.holding(claims.confirm(stores, (output, job), publishing, fence).await?))
+        }
         None => Ok(fence.clone()),
     }
 }
@@ -50,7 +60,12 @@ pub(super) async fn holding(
 ///
 /// # Errors
 /// As the store.
-pub(super) async fn is_alone(stores: &Stores, fence: &Fence, output: &BlobUrl, job: &JobId) -> Result<bool> {
+pub(super) async fn is_alone(
+    stores: &Stores,
+    fence: &Fence,
+    output: &BlobUrl,
+    job: &JobId,
+) -> Result<bool> {
     match fence.claims() {
         Some(claims) => claims.is_alone(stores, output, job).await,
         None => Ok(true),
@@ -61,7 +76,12 @@ pub(super) async fn is_alone(stores: &Stores, fence: &Fence, output: &BlobUrl, j
 ///
 /// # Errors
 /// As the store.
-pub(super) async fn release(stores: &Stores, fence: &Fence, output: &BlobUrl, job: &JobId) -> Result<()> {
+pub(super) async fn release(
+    stores: &Stores,
+    fence: &Fence,
+    output: &BlobUrl,
+    job: &JobId,
+) -> Result<()> {
     match fence.claims() {
         Some(claims) => claims.release(stores, output, job, fence).await,
         None => Ok(()),

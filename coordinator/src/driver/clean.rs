@@ -1,7 +1,10 @@
-//! Removes what an ended job leaves: its uploads, then all of its scratch, then folders that are empty now.
+//! Removes what an ended job leaves: its uploads, then all of its scratch, then folders that are
+//! empty now.
 //!
-//! Nothing else is touched. In scratch the job's own prefix is all its own. In OUTPUT, which is claimed by this job alone, an open upload to a part's name is its own unless
-//! the plan pins it as older: it may be that of a worker that died before it could report it. The plan goes last, so that a repeat still knows.
+//! Nothing else is touched. In scratch the job's own prefix is all its own. In OUTPUT, which is
+//! claimed by this job alone, an open upload to a part's name is its own unless the plan pins it as
+//! older: it may be that of a worker that died before it could report it. The plan goes last, so
+//! that a repeat still knows.
 
 use std::collections::BTreeSet;
 
@@ -24,11 +27,18 @@ const LISTED_MAX: usize = 1_000_000;
 /// Open uploads that one listing may give.
 pub(super) const UPLOADS_MAX: usize = 100_000;
 
-/// Removes the leftovers, and says what the store refuses to remove: no repeat would change that. Harmless where that has happened before.
+/// Removes the leftovers, and says what the store refuses to remove: no repeat would change that.
+/// Harmless where that has happened before.
 ///
 /// # Errors
-/// `Fenced` where somebody else leads; else the first error of the store that may pass, naming the object.
-pub(super) async fn clean_up(stores: &Stores, fence: &Fence, job: &JobId, leftovers: Leftovers) -> Result<Unremoved> {
+/// `Fenced` where somebody else leads; else the first error of the store that may pass, naming the
+/// object.
+pub(super) async fn clean_up(
+    stores: &Stores,
+    fence: &Fence,
+    job: &JobId,
+    leftovers: Leftovers,
+) -> Result<Unremoved> {
     // Whoever has taken OUTPUT from this job has uploads there that nobody here knows.
     let alone = claims::is_alone(stores, fence, &leftovers.output, job).await?;
     let mut unremoved = abort_all(stores, fence, leftovers.uploads.clone()).await?;
@@ -40,7 +50,8 @@ pub(super) async fn clean_up(stores: &Stores, fence: &Fence, job: &JobId, leftov
             Ok(unknown) => unremoved.join(abort_all(stores, fence, unknown).await?),
             // There may be none; whether there are, nobody can see.
             Err(error) if error.kind == ErrorKind::Invalid => {
-                tracing::warn!(%error, output = %leftovers.output, "open uploads cannot be looked for");
+                tracing::warn!(%error, output = %leftovers.output, "open uploads cannot be looked \
+                    for");
             }
             Err(error) => return Err(error),
         }
@@ -53,7 +64,8 @@ pub(super) async fn clean_up(stores: &Stores, fence: &Fence, job: &JobId, leftov
     let released = claims::release(stores, fence, &output, job).await;
     refused(&mut unremoved, &output, released)?;
     if let Some(output) = empty_output.filter(|_| alone) {
-        // The job made these, and no others: what else somebody has put there stays, an empty folder too.
+        // The job made these, and no others: what else somebody has put there stays, an empty
+        // folder too.
         for folder in [output.join(names::QUARANTINE_DIR), output] {
             fence.check().await?;
             let removed = stores.open(&folder).await?.remove_folder(folder.key()).await;
@@ -63,11 +75,16 @@ pub(super) async fn clean_up(stores: &Stores, fence: &Fence, job: &JobId, leftov
     Ok(unremoved)
 }
 
-/// Removes what has come to the scratches of a job since they were cleaned, and says how much that was.
+/// Removes what has come to the scratches of a job since they were cleaned, and says how much that
+/// was.
 ///
 /// # Errors
 /// As [`clean_up`].
-pub(super) async fn sweep_late(stores: &Stores, fence: &Fence, scratches: &[BlobUrl]) -> Result<u64> {
+pub(super) async fn sweep_late(
+    stores: &Stores,
+    fence: &Fence,
+    scratches: &[BlobUrl],
+) -> Result<u64> {
     let mut found = 0;
     for scratch in scratches {
         let store = stores.open(scratch).await?;
@@ -77,7 +94,11 @@ pub(super) async fn sweep_late(stores: &Stores, fence: &Fence, scratches: &[Blob
             open => open.map_err(|e| e.at(scratch))?.len(),
         };
         let left = store.list(scratch.key(), LISTED_MAX).await.map_err(|e| e.at(scratch))?.len();
-        let unremoved = if open + left > 0 { sweep(stores, fence, scratch, "").await? } else { Unremoved::default() };
+        let unremoved = if open + left > 0 {
+            sweep(stores, fence, scratch, "").await?
+        } else {
+            Unremoved::default()
+        };
         found += ((open + left) as u64).saturating_sub(unremoved.count);
     }
     Ok(found)
@@ -89,7 +110,8 @@ async fn sweep(stores: &Stores, fence: &Fence, scratch: &BlobUrl, last: &str) ->
     let mut unremoved = Unremoved::default();
     match store.list_uploads(scratch.key(), UPLOADS_MAX).await {
         Ok(open) => {
-            let open = open.into_iter().map(|open| (scratch.with_key(open.key), open.upload)).collect();
+            let open =
+                open.into_iter().map(|open| (scratch.with_key(open.key), open.upload)).collect();
             unremoved.join(abort_all(stores, fence, open).await?);
         }
         Err(error) if error.kind == ErrorKind::Invalid => {
@@ -98,7 +120,11 @@ async fn sweep(stores: &Stores, fence: &Fence, scratch: &BlobUrl, last: &str) ->
         Err(error) => return Err(error.at(scratch)),
     }
     let by_age = planted::is(Bug::CleanByAge);
-    let all = if by_age { scratch.key().rsplit_once('/').map_or("", |(above, _)| above) } else { scratch.key() };
+    let all = if by_age {
+        scratch.key().rsplit_once('/').map_or("", |(above, _)| above)
+    } else {
+        scratch.key()
+    };
     let left = match store.list(all, LISTED_MAX).await {
         Err(error) if error.kind == ErrorKind::Invalid => {
             unremoved.note(scratch, &error);
@@ -118,20 +144,30 @@ async fn sweep(stores: &Stores, fence: &Fence, scratch: &BlobUrl, last: &str) ->
     Ok(unremoved)
 }
 
-/// The job's plan; none where it is gone, and with it all that an earlier try has removed, or where it is damaged.
+/// The job's plan; none where it is gone, and with it all that an earlier try has removed, or where
+/// it is damaged.
 async fn plan_of(stores: &Stores, leftovers: &Leftovers) -> Result<Option<Plan>> {
-    match stores.get_ref(&leftovers.plan, PLAN_BYTES_MAX).await.and_then(|bytes| Plan::from_bytes(&bytes)) {
+    match stores
+        .get_ref(&leftovers.plan, PLAN_BYTES_MAX)
+        .await
+        .and_then(|bytes| Plan::from_bytes(&bytes))
+    {
         Ok(plan) => Ok(Some(plan)),
         Err(error) if error.kind.is_passing() => Err(error),
         Err(error) => {
-            tracing::debug!(%error, url = leftovers.plan.url, "no plan to compare open uploads with");
+            tracing::debug!(%error, url = leftovers.plan.url, "no plan to compare open uploads \
+                with");
             Ok(None)
         }
     }
 }
 
 /// Uploads to the job's parts that nobody has reported.
-async fn unknown_uploads(stores: &Stores, leftovers: &Leftovers, plan: &Plan) -> Result<Vec<(BlobUrl, String)>> {
+async fn unknown_uploads(
+    stores: &Stores,
+    leftovers: &Leftovers,
+    plan: &Plan,
+) -> Result<Vec<(BlobUrl, String)>> {
     let Leftovers { output, partitions, .. } = leftovers;
     let store = stores.open(output).await?;
     let mut asked = vec![output.clone()];
@@ -142,18 +178,25 @@ async fn unknown_uploads(stores: &Stores, leftovers: &Leftovers, plan: &Plan) ->
         let store = store.clone();
         async move { store.list_uploads(url.key(), UPLOADS_MAX).await.map_err(|e| e.at(&url)) }
     };
-    let open: BTreeSet<OpenUpload> =
-        stream::iter(asked.into_iter().map(ask)).buffer_unordered(AT_ONCE).try_fold(BTreeSet::new(), collect).await?;
-    let own: BTreeSet<String> = own_objects(output, *partitions, plan).map(|url| url.key().to_owned()).collect();
+    let open: BTreeSet<OpenUpload> = stream::iter(asked.into_iter().map(ask))
+        .buffer_unordered(AT_ONCE)
+        .try_fold(BTreeSet::new(), collect)
+        .await?;
+    let own: BTreeSet<String> =
+        own_objects(output, *partitions, plan).map(|url| url.key().to_owned()).collect();
     let before: BTreeSet<&String> = plan.uploads_before.iter().collect();
     let trusts = planted::is(Bug::TrustListing);
     let quarantine = output.join(names::QUARANTINE_DIR);
-    let is_own = |key: &String| own.contains(key) || quarantine.contains(&output.with_key(key.clone()));
-    let fresh = open.into_iter().filter(|open| (trusts || !before.contains(&open.upload)) && is_own(&open.key));
+    let is_own =
+        |key: &String| own.contains(key) || quarantine.contains(&output.with_key(key.clone()));
+    let fresh = open
+        .into_iter()
+        .filter(|open| (trusts || !before.contains(&open.upload)) && is_own(&open.key));
     Ok(fresh.map(|open| (output.with_key(open.key), open.upload)).collect())
 }
 
-/// All that a job may have begun to upload into OUTPUT. Some stores list open uploads by the whole key only, so each is asked for.
+/// All that a job may have begun to upload into OUTPUT. Some stores list open uploads by the whole
+/// key only, so each is asked for.
 fn own_objects(output: &BlobUrl, partitions: u32, plan: &Plan) -> impl Iterator<Item = BlobUrl> {
     let parts = (0..partitions).map(|partition| names::part_name(partition, &plan.extension));
     let splits = if plan.bad_records == BadRecords::Quarantine { plan.splits.len() } else { 0 };
@@ -161,13 +204,20 @@ fn own_objects(output: &BlobUrl, partitions: u32, plan: &Plan) -> impl Iterator<
     parts.chain([names::SUCCESS.to_owned()]).chain(quarantine).map(|name| output.join(&name))
 }
 
-async fn collect(mut all: BTreeSet<OpenUpload>, some: Vec<OpenUpload>) -> Result<BTreeSet<OpenUpload>> {
+async fn collect(
+    mut all: BTreeSet<OpenUpload>,
+    some: Vec<OpenUpload>,
+) -> Result<BTreeSet<OpenUpload>> {
     all.extend(some);
     Ok(all)
 }
 
 /// Aborts uploads, and says which of them the store refuses to abort.
-async fn abort_all(stores: &Stores, fence: &Fence, uploads: Vec<(BlobUrl, String)>) -> Result<Unremoved> {
+async fn abort_all(
+    stores: &Stores,
+    fence: &Fence,
+    uploads: Vec<(BlobUrl, String)>,
+) -> Result<Unremoved> {
     let abort_one = |(url, upload): (BlobUrl, String)| async move {
         let aborted = abort(stores, fence, &url, &upload).await;
         (format!("the upload {upload} to {url}"), aborted)
@@ -182,9 +232,16 @@ async fn abort_all(stores: &Stores, fence: &Fence, uploads: Vec<(BlobUrl, String
 
 /// Aborts one upload. A store that no longer knows it has nothing left of it.
 ///
-/// Its id is a worker's word, and a store may refuse one that it cannot have given otherwise than as unknown, each time anew; whoever waits for the end of that upload would
-/// wait until the phase's time-out. So what a store refuses to abort counts as gone if no such upload is open under that very key.
-pub(super) async fn abort(stores: &Stores, fence: &Fence, url: &BlobUrl, upload: &str) -> Result<()> {
+/// Its id is a worker's word, and a store may refuse one that it cannot have given otherwise than
+/// as unknown, each time anew; whoever waits for the end of that upload would wait until the
+/// phase's time-out. So what a store refuses to abort counts as gone if no such upload is open
+/// under that very key.
+pub(super) async fn abort(
+    stores: &Stores,
+    fence: &Fence,
+    url: &BlobUrl,
+    upload: &str,
+) -> Result<()> {
     fence.check().await?;
     let store = stores.open(url).await?;
     let Err(error) = store.abort_upload(url.key(), upload).await else { return Ok(()) };
@@ -201,7 +258,8 @@ pub(super) async fn abort(stores: &Stores, fence: &Fence, url: &BlobUrl, upload:
     }
 }
 
-/// The job's scratch, and the folders above it that are muster's own: `…/_muster/<deployment>/<job>`, innermost first.
+/// The job's scratch, and the folders above it that are muster's own:
+/// `…/_muster/<deployment>/<job>`, innermost first.
 fn folders(scratch: &BlobUrl) -> Vec<BlobUrl> {
     let mut folders = vec![scratch.clone()];
     let mut key = scratch.key();
@@ -251,7 +309,12 @@ mod tests {
         let keys = |partitions: u32, plan: &Plan| -> Vec<String> {
             own_objects(&output, partitions, plan).map(|url| url.key().to_owned()).collect()
         };
-        let all = ["out/part-00000.txt", "out/part-00001.txt", "out/_SUCCESS", "out/_quarantine/split-00000.jsonl"];
+        let all = [
+            "out/part-00000.txt",
+            "out/part-00001.txt",
+            "out/_SUCCESS",
+            "out/_quarantine/split-00000.jsonl",
+        ];
         assert_eq!(keys(2, &plan(1, BadRecords::Quarantine)), all);
         assert_eq!(keys(2, &plan(1, BadRecords::Skip)), all[..3]);
         assert_eq!(keys(0, &plan(1, BadRecords::Fail)), ["out/_SUCCESS"]);

@@ -1,4 +1,5 @@
-//! Carries out effects that take time: commands to workers, and work with the stores. Each ends in one input.
+//! Carries out effects that take time: commands to workers, and work with the stores. Each ends in
+//! one input.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,8 @@ use muster_common::names::{Names, Verb};
 use muster_common::plan::{PLAN_BYTES_MAX, Plan};
 use muster_common::store::{BlobUrl, Stores};
 use muster_common::wire::{
-    self, BlobRef, CancelAttempt, CommandReply, ListInputs, ListReply, Message, RunAttempt, RunReply,
+    self, BlobRef, CancelAttempt, CommandReply, ListInputs, ListReply, Message, RunAttempt,
+    RunReply,
 };
 use muster_kernel::splitters::{self, Splitter};
 
@@ -55,7 +57,8 @@ impl Hands {
             Effect::SendRun { worker, peer, run } => self.send_run(worker, peer, &run).await,
             Effect::SendCancel { worker, cancel } => self.send_cancel(&worker, cancel).await,
             Effect::SendDrain { worker, drain } => {
-                let _: Result<CommandReply> = self.command(&worker, Verb::Drain, wire::WIRE_VERSION, &drain).await;
+                let _: Result<CommandReply> =
+                    self.command(&worker, Verb::Drain, wire::WIRE_VERSION, &drain).await;
                 return None;
             }
             effect @ Effect::ListInput { .. } => {
@@ -70,11 +73,16 @@ impl Hands {
                 return carry_out_listing(&self.stores, &self.fence, bound, effect, ask).await;
             }
             Effect::ChooseSplitters { job, samples, partitions, unique, url } => {
-                let chosen = tokio::task::spawn_blocking(move || plan::splitters(samples, partitions, unique)).await;
-                let chosen = chosen.map_err(|e| Error::bug(format!("splitters could not be chosen: {e}")));
+                let chosen = tokio::task::spawn_blocking(move || {
+                    plan::splitters(samples, partitions, unique)
+                })
+                .await;
+                let chosen =
+                    chosen.map_err(|e| Error::bug(format!("splitters could not be chosen: {e}")));
                 Input::SplittersChosen {
                     job,
-                    result: write_splitters(&self.stores, &self.fence, chosen.flatten(), &url).await,
+                    result: write_splitters(&self.stores, &self.fence, chosen.flatten(), &url)
+                        .await,
                 }
             }
             effect => return carry_out_on_stores(&self.stores, &self.fence, effect).await,
@@ -95,15 +103,23 @@ impl Hands {
     }
 
     async fn send_cancel(&self, worker: &WorkerId, cancel: CancelAttempt) -> Input {
-        let reply: Result<CommandReply> = self.command(worker, Verb::Cancel, wire::WIRE_VERSION, &cancel).await;
+        let reply: Result<CommandReply> =
+            self.command(worker, Verb::Cancel, wire::WIRE_VERSION, &cancel).await;
         Input::CancelAnswered { job: cancel.job, attempt: cancel.attempt, answered: reply.is_ok() }
     }
 
-    async fn command<C: Message, R: Message>(&self, worker: &WorkerId, verb: Verb, peer: u8, command: &C) -> Result<R> {
+    async fn command<C: Message, R: Message>(
+        &self,
+        worker: &WorkerId,
+        verb: Verb,
+        peer: u8,
+        command: &C,
+    ) -> Result<R> {
         self.command_within(self.timeouts.command, worker, verb, peer, command).await
     }
 
-    /// A request to a worker. The bound is ours, not the client's: a request that waits for a connection would not count its own.
+    /// A request to a worker. The bound is ours, not the client's: a request that waits for a
+    /// connection would not count its own.
     async fn command_within<C: Message, R: Message>(
         &self,
         bound: Duration,
@@ -113,12 +129,15 @@ impl Hands {
         command: &C,
     ) -> Result<R> {
         let bytes = wire::encode_for(peer, command)?;
-        let unheard = |why: &str| Error::retry(format!("worker {worker} does not answer: injected fault: {why}"));
+        let unheard = |why: &str| {
+            Error::retry(format!("worker {worker} does not answer: injected fault: {why}"))
+        };
         let fate = self.fate("command").await;
         match fate {
             faults::Message::Deliver | faults::Message::AnswerLost => {}
             faults::Message::Twice => {
-                let first = self.client.request(self.names.command(worker, verb), bytes.clone().into());
+                let first =
+                    self.client.request(self.names.command(worker, verb), bytes.clone().into());
                 // What becomes of the first is nobody's concern: a repeat is harmless.
                 drop(tokio::time::timeout(bound, first).await);
             }
@@ -132,14 +151,20 @@ impl Hands {
         match tokio::time::timeout(bound, request).await {
             Ok(Ok(_)) if fate == faults::Message::AnswerLost => Err(unheard("the answer is lost")),
             Ok(Ok(message)) => wire::decode(&message.payload),
-            Ok(Err(error)) => Err(Error::retry(format!("worker {worker} does not answer: {error}"))),
-            Err(_) => Err(Error::retry(format!("worker {worker} has not answered for {} ms", bound.as_millis()))),
+            Ok(Err(error)) => {
+                Err(Error::retry(format!("worker {worker} does not answer: {error}")))
+            }
+            Err(_) => Err(Error::retry(format!(
+                "worker {worker} has not answered for {} ms",
+                bound.as_millis()
+            ))),
         }
     }
 }
 
-/// Lists what a request means, in the stores and of what workers offer of their own: `ask` puts one question to one of them. None for all other effects. It relies on no
-/// runtime: whoever polls it drives it, and the clock's pauses.
+/// Lists what a request means, in the stores and of what workers offer of their own: `ask` puts one
+/// question to one of them. None for all other effects. It relies on no runtime: whoever polls it
+/// drives it, and the clock's pauses.
 pub async fn carry_out_listing<F>(
     stores: &Stores,
     fence: &Fence,
@@ -152,34 +177,43 @@ where
 {
     let Effect::ListInput { spec, places, offers, ticket } = effect else { return None };
     let result = match offers::list(&spec, &offers, fence.epoch(), bound, ask).await {
-        Ok(offered) => listing::list_input(stores, fence, &spec, &places, (&offers, &offered)).await,
+        Ok(offered) => {
+            listing::list_input(stores, fence, &spec, &places, (&offers, &offered)).await
+        }
         Err(error) => Err(error),
     };
     Some(Input::Listed { job: spec.job.clone(), ticket, result })
 }
 
-/// Carries out an effect that needs nothing but the stores, and gives what came of it; none for all others. It relies on no runtime: whoever polls it drives it.
-/// Whatever changes a store asks the fence first; once that is over, what comes out is no input for anybody.
+/// Carries out an effect that needs nothing but the stores, and gives what came of it; none for all
+/// others. It relies on no runtime: whoever polls it drives it. Whatever changes a store asks the
+/// fence first; once that is over, what comes out is no input for anybody.
 pub async fn carry_out_on_stores(stores: &Stores, fence: &Fence, effect: Effect) -> Option<Input> {
     Some(match effect {
         Effect::WriteObject { url, bytes, ticket } => {
             Input::ObjectWritten { ticket, result: write(stores, fence, &url, bytes).await }
         }
-        Effect::LoadPlan { job, plan } => Input::PlanLoaded { result: load_plan(stores, &plan).await, job },
+        Effect::LoadPlan { job, plan } => {
+            Input::PlanLoaded { result: load_plan(stores, &plan).await, job }
+        }
         Effect::LoadSamples { job, attempt, samples } => {
             Input::SamplesLoaded { result: load_samples(stores, &samples).await, job, attempt }
         }
         Effect::ChooseSplitters { job, samples, partitions, unique, url } => {
             let chosen = plan::splitters(samples, partitions, unique);
-            Input::SplittersChosen { job, result: write_splitters(stores, fence, chosen, &url).await }
+            Input::SplittersChosen {
+                job,
+                result: write_splitters(stores, fence, chosen, &url).await,
+            }
         }
         Effect::AbortUpload { job, url, upload } => {
             let result = clean::abort(stores, fence, &url, &upload.upload).await;
             Input::UploadAborted { job, attempt: upload.attempt, result }
         }
-        Effect::PrepareCommit { publication, url, ticket, .. } => {
-            Input::ObjectWritten { ticket, result: publish::prepare(stores, fence, &publication, &url).await }
-        }
+        Effect::PrepareCommit { publication, url, ticket, .. } => Input::ObjectWritten {
+            ticket,
+            result: publish::prepare(stores, fence, &publication, &url).await,
+        },
         Effect::Publish { job, publication } => {
             Input::Published { job, result: publish::publish(stores, fence, &publication).await }
         }
@@ -225,7 +259,8 @@ async fn write_splitters(
     url: &BlobUrl,
 ) -> Result<MeasuredBoundaries> {
     let Chosen { splitters: chosen, samples, fullest_percent } = chosen?;
-    let partitions = u32::try_from(chosen.len() + 1).map_err(|_| Error::bug("more splitters than can be numbered"))?;
+    let partitions = u32::try_from(chosen.len() + 1)
+        .map_err(|_| Error::bug("more splitters than can be numbered"))?;
     let splitters = match chosen.as_slice() {
         [] => None,
         chosen => Some(write(stores, fence, url, splitters::encode(chosen)).await?),
@@ -233,14 +268,18 @@ async fn write_splitters(
     Ok(MeasuredBoundaries { splitters, partitions, samples, fullest_percent })
 }
 
-/// What is reported where carrying out an effect ended in a panic: a bug of ours must not leave a job hanging.
+/// What is reported where carrying out an effect ended in a panic: a bug of ours must not leave a
+/// job hanging.
 pub(super) fn on_panic(effect: &Effect) -> Option<Input> {
     let bug = || Error::bug("the coordinator met with a bug; its log says where");
     let of = |job: &JobId| job.clone();
     Some(match effect {
-        Effect::SendRun { worker, run, .. } => {
-            Input::RunAnswered { worker: worker.clone(), job: of(&run.job), attempt: run.attempt, reply: Err(bug()) }
-        }
+        Effect::SendRun { worker, run, .. } => Input::RunAnswered {
+            worker: worker.clone(),
+            job: of(&run.job),
+            attempt: run.attempt,
+            reply: Err(bug()),
+        },
         Effect::SendCancel { cancel, .. } => cancel_unanswered(&cancel.job, &cancel.attempt),
         Effect::ListInput { spec, ticket, .. } => {
             Input::Listed { job: of(&spec.job), ticket: *ticket, result: Err(bug()) }
@@ -252,7 +291,9 @@ pub(super) fn on_panic(effect: &Effect) -> Option<Input> {
         Effect::LoadSamples { job, attempt, .. } => {
             Input::SamplesLoaded { job: of(job), attempt: *attempt, result: Err(bug()) }
         }
-        Effect::ChooseSplitters { job, .. } => Input::SplittersChosen { job: of(job), result: Err(bug()) },
+        Effect::ChooseSplitters { job, .. } => {
+            Input::SplittersChosen { job: of(job), result: Err(bug()) }
+        }
         Effect::AbortUpload { job, upload, .. } => {
             Input::UploadAborted { job: of(job), attempt: upload.attempt, result: Err(bug()) }
         }

@@ -1,16 +1,23 @@
-//! Whether this leader still leads, asked of the journal before it touches what a later leader may own.
+//! Whether this leader still leads, asked of the journal before it touches what a later leader may
+//! own.
 //!
-//! The append is the fence for everything that is decided. What a leader does to stores between two appends (completing, deleting, aborting) has no such guard of its own:
-//! a process that is stopped in the midst of it and wakes after a take-over would go on by name. So each such step first asks, by an append: a tiny record
-//! ([`Record::StillLeads`](crate::journal::record::Record::StillLeads)) under the same guard as all others, which a majority of the journal's servers must take. Reading will not do: the
-//! stream's leader of before, cut off with its coordinator, answers reads for seconds while the others have chosen another. Any record that is acknowledged serves as well
-//! ([`standing`](crate::journal::standing)), one answer serves for [`REUSE_MS`], never across a pause of this process, and one question is under way at a time; so the journal takes at
-//! most ten such records a second, and only while stores are changed.
+//! The append is the fence for everything that is decided. What a leader does to stores between two
+//! appends (completing, deleting, aborting) has no such guard of its own: a process that is stopped
+//! in the midst of it and wakes after a take-over would go on by name. So each such step first
+//! asks, by an append: a tiny record
+//! ([`Record::StillLeads`](crate::journal::record::Record::StillLeads)) under the same guard as all
+//! others, which a majority of the journal's servers must take. Reading will not do: the stream's
+//! leader of before, cut off with its coordinator, answers reads for seconds while the others have
+//! chosen another. Any record that is acknowledged serves as well
+//! ([`standing`](crate::journal::standing)), one answer serves for [`REUSE_MS`], never across a
+//! pause of this process, and one question is under way at a time; so the journal takes at most ten
+//! such records a second, and only while stores are changed.
 //!
-//! To *notice* a take-over early, without changing anything, a leader also looks at the newest record now and then ([`Fence::look`]).
+//! To *notice* a take-over early, without changing anything, a leader also looks at the newest
+//! record now and then ([`Fence::look`]).
 //!
-//! What remains is one store call that was let through just before the process was stopped and goes out when it wakes. `ARCHITECTURE.md` says why each is harmless, and
-//! where one is not.
+//! What remains is one store call that was let through just before the process was stopped and goes
+//! out when it wakes. `ARCHITECTURE.md` says why each is harmless, and where one is not.
 
 use std::sync::Arc;
 
@@ -73,8 +80,9 @@ impl Fence {
         self.shared.epoch
     }
 
-    /// For a leader of this epoch: asks the writer of its journal, which takes these orders and says in `standing` when it last knew; looks at this ledger. One question takes
-    /// no longer than `timeout_ms`.
+    /// For a leader of this epoch: asks the writer of its journal, which takes these orders and
+    /// says in `standing` when it last knew; looks at this ledger. One question takes no longer
+    /// than `timeout_ms`.
     pub fn new(
         ledger: Arc<dyn Ledger>,
         (orders, standing): (&mpsc::UnboundedSender<Order>, Arc<Standing>),
@@ -84,7 +92,8 @@ impl Fence {
     ) -> Self {
         let (over, _) = watch::channel(None);
         let (orders, asking) = (orders.downgrade(), Mutex::new(()));
-        let shared = Arc::new(Shared { ledger, clock, epoch, timeout_ms, standing, orders, asking, over });
+        let shared =
+            Arc::new(Shared { ledger, clock, epoch, timeout_ms, standing, orders, asking, over });
         Self { shared, claims: None, held: None }
     }
 
@@ -115,10 +124,12 @@ impl Fence {
         self.shared.over.borrow().clone()
     }
 
-    /// Returns when this leader is known to lead, and to hold OUTPUT where that is asked too. Waits for a journal that does not answer: without it nothing may be touched.
+    /// Returns when this leader is known to lead, and to hold OUTPUT where that is asked too. Waits
+    /// for a journal that does not answer: without it nothing may be touched.
     ///
     /// # Errors
-    /// `Fenced` where somebody else has begun an epoch, or the term is over; `Invalid` where somebody else has taken OUTPUT.
+    /// `Fenced` where somebody else has begun an epoch, or the term is over; `Invalid` where
+    /// somebody else has taken OUTPUT.
     pub async fn check(&self) -> Result<()> {
         self.ask_both(false, || self.check_claim()).await
     }
@@ -131,7 +142,8 @@ impl Fence {
         self.ask_both(true, || self.check_claim()).await
     }
 
-    /// The claim first: its answer serves for as long as nobody else may take it, and a slow store may need that long for it. What it says of the epoch is fresh.
+    /// The claim first: its answer serves for as long as nobody else may take it, and a slow store
+    /// may need that long for it. What it says of the epoch is fresh.
     async fn ask_both<F>(&self, anew: bool, claim: impl Fn() -> F) -> Result<()>
     where
         F: Future<Output = Result<()>>,
@@ -141,7 +153,8 @@ impl Fence {
             let looked = self.shared.moment();
             self.check_epoch(anew).await?;
             // A journal that was away for longer has let the claim's answer grow old.
-            if self.held.is_none() || looked.is_within(self.shared.timeout_ms, self.shared.moment()) {
+            if self.held.is_none() || looked.is_within(self.shared.timeout_ms, self.shared.moment())
+            {
                 return Ok(());
             }
         }
@@ -157,8 +170,9 @@ impl Fence {
     async fn check_epoch(&self, anew: bool) -> Result<()> {
         let shared = &self.shared;
         let _one = shared.asking.lock().await;
-        let known =
-            |now: Moment| shared.standing.confirmed().is_some_and(|confirmed| confirmed.is_within(REUSE_MS, now));
+        let known = |now: Moment| {
+            shared.standing.confirmed().is_some_and(|confirmed| confirmed.is_within(REUSE_MS, now))
+        };
         loop {
             if let Some(error) = self.over() {
                 return Err(error);
@@ -193,8 +207,9 @@ impl Fence {
         Ok(shared.standing.is_since(asked) && asked.is_within(shared.timeout_ms, shared.moment()))
     }
 
-    /// Looks whether somebody else is known to lead: by reading, which costs the journal nothing, and lets nothing through, because who is cut off may be answered with what was.
-    /// Waits for a journal that does not answer.
+    /// Looks whether somebody else is known to lead: by reading, which costs the journal nothing,
+    /// and lets nothing through, because who is cut off may be answered with what was. Waits for a
+    /// journal that does not answer.
     ///
     /// # Errors
     /// `Fenced` where somebody else has begun an epoch.
@@ -213,7 +228,8 @@ impl Fence {
                 }
                 Err(error) => {
                     if pause_ms == *BACKOFF.start() {
-                        tracing::warn!(%error, epoch = shared.epoch.0, "waiting for the journal, to see who leads");
+                        tracing::warn!(%error, epoch = shared.epoch.0, "waiting for the journal, \
+                            to see who leads");
                     }
                     shared.clock.pause(pause_ms).await;
                     pause_ms = (pause_ms * 2).min(*BACKOFF.end());
@@ -242,24 +258,28 @@ impl Shared {
     }
 
     async fn newest_is_ours(&self) -> Result<()> {
-        let newest = match future::select(self.ledger.newest(), self.clock.pause(self.timeout_ms)).await {
-            Either::Left((newest, _)) => newest?,
-            Either::Right(_) => return Err(Error::retry("the journal does not answer")),
-        };
+        let newest =
+            match future::select(self.ledger.newest(), self.clock.pause(self.timeout_ms)).await {
+                Either::Left((newest, _)) => newest?,
+                Either::Right(_) => return Err(Error::retry("the journal does not answer")),
+            };
         let newest = newest.ok_or_else(|| Error::retry("the journal shows no record"))?;
         let Epoch(own) = self.epoch;
         match epoch_of(&newest.bytes) {
             Some(epoch) if epoch == self.epoch => Ok(()),
-            Some(epoch) if epoch < self.epoch => {
-                Err(Error::retry(format!("the journal shows epoch {epoch}, which is before epoch {own}")))
-            }
+            Some(epoch) if epoch < self.epoch => Err(Error::retry(format!(
+                "the journal shows epoch {epoch}, which is before epoch {own}"
+            ))),
             Some(epoch) => Err(Error::new(
                 ErrorKind::Fenced,
                 format!("epoch {own} is over: epoch {epoch} has begun (entry {})", newest.sequence),
             )),
             None => Err(Error::new(
                 ErrorKind::Fenced,
-                format!("epoch {own} is over: entry {} is not of this build's making", newest.sequence),
+                format!(
+                    "epoch {own} is over: entry {} is not of this build's making",
+                    newest.sequence
+                ),
             )),
         }
     }
@@ -289,17 +309,21 @@ pub(crate) mod tests {
     use crate::journal::record::{self, Record};
     use crate::journal::writer::{JournalWriter, Written};
 
-    /// A fence whose leader leads, with the ledger in which somebody else may begin. Its writer ends with the test's runtime.
+    /// A fence whose leader leads, with the ledger in which somebody else may begin. Its writer
+    /// ends with the test's runtime.
     pub(crate) async fn leading() -> (Fence, Arc<CountingLedger>, Arc<ManualClock>) {
         let ledger = Arc::new(CountingLedger::default());
         let clock = Arc::new(ManualClock::default());
         let (stalled, _) = watch::channel(None);
         let timeout = Duration::from_millis(200);
         for _ in 0..3 {
-            JournalWriter::begin(ledger.clone(), clock.clone(), timeout, stalled.clone()).await.expect("an epoch");
+            JournalWriter::begin(ledger.clone(), clock.clone(), timeout, stalled.clone())
+                .await
+                .expect("an epoch");
         }
-        let (writer, _) =
-            JournalWriter::begin(ledger.clone(), clock.clone(), timeout, stalled).await.expect("an epoch");
+        let (writer, _) = JournalWriter::begin(ledger.clone(), clock.clone(), timeout, stalled)
+            .await
+            .expect("an epoch");
         assert_eq!(writer.epoch(), Epoch(4));
         let (orders, taken) = mpsc::unbounded_channel();
         let (answers, written) = mpsc::unbounded_channel();
@@ -332,7 +356,8 @@ pub(crate) mod tests {
 
     impl CountingLedger {
         pub(crate) async fn begin(&self, epoch: Epoch) {
-            let entry = record::Entry { epoch, nonce: 1, record: Record::EpochBegan { epoch, nonce: 2 } };
+            let entry =
+                record::Entry { epoch, nonce: 1, record: Record::EpochBegan { epoch, nonce: 2 } };
             let bytes = record::encode(&entry).expect("encode").into();
             let last = self.inner.last_sequence().await.expect("last");
             assert!(matches!(self.inner.append(last, bytes).await, Appended::Applied { .. }));
@@ -355,7 +380,12 @@ pub(crate) mod tests {
             }
             match self.shows.load(Ordering::SeqCst) {
                 0 => self.inner.newest().await,
-                stale => Ok(self.inner.read_from(1).await?.into_iter().find(|entry| entry.sequence == stale)),
+                stale => Ok(self
+                    .inner
+                    .read_from(1)
+                    .await?
+                    .into_iter()
+                    .find(|entry| entry.sequence == stale)),
             }
         }
 
@@ -415,7 +445,8 @@ pub(crate) mod tests {
         assert_eq!(fence.check_anew().await.expect_err("fenced").kind, ErrorKind::Fenced);
     }
 
-    /// The newest record that a leader is shown says nothing where a minority of the journal's servers shows it: nothing is let through.
+    /// The newest record that a leader is shown says nothing where a minority of the journal's
+    /// servers shows it: nothing is let through.
     #[tokio::test(start_paused = true)]
     async fn what_a_minority_shows_lets_nothing_through() {
         let (fence, ledger, clock) = leading().await;

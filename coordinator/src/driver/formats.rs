@@ -1,5 +1,6 @@
-//! Looks at how the input begins: what cannot be read is told before anything is done, and what is no lines and no records is refused (`--format auto`) or warned of. Its
-//! bytes would sort, and the proof would hold, but nobody could read what comes out.
+//! Looks at how the input begins: what cannot be read is told before anything is done, and what is
+//! no lines and no records is refused (`--format auto`) or warned of. Its bytes would sort, and the
+//! proof would hold, but nobody could read what comes out.
 
 use futures::{StreamExt, stream};
 
@@ -13,16 +14,22 @@ use muster_kernel::spec::{KeyDef, SortSpec};
 use super::magic::{self, HEAD_BYTES, Kind, Known};
 use super::offers::Offered;
 
-/// Objects of which the first bytes are read; of more, so many that are spread over all of them. Names are looked at in all.
+/// Objects of which the first bytes are read; of more, so many that are spread over all of them.
+/// Names are looked at in all.
 const HEADS_MAX: usize = 10_000;
 const HEADS_AT_ONCE: usize = 32;
 
 /// Extensions of text, in lower case, whose records are not always lines.
-const TEXT: [(&str, &str); 5] =
-    [("csv", "CSV"), ("tsv", "TSV"), ("jsonl", "JSON lines"), ("ndjson", "JSON lines"), ("json", "JSON")];
+const TEXT: [(&str, &str); 5] = [
+    ("csv", "CSV"),
+    ("tsv", "TSV"),
+    ("jsonl", "JSON lines"),
+    ("ndjson", "JSON lines"),
+    ("json", "JSON"),
+];
 
-/// Looks at names and first bytes, and gives what there is to warn of. One that cannot be read is passed over where such objects may be left out: the task that reads it says
-/// so in the journal.
+/// Looks at names and first bytes, and gives what there is to warn of. One that cannot be read is
+/// passed over where such objects may be left out: the task that reads it says so in the journal.
 ///
 /// # Errors
 /// `Invalid`, naming the object, what it is and what to do instead; else as a read.
@@ -37,7 +44,8 @@ pub(super) async fn look(
         let other = objects.iter().find_map(|object| Some((object, text_by_name(&object.url)?)));
         if let Some((object, what)) = other {
             return Err(Error::invalid(format!(
-                "INPUT {} is {what} by its name, which is not built yet; to sort its lines as they are, say --format lines, or a key or separator of lines (-k, -t)",
+                "INPUT {} is {what} by its name, which is not built yet; to sort its lines as they \
+                    are, say --format lines, or a key or separator of lines (-k, -t)",
                 object.url
             )));
         }
@@ -57,9 +65,15 @@ pub(super) async fn look(
         }
     }
     let Some((url, known)) = found.first() else { return Ok(Vec::new()) };
-    let more = if found.len() > 1 { format!(" (and {} more like it)", found.len() - 1) } else { String::new() };
+    let more = if found.len() > 1 {
+        format!(" (and {} more like it)", found.len() - 1)
+    } else {
+        String::new()
+    };
     match auto {
-        true => Err(Error::invalid(format!("INPUT {url} is {}{more}: {}", known.what, known.advice()))),
+        true => {
+            Err(Error::invalid(format!("INPUT {url} is {}{more}: {}", known.what, known.advice())))
+        }
         false => Ok(vec![format!(
             "INPUT {url} is {}{more}: its raw bytes are sorted, as --format says, and {}; {}",
             known.what,
@@ -72,7 +86,13 @@ pub(super) async fn look(
 /// Whether the request has what only lines have, as sort(1) knows it.
 fn means_lines(sort: &SortSpec) -> bool {
     let flags = &sort.global;
-    let letters = [flags.numeric, flags.ignore_leading_blanks, flags.fold_case, flags.dictionary, flags.nonprinting];
+    let letters = [
+        flags.numeric,
+        flags.ignore_leading_blanks,
+        flags.fold_case,
+        flags.dictionary,
+        flags.nonprinting,
+    ];
     sort.separator.is_some()
         || letters.into_iter().any(|given| given)
         || matches!(sort.format, Format::Lines { terminator: 0 })
@@ -112,7 +132,8 @@ async fn what(
     Ok(known(format, object, &head))
 }
 
-/// The same by its first bytes. Records of a fixed length may begin with anything, so a few bytes prove nothing there.
+/// The same by its first bytes. Records of a fixed length may begin with anything, so a few bytes
+/// prove nothing there.
 pub(super) fn known(format: &Format, object: &PinnedObject, head: &[u8]) -> Option<&'static Known> {
     let by_content = magic::of(head, object.bytes).filter(|known| match format {
         Format::Lines { terminator: 0 } => known.kind != Kind::Encoded,
@@ -134,11 +155,18 @@ mod tests {
     #[test]
     fn lines_are_meant_by_what_only_lines_have() {
         let lines = || SortSpec::new(Format::Lines { terminator: b'\n' });
-        let check = |sort: SortSpec, expected: bool| assert_eq!(means_lines(&sort), expected, "{sort:?}");
+        let check =
+            |sort: SortSpec, expected: bool| assert_eq!(means_lines(&sort), expected, "{sort:?}");
         check(lines(), false);
         check(SortSpec { unique: true, stable: true, ..lines() }, false);
-        check(SortSpec { global: KeyFlags { reverse: true, ..KeyFlags::default() }, ..lines() }, false);
-        check(SortSpec { global: KeyFlags { numeric: true, ..KeyFlags::default() }, ..lines() }, true);
+        check(
+            SortSpec { global: KeyFlags { reverse: true, ..KeyFlags::default() }, ..lines() },
+            false,
+        );
+        check(
+            SortSpec { global: KeyFlags { numeric: true, ..KeyFlags::default() }, ..lines() },
+            true,
+        );
         check(SortSpec { separator: Some(b','), ..lines() }, true);
         check(SortSpec::new(Format::Lines { terminator: 0 }), true);
         let key = |text: &str| KeyDef::parse(text, &lines().format).expect("key");
@@ -148,11 +176,15 @@ mod tests {
 
     #[test]
     fn of_very_many_objects_some_are_looked_at() {
-        let object = |n: usize| PinnedObject { url: n.to_string(), bytes: 1, version: String::new() };
+        let object =
+            |n: usize| PinnedObject { url: n.to_string(), bytes: 1, version: String::new() };
         for count in [0, 1, HEADS_MAX, HEADS_MAX + 1, 35_000] {
             let objects: Vec<PinnedObject> = (0..count).map(object).collect();
             let looked: Vec<&PinnedObject> = to_look_at(&objects).collect();
-            assert!(looked.len() <= HEADS_MAX && looked.len() >= count.min(HEADS_MAX / 2), "{count}");
+            assert!(
+                looked.len() <= HEADS_MAX && looked.len() >= count.min(HEADS_MAX / 2),
+                "{count}"
+            );
             assert!(count > HEADS_MAX || looked.len() == count, "{count}");
         }
     }

@@ -1,7 +1,8 @@
 //! What each INPUT finds: an object, the objects of a folder, or those that a pattern means.
 //!
-//! What exists is a path, whatever characters its name has; only what does not exist is read as a pattern. In a path, `/./` parts a folder that is to be taken as it is
-//! from a pattern below it: a client writes its working folder so.
+//! What exists is a path, whatever characters its name has; only what does not exist is read as a
+//! pattern. In a path, `/./` parts a folder that is to be taken as it is from a pattern below it: a
+//! client writes its working folder so.
 
 use std::sync::Arc;
 
@@ -22,7 +23,8 @@ pub(super) struct Expanded {
     pub(super) url: BlobUrl,
 }
 
-/// Finds what an INPUT means. What cannot be read may be left out as `bad_inputs` says, an argument by itself too; one that is not there may not.
+/// Finds what an INPUT means. What cannot be read may be left out as `bad_inputs` says, an argument
+/// by itself too; one that is not there may not.
 ///
 /// # Errors
 /// `Invalid` or `NotFound`, naming the argument; `Retry` where the store does not answer.
@@ -32,7 +34,11 @@ pub(super) async fn expand(stores: &Stores, text: &str, bad_inputs: BadInputs) -
     let found = Input { stores, store, url: url.clone() }.expand(text).await;
     match found {
         // Looked at here and now, and cannot be read: what a task would say of it later.
-        Err(error) if error.kind == ErrorKind::Invalid && bad_inputs == BadInputs::Skip && is_odd(&url).await => {
+        Err(error)
+            if error.kind == ErrorKind::Invalid
+                && bad_inputs == BadInputs::Skip
+                && is_odd(&url).await =>
+        {
             let left_out = vec![LeftOut { url: url.to_string(), why: error.message }];
             Ok(Expanded { objects: Vec::new(), left_out, folder: None, url })
         }
@@ -80,8 +86,11 @@ impl Input<'_> {
             (Scheme::File, Some((folder, _))) => folder.parse::<BlobUrl>()?.key().to_owned(),
             _ => String::new(),
         };
-        let rest =
-            if literal.is_empty() { key } else { key.strip_prefix(&literal).unwrap_or(key).trim_start_matches('/') };
+        let rest = if literal.is_empty() {
+            key
+        } else {
+            key.strip_prefix(&literal).unwrap_or(key).trim_start_matches('/')
+        };
         self.pattern(literal, rest).await
     }
 
@@ -125,7 +134,9 @@ impl Input<'_> {
             let folder = match is_wild(segment) {
                 false => unescaped(segment),
                 // Brackets and braces are in names of folders, too.
-                true if !segment.contains(['*', '?']) && self.is_folder(&join(&base, segment)).await? => {
+                true if !segment.contains(['*', '?'])
+                    && self.is_folder(&join(&base, segment)).await? =>
+                {
                     segment.to_owned()
                 }
                 true => break,
@@ -153,14 +164,22 @@ impl Input<'_> {
     async fn survey(&self, wanted: &Wanted) -> Result<Survey> {
         let limit = self.stores.objects_max();
         self.store.survey(wanted).await.map_err(|e| match e.kind {
-            ErrorKind::Exhausted => self.at(Error::invalid(format!("{} ({})", too_many(limit), e.message))),
+            ErrorKind::Exhausted => {
+                self.at(Error::invalid(format!("{} ({})", too_many(limit), e.message)))
+            }
             _ => self.at(e),
         })
     }
 
     fn expanded(&self, survey: Survey) -> Expanded {
-        let named = |omitted: Omitted| LeftOut { url: self.url.with_key(omitted.key).to_string(), why: omitted.why };
-        Expanded { left_out: survey.omitted.into_iter().map(named).collect(), ..self.objects(survey.objects) }
+        let named = |omitted: Omitted| LeftOut {
+            url: self.url.with_key(omitted.key).to_string(),
+            why: omitted.why,
+        };
+        Expanded {
+            left_out: survey.omitted.into_iter().map(named).collect(),
+            ..self.objects(survey.objects)
+        }
     }
 
     fn not_there(&self, why: &str) -> Error {
@@ -182,7 +201,9 @@ impl Input<'_> {
 /// What is said of an input with too many objects.
 pub(super) fn too_many(limit: usize) -> Error {
     Error::invalid(format!(
-        "the input has more than {limit} objects, the limit (store.objects_max, or what --memory has room for in a run here: {OBJECT_BYTES} bytes for each); give more --memory, or join small objects"
+        "the input has more than {limit} objects, the limit (store.objects_max, or what --memory \
+            has room for in a run here: {OBJECT_BYTES} bytes for each); give more --memory, or \
+            join small objects"
     ))
 }
 

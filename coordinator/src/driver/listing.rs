@@ -1,11 +1,15 @@
-//! What stands in the stores before a job begins: its input, pinned with size and version, and what is in OUTPUT.
+//! What stands in the stores before a job begins: its input, pinned with size and version, and what
+//! is in OUTPUT.
 //!
-//! Objects come in the order of the arguments, those of one folder or glob in byte order of their keys. Names with a segment that begins with `_` or `.` are no input,
-//! unless an argument names the object itself. What workers offer of their own (`workers:/`) has been asked for before (`offers.rs`): in the order of their ids, then of
-//! the paths.
+//! Objects come in the order of the arguments, those of one folder or glob in byte order of their
+//! keys. Names with a segment that begins with `_` or `.` are no input, unless an argument names
+//! the object itself. What workers offer of their own (`workers:/`) has been asked for before
+//! (`offers.rs`): in the order of their ids, then of the paths.
 
 use muster_common::inputs;
-use muster_common::plan::{BadInputs, JobSpec, LeftOut, OBJECTS_MAX, PinnedObject, UPLOADS_UNKNOWN, memory_of};
+use muster_common::plan::{
+    BadInputs, JobSpec, LeftOut, OBJECTS_MAX, PinnedObject, UPLOADS_UNKNOWN, memory_of,
+};
 use muster_common::store::{BlobUrl, Stores};
 use muster_common::survey::OMITTED_MAX;
 use muster_common::{Error, ErrorKind, Result};
@@ -25,7 +29,8 @@ const ODD_SHOWN: usize = 5;
 /// Lists and pins.
 ///
 /// # Errors
-/// `Invalid` or `NotFound`, naming the argument or the object; `Retry` where the store does not answer.
+/// `Invalid` or `NotFound`, naming the argument or the object; `Retry` where the store does not
+/// answer.
 pub(super) async fn list_input(
     stores: &Stores,
     fence: &Fence,
@@ -40,7 +45,8 @@ pub(super) async fn list_input(
     for text in &spec.inputs {
         if inputs::of_workers(text).is_some() {
             let found = offered.inputs.get(text);
-            let found = found.ok_or_else(|| Error::bug(format!("INPUT {text} was not asked for")))?;
+            let found =
+                found.ok_or_else(|| Error::bug(format!("INPUT {text} was not asked for")))?;
             objects.extend(found.objects.iter().cloned());
             left_out.extend(found.left_out.iter().cloned());
             check_count(stores, &objects)?;
@@ -81,12 +87,16 @@ pub(super) async fn list_input(
 
 /// What cannot be input ends the request, or is left out by name.
 fn decide(left_out: &[LeftOut], bad_inputs: BadInputs) -> Result<()> {
-    let first: Vec<String> =
-        left_out.iter().take(ODD_SHOWN).map(|LeftOut { url, why }| format!("{url} ({why})")).collect();
+    let first: Vec<String> = left_out
+        .iter()
+        .take(ODD_SHOWN)
+        .map(|LeftOut { url, why }| format!("{url} ({why})"))
+        .collect();
     if left_out.len() > OMITTED_MAX {
         let count = left_out.len();
         return Err(Error::invalid(format!(
-            "{count} entries cannot be input, more than the {OMITTED_MAX} that a job leaves out: {}",
+            "{count} entries cannot be input, more than the {OMITTED_MAX} that a job leaves out: \
+                {}",
             first.join(", ")
         )));
     }
@@ -95,9 +105,11 @@ fn decide(left_out: &[LeftOut], bad_inputs: BadInputs) -> Result<()> {
     }
     let more = left_out.len() - first.len();
     let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let entries = if left_out.len() == 1 { "1 entry" } else { &format!("{} entries", left_out.len()) };
+    let entries =
+        if left_out.len() == 1 { "1 entry" } else { &format!("{} entries", left_out.len()) };
     Err(Error::invalid(format!(
-        "{entries} of the input cannot be read: {}{rest}; --bad-inputs skip leaves such entries out and names them",
+        "{entries} of the input cannot be read: {}{rest}; --bad-inputs skip leaves such entries \
+            out and names them",
         first.join(", ")
     )))
 }
@@ -111,7 +123,9 @@ fn check_count(stores: &Stores, objects: &[PinnedObject]) -> Result<()> {
     if lists_bytes > room {
         let count = objects.len();
         return Err(Error::invalid(format!(
-            "the names of the {count} input objects take about {lists_bytes} bytes of memory, more than the {room} that --memory has room for in a run here; give more --memory, or join small objects"
+            "the names of the {count} input objects take about {lists_bytes} bytes of memory, more \
+                than the {room} that --memory has room for in a run here; give more --memory, or \
+                join small objects"
         )));
     }
     Ok(())
@@ -121,21 +135,30 @@ fn check_count(stores: &Stores, objects: &[PinnedObject]) -> Result<()> {
 async fn refuse_object(stores: &Stores, output: &BlobUrl) -> Result<()> {
     // A tool may mark the folder by an empty object with a slash behind its name.
     match stores.open(output).await?.head(output.key().trim_end_matches('/')).await {
-        Ok(_) => Err(Error::invalid(format!("OUTPUT {output} is an object; name a folder or prefix"))),
+        Ok(_) => {
+            Err(Error::invalid(format!("OUTPUT {output} is an object; name a folder or prefix")))
+        }
         Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error.at(format!("OUTPUT {output}"))),
     }
 }
 
-/// The uploads into OUTPUT that are open before the job writes anything: whoever opened them, it was not this job. A store that lists none for this user, or does not have
-/// the call, does not keep a job from sorting; then what the job's own workers leave without a word stays.
-async fn open_uploads(stores: &Stores, output: &BlobUrl, warnings: &mut Vec<String>) -> Result<Vec<String>> {
+/// The uploads into OUTPUT that are open before the job writes anything: whoever opened them, it
+/// was not this job. A store that lists none for this user, or does not have the call, does not
+/// keep a job from sorting; then what the job's own workers leave without a word stays.
+async fn open_uploads(
+    stores: &Stores,
+    output: &BlobUrl,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<String>> {
     let store = stores.open(output).await?;
     match store.list_uploads(output.key().trim_end_matches('/'), OBJECTS_MAX).await {
         Ok(listed) => Ok(listed.into_iter().map(|open| open.upload).collect()),
         Err(error) if error.kind == ErrorKind::Invalid => {
             warnings.push(format!(
-                "open uploads below OUTPUT cannot be listed ({}); should a worker die, an unfinished upload of its may stay, invisible, until a rule of the bucket removes it",
+                "open uploads below OUTPUT cannot be listed ({}); should a worker die, an \
+                    unfinished upload of its may stay, invisible, until a rule of the bucket \
+                    removes it",
                 error.message
             ));
             Ok(vec![UPLOADS_UNKNOWN.to_owned()])

@@ -1,6 +1,8 @@
-//! What an object is, by its first bytes: what is compressed, packed, in columns or no text of one byte a letter is no lines, whatever it is named.
+//! What an object is, by its first bytes: what is compressed, packed, in columns or no text of one
+//! byte a letter is no lines, whatever it is named.
 //!
-//! Text may begin with the letters of a magic number by chance. So what counts is what no text has: bytes that are no characters, or the structure behind the letters.
+//! Text may begin with the letters of a magic number by chance. So what counts is what no text has:
+//! bytes that are no characters, or the structure behind the letters.
 
 use std::iter;
 
@@ -39,13 +41,19 @@ impl Known {
         match self.kind {
             Kind::Compressed(command) => {
                 format!(
-                    "decompress it first ({command} FILE > PLAIN) and sort what comes out; compressed input is not built yet"
+                    "decompress it first ({command} FILE > PLAIN) and sort what comes out; \
+                        compressed input is not built yet"
                 )
             }
-            Kind::Archive(command) => format!("unpack it first ({command}) and sort what was in it"),
+            Kind::Archive(command) => {
+                format!("unpack it first ({command}) and sort what was in it")
+            }
             Kind::Table => "write its rows as lines first, and sort those".to_owned(),
             Kind::Encoded => {
-                format!("convert it first (iconv -f {} -t UTF-8 FILE > PLAIN) and sort what comes out", self.what)
+                format!(
+                    "convert it first (iconv -f {} -t UTF-8 FILE > PLAIN) and sort what comes out",
+                    self.what
+                )
             }
         }
     }
@@ -75,19 +83,28 @@ static FORMATS: [Known; 28] = [
         let blocks = [b"\x31\x41\x59\x26\x53\x59", b"\x17\x72\x45\x38\x50\x90"];
         matches!(head, [b'B', b'Z', b'h', b'1'..=b'9', rest @ ..] if blocks.iter().any(|block| rest.starts_with(*block)))
     }),
-    compressed("xz-compressed", "xz -dc", &["xz", "txz"], |head, _| head.starts_with(b"\xfd7zXZ\0")),
+    compressed("xz-compressed", "xz -dc", &["xz", "txz"], |head, _| {
+        head.starts_with(b"\xfd7zXZ\0")
+    }),
     compressed("zstd-compressed", "zstd -dc", &["zst", "zstd"], |head, _| {
-        head.starts_with(b"\x28\xb5\x2f\xfd") || matches!(head, [0x50..=0x5f, 0x2a, 0x4d, 0x18, _, _, _, _, ..])
+        head.starts_with(b"\x28\xb5\x2f\xfd")
+            || matches!(head, [0x50..=0x5f, 0x2a, 0x4d, 0x18, _, _, _, _, ..])
     }),
     compressed("lz4-compressed", "lz4 -dc", &["lz4"], |head, _| {
         head.starts_with(b"\x04\x22\x4d\x18") || head.starts_with(b"\x02\x21\x4c\x18")
     }),
-    compressed("lzip-compressed", "lzip -dc", &["lz"], |head, _| matches!(head, [b'L', b'Z', b'I', b'P', 0 | 1, ..])),
+    compressed("lzip-compressed", "lzip -dc", &["lz"], |head, _| {
+        matches!(head, [b'L', b'Z', b'I', b'P', 0 | 1, ..])
+    }),
     compressed("lzma-compressed", "xz --format=lzma -dc", &["lzma"], |head, _| {
         head.starts_with(b"\x5d\0\0") && head.get(5..13) == Some(&[0xff; 8])
     }),
-    compressed("lzop-compressed", "lzop -dc", &["lzo"], |head, _| head.starts_with(b"\x89LZO\0\r\n\x1a\n")),
-    compressed("snappy-compressed", "snzip -dc", &["sz", "snappy"], |head, _| head.starts_with(b"\xff\x06\0\0sNaPpY")),
+    compressed("lzop-compressed", "lzop -dc", &["lzo"], |head, _| {
+        head.starts_with(b"\x89LZO\0\r\n\x1a\n")
+    }),
+    compressed("snappy-compressed", "snzip -dc", &["sz", "snappy"], |head, _| {
+        head.starts_with(b"\xff\x06\0\0sNaPpY")
+    }),
     compressed(
         "compressed by compress(1)",
         "gzip -dc",
@@ -100,7 +117,9 @@ static FORMATS: [Known; 28] = [
     archive("a zip archive", "unzip FILE -d FOLDER", &["zip"], |head, _| {
         matches!(head, [b'P', b'K', 3, 4, 0..=100, 0, ..] | [b'P', b'K', 5, 6, 0, ..])
     }),
-    archive("a 7z archive", "7z x FILE", &["7z"], |head, _| head.starts_with(b"7z\xbc\xaf\x27\x1c")),
+    archive("a 7z archive", "7z x FILE", &["7z"], |head, _| {
+        head.starts_with(b"7z\xbc\xaf\x27\x1c")
+    }),
     archive("a rar archive", "unrar x FILE", &["rar"], |head, _| head.starts_with(b"Rar!\x1a\x07")),
     table(
         "Parquet",
@@ -115,7 +134,9 @@ static FORMATS: [Known; 28] = [
     table("an Arrow stream", &["arrows"], |head, _| {
         head.starts_with(b"\xff\xff\xff\xff") && head.get(8..12) == Some(&[0x10, 0, 0, 0])
     }),
-    table("a SQLite database", &["sqlite", "sqlite3"], |head, _| head.starts_with(b"SQLite format 3\0")),
+    table("a SQLite database", &["sqlite", "sqlite3"], |head, _| {
+        head.starts_with(b"SQLite format 3\0")
+    }),
     table("HDF5", &["h5", "hdf5"], |head, _| head.starts_with(b"\x89HDF\r\n\x1a\n")),
     encoded("UTF-32", |head, bytes| {
         let marked = head.starts_with(b"\xff\xfe\0\0") || head.starts_with(b"\0\0\xfe\xff");
@@ -149,7 +170,11 @@ const fn archive(
     Known { what, kind: Kind::Archive(command), extensions, test }
 }
 
-const fn table(what: &'static str, extensions: &'static [&'static str], test: fn(&[u8], u64) -> bool) -> Known {
+const fn table(
+    what: &'static str,
+    extensions: &'static [&'static str],
+    test: fn(&[u8], u64) -> bool,
+) -> Known {
     Known { what, kind: Kind::Table, extensions, test }
 }
 
@@ -167,21 +192,31 @@ pub(super) fn by_extension(extension: &str) -> Option<&'static Known> {
     FORMATS.iter().find(|known| known.extensions.contains(&extension))
 }
 
-/// A tar header says its own sum, in octal digits, where 8 blanks count for the sum itself. That holds for every kind of tar, the first one without a magic number, too.
+/// A tar header says its own sum, in octal digits, where 8 blanks count for the sum itself. That
+/// holds for every kind of tar, the first one without a magic number, too.
 fn is_tar(head: &[u8]) -> bool {
     let (Some(block), Some(field)) = (head.get(..512), head.get(148..156)) else { return false };
-    let digits: Vec<u8> =
-        field.iter().copied().skip_while(|b| *b == b' ').take_while(|b| (b'0'..=b'7').contains(b)).collect();
+    let digits: Vec<u8> = field
+        .iter()
+        .copied()
+        .skip_while(|b| *b == b' ')
+        .take_while(|b| (b'0'..=b'7').contains(b))
+        .collect();
     let said = digits.iter().fold(0_u64, |sum, digit| sum * 8 + u64::from(digit - b'0'));
-    let summed = block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { b' ' } else { *byte });
+    let summed = block
+        .iter()
+        .enumerate()
+        .map(|(at, byte)| if (148..156).contains(&at) { b' ' } else { *byte });
     !digits.is_empty() && block.contains(&0) && said == summed.map(u64::from).sum::<u64>()
 }
 
-/// Whether all characters are ASCII, each of `width` bytes of which the one at `at` is not NUL. Fewer than eight of them prove nothing.
+/// Whether all characters are ASCII, each of `width` bytes of which the one at `at` is not NUL.
+/// Fewer than eight of them prove nothing.
 fn has_ascii_at(head: &[u8], bytes: u64, width: usize, at: usize) -> bool {
     let characters = head.chunks_exact(width);
     let ascii = |chunk: &[u8]| {
-        let others = iter::zip(0.., chunk).all(|(place, byte): (usize, &u8)| place == at || *byte == 0);
+        let others =
+            iter::zip(0.., chunk).all(|(place, byte): (usize, &u8)| place == at || *byte == 0);
         others && matches!(chunk[at], b' '..=b'~' | b'\n' | b'\r' | b'\t')
     };
     bytes.is_multiple_of(width as u64) && characters.len() >= 8 && characters.into_iter().all(ascii)
@@ -199,7 +234,9 @@ mod tests {
 
     /// A worker shows less of what is text; that must be told in the same way, and stay text.
     fn assert_told_by_less(head: &[u8]) {
-        for head in [head.to_vec(), [head, b"and a line that is longer than what is shown\n"].concat()] {
+        for head in
+            [head.to_vec(), [head, b"and a line that is longer than what is shown\n"].concat()]
+        {
             let (bytes, less) = (head.len() as u64, telling(head.clone()));
             let told = |head: &[u8]| (of(head, bytes).map(|known| known.what), is_text(head));
             assert_eq!(told(&less), told(&head), "{head:?}");
@@ -208,8 +245,10 @@ mod tests {
 
     #[test]
     fn content_tells_formats_whatever_their_names() {
-        let utf16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
-        let utf32 = |text: &str| text.chars().flat_map(|c| u32::from(c).to_be_bytes()).collect::<Vec<u8>>();
+        let utf16 =
+            |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+        let utf32 =
+            |text: &str| text.chars().flat_map(|c| u32::from(c).to_be_bytes()).collect::<Vec<u8>>();
         for (head, expected) in [
             (&b"\x1f\x8b\x08\0\0\0\0\0\0\x03"[..], "gzip-compressed"),
             (b"BZh91AY&SY\x01", "bzip2-compressed"),
@@ -290,7 +329,8 @@ mod tests {
     fn extensions_are_known_in_lower_case() {
         assert_eq!(by_extension("zst").map(|known| known.what), Some("zstd-compressed"));
         assert!(by_extension("txt").is_none());
-        let mut all: Vec<&str> = FORMATS.iter().flat_map(|known| known.extensions).copied().collect();
+        let mut all: Vec<&str> =
+            FORMATS.iter().flat_map(|known| known.extensions).copied().collect();
         all.sort_unstable();
         assert!(all.windows(2).all(|pair| pair[0] != pair[1]), "{all:?}");
     }

@@ -1,12 +1,16 @@
-//! The driver: NATS, stores, clock and journal on one side, the pure machine on the other. One task, one loop: take what comes first, step the machine, carry out the
-//! effects in their order. It decides nothing.
+//! The driver: NATS, stores, clock and journal on one side, the pure machine on the other. One
+//! task, one loop: take what comes first, step the machine, carry out the effects in their order.
+//! It decides nothing.
 //!
-//! What is published from the loop (answers, beats, progress) is sent only while the connection stands and within a short bound: all of it is repeated or asked for again.
-//! Events and dead letters are not, so they wait for their stream ([`crate::outbox`]).
-//! What waits (commands, stores) runs in tasks of its own and comes back as an input. Records go to the journal's writer in the order in which the machine gave them.
+//! What is published from the loop (answers, beats, progress) is sent only while the connection
+//! stands and within a short bound: all of it is repeated or asked for again. Events and dead
+//! letters are not, so they wait for their stream ([`crate::outbox`]). What waits (commands,
+//! stores) runs in tasks of its own and comes back as an input. Records go to the journal's writer
+//! in the order in which the machine gave them.
 //!
-//! A term ends when somebody else is known to lead ([`fence`], or an append that is refused), and a loop that was paused for long asks before it does anything else. What
-//! a term leaves behind is nothing: no subscription, no service, no task, no writer.
+//! A term ends when somebody else is known to lead ([`fence`], or an append that is refused), and a
+//! loop that was paused for long asks before it does anything else. What a term leaves behind is
+//! nothing: no subscription, no service, no task, no writer.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -31,7 +35,9 @@ use muster_common::ledger::Ledger;
 use muster_common::names::Names;
 use muster_common::store::Stores;
 use muster_common::telemetry::Bounded;
-use muster_common::wire::{self, Heartbeat, JobRecoveries, LeaderBeat, PhaseQuery, Register, Report};
+use muster_common::wire::{
+    self, Heartbeat, JobRecoveries, LeaderBeat, PhaseQuery, Register, Report,
+};
 use muster_common::{Error, Result};
 
 mod apart;
@@ -106,7 +112,8 @@ pub(crate) struct Driver {
     askers: Askers,
     tasks: JoinSet<Option<Input>>,
     writer: JoinSet<()>,
-    /// Unbounded here, bounded by what it holds: at most one record for each attempt under way and each job, and a snapshot.
+    /// Unbounded here, bounded by what it holds: at most one record for each attempt under way and
+    /// each job, and a snapshot.
     orders: mpsc::UnboundedSender<Order>,
     written: mpsc::UnboundedReceiver<Written>,
     stalled: watch::Receiver<Option<String>>,
@@ -160,8 +167,20 @@ impl Driver {
     /// # Errors
     /// `Retry` where NATS does not take it.
     pub(crate) async fn start(parts: Parts) -> Result<Self> {
-        let Parts { client, ledger, stores, clock, config, machine, writer, stalled, subscriptions, .. } = parts;
-        let (cause, damage, meters, claims) = (parts.cause, parts.damage, parts.meters, parts.claims);
+        let Parts {
+            client,
+            ledger,
+            stores,
+            clock,
+            config,
+            machine,
+            writer,
+            stalled,
+            subscriptions,
+            ..
+        } = parts;
+        let (cause, damage, meters, claims) =
+            (parts.cause, parts.damage, parts.meters, parts.claims);
         let servers = parts.servers;
         let names = Names::new(&config.namespace);
         let api = ControlApi::start(&client, &names, machine.epoch()).await?;
@@ -178,7 +197,8 @@ impl Driver {
         let now_ms = clock.now_ms();
         let timeout_ms = config.leader.silence_ms / 2;
         let fence =
-            Fence::new(ledger, (&orders, standing), clock.clone(), machine.epoch(), timeout_ms).claiming(claims);
+            Fence::new(ledger, (&orders, standing), clock.clone(), machine.epoch(), timeout_ms)
+                .claiming(claims);
         let over = fence.watch();
         let config_silence_ms = config.leader.silence_ms;
         Ok(Self {
@@ -268,9 +288,14 @@ impl Driver {
         Event { unix_ms: 0, epoch: self.machine.epoch().0, job: None, severity, kind, text }
     }
 
-    /// After a pause of this process: what it holds in memory and in its sockets may be of a time that is over. `false` where it is told to stop meanwhile.
+    /// After a pause of this process: what it holds in memory and in its sockets may be of a time
+    /// that is over. `false` where it is told to stop meanwhile.
     async fn leads_still(&self, gap_ms: u64, shutdown: &mut watch::Receiver<bool>) -> Result<bool> {
-        tracing::warn!(gap_ms, epoch = self.machine.epoch().0, "this process was paused: does it lead still?");
+        tracing::warn!(
+            gap_ms,
+            epoch = self.machine.epoch().0,
+            "this process was paused: does it lead still?"
+        );
         let _waiting = self.meters.as_ref().map(|meters| meters.excuse());
         tokio::select! {
             looked = self.hands.fence.look() => looked.map(|()| true),
@@ -278,9 +303,21 @@ impl Driver {
         }
     }
 
-    /// Gives up everything that a leader has. Who resigns says so when that is done, so that a stand-by finds nobody there.
+    /// Gives up everything that a leader has. Who resigns says so when that is done, so that a
+    /// stand-by finds nobody there.
     async fn leave(self, resigns: bool) {
-        let Self { machine, hands, mut tasks, mut writer, orders, subscriptions, api, beats, mut bounded, .. } = self;
+        let Self {
+            machine,
+            hands,
+            mut tasks,
+            mut writer,
+            orders,
+            subscriptions,
+            api,
+            beats,
+            mut bounded,
+            ..
+        } = self;
         drop(subscriptions);
         bounded.end();
         if tokio::time::timeout(LEAVE_TIMEOUT, api.stop()).await.is_err() {
@@ -301,7 +338,11 @@ impl Driver {
         }
         writer.shutdown().await;
         if resigns && hands.client.connection_state() == State::Connected {
-            let beat = LeaderBeat { deployment: machine.deployment().clone(), epoch: machine.epoch(), sequence: beats };
+            let beat = LeaderBeat {
+                deployment: machine.deployment().clone(),
+                epoch: machine.epoch(),
+                sequence: beats,
+            };
             let resign = async {
                 let bytes = wire::encode(&beat)?;
                 let trouble = |e: String| Error::retry(e);
@@ -375,12 +416,14 @@ impl Driver {
         Ok(true)
     }
 
-    /// Shows that the owner of each job's claim lives. A renewal that fails is made again with the next: what follows from a claim that is lost is decided before OUTPUT changes.
+    /// Shows that the owner of each job's claim lives. A renewal that fails is made again with the
+    /// next: what follows from a claim that is lost is decided before OUTPUT changes.
     fn renew_claims(&mut self, now_ms: u64) {
         let Some(claims) = self.hands.fence.claims().cloned() else { return };
         self.renew_due_ms = now_ms + claims.renew_ms();
         for (job, output) in self.machine.outputs() {
-            let (claims, stores, fence) = (claims.clone(), self.hands.stores.clone(), self.hands.fence.clone());
+            let (claims, stores, fence) =
+                (claims.clone(), self.hands.stores.clone(), self.hands.fence.clone());
             self.tasks.spawn(async move {
                 if fence.over().is_none()
                     && let Err(error) = claims.renew(&stores, &output, &job).await
@@ -392,14 +435,16 @@ impl Driver {
         }
     }
 
-    /// A claim was taken for a job that was refused after that, or was withdrawn while it was planned.
+    /// A claim was taken for a job that was refused after that, or was withdrawn while it was
+    /// planned.
     fn withdraw_unplanned(&mut self) {
         let Some(claims) = self.hands.fence.claims().cloned() else { return };
         for job in claims.planned() {
             if self.machine.knows(&job) {
                 claims.journalled(&job);
             } else if !self.machine.plans(&job) && claims.begins_withdrawal(&job) {
-                let (claims, stores, fence) = (claims.clone(), self.hands.stores.clone(), self.hands.fence.clone());
+                let (claims, stores, fence) =
+                    (claims.clone(), self.hands.stores.clone(), self.hands.fence.clone());
                 self.tasks.spawn(async move {
                     if let Err(error) = claims.withdraw(&stores, &job, &fence).await {
                         tracing::warn!(%error, %job, "the claim on OUTPUT was not withdrawn");
@@ -410,7 +455,8 @@ impl Driver {
         }
     }
 
-    /// Beats and ticks when they are due, whatever woke the loop: a flood of messages must not keep the clock from being looked at.
+    /// Beats and ticks when they are due, whatever woke the loop: a flood of messages must not keep
+    /// the clock from being looked at.
     async fn look_at_clock(&mut self) -> Result<()> {
         let now_ms = self.clock.now_ms();
         if let Some(meters) = &self.meters {
@@ -421,7 +467,9 @@ impl Driver {
             self.beat_due_ms = now_ms + self.config.heartbeat.interval_ms;
             self.beat().await;
         }
-        if now_ms >= self.tick_due_ms || self.machine.next_due_ms().is_some_and(|due_ms| now_ms >= due_ms) {
+        if now_ms >= self.tick_due_ms
+            || self.machine.next_due_ms().is_some_and(|due_ms| now_ms >= due_ms)
+        {
             self.tick_due_ms = now_ms + TICK_MS;
             self.askers.expire(now_ms);
             self.bounded.look(now_ms);
@@ -449,20 +497,27 @@ impl Driver {
         if now_ms >= self.room_due_ms {
             self.room_due_ms = now_ms + ROOM_MS;
             let fence = self.hands.fence.clone();
-            let room =
-                async move { Some(Input::JournalRoom { used_percent: fence.journal_room().await?.used_percent() }) };
+            let room = async move {
+                Some(Input::JournalRoom {
+                    used_percent: fence.journal_room().await?.used_percent(),
+                })
+            };
             self.tasks.spawn(room);
         }
         if now_ms >= self.servers_due_ms && self.servers.are_several() {
             self.servers_due_ms = now_ms + SERVERS_MS;
             let servers = self.servers.clone();
-            self.tasks.spawn(async move { Some(Input::NatsServers { away: servers.away().await }) });
+            self.tasks
+                .spawn(async move { Some(Input::NatsServers { away: servers.away().await }) });
         }
-        if now_ms >= self.fence_due_ms && self.looking.as_ref().is_none_or(AbortHandle::is_finished) {
-            // Whoever took over may be gone again before it was heard; a leader with nothing to write would never find out.
+        if now_ms >= self.fence_due_ms && self.looking.as_ref().is_none_or(AbortHandle::is_finished)
+        {
+            // Whoever took over may be gone again before it was heard; a leader with nothing to
+            // write would never find out.
             self.fence_due_ms = now_ms + self.config.leader.silence_ms;
             let fence = self.hands.fence.clone();
-            self.looking = Some(self.tasks.spawn(async move { fence.look().await.err().and(None) }));
+            self.looking =
+                Some(self.tasks.spawn(async move { fence.look().await.err().and(None) }));
         }
         Ok(())
     }
@@ -515,7 +570,8 @@ impl Driver {
                 Ok(Input::Report { to: admit(), report: Box::new(report) })
             }),
             Kind::Phase | Kind::Heartbeat | Kind::Recoveries => {
-                wire::decode::<PhaseQuery>(&payload).map(|query| Input::AskPhase { to: admit(), query })
+                wire::decode::<PhaseQuery>(&payload)
+                    .map(|query| Input::AskPhase { to: admit(), query })
             }
         };
         match input {
@@ -535,7 +591,9 @@ impl Driver {
     }
 
     async fn call(&mut self, call: api::Call, request: async_nats::service::Request) -> Result<()> {
-        if let Err(error) = subscriptions::check_reply(&self.hands.names, request.message.reply.clone()) {
+        if let Err(error) =
+            subscriptions::check_reply(&self.hands.names, request.message.reply.clone())
+        {
             return self.malformed("request", &error);
         }
         let body = request.message.payload.clone();
@@ -554,7 +612,9 @@ impl Driver {
         let effects = self.machine.step(self.clock.now_ms(), input);
         #[cfg(debug_assertions)]
         if let Err(broken) = crate::job::invariant::check(&self.machine) {
-            return Err(Error::bug(format!("an invariant of the job machine does not hold: {broken}")));
+            return Err(Error::bug(format!(
+                "an invariant of the job machine does not hold: {broken}"
+            )));
         }
         for effect in effects {
             self.perform(effect).await?;
@@ -572,10 +632,16 @@ impl Driver {
             }
             Effect::PurgeJournal { before } => self.order(Order::Purge { before }),
             Effect::Reply { to, reply } => {
-                let lost =
-                    !matches!(self.hands.fate("answer").await, faults::Message::Deliver | faults::Message::Twice);
+                let lost = !matches!(
+                    self.hands.fate("answer").await,
+                    faults::Message::Deliver | faults::Message::Twice
+                );
                 if let Some(asker) = self.askers.take(to).filter(|_| !lost) {
-                    let _ = tokio::time::timeout(PUBLISH_TIMEOUT, asker.answer(&self.hands.client, reply)).await;
+                    let _ = tokio::time::timeout(
+                        PUBLISH_TIMEOUT,
+                        asker.answer(&self.hands.client, reply),
+                    )
+                    .await;
                 }
                 Ok(())
             }
@@ -630,7 +696,12 @@ impl Driver {
         self.outbox.event(&event);
     }
 
-    async fn publish_frame<T: wire::Message>(&self, word: &'static str, subject: String, message: &T) {
+    async fn publish_frame<T: wire::Message>(
+        &self,
+        word: &'static str,
+        subject: String,
+        message: &T,
+    ) {
         match wire::encode(message) {
             Ok(bytes) => self.publish(word, subject, bytes.into()).await,
             Err(error) => tracing::error!(%error, subject, "a message could not be encoded"),
@@ -652,13 +723,16 @@ impl Driver {
         match self.hands.fate(word).await {
             faults::Message::Deliver => {}
             faults::Message::Twice => self.hand_over(subject.clone(), bytes.clone()).await,
-            faults::Message::Lost | faults::Message::Refused | faults::Message::AnswerLost => return,
+            faults::Message::Lost | faults::Message::Refused | faults::Message::AnswerLost => {
+                return;
+            }
         }
         self.hand_over(subject, bytes).await;
     }
 
     async fn hand_over(&self, subject: String, bytes: Bytes) {
-        match tokio::time::timeout(PUBLISH_TIMEOUT, self.hands.client.publish(subject, bytes)).await {
+        match tokio::time::timeout(PUBLISH_TIMEOUT, self.hands.client.publish(subject, bytes)).await
+        {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "a hint was not sent"),
             Err(_) => tracing::debug!("a hint was not sent in time"),

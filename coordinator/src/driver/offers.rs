@@ -1,7 +1,9 @@
-//! What workers offer of their own as input: asks each of them, page by page, and believes nothing that it did not register.
+//! What workers offer of their own as input: asks each of them, page by page, and believes nothing
+//! that it did not register.
 //!
-//! What all of them offer is one tree: what exists at any of them is a path, whatever characters its name has, and only what exists at none is read as a pattern
-//! (`gather.rs` does the same for stores).
+//! What all of them offer is one tree: what exists at any of them is a path, whatever characters
+//! its name has, and only what exists at none is read as a pattern (`gather.rs` does the same for
+//! stores).
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -33,7 +35,8 @@ const ASKED_AT_ONCE: usize = 16;
 const PAUSE_MS: u64 = 200;
 /// Tries of one page.
 const TRIES_MAX: u32 = 4;
-/// What is cut off a path beside what is too long, at most: part of a character, and dots at the end.
+/// What is cut off a path beside what is too long, at most: part of a character, and dots at the
+/// end.
 const CUT_BYTES_MAX: usize = 16;
 /// Files that cannot be read of which all that is said is kept.
 const SAID_IN_FULL_MAX: usize = 1000;
@@ -48,7 +51,8 @@ const VERSION_BYTES_MAX: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct Offered {
     pub(super) inputs: BTreeMap<String, Found>,
-    /// By URL of a file: that it is not what the format says, or why it cannot be read. All others are as they should be.
+    /// By URL of a file: that it is not what the format says, or why it cannot be read. All others
+    /// are as they should be.
     pub(super) looks: BTreeMap<String, Result<&'static Known>>,
 }
 
@@ -60,11 +64,12 @@ pub(super) struct Found {
     pub(super) left_out: Vec<LeftOut>,
 }
 
-/// Lists what `offers` have for the INPUTs of a request. `ask` sends one question to one worker; nothing takes longer than `bound_ms`. It relies on no runtime, only on
-/// the clock's pauses.
+/// Lists what `offers` have for the INPUTs of a request. `ask` sends one question to one worker;
+/// nothing takes longer than `bound_ms`. It relies on no runtime, only on the clock's pauses.
 ///
 /// # Errors
-/// `NotFound` where nobody offers what an INPUT means; `Exhausted` where a worker does not answer, and `Corrupt` where it says what cannot be true, naming it.
+/// `NotFound` where nobody offers what an INPUT means; `Exhausted` where a worker does not answer,
+/// and `Corrupt` where it says what cannot be true, naming it.
 pub(super) async fn list<F>(
     spec: &JobSpec,
     offers: &[Offer],
@@ -95,7 +100,8 @@ where
     F: Future<Output = Result<ListReply>>,
 {
     let mut offered = Offered::default();
-    let asking = Asking { offers, epoch, clock, ask, format: &spec.sort.format, kept: Kept::default() };
+    let asking =
+        Asking { offers, epoch, clock, ask, format: &spec.sort.format, kept: Kept::default() };
     for input in &spec.inputs {
         let Some(text) = inputs::of_workers(input).transpose()? else { continue };
         if offered.inputs.contains_key(input) {
@@ -109,9 +115,11 @@ where
             offered.looks.extend(looks);
         }
         if found.objects.is_empty() && found.left_out.is_empty() {
-            let asked: Vec<&str> = offers.iter().take(10).map(|offer| offer.worker.as_str()).collect();
+            let asked: Vec<&str> =
+                offers.iter().take(10).map(|offer| offer.worker.as_str()).collect();
             let text = format!(
-                "INPUT {input} is not there: none of the workers that offer input has such a file ({})",
+                "INPUT {input} is not there: none of the workers that offer input has such a file \
+                    ({})",
                 asked.join(", ")
             );
             return Err(Error::new(ErrorKind::NotFound, text));
@@ -157,23 +165,30 @@ struct Kept {
 
 impl Kept {
     /// Counts a page, before any of it is kept.
-    fn count(&self, files: &[(BlobUrl, LocalFile)], omitted: &[(BlobUrl, LocalOmitted)]) -> Result<()> {
+    fn count(
+        &self,
+        files: &[(BlobUrl, LocalFile)],
+        omitted: &[(BlobUrl, LocalOmitted)],
+    ) -> Result<()> {
         if self.files.fetch_add(files.len(), Ordering::Relaxed) + files.len() > OBJECTS_MAX {
             return Err(Error::invalid(format!("the input has more than {OBJECTS_MAX} objects")));
         }
         let before = self.omitted.fetch_add(omitted.len(), Ordering::Relaxed);
         match omitted.get(OMITTED_MAX.saturating_sub(before)) {
             Some((url, LocalOmitted { why, .. })) => Err(Error::invalid(format!(
-                "more than {OMITTED_MAX} entries that workers offer cannot be input, at last {url}: {why}"
+                "more than {OMITTED_MAX} entries that workers offer cannot be input, at last \
+                    {url}: {why}"
             ))),
             None => Ok(()),
         }
     }
 
-    /// Why a file cannot be read: all that is said of the first ones, and the begin of it of all others.
+    /// Why a file cannot be read: all that is said of the first ones, and the begin of it of all
+    /// others.
     fn words(&self, Error { kind, message }: &Error) -> Error {
         let before = self.unreadable.fetch_add(1, Ordering::Relaxed);
-        let most = if before < SAID_IN_FULL_MAX { error::MESSAGE_BYTES_MAX } else { SAID_BYTES_MAX };
+        let most =
+            if before < SAID_IN_FULL_MAX { error::MESSAGE_BYTES_MAX } else { SAID_BYTES_MAX };
         // What is cut off is not to take memory.
         Error::new(*kind, &message[..message.floor_char_boundary(most)])
     }
@@ -184,7 +199,8 @@ where
     A: Fn(Offer, ListInputs) -> F,
     F: Future<Output = Result<ListReply>>,
 {
-    /// What a request means by a text: a path where there is one, else a pattern below the folders that it begins with.
+    /// What a request means by a text: a path where there is one, else a pattern below the folders
+    /// that it begins with.
     async fn meaning(&self, text: &str) -> Result<Pattern> {
         let path = Pattern::of_path(text)?;
         if inputs::is_plain(text) || self.any(&path).await? {
@@ -194,7 +210,9 @@ where
         while let Some((segment, below)) = rest.split_once('/') {
             let folder = if !is_wild(segment) {
                 unescaped(segment)
-            } else if !segment.contains(['*', '?']) && self.any(&folder_at(&join(&base, segment))?).await? {
+            } else if !segment.contains(['*', '?'])
+                && self.any(&folder_at(&join(&base, segment))?).await?
+            {
                 // Brackets and braces are in names of folders, too.
                 segment.to_owned()
             } else {
@@ -205,9 +223,11 @@ where
         Pattern::new(&join(&escaped(&base), rest))
     }
 
-    /// Whether anybody has something with this path, or below it. A folder above it that a worker cannot look into, or a link there, tells nothing of what others have.
+    /// Whether anybody has something with this path, or below it. A folder above it that a worker
+    /// cannot look into, or a link there, tells nothing of what others have.
     async fn any(&self, path: &Pattern) -> Result<bool> {
-        let probes = self.offers.iter().cloned().map(|offer| async move { self.has(&offer, path).await });
+        let probes =
+            self.offers.iter().cloned().map(|offer| async move { self.has(&offer, path).await });
         let found: Vec<bool> = stream::iter(probes).buffered(ASKED_AT_ONCE).try_collect().await?;
         Ok(found.contains(&true))
     }
@@ -227,7 +247,11 @@ where
 
     /// What each worker has, by their ids.
     async fn all(&self, pattern: &Pattern) -> Result<Vec<Seen>> {
-        let lists = self.offers.iter().cloned().map(|offer| async move { self.files_of(&offer, pattern).await });
+        let lists = self
+            .offers
+            .iter()
+            .cloned()
+            .map(|offer| async move { self.files_of(&offer, pattern).await });
         stream::iter(lists).buffered(ASKED_AT_ONCE).try_collect().await
     }
 
@@ -237,8 +261,13 @@ where
         loop {
             let Said { files, omitted, next } = self.said(offer, pattern, after).await?;
             self.kept.count(&files, &omitted)?;
-            files.into_iter().for_each(|(url, file)| seen.take(self.format, &self.kept, &url, file));
-            let named = |(url, odd): (BlobUrl, LocalOmitted)| LeftOut { url: url.to_string(), why: odd.why };
+            files
+                .into_iter()
+                .for_each(|(url, file)| seen.take(self.format, &self.kept, &url, file));
+            let named = |(url, odd): (BlobUrl, LocalOmitted)| LeftOut {
+                url: url.to_string(),
+                why: odd.why,
+            };
             seen.left_out.extend(omitted.into_iter().map(named));
             let Some(next) = next else { break };
             after = Some(next);
@@ -255,7 +284,8 @@ where
                 offer.worker, offer.host
             ))
         };
-        let question = ListInputs { epoch: self.epoch, pattern: pattern.as_str().to_owned(), after };
+        let question =
+            ListInputs { epoch: self.epoch, pattern: pattern.as_str().to_owned(), after };
         let (files, omitted, next) = self.page_of(offer, &question).await?;
         let after = question.after;
         let mut said = Said { files: Vec::new(), omitted: Vec::new(), next };
@@ -292,13 +322,17 @@ where
         let mut tries = 1;
         loop {
             let error = match (self.ask)(offer.clone(), question.clone()).await {
-                Ok(ListReply::Listed { files, omitted, next }) => return Ok((files, omitted, next)),
+                Ok(ListReply::Listed { files, omitted, next }) => {
+                    return Ok((files, omitted, next));
+                }
                 Ok(ListReply::Refused { error }) | Err(error) => error,
             };
             if !error.kind.is_passing() || tries >= TRIES_MAX {
-                // No passing trouble any more: whoever asked is to hear the worker's name, not to ask again.
+                // No passing trouble any more: whoever asked is to hear the worker's name, not to
+                // ask again.
                 let kind = if error.kind.is_passing() { ErrorKind::Exhausted } else { error.kind };
-                let place = format!("worker {} on {} does not list its input", offer.worker, offer.host);
+                let place =
+                    format!("worker {} on {} does not list its input", offer.worker, offer.host);
                 return Err(Error::new(kind, error.message).at(place));
             }
             tries += 1;
@@ -327,7 +361,12 @@ fn folder_at(path: &str) -> Result<Pattern> {
 }
 
 /// The URL of a file that a worker says it has.
-fn check_file(offer: &Offer, pattern: &Pattern, before: Option<&str>, file: &LocalFile) -> Result<BlobUrl, String> {
+fn check_file(
+    offer: &Offer,
+    pattern: &Pattern,
+    before: Option<&str>,
+    file: &LocalFile,
+) -> Result<BlobUrl, String> {
     let LocalFile { path, version, head, .. } = file;
     let url = BlobUrl::of_worker(&offer.worker, path).map_err(|e| e.message)?;
     let relative = relative_to(offer, path)?;
@@ -346,7 +385,8 @@ fn check_file(offer: &Offer, pattern: &Pattern, before: Option<&str>, file: &Loc
     Ok(url)
 }
 
-/// The URL of an entry that a worker says cannot be input. A folder has the place of what lies in it, and a path that was cut that of a longer one, so they have no order.
+/// The URL of an entry that a worker says cannot be input. A folder has the place of what lies in
+/// it, and a path that was cut that of a longer one, so they have no order.
 fn check_omitted(offer: &Offer, pattern: &Pattern, odd: &LocalOmitted) -> Result<BlobUrl, String> {
     let LocalOmitted { path, why, cut } = odd;
     let url = BlobUrl::of_worker(&offer.worker, path).map_err(|e| e.message)?;
@@ -359,7 +399,11 @@ fn check_omitted(offer: &Offer, pattern: &Pattern, odd: &LocalOmitted) -> Result
         return Err(format!("{} was not asked for", begin(path)));
     }
     if why.is_empty() || why.len() > WHY_BYTES_MAX || why.contains(char::is_control) {
-        return Err(format!("{} cannot be input for a reason of {} bytes that is none", begin(path), why.len()));
+        return Err(format!(
+            "{} cannot be input for a reason of {} bytes that is none",
+            begin(path),
+            why.len()
+        ));
     }
     Ok(url)
 }
@@ -369,14 +413,17 @@ fn begin(path: &str) -> &str {
     &path[..path.floor_char_boundary(SHOWN_BYTES_MAX)]
 }
 
-/// Whether what cannot be input has this very path or lies below it, and not above; what had to be cut is longer than what is asked for.
+/// Whether what cannot be input has this very path or lies below it, and not above; what had to be
+/// cut is longer than what is asked for.
 fn is_of_path(offer: &Offer, path: &Pattern, odd: &LocalOmitted) -> bool {
     odd.cut || relative_to(offer, &odd.path).is_ok_and(|relative| path.holds(relative))
 }
 
 /// A path below the folders that a worker registered.
 fn relative_to<'a>(offer: &Offer, path: &'a str) -> Result<&'a str, String> {
-    let below = |folder: &String| path.strip_prefix(folder.as_str()).and_then(|rest| rest.strip_prefix('/'));
+    let below = |folder: &String| {
+        path.strip_prefix(folder.as_str()).and_then(|rest| rest.strip_prefix('/'))
+    };
     let found = offer.folders.iter().find_map(below);
     found.ok_or_else(|| format!("{} is not below the folders that it registered", begin(path)))
 }

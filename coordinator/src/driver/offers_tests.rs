@@ -45,7 +45,12 @@ fn offer(id: &str) -> Offer {
 }
 
 fn file(path: &str) -> LocalFile {
-    LocalFile { path: path.to_owned(), bytes: 4, version: "v".to_owned(), head: Ok(b"line".to_vec()) }
+    LocalFile {
+        path: path.to_owned(),
+        bytes: 4,
+        version: "v".to_owned(),
+        head: Ok(b"line".to_vec()),
+    }
 }
 
 fn page(paths: &[&str], next: Option<&str>) -> Result<ListReply> {
@@ -56,7 +61,11 @@ fn odd(path: &str, why: &str) -> LocalOmitted {
     LocalOmitted { path: path.to_owned(), why: why.to_owned(), cut: false }
 }
 
-fn page_of_odd(files: &[&str], omitted: Vec<LocalOmitted>, next: Option<&str>) -> Result<ListReply> {
+fn page_of_odd(
+    files: &[&str],
+    omitted: Vec<LocalOmitted>,
+    next: Option<&str>,
+) -> Result<ListReply> {
     let files = files.iter().map(|path| file(path)).collect();
     Ok(ListReply::Listed { files, omitted, next: next.map(str::to_owned) })
 }
@@ -72,7 +81,14 @@ async fn list_of(inputs: &[&str], pages: Vec<Result<ListReply>>) -> Result<Offer
         };
         async move { answer }
     };
-    list(&spec(inputs), &[offer("w1"), offer("w2")], Epoch(1), (&SystemClock::default(), 60_000), ask).await
+    list(
+        &spec(inputs),
+        &[offer("w1"), offer("w2")],
+        Epoch(1),
+        (&SystemClock::default(), 60_000),
+        ask,
+    )
+    .await
 }
 
 fn urls(offered: &Offered, input: &str) -> Vec<String> {
@@ -81,10 +97,14 @@ fn urls(offered: &Offered, input: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn all_pages_of_all_workers_by_id_then_by_path() {
-    let pages =
-        vec![page(&["/data/a", "/data/b"], Some("/data/b")), page(&[], Some("/data/x")), page(&["/more/a"], None)];
+    let pages = vec![
+        page(&["/data/a", "/data/b"], Some("/data/b")),
+        page(&[], Some("/data/x")),
+        page(&["/more/a"], None),
+    ];
     let offered = list_of(&["memory:///in", "workers:/"], pages).await.expect("listed");
-    let expected = ["worker://w1/data/a", "worker://w1/data/b", "worker://w1/more/a", "worker://w2/data/z"];
+    let expected =
+        ["worker://w1/data/a", "worker://w1/data/b", "worker://w1/more/a", "worker://w2/data/z"];
     assert_eq!(urls(&offered, "workers:/"), expected);
     assert_eq!((offered.inputs.len(), offered.looks.len()), (1, 0));
 }
@@ -93,7 +113,10 @@ async fn all_pages_of_all_workers_by_id_then_by_path() {
 async fn what_cannot_be_true_is_not_believed() {
     let check = async |input: &str, pages: Vec<Result<ListReply>>, expected: &str| {
         let error = list_of(&[input], pages).await.expect_err(expected);
-        assert!(error.message.contains("worker w1 on host") && error.message.contains(expected), "{expected}: {error}");
+        assert!(
+            error.message.contains("worker w1 on host") && error.message.contains(expected),
+            "{expected}: {error}"
+        );
         assert_eq!(error.kind, ErrorKind::Corrupt, "{error}");
     };
     for path in ["/etc/passwd", "/data", "/database/x"] {
@@ -106,9 +129,19 @@ async fn what_cannot_be_true_is_not_believed() {
     check("workers:/", vec![page(&["/data/_hidden"], None)], "was not asked for").await;
     check("workers:/", vec![page(&["/data/b", "/data/a"], None)], "stands behind").await;
     check("workers:/", vec![page(&["/data/a", "/data/a"], None)], "stands behind").await;
-    check("workers:/", vec![page(&["/data/b"], Some("/data/b")), page(&["/data/a"], None)], "stands behind").await;
+    check(
+        "workers:/",
+        vec![page(&["/data/b"], Some("/data/b")), page(&["/data/a"], None)],
+        "stands behind",
+    )
+    .await;
     check("workers:/", vec![page(&["/data/b"], Some("/data/a"))], "goes back").await;
-    check("workers:/", vec![page(&[], Some("/data/a")), page(&[], Some("/data/a"))], "does not go on").await;
+    check(
+        "workers:/",
+        vec![page(&[], Some("/data/a")), page(&[], Some("/data/a"))],
+        "does not go on",
+    )
+    .await;
     let long = LocalFile { version: "v".repeat(300), ..file("/data/a") };
     check(
         "workers:/",
@@ -128,8 +161,12 @@ async fn what_cannot_be_true_is_not_believed() {
 #[tokio::test]
 async fn what_is_said_of_odd_entries_is_bounded_and_checked() {
     let check = async |input: &str, omitted: Vec<LocalOmitted>, expected: &str| {
-        let error = list_of(&[input], vec![page_of_odd(&[], omitted, None)]).await.expect_err(expected);
-        assert!(error.message.contains("worker w1 on host") && error.message.contains(expected), "{expected}: {error}");
+        let error =
+            list_of(&[input], vec![page_of_odd(&[], omitted, None)]).await.expect_err(expected);
+        assert!(
+            error.message.contains("worker w1 on host") && error.message.contains(expected),
+            "{expected}: {error}"
+        );
         assert_eq!(error.kind, ErrorKind::Corrupt, "{error}");
     };
     for path in ["/etc/passwd", "/data", "/database/x"] {
@@ -144,18 +181,32 @@ async fn what_is_said_of_odd_entries_is_bounded_and_checked() {
     check("workers:/", vec![odd("/data/.hidden", "a pipe")], "was not asked for").await;
     let cut = |path: &str| vec![LocalOmitted { cut: true, ..odd(path, "a pipe") }];
     check("workers:/", cut("/data/x"), "not so long that it had to be cut").await;
-    check("workers:/", cut(&format!("/etc/{}", "x".repeat(TEXT_BYTES_MAX - 5))), "not below the folders").await;
+    check(
+        "workers:/",
+        cut(&format!("/etc/{}", "x".repeat(TEXT_BYTES_MAX - 5))),
+        "not below the folders",
+    )
+    .await;
     for why in ["", "a\x1b[31m", "a\nb", &"x".repeat(WHY_BYTES_MAX + 1)] {
         check("workers:/", vec![odd("/data/a", why)], "a reason of").await;
     }
     let far = "/data/".to_owned() + &"x".repeat(NEXT_BYTES_MAX);
-    let error = list_of(&["workers:/"], vec![page_of_odd(&[], Vec::new(), Some(&far))]).await.expect_err("far");
+    let error = list_of(&["workers:/"], vec![page_of_odd(&[], Vec::new(), Some(&far))])
+        .await
+        .expect_err("far");
     assert!(error.message.contains("goes on behind a path of 65542 bytes"), "{error}");
     let said = Error { kind: ErrorKind::Invalid, message: "x".repeat(100_000) };
     let files = vec![LocalFile { head: Err(said), ..file("/data/a") }];
-    let offered = list_of(&["workers:/"], vec![Ok(ListReply::Listed { files, omitted: Vec::new(), next: None })]).await;
+    let offered = list_of(
+        &["workers:/"],
+        vec![Ok(ListReply::Listed { files, omitted: Vec::new(), next: None })],
+    )
+    .await;
     let look = &offered.expect("listed").looks["worker://w1/data/a"];
-    assert!(look.as_ref().is_err_and(|error| error.message.len() == muster_common::error::MESSAGE_BYTES_MAX));
+    assert!(
+        look.as_ref()
+            .is_err_and(|error| error.message.len() == muster_common::error::MESSAGE_BYTES_MAX)
+    );
 }
 
 /// However they are spread over pages, and whatever is repeated.
@@ -167,18 +218,30 @@ async fn more_odd_entries_than_a_job_leaves_out_are_refused_as_they_come() {
             .chunks(3_000)
             .map(|chunk| {
                 let last = chunk.last().filter(|last| **last != places[count - 1]);
-                page_of_odd(&[], chunk.iter().map(|place| odd(place, "a pipe")).collect(), last.map(String::as_str))
+                page_of_odd(
+                    &[],
+                    chunk.iter().map(|place| odd(place, "a pipe")).collect(),
+                    last.map(String::as_str),
+                )
             })
             .collect();
         pages
     };
-    let offered = list_of(&["workers:/"], pages(OMITTED_MAX)).await.expect("as many as a job leaves out");
+    let offered =
+        list_of(&["workers:/"], pages(OMITTED_MAX)).await.expect("as many as a job leaves out");
     assert_eq!(offered.inputs["workers:/"].left_out.len(), OMITTED_MAX);
     let error = list_of(&["workers:/"], pages(OMITTED_MAX + 1)).await.expect_err("one more");
-    let words = ["more than 10000 entries that workers offer", "at last worker://w1/data/10000: a pipe"];
-    assert!(error.kind == ErrorKind::Invalid && words.iter().all(|part| error.message.contains(part)), "{error}");
-    let again = (0..).map(|at| page_of_odd(&[], vec![odd("/data/a", "a pipe"); 9], Some(&format!("/data/{at:09}"))));
-    let error = list_of(&["workers:/"], again.take(2_000).collect()).await.expect_err("for ever the same");
+    let words =
+        ["more than 10000 entries that workers offer", "at last worker://w1/data/10000: a pipe"];
+    assert!(
+        error.kind == ErrorKind::Invalid && words.iter().all(|part| error.message.contains(part)),
+        "{error}"
+    );
+    let again = (0..).map(|at| {
+        page_of_odd(&[], vec![odd("/data/a", "a pipe"); 9], Some(&format!("/data/{at:09}")))
+    });
+    let error =
+        list_of(&["workers:/"], again.take(2_000).collect()).await.expect_err("for ever the same");
     assert!(error.message.contains("more than 10000 entries"), "{error}");
 }
 
@@ -198,27 +261,40 @@ async fn what_is_kept_of_all_workers_together_has_one_bound() {
     };
     assert_eq!(of(&offers[..4]).await.expect("few").inputs["workers:/"].left_out.len(), 8_400);
     let error = of(&offers).await.expect_err("many");
-    assert!(error.message.contains("more than 10000 entries that workers offer cannot be input"), "{error}");
+    assert!(
+        error.message.contains("more than 10000 entries that workers offer cannot be input"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
 async fn words_for_very_many_unreadable_files_are_short() {
     let ask = |offer: Offer, _: ListInputs| {
         let closed = |at: usize| LocalFile {
-            head: Err(Error { kind: ErrorKind::Invalid, message: format!("no right to it{}", "x".repeat(9_000)) }),
+            head: Err(Error {
+                kind: ErrorKind::Invalid,
+                message: format!("no right to it{}", "x".repeat(9_000)),
+            }),
             ..file(&format!("/data/{}-{at:05}", offer.worker))
         };
         let files = (0..900).map(closed).collect();
         async move { Ok(ListReply::Listed { files, omitted: Vec::new(), next: None }) }
     };
     let offers = [offer("w1"), offer("w2")];
-    let listed = list(&spec(&["workers:/"]), &offers, Epoch(1), (&SystemClock::default(), 60_000), ask).await;
+    let listed =
+        list(&spec(&["workers:/"]), &offers, Epoch(1), (&SystemClock::default(), 60_000), ask)
+            .await;
     let looks = listed.expect("listed").looks;
     let said: Vec<&Error> = looks.values().filter_map(|look| look.as_ref().err()).collect();
-    assert!(said.len() == 1_800 && said.iter().all(|error| error.message.starts_with("no right to it")));
+    assert!(
+        said.len() == 1_800 && said.iter().all(|error| error.message.starts_with("no right to it"))
+    );
     let full = said.iter().filter(|error| error.message.len() > SAID_BYTES_MAX).count();
     assert_eq!(full, SAID_IN_FULL_MAX);
-    assert!(said.iter().all(|error| error.message.capacity() <= error::MESSAGE_BYTES_MAX), "as long as it was sent");
+    assert!(
+        said.iter().all(|error| error.message.capacity() <= error::MESSAGE_BYTES_MAX),
+        "as long as it was sent"
+    );
 }
 
 #[tokio::test]
@@ -228,11 +304,17 @@ async fn odd_entries_of_all_workers_stand_in_the_order_of_their_places() {
         page_of_odd(&["/data/c"], vec![odd("/data/b", "cannot list it: Permission denied")], None),
     ];
     let offered = list_of(&["workers:/"], pages).await.expect("listed");
-    assert_eq!(urls(&offered, "workers:/"), ["worker://w1/data/b-x", "worker://w1/data/c", "worker://w2/data/z"]);
-    let left_out: Vec<&str> = offered.inputs["workers:/"].left_out.iter().map(|odd| odd.url.as_str()).collect();
+    assert_eq!(
+        urls(&offered, "workers:/"),
+        ["worker://w1/data/b-x", "worker://w1/data/c", "worker://w2/data/z"]
+    );
+    let left_out: Vec<&str> =
+        offered.inputs["workers:/"].left_out.iter().map(|odd| odd.url.as_str()).collect();
     assert_eq!(left_out, ["worker://w1/data/b", "worker://w1/data/z"]);
     // One that is asked for by its very path is there.
-    let offered = list_of(&["workers:/z"], vec![page_of_odd(&[], vec![odd("/data/z", "a pipe")], None)]).await;
+    let offered =
+        list_of(&["workers:/z"], vec![page_of_odd(&[], vec![odd("/data/z", "a pipe")], None)])
+            .await;
     assert_eq!(offered.expect("listed").inputs["workers:/z"].left_out.len(), 1);
 }
 
@@ -247,19 +329,32 @@ async fn a_path_that_a_worker_had_to_cut_is_believed() {
     std::fs::create_dir_all(root.join("d")).expect("folders");
     std::fs::write(root.join("d/a.txt"), "x").expect("file");
     std::fs::write(root.join("d").join(OsStr::from_bytes(&long)), "x").expect("file");
-    let own = OwnFiles::new(&[root], BufferPool::new(0), Arc::new(SystemClock::default())).expect("offers");
+    let own = OwnFiles::new(&[root], BufferPool::new(0), Arc::new(SystemClock::default()))
+        .expect("offers");
     let offers = [Offer { folders: own.folders(), ..offer("w1") }];
     let ask = |_: Offer, question: ListInputs| {
         let own = own.clone();
         async move {
-            let Page { files, omitted, next } = own.page(Pattern::new(&question.pattern)?, question.after).await?;
+            let Page { files, omitted, next } =
+                own.page(Pattern::new(&question.pattern)?, question.after).await?;
             Ok(ListReply::Listed { files, omitted, next })
         }
     };
-    let listed = list(&spec(&["workers:/d/*.txt"]), &offers, Epoch(1), (&SystemClock::default(), 60_000), ask).await;
+    let listed = list(
+        &spec(&["workers:/d/*.txt"]),
+        &offers,
+        Epoch(1),
+        (&SystemClock::default(), 60_000),
+        ask,
+    )
+    .await;
     let found = &listed.expect("listed").inputs["workers:/d/*.txt"];
     let [LeftOut { url, why }] = &found.left_out[..] else { panic!("{:?}", found.left_out) };
-    assert!(found.objects.len() == 1 && found.objects[0].url.ends_with("/d/a.txt"), "{:?}", found.objects);
+    assert!(
+        found.objects.len() == 1 && found.objects[0].url.ends_with("/d/a.txt"),
+        "{:?}",
+        found.objects
+    );
     assert!(url.contains(r"/d/\xff\xff"), "{url}");
     assert!(why.contains("4096 that are carried"), "{why}");
 }
@@ -269,14 +364,21 @@ async fn found(input: &str, files: [&[&str]; 2]) -> Result<Vec<String>> {
     let ask = |offer: Offer, question: ListInputs| {
         let pattern = Pattern::new(&question.pattern).expect("pattern");
         let at = usize::from(offer.worker.as_str() == "w2");
-        let paths: Vec<String> =
-            files[at].iter().filter(|name| pattern.matches(name)).map(|n| format!("/data/{n}")).collect();
+        let paths: Vec<String> = files[at]
+            .iter()
+            .filter(|name| pattern.matches(name))
+            .map(|n| format!("/data/{n}"))
+            .collect();
         let answer = page(&paths.iter().map(String::as_str).collect::<Vec<_>>(), None);
         async move { answer }
     };
     let offers = [offer("w1"), offer("w2")];
-    let offered = list(&spec(&[input]), &offers, Epoch(1), (&SystemClock::default(), 60_000), ask).await?;
-    Ok(urls(&offered, input).iter().map(|url| url.trim_start_matches("worker://").replace("/data/", ":")).collect())
+    let offered =
+        list(&spec(&[input]), &offers, Epoch(1), (&SystemClock::default(), 60_000), ask).await?;
+    Ok(urls(&offered, input)
+        .iter()
+        .map(|url| url.trim_start_matches("worker://").replace("/data/", ":"))
+        .collect())
 }
 
 #[tokio::test]
@@ -288,7 +390,9 @@ async fn what_exists_at_any_worker_is_a_path_and_no_pattern() {
         expected,
     ) {
         (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{input}"),
-        (Err(error), Err(expected)) => assert!(error.message.contains(expected), "{input}: {error}"),
+        (Err(error), Err(expected)) => {
+            assert!(error.message.contains(expected), "{input}: {error}")
+        }
         (found, expected) => panic!("{input}: {found:?}, not {expected:?}"),
     };
     check("a[1]", Ok(&["w2:a[1]"])).await;
@@ -312,17 +416,24 @@ async fn what_exists_at_any_worker_is_a_path_and_no_pattern() {
 /// The files of another worker were lost where `--bad-inputs skip` left the folder out.
 #[tokio::test]
 async fn a_folder_above_that_one_worker_cannot_list_makes_no_path_of_a_pattern() {
-    // `w1` cannot look into these of `/data`, and has these below `/more`; `w2` has those below `/data`.
+    // `w1` cannot look into these of `/data`, and has these below `/more`; `w2` has those below
+    // `/data`.
     let check = async |input: &str, closed: &[&str], files: [&[&str]; 2], expected: &[&str]| {
         let ask = |offer: Offer, question: ListInputs| {
             let pattern = Pattern::new(&question.pattern).expect("pattern");
             let first = offer.worker.as_str() == "w1";
             let (root, files) = if first { ("/more", files[0]) } else { ("/data", files[1]) };
-            let meant: Vec<String> =
-                files.iter().filter(|name| pattern.matches(name)).map(|name| format!("{root}/{name}")).collect();
+            let meant: Vec<String> = files
+                .iter()
+                .filter(|name| pattern.matches(name))
+                .map(|name| format!("{root}/{name}"))
+                .collect();
             let meant: Vec<&str> = meant.iter().map(String::as_str).collect();
-            let met = closed.iter().filter(|name| pattern.may_match_below(name) || pattern.matches(name));
-            let omitted = met.map(|name| odd(&format!("/data/{name}"), "cannot list it: Permission denied")).collect();
+            let met =
+                closed.iter().filter(|name| pattern.may_match_below(name) || pattern.matches(name));
+            let omitted = met
+                .map(|name| odd(&format!("/data/{name}"), "cannot list it: Permission denied"))
+                .collect();
             let answer = match question.after {
                 None if first => page_of_odd(&[], omitted, Some("/data/~")),
                 _ => page(&meant, None),
@@ -330,15 +441,32 @@ async fn a_folder_above_that_one_worker_cannot_list_makes_no_path_of_a_pattern()
             async move { answer }
         };
         let offers = [offer("w1"), offer("w2")];
-        let listed = list(&spec(&[input]), &offers, Epoch(1), (&SystemClock::default(), 60_000), ask).await;
+        let listed =
+            list(&spec(&[input]), &offers, Epoch(1), (&SystemClock::default(), 60_000), ask).await;
         let found = &listed.expect(input).inputs[input];
-        let urls = found.objects.iter().map(|object| &object.url).chain(found.left_out.iter().map(|odd| &odd.url));
+        let urls = found
+            .objects
+            .iter()
+            .map(|object| &object.url)
+            .chain(found.left_out.iter().map(|odd| &odd.url));
         assert_eq!(urls.collect::<Vec<_>>(), expected, "{input}");
     };
     let closed = "worker://w1/data/logs";
-    check("workers:/logs/*.txt", &["logs"], [&[], &["logs/a.txt"]], &["worker://w2/data/logs/a.txt", closed]).await;
+    check(
+        "workers:/logs/*.txt",
+        &["logs"],
+        [&[], &["logs/a.txt"]],
+        &["worker://w2/data/logs/a.txt", closed],
+    )
+    .await;
     let sub = "worker://w1/data/sub";
-    check("workers:/sub/[ab]/x*", &["sub"], [&[], &["sub/a/x1"]], &["worker://w2/data/sub/a/x1", sub]).await;
+    check(
+        "workers:/sub/[ab]/x*",
+        &["sub"],
+        [&[], &["sub/a/x1"]],
+        &["worker://w2/data/sub/a/x1", sub],
+    )
+    .await;
     // What comes behind such a folder is still a path.
     let both: [&[&str]; 2] = [&["logs/*.txt"], &["logs/a.txt"]];
     check("workers:/logs/*.txt", &["logs"], both, &["worker://w1/more/logs/*.txt", closed]).await;
@@ -350,11 +478,14 @@ async fn a_folder_above_that_one_worker_cannot_list_makes_no_path_of_a_pattern()
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_does_not_answer_is_asked_again_and_then_named() {
     let away = || Err(Error::retry("no answer"));
-    let offered = list_of(&["workers:/"], vec![away(), away(), page(&["/data/a"], None)]).await.expect("listed");
+    let offered = list_of(&["workers:/"], vec![away(), away(), page(&["/data/a"], None)])
+        .await
+        .expect("listed");
     assert_eq!(urls(&offered, "workers:/").len(), 2);
     let error = list_of(&["workers:/"], (0..9).map(|_| away()).collect()).await.expect_err("away");
     assert!(
-        error.kind == ErrorKind::Exhausted && error.message.contains("worker w1 on host does not list its input"),
+        error.kind == ErrorKind::Exhausted
+            && error.message.contains("worker w1 on host does not list its input"),
         "{error}"
     );
     let refused = Ok(ListReply::Refused { error: Error::invalid("no folder") });
@@ -365,7 +496,14 @@ async fn a_worker_that_does_not_answer_is_asked_again_and_then_named() {
 #[tokio::test(start_paused = true)]
 async fn a_listing_has_a_bound() {
     let ask = |_: Offer, _: ListInputs| std::future::pending::<Result<ListReply>>();
-    let listed = list(&spec(&["workers:/"]), &[offer("w1")], Epoch(1), (&SystemClock::default(), 600_000), ask).await;
+    let listed = list(
+        &spec(&["workers:/"]),
+        &[offer("w1")],
+        Epoch(1),
+        (&SystemClock::default(), 600_000),
+        ask,
+    )
+    .await;
     let error = listed.expect_err("bound");
     assert!(error.message.contains("600000 ms (store.list_timeout_ms)"), "{error}");
 }
@@ -378,16 +516,21 @@ async fn nothing_found_is_said() {
 
 #[tokio::test]
 async fn odd_entries_of_workers_fall_under_bad_inputs() {
-    let stores = Stores::new(BufferPool::new(0), &Config::profile(Profile::Testing).expect("settings").store);
+    let stores = Stores::new(
+        BufferPool::new(0),
+        &Config::profile(Profile::Testing).expect("settings").store,
+    );
     let (fence, _, _) = leading().await;
     let check = async |inputs: &[&str], files: &[&str], bad_inputs: BadInputs| {
         let spec = JobSpec { bad_inputs, ..spec(inputs) };
         let omitted = vec![odd("/data/sock", "a socket"), odd("/data/p", "a pipe")];
-        let offered = list_of(inputs, vec![page_of_odd(files, omitted, None)]).await.expect("listed");
+        let offered =
+            list_of(inputs, vec![page_of_odd(files, omitted, None)]).await.expect("listed");
         let places = plan::places(&spec, None, &"d1".parse().expect("id")).expect("places");
         list_input(&stores, &fence, &spec, &places, (&[offer("w1"), offer("w2")], &offered)).await
     };
-    let error = check(&["workers:/"], &["/data/a"], BadInputs::Fail).await.expect_err("odd entries");
+    let error =
+        check(&["workers:/"], &["/data/a"], BadInputs::Fail).await.expect_err("odd entries");
     let words = [
         "2 entries of the input cannot be read",
         "worker://w1/data/p (a pipe), worker://w1/data/sock (a socket)",
@@ -404,7 +547,10 @@ async fn odd_entries_of_workers_fall_under_bad_inputs() {
 
 #[tokio::test]
 async fn offered_files_are_checked_as_others_are() {
-    let stores = Stores::new(BufferPool::new(0), &Config::profile(Profile::Testing).expect("settings").store);
+    let stores = Stores::new(
+        BufferPool::new(0),
+        &Config::profile(Profile::Testing).expect("settings").store,
+    );
     let (fence, _, _) = leading().await;
     let check = async |files: Vec<LocalFile>, spec: JobSpec| {
         let listed = Ok(ListReply::Listed { files, omitted: Vec::new(), next: None });
@@ -413,10 +559,16 @@ async fn offered_files_are_checked_as_others_are() {
         list_input(&stores, &fence, &spec, &places, (&[offer("w1"), offer("w2")], &offered)).await
     };
     let listing = check(vec![file("/data/a")], spec(&["workers:/"])).await.expect("listing");
-    assert_eq!(listing.objects.iter().map(|object| object.owner()).collect::<Vec<_>>(), [Some("w1"), Some("w2")]);
+    assert_eq!(
+        listing.objects.iter().map(|object| object.owner()).collect::<Vec<_>>(),
+        [Some("w1"), Some("w2")]
+    );
     let closed = || LocalFile { head: Err(Error::invalid("Permission denied")), ..file("/data/a") };
     let error = check(vec![closed()], spec(&["workers:/"])).await.expect_err("closed");
-    assert!(error.message.contains("worker://w1/data/a cannot be read: Permission denied"), "{error}");
+    assert!(
+        error.message.contains("worker://w1/data/a cannot be read: Permission denied"),
+        "{error}"
+    );
     let skips = JobSpec { bad_inputs: BadInputs::Skip, ..spec(&["workers:/"]) };
     assert_eq!(check(vec![closed()], skips).await.expect("the task finds out").objects.len(), 2);
     let zipped = LocalFile { head: Ok(b"\x1f\x8b\x08\0".to_vec()), ..file("/data/a") };
@@ -427,12 +579,20 @@ async fn offered_files_are_checked_as_others_are() {
     header[148..156].copy_from_slice(b"0000400\0");
     let packed = LocalFile { head: Ok(header), bytes: 10_240, ..file("/data/a") };
     let error = check(vec![packed], spec(&["workers:/"])).await.expect_err("tar");
-    assert!(error.message.contains("worker://w1/data/a is a tar archive: unpack it first"), "{error}");
+    assert!(
+        error.message.contains("worker://w1/data/a is a tar archive: unpack it first"),
+        "{error}"
+    );
     for output in ["/data/out", "/more", "/"] {
-        let spec =
-            JobSpec { output: output.to_owned(), bucket: Some("memory:///scratch".to_owned()), ..spec(&["workers:/"]) };
+        let spec = JobSpec {
+            output: output.to_owned(),
+            bucket: Some("memory:///scratch".to_owned()),
+            ..spec(&["workers:/"])
+        };
         let Ok(places) = plan::places(&spec, None, &"d1".parse().expect("id")) else { continue };
-        let listed = list_input(&stores, &fence, &spec, &places, (&[offer("w1")], &Offered::default())).await;
+        let listed =
+            list_input(&stores, &fence, &spec, &places, (&[offer("w1")], &Offered::default()))
+                .await;
         assert!(listed.expect_err(output).message.contains("which worker w1 offers as input"));
     }
 }

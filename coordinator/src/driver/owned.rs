@@ -1,7 +1,8 @@
 //! What of OUTPUT a job may replace: what a job of muster has made there, and says so.
 //!
-//! The `_SUCCESS` that stands in OUTPUT is asked, and believed only as far as its names are of the form that jobs give: nobody can make it name anything else. All other
-//! entries are somebody's, hidden ones and links too. Scratch and unfinished uploads are muster's own, and no content.
+//! The `_SUCCESS` that stands in OUTPUT is asked, and believed only as far as its names are of the
+//! form that jobs give: nobody can make it name anything else. All other entries are somebody's,
+//! hidden ones and links too. Scratch and unfinished uploads are muster's own, and no content.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,7 +17,8 @@ use muster_common::{Error, ErrorKind, Result};
 
 use super::publish::AT_ONCE;
 
-/// Largest `_SUCCESS` that is read, in bytes: it names each part, each bad record and each omission, all of which have bounds.
+/// Largest `_SUCCESS` that is read, in bytes: it names each part, each bad record and each
+/// omission, all of which have bounds.
 const MANIFEST_BYTES_MAX: u64 = 256 << 20;
 /// Entries that a refusal names.
 const SHOWN: usize = 3;
@@ -36,38 +38,59 @@ struct Name {
     name: String,
 }
 
-/// What stands in OUTPUT and goes: all of it made by an earlier job. Without `--overwrite` nothing may stand there.
+/// What stands in OUTPUT and goes: all of it made by an earlier job. Without `--overwrite` nothing
+/// may stand there.
 ///
 /// # Errors
-/// `Invalid` where something stands there that must not go, naming the first of it; else as the store says.
-pub(super) async fn look_at_output(stores: &Stores, spec: &JobSpec, output: &BlobUrl) -> Result<Vec<PinnedObject>> {
+/// `Invalid` where something stands there that must not go, naming the first of it; else as the
+/// store says.
+pub(super) async fn look_at_output(
+    stores: &Stores,
+    spec: &JobSpec,
+    output: &BlobUrl,
+) -> Result<Vec<PinnedObject>> {
     let store = stores.open(output).await?;
     let base = output.key().trim_end_matches('/');
-    let listed = store.list(base, OBJECTS_MAX).await.map_err(|e| e.at(format!("OUTPUT {output}")))?;
-    let content: Vec<BlobMeta> = listed.into_iter().filter(|meta| is_content(relative(&meta.key, base))).collect();
+    let listed =
+        store.list(base, OBJECTS_MAX).await.map_err(|e| e.at(format!("OUTPUT {output}")))?;
+    let content: Vec<BlobMeta> =
+        listed.into_iter().filter(|meta| is_content(relative(&meta.key, base))).collect();
     let Some(first) = content.first() else { return Ok(Vec::new()) };
     if !spec.overwrite {
-        let more = if content.len() > 1 { format!(" and {} more", content.len() - 1) } else { String::new() };
+        let more = if content.len() > 1 {
+            format!(" and {} more", content.len() - 1)
+        } else {
+            String::new()
+        };
         return Err(Error::invalid(format!(
-            "OUTPUT {output} is not empty ({}{more}); choose another one, or replace an earlier result with --overwrite",
+            "OUTPUT {output} is not empty ({}{more}); choose another one, or replace an earlier \
+                result with --overwrite",
             output.with_key(first.key.clone())
         )));
     }
     let success = content.iter().find(|meta| relative(&meta.key, base) == SUCCESS);
     let made = match success {
-        Some(success) => made_by_a_job(&store, success).await.map_err(|e| e.at(format!("OUTPUT {output}")))?,
+        Some(success) => {
+            made_by_a_job(&store, success).await.map_err(|e| e.at(format!("OUTPUT {output}")))?
+        }
         None => BTreeSet::new(),
     };
-    let foreign: Vec<&str> =
-        content.iter().map(|meta| relative(&meta.key, base)).filter(|name| !made.contains(*name)).collect();
+    let foreign: Vec<&str> = content
+        .iter()
+        .map(|meta| relative(&meta.key, base))
+        .filter(|name| !made.contains(*name))
+        .collect();
     if !foreign.is_empty() {
         return Err(refuse(output, &foreign, made.is_empty()));
     }
     // A link under a name that the manifest gives is somebody's: what it leads to may lie anywhere.
-    let places = content.iter().map(|meta| {
-        let store = &store;
-        async move { store.check_place(&meta.key).await.map_err(|e| e.at(format!("OUTPUT {output}"))) }
-    });
+    let places =
+        content.iter().map(|meta| {
+            let store = &store;
+            async move {
+                store.check_place(&meta.key).await.map_err(|e| e.at(format!("OUTPUT {output}")))
+            }
+        });
     stream::iter(places.collect::<Vec<_>>()).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
     let pin = |meta: BlobMeta| PinnedObject {
         url: output.with_key(meta.key).to_string(),
@@ -86,12 +109,14 @@ fn refuse(output: &BlobUrl, foreign: &[&str], no_result: bool) -> Error {
         false => "the _SUCCESS of the earlier sort does not name them",
     };
     Error::invalid(format!(
-        "OUTPUT {output} holds what --overwrite must not replace: {}{more}; {why}. Choose another OUTPUT, or move them away",
+        "OUTPUT {output} holds what --overwrite must not replace: {}{more}; {why}. Choose another \
+            OUTPUT, or move them away",
         first.join(", ")
     ))
 }
 
-/// The names below OUTPUT that a `_SUCCESS` accounts for, its own among them; none where it is not muster's.
+/// The names below OUTPUT that a `_SUCCESS` accounts for, its own among them; none where it is not
+/// muster's.
 async fn made_by_a_job(store: &Arc<dyn Blobs>, success: &BlobMeta) -> Result<BTreeSet<String>> {
     if success.bytes == 0 || success.bytes > MANIFEST_BYTES_MAX {
         return Ok(BTreeSet::new());
@@ -110,8 +135,14 @@ async fn made_by_a_job(store: &Arc<dyn Blobs>, success: &BlobMeta) -> Result<BTr
 }
 
 fn names_of(manifest: &[u8]) -> BTreeSet<String> {
-    let Ok(Named { parts, quarantine, .. }) = serde_json::from_slice(manifest) else { return BTreeSet::new() };
-    let named = parts.into_iter().chain(quarantine).map(|Name { name }| name).filter(|name| names::is_of_a_job(name));
+    let Ok(Named { parts, quarantine, .. }) = serde_json::from_slice(manifest) else {
+        return BTreeSet::new();
+    };
+    let named = parts
+        .into_iter()
+        .chain(quarantine)
+        .map(|Name { name }| name)
+        .filter(|name| names::is_of_a_job(name));
     named.chain([SUCCESS.to_owned()]).collect()
 }
 

@@ -1,4 +1,5 @@
-//! What may go of an OUTPUT, and that nothing else is ever touched: jobs over trees with links, mounts and names of all bytes, before a witness of every change.
+//! What may go of an OUTPUT, and that nothing else is ever touched: jobs over trees with links,
+//! mounts and names of all bytes, before a witness of every change.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -34,8 +35,13 @@ fn a_manifest_accounts_for_what_jobs_make_alone() {
         {"name":"/etc/passwd"},{"name":"part-00001.txt/../../x"}],"quarantine":[{"name":"_quarantine/split-00000.jsonl"},{"name":"_quarantine/x"}]}"#;
     let names: Vec<String> = names_of(forged).into_iter().collect();
     assert_eq!(names, ["_SUCCESS", "_quarantine/split-00000.jsonl", "part-00000.txt"]);
-    for foreign in [&b""[..], b"{}", b"[]", b"{\"job\":1,\"parts\":[]}", b"{\"parts\":[{\"name\":\"part-00000.txt\"}]}"]
-    {
+    for foreign in [
+        &b""[..],
+        b"{}",
+        b"[]",
+        b"{\"job\":1,\"parts\":[]}",
+        b"{\"parts\":[{\"name\":\"part-00000.txt\"}]}",
+    ] {
         assert!(names_of(foreign).is_empty(), "{foreign:?}");
     }
 }
@@ -47,7 +53,8 @@ struct Record(Mutex<Vec<(Change, PathBuf)>>);
 impl Witness for Record {
     fn see(&self, change: Change, path: &Path) {
         // By what the folder is, not by how it was reached.
-        let folder = path.parent().and_then(|folder| folder.canonicalize().ok()).unwrap_or_default();
+        let folder =
+            path.parent().and_then(|folder| folder.canonicalize().ok()).unwrap_or_default();
         let path = folder.join(path.file_name().unwrap_or_default());
         self.0.lock().expect("lock").push((change, path));
     }
@@ -76,7 +83,11 @@ impl Dice {
             byte => byte,
         };
         let name: Vec<u8> = (0..length).map(|_| byte(self)).collect();
-        OsString::from_vec(if matches!(name.as_slice(), b"." | b"..") { b"odd".to_vec() } else { name })
+        OsString::from_vec(if matches!(name.as_slice(), b"." | b"..") {
+            b"odd".to_vec()
+        } else {
+            name
+        })
     }
 }
 
@@ -112,10 +123,18 @@ struct Tree {
 impl Tree {
     fn grow(seed: u64) -> Self {
         let dir = tempfile::tempdir().expect("dir");
-        let mut tree = Self { _mounted: None, dir, dice: Dice(seed), added: Default::default(), _sockets: Vec::new() };
-        for (name, text) in
-            [("in/a.txt", "b\na\n"), ("important/part-00000.txt", "kept"), ("important/d1/j1/x", "kept")]
-        {
+        let mut tree = Self {
+            _mounted: None,
+            dir,
+            dice: Dice(seed),
+            added: Default::default(),
+            _sockets: Vec::new(),
+        };
+        for (name, text) in [
+            ("in/a.txt", "b\na\n"),
+            ("important/part-00000.txt", "kept"),
+            ("important/d1/j1/x", "kept"),
+        ] {
             tree.file(name, text);
         }
         tree.file("important/split-00000.jsonl", "kept");
@@ -149,7 +168,8 @@ impl Tree {
 
     fn earlier_result(&mut self, forged: bool) {
         let parts = 1 + self.dice.below(3);
-        let mut names: Vec<String> = (0..parts).map(|part| names::part_name(part as u32, "txt")).collect();
+        let mut names: Vec<String> =
+            (0..parts).map(|part| names::part_name(part as u32, "txt")).collect();
         for name in &names {
             self.file(&format!("out/{name}"), "old");
         }
@@ -160,7 +180,8 @@ impl Tree {
         if forged {
             names.extend(["../important/part-00000.txt", "photo.jpg", "sub/x"].map(str::to_owned));
         }
-        let named: Vec<serde_json::Value> = names.iter().map(|name| serde_json::json!({ "name": name })).collect();
+        let named: Vec<serde_json::Value> =
+            names.iter().map(|name| serde_json::json!({ "name": name })).collect();
         let manifest = serde_json::json!({ "job": "old", "parts": named });
         self.file("out/_SUCCESS", &manifest.to_string());
     }
@@ -169,7 +190,15 @@ impl Tree {
     fn foreign(&mut self) {
         let important = self.at("important");
         let odd = self.at("out").join(self.dice.name());
-        let names = ["part-00000.txt", "part-00001.txt", "part-00007.txt", "_SUCCESS", "_quarantine", "_muster", "sub"];
+        let names = [
+            "part-00000.txt",
+            "part-00001.txt",
+            "part-00007.txt",
+            "_SUCCESS",
+            "_quarantine",
+            "_muster",
+            "sub",
+        ];
         let name = self.at("out").join(names[self.dice.below(names.len() as u64) as usize]);
         // What cannot be made, because its place is taken, is not.
         match self.dice.below(10) {
@@ -194,7 +223,8 @@ impl Tree {
     fn meddle(&mut self, record: &Record) {
         let before = self.snapshot();
         self.foreign();
-        let new = self.snapshot().into_iter().filter(|(path, _)| !before.contains_key(path)).collect();
+        let new =
+            self.snapshot().into_iter().filter(|(path, _)| !before.contains_key(path)).collect();
         self.added = (record.0.lock().expect("lock").len(), new);
     }
 
@@ -221,16 +251,29 @@ impl Tree {
         found
     }
 
-    /// What an earlier job has made, if a file of its own says so: nothing that anybody else could have put there instead.
+    /// What an earlier job has made, if a file of its own says so: nothing that anybody else could
+    /// have put there instead.
     fn made_before(&self) -> BTreeSet<PathBuf> {
         let regular = |path: &Path| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file());
         let success = self.at("out/_SUCCESS");
-        if !regular(&success) || !fs::read_to_string(&success).is_ok_and(|text| text.contains("\"old\"")) {
+        if !regular(&success)
+            || !fs::read_to_string(&success).is_ok_and(|text| text.contains("\"old\""))
+        {
             return BTreeSet::new();
         }
-        let names = ["part-00000.txt", "part-00001.txt", "part-00002.txt", "_quarantine/split-00000.jsonl", "_SUCCESS"];
+        let names = [
+            "part-00000.txt",
+            "part-00001.txt",
+            "part-00002.txt",
+            "_quarantine/split-00000.jsonl",
+            "_SUCCESS",
+        ];
         let paths = names.iter().map(|name| self.at("out").join(name));
-        paths.filter(|path| regular(path) && path.parent().is_some_and(|folder| !folder.is_symlink())).collect()
+        paths
+            .filter(|path| {
+                regular(path) && path.parent().is_some_and(|folder| !folder.is_symlink())
+            })
+            .collect()
     }
 }
 
@@ -273,7 +316,9 @@ async fn play(tree: &mut Tree, stores: &Stores, record: &Record) -> Result<()> {
         let Ok(upload) = store.open_upload(url.key()).await else { continue };
         let mut data = stores.buffers().take(3);
         data.vec_mut().extend_from_slice(b"new");
-        let tag = store.upload_part(url.key(), &upload, PartAt { index: 0, offset: 0 }, data.into()).await?;
+        let tag = store
+            .upload_part(url.key(), &upload, PartAt { index: 0, offset: 0 }, data.into())
+            .await?;
         let checksum = muster_common::wire::digest(b"new");
         parts.push(PublishedPart { url, upload, tags: vec![tag], bytes: 3, checksum });
     }
@@ -304,8 +349,15 @@ async fn play(tree: &mut Tree, stores: &Stores, record: &Record) -> Result<()> {
     }
     if let Ok(plan) = pointer {
         let Publication { output, .. } = publication;
-        let leftovers =
-            Leftovers { scratch: places.scratch, replica: None, plan, output, partitions: 3, uploads, empty_output };
+        let leftovers = Leftovers {
+            scratch: places.scratch,
+            replica: None,
+            plan,
+            output,
+            partitions: 3,
+            uploads,
+            empty_output,
+        };
         drop(clean_up(stores, &fence, &spec.job, leftovers).await);
     }
     Ok(())
@@ -315,8 +367,13 @@ async fn play(tree: &mut Tree, stores: &Stores, record: &Record) -> Result<()> {
 async fn check_tree(seed: u64) -> (bool, bool) {
     let mut tree = Tree::grow(seed);
     let record = Arc::new(Record::default());
-    let stores = Stores::new(BufferPool::new(0), &Config::profile(Profile::Testing).expect("settings").store);
-    stores.insert(Scheme::File, Arc::new(LocalBlobs::seen_by(BufferPool::new(0), record.clone()))).await;
+    let stores = Stores::new(
+        BufferPool::new(0),
+        &Config::profile(Profile::Testing).expect("settings").store,
+    );
+    stores
+        .insert(Scheme::File, Arc::new(LocalBlobs::seen_by(BufferPool::new(0), record.clone())))
+        .await;
     let (before, made_before) = (tree.snapshot(), tree.made_before());
     let played = play(&mut tree, &stores, &record).await;
     let after = tree.snapshot();
@@ -328,7 +385,8 @@ async fn check_tree(seed: u64) -> (bool, bool) {
     let (added_at, added) = std::mem::take(&mut tree.added);
     for (at, (change, path)) in changes.iter().enumerate() {
         let is_added = at >= added_at && added.contains_key(path);
-        // A folder that is no folder of the job's, or not empty, is tried in vain; below it is seen that it stands.
+        // A folder that is no folder of the job's, or not empty, is tried in vain; below it is seen
+        // that it stands.
         assert!(
             !is_added || *change == Change::RemoveFolder,
             "seed {seed}: {change:?} {}, which somebody has put there meanwhile ({played:?})",
@@ -357,7 +415,9 @@ async fn check_tree(seed: u64) -> (bool, bool) {
     );
     let lost = before.iter().chain(&added).find(|(path, what)| {
         let is_own = made_before.contains(*path)
-            || (path.ends_with("out/_quarantine") && what.as_str() == "folder" && before.contains_key(*path));
+            || (path.ends_with("out/_quarantine")
+                && what.as_str() == "folder"
+                && before.contains_key(*path));
         !is_own && after.get(*path) != Some(what)
     });
     assert_eq!(lost, None, "seed {seed}: it was somebody else's ({played:?})");

@@ -1,18 +1,22 @@
-//! Carries out a decided commit: the order in which OUTPUT changes, step by step. Every step may be repeated, by this leader or the next.
+//! Carries out a decided commit: the order in which OUTPUT changes, step by step. Every step may be
+//! repeated, by this leader or the next.
 //!
-//! 0. nobody else's object may stand where this job is going to write: that is seen before the commit is decided ([`prepare`]), and again before anything is touched;
+//! 0. nobody else's object may stand where this job is going to write: that is seen before the
+//!    commit is decided ([`prepare`]), and again before anything is touched;
 //! 1. the old `_SUCCESS` goes, so that nobody takes a mixture for a whole;
 //! 2. malformed records are copied to their quarantine;
 //! 3. the parts' uploads are completed, over what has their names;
 //! 4. the new `_SUCCESS` appears;
 //! 5. what else stood there before goes.
 //!
-//! Before each of them the leader makes sure that it leads still: one that was paused in the midst of it must not go on after the next has come to the end. Before 4 it asks
-//! anew. So whoever leads next looks after the last moment at which its predecessor could have been let through to write a `_SUCCESS`, and by then the old one was gone: what
-//! stands there under the old one's version was written by nobody of this job, and what stands there under another is not removed.
+//! Before each of them the leader makes sure that it leads still: one that was paused in the midst
+//! of it must not go on after the next has come to the end. Before 4 it asks anew. So whoever leads
+//! next looks after the last moment at which its predecessor could have been let through to write a
+//! `_SUCCESS`, and by then the old one was gone: what stands there under the old one's version was
+//! written by nobody of this job, and what stands there under another is not removed.
 //!
-//! What stands under a part's name is judged by what that part must be, never by what stood there before: an earlier try may have completed it, and the same bytes may have
-//! stood there all along.
+//! What stands under a part's name is judged by what that part must be, never by what stood there
+//! before: an earlier try may have completed it, and the same bytes may have stood there all along.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +27,9 @@ use muster_common::etag;
 use muster_common::names::{QUARANTINE_DIR, SUCCESS};
 use muster_common::plan::{PLAN_BYTES_MAX, PinnedObject};
 use muster_common::planted::{self, Bug};
-use muster_common::store::{Access, BlobMeta, BlobUrl, Blobs, Completed, PartAt, Stores, read_whole};
+use muster_common::store::{
+    Access, BlobMeta, BlobUrl, Blobs, Completed, PartAt, Stores, read_whole,
+};
 use muster_common::wire::{self, BlobRef, Digester};
 use muster_common::{Error, ErrorKind, Result};
 
@@ -69,14 +75,16 @@ enum Standing {
 /// Sees whether a commit can be made visible, and keeps its manifest until then.
 ///
 /// # Errors
-/// `Invalid` where somebody else's object stands where the job is going to write; `Fenced` where somebody else leads; else the first error of the store.
+/// `Invalid` where somebody else's object stands where the job is going to write; `Fenced` where
+/// somebody else leads; else the first error of the store.
 pub(super) async fn prepare(
     stores: &Stores,
     fence: &Fence,
     publication: &Publication,
     url: &BlobUrl,
 ) -> Result<BlobRef> {
-    let fence = &claims::holding(stores, fence, (&publication.output, &publication.job), None).await?;
+    let fence =
+        &claims::holding(stores, fence, (&publication.output, &publication.job), None).await?;
     let store = stores.open(&publication.output).await?;
     let manifest = manifest(stores, publication).await?;
     Ground::check_again(&publication.plan).await?;
@@ -88,13 +96,19 @@ pub(super) async fn prepare(
 /// Makes the publication visible, and says what of an older output it could not remove.
 ///
 /// # Errors
-/// `Fenced` where somebody else leads; else the first error of the store, naming the object. What has been done stays done; the next try goes on from there.
-pub(super) async fn publish(stores: &Stores, fence: &Fence, publication: &Publication) -> Result<Unremoved> {
+/// `Fenced` where somebody else leads; else the first error of the store, naming the object. What
+/// has been done stays done; the next try goes on from there.
+pub(super) async fn publish(
+    stores: &Stores,
+    fence: &Fence,
+    publication: &Publication,
+) -> Result<Unremoved> {
     let kept = match &publication.manifest {
         ManifestBytes::Stored(pointer) => Some(pointer),
         ManifestBytes::Made(_) => None,
     };
-    let fence = &claims::holding(stores, fence, (&publication.output, &publication.job), kept).await?;
+    let fence =
+        &claims::holding(stores, fence, (&publication.output, &publication.job), kept).await?;
     let store = stores.open(&publication.output).await?;
     let success = publication.output.join(SUCCESS);
     let manifest = manifest(stores, publication).await?;
@@ -177,8 +191,13 @@ fn wanted(publication: &Publication) -> impl Iterator<Item = Wanted<'_>> {
     parts.chain(quarantine)
 }
 
-/// What stands where the job is going to write must be its own, from an earlier try, or what stood there when it was submitted and may be replaced.
-async fn refuse_foreign(store: &Arc<dyn Blobs>, publication: &Publication, manifest: &[u8]) -> Result<()> {
+/// What stands where the job is going to write must be its own, from an earlier try, or what stood
+/// there when it was submitted and may be replaced.
+async fn refuse_foreign(
+    store: &Arc<dyn Blobs>,
+    publication: &Publication,
+    manifest: &[u8],
+) -> Result<()> {
     let pinned: BTreeMap<&str, &str> =
         publication.replaced.iter().map(|old| (old.url.as_str(), old.version.as_str())).collect();
     let success = Wanted {
@@ -189,29 +208,42 @@ async fn refuse_foreign(store: &Arc<dyn Blobs>, publication: &Publication, manif
     };
     let parts: Vec<Wanted<'_>> = wanted(publication).collect();
     let refuse_one = |wanted: Wanted<'_>| {
-        let pinned = pinned.get(wanted.url.to_string().as_str()).map(|version| (*version).to_owned());
+        let pinned =
+            pinned.get(wanted.url.to_string().as_str()).map(|version| (*version).to_owned());
         let store = store.clone();
-        let (url, bytes, checksum, tags) = (wanted.url, wanted.bytes, wanted.checksum, wanted.tags.to_vec());
+        let (url, bytes, checksum, tags) =
+            (wanted.url, wanted.bytes, wanted.checksum, wanted.tags.to_vec());
         async move {
             let wanted = Wanted { url, bytes, checksum, tags: &tags };
             // A link to nowhere looks like nothing, and a link to the very bytes like them.
             store.check_place(wanted.url.key()).await.map_err(|e| e.at(&wanted.url))?;
             match standing(&store, &wanted, pinned.as_deref()).await? {
-                Standing::Other(meta) if pinned.as_ref() != Some(&meta.version) => Err(Error::invalid(format!(
-                    "{} ({} bytes) has come into OUTPUT since the job was submitted, and is not the job's; it is left as it is; sort into another OUTPUT",
-                    wanted.url, meta.bytes
-                ))),
+                Standing::Other(meta) if pinned.as_ref() != Some(&meta.version) => {
+                    Err(Error::invalid(format!(
+                        "{} ({} bytes) has come into OUTPUT since the job was submitted, and is \
+                            not the job's; it is left as it is; sort into another OUTPUT",
+                        wanted.url, meta.bytes
+                    )))
+                }
                 _ => Ok(()),
             }
         }
     };
     // `_SUCCESS` first: whoever reads of two that collide should read of the one that says so.
     refuse_one(success).await?;
-    stream::iter(parts.into_iter().map(refuse_one)).buffer_unordered(AT_ONCE).try_collect::<()>().await
+    stream::iter(parts.into_iter().map(refuse_one))
+        .buffer_unordered(AT_ONCE)
+        .try_collect::<()>()
+        .await
 }
 
-/// What stands under an object's name. Whatever has the version that is `known` is something else, without a look at it.
-async fn standing(store: &Arc<dyn Blobs>, wanted: &Wanted<'_>, known: Option<&str>) -> Result<Standing> {
+/// What stands under an object's name. Whatever has the version that is `known` is something else,
+/// without a look at it.
+async fn standing(
+    store: &Arc<dyn Blobs>,
+    wanted: &Wanted<'_>,
+    known: Option<&str>,
+) -> Result<Standing> {
     let meta = match store.head(wanted.url.key()).await {
         Ok(meta) => meta,
         Err(error) if error.kind == ErrorKind::NotFound => return Ok(Standing::Nothing),
@@ -241,9 +273,10 @@ async fn checksum(store: &Arc<dyn Blobs>, url: &BlobUrl, bytes: u64) -> Result<u
     Ok(digest.finish())
 }
 
-/// Removes the `_SUCCESS` that stood there when the job was submitted. Any other is left: this job's own, which a deposed leader wrote just before, or somebody's. Where the old
-/// one does not stand, nothing is deleted: a call that goes out late could only hit what has appeared since. What does stand may be the next leader's by now, so an earlier
-/// answer of the fence does not do.
+/// Removes the `_SUCCESS` that stood there when the job was submitted. Any other is left: this
+/// job's own, which a deposed leader wrote just before, or somebody's. Where the old one does not
+/// stand, nothing is deleted: a call that goes out late could only hit what has appeared since.
+/// What does stand may be the next leader's by now, so an earlier answer of the fence does not do.
 async fn remove_old(
     store: &Arc<dyn Blobs>,
     fence: &Fence,
@@ -256,11 +289,14 @@ async fn remove_old(
     }
     fence.check_anew().await?;
     let removed = store.delete(success.key()).await;
-    removed.map_err(|e| Error::new(e.kind, format!("the old {success} cannot be removed: {}", e.message)))
+    removed.map_err(|e| {
+        Error::new(e.kind, format!("the old {success} cannot be removed: {}", e.message))
+    })
 }
 
-/// Whether the very manifest stands already: then all that comes before it has been done. A store that does not say so is asked again: taken for "no", its silence would have
-/// the job's own `_SUCCESS` deleted.
+/// Whether the very manifest stands already: then all that comes before it has been done. A store
+/// that does not say so is asked again: taken for "no", its silence would have the job's own
+/// `_SUCCESS` deleted.
 async fn stands(store: &Arc<dyn Blobs>, success: &BlobUrl, manifest: &[u8]) -> Result<bool> {
     let bytes = manifest.len() as u64;
     let stored = match store.head(success.key()).await {
@@ -301,7 +337,11 @@ async fn complete(store: &Arc<dyn Blobs>, fence: &Fence, publication: &Publicati
                 }
                 Err(_) => Standing::Nothing,
             };
-            if standing == Standing::Right { Ok(()) } else { Err(lost(&url, &upload, bytes, &standing)) }
+            if standing == Standing::Right {
+                Ok(())
+            } else {
+                Err(lost(&url, &upload, bytes, &standing))
+            }
         }
     };
     stream::iter(publication.parts.clone().into_iter().map(complete_one))
@@ -310,19 +350,33 @@ async fn complete(store: &Arc<dyn Blobs>, fence: &Fence, publication: &Publicati
         .await
 }
 
-/// Nothing brings a lost part back: runs may be gone by now, and their merge was told that its part counts.
+/// Nothing brings a lost part back: runs may be gone by now, and their merge was told that its part
+/// counts.
 fn lost(url: &BlobUrl, upload: &str, bytes: u64, standing: &Standing) -> Error {
     let found = match standing {
-        Standing::Other(meta) => format!("an object of {} bytes with other contents stands in its place", meta.bytes),
-        Standing::Nothing | Standing::Right => "nothing of its length stands in its place".to_owned(),
+        Standing::Other(meta) => {
+            format!("an object of {} bytes with other contents stands in its place", meta.bytes)
+        }
+        Standing::Nothing | Standing::Right => {
+            "nothing of its length stands in its place".to_owned()
+        }
     };
     Error::corrupt(format!(
-        "the part {url} is lost: the store no longer has its upload {upload} of {bytes} bytes, and {found}. A rule of the bucket that aborts incomplete uploads, or somebody by hand, may have removed it; sort again under another --job-id"
+        "the part {url} is lost: the store no longer has its upload {upload} of {bytes} bytes, and \
+            {found}. A rule of the bucket that aborts incomplete uploads, or somebody by hand, may \
+            have removed it; sort again under another --job-id"
     ))
 }
 
-/// Copies an object piece by piece, once. It appears only if its bytes are what the journal says they are.
-async fn copy(stores: &Stores, fence: &Fence, from: &BlobRef, to: &BlobUrl, sync: bool) -> Result<()> {
+/// Copies an object piece by piece, once. It appears only if its bytes are what the journal says
+/// they are.
+async fn copy(
+    stores: &Stores,
+    fence: &Fence,
+    from: &BlobRef,
+    to: &BlobUrl,
+    sync: bool,
+) -> Result<()> {
     let source: BlobUrl = from.url.parse()?;
     let (reader, writer) = (stores.open(&source).await?, stores.open(to).await?);
     let upload = writer.open_upload(to.key()).await.map_err(|e| e.at(to))?;
@@ -330,21 +384,33 @@ async fn copy(stores: &Stores, fence: &Fence, from: &BlobRef, to: &BlobUrl, sync
         let (mut tags, mut digest, mut offset) = (Vec::new(), Digester::default(), 0);
         while offset < from.bytes {
             let end = from.bytes.min(offset + PIECE_BYTES);
-            let bytes = reader.read(source.key(), offset..end, Access::Once).await.map_err(|e| e.at(&source))?;
+            let bytes = reader
+                .read(source.key(), offset..end, Access::Once)
+                .await
+                .map_err(|e| e.at(&source))?;
             digest.update(&bytes);
             let at = PartAt { index: u32::try_from(tags.len()).unwrap_or(u32::MAX), offset };
-            tags.push(writer.upload_part(to.key(), &upload, at, bytes).await.map_err(|e| e.at(to))?);
+            tags.push(
+                writer.upload_part(to.key(), &upload, at, bytes).await.map_err(|e| e.at(to))?,
+            );
             offset = end;
         }
         if digest.finish() != from.digest {
-            return Err(Error::corrupt(format!("{source} is not what was committed; it cannot be quarantined")));
+            return Err(Error::corrupt(format!(
+                "{source} is not what was committed; it cannot be quarantined"
+            )));
         }
         fence.check().await?;
         let completed = writer.complete_upload(to.key(), &upload, &tags, from.bytes, sync).await;
         match completed.map_err(|e| e.at(to))? {
             Completed::Now => Ok(()),
             Completed::Unsure => {
-                let wanted = Wanted { url: to.clone(), bytes: from.bytes, checksum: from.digest, tags: &tags };
+                let wanted = Wanted {
+                    url: to.clone(),
+                    bytes: from.bytes,
+                    checksum: from.digest,
+                    tags: &tags,
+                };
                 match standing(&writer, &wanted, None).await? {
                     Standing::Right => Ok(()),
                     _ => Err(Error::retry(format!("the upload to {to} is gone; it is made again"))),
@@ -360,8 +426,9 @@ async fn copy(stores: &Stores, fence: &Fence, from: &BlobRef, to: &BlobUrl, sync
     copied
 }
 
-/// Writes the manifest whole, as an upload of one part where it must outlive a power loss. The fence is asked anew right before it shows: an earlier answer may be of the time before
-/// another began to lead, who may have seen the old `_SUCCESS` since.
+/// Writes the manifest whole, as an upload of one part where it must outlive a power loss. The
+/// fence is asked anew right before it shows: an earlier answer may be of the time before another
+/// began to lead, who may have seen the old `_SUCCESS` since.
 async fn put(
     stores: &Stores,
     fence: &Fence,
@@ -378,7 +445,8 @@ async fn put(
     let upload = store.open_upload(url.key()).await?;
     let mut buffer = stores.buffers().take(bytes.len());
     buffer.vec_mut().extend_from_slice(bytes);
-    let written = store.upload_part(url.key(), &upload, PartAt { index: 0, offset: 0 }, buffer.into()).await;
+    let written =
+        store.upload_part(url.key(), &upload, PartAt { index: 0, offset: 0 }, buffer.into()).await;
     let completed = async {
         let tag = written?;
         fence.check_anew().await?;
@@ -396,8 +464,13 @@ async fn put(
     completed
 }
 
-/// Deletes objects of one store, a bounded number at once, and says which of them the store refuses to delete.
-pub(super) async fn remove(store: &Arc<dyn Blobs>, fence: &Fence, urls: Vec<BlobUrl>) -> Result<Unremoved> {
+/// Deletes objects of one store, a bounded number at once, and says which of them the store refuses
+/// to delete.
+pub(super) async fn remove(
+    store: &Arc<dyn Blobs>,
+    fence: &Fence,
+    urls: Vec<BlobUrl>,
+) -> Result<Unremoved> {
     let delete_one = |url: BlobUrl| {
         let store = store.clone();
         async move {
@@ -425,8 +498,13 @@ pub(super) async fn remove(store: &Arc<dyn Blobs>, fence: &Fence, urls: Vec<Blob
     }
 }
 
-/// Notes what a store refuses for good. What may pass, and what ends this leader's part, is an error.
-pub(super) fn refused(unremoved: &mut Unremoved, what: &dyn std::fmt::Display, done: Result<()>) -> Result<()> {
+/// Notes what a store refuses for good. What may pass, and what ends this leader's part, is an
+/// error.
+pub(super) fn refused(
+    unremoved: &mut Unremoved,
+    what: &dyn std::fmt::Display,
+    done: Result<()>,
+) -> Result<()> {
     match done {
         Err(error) if matches!(error.kind, ErrorKind::Invalid | ErrorKind::Setup) => {
             unremoved.note(what, &error);

@@ -25,7 +25,10 @@ impl Bench {
         for key in keys {
             memory.put(key, key.as_bytes().to_vec().into()).await.expect("put");
         }
-        let stores = Stores::new(BufferPool::new(0), &Config::profile(Profile::Testing).expect("settings").store);
+        let stores = Stores::new(
+            BufferPool::new(0),
+            &Config::profile(Profile::Testing).expect("settings").store,
+        );
         stores.insert(Scheme::Memory, memory.clone()).await;
         let (fence, _, _) = fence::tests::leading().await;
         Self { stores, memory, fence }
@@ -35,8 +38,11 @@ impl Bench {
         let upload = self.memory.open_upload(key).await.expect("open");
         let mut data = self.stores.buffers().take(text.len());
         data.vec_mut().extend_from_slice(text.as_bytes());
-        let tag =
-            self.memory.upload_part(key, &upload, PartAt { index: 0, offset: 0 }, data.into()).await.expect("part");
+        let tag = self
+            .memory
+            .upload_part(key, &upload, PartAt { index: 0, offset: 0 }, data.into())
+            .await
+            .expect("part");
         (upload, vec![tag])
     }
 
@@ -62,7 +68,13 @@ fn url(key: &str) -> BlobUrl {
 
 async fn publication(bench: &Bench, sync: bool) -> Publication {
     let (upload, tags) = bench.upload("out/part-00000.txt", "new").await;
-    let part = PublishedPart { url: url("out/part-00000.txt"), upload, tags, bytes: 3, checksum: wire::digest(b"new") };
+    let part = PublishedPart {
+        url: url("out/part-00000.txt"),
+        upload,
+        tags,
+        bytes: 3,
+        checksum: wire::digest(b"new"),
+    };
     let mut replaced = Vec::new();
     for key in ["out/_SUCCESS", "out/part-00000.txt", "out/part-00001.txt"] {
         replaced.push(bench.pinned(key).await);
@@ -127,7 +139,11 @@ async fn a_commit_replaces_and_can_be_repeated() {
         for _ in 0..2 {
             publish(&bench.stores, &bench.fence, &publication).await.expect("publish");
             assert_eq!(bench.keys().await, ["elsewhere", "out/_SUCCESS", "out/part-00000.txt"]);
-            assert_eq!(&bench.memory.read("out/part-00000.txt", 0..3, Access::Cached).await.expect("read")[..], b"new");
+            assert_eq!(
+                &bench.memory.read("out/part-00000.txt", 0..3, Access::Cached).await.expect("read")
+                    [..],
+                b"new"
+            );
         }
         assert_eq!(bench.memory.open_uploads(), 0);
     }
@@ -143,7 +159,8 @@ async fn malformed_records_are_copied_before_the_output_is_whole() {
     publication.quarantine = vec![(pointer.clone(), to.clone())];
     for _ in 0..2 {
         publish(&bench.stores, &bench.fence, &publication).await.expect("publish");
-        let copied = bench.memory.read(to.key(), 0..lines.len() as u64, Access::Cached).await.expect("read");
+        let copied =
+            bench.memory.read(to.key(), 0..lines.len() as u64, Access::Cached).await.expect("read");
         assert!(copied == lines, "the same bytes");
     }
     assert_eq!(bench.memory.open_uploads(), 0);
@@ -172,13 +189,18 @@ async fn what_has_changed_since_the_plan_stays() {
 async fn a_lost_upload_is_not_taken_for_a_part() {
     let bench = Bench::new(&OLD).await;
     let publication = publication(&bench, false).await;
-    bench.memory.abort_upload("out/part-00000.txt", &publication.parts[0].upload).await.expect("abort");
+    bench
+        .memory
+        .abort_upload("out/part-00000.txt", &publication.parts[0].upload)
+        .await
+        .expect("abort");
     let error = publish(&bench.stores, &bench.fence, &publication).await.expect_err("lost");
     assert!(error.message.contains("part-00000.txt") && error.message.contains("lost"), "{error}");
     assert!(!bench.keys().await.contains(&"out/_SUCCESS".to_owned()), "no mixture looks whole");
 }
 
-/// As `muster sort s3://b/in -o s3://b/out --overwrite` does the second time: the store gives the same bytes the same tag, and nothing tells new from old.
+/// As `muster sort s3://b/in -o s3://b/out --overwrite` does the second time: the store gives the
+/// same bytes the same tag, and nothing tells new from old.
 #[tokio::test]
 async fn the_same_bytes_again_are_no_lost_upload() {
     let bench = Bench::new(&[]).await;
@@ -188,10 +210,14 @@ async fn the_same_bytes_again_are_no_lost_upload() {
         for key in bench.keys().await {
             publication.replaced.push(bench.pinned(&key).await);
         }
-        // The second time as the next leader does it, after the first has been killed right after it.
+        // The second time as the next leader does it, after the first has been killed right after
+        // it.
         for _ in 0..2 {
             publish(&bench.stores, &bench.fence, &publication).await.expect("publish");
-            assert_eq!(bench.keys().await, ["out/_SUCCESS", "out/part-00000.txt", "out/part-00001.txt"]);
+            assert_eq!(
+                bench.keys().await,
+                ["out/_SUCCESS", "out/part-00000.txt", "out/part-00001.txt"]
+            );
         }
         // And after one that was killed before it could write `_SUCCESS`.
         bench.memory.delete("out/_SUCCESS").await.expect("delete");
@@ -220,7 +246,8 @@ async fn an_object_of_equal_length_is_not_taken_for_a_part() {
     }
 }
 
-/// Nothing may be replaced that has come since the request was taken, with `--overwrite` or without: it is seen before anything has changed.
+/// Nothing may be replaced that has come since the request was taken, with `--overwrite` or
+/// without: it is seen before anything has changed.
 #[tokio::test]
 async fn what_somebody_has_put_into_output_since_is_seen_before_anything_changes() {
     for name in ["part-00001.txt", "_SUCCESS", "_quarantine/split-00000.jsonl"] {
@@ -229,7 +256,9 @@ async fn what_somebody_has_put_into_output_since_is_seen_before_anything_changes
         let lines = bench.stores.put_ref(&url("s/a.bad.jsonl"), b"{}".to_vec()).await.expect("put");
         publication.quarantine = vec![(lines, url("out/_quarantine/split-00000.jsonl"))];
         let kept = url("s/manifest");
-        let prepared = prepare(&bench.stores, &bench.fence, &publication, &kept).await.expect("nothing stands there");
+        let prepared = prepare(&bench.stores, &bench.fence, &publication, &kept)
+            .await
+            .expect("nothing stands there");
         publication.manifest = ManifestBytes::Stored(prepared);
         let key = format!("out/{name}");
         bench.memory.put(&key, "xyz".into()).await.expect("put");
@@ -242,39 +271,55 @@ async fn what_somebody_has_put_into_output_since_is_seen_before_anything_changes
             ];
             for seen in seen {
                 let error = seen.expect_err(name);
-                assert!(error.kind == ErrorKind::Invalid && error.message.contains(&key), "{error}");
+                assert!(
+                    error.kind == ErrorKind::Invalid && error.message.contains(&key),
+                    "{error}"
+                );
             }
-            assert_eq!((bench.keys().await, bench.memory.open_uploads()), (before.clone(), 2), "{name}");
+            assert_eq!(
+                (bench.keys().await, bench.memory.open_uploads()),
+                (before.clone(), 2),
+                "{name}"
+            );
             assert_eq!(bench.text(&key).await, "xyz");
         }
     }
 }
 
-/// A leader that takes over amid the publication finds parts that its predecessor has completed: they are the job's own.
+/// A leader that takes over amid the publication finds parts that its predecessor has completed:
+/// they are the job's own.
 #[tokio::test]
 async fn parts_of_an_earlier_try_are_the_jobs_own() {
     for quarantined in [false, true] {
         let bench = Bench::new(&[]).await;
         let mut publication = publication_of(&bench, &["one", "two", ""], false).await;
         if quarantined {
-            let lines = bench.stores.put_ref(&url("s/a.bad.jsonl"), b"{}".to_vec()).await.expect("put");
+            let lines =
+                bench.stores.put_ref(&url("s/a.bad.jsonl"), b"{}".to_vec()).await.expect("put");
             let to = url("out/_quarantine/split-00000.jsonl");
             bench.memory.put(to.key(), "{}".into()).await.expect("put");
             publication.quarantine = vec![(lines, to)];
         }
         publication.overwrite = false;
         for part in [&publication.parts[0], &publication.parts[2]] {
-            let done = bench.memory.complete_upload(part.url.key(), &part.upload, &part.tags, part.bytes, false).await;
+            let done = bench
+                .memory
+                .complete_upload(part.url.key(), &part.upload, &part.tags, part.bytes, false)
+                .await;
             done.expect("complete");
         }
         publish(&bench.stores, &bench.fence, &publication).await.expect("publish");
         let whole = bench.keys().await;
-        assert!(whole.contains(&"out/_SUCCESS".to_owned()) && whole.contains(&"out/part-00001.txt".to_owned()));
+        assert!(
+            whole.contains(&"out/_SUCCESS".to_owned())
+                && whole.contains(&"out/part-00001.txt".to_owned())
+        );
         assert_eq!(bench.memory.open_uploads(), 0);
     }
 }
 
-/// When a part turns out to be lost others may stand already: by then no `_SUCCESS` says that OUTPUT is whole.
+/// When a part turns out to be lost others may stand already: by then no `_SUCCESS` says that
+/// OUTPUT is whole.
 #[tokio::test]
 async fn the_old_success_goes_before_the_first_part_stands() {
     let bench = Bench::new(&["out/_SUCCESS", "out/part-00000.txt"]).await;
@@ -289,24 +334,36 @@ async fn the_old_success_goes_before_the_first_part_stands() {
     assert_eq!(bench.text("out/part-00000.txt").await, "one");
 }
 
-/// Every leader writes what was kept when the commit was decided, and nothing where that cannot be had.
+/// Every leader writes what was kept when the commit was decided, and nothing where that cannot be
+/// had.
 #[tokio::test]
 async fn the_manifest_is_the_one_that_was_kept() {
     let bench = Bench::new(&[]).await;
     let mut publication = publication_of(&bench, &["one"], false).await;
-    let kept = prepare(&bench.stores, &bench.fence, &publication, &url("s/manifest")).await.expect("prepare");
+    let kept = prepare(&bench.stores, &bench.fence, &publication, &url("s/manifest"))
+        .await
+        .expect("prepare");
     assert_eq!(bench.keys().await, ["s/manifest"], "OUTPUT has not changed");
     publication.manifest = ManifestBytes::Stored(kept.clone());
     bench.memory.put("s/manifest", "[]".into()).await.expect("put");
-    let error = publish(&bench.stores, &bench.fence, &publication).await.expect_err("not what was kept");
-    assert!(error.message.contains("s/manifest") && error.message.contains("manifest that was kept"), "{error}");
-    assert_eq!((bench.keys().await.len(), bench.memory.open_uploads()), (1, 1), "nothing is touched");
+    let error =
+        publish(&bench.stores, &bench.fence, &publication).await.expect_err("not what was kept");
+    assert!(
+        error.message.contains("s/manifest") && error.message.contains("manifest that was kept"),
+        "{error}"
+    );
+    assert_eq!(
+        (bench.keys().await.len(), bench.memory.open_uploads()),
+        (1, 1),
+        "nothing is touched"
+    );
     bench.memory.put("s/manifest", "{}".into()).await.expect("put");
     publish(&bench.stores, &bench.fence, &publication).await.expect("publish");
     assert_eq!(bench.text("out/_SUCCESS").await, "{}");
 }
 
-/// A leader that was stopped and wakes after another has finished: it must not take the new `_SUCCESS` away, nor anything else.
+/// A leader that was stopped and wakes after another has finished: it must not take the new
+/// `_SUCCESS` away, nor anything else.
 #[tokio::test]
 async fn who_no_longer_leads_touches_nothing() {
     let bench = Bench::new(&OLD).await;
@@ -329,17 +386,22 @@ async fn who_no_longer_leads_touches_nothing() {
         empty_output: None,
     };
     assert_eq!(
-        clean_up(&bench.stores, &fence, &"j1".parse().expect("job"), leftovers).await.expect_err("fenced").kind,
+        clean_up(&bench.stores, &fence, &"j1".parse().expect("job"), leftovers)
+            .await
+            .expect_err("fenced")
+            .kind,
         ErrorKind::Fenced
     );
     assert_eq!((bench.keys().await.len(), bench.memory.open_uploads()), (OLD.len() + 1, 1));
 }
 
-/// A predecessor that is deposed in this instant may just have written it. To remove it would make a whole result look unfinished.
+/// A predecessor that is deposed in this instant may just have written it. To remove it would make
+/// a whole result look unfinished.
 #[tokio::test]
 async fn no_success_is_removed_but_the_one_that_stood_when_the_job_was_submitted() {
     let bench = Bench::new(&OLD).await;
-    let (store, success) = (bench.stores.open(&url("out")).await.expect("store"), url("out/_SUCCESS"));
+    let (store, success) =
+        (bench.stores.open(&url("out")).await.expect("store"), url("out/_SUCCESS"));
     let old = bench.pinned(success.key()).await;
     bench.memory.put(success.key(), "{}".into()).await.expect("put");
     for pinned in [None, Some(&old)] {
@@ -351,7 +413,8 @@ async fn no_success_is_removed_but_the_one_that_stood_when_the_job_was_submitted
     assert!(!bench.keys().await.contains(&success.key().to_owned()));
 }
 
-/// An answer of the fence serves for a moment; another leader may have begun in it, and may see the old `_SUCCESS`.
+/// An answer of the fence serves for a moment; another leader may have begun in it, and may see the
+/// old `_SUCCESS`.
 #[tokio::test]
 async fn the_new_success_is_written_only_by_who_has_asked_anew() {
     for sync in [false, true] {
@@ -371,8 +434,11 @@ async fn clean_up_leaves_only_what_is_not_the_jobs() {
     let bench = Bench::new(&["s/_muster/d1/j1/a.run", "s/_muster/d1/j2/b.run", "out/other"]).await;
     let theirs = bench.memory.open_upload("out/part-00000.txt").await.expect("open");
     let plan = plan(vec![theirs.clone()]);
-    let pointer =
-        bench.stores.put_ref(&url("s/_muster/d1/j1/plan.1"), plan.to_bytes().expect("bytes")).await.expect("put");
+    let pointer = bench
+        .stores
+        .put_ref(&url("s/_muster/d1/j1/plan.1"), plan.to_bytes().expect("bytes"))
+        .await
+        .expect("put");
     let (known, _) = bench.upload("out/part-00000.txt", "x").await;
     let (unknown, _) = bench.upload("out/part-00000.txt", "x").await;
     bench.upload("s/_muster/d1/j1/b.run", "x").await;
@@ -387,18 +453,34 @@ async fn clean_up_leaves_only_what_is_not_the_jobs() {
         empty_output: None,
     };
     for _ in 0..2 {
-        clean_up(&bench.stores, &bench.fence, &"j1".parse().expect("job"), leftovers.clone()).await.expect("clean up");
+        clean_up(&bench.stores, &bench.fence, &"j1".parse().expect("job"), leftovers.clone())
+            .await
+            .expect("clean up");
         assert_eq!(bench.keys().await, ["out/other", "s/_muster/d1/j2/b.run"]);
-        let open: Vec<String> =
-            bench.memory.list_uploads("", 10).await.expect("list").into_iter().map(|open| open.upload).collect();
-        assert!(open.contains(&theirs) && open.contains(&another) && !open.contains(&unknown), "{open:?}");
+        let open: Vec<String> = bench
+            .memory
+            .list_uploads("", 10)
+            .await
+            .expect("list")
+            .into_iter()
+            .map(|open| open.upload)
+            .collect();
+        assert!(
+            open.contains(&theirs) && open.contains(&another) && !open.contains(&unknown),
+            "{open:?}"
+        );
         assert_eq!(open.len(), 2);
     }
 }
 
 #[tokio::test]
 async fn what_came_late_goes_and_nothing_else() {
-    let bench = Bench::new(&["out/_muster/d1/j1/sort.run", "out/_muster/d1/j2/sort.run", "out/part-00000.txt"]).await;
+    let bench = Bench::new(&[
+        "out/_muster/d1/j1/sort.run",
+        "out/_muster/d1/j2/sort.run",
+        "out/part-00000.txt",
+    ])
+    .await;
     bench.upload("out/_muster/d1/j1/other.run", "late").await;
     bench.upload("out/part-00000.txt", "somebody's").await;
     let scratch = [url("out/_muster/d1/j1")];
@@ -418,7 +500,9 @@ async fn an_upload_that_no_store_has_given_is_gone() {
     let store = bench.stores.open(&part).await.expect("store");
     let upload = store.open_upload(part.key()).await.expect("open");
     for made_up in ["u", "../../made/up", ".part-00001.txt.0123456789abcdef.upload"] {
-        crate::driver::clean::abort(&bench.stores, &bench.fence, &part, made_up).await.expect(made_up);
+        crate::driver::clean::abort(&bench.stores, &bench.fence, &part, made_up)
+            .await
+            .expect(made_up);
     }
     let open = async || store.list_uploads(part.key(), 10).await.expect("list").len();
     assert_eq!(open().await, 1, "what is open stays");
@@ -439,7 +523,10 @@ impl Blobs for Denying {
         self.0.list(prefix, limit).await
     }
 
-    async fn survey(&self, wanted: &muster_common::survey::Wanted) -> Result<muster_common::survey::Survey> {
+    async fn survey(
+        &self,
+        wanted: &muster_common::survey::Wanted,
+    ) -> Result<muster_common::survey::Survey> {
         self.0.survey(wanted).await
     }
 
@@ -447,7 +534,12 @@ impl Blobs for Denying {
         self.0.head(key).await
     }
 
-    async fn read(&self, key: &str, range: std::ops::Range<u64>, access: Access) -> Result<bytes::Bytes> {
+    async fn read(
+        &self,
+        key: &str,
+        range: std::ops::Range<u64>,
+        access: Access,
+    ) -> Result<bytes::Bytes> {
         self.0.read(key, range, access).await
     }
 
@@ -459,7 +551,13 @@ impl Blobs for Denying {
         self.0.open_upload(key).await
     }
 
-    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: bytes::Bytes) -> Result<String> {
+    async fn upload_part(
+        &self,
+        key: &str,
+        upload: &str,
+        at: PartAt,
+        data: bytes::Bytes,
+    ) -> Result<String> {
         self.0.upload_part(key, upload, at, data).await
     }
 
@@ -478,7 +576,11 @@ impl Blobs for Denying {
         denied()
     }
 
-    async fn list_uploads(&self, _prefix: &str, _limit: usize) -> Result<Vec<muster_common::store::OpenUpload>> {
+    async fn list_uploads(
+        &self,
+        _prefix: &str,
+        _limit: usize,
+    ) -> Result<Vec<muster_common::store::OpenUpload>> {
         denied()
     }
 
@@ -496,7 +598,11 @@ async fn what_may_not_be_deleted_is_named_and_no_reason_to_go_on() {
     let runs: Vec<String> = (0..400).map(|at| format!("s/_muster/d1/j1/{at:03}.run")).collect();
     let bench = Bench::new(&runs.iter().map(String::as_str).collect::<Vec<_>>()).await;
     let pointer = url("s/_muster/d1/j1/plan.1");
-    let pointer = bench.stores.put_ref(&pointer, plan(Vec::new()).to_bytes().expect("bytes")).await.expect("put");
+    let pointer = bench
+        .stores
+        .put_ref(&pointer, plan(Vec::new()).to_bytes().expect("bytes"))
+        .await
+        .expect("put");
     let (upload, _) = bench.upload("out/part-00000.txt", "x").await;
     bench.stores.insert(Scheme::Memory, Arc::new(Denying(bench.memory.clone()))).await;
     let leftovers = Leftovers {
@@ -508,12 +614,19 @@ async fn what_may_not_be_deleted_is_named_and_no_reason_to_go_on() {
         uploads: vec![(url("out/part-00000.txt"), upload)],
         empty_output: None,
     };
-    let unremoved =
-        clean_up(&bench.stores, &bench.fence, &"j1".parse().expect("job"), leftovers).await.expect("it ends");
+    let unremoved = clean_up(&bench.stores, &bench.fence, &"j1".parse().expect("job"), leftovers)
+        .await
+        .expect("it ends");
     // The upload, 400 runs, the plan, and three folders that could not be looked into.
     assert_eq!(unremoved.count, 405, "{unremoved:?}");
     let warning = unremoved.warning().expect("a warning");
-    let words = ["out/part-00000.txt", "s/_muster/d1/j1/", "and 402 more", "access denied", "doctor --mend"];
+    let words = [
+        "out/part-00000.txt",
+        "s/_muster/d1/j1/",
+        "and 402 more",
+        "access denied",
+        "doctor --mend",
+    ];
     assert!(words.iter().all(|word| warning.contains(word)), "{warning}");
 }
 
@@ -524,7 +637,10 @@ async fn an_old_success_that_may_not_be_deleted_leaves_everything_as_it_is() {
     bench.stores.insert(Scheme::Memory, Arc::new(Denying(bench.memory.clone()))).await;
     let error = publish(&bench.stores, &bench.fence, &publication).await.expect_err("refused");
     assert!(error.message.contains("out/_SUCCESS cannot be removed: access denied"), "{error}");
-    assert_eq!(bench.keys().await, ["elsewhere", "out/_SUCCESS", "out/part-00000.txt", "out/part-00001.txt"]);
+    assert_eq!(
+        bench.keys().await,
+        ["elsewhere", "out/_SUCCESS", "out/part-00000.txt", "out/part-00001.txt"]
+    );
     assert_eq!(bench.text("out/part-00000.txt").await, "out/part-00000.txt");
 }
 
@@ -537,14 +653,25 @@ async fn output_that_leads_to_the_input_by_now_is_not_touched() {
     let bench = Bench::new(&OLD).await;
     let mut publication = publication(&bench, false).await;
     let objects = vec![PinnedObject { url: at("d/a.txt"), bytes: 4, version: "1".to_owned() }];
-    publication.plan = Arc::new(Plan { objects, output: at("out"), scratch: at("out/_muster/d1/j1"), ..plan(vec![]) });
+    publication.plan = Arc::new(Plan {
+        objects,
+        output: at("out"),
+        scratch: at("out/_muster/d1/j1"),
+        ..plan(vec![])
+    });
     let kept = url("s/_muster/d1/j1/manifest");
     std::os::unix::fs::symlink(dir.path().join("d"), dir.path().join("out")).expect("link");
     let prepared = prepare(&bench.stores, &bench.fence, &publication, &kept).await.map(drop);
     for refused in [prepared, publish(&bench.stores, &bench.fence, &publication).await.map(drop)] {
         let error = refused.expect_err("OUTPUT is the input's folder");
-        assert!(error.kind == ErrorKind::Invalid && error.message.contains("overlaps INPUT"), "{error}");
+        assert!(
+            error.kind == ErrorKind::Invalid && error.message.contains("overlaps INPUT"),
+            "{error}"
+        );
     }
-    assert_eq!(bench.keys().await, ["elsewhere", "out/_SUCCESS", "out/part-00000.txt", "out/part-00001.txt"]);
+    assert_eq!(
+        bench.keys().await,
+        ["elsewhere", "out/_SUCCESS", "out/part-00000.txt", "out/part-00001.txt"]
+    );
     assert_eq!(bench.text("out/part-00000.txt").await, "out/part-00000.txt");
 }

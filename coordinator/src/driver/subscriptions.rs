@@ -1,4 +1,5 @@
-//! What a leader listens to, and nobody else; and whether a message may say what it says: in whose name it comes, and where its answer is to go.
+//! What a leader listens to, and nobody else; and whether a message may say what it says: in whose
+//! name it comes, and where its answer is to go.
 
 use async_nats::{Client, Subject, Subscriber};
 use futures::stream::{self, Select};
@@ -51,13 +52,16 @@ async fn subscribe(client: &Client, subject: String) -> Result<Subscriber> {
     }
 }
 
-/// Whether a message on a subject may speak for a worker. One that names a worker speaks for that one alone: NATS lets a worker with a user of its own publish no other.
+/// Whether a message on a subject may speak for a worker. One that names a worker speaks for that
+/// one alone: NATS lets a worker with a user of its own publish no other.
 ///
 /// # Errors
 /// `Invalid` where it may not.
 pub(super) fn check_sender(names: &Names, subject: &str, worker: &WorkerId) -> Result<()> {
     let requests = [names.register(), names.samples(), names.report()];
-    let may = requests.iter().any(|shared| subject == shared || subject == names::of_worker(shared, worker));
+    let may = requests
+        .iter()
+        .any(|shared| subject == shared || subject == names::of_worker(shared, worker));
     if may || subject == names.heartbeat(worker) || subject == names.recoveries(worker) {
         return Ok(());
     }
@@ -103,7 +107,9 @@ mod tests {
     #[test]
     fn answers_go_to_inboxes() {
         let names = Names::new("muster");
-        let check = |reply: Option<&str>| check_reply(&names, reply.map(Subject::from)).map_err(|e| e.message);
+        let check = |reply: Option<&str>| {
+            check_reply(&names, reply.map(Subject::from)).map_err(|e| e.message)
+        };
         assert!(check(Some("_INBOX.a.b")).is_ok());
         assert!(check(None).is_err_and(|error| error.contains("no reply subject")));
         assert!(check(Some("muster.journal")).is_err_and(|error| error.contains("muster.journal")));

@@ -1,5 +1,6 @@
-//! What the leader knows of a job beyond the journal: tasks of the phase at hand, their attempts, and what it waits for. All of it is lost with the leader, and
-//! made again from the journal by the next one.
+//! What the leader knows of a job beyond the journal: tasks of the phase at hand, their attempts,
+//! and what it waits for. All of it is lost with the leader, and made again from the journal by the
+//! next one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -25,7 +26,8 @@ use crate::membership::speculation::{Pace, Rates};
 /// How often the memory of a task is halved at most.
 const HALVINGS_MAX: u8 = 3;
 
-/// What the machine needs of a request while its job runs. Fields that a newer build wrote are left alone; a request that cannot be read asks for nothing special.
+/// What the machine needs of a request while its job runs. Fields that a newer build wrote are left
+/// alone; a request that cannot be read asks for nothing special.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Asked {
@@ -39,7 +41,8 @@ impl Asked {
         serde_json::from_str(spec_json).unwrap_or_default()
     }
 
-    /// They were sound when the job was taken on; a build that knows them no longer goes by its own.
+    /// They were sound when the job was taken on; a build that knows them no longer goes by its
+    /// own.
     fn settings(&self, config: &Config) -> Config {
         config.for_job(self.settings.as_deref()).unwrap_or_else(|_| config.clone())
     }
@@ -50,7 +53,8 @@ pub(super) fn settings_of(job: &DurableJob, config: &Config) -> Config {
     Asked::of(&job.submitted.spec_json).settings(config)
 }
 
-/// What happens to a job at the moment. One thing at a time: whoever starts the next step sets the stage, so no effect goes out twice.
+/// What happens to a job at the moment. One thing at a time: whoever starts the next step sets the
+/// stage, so no effect goes out twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     /// Tasks of a phase run.
@@ -153,7 +157,12 @@ pub(super) struct Active {
 }
 
 impl Active {
-    pub(super) fn new(job: &DurableJob, plan: Option<Arc<Plan>>, config: &Config, now_ms: u64) -> Result<Self> {
+    pub(super) fn new(
+        job: &DurableJob,
+        plan: Option<Arc<Plan>>,
+        config: &Config,
+        now_ms: u64,
+    ) -> Result<Self> {
         let submitted = &job.submitted;
         let asked = Asked::of(&submitted.spec_json);
         let owners = plan.as_deref().map(Owners::of).transpose()?.unwrap_or_default();
@@ -237,10 +246,15 @@ impl Active {
     /// Whether it has something to grant.
     pub(super) fn may_run(&self) -> bool {
         let waiting = self.granted_from().is_some_and(|tasks| !tasks.queue.is_empty());
-        waiting && self.stage == Stage::Working && !self.held_back && self.plan.is_some() && !self.awaits_loss()
+        waiting
+            && self.stage == Stage::Working
+            && !self.held_back
+            && self.plan.is_some()
+            && !self.awaits_loss()
     }
 
-    /// Whether the record of a loss or of an omission is on its way: what is to be done next depends on it.
+    /// Whether the record of a loss or of an omission is on its way: what is to be done next
+    /// depends on it.
     pub(super) fn awaits_loss(&self) -> bool {
         !self.losing.is_empty() || !self.skipping.is_empty()
     }
@@ -269,7 +283,8 @@ impl Active {
         }
     }
 
-    /// The step with the store at hand failed once more: for how long it does by now, in milliseconds.
+    /// The step with the store at hand failed once more: for how long it does by now, in
+    /// milliseconds.
     pub(super) fn failed_again(&mut self, now_ms: u64) -> u64 {
         self.tries = self.tries.saturating_add(1);
         now_ms.saturating_sub(*self.failing_ms.get_or_insert(now_ms))
@@ -292,7 +307,8 @@ pub(super) struct Repair {
     /// All sort tasks; those whose run stands are done.
     pub tasks: PhaseTasks,
     pub step: RepairStep,
-    /// What lost runs summed to, input first, as far as this leader has seen them: their successors must too.
+    /// What lost runs summed to, input first, as far as this leader has seen them: their successors
+    /// must too.
     pub sums: BTreeMap<u32, (Sums, Sums)>,
 }
 
@@ -358,7 +374,8 @@ pub(super) struct Attempt {
     pub sent: u32,
     /// When it was last in a heartbeat, or accepted.
     pub seen_ms: u64,
-    /// When it was given out, and when its progress last grew, on the clock that stands still while the leader is away.
+    /// When it was given out, and when its progress last grew, on the clock that stands still while
+    /// the leader is away.
     pub began_ms: u64,
     pub progress_ms: u64,
     pub bytes_done: u64,
@@ -390,13 +407,16 @@ pub(super) struct History {
     pub tried: Vec<WorkerId>,
     /// How often its memory is to be halved, because attempts ran out of it or may have died of it.
     pub halvings: u8,
-    /// Memory of a worker for each of its tasks at once with which it can be done, as far as attempts have said so.
+    /// Memory of a worker for each of its tasks at once with which it can be done, as far as
+    /// attempts have said so.
     pub needs_bytes: u64,
 }
 
 impl History {
-    /// What an attempt that failed says about memory. One that needs more than its worker has can only be done by a larger one. A sort that ran out of memory which was its
-    /// to use, or was lost with its worker, which memory may have killed, gets half of it the next time, up to a bound.
+    /// What an attempt that failed says about memory. One that needs more than its worker has can
+    /// only be done by a larger one. A sort that ran out of memory which was its to use, or was
+    /// lost with its worker, which memory may have killed, gets half of it the next time, up to a
+    /// bound.
     pub(super) fn heed_memory(&mut self, phase: Phase, kind: ErrorKind) {
         if let ErrorKind::NeedsMemory { task_bytes } = kind {
             self.needs_bytes = self.needs_bytes.max(task_bytes);
@@ -410,8 +430,9 @@ impl History {
 impl PhaseTasks {
     /// All tasks of a phase, of which some are done.
     pub(super) fn new(phase: Phase, count: u32, done: impl Fn(u32) -> bool) -> Self {
-        let states: Vec<TaskState> =
-            (0..count).map(|at| if done(at) { TaskState::Done } else { TaskState::Waiting }).collect();
+        let states: Vec<TaskState> = (0..count)
+            .map(|at| if done(at) { TaskState::Done } else { TaskState::Waiting })
+            .collect();
         let queue: BTreeSet<u32> = (0..count).filter(|at| !done(*at)).collect();
         let done = count - u32::try_from(queue.len()).unwrap_or(count);
         Self {
@@ -428,14 +449,17 @@ impl PhaseTasks {
         }
     }
 
-    /// What the journal knows of failed attempts counts towards the bound of tries, whoever led then.
+    /// What the journal knows of failed attempts counts towards the bound of tries, whoever led
+    /// then.
     pub(super) fn recall(mut self, job: &DurableJob) -> Self {
         let first = TaskId { phase: self.phase, index: 0 };
         let last = TaskId { phase: self.phase, index: u32::MAX };
         for (task, tries) in job.tries.range(first..=last) {
             self.history.entry(task.index).or_default().tries = *tries;
         }
-        for failure in job.failures.iter().filter(|failure| failure.attempt.task.phase == self.phase) {
+        for failure in
+            job.failures.iter().filter(|failure| failure.attempt.task.phase == self.phase)
+        {
             let history = self.history.entry(failure.attempt.task.index).or_default();
             if history.errors.len() < ERRORS_MAX {
                 history.errors.push(failure.error.clone());
@@ -502,14 +526,18 @@ impl PhaseTasks {
         }
     }
 
-    /// Ends an attempt under way and leaves the task in `next`, unless another attempt goes on: then the task runs.
+    /// Ends an attempt under way and leaves the task in `next`, unless another attempt goes on:
+    /// then the task runs.
     pub(super) fn stop(&mut self, id: &AttemptId, next: TaskState) -> Option<Attempt> {
         self.attempt(id)?;
         let slot = self.states.get_mut(id.task.index as usize)?;
-        let TaskState::Running { first, second } = std::mem::replace(slot, next) else { return None };
+        let TaskState::Running { first, second } = std::mem::replace(slot, next) else {
+            return None;
+        };
         let attempt = match second {
             Some(second) => {
-                let (ended, goes_on) = if first.id == *id { (first, second) } else { (second, first) };
+                let (ended, goes_on) =
+                    if first.id == *id { (first, second) } else { (second, first) };
                 *slot = TaskState::Running { first: goes_on, second: None };
                 self.seconds -= 1;
                 ended
@@ -538,7 +566,10 @@ impl PhaseTasks {
 
     /// A task that was delayed or revoked can be granted again.
     pub(super) fn requeue(&mut self, index: u32) {
-        if matches!(self.states.get(index as usize), Some(TaskState::Delayed | TaskState::Revoking(_))) {
+        if matches!(
+            self.states.get(index as usize),
+            Some(TaskState::Delayed | TaskState::Revoking(_))
+        ) {
             self.put(index, TaskState::Waiting);
             self.queue.insert(index);
         }
@@ -589,7 +620,8 @@ impl TaskState {
     }
 }
 
-/// Those who wait for one outcome, up to a bound: a client or worker that repeats itself is one of them each time.
+/// Those who wait for one outcome, up to a bound: a client or worker that repeats itself is one of
+/// them each time.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Waiters(Vec<ReplyTo>);
 

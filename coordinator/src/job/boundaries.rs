@@ -1,7 +1,9 @@
-//! Boundaries: splitters are chosen among the samples and measured by them; where they are too few or too uneven, more is sampled first.
+//! Boundaries: splitters are chosen among the samples and measured by them; where they are too few
+//! or too uneven, more is sampled first.
 //!
-//! A round of sampling is the generation of its tasks: workers draw from other places, and more, in each. Rounds are not journalled; a new leader begins with the
-//! first one again, gets the same samples, and so comes to the same boundaries.
+//! A round of sampling is the generation of its tasks: workers draw from other places, and more, in
+//! each. Rounds are not journalled; a new leader begins with the first one again, gets the same
+//! samples, and so comes to the same boundaries.
 
 use muster_common::config::Sizes;
 use muster_common::ids::{Generation, Phase};
@@ -15,7 +17,8 @@ use super::io::{Effect, MeasuredBoundaries};
 use super::{JobId, Machine};
 use crate::journal::record::Record;
 
-/// Samples of a partition below which nobody relies on its bounds, where there is enough input for more.
+/// Samples of a partition below which nobody relies on its bounds, where there is enough input for
+/// more.
 const SAMPLES_ENOUGH: u64 = 8;
 /// How many times as many samples the next round may take of a split.
 const MORE: u32 = 2;
@@ -26,7 +29,12 @@ impl Machine {
         let Some(active) = self.active.get_mut(job) else { return };
         active.stage = Stage::Deciding;
         self.append(
-            Record::BoundariesChosen { job: job.clone(), splitters: None, partitions: 1, took_ms: 0 },
+            Record::BoundariesChosen {
+                job: job.clone(),
+                splitters: None,
+                partitions: 1,
+                took_ms: 0,
+            },
             Waiters::default(),
         );
     }
@@ -39,12 +47,22 @@ impl Machine {
         let url = active.scratch.join(&names::splitters_path(self.epoch, nonce));
         let samples = active.samples.clone();
         let (partitions, unique) = (plan.partitions, plan.sort.unique);
-        self.out.push(Effect::ChooseSplitters { job: job.clone(), samples, partitions, unique, url });
+        self.out.push(Effect::ChooseSplitters {
+            job: job.clone(),
+            samples,
+            partitions,
+            unique,
+            url,
+        });
     }
 
     pub(super) fn splitters_chosen(&mut self, job: &JobId, result: Result<MeasuredBoundaries>) {
         self.wrote(job);
-        let Some(active) = self.active.get_mut(job).filter(|active| active.stage == Stage::Choosing) else { return };
+        let Some(active) =
+            self.active.get_mut(job).filter(|active| active.stage == Stage::Choosing)
+        else {
+            return;
+        };
         let chosen = match result {
             Ok(chosen) => chosen,
             Err(error) => return self.store_trouble(job, error),
@@ -75,7 +93,8 @@ impl Machine {
         }
     }
 
-    /// Another round. What was sampled before is kept; what was chosen of it stays in scratch, unnamed, until the job is cleaned up.
+    /// Another round. What was sampled before is kept; what was chosen of it stays in scratch,
+    /// unnamed, until the job is cleaned up.
     fn sample_again(&mut self, job: &JobId, why: &str) {
         let Some((durable, _)) = self.both(job) else { return };
         let splits = durable.submitted.splits;
@@ -85,7 +104,12 @@ impl Machine {
         active.tasks = Some(PhaseTasks::new(Phase::Sample, splits, |_| false));
         active.stage = Stage::Working;
         active.moved(self.now_ms);
-        self.event(Some(job), "warning", "sampling-again", format!("{why}: round {round} of sampling begins"));
+        self.event(
+            Some(job),
+            "warning",
+            "sampling-again",
+            format!("{why}: round {round} of sampling begins"),
+        );
         let broadcast = Broadcast::PhaseBegins { epoch: self.epoch, phase: Phase::Sample };
         self.out.push(Effect::Broadcast { job: job.clone(), broadcast });
         self.urgent.insert(job.clone());
@@ -110,7 +134,10 @@ impl Machine {
         if small || u128::from(bytes) * 100 <= u128::from(mean) * u128::from(percent_max) {
             return;
         }
-        let text = format!("part {} has {bytes} bytes, {parts} parts have {mean} on average", fullest.partition);
+        let text = format!(
+            "part {} has {bytes} bytes, {parts} parts have {mean} on average",
+            fullest.partition
+        );
         self.event(Some(job), "warning", "parts-uneven", text);
     }
 }
@@ -131,7 +158,12 @@ enum Doubt {
 }
 
 impl Doubt {
-    fn about(chosen: &MeasuredBoundaries, input_bytes: u64, partitions: u32, sizes: &Sizes) -> Option<Self> {
+    fn about(
+        chosen: &MeasuredBoundaries,
+        input_bytes: u64,
+        partitions: u32,
+        sizes: &Sizes,
+    ) -> Option<Self> {
         let (samples, percent_max) = (chosen.samples, sizes.partition_percent_max);
         if let Some(fullest_percent) =
             chosen.fullest_percent.filter(|percent| percent_max > 0 && *percent > percent_max)
@@ -139,7 +171,8 @@ impl Doubt {
             return Some(Self::Uneven { fullest_percent, percent_max });
         }
         let worth_it = input_bytes / u64::from(partitions.max(1)) >= sizes.partition_bytes_min;
-        (worth_it && samples < SAMPLES_ENOUGH * u64::from(partitions)).then_some(Self::Few { samples, partitions })
+        (worth_it && samples < SAMPLES_ENOUGH * u64::from(partitions))
+            .then_some(Self::Few { samples, partitions })
     }
 
     fn text(&self) -> String {
@@ -148,7 +181,8 @@ impl Doubt {
                 format!("only {samples} records were sampled for {partitions} partitions")
             }
             Self::Uneven { fullest_percent, percent_max } => format!(
-                "by its samples the fullest partition would have {fullest_percent} % of the mean, the limit is {percent_max} % (sizes.partition_percent_max)"
+                "by its samples the fullest partition would have {fullest_percent} % of the mean, \
+                    the limit is {percent_max} % (sizes.partition_percent_max)"
             ),
         }
     }
@@ -165,7 +199,8 @@ mod tests {
         let sizes = Config::layered(&[]).expect("the defaults").sizes;
         let enough = sizes.partition_bytes_min;
         let check = |fullest_percent, samples, bytes: u64, expect: Option<&str>| {
-            let chosen = MeasuredBoundaries { splitters: None, partitions: 4, fullest_percent, samples };
+            let chosen =
+                MeasuredBoundaries { splitters: None, partitions: 4, fullest_percent, samples };
             let doubt = Doubt::about(&chosen, bytes, 4, &sizes).map(|doubt| doubt.text());
             assert_eq!(doubt.is_some(), expect.is_some(), "{doubt:?}");
             assert!(doubt.unwrap_or_default().contains(expect.unwrap_or_default()));

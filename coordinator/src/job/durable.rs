@@ -1,19 +1,23 @@
 //! What the journal says, folded: the only state that decides what is committed.
 //!
-//! [`Durable::apply`] is the one way in. The leader calls it when an append is acknowledged, a new leader when it reads the journal; so both hold the same state
-//! (a test folds the journal of every scripted conversation and compares). A record that contradicts the state is refused and changes nothing.
+//! [`Durable::apply`] is the one way in. The leader calls it when an append is acknowledged, a new
+//! leader when it reads the journal; so both hold the same state (a test folds the journal of every
+//! scripted conversation and compares). A record that contradicts the state is refused and changes
+//! nothing.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use muster_common::api::{JobState, PhaseTimes};
-use muster_common::ids::{AttemptId, DeploymentId, Epoch, Generation, JobId, Phase, TaskId, WorkerId};
+use muster_common::ids::{
+    AttemptId, DeploymentId, Epoch, Generation, JobId, Phase, TaskId, WorkerId,
+};
 use muster_common::wire::{BadRecord, BlobRef};
 
 use super::history::Failure;
 use super::state;
 use crate::journal::record::{
-    GenerationBegan, JobArchived, JobEnded, JobOutcome, JobSubmitted, PLACES_KEPT, PartCommitted, Record, RunCommitted,
-    Totals,
+    GenerationBegan, JobArchived, JobEnded, JobOutcome, JobSubmitted, PLACES_KEPT, PartCommitted,
+    Record, RunCommitted, Totals,
 };
 
 /// Most revoked uploads of one partition that are kept, the last ones.
@@ -33,7 +37,8 @@ pub struct Durable {
     pub nonce: u64,
     /// Every job that is not forgotten.
     pub jobs: BTreeMap<JobId, DurableJob>,
-    /// How many sort and merge tasks each worker has had committed, of jobs that are forgotten, too. For people; of very many workers, those with the most.
+    /// How many sort and merge tasks each worker has had committed, of jobs that are forgotten,
+    /// too. For people; of very many workers, those with the most.
     pub done: BTreeMap<WorkerId, u64>,
 }
 
@@ -50,9 +55,11 @@ pub struct DurableJob {
     pub generations: BTreeMap<u32, Generation>,
     /// Input objects that are left out, and why.
     pub skipped_objects: BTreeMap<u32, String>,
-    /// How many attempts of a task ended without a result; those of a former generation do not count.
+    /// How many attempts of a task ended without a result; those of a former generation do not
+    /// count.
     pub tries: BTreeMap<TaskId, u32>,
-    /// What became of them, in the order of their ends: of the job's last [`super::history::FAILURES_KEPT`].
+    /// What became of them, in the order of their ends: of the job's last
+    /// [`super::history::FAILURES_KEPT`].
     pub failures: VecDeque<Failure>,
     /// How many attempts ended without a result.
     pub retries: u32,
@@ -60,16 +67,19 @@ pub struct DurableJob {
     pub repeated: u32,
     /// Committed sort tasks by split; the malformed records that they name are in `bad_records`.
     pub runs: BTreeMap<u32, RunCommitted>,
-    /// The first malformed records that committed runs have left out, by split: as many as a job names, and the rest of the last split's.
+    /// The first malformed records that committed runs have left out, by split: as many as a job
+    /// names, and the rest of the last split's.
     pub bad_records: BTreeMap<u32, Vec<BadRecord>>,
     /// The list of pinned runs, once the barrier is passed.
     pub runs_pinned: Option<BlobRef>,
     /// Whether runs were lost, or made anew, since that list was written.
     pub runs_stale: bool,
-    /// Open uploads of merges that are not committed, by partition and attempt: a task may have two attempts.
+    /// Open uploads of merges that are not committed, by partition and attempt: a task may have two
+    /// attempts.
     pub uploads: BTreeMap<(u32, AttemptId), Upload>,
-    /// Uploads that were revoked, in the order of their revocation: of each partition the last [`REVOKED_KEPT`]. Those before were aborted: a merge is not given out again
-    /// while an upload of it is in doubt.
+    /// Uploads that were revoked, in the order of their revocation: of each partition the last
+    /// [`REVOKED_KEPT`]. Those before were aborted: a merge is not given out again while an upload
+    /// of it is in doubt.
     pub revoked: Vec<Upload>,
     /// Committed merge tasks by partition.
     pub parts: BTreeMap<u32, PartCommitted>,
@@ -121,7 +131,13 @@ pub fn end_state(outcome: JobOutcome) -> JobState {
 impl Default for Durable {
     /// An empty journal: epoch 0 is nobody's.
     fn default() -> Self {
-        Self { deployment: None, epoch: Epoch(0), nonce: 0, jobs: BTreeMap::new(), done: BTreeMap::new() }
+        Self {
+            deployment: None,
+            epoch: Epoch(0),
+            nonce: 0,
+            jobs: BTreeMap::new(),
+            done: BTreeMap::new(),
+        }
     }
 }
 
@@ -133,7 +149,9 @@ impl Durable {
     pub fn apply(&mut self, record: &Record) -> Result<(), String> {
         match record {
             Record::DeploymentCreated { deployment } => match &self.deployment {
-                Some(known) => Err(format!("deployment {deployment} begins in the journal of {known}")),
+                Some(known) => {
+                    Err(format!("deployment {deployment} begins in the journal of {known}"))
+                }
                 None => {
                     self.deployment = Some(deployment.clone());
                     Ok(())
@@ -158,7 +176,9 @@ impl Durable {
                 Ok(())
             }
             Record::StillLeads => Ok(()),
-            Record::Snapshot { id, .. } => Err(format!("snapshot {id} stands where a plain record belongs")),
+            Record::Snapshot { id, .. } => {
+                Err(format!("snapshot {id} stands where a plain record belongs"))
+            }
             Record::BoundariesChosen { job, .. }
             | Record::RunsPinned { job, .. }
             | Record::UploadOpened { job, .. }
@@ -194,7 +214,8 @@ impl Durable {
         let Some(worker) = worker else { return };
         if !self.done.contains_key(worker)
             && self.done.len() >= WORKERS_KEPT
-            && let Some(least) = self.done.iter().min_by_key(|(_, count)| **count).map(|(least, _)| least.clone())
+            && let Some(least) =
+                self.done.iter().min_by_key(|(_, count)| **count).map(|(least, _)| least.clone())
         {
             self.done.remove(&least);
         }
@@ -256,12 +277,16 @@ impl DurableJob {
 
     /// Number of partitions: fixed by the boundaries, aimed at before.
     pub fn partitions(&self) -> u32 {
-        self.boundaries.as_ref().map_or(self.submitted.partitions, |boundaries| boundaries.partitions)
+        self.boundaries
+            .as_ref()
+            .map_or(self.submitted.partitions, |boundaries| boundaries.partitions)
     }
 
     /// The open upload of an attempt.
     pub fn upload(&self, attempt: &AttemptId) -> Option<&Upload> {
-        self.uploads.get(&(attempt.task.index, *attempt)).filter(|_| attempt.task.phase == Phase::Merge)
+        self.uploads
+            .get(&(attempt.task.index, *attempt))
+            .filter(|_| attempt.task.phase == Phase::Merge)
     }
 
     /// The open uploads of a partition.
@@ -270,7 +295,9 @@ impl DurableJob {
             let task = TaskId { phase: Phase::Sample, index: 0 };
             (partition, AttemptId { task, generation: Generation(0), epoch: Epoch(0), nonce: 0 })
         };
-        self.uploads.range(least(partition)..least(partition.saturating_add(1))).map(|(_, upload)| upload)
+        self.uploads
+            .range(least(partition)..least(partition.saturating_add(1)))
+            .map(|(_, upload)| upload)
     }
 
     /// The revoked uploads of a partition that are kept, the oldest first.
@@ -278,7 +305,8 @@ impl DurableJob {
         self.revoked.iter().filter(move |upload| upload.partition == partition)
     }
 
-    /// Whether an attempt's upload was revoked, or may have been: where as many are kept as may be, there may have been others before.
+    /// Whether an attempt's upload was revoked, or may have been: where as many are kept as may be,
+    /// there may have been others before.
     pub fn may_be_revoked(&self, attempt: &AttemptId) -> bool {
         let mut revoked = self.revoked_of(attempt.task.index);
         attempt.task.phase == Phase::Merge
@@ -290,7 +318,8 @@ impl DurableJob {
         match record {
             Record::BoundariesChosen { splitters, partitions, took_ms, .. } => {
                 self.step(JobState::Sorting)?;
-                self.boundaries = Some(Boundaries { splitters: splitters.clone(), partitions: *partitions });
+                self.boundaries =
+                    Some(Boundaries { splitters: splitters.clone(), partitions: *partitions });
                 self.times.sample_ms = *took_ms;
                 Ok(())
             }
@@ -309,10 +338,14 @@ impl DurableJob {
                 self.runs_stale = self.runs.len() < self.submitted.splits as usize;
                 Ok(())
             }
-            Record::UploadOpened { partition, attempt, upload, .. } => {
-                self.open_upload(Upload { partition: *partition, attempt: *attempt, upload: upload.clone() })
+            Record::UploadOpened { partition, attempt, upload, .. } => self.open_upload(Upload {
+                partition: *partition,
+                attempt: *attempt,
+                upload: upload.clone(),
+            }),
+            Record::UploadRevoked { partition, attempt, .. } => {
+                self.revoke_upload(*partition, attempt)
             }
-            Record::UploadRevoked { partition, attempt, .. } => self.revoke_upload(*partition, attempt),
             Record::PartCommitted(part) => self.commit_part(part),
             Record::CommitDecided { took_ms, manifest, .. } => {
                 self.step(JobState::Committing)?;
@@ -342,13 +375,17 @@ impl DurableJob {
 
     fn step(&mut self, to: JobState) -> Result<(), String> {
         if !state::allowed(self.state, to) {
-            return Err(format!("job {} cannot go from {} to {to}", self.submitted.job, self.state));
+            return Err(format!(
+                "job {} cannot go from {} to {to}",
+                self.submitted.job, self.state
+            ));
         }
         self.state = to;
         Ok(())
     }
 
-    /// Task by task nothing is asked of a job that is cleaned; a hundred ended jobs must not weigh as much as a hundred running ones.
+    /// Task by task nothing is asked of a job that is cleaned; a hundred ended jobs must not weigh
+    /// as much as a hundred running ones.
     fn archive(&mut self) {
         self.cleaned = true;
         self.generations.clear();
@@ -401,7 +438,9 @@ impl DurableJob {
         let expected = self.generation(split);
         if run.attempt.generation != expected {
             let found = run.attempt.generation;
-            return Err(format!("job {job}: split {split} is committed in generation {found}, not {expected}"));
+            return Err(format!(
+                "job {job}: split {split} is committed in generation {found}, not {expected}"
+            ));
         }
         let totals = &mut self.run_totals;
         totals.input.merge(&run.input);
@@ -415,8 +454,8 @@ impl DurableJob {
         Ok(())
     }
 
-    /// Splits follow one another in the input, so what comes after as many as a job names is not asked for again: a run that is lost, and its places with it, is made anew of the
-    /// same bytes.
+    /// Splits follow one another in the input, so what comes after as many as a job names is not
+    /// asked for again: a run that is lost, and its places with it, is made anew of the same bytes.
     fn note_bad_records(&mut self, split: u32, places: &[BadRecord]) {
         if places.is_empty() {
             return;
@@ -451,7 +490,10 @@ impl DurableJob {
         let split = began.split;
         let committed = self.runs.get(&split).is_some_and(|run| run.attempt == began.lost);
         if !committed || began.generation <= self.generation(split) {
-            return Err(format!("job {}: {} is not the run of split {split}", began.job, began.lost));
+            return Err(format!(
+                "job {}: {} is not the run of split {split}",
+                began.job, began.lost
+            ));
         }
         let Some(lost) = self.runs.remove(&split) else { return Ok(()) };
         self.bad_records.remove(&split);
@@ -475,9 +517,14 @@ impl DurableJob {
     fn open_upload(&mut self, upload: Upload) -> Result<(), String> {
         self.expect_state(JobState::Merging, "an upload is opened")?;
         let (partition, key) = (upload.partition, (upload.partition, upload.attempt));
-        if partition >= self.partitions() || self.parts.contains_key(&partition) || self.uploads.contains_key(&key) {
+        if partition >= self.partitions()
+            || self.parts.contains_key(&partition)
+            || self.uploads.contains_key(&key)
+        {
             let (job, attempt) = (&self.submitted.job, upload.attempt);
-            return Err(format!("job {job}: {attempt} has an upload, or partition {partition} is committed"));
+            return Err(format!(
+                "job {job}: {attempt} has an upload, or partition {partition} is committed"
+            ));
         }
         self.uploads.insert(key, upload);
         Ok(())
@@ -488,7 +535,8 @@ impl DurableJob {
             Some(upload) => {
                 self.revoked.push(upload);
                 if self.revoked_of(partition).count() > REVOKED_KEPT
-                    && let Some(oldest) = self.revoked.iter().position(|upload| upload.partition == partition)
+                    && let Some(oldest) =
+                        self.revoked.iter().position(|upload| upload.partition == partition)
                 {
                     self.revoked.remove(oldest);
                 }
@@ -502,7 +550,10 @@ impl DurableJob {
         self.expect_state(JobState::Merging, "a part is committed")?;
         let key = (part.partition, part.attempt);
         if self.uploads.get(&key).is_none_or(|open| open.upload != part.upload) {
-            return Err(format!("job {}: part {} is committed without its upload", part.job, part.partition));
+            return Err(format!(
+                "job {}: part {} is committed without its upload",
+                part.job, part.partition
+            ));
         }
         let totals = &mut self.part_totals;
         totals.kept.merge(&part.kept);

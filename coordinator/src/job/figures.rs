@@ -1,5 +1,6 @@
-//! What the machine counts for those who watch it: how things stand ([`Figures`]), and how often something has happened under this leader ([`Tally`]). Numbers alone: who
-//! shows them, and how, is the adapter's business (`metrics.rs`). Nothing is decided by them.
+//! What the machine counts for those who watch it: how things stand ([`Figures`]), and how often
+//! something has happened under this leader ([`Tally`]). Numbers alone: who shows them, and how, is
+//! the adapter's business (`metrics.rs`). Nothing is decided by them.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +28,8 @@ pub const STATES: [JobState; 8] = [
 pub const PHASES: [Phase; 3] = [Phase::Sample, Phase::Sort, Phase::Merge];
 
 /// The kinds of trouble that recoveries are counted by.
-pub const TROUBLES: [&str; 5] = ["worker-lost", "attempt-failed", "run-damaged", "input-unreadable", "store-trouble"];
+pub const TROUBLES: [&str; 5] =
+    ["worker-lost", "attempt-failed", "run-damaged", "input-unreadable", "store-trouble"];
 
 /// Codes with which clients are refused.
 pub const CODES: [super::io::RefusalCode; 4] = [
@@ -114,7 +116,8 @@ pub struct Figures {
     pub journal_waiting: u32,
     /// Whether the journal takes nothing at the moment.
     pub journal_stalled: bool,
-    /// Requests a second that all workers together may make of stores that throttle; none without a limit.
+    /// Requests a second that all workers together may make of stores that throttle; none without a
+    /// limit.
     pub store_limit_per_s: Option<u32>,
     /// Alerts that are raised now.
     pub alerts: BTreeMap<Rule, u32>,
@@ -137,8 +140,10 @@ pub struct Demand {
     pub least: u32,
 }
 
-/// How many workers there should be, for something that adds and removes them: those that the open tasks keep busy, by the slots that a worker of this pool has on average
-/// (one where there is none). 0 without a job at work. A job between two phases holds the pool as it is: it would be sent away just before it is needed.
+/// How many workers there should be, for something that adds and removes them: those that the open
+/// tasks keep busy, by the slots that a worker of this pool has on average (one where there is
+/// none). 0 without a job at work. A job between two phases holds the pool as it is: it would be
+/// sent away just before it is needed.
 pub fn wanted(demand: Demand) -> u32 {
     if !demand.at_work {
         return 0;
@@ -165,7 +170,12 @@ impl PhaseTasks {
         let queued = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
         let running = self.running.saturating_sub(self.seconds);
         let others = queued.saturating_add(running).saturating_add(self.done);
-        TaskCounts { queued, delayed: self.total().saturating_sub(others), running, done: self.done }
+        TaskCounts {
+            queued,
+            delayed: self.total().saturating_sub(others),
+            running,
+            done: self.done,
+        }
     }
 }
 
@@ -175,7 +185,8 @@ impl Machine {
         &self.tally
     }
 
-    /// How things stand now. Takes time with the number of workers and jobs, not with that of tasks.
+    /// How things stand now. Takes time with the number of workers and jobs, not with that of
+    /// tasks.
     pub fn figures(&self) -> Figures {
         let mut figures = Figures {
             journal_waiting: self.ledger.waiting(),
@@ -193,7 +204,8 @@ impl Machine {
     }
 
     fn count_jobs(&self, figures: &mut Figures) {
-        let planning = self.planning.keys().filter(|job| !self.durable.jobs.contains_key(*job)).count();
+        let planning =
+            self.planning.keys().filter(|job| !self.durable.jobs.contains_key(*job)).count();
         let mut count = |state: JobState| {
             let at = STATES.iter().position(|known| *known == state).unwrap_or(0);
             figures.jobs[at] += 1;

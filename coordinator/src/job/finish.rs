@@ -1,9 +1,14 @@
-//! How jobs end: the commit is made visible, or everything is taken back; then nothing is left (P8).
+//! How jobs end: the commit is made visible, or everything is taken back; then nothing is left
+//! (P8).
 //!
-//! A job that fails or is cancelled leaves OUTPUT as it was, because no part is visible before the commit is decided. After the decision it can only go on: publishing is
-//! repeated until it succeeds, by this leader or the next, and each of them writes the very manifest that was made before the decision.
+//! A job that fails or is cancelled leaves OUTPUT as it was, because no part is visible before the
+//! commit is decided. After the decision it can only go on: publishing is repeated until it
+//! succeeds, by this leader or the next, and each of them writes the very manifest that was made
+//! before the decision.
 
-use muster_common::api::{JobState, KeyEncoding, Manifest, ManifestPart, PhaseTimes, QuarantineFile};
+use muster_common::api::{
+    JobState, KeyEncoding, Manifest, ManifestPart, PhaseTimes, QuarantineFile,
+};
 use muster_common::ids::AttemptId;
 use muster_common::names;
 use muster_common::planted::{self, Bug};
@@ -15,13 +20,16 @@ use muster_kernel::splitters::SAMPLE_KEY_MAX;
 
 use super::active::{Active, Attempt, Stage, Waiters, settings_of};
 use super::durable::DurableJob;
-use super::io::{Effect, Leftovers, ManifestBytes, Publication, PublishedPart, RefusalCode, ReplyTo, Unremoved};
+use super::io::{
+    Effect, Leftovers, ManifestBytes, Publication, PublishedPart, RefusalCode, ReplyTo, Unremoved,
+};
 use super::status::{bad_places, recoveries, skipped_objects};
 use super::{JOBS_MAX, JobId, Machine, SharedPlan, Timer};
 use crate::journal::record::{JobEnded, JobOutcome, Record};
 use crate::membership::health::Subject;
 
-/// Pause between the last worker's word that it lets go and the clean-up, in milliseconds: it removes what it made first.
+/// Pause between the last worker's word that it lets go and the clean-up, in milliseconds: it
+/// removes what it made first.
 const LET_GO_MS: u64 = 300;
 /// Pause between two looks for ended jobs that are old, in milliseconds.
 const RETENTION_MS: u64 = 60_000;
@@ -35,7 +43,10 @@ const MANIFEST_VERSION: u32 = 2;
 impl Machine {
     /// The commit is decided: what was made becomes visible.
     pub(super) fn publish(&mut self, job: &JobId) {
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
+        else {
+            return;
+        };
         self.urgent.insert(job.clone());
         if active.stage != Stage::Publishing {
             active.begins(self.now_ms);
@@ -55,14 +66,19 @@ impl Machine {
         match manifest.map(|manifest| publication(durable, active, &plan, manifest)) {
             Ok(publication) => {
                 self.touch(job);
-                self.out.push(Effect::Publish { job: job.clone(), publication: Box::new(publication) });
+                self.out
+                    .push(Effect::Publish { job: job.clone(), publication: Box::new(publication) });
             }
             Err(error) => self.give_up_commit(job, error),
         }
     }
 
     pub(super) fn published(&mut self, job: &JobId, result: Result<Unremoved>) {
-        let Some(active) = self.active.get_mut(job).filter(|active| active.stage == Stage::Publishing) else { return };
+        let Some(active) =
+            self.active.get_mut(job).filter(|active| active.stage == Stage::Publishing)
+        else {
+            return;
+        };
         match result {
             Ok(unremoved) => {
                 active.moved(self.now_ms);
@@ -97,7 +113,10 @@ impl Machine {
     }
 
     fn end(&mut self, job: &JobId, outcome: JobOutcome, error: Option<Error>, waiters: Waiters) {
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
+        else {
+            return;
+        };
         if !super::state::allowed(durable.state, super::durable::end_state(outcome)) {
             self.counters.illegal += 1;
             let text = format!("job {job} cannot go from {} to {:?}", durable.state, outcome);
@@ -165,11 +184,16 @@ impl Machine {
         let (severity, text) = match (&ended.outcome, &ended.error) {
             (JobOutcome::Succeeded, _) => ("info", "succeeded".to_owned()),
             (JobOutcome::Cancelled, _) => ("warning", "cancelled".to_owned()),
-            (JobOutcome::Failed, error) => ("error", format!("failed: {}", error.as_deref().unwrap_or_default())),
+            (JobOutcome::Failed, error) => {
+                ("error", format!("failed: {}", error.as_deref().unwrap_or_default()))
+            }
         };
         self.event(Some(job), severity, "job-ended", text);
         self.count_end(ended);
-        self.out.push(Effect::Broadcast { job: job.clone(), broadcast: Broadcast::Ended { epoch: self.epoch } });
+        self.out.push(Effect::Broadcast {
+            job: job.clone(),
+            broadcast: Broadcast::Ended { epoch: self.epoch },
+        });
         for to in waiters.into_vec() {
             self.ask_status(to, job);
         }
@@ -186,18 +210,24 @@ impl Machine {
         };
         tally.jobs_ended[how] += 1;
         tally.recoveries(&ended.recoveries);
-        if let Some(durable) = self.durable.jobs.get(&ended.job).filter(|_| ended.outcome == JobOutcome::Succeeded) {
-            tally.records_sorted = tally.records_sorted.saturating_add(durable.run_totals.input.records);
+        if let Some(durable) =
+            self.durable.jobs.get(&ended.job).filter(|_| ended.outcome == JobOutcome::Succeeded)
+        {
+            tally.records_sorted =
+                tally.records_sorted.saturating_add(durable.run_totals.input.records);
             tally.bytes_sorted = tally.bytes_sorted.saturating_add(durable.submitted.input_bytes);
         }
     }
 
-    /// Tells workers to let go of an ended job, and waits for them within a bound: what they write after the clean-up would stay.
+    /// Tells workers to let go of an ended job, and waits for them within a bound: what they write
+    /// after the clean-up would stay.
     pub(super) fn stop(&mut self, job: &JobId) {
         let Some(active) = self.active.get_mut(job) else { return };
         active.stage = Stage::Stopping;
-        let running: Vec<(AttemptId, muster_common::ids::WorkerId)> =
-            active.running_attempts().map(|Attempt { id, worker, .. }| (*id, worker.clone())).collect();
+        let running: Vec<(AttemptId, muster_common::ids::WorkerId)> = active
+            .running_attempts()
+            .map(|Attempt { id, worker, .. }| (*id, worker.clone()))
+            .collect();
         active.tasks = None;
         active.repair = None;
         active.losing.clear();
@@ -206,7 +236,10 @@ impl Machine {
         let epoch = self.epoch;
         for (attempt, worker) in running {
             self.workers.update(&worker, |known| known.attempts.remove(&(job.clone(), attempt)));
-            self.out.push(Effect::SendCancel { worker, cancel: CancelAttempt { epoch, job: job.clone(), attempt } });
+            self.out.push(Effect::SendCancel {
+                worker,
+                cancel: CancelAttempt { epoch, job: job.clone(), attempt },
+            });
         }
         self.touch(job);
         if self.active.get(job).is_some_and(Active::is_quiet) {
@@ -217,7 +250,9 @@ impl Machine {
     }
 
     pub(super) fn cancel_answered(&mut self, job: &JobId, attempt: &AttemptId, answered: bool) {
-        let Some(active) = self.active.get_mut(job).filter(|active| active.stage == Stage::Stopping && answered) else {
+        let Some(active) =
+            self.active.get_mut(job).filter(|active| active.stage == Stage::Stopping && answered)
+        else {
             return;
         };
         if active.letting_go.remove(attempt) && active.is_quiet() {
@@ -241,7 +276,10 @@ impl Machine {
     }
 
     pub(super) fn clean_up(&mut self, job: &JobId) {
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
+        else {
+            return;
+        };
         active.stage = Stage::Cleaning;
         active.letting_go.clear();
         let leftovers = leftovers(durable, active);
@@ -249,7 +287,11 @@ impl Machine {
     }
 
     pub(super) fn cleaned(&mut self, job: &JobId, result: Result<Unremoved>) {
-        let Some(active) = self.active.get_mut(job).filter(|active| active.stage == Stage::Cleaning) else { return };
+        let Some(active) =
+            self.active.get_mut(job).filter(|active| active.stage == Stage::Cleaning)
+        else {
+            return;
+        };
         match result {
             Ok(unremoved) => {
                 active.stage = Stage::Closing;
@@ -259,7 +301,8 @@ impl Machine {
                 self.append(Record::JobCleaned { job: job.clone() }, Waiters::default());
             }
             Err(error) => {
-                let (lasted_ms, limit_ms) = (active.failed_again(self.now_ms), active.config.phases.clean_ms);
+                let (lasted_ms, limit_ms) =
+                    (active.failed_again(self.now_ms), active.config.phases.clean_ms);
                 if lasted_ms > limit_ms {
                     return self.give_up_cleaning(job, lasted_ms, &error);
                 }
@@ -282,7 +325,8 @@ impl Machine {
         }
     }
 
-    /// The store keeps the clean-up from ending: OUTPUT and the job's slot are free again all the same, and what is left is for people.
+    /// The store keeps the clean-up from ending: OUTPUT and the job's slot are free again all the
+    /// same, and what is left is for people.
     fn give_up_cleaning(&mut self, job: &JobId, lasted_ms: u64, error: &Error) {
         let Some(active) = self.active.get_mut(job) else { return };
         let (limit_ms, scratch) = (active.config.phases.clean_ms, active.scratch.clone());
@@ -290,7 +334,8 @@ impl Machine {
         active.stage = Stage::Closing;
         active.moved(self.now_ms);
         let text = format!(
-            "it failed for {lasted_ms} ms, the limit is {limit_ms} ms (phases.clean_ms): {}; what is left, in {scratch} and as open uploads, `muster doctor --mend` finds",
+            "it failed for {lasted_ms} ms, the limit is {limit_ms} ms (phases.clean_ms): {}; what \
+                is left, in {scratch} and as open uploads, `muster doctor --mend` finds",
             error.message
         );
         active.warnings.push(format!("the clean-up was given up: {text}"));
@@ -298,7 +343,8 @@ impl Machine {
         self.append(Record::JobCleaned { job: job.clone() }, Waiters::default());
     }
 
-    /// Nothing is left, or nothing more can be done: the job is history, of which a bounded part is kept.
+    /// Nothing is left, or nothing more can be done: the job is history, of which a bounded part is
+    /// kept.
     pub(super) fn closed(&mut self, job: &JobId) {
         let active = self.active.remove(job);
         let given_up = active.as_ref().is_some_and(|active| active.given_up);
@@ -314,17 +360,20 @@ impl Machine {
         self.forget_old();
     }
 
-    /// The clean-ups of a former leader may not have been looked over: which of them is not known, so the newest are.
+    /// The clean-ups of a former leader may not have been looked over: which of them is not known,
+    /// so the newest are.
     pub(super) fn sweep_late_again(&mut self) {
         let cleaned = self.durable.jobs.iter().filter(|(_, job)| job.cleaned);
-        let mut jobs: Vec<(u64, JobId)> = cleaned.map(|(id, job)| (job.submitted.order, id.clone())).collect();
+        let mut jobs: Vec<(u64, JobId)> =
+            cleaned.map(|(id, job)| (job.submitted.order, id.clone())).collect();
         jobs.sort_unstable();
         for (_, job) in jobs.into_iter().rev().take(LATE_SWEPT_JOBS_MAX) {
             self.will_sweep_late(job);
         }
     }
 
-    /// From here on it is not forgotten, however many others end meanwhile, until it was swept; beyond a number of them the sweep is left out if it is.
+    /// From here on it is not forgotten, however many others end meanwhile, until it was swept;
+    /// beyond a number of them the sweep is left out if it is.
     fn will_sweep_late(&mut self, job: JobId) {
         if self.sweeping.len() < JOBS_MAX {
             self.sweeping.entry(job.clone()).or_default();
@@ -332,8 +381,9 @@ impl Machine {
         self.after(self.config.store.late_sweep_ms, Timer::SweepLate(job));
     }
 
-    /// A request to the store may be on its way for longer than the worker lives that sent it, and longer than its job. What it makes bears the job's name in scratch,
-    /// where nobody else has business; an upload into OUTPUT is not known by its name, and is left to `doctor`.
+    /// A request to the store may be on its way for longer than the worker lives that sent it, and
+    /// longer than its job. What it makes bears the job's name in scratch, where nobody else has
+    /// business; an upload into OUTPUT is not known by its name, and is left to `doctor`.
     pub(super) fn sweep_late(&mut self, job: &JobId) {
         let Some(durable) = self.durable.jobs.get(job).filter(|durable| durable.cleaned) else {
             self.sweeping.remove(job);
@@ -351,7 +401,8 @@ impl Machine {
         match result {
             Err(_) if *tries + 1 < LATE_SWEEPS_MAX => {
                 *tries += 1;
-                let own = self.durable.jobs.get(job).map(|durable| settings_of(durable, &self.config));
+                let own =
+                    self.durable.jobs.get(job).map(|durable| settings_of(durable, &self.config));
                 let retry = own.as_ref().map_or(&self.config.retry, |own| &own.retry);
                 let pause_ms = retry.store.pause_ms(*tries, self.jitter.next());
                 self.after(pause_ms, Timer::SweepLate(job.clone()));
@@ -363,8 +414,10 @@ impl Machine {
             Ok(found) => {
                 self.sweeping.remove(job);
                 if found > 0 {
-                    let text =
-                        format!("{found} objects and uploads came to its scratch after the clean-up, and are gone");
+                    let text = format!(
+                        "{found} objects and uploads came to its scratch after the clean-up, and \
+                            are gone"
+                    );
                     self.event(Some(job), "info", "late-leftovers", text);
                 }
             }
@@ -375,20 +428,31 @@ impl Machine {
     pub(super) fn forget_old(&mut self) {
         self.retention_due_ms = self.now_ms.saturating_add(RETENTION_MS);
         let forgotten = |known: &JobId| {
-            self.ledger.records().any(|record| matches!(record, Record::JobForgotten { job } if job == known))
+            self.ledger
+                .records()
+                .any(|record| matches!(record, Record::JobForgotten { job } if job == known))
         };
         let mut closed: Vec<(u64, u64, JobId)> = self
             .durable
             .jobs
             .iter()
-            .filter(|(known, job)| job.cleaned && !forgotten(known) && !self.sweeping.contains_key(*known))
-            .map(|(id, job)| (job.submitted.order, job.ended.as_ref().map_or(0, |ended| ended.unix_ms), id.clone()))
+            .filter(|(known, job)| {
+                job.cleaned && !forgotten(known) && !self.sweeping.contains_key(*known)
+            })
+            .map(|(id, job)| {
+                (
+                    job.submitted.order,
+                    job.ended.as_ref().map_or(0, |ended| ended.unix_ms),
+                    id.clone(),
+                )
+            })
             .collect();
         closed.sort_unstable();
         let (journal, unix_ms) = (&self.config.journal, self.unix_ms());
         let surplus = closed.len().saturating_sub(journal.ended_jobs_max as usize);
         let age_ms = journal.ended_age_ms;
-        let old = |ended_ms: u64| ended_ms > 0 && age_ms > 0 && unix_ms.saturating_sub(ended_ms) > age_ms;
+        let old =
+            |ended_ms: u64| ended_ms > 0 && age_ms > 0 && unix_ms.saturating_sub(ended_ms) > age_ms;
         let gone: Vec<JobId> = (0..)
             .zip(closed)
             .filter(|(at, (_, ended_ms, _))| *at < surplus || old(*ended_ms))
@@ -429,16 +493,24 @@ pub(super) fn publication(
     }
 }
 
-/// The manifest as this leader would make it. Some of it is known to this leader alone (what was got over, and in which time), so it is made once, before the commit is decided.
-pub(super) fn manifest_bytes(durable: &DurableJob, active: &Active, plan: &SharedPlan) -> Result<Vec<u8>> {
+/// The manifest as this leader would make it. Some of it is known to this leader alone (what was
+/// got over, and in which time), so it is made once, before the commit is decided.
+pub(super) fn manifest_bytes(
+    durable: &DurableJob,
+    active: &Active,
+    plan: &SharedPlan,
+) -> Result<Vec<u8>> {
     serde_json::to_vec_pretty(&manifest(durable, active, plan))
         .map_err(|e| Error::bug(format!("cannot write the manifest: {e}")))
 }
 
 /// The malformed records of each split, and where they go.
 fn quarantine(durable: &DurableJob, active: &Active) -> Vec<(BlobRef, BlobUrl)> {
-    let lines = durable.runs.iter().filter_map(|(split, run)| Some((split, run.quarantine.as_ref()?)));
-    lines.map(|(split, lines)| (lines.clone(), active.output.join(&names::quarantine_path(*split)))).collect()
+    let lines =
+        durable.runs.iter().filter_map(|(split, run)| Some((split, run.quarantine.as_ref()?)));
+    lines
+        .map(|(split, lines)| (lines.clone(), active.output.join(&names::quarantine_path(*split))))
+        .collect()
 }
 
 fn manifest(durable: &DurableJob, active: &Active, plan: &SharedPlan) -> Manifest {
@@ -472,7 +544,10 @@ fn manifest(durable: &DurableJob, active: &Active, plan: &SharedPlan) -> Manifes
         retries: durable.retries,
         repeated_tasks: durable.repeated,
         // The record of the decision says the same.
-        times: PhaseTimes { merge_ms: active.merged_ms.max(durable.times.merge_ms), ..durable.times },
+        times: PhaseTimes {
+            merge_ms: active.merged_ms.max(durable.times.merge_ms),
+            ..durable.times
+        },
         skipped: durable.run_totals.skipped,
         bad_records: bad_places(durable, Some(active)),
         quarantine: kept_aside.collect(),
@@ -487,15 +562,24 @@ pub(super) fn dropped(durable: &DurableJob) -> Sums {
 }
 
 fn leftovers(durable: &DurableJob, active: &Active) -> Leftovers {
-    let url = |partition: u32| active.output.join(&names::part_name(partition, &durable.submitted.extension));
+    let url = |partition: u32| {
+        active.output.join(&names::part_name(partition, &durable.submitted.extension))
+    };
     let succeeded = durable.state == JobState::Succeeded;
-    let mut uploads: Vec<_> =
-        durable.revoked.iter().map(|upload| (url(upload.partition), upload.upload.clone())).collect();
-    uploads.extend(durable.uploads.values().map(|upload| (url(upload.partition), upload.upload.clone())));
+    let mut uploads: Vec<_> = durable
+        .revoked
+        .iter()
+        .map(|upload| (url(upload.partition), upload.upload.clone()))
+        .collect();
+    uploads.extend(
+        durable.uploads.values().map(|upload| (url(upload.partition), upload.upload.clone())),
+    );
     if !succeeded {
-        uploads.extend(durable.parts.values().map(|part| (url(part.partition), part.upload.clone())));
+        uploads
+            .extend(durable.parts.values().map(|part| (url(part.partition), part.upload.clone())));
     }
-    let empty_output = (!succeeded && !durable.submitted.output_existed).then(|| active.output.clone());
+    let empty_output =
+        (!succeeded && !durable.submitted.output_existed).then(|| active.output.clone());
     Leftovers {
         scratch: active.scratch.clone(),
         replica: active.replica.clone(),

@@ -1,6 +1,8 @@
-//! A job's troubles, as far as they are durable: attempts that failed, runs that were made anew, objects that were left out.
+//! A job's troubles, as far as they are durable: attempts that failed, runs that were made anew,
+//! objects that were left out.
 //!
-//! They may be very many, so what is kept in words is bounded, the rest is counted; and a snapshot says it in records each of which is small.
+//! They may be very many, so what is kept in words is bounded, the rest is counted; and a snapshot
+//! says it in records each of which is small.
 
 use muster_common::ErrorKind;
 use muster_common::api::JobState;
@@ -9,11 +11,13 @@ use muster_common::ids::{AttemptId, WorkerId};
 use super::durable::DurableJob;
 use crate::journal::record::{AttemptFailed, JobHistory};
 
-/// Most failed attempts of a job that are kept in words, the last ones; those before them are only counted, task by task.
+/// Most failed attempts of a job that are kept in words, the last ones; those before them are only
+/// counted, task by task.
 pub const FAILURES_KEPT: usize = 1000;
 /// Longest text of one, in bytes; what is made here is a line of 300 characters.
 const TEXT_BYTES_MAX: usize = 4096;
-/// Size at which a record of a snapshot's history is full, in bytes; what is one item larger goes into the journal as well.
+/// Size at which a record of a snapshot's history is full, in bytes; what is one item larger goes
+/// into the journal as well.
 const HISTORY_BYTES: usize = 128 * 1024;
 /// What an item of a history takes beside its text, and a number, in bytes, at most.
 const ITEM_BYTES: usize = 96;
@@ -35,12 +39,20 @@ pub struct Failure {
 impl From<&AttemptFailed> for Failure {
     fn from(failed: &AttemptFailed) -> Self {
         let AttemptFailed { attempt, worker, kind, error, .. } = failed;
-        Self { attempt: *attempt, worker: worker.clone(), kind: *kind, error: cut(error).to_owned() }
+        Self {
+            attempt: *attempt,
+            worker: worker.clone(),
+            kind: *kind,
+            error: cut(error).to_owned(),
+        }
     }
 }
 
 fn cut(text: &str) -> &str {
-    let end = (0..=TEXT_BYTES_MAX.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+    let end = (0..=TEXT_BYTES_MAX.min(text.len()))
+        .rev()
+        .find(|&at| text.is_char_boundary(at))
+        .unwrap_or(0);
     &text[..end]
 }
 
@@ -63,7 +75,8 @@ impl DurableJob {
         self.failures.push_back(failure);
     }
 
-    /// Takes in what a snapshot says of this job's troubles; it may say it in several records, one after the other.
+    /// Takes in what a snapshot says of this job's troubles; it may say it in several records, one
+    /// after the other.
     pub(super) fn restore_history(&mut self, history: &JobHistory) -> Result<(), String> {
         let (before, all) = ((self.retries, self.repeated), (history.retries, history.repeated));
         if (before != (0, 0) && before != all) || !self.runs.is_empty() {
@@ -72,20 +85,26 @@ impl DurableJob {
         (self.retries, self.repeated) = all;
         self.generations.extend(history.generations.iter().copied());
         self.tries.extend(history.tries.iter().copied());
-        self.skipped_objects.extend(history.skipped_objects.iter().map(|(object, why)| (*object, cut(why).to_owned())));
+        self.skipped_objects.extend(
+            history.skipped_objects.iter().map(|(object, why)| (*object, cut(why).to_owned())),
+        );
         history.failures.iter().for_each(|failed| self.keep_failure(Failure::from(failed)));
         Ok(())
     }
 
     pub(super) fn skip_object(&mut self, object: u32, why: &str) -> Result<(), String> {
         if !matches!(self.state, JobState::Submitted | JobState::Sampling | JobState::Sorting) {
-            return Err(format!("job {}: an object is left out while it is {}", self.submitted.job, self.state));
+            return Err(format!(
+                "job {}: an object is left out while it is {}",
+                self.submitted.job, self.state
+            ));
         }
         self.skipped_objects.entry(object).or_insert_with(|| cut(why).to_owned());
         Ok(())
     }
 
-    /// What a snapshot keeps of this job's troubles, in records of bounded size; none where there were none.
+    /// What a snapshot keeps of this job's troubles, in records of bounded size; none where there
+    /// were none.
     pub fn histories(&self) -> Vec<JobHistory> {
         let calm = self.retries == 0 && self.repeated == 0 && self.skipped_objects.is_empty();
         if calm {

@@ -1,7 +1,9 @@
-//! Input objects that cannot be read (`--bad-inputs`): the job fails and names the first, or leaves them out as a whole, named, journalled and out of the sums.
+//! Input objects that cannot be read (`--bad-inputs`): the job fails and names the first, or leaves
+//! them out as a whole, named, journalled and out of the sums.
 //!
-//! An object is left out only where every attempt that could mend it was made. Whoever has read some of it by then has read it in vain: runs that hold records of it are made
-//! anew, so that no record of it is in the output.
+//! An object is left out only where every attempt that could mend it was made. Whoever has read
+//! some of it by then has read it in vain: runs that hold records of it are made anew, so that no
+//! record of it is in the output.
 
 use std::ops::Range;
 
@@ -36,9 +38,11 @@ impl Machine {
             return self.take_back(job, id, &TakenBack::HandedBack);
         }
         let plan = active.plan.as_ref();
-        let pieces = plan.and_then(|plan| plan.splits.get(id.task.index as usize)).into_iter().flatten();
+        let pieces =
+            plan.and_then(|plan| plan.splits.get(id.task.index as usize)).into_iter().flatten();
         let named = pieces.clone().any(|piece| piece.object == object);
-        let Some(url) = plan.and_then(|plan| plan.objects.get(object as usize)).filter(|_| named) else {
+        let Some(url) = plan.and_then(|plan| plan.objects.get(object as usize)).filter(|_| named)
+        else {
             let text = format!("its report cannot be true: object {object} is not of its split");
             return self.take_back(job, id, &TakenBack::Failed(Error::corrupt(text)));
         };
@@ -46,14 +50,22 @@ impl Machine {
         let last = self.tries(job, id.task) + 1 >= active.attempts_max;
         let hopeless = error.kind == ErrorKind::NotFound || !error.kind.is_retryable();
         let early = matches!(durable.state, JobState::Sampling | JobState::Sorting);
-        if active.bad_inputs != BadInputs::Skip || !early || error.kind == ErrorKind::Bug || !(last || hopeless) {
+        if active.bad_inputs != BadInputs::Skip
+            || !early
+            || error.kind == ErrorKind::Bug
+            || !(last || hopeless)
+        {
             return self.take_back(job, id, &TakenBack::Failed(error));
         }
         if durable.skipped_objects.len() + active.skipping.len() >= SKIPPED_MAX {
-            let text = format!("more than {SKIPPED_MAX} input objects cannot be read, at last {}", error.message);
+            let text = format!(
+                "more than {SKIPPED_MAX} input objects cannot be read, at last {}",
+                error.message
+            );
             return self.fail(job, Error::exhausted(text));
         }
-        let host = self.workers.get(worker).map(|known| known.info.host.clone()).unwrap_or_default();
+        let host =
+            self.workers.get(worker).map(|known| known.info.host.clone()).unwrap_or_default();
         let why = cut_to_line(&format!("worker {worker} on {host}: {}", error.message));
         if let Some(active) = self.active.get_mut(job) {
             active.skipping.insert(object);
@@ -66,23 +78,33 @@ impl Machine {
     pub(super) fn tell_left_out(&mut self, job: &JobId, listing: &Listing) {
         let Some(LeftOut { url, why }) = listing.left_out.first() else { return };
         let count = listing.left_out.len();
-        let text = format!("{count} entries of the input are left out, the first of them {url}: {why}");
+        let text =
+            format!("{count} entries of the input are left out, the first of them {url}: {why}");
         self.event(Some(job), "warning", "object-skipped", text);
     }
 
     /// The omission stands.
     pub(super) fn object_is_skipped(&mut self, job: &JobId, object: u32) {
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
+        else {
+            return;
+        };
         active.skipping.remove(&object);
         active.moved(self.now_ms);
         let why = durable.skipped_objects.get(&object).cloned().unwrap_or_default();
-        self.event(Some(job), "warning", "object-skipped", format!("an input object is left out: {why}"));
+        self.event(
+            Some(job),
+            "warning",
+            "object-skipped",
+            format!("an input object is left out: {why}"),
+        );
         self.give_up_holders(job, object);
         self.touch(job);
         self.advance(job);
     }
 
-    /// Committed runs that hold records of an object that is left out are made anew. Only the splits that read it are looked at: objects and omissions may be many.
+    /// Committed runs that hold records of an object that is left out are made anew. Only the
+    /// splits that read it are looked at: objects and omissions may be many.
     fn give_up_holders(&mut self, job: &JobId, object: u32) {
         let Some((durable, active)) = self.both(job) else { return };
         let Some(plan) = active.plan.as_deref() else { return self.give_up_skipped(job) };
@@ -119,21 +141,31 @@ impl Machine {
         let in_vain: Vec<u32> = splits.into_iter().filter(|split| in_vain(split)).collect();
         self.tally.intervals_looked_at += looked_at;
         for split in in_vain {
-            self.lose_run(job, split, DamageCause::Store, "it holds records of an input object that is left out");
+            self.lose_run(
+                job,
+                split,
+                DamageCause::Store,
+                "it holds records of an input object that is left out",
+            );
         }
     }
 
-    /// Whether a run holds records of an object that is left out, or about to be: its attempt began before that was known.
+    /// Whether a run holds records of an object that is left out, or about to be: its attempt began
+    /// before that was known.
     pub(super) fn holds_skipped(&self, job: &JobId, run: &SortedRun) -> bool {
         let Some((durable, active)) = self.both(job) else { return false };
-        let skipped = |object: &u32| durable.skipped_objects.contains_key(object) || active.skipping.contains(object);
+        let skipped = |object: &u32| {
+            durable.skipped_objects.contains_key(object) || active.skipping.contains(object)
+        };
         run.intervals.iter().any(|interval| skipped(&interval.object))
     }
 }
 
 /// The splits that read an object: splits follow one another in the input.
 fn splits_of(plan: &Plan, object: u32) -> Range<u32> {
-    let first = plan.splits.partition_point(|split| split.last().is_some_and(|piece| piece.object < object));
+    let first = plan
+        .splits
+        .partition_point(|split| split.last().is_some_and(|piece| piece.object < object));
     let reads = |split: &&Vec<Interval>| split.first().is_some_and(|piece| piece.object <= object);
     let count = plan.splits[first..].iter().take_while(reads).count();
     let number = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
@@ -154,10 +186,17 @@ mod tests {
             // Of an empty object there is no piece, so nothing is ever left out of a run.
             for (object, _) in (0..).zip(sizes).filter(|(_, size)| **size > 0) {
                 let found: Vec<u32> = splits_of(&plan, object).collect();
-                let reads = |split: &Vec<Interval>| split.iter().any(|piece| piece.object == object);
-                let expected: Vec<u32> =
-                    (0..).zip(&plan.splits).filter(|(_, split)| reads(split)).map(|(at, _)| at).collect();
-                assert_eq!(found, expected, "object {object} of {sizes:?} in splits of {split_bytes}");
+                let reads =
+                    |split: &Vec<Interval>| split.iter().any(|piece| piece.object == object);
+                let expected: Vec<u32> = (0..)
+                    .zip(&plan.splits)
+                    .filter(|(_, split)| reads(split))
+                    .map(|(at, _)| at)
+                    .collect();
+                assert_eq!(
+                    found, expected,
+                    "object {object} of {sizes:?} in splits of {split_bytes}"
+                );
             }
         };
         for split_bytes in [1, 2, 3, 5, 7, 100] {

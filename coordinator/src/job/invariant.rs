@@ -18,15 +18,20 @@ pub fn check(machine: &Machine) -> Result<(), String> {
     check_claims(machine)?;
     let mut running: BTreeMap<WorkerId, BTreeSet<(JobId, AttemptId)>> = BTreeMap::new();
     for (id, active) in &machine.active {
-        let durable =
-            machine.durable.jobs.get(id).ok_or_else(|| format!("job {id} is active, but not in the journal"))?;
+        let durable = machine
+            .durable
+            .jobs
+            .get(id)
+            .ok_or_else(|| format!("job {id} is active, but not in the journal"))?;
         check_state(id, durable, active)?;
         check_runnable(machine, id, active)?;
         check_repair(id, durable, active)?;
         for tasks in active.all_tasks() {
             check_tasks(id, durable, tasks)?;
             for attempt in tasks.running_attempts() {
-                if let Some(owner) = active.owners.of_task(attempt.id.task).filter(|owner| **owner != attempt.worker) {
+                if let Some(owner) =
+                    active.owners.of_task(attempt.id.task).filter(|owner| **owner != attempt.worker)
+                {
                     let worker = &attempt.worker;
                     return Err(format!(
                         "{} of job {id} runs on {worker}, but {owner} alone can read its input",
@@ -56,7 +61,9 @@ fn check_claims(machine: &Machine) -> Result<(), String> {
     let active = machine.active.iter().map(|(job, active)| (job, &active.output));
     let claims: Vec<_> = planning.chain(active).collect();
     for (at, (job, output)) in claims.iter().enumerate() {
-        if let Some((other, _)) = claims.iter().skip(at + 1).find(|(_, other)| overlap(output, other)) {
+        if let Some((other, _)) =
+            claims.iter().skip(at + 1).find(|(_, other)| overlap(output, other))
+        {
             return Err(format!("jobs {job} and {other} both claim {output}"));
         }
     }
@@ -70,7 +77,10 @@ fn check_state(id: &JobId, durable: &DurableJob, active: &Active) -> Result<(), 
         return Err(format!("job {id} is {} and in stage {:?}", durable.state, active.stage));
     }
     if (active.stage == Stage::Ending) != active.ending.is_some() {
-        return Err(format!("job {id} is in stage {:?}, but the record of its end says otherwise", active.stage));
+        return Err(format!(
+            "job {id} is in stage {:?}, but the record of its end says otherwise",
+            active.stage
+        ));
     }
     let phase = active.tasks.as_ref().map(|tasks| tasks.phase);
     let expected = match durable.state {
@@ -105,14 +115,20 @@ fn check_repair(id: &JobId, durable: &DurableJob, active: &Active) -> Result<(),
 
 fn check_runnable(machine: &Machine, id: &JobId, active: &Active) -> Result<(), String> {
     let may_run = active.may_run();
-    let listed = active.runnable.is_some_and(|running| machine.runnable.contains(&(running, active.order, id.clone())));
+    let listed = active
+        .runnable
+        .is_some_and(|running| machine.runnable.contains(&(running, active.order, id.clone())));
     if may_run != listed || (may_run && active.runnable != Some(active.running())) {
-        return Err(format!("job {id} may run: {may_run}, is listed: {listed} as {:?}", active.runnable));
+        return Err(format!(
+            "job {id} may run: {may_run}, is listed: {listed} as {:?}",
+            active.runnable
+        ));
     }
     Ok(())
 }
 
-/// At most two live attempts a task, one of them about to be committed, none after its commit, and counts that are those of the tasks.
+/// At most two live attempts a task, one of them about to be committed, none after its commit, and
+/// counts that are those of the tasks.
 fn check_tasks(id: &JobId, durable: &DurableJob, tasks: &PhaseTasks) -> Result<(), String> {
     let (mut done, mut running, mut seconds, mut running_bytes) = (0, 0, 0, 0_u64);
     for (index, state) in (0..).zip(&tasks.states) {
@@ -122,16 +138,25 @@ fn check_tasks(id: &JobId, durable: &DurableJob, tasks: &PhaseTasks) -> Result<(
             Phase::Merge => durable.parts.contains_key(&index),
         };
         if committed != matches!(state, TaskState::Done) {
-            return Err(format!("job {id}: {} is {state:?}, committed: {committed}", tasks.task(index)));
+            return Err(format!(
+                "job {id}: {} is {state:?}, committed: {committed}",
+                tasks.task(index)
+            ));
         }
         if tasks.queue.contains(&index) != matches!(state, TaskState::Waiting) {
-            return Err(format!("job {id}: {} is {state:?} and the queue says otherwise", tasks.task(index)));
+            return Err(format!(
+                "job {id}: {} is {state:?} and the queue says otherwise",
+                tasks.task(index)
+            ));
         }
         match state {
             TaskState::Done => {
                 done += 1;
                 if tasks.phase == Phase::Merge && durable.uploads_of(index).next().is_some() {
-                    return Err(format!("job {id}: {} is committed and has an open upload", tasks.task(index)));
+                    return Err(format!(
+                        "job {id}: {} is committed and has an open upload",
+                        tasks.task(index)
+                    ));
                 }
             }
             TaskState::Running { first, second } => {
@@ -140,7 +165,11 @@ fn check_tasks(id: &JobId, durable: &DurableJob, tasks: &PhaseTasks) -> Result<(
                     running += 1;
                     running_bytes = running_bytes.saturating_add(attempt.bytes_done);
                     if attempt.id.task != tasks.task(index) {
-                        return Err(format!("job {id}: {} has an attempt of {}", tasks.task(index), attempt.id.task));
+                        return Err(format!(
+                            "job {id}: {} has an attempt of {}",
+                            tasks.task(index),
+                            attempt.id.task
+                        ));
                     }
                     check_upload(id, durable, &attempt.id, attempt.upload.as_deref())?;
                 }
@@ -149,7 +178,9 @@ fn check_tasks(id: &JobId, durable: &DurableJob, tasks: &PhaseTasks) -> Result<(
             TaskState::Waiting | TaskState::Delayed | TaskState::Revoking(_) => {}
         }
     }
-    if (done, running, seconds) != (tasks.done, tasks.running, tasks.seconds) || running_bytes != tasks.running_bytes {
+    if (done, running, seconds) != (tasks.done, tasks.running, tasks.seconds)
+        || running_bytes != tasks.running_bytes
+    {
         return Err(format!(
             "job {id}: {done} done and {running} running, but {} and {} are counted",
             tasks.done, tasks.running
@@ -167,16 +198,23 @@ fn check_rivals(id: &JobId, first: &Attempt, second: Option<&Attempt>) -> Result
     Ok(())
 }
 
-/// What the journal knows of the upload of an attempt under way is what the leader knows; and at most one more is open, of an attempt that may still be re-granted.
-fn check_upload(id: &JobId, durable: &DurableJob, attempt: &AttemptId, upload: Option<&str>) -> Result<(), String> {
+/// What the journal knows of the upload of an attempt under way is what the leader knows; and at
+/// most one more is open, of an attempt that may still be re-granted.
+fn check_upload(
+    id: &JobId,
+    durable: &DurableJob,
+    attempt: &AttemptId,
+    upload: Option<&str>,
+) -> Result<(), String> {
     if attempt.task.phase != Phase::Merge {
         return Ok(());
     }
     let open = durable.uploads_of(attempt.task.index).count();
     match durable.upload(attempt) {
-        Some(open) if Some(open.upload.as_str()) != upload => {
-            Err(format!("job {id}: {attempt} runs with {upload:?}, but its upload is {}", open.upload))
-        }
+        Some(open) if Some(open.upload.as_str()) != upload => Err(format!(
+            "job {id}: {attempt} runs with {upload:?}, but its upload is {}",
+            open.upload
+        )),
         _ if open > 2 => Err(format!("job {id}: {} has {open} open uploads", attempt.task)),
         _ => Ok(()),
     }
@@ -195,7 +233,10 @@ fn check_sums(id: &JobId, durable: &DurableJob) -> Result<(), String> {
         kept.merge(&run.kept);
     }
     if kept != durable.run_totals.kept {
-        return Err(format!("job {id}: the runs hold {kept}, but {} are counted", durable.run_totals.kept));
+        return Err(format!(
+            "job {id}: the runs hold {kept}, but {} are counted",
+            durable.run_totals.kept
+        ));
     }
     let parts = durable.part_totals.kept.plus(&durable.part_totals.dropped);
     if durable.commit_decided && parts != durable.run_totals.kept {
@@ -204,16 +245,22 @@ fn check_sums(id: &JobId, durable: &DurableJob) -> Result<(), String> {
     Ok(())
 }
 
-/// Workers have the attempts that jobs say they have. One whose result is on its way may have lost its worker.
-fn check_slots(machine: &Machine, running: &BTreeMap<WorkerId, BTreeSet<(JobId, AttemptId)>>) -> Result<(), String> {
+/// Workers have the attempts that jobs say they have. One whose result is on its way may have lost
+/// its worker.
+fn check_slots(
+    machine: &Machine,
+    running: &BTreeMap<WorkerId, BTreeSet<(JobId, AttemptId)>>,
+) -> Result<(), String> {
     let recording = |job: &JobId, attempt: &AttemptId| {
         let attempt = machine.active.get(job).and_then(|active| active.attempt(attempt));
         attempt.is_some_and(|attempt| matches!(attempt.recording, Some(Recording::Journal(_))))
     };
     for (id, attempts) in running {
         for (job, attempt) in attempts {
-            let known =
-                machine.workers.get(id).is_some_and(|worker| worker.attempts.contains(&(job.clone(), *attempt)));
+            let known = machine
+                .workers
+                .get(id)
+                .is_some_and(|worker| worker.attempts.contains(&(job.clone(), *attempt)));
             if !known && !recording(job, attempt) {
                 return Err(format!("{attempt} of job {job} runs on {id}, which does not have it"));
             }

@@ -1,7 +1,9 @@
 //! What the machine takes ([`Input`]) and what it asks for ([`Effect`]).
 //!
-//! The order that everything relies on: an effect which others can see (a reply, a command, a published object) and which stands for a decision comes out only after
-//! [`Input::Appended`] has come in for the record of that decision. The machine sees to it; the driver carries out what it is given, in order.
+//! The order that everything relies on: an effect which others can see (a reply, a command, a
+//! published object) and which stands for a decision comes out only after [`Input::Appended`] has
+//! come in for the record of that decision. The machine sees to it; the driver carries out what it
+//! is given, in order.
 
 use std::sync::Arc;
 
@@ -10,8 +12,8 @@ use muster_common::ids::{AttemptId, JobId, WorkerId};
 use muster_common::plan::{JobSpec, LeftOut, PinnedObject, Plan};
 use muster_common::store::BlobUrl;
 use muster_common::wire::{
-    BlobRef, Broadcast, CancelAttempt, Drain, Heartbeat, JobRecoveries, PhaseQuery, PhaseReply, Register,
-    RegisterReply, Report, ReportReply, RunAttempt, RunReply, StoreLimits,
+    BlobRef, Broadcast, CancelAttempt, Drain, Heartbeat, JobRecoveries, PhaseQuery, PhaseReply,
+    Register, RegisterReply, Report, ReportReply, RunAttempt, RunReply, StoreLimits,
 };
 use muster_common::{Error, Result};
 use muster_kernel::splitters::Splitter;
@@ -230,7 +232,8 @@ pub struct MeasuredBoundaries {
     pub partitions: u32,
     /// Samples among which they were chosen.
     pub samples: u64,
-    /// What the samples say of the fullest partition, in percent of the mean; none where they are too few to tell.
+    /// What the samples say of the fullest partition, in percent of the mean; none where they are
+    /// too few to tell.
     pub fullest_percent: Option<u32>,
 }
 
@@ -294,7 +297,8 @@ pub struct Publication {
     pub replaced: Vec<PinnedObject>,
     /// Whether the job may take the place of what stands in OUTPUT.
     pub overwrite: bool,
-    /// The plan, whose objects must not lie where the job writes: a link may have come since it was made.
+    /// The plan, whose objects must not lie where the job writes: a link may have come since it was
+    /// made.
     pub plan: Arc<Plan>,
     /// Whether the store is asked to make it outlive a power loss.
     pub sync: bool,
@@ -303,7 +307,8 @@ pub struct Publication {
 /// What `_SUCCESS` holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ManifestBytes {
-    /// These bytes: before the commit is decided, and of a journal whose decisions do not say where the manifest is.
+    /// These bytes: before the commit is decided, and of a journal whose decisions do not say where
+    /// the manifest is.
     Made(Vec<u8>),
     /// What this points to, as it was journalled with the decision: every leader writes the same.
     Stored(BlobRef),
@@ -362,7 +367,8 @@ impl Unremoved {
         let more = self.count.saturating_sub(self.first.len() as u64);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         Some(format!(
-            "not removed, because the store refuses it: {}{more} ({why}); remove them by hand, or give muster the right to delete and run `muster doctor --mend`",
+            "not removed, because the store refuses it: {}{more} ({why}); remove them by hand, or \
+                give muster the right to delete and run `muster doctor --mend`",
             self.first.join(", ")
         ))
     }

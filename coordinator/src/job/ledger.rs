@@ -40,7 +40,10 @@ enum Snapshot {
 
 impl Pending {
     pub(super) fn records(&self) -> impl Iterator<Item = &Record> {
-        self.sent.values().map(|(record, _)| record).chain(self.held.iter().map(|(_, record, _)| record))
+        self.sent
+            .values()
+            .map(|(record, _)| record)
+            .chain(self.held.iter().map(|(_, record, _)| record))
     }
 
     /// Records that are not acknowledged.
@@ -50,7 +53,8 @@ impl Pending {
 
     /// The slowest write since this was last asked, one under way included, in milliseconds.
     pub(super) fn slowest_ms(&mut self, now_ms: u64) -> u64 {
-        let under_way_ms = self.sent_ms.front().map_or(0, |(_, sent_ms)| now_ms.saturating_sub(*sent_ms));
+        let under_way_ms =
+            self.sent_ms.front().map_or(0, |(_, sent_ms)| now_ms.saturating_sub(*sent_ms));
         std::mem::take(&mut self.slowest_ms).max(under_way_ms)
     }
 
@@ -64,13 +68,18 @@ impl Pending {
     fn waiters(&mut self, token: u64) -> Option<&mut Waiters> {
         match self.sent.get_mut(&token) {
             Some((_, waiters)) => Some(waiters),
-            None => self.held.iter_mut().find(|(held, _, _)| *held == token).map(|(_, _, waiters)| waiters),
+            None => self
+                .held
+                .iter_mut()
+                .find(|(held, _, _)| *held == token)
+                .map(|(_, _, waiters)| waiters),
         }
     }
 }
 
 impl Machine {
-    /// Asks for a record. What follows from it, answers to `waiters` among it, waits until it stands.
+    /// Asks for a record. What follows from it, answers to `waiters` among it, waits until it
+    /// stands.
     pub(super) fn append(&mut self, record: Record, waiters: Waiters) -> u64 {
         self.ledger.next_token += 1;
         let token = self.ledger.next_token;
@@ -88,7 +97,8 @@ impl Machine {
         self.ledger.sent_ms.push_back((token, self.now_ms));
     }
 
-    /// One more waits for a record on its way; the one that has waited longest makes room if they are too many.
+    /// One more waits for a record on its way; the one that has waited longest makes room if they
+    /// are too many.
     pub(super) fn wait_for_record(&mut self, token: u64, to: ReplyTo) -> Option<ReplyTo> {
         match self.ledger.waiters(token) {
             Some(waiters) => waiters.push(to),
@@ -154,12 +164,15 @@ impl Machine {
         }
     }
 
-    /// Removes what stands before the newest snapshots that are kept: where the last one is damaged, the one before serves.
+    /// Removes what stands before the newest snapshots that are kept: where the last one is
+    /// damaged, the one before serves.
     fn shorten_journal(&mut self) {
         let kept = self.config.journal.snapshots_kept.max(1) as usize;
         let surplus = self.ledger.snapshots.len().saturating_sub(kept);
         self.ledger.snapshots.drain(..surplus);
-        if let Some(&before) = self.ledger.snapshots.front().filter(|_| self.ledger.snapshots.len() == kept) {
+        if let Some(&before) =
+            self.ledger.snapshots.front().filter(|_| self.ledger.snapshots.len() == kept)
+        {
             self.out.push(Effect::PurgeJournal { before });
         }
     }
@@ -194,9 +207,14 @@ impl Machine {
             }
             Record::RunsPinned { job, .. } => self.runs_stand_pinned(&job),
             Record::UploadOpened { job, attempt, .. } => {
-                let lives = self.active.get(&job).is_some_and(|active| active.attempt(&attempt).is_some());
+                let lives =
+                    self.active.get(&job).is_some_and(|active| active.attempt(&attempt).is_some());
                 let epoch = self.epoch;
-                let reply = if lives { ReportReply::Recorded { epoch } } else { ReportReply::Revoked { epoch } };
+                let reply = if lives {
+                    ReportReply::Recorded { epoch }
+                } else {
+                    ReportReply::Revoked { epoch }
+                };
                 self.acknowledge(waiters, &reply);
             }
             Record::UploadRevoked { job, attempt, .. } => self.abort_revoked(&job, &attempt),

@@ -1,4 +1,5 @@
-//! What people are told beyond events: the dead letter of a job that fails, and the malformed records that were left out.
+//! What people are told beyond events: the dead letter of a job that fails, and the malformed
+//! records that were left out.
 
 use muster_common::Error;
 use muster_common::api::{DeadLetter, FailedAttempt};
@@ -18,7 +19,8 @@ const OBJECTS_MAX: usize = 100;
 /// Most different causes in one line.
 const CAUSES_MAX: usize = 3;
 
-/// What several attempts failed of, each cause once. Each begins with who met with it: `worker W on H: cause`.
+/// What several attempts failed of, each cause once. Each begins with who met with it: `worker W on
+/// H: cause`.
 pub(super) fn causes(errors: &[String]) -> String {
     let mut causes: Vec<(&str, Vec<&str>, usize)> = Vec::new();
     for error in errors {
@@ -83,7 +85,9 @@ impl Machine {
 
     /// Tells of malformed records that a sort task has left out.
     pub(super) fn tell_bad_records(&mut self, job: &JobId, run: &SortedRun) {
-        let (Some(active), Some(first)) = (self.active.get(job), run.bad_records.first()) else { return };
+        let (Some(active), Some(first)) = (self.active.get(job), run.bad_records.first()) else {
+            return;
+        };
         let object = active.plan.as_ref().and_then(|plan| plan.objects.get(first.object as usize));
         let url = object.map(|object| object.url.clone()).unwrap_or_default();
         let text = format!(
@@ -109,7 +113,10 @@ mod tests {
             &["worker a on h: full: x", "worker b on h: full: x", "worker a on h: full: x"],
             "worker a on h, worker b on h: full: x (3 times)",
         );
-        check(&["a: 1", "a: 2", "b: 1", "a: 3", "a: 4", "a: 5"], "a, b: 1 (2 times); a: 2; a: 3; and 2 other causes");
+        check(
+            &["a: 1", "a: 2", "b: 1", "a: 3", "a: 4", "a: 5"],
+            "a, b: 1 (2 times); a: 2; a: 3; and 2 other causes",
+        );
         check(&[], "");
     }
 }

@@ -1,7 +1,10 @@
-//! Lineage (P5): a committed run that is missing or damaged costs a new generation of the one sort task that made it.
+//! Lineage (P5): a committed run that is missing or damaged costs a new generation of the one sort
+//! task that made it.
 //!
-//! A merge that meets with such a run reports it and is handed back. The loss is journalled once, however many report it; then the split is sorted anew while merges
-//! that do not need the run go on. None begins before the new runs stand, conserve what the lost ones held, and a new list of runs is pinned.
+//! A merge that meets with such a run reports it and is handed back. The loss is journalled once,
+//! however many report it; then the split is sorted anew while merges that do not need the run go
+//! on. None begins before the new runs stand, conserve what the lost ones held, and a new list of
+//! runs is pinned.
 
 use muster_common::Error;
 use muster_common::api::JobState;
@@ -31,13 +34,15 @@ fn describe(cause: DamageCause) -> &'static str {
 }
 
 impl Machine {
-    /// A merge under way cannot read a run. Its own attempt is handed back; the loss counts if the run is the one that is committed.
+    /// A merge under way cannot read a run. Its own attempt is handed back; the loss counts if the
+    /// run is the one that is committed.
     pub(super) fn run_damaged(&mut self, job: &JobId, id: &AttemptId, damage: Damage) {
         let Some((durable, active)) = self.both(job) else { return };
         let Damage { split, run, cause, error } = damage;
         let committed = durable.runs.get(&split).filter(|known| known.attempt == run);
         let Some(lost) = committed.filter(|_| !active.losing.contains(&split)) else {
-            // Lost already, and known by others: its list of runs is an older one. One that reads the newest list has no such excuse.
+            // Lost already, and known by others: its list of runs is an older one. One that reads
+            // the newest list has no such excuse.
             let excused = active.repair.is_some() || active.older_list.contains(id);
             let why = match excused {
                 true => TakenBack::HandedBack,
@@ -47,7 +52,10 @@ impl Machine {
             };
             return self.take_back(job, id, &why);
         };
-        let maker = lost.worker.as_ref().map_or_else(|| "an unknown worker".to_owned(), |id| format!("worker {id}"));
+        let maker = lost
+            .worker
+            .as_ref()
+            .map_or_else(|| "an unknown worker".to_owned(), |id| format!("worker {id}"));
         let seen = format!("{}, made by {maker}, {}: {}", lost.url, describe(cause), error.message);
         let recovery = &active.config.recovery;
         let generations_max = recovery.generations_max;
@@ -55,7 +63,8 @@ impl Machine {
         if generation >= generations_max || repeated >= recovery.repeated_max {
             let task = TaskId { phase: Phase::Sort, index: split };
             let text = format!(
-                "the run of {task} is lost after {generation} repeats of it and {repeated} in all (recovery.generations_max {generations_max}, recovery.repeated_max {}): {seen}",
+                "the run of {task} is lost after {generation} repeats of it and {repeated} in all \
+                    (recovery.generations_max {generations_max}, recovery.repeated_max {}): {seen}",
                 recovery.repeated_max
             );
             return self.fail(job, Error::exhausted(text));
@@ -66,9 +75,13 @@ impl Machine {
 
     /// Journals that a committed run does not count any more. Nothing is granted until that stands.
     pub(super) fn lose_run(&mut self, job: &JobId, split: u32, cause: DamageCause, why: &str) {
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
+        else {
+            return;
+        };
         let Some(run) = durable.runs.get(&split) else { return };
-        // A job that is about to end needs no run any more: the record would come after that of the end.
+        // A job that is about to end needs no run any more: the record would come after that of the
+        // end.
         if active.ending.is_some() || !active.losing.insert(split) {
             return;
         }
@@ -81,10 +94,15 @@ impl Machine {
             why: cut_to_line(why),
         };
         let sums = (run.input, run.kept.plus(&run.dropped));
-        active.recoveries.trouble(TaskId { phase: Phase::Sort, index: split }, "run-damaged", self.now_ms);
+        active.recoveries.trouble(
+            TaskId { phase: Phase::Sort, index: split },
+            "run-damaged",
+            self.now_ms,
+        );
         if durable.state == JobState::Merging {
             self.begin_repair(job);
-            if let Some(repair) = self.active.get_mut(job).and_then(|active| active.repair.as_mut()) {
+            if let Some(repair) = self.active.get_mut(job).and_then(|active| active.repair.as_mut())
+            {
                 repair.sums.insert(split, sums);
             }
         }
@@ -92,11 +110,17 @@ impl Machine {
         self.touch(job);
     }
 
-    /// Makes what is missing, or newer than its list, the next thing to be done of a job that merges.
+    /// Makes what is missing, or newer than its list, the next thing to be done of a job that
+    /// merges.
     pub(super) fn begin_repair(&mut self, job: &JobId) {
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
+        else {
+            return;
+        };
         if active.repair.is_none() {
-            let tasks = PhaseTasks::new(Phase::Sort, durable.submitted.splits, |at| durable.runs.contains_key(&at));
+            let tasks = PhaseTasks::new(Phase::Sort, durable.submitted.splits, |at| {
+                durable.runs.contains_key(&at)
+            });
             active.repair = Some(Repair {
                 tasks: tasks.recall(durable),
                 step: RepairStep::Sorting,
@@ -119,16 +143,29 @@ impl Machine {
         }
         active.moved(self.now_ms);
         let task = TaskId { phase: Phase::Sort, index: *split };
-        self.event(Some(job), "warning", "run-lost", format!("{task} is done anew, as generation {generation}: {why}"));
+        self.event(
+            Some(job),
+            "warning",
+            "run-lost",
+            format!("{task} is done anew, as generation {generation}: {why}"),
+        );
         self.touch(job);
         self.advance(job);
     }
 
-    /// The barrier again, once nothing is missing: the runs tile the input and sum to it, and a new list of them is written.
+    /// The barrier again, once nothing is missing: the runs tile the input and sum to it, and a new
+    /// list of them is written.
     pub(super) fn advance_repair(&mut self, job: &JobId, plan: &SharedPlan) {
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
+        else {
+            return;
+        };
         let whole = active.stage == Stage::Working && !active.awaits_loss();
-        let Some(repair) = active.repair.as_mut().filter(|repair| whole && repair.tasks.is_complete()) else { return };
+        let Some(repair) =
+            active.repair.as_mut().filter(|repair| whole && repair.tasks.is_complete())
+        else {
+            return;
+        };
         if repair.step != RepairStep::Sorting {
             return;
         }
@@ -137,7 +174,9 @@ impl Machine {
                 let ticket = self.tickets.issue(job);
                 repair.step = RepairStep::Pinning(ticket);
                 active.writing += 1;
-                let url = active.scratch.join(&muster_common::names::runs_path(self.epoch, self.nonces.next()));
+                let url = active
+                    .scratch
+                    .join(&muster_common::names::runs_path(self.epoch, self.nonces.next()));
                 self.out.push(super::io::Effect::WriteObject { url, bytes, ticket });
             }
             Err(error) => self.fail(job, error),
@@ -147,7 +186,9 @@ impl Machine {
     /// The new list could not be written: it is tried again.
     pub(super) fn retry_pinning(&mut self, job: &JobId) {
         let Some(active) = self.active.get_mut(job) else { return };
-        if let Some(repair) = active.repair.as_mut().filter(|repair| matches!(repair.step, RepairStep::Pinning(_))) {
+        if let Some(repair) =
+            active.repair.as_mut().filter(|repair| matches!(repair.step, RepairStep::Pinning(_)))
+        {
             repair.step = RepairStep::Sorting;
             self.advance(job);
         }
@@ -159,14 +200,24 @@ impl Machine {
         if active.tasks.as_ref().is_none_or(|tasks| tasks.phase != Phase::Merge) {
             return self.begin_phase(job, Phase::Merge);
         }
-        let older = active.tasks.iter().flat_map(PhaseTasks::running_attempts).map(|attempt| attempt.id).collect();
+        let older = active
+            .tasks
+            .iter()
+            .flat_map(PhaseTasks::running_attempts)
+            .map(|attempt| attempt.id)
+            .collect();
         active.older_list = older;
         match active.repair.as_mut().filter(|_| !active.losing.is_empty()) {
             Some(repair) => repair.step = RepairStep::Sorting,
             None => active.repair = None,
         }
         active.moved(self.now_ms);
-        self.event(Some(job), "info", "runs-repaired", "all runs stand again; merging goes on with them");
+        self.event(
+            Some(job),
+            "info",
+            "runs-repaired",
+            "all runs stand again; merging goes on with them",
+        );
         self.touch(job);
         self.advance(job);
     }

@@ -1,5 +1,5 @@
-//! The job machine: facts and the time go in, effects come out. It opens no socket, reads no clock and draws nothing at random, so a conversation with it is the
-//! same every time it is held.
+//! The job machine: facts and the time go in, effects come out. It opens no socket, reads no clock
+//! and draws nothing at random, so a conversation with it is the same every time it is held.
 //!
 //! Where things are decided:
 //!
@@ -14,8 +14,10 @@
 //! figures.rs   what is counted for those who watch   history.rs  troubles: what is kept, what is counted
 //! ```
 //!
-//! **Persist before tell.** A decision leaves as [`Effect::Append`]. Nothing else happens until [`Input::Appended`] is back; then the record is folded into
-//! [`durable::Durable`], by the same function that replays the journal, and what follows from it goes out. What only this leader knows ([`active`], [`workers`]) may be lost at any time.
+//! **Persist before tell.** A decision leaves as [`Effect::Append`]. Nothing else happens until
+//! [`Input::Appended`] is back; then the record is folded into [`durable::Durable`], by the same
+//! function that replays the journal, and what follows from it goes out. What only this leader
+//! knows ([`active`], [`workers`]) may be lost at any time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -76,7 +78,8 @@ pub struct Machine {
     deployment: DeploymentId,
     epoch: Epoch,
     nonces: Nonces,
-    /// What is left to chance in pauses; a stream of its own, so that a pause does not change a nonce.
+    /// What is left to chance in pauses; a stream of its own, so that a pause does not change a
+    /// nonce.
     jitter: Nonces,
     now_ms: u64,
     /// The Unix time of the machine's zero, for people.
@@ -93,14 +96,16 @@ pub struct Machine {
     planning: BTreeMap<JobId, submit::Planning>,
     active: BTreeMap<JobId, Active>,
     workers: workers::Workers,
-    /// Jobs with a task that can be granted, those with the fewest running attempts first, then in order of submission.
+    /// Jobs with a task that can be granted, those with the fewest running attempts first, then in
+    /// order of submission.
     runnable: BTreeSet<(u32, u64, JobId)>,
     timers: BTreeSet<(u64, Timer)>,
     grace_until_ms: Option<u64>,
     /// When this leader began.
     led_since_ms: u64,
     tickets: Tickets,
-    /// Cleaned jobs whose scratch is to be swept once more, and how often that has failed. Until it has ended they are not forgotten, so that nobody takes their names.
+    /// Cleaned jobs whose scratch is to be swept once more, and how often that has failed. Until it
+    /// has ended they are not forgotten, so that nobody takes their names.
     sweeping: BTreeMap<JobId, u32>,
     /// What was to be said of jobs that are history now.
     warned: BTreeMap<JobId, Vec<String>>,
@@ -173,7 +178,8 @@ impl Tickets {
     }
 }
 
-/// Numbers that tell attempts and objects apart: SplitMix64 from the nonce that the epoch drew when it began.
+/// Numbers that tell attempts and objects apart: SplitMix64 from the nonce that the epoch drew when
+/// it began.
 #[derive(Debug)]
 struct Nonces(u64);
 
@@ -193,8 +199,12 @@ impl Machine {
     /// # Errors
     /// `Bug` where the journal has no deployment.
     pub fn new(config: Config, bucket: Option<BlobUrl>, durable: Durable) -> Result<Self> {
-        let deployment = durable.deployment.clone().ok_or_else(|| Error::bug("the journal names no deployment"))?;
-        let next_order = durable.jobs.values().map(|job| job.submitted.order + 1).max().unwrap_or(0);
+        let deployment = durable
+            .deployment
+            .clone()
+            .ok_or_else(|| Error::bug("the journal names no deployment"))?;
+        let next_order =
+            durable.jobs.values().map(|job| job.submitted.order + 1).max().unwrap_or(0);
         Ok(Self {
             config,
             bucket,
@@ -253,8 +263,14 @@ impl Machine {
 
     /// The jobs that have not ended, or are just ending, with their OUTPUTs.
     pub fn outputs(&self) -> Vec<(JobId, BlobUrl)> {
-        let works = |active: &Active| !matches!(active.stage, Stage::Stopping | Stage::Cleaning | Stage::Closing);
-        self.active.iter().filter(|(_, job)| works(job)).map(|(id, job)| (id.clone(), job.output.clone())).collect()
+        let works = |active: &Active| {
+            !matches!(active.stage, Stage::Stopping | Stage::Cleaning | Stage::Closing)
+        };
+        self.active
+            .iter()
+            .filter(|(_, job)| works(job))
+            .map(|(id, job)| (id.clone(), job.output.clone()))
+            .collect()
     }
 
     /// Whether the journal knows a job.
@@ -277,7 +293,8 @@ impl Machine {
         self.timers.first().map(|(due_ms, _)| *due_ms)
     }
 
-    /// Takes one fact and gives what follows from it, in order. `now_ms` is a clock that never goes back.
+    /// Takes one fact and gives what follows from it, in order. `now_ms` is a clock that never goes
+    /// back.
     pub fn step(&mut self, now_ms: u64, input: Input) -> Vec<Effect> {
         self.pass_time(now_ms, &input);
         match input {
@@ -300,14 +317,22 @@ impl Machine {
             Input::AskPhase { to, query } => self.ask_phase(to, &query.job),
             Input::Heartbeat(heartbeat) => self.heartbeat(*heartbeat),
             Input::Recoveries(recoveries) => self.recoveries_told(*recoveries),
-            Input::RunAnswered { worker, job, attempt, reply } => self.run_answered(&worker, &job, &attempt, reply),
-            Input::CancelAnswered { job, attempt, answered } => self.cancel_answered(&job, &attempt, answered),
+            Input::RunAnswered { worker, job, attempt, reply } => {
+                self.run_answered(&worker, &job, &attempt, reply)
+            }
+            Input::CancelAnswered { job, attempt, answered } => {
+                self.cancel_answered(&job, &attempt, answered)
+            }
             Input::Listed { job, ticket, result } => self.listed(&job, ticket, result),
             Input::ObjectWritten { ticket, result } => self.object_written(ticket, result),
             Input::PlanLoaded { job, result } => self.plan_loaded(&job, result),
-            Input::SamplesLoaded { job, attempt, result } => self.samples_loaded(&job, &attempt, result),
+            Input::SamplesLoaded { job, attempt, result } => {
+                self.samples_loaded(&job, &attempt, result)
+            }
             Input::SplittersChosen { job, result } => self.splitters_chosen(&job, result),
-            Input::UploadAborted { job, attempt, result } => self.upload_aborted(&job, &attempt, result),
+            Input::UploadAborted { job, attempt, result } => {
+                self.upload_aborted(&job, &attempt, result)
+            }
             Input::Published { job, result } => self.published(&job, result),
             Input::Cleaned { job, result } => self.cleaned(&job, result),
             Input::SweptLate { job, result } => self.swept_late(&job, result),
@@ -317,7 +342,8 @@ impl Machine {
         std::mem::take(&mut self.out)
     }
 
-    /// Time goes by. What of it the leader missed (a stopped process, a suspended machine, a lost connection) counts against nobody.
+    /// Time goes by. What of it the leader missed (a stopped process, a suspended machine, a lost
+    /// connection) counts against nobody.
     fn pass_time(&mut self, now_ms: u64, input: &Input) {
         self.now_ms = self.now_ms.max(now_ms);
         let (now_ms, interval_ms) = (self.now_ms, self.config.heartbeat.interval_ms);
@@ -334,9 +360,11 @@ impl Machine {
         for job in self.active.values_mut() {
             job.moved_ms = job.moved_ms.saturating_add(missed_ms).min(now_ms);
             job.owners.forgive(now_ms, missed_ms);
-            job.failing_ms = job.failing_ms.map(|since| since.saturating_add(missed_ms).min(now_ms));
+            job.failing_ms =
+                job.failing_ms.map(|since| since.saturating_add(missed_ms).min(now_ms));
         }
-        self.too_few_since_ms = self.too_few_since_ms.map(|since| since.saturating_add(missed_ms).min(now_ms));
+        self.too_few_since_ms =
+            self.too_few_since_ms.map(|since| since.saturating_add(missed_ms).min(now_ms));
     }
 
     /// A clock that stands still while the leader is away: progress is measured by it.
@@ -367,7 +395,9 @@ impl Machine {
             Timer::GraceEnds => self.end_grace(),
             Timer::Resend(job, attempt) => self.resend(&job, &attempt),
             Timer::Requeue(job, phase, index) => self.requeue(&job, phase, index),
-            Timer::Unpause(worker) => drop(self.workers.update(&worker, |worker| worker.paused = false)),
+            Timer::Unpause(worker) => {
+                drop(self.workers.update(&worker, |worker| worker.paused = false))
+            }
             Timer::Store(job) => self.retry_store_step(&job),
             Timer::Abort(job, attempt) => self.abort_revoked(&job, &attempt),
             Timer::LetGo(job) => self.stop_waiting(&job),

@@ -16,7 +16,8 @@ use super::io::{Effect, ManifestBytes};
 use super::{JobId, Machine, SharedPlan, Timer};
 use crate::journal::record::Record;
 
-/// Tries of a store step that meets trouble which will not pass, where giving up is worse than trying.
+/// Tries of a store step that meets trouble which will not pass, where giving up is worse than
+/// trying.
 pub(super) const HOPELESS_TRIES_MAX: u32 = 5;
 
 impl Machine {
@@ -34,14 +35,21 @@ impl Machine {
     }
 
     pub(super) fn begin_phase(&mut self, job: &JobId, phase: Phase) {
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
+        else {
+            return;
+        };
         if active.ending.is_some() {
             return;
         }
         let tasks = match phase {
             Phase::Sample => PhaseTasks::new(phase, durable.submitted.splits, |_| false),
-            Phase::Sort => PhaseTasks::new(phase, durable.submitted.splits, |at| durable.runs.contains_key(&at)),
-            Phase::Merge => PhaseTasks::new(phase, durable.partitions(), |at| durable.parts.contains_key(&at)),
+            Phase::Sort => PhaseTasks::new(phase, durable.submitted.splits, |at| {
+                durable.runs.contains_key(&at)
+            }),
+            Phase::Merge => {
+                PhaseTasks::new(phase, durable.partitions(), |at| durable.parts.contains_key(&at))
+            }
         };
         let tasks = tasks.recall(durable);
         let (done, total) = (tasks.done, tasks.total());
@@ -52,7 +60,8 @@ impl Machine {
         active.sampling_round = 0;
         active.stage = Stage::Working;
         active.moved(self.now_ms);
-        let again = if done > 0 { format!(", {done} of which are committed") } else { String::new() };
+        let again =
+            if done > 0 { format!(", {done} of which are committed") } else { String::new() };
         self.event(Some(job), "info", "phase-began", format!("{phase}: {total} tasks{again}"));
         self.out.push(Effect::Broadcast {
             job: job.clone(),
@@ -71,12 +80,15 @@ impl Machine {
         self.advance(job);
     }
 
-    /// Uploads that a former leader revoked may still be open: it could have died before it aborted them.
+    /// Uploads that a former leader revoked may still be open: it could have died before it aborted
+    /// them.
     fn abort_revoked_again(&mut self, job: &JobId) {
         let Some(durable) = self.durable.jobs.get(job) else { return };
-        let open =
-            |partition: u32| durable.parts.contains_key(&partition) || durable.uploads_of(partition).next().is_some();
-        let again: Vec<_> = durable.revoked.iter().filter(|upload| !open(upload.partition)).cloned().collect();
+        let open = |partition: u32| {
+            durable.parts.contains_key(&partition) || durable.uploads_of(partition).next().is_some()
+        };
+        let again: Vec<_> =
+            durable.revoked.iter().filter(|upload| !open(upload.partition)).cloned().collect();
         for upload in again {
             if let Some(tasks) = self.active.get_mut(job).and_then(|active| active.tasks.as_mut()) {
                 tasks.revoke(upload.partition, upload.attempt);
@@ -88,7 +100,8 @@ impl Machine {
     /// Moves on if all tasks of the phase are done.
     pub(super) fn advance(&mut self, job: &JobId) {
         let Some(active) = self.active.get(job) else { return };
-        let complete = active.tasks.as_ref().filter(|tasks| tasks.is_complete()).map(|tasks| tasks.phase);
+        let complete =
+            active.tasks.as_ref().filter(|tasks| tasks.is_complete()).map(|tasks| tasks.phase);
         if let (Some(_), Some(plan)) = (&active.repair, &active.plan) {
             let plan = plan.clone();
             return self.advance_repair(job, &plan);
@@ -96,7 +109,11 @@ impl Machine {
         if active.awaits_loss() || active.repair.is_some() {
             return;
         }
-        let (Stage::Working, Some(phase), Some(plan)) = (active.stage, complete, active.plan.clone()) else { return };
+        let (Stage::Working, Some(phase), Some(plan)) =
+            (active.stage, complete, active.plan.clone())
+        else {
+            return;
+        };
         match phase {
             Phase::Sample => self.choose_splitters(job, &plan),
             Phase::Sort => self.pin_runs(job, &plan),
@@ -130,8 +147,12 @@ impl Machine {
         self.wrote(&job);
         let Some(active) = self.active.get_mut(&job) else { return };
         let works = active.stage == Stage::Working;
-        // A job that is about to end needs no list any more: its record would come after that of the end.
-        let again = active.repair.as_mut().filter(|repair| works && repair.step == RepairStep::Pinning(ticket));
+        // A job that is about to end needs no list any more: its record would come after that of
+        // the end.
+        let again = active
+            .repair
+            .as_mut()
+            .filter(|repair| works && repair.step == RepairStep::Pinning(ticket));
         let prepares = active.stage == Stage::PreparingCommit;
         if again.is_none() && active.stage != Stage::PinningRuns && !prepares {
             return;
@@ -151,10 +172,14 @@ impl Machine {
         }
     }
 
-    /// The last barrier: the parts sum to the runs and follow one another; nobody else's object is where they are to stand; and the manifest is kept, so that whoever publishes
-    /// publishes the same. Only then the commit is decided.
+    /// The last barrier: the parts sum to the runs and follow one another; nobody else's object is
+    /// where they are to stand; and the manifest is kept, so that whoever publishes publishes the
+    /// same. Only then the commit is decided.
     fn prepare_commit(&mut self, job: &JobId, plan: &SharedPlan) {
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
+        else {
+            return;
+        };
         active.merged_ms = active.elapsed_ms(self.now_ms);
         let manifest = check_parts(durable).and_then(|()| manifest_bytes(durable, active, plan));
         let manifest = match manifest {
@@ -176,18 +201,27 @@ impl Machine {
         let took_ms = active.merged_ms;
         self.measure_parts(job);
         let manifest = Some(manifest);
-        self.append(Record::CommitDecided { job: job.clone(), took_ms, manifest }, Waiters::default());
+        self.append(
+            Record::CommitDecided { job: job.clone(), took_ms, manifest },
+            Waiters::default(),
+        );
     }
 
     pub(super) fn load_plan(&mut self, job: &JobId) {
         if let Some(durable) = self.durable.jobs.get(job) {
-            self.out.push(Effect::LoadPlan { job: job.clone(), plan: durable.submitted.plan.clone() });
+            self.out
+                .push(Effect::LoadPlan { job: job.clone(), plan: durable.submitted.plan.clone() });
         }
     }
 
     pub(super) fn plan_loaded(&mut self, job: &JobId, result: Result<SharedPlan>) {
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
-        let fits = |plan: &SharedPlan| plan.job == *job && plan.splits.len() == durable.submitted.splits as usize;
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
+        else {
+            return;
+        };
+        let fits = |plan: &SharedPlan| {
+            plan.job == *job && plan.splits.len() == durable.submitted.splits as usize
+        };
         match result {
             Ok(plan) if fits(&plan) => {
                 active.moved(self.now_ms);
@@ -198,19 +232,24 @@ impl Machine {
                 self.touch(job);
                 if stage == Stage::AwaitingPlan { self.publish(job) } else { self.advance(job) }
             }
-            Ok(_) => self.store_trouble(job, Error::corrupt(format!("the stored plan is not that of job {job}"))),
+            Ok(_) => self.store_trouble(
+                job,
+                Error::corrupt(format!("the stored plan is not that of job {job}")),
+            ),
             Err(error) => self.store_trouble(job, error),
         }
     }
 
-    /// A step with the store went wrong. Trouble that may pass is waited out, within the phase's bound; other trouble ends the job, unless its commit is
-    /// decided: then giving up is the last resort. It is only given up here, where the store has just answered: no call of it is under way that could
-    /// still publish something.
+    /// A step with the store went wrong. Trouble that may pass is waited out, within the phase's
+    /// bound; other trouble ends the job, unless its commit is decided: then giving up is the last
+    /// resort. It is only given up here, where the store has just answered: no call of it is under
+    /// way that could still publish something.
     pub(super) fn store_trouble(&mut self, job: &JobId, error: Error) {
         let Some((durable, _)) = self.both(job) else { return };
         let decided = durable.commit_decided && durable.ended.is_none();
         let Some(active) = self.active.get_mut(job) else { return };
-        let (lasted_ms, limit_ms) = (active.failed_again(self.now_ms), active.config.phases.commit_ms);
+        let (lasted_ms, limit_ms) =
+            (active.failed_again(self.now_ms), active.config.phases.commit_ms);
         let passing = error.kind.is_passing() || (decided && error.kind == ErrorKind::Exhausted);
         let too_long = decided && lasted_ms > limit_ms;
         active.hopeless += u32::from(!passing);
@@ -225,12 +264,15 @@ impl Machine {
             self.after(pause_ms, Timer::Store(job.clone()));
         } else if decided {
             let how_long = if too_long {
-                format!("it failed for {lasted_ms} ms, the limit is {limit_ms} ms (phases.commit_ms): ")
+                format!(
+                    "it failed for {lasted_ms} ms, the limit is {limit_ms} ms (phases.commit_ms): "
+                )
             } else {
                 String::new()
             };
             let text = format!(
-                "the commit is decided, but cannot be carried out; OUTPUT has no whole result of this job: {how_long}{}",
+                "the commit is decided, but cannot be carried out; OUTPUT has no whole result of \
+                    this job: {how_long}{}",
                 error.message
             );
             self.give_up_commit(job, Error::new(error.kind, text));
@@ -254,7 +296,11 @@ impl Machine {
             Stage::Publishing => self.publish(job),
             Stage::Cleaning => self.clean_up(job),
             Stage::Working => self.retry_pinning(job),
-            Stage::Deciding | Stage::AwaitingPlan | Stage::Ending | Stage::Stopping | Stage::Closing => {}
+            Stage::Deciding
+            | Stage::AwaitingPlan
+            | Stage::Ending
+            | Stage::Stopping
+            | Stage::Closing => {}
         }
     }
 
@@ -281,25 +327,33 @@ impl Machine {
         }
         let phases = &active.config.phases;
         let (setting, limit_ms) = match durable.state {
-            JobState::Sorting if active.stage == Stage::PinningRuns => ("phases.shuffle_ms", phases.shuffle_ms),
+            JobState::Sorting if active.stage == Stage::PinningRuns => {
+                ("phases.shuffle_ms", phases.shuffle_ms)
+            }
             JobState::Sorting => ("phases.sort_ms", phases.sort_ms),
             JobState::Merging => ("phases.merge_ms", phases.merge_ms),
             _ => ("phases.sample_ms", phases.sample_ms),
         };
-        let alone_ms = self.too_few_since_ms.map_or(0, |since| self.now_ms.saturating_sub(since.max(active.began_ms)));
+        let alone_ms = self
+            .too_few_since_ms
+            .map_or(0, |since| self.now_ms.saturating_sub(since.max(active.began_ms)));
         let still_ms = self.now_ms.saturating_sub(active.moved_ms);
         let state = durable.state;
-        let trouble = active.trouble.as_ref().map(|trouble| format!(" (it waits for the store: {trouble})"));
-        let trouble = trouble.or_else(|| Some(format!(" (it waits for {})", self.waiting_for_owner(active)?)));
+        let trouble =
+            active.trouble.as_ref().map(|trouble| format!(" (it waits for the store: {trouble})"));
+        let trouble = trouble
+            .or_else(|| Some(format!(" (it waits for {})", self.waiting_for_owner(active)?)));
         let trouble = trouble.unwrap_or_default();
         if alone_ms > phases.register_ms {
             let (few, limit_ms) = (self.too_few().unwrap_or_default(), phases.register_ms);
             Some(Error::exhausted(format!(
-                "{few} for {alone_ms} ms while {state}; the limit is {limit_ms} ms (phases.register_ms)"
+                "{few} for {alone_ms} ms while {state}; the limit is {limit_ms} ms \
+                    (phases.register_ms)"
             )))
         } else if still_ms > limit_ms {
             Some(Error::exhausted(format!(
-                "no progress for {still_ms} ms while {state}{trouble}; the limit is {limit_ms} ms ({setting})"
+                "no progress for {still_ms} ms while {state}{trouble}; the limit is {limit_ms} ms \
+                    ({setting})"
             )))
         } else {
             None
@@ -307,20 +361,25 @@ impl Machine {
     }
 }
 
-/// P1 at the sort barrier: what the tasks consumed tiles every object, and what they wrote and dropped sums to what they read.
+/// P1 at the sort barrier: what the tasks consumed tiles every object, and what they wrote and
+/// dropped sums to what they read.
 pub(super) fn check_runs(durable: &DurableJob, plan: &Plan) -> Result<()> {
-    let broken = |what: String| Error::corrupt(format!("P1 (conservation) is broken at the sort barrier: {what}"));
+    let broken = |what: String| {
+        Error::corrupt(format!("P1 (conservation) is broken at the sort barrier: {what}"))
+    };
     // Of an object that is left out nothing may have been read.
-    let read = |at: u32, bytes: u64| if durable.skipped_objects.contains_key(&at) { 0 } else { bytes };
-    let sizes: Vec<u64> = (0..).zip(&plan.objects).map(|(at, object)| read(at, object.bytes)).collect();
-    let intervals: Vec<Interval> = durable.runs.values().flat_map(|run| run.intervals.iter().copied()).collect();
-    let tiles = if planted::is(Bug::DropTiling) { Ok(()) } else { proof::tiles(&intervals, &sizes) };
+    let read =
+        |at: u32, bytes: u64| if durable.skipped_objects.contains_key(&at) { 0 } else { bytes };
+    let sizes: Vec<u64> =
+        (0..).zip(&plan.objects).map(|(at, object)| read(at, object.bytes)).collect();
+    let intervals: Vec<Interval> =
+        durable.runs.values().flat_map(|run| run.intervals.iter().copied()).collect();
+    let tiles =
+        if planted::is(Bug::DropTiling) { Ok(()) } else { proof::tiles(&intervals, &sizes) };
     tiles.map_err(|why| {
-        let named = plan
-            .objects
-            .iter()
-            .enumerate()
-            .find(|(at, _)| why.contains(&format!("object {at} ")) || why.ends_with(&format!("object {at}")));
+        let named = plan.objects.iter().enumerate().find(|(at, _)| {
+            why.contains(&format!("object {at} ")) || why.ends_with(&format!("object {at}"))
+        });
         broken(named.map_or(why.clone(), |(_, object)| format!("{why} ({})", object.url)))
     })?;
     let totals = &durable.run_totals;
@@ -350,21 +409,26 @@ pub(super) fn pinned_runs(job: &JobId, durable: &DurableJob) -> Result<Vec<u8>> 
     Ok(bytes)
 }
 
-/// P1 and P2 at the end: the parts hold what the runs held, less what they dropped, and each begins at or after the end of the one before.
+/// P1 and P2 at the end: the parts hold what the runs held, less what they dropped, and each begins
+/// at or after the end of the one before.
 fn check_parts(durable: &DurableJob) -> Result<()> {
     let (held, totals) = (durable.run_totals.kept, &durable.part_totals);
     let out = totals.kept.plus(&totals.dropped);
     if out != held && !planted::is(Bug::DropSums) {
         let text = format!(
-            "P1 (conservation) is broken at the commit: the runs hold {held}, but the parts hold and dropped {out}"
+            "P1 (conservation) is broken at the commit: the runs hold {held}, but the parts hold \
+                and dropped {out}"
         );
         return Err(Error::corrupt(text));
     }
     let mut before: Option<(u32, &[u8])> = None;
     for part in durable.parts.values().filter(|part| part.kept.records > 0) {
-        if let Some((partition, last)) = before.filter(|(_, last)| *last > part.first_key.as_slice()) {
+        if let Some((partition, last)) =
+            before.filter(|(_, last)| *last > part.first_key.as_slice())
+        {
             let text = format!(
-                "P2 (order) is broken: part {partition} ends with {last:02x?}, part {} begins before it",
+                "P2 (order) is broken: part {partition} ends with {last:02x?}, part {} begins \
+                    before it",
                 part.partition
             );
             return Err(Error::corrupt(text));

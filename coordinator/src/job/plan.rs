@@ -1,5 +1,5 @@
-//! From a request and its pinned input to a plan, and from samples to splitters. Arithmetic only: the same request over the same input gives the same plan,
-//! whatever workers there are.
+//! From a request and its pinned input to a plan, and from samples to splitters. Arithmetic only:
+//! the same request over the same input gives the same plan, whatever workers there are.
 
 use std::collections::BTreeMap;
 
@@ -31,8 +31,9 @@ pub const SAMPLES_MAX: u64 = 2_000_000;
 pub const ATTEMPTS_MAX: u32 = 100;
 /// Longest extension of the parts, in bytes.
 const EXTENSION_BYTES_MAX: usize = 16;
-/// The input is cut into about so many splits, and the output into about so many partitions, where nothing else is asked for: enough for a pool of a
-/// few machines to share, few enough for requests to stay a small part of the work.
+/// The input is cut into about so many splits, and the output into about so many partitions, where
+/// nothing else is asked for: enough for a pool of a few machines to share, few enough for requests
+/// to stay a small part of the work.
 const SHARES: u64 = 16;
 
 /// Checks a request as far as it goes without a look at the stores.
@@ -47,9 +48,14 @@ pub fn validate(spec: &JobSpec) -> Result<()> {
     let texts = spec.inputs.iter().chain([&spec.output]).chain(&spec.bucket).chain(&spec.replica);
     if let Some(long) = texts.clone().find(|text| text.len() > TEXT_BYTES_MAX) {
         let start: String = long.chars().take(40).collect();
-        return invalid(format!("{start}… has {} bytes, the limit is {TEXT_BYTES_MAX}", long.len()));
+        return invalid(format!(
+            "{start}… has {} bytes, the limit is {TEXT_BYTES_MAX}",
+            long.len()
+        ));
     }
-    if let Some(Err(error)) = spec.inputs.iter().filter_map(|text| inputs::of_workers(text)).find(Result::is_err) {
+    if let Some(Err(error)) =
+        spec.inputs.iter().filter_map(|text| inputs::of_workers(text)).find(Result::is_err)
+    {
         return Err(error);
     }
     let sound = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
@@ -60,11 +66,13 @@ pub fn validate(spec: &JobSpec) -> Result<()> {
         || extension.starts_with('.')
     {
         return invalid(format!(
-            "the extension {extension:?} must be 1 to {EXTENSION_BYTES_MAX} of a-z A-Z 0-9 - _ and inner dots"
+            "the extension {extension:?} must be 1 to {EXTENSION_BYTES_MAX} of a-z A-Z 0-9 - _ and \
+                inner dots"
         ));
     }
     let sizing = &spec.sizing;
-    if sizing.partitions.is_some_and(|partitions| partitions == 0 || partitions > partitions_max()) {
+    if sizing.partitions.is_some_and(|partitions| partitions == 0 || partitions > partitions_max())
+    {
         return invalid(format!("partitions must be 1 to {}", partitions_max()));
     }
     let sizes = [
@@ -91,22 +99,32 @@ fn partitions_max() -> u32 {
 ///
 /// # Errors
 /// `Invalid` where a URL cannot be read, or OUTPUT would lie in scratch.
-pub fn places(spec: &JobSpec, bucket: Option<&BlobUrl>, deployment: &DeploymentId) -> Result<Places> {
+pub fn places(
+    spec: &JobSpec,
+    bucket: Option<&BlobUrl>,
+    deployment: &DeploymentId,
+) -> Result<Places> {
     let output: BlobUrl = spec.output.parse()?;
     if output.key().is_empty() {
-        return Err(Error::invalid(format!("OUTPUT {output} is a whole store; name a folder or prefix in it")));
+        return Err(Error::invalid(format!(
+            "OUTPUT {output} is a whole store; name a folder or prefix in it"
+        )));
     }
     let base = match &spec.bucket {
         Some(text) => text.parse()?,
         None => bucket.cloned().unwrap_or_else(|| output.clone()),
     };
     let scratch_root = base.join(names::SCRATCH_DIR);
-    if scratch_root.contains(&output) || output.key().split('/').any(|segment| segment == names::SCRATCH_DIR) {
+    if scratch_root.contains(&output)
+        || output.key().split('/').any(|segment| segment == names::SCRATCH_DIR)
+    {
         return Err(Error::invalid(format!("OUTPUT {output} lies in scratch ({scratch_root})")));
     }
     let scratch = base.join(&names::scratch_path(deployment, &spec.job));
     let replica = match &spec.replica {
-        Some(text) => Some(text.parse::<BlobUrl>()?.join(&names::scratch_path(deployment, &spec.job))),
+        Some(text) => {
+            Some(text.parse::<BlobUrl>()?.join(&names::scratch_path(deployment, &spec.job)))
+        }
         None => None,
     };
     for (what, taken) in [("scratch lies", &scratch), ("OUTPUT lies", &output)] {
@@ -125,11 +143,13 @@ pub fn places(spec: &JobSpec, bucket: Option<&BlobUrl>, deployment: &DeploymentI
 /// `Invalid` where the pinned input does not fit the request, or makes more tasks than are allowed.
 pub fn make(spec: &JobSpec, places: &Places, listing: Listing, config: &Config) -> Result<Plan> {
     if let (Format::Fixed { len }, BadRecords::Fail) = (&spec.sort.format, spec.bad_records) {
-        let torn = listing.objects.iter().find(|object| object.bytes % u64::from((*len).max(1)) != 0);
+        let torn =
+            listing.objects.iter().find(|object| object.bytes % u64::from((*len).max(1)) != 0);
         if let Some(object) = torn {
             let (url, bytes) = (&object.url, object.bytes);
             return Err(Error::invalid(format!(
-                "{url} has {bytes} bytes, which is no multiple of the record length {len}; --bad-records skip or quarantine leaves the rest of it out"
+                "{url} has {bytes} bytes, which is no multiple of the record length {len}; \
+                    --bad-records skip or quarantine leaves the rest of it out"
             )));
         }
     }
@@ -142,9 +162,13 @@ pub fn make(spec: &JobSpec, places: &Places, listing: Listing, config: &Config) 
             "splits of {split_bytes} bytes make more than {SPLITS_MAX} sort tasks of {total} bytes"
         )));
     }
-    let splits = limit_pieces(split_by_owner(&listing, &spec.sort.format, split_bytes)?, PIECES_MAX);
+    let splits =
+        limit_pieces(split_by_owner(&listing, &spec.sort.format, split_bytes)?, PIECES_MAX);
     if splits.len() > SPLITS_MAX {
-        return Err(Error::invalid(format!("{} sort tasks are more than the limit of {SPLITS_MAX}", splits.len())));
+        return Err(Error::invalid(format!(
+            "{} sort tasks are more than the limit of {SPLITS_MAX}",
+            splits.len()
+        )));
     }
     let partitions = partitions(spec, config, total);
     let own = config.for_job(spec.settings.as_deref())?;
@@ -152,7 +176,8 @@ pub fn make(spec: &JobSpec, places: &Places, listing: Listing, config: &Config) 
     Ok(Plan {
         job: spec.job.clone(),
         sort: spec.sort.clone(),
-        // The same input gives the same samples, and so the same parts: the seed comes from the plan itself.
+        // The same input gives the same samples, and so the same parts: the seed comes from the
+        // plan itself.
         sample_seed: wire::digest(format!("{total}/{}/{partitions}", splits.len()).as_bytes()),
         samples_per_split: samples_per_split(partitions, splits.len(), config),
         objects: listing.objects,
@@ -172,8 +197,13 @@ pub fn make(spec: &JobSpec, places: &Places, listing: Listing, config: &Config) 
     })
 }
 
-/// Splits of about `split_bytes`, none of which holds objects that different workers alone can read.
-fn split_by_owner(listing: &Listing, format: &Format, split_bytes: u64) -> Result<Vec<Vec<Interval>>> {
+/// Splits of about `split_bytes`, none of which holds objects that different workers alone can
+/// read.
+fn split_by_owner(
+    listing: &Listing,
+    format: &Format,
+    split_bytes: u64,
+) -> Result<Vec<Vec<Interval>>> {
     let mut splits = Vec::new();
     let mut base = 0_u32;
     for group in listing.objects.chunk_by(|a, b| a.owner() == b.owner()) {
@@ -183,7 +213,8 @@ fn split_by_owner(listing: &Listing, format: &Format, split_bytes: u64) -> Resul
             splits.push(split);
         }
         let count = u32::try_from(group.len()).ok().and_then(|count| base.checked_add(count));
-        base = count.ok_or_else(|| Error::invalid("the input has more objects than can be numbered"))?;
+        base = count
+            .ok_or_else(|| Error::invalid("the input has more objects than can be numbered"))?;
     }
     Ok(splits)
 }
@@ -204,15 +235,18 @@ fn split_bytes(spec: &JobSpec, config: &Config, total: u64) -> u64 {
     wanted.max(1)
 }
 
-/// Input bytes that a task sorts within its memory without spilling: a record of 100 bytes takes about 160, with its entry, the room to sort entries in and buffers.
+/// Input bytes that a task sorts within its memory without spilling: a record of 100 bytes takes
+/// about 160, with its entry, the room to sort entries in and buffers.
 pub(super) fn sortable_bytes(memory_bytes: u64) -> u64 {
     (memory_bytes / 16).saturating_mul(10).max(1)
 }
 
 fn partitions(spec: &JobSpec, config: &Config, total: u64) -> u32 {
     let sizes = &config.sizes;
-    let bytes = asked(spec.sizing.partition_bytes, config.job.partition_bytes)
-        .unwrap_or_else(|| total.div_ceil(SHARES).clamp(sizes.partition_bytes_min, sizes.partition_bytes_max));
+    let bytes =
+        asked(spec.sizing.partition_bytes, config.job.partition_bytes).unwrap_or_else(|| {
+            total.div_ceil(SHARES).clamp(sizes.partition_bytes_min, sizes.partition_bytes_max)
+        });
     let by_size = u32::try_from(total.div_ceil(bytes.max(1))).unwrap_or(u32::MAX);
     let wanted = spec.sizing.partitions.unwrap_or(by_size);
     // Without input there is nothing to divide: one part, which is empty.
@@ -257,15 +291,20 @@ pub fn splitters(samples: Vec<Splitter>, partitions: u32, unique: bool) -> Resul
     let fullest_percent = splitters::fullest_percent(&samples, partitions, unique);
     let found = samples.len() as u64;
     let chosen = splitters::choose(samples, partitions, unique);
-    splitters::validate(&chosen, unique).map_err(|e| Error::bug(format!("the chosen boundaries are wrong: {e}")))?;
+    splitters::validate(&chosen, unique)
+        .map_err(|e| Error::bug(format!("the chosen boundaries are wrong: {e}")))?;
     if chosen.len() >= partitions.max(1) as usize {
-        return Err(Error::bug(format!("{} boundaries were chosen for {partitions} partitions", chosen.len())));
+        return Err(Error::bug(format!(
+            "{} boundaries were chosen for {partitions} partitions",
+            chosen.len()
+        )));
     }
     Ok(Chosen { splitters: chosen, samples: found, fullest_percent })
 }
 
-/// Whether what a sort task says it consumed can belong to its split: the objects of its pieces, from where they begin, within the object. Whether all splits
-/// together consumed every byte once is the barrier's question.
+/// Whether what a sort task says it consumed can belong to its split: the objects of its pieces,
+/// from where they begin, within the object. Whether all splits together consumed every byte once
+/// is the barrier's question.
 ///
 /// # Errors
 /// Names the interval.
@@ -273,14 +312,19 @@ pub fn check_intervals(plan: &Plan, split: u32, intervals: &[Interval]) -> Resul
     let pieces = plan.splits.get(split as usize).map(Vec::as_slice).unwrap_or_default();
     let mut first: BTreeMap<u32, u64> = BTreeMap::new();
     for piece in pieces {
-        first.entry(piece.object).and_modify(|begin| *begin = piece.begin.min(*begin)).or_insert(piece.begin);
+        first
+            .entry(piece.object)
+            .and_modify(|begin| *begin = piece.begin.min(*begin))
+            .or_insert(piece.begin);
     }
     for interval in intervals {
         let size = plan.objects.get(interval.object as usize).map_or(0, |object| object.bytes);
         let begins = first.get(&interval.object).is_some_and(|begin| *begin <= interval.begin);
         if !begins || interval.begin > interval.end || interval.end > size {
             let Interval { object, begin, end } = interval;
-            return Err(format!("bytes {begin}..{end} of object {object} are not of split {split}"));
+            return Err(format!(
+                "bytes {begin}..{end} of object {object} are not of split {split}"
+            ));
         }
     }
     Ok(())

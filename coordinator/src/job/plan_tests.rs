@@ -27,8 +27,11 @@ fn spec() -> JobSpec {
 }
 
 fn listing(sizes: &[u64]) -> Listing {
-    let object =
-        |(n, &bytes): (usize, &u64)| PinnedObject { url: format!("file:///in/{n}"), bytes, version: "v".to_owned() };
+    let object = |(n, &bytes): (usize, &u64)| PinnedObject {
+        url: format!("file:///in/{n}"),
+        bytes,
+        version: "v".to_owned(),
+    };
     Listing {
         objects: sizes.iter().enumerate().map(object).collect(),
         left_out: Vec::new(),
@@ -81,7 +84,11 @@ fn what_does_not_fit_is_refused() {
         let error = plan_of(&spec, sizes).expect_err(expected);
         assert!(error.message.contains(expected), "{expected}: {error}");
     };
-    check(|spec| spec.sort.format = Format::Fixed { len: 100 }, &[200, 250], "file:///in/1 has 250 bytes");
+    check(
+        |spec| spec.sort.format = Format::Fixed { len: 100 },
+        &[200, 250],
+        "file:///in/1 has 250 bytes",
+    );
     check(|spec| spec.sizing.split_bytes = Some(1), &[GIB], "sort tasks");
     check(|_| {}, &[u64::MAX, 2], "2^64");
 }
@@ -96,7 +103,8 @@ fn the_same_input_gives_the_same_plan() {
 
 #[test]
 fn splits_of_many_small_objects_stay_reportable() {
-    let pieces: Vec<Interval> = (0..25).map(|object| Interval { object, begin: 0, end: 1 }).collect();
+    let pieces: Vec<Interval> =
+        (0..25).map(|object| Interval { object, begin: 0, end: 1 }).collect();
     let cut = limit_pieces(vec![pieces.clone(), pieces[..3].to_vec()], 10);
     assert_eq!(cut.iter().map(Vec::len).collect::<Vec<_>>(), [10, 10, 5, 3]);
     assert_eq!(cut[..3].concat(), pieces, "in order");
@@ -108,7 +116,10 @@ fn scratch_goes_to_the_jobs_bucket_then_the_coordinators_then_below_output() {
     let bucket: BlobUrl = "s3://theirs/x".parse().expect("url");
     let check = |own: Option<&str>, coordinators: Option<&BlobUrl>, expected: &str| {
         let spec = JobSpec { bucket: own.map(str::to_owned), ..spec() };
-        assert_eq!(places(&spec, coordinators, &deployment).expect("places").scratch.to_string(), expected);
+        assert_eq!(
+            places(&spec, coordinators, &deployment).expect("places").scratch.to_string(),
+            expected
+        );
     };
     check(None, None, "file:///out/_muster/d1/j1");
     check(None, Some(&bucket), "s3://theirs/x/_muster/d1/j1");
@@ -140,17 +151,25 @@ fn consumed_intervals_must_be_the_splits() {
 #[test]
 fn splitters_are_fewer_where_keys_are_few() {
     let samples = |keys: &[&str]| {
-        keys.iter().map(|key| Splitter { key: key.as_bytes().to_vec(), position: 1 }).collect::<Vec<_>>()
+        keys.iter()
+            .map(|key| Splitter { key: key.as_bytes().to_vec(), position: 1 })
+            .collect::<Vec<_>>()
     };
-    assert_eq!(splitters(samples(&["a", "b", "c", "d"]), 2, false).expect("splitters").splitters.len(), 1);
+    assert_eq!(
+        splitters(samples(&["a", "b", "c", "d"]), 2, false).expect("splitters").splitters.len(),
+        1
+    );
     assert_eq!(splitters(samples(&["a"; 9]), 4, true).expect("splitters").splitters.len(), 1);
     assert!(splitters(Vec::new(), 4, true).expect("splitters").splitters.is_empty());
 }
 
 #[test]
 fn splits_keep_to_one_owner_and_tile_as_ever() {
-    let object =
-        |(url, bytes): &(&str, u64)| PinnedObject { url: (*url).to_owned(), bytes: *bytes, version: "v".to_owned() };
+    let object = |(url, bytes): &(&str, u64)| PinnedObject {
+        url: (*url).to_owned(),
+        bytes: *bytes,
+        version: "v".to_owned(),
+    };
     let of = [
         ("file:///a", 100),
         ("worker://w1/a", 30),
@@ -164,7 +183,8 @@ fn splits_keep_to_one_owner_and_tile_as_ever() {
     let config = Config::profile(Profile::Production).expect("config");
     let places = places(&spec, None, &"d1".parse().expect("id")).expect("places");
     let plan = make(&spec, &places, listing, &config).expect("plan");
-    let owners: Vec<Option<&str>> = (0..plan.splits.len() as u32).map(|split| plan.owner(split)).collect();
+    let owners: Vec<Option<&str>> =
+        (0..plan.splits.len() as u32).map(|split| plan.owner(split)).collect();
     assert_eq!(owners, [None, Some("w1"), Some("w1"), Some("w2"), None]);
     let sizes: Vec<u64> = of.iter().map(|(_, bytes)| *bytes).collect();
     let intervals: Vec<Interval> = plan.splits.iter().flatten().copied().collect();

@@ -1,10 +1,12 @@
-//! The pool as the machine sees it: who joins, who is heard, who leaves. What silence means is looked at in `watch.rs`.
+//! The pool as the machine sees it: who joins, who is heard, who leaves. What silence means is
+//! looked at in `watch.rs`.
 
 use std::collections::BTreeSet;
 
 use muster_common::ids::{AttemptId, JobId, WorkerId};
 use muster_common::wire::{
-    AttemptProgress, Drain, Heartbeat, HeldAttempt, JobRecoveries, PhaseReply, Register, RegisterReply, WorkerState,
+    AttemptProgress, Drain, Heartbeat, HeldAttempt, JobRecoveries, PhaseReply, Register,
+    RegisterReply, WorkerState,
 };
 use muster_common::{Error, ErrorKind};
 
@@ -42,7 +44,12 @@ impl Machine {
     /// How many refusals were not told one by one, where the time for that has come.
     pub(super) fn tell_refusals(&mut self) {
         for (kind, suppressed) in self.refusals.over(self.now_ms) {
-            self.event(None, "warning", kind, format!("{suppressed} more registrations were refused meanwhile"));
+            self.event(
+                None,
+                "warning",
+                kind,
+                format!("{suppressed} more registrations were refused meanwhile"),
+            );
         }
     }
 
@@ -59,7 +66,9 @@ impl Machine {
                 if matches!(known.detector.state(), Liveness::Healthy | Liveness::Rejoined) {
                     let (host, other) = (&known.info.host, &register.host);
                     let text = format!(
-                        "worker id {id} is taken by a live process on {host} (heard {silent_ms} ms ago), so that on {other} cannot have it; give it another --id, or try again"
+                        "worker id {id} is taken by a live process on {host} (heard {silent_ms} ms \
+                            ago), so that on {other} cannot have it; give it another --id, or try \
+                            again"
                     );
                     return Err(Error::retry(text));
                 }
@@ -75,7 +84,8 @@ impl Machine {
             self.workers.update(&id, |worker| {
                 worker.left = false;
                 worker.draining |= draining;
-                worker.info.slots = register.slots.max(u32::try_from(worker.attempts.len()).unwrap_or(u32::MAX));
+                worker.info.slots =
+                    register.slots.max(u32::try_from(worker.attempts.len()).unwrap_or(u32::MAX));
                 worker.look(config, now_ms);
             });
         } else {
@@ -88,11 +98,18 @@ impl Machine {
             self.forget_alerts(&Subject::Worker(id.clone()));
             self.event(None, "info", "worker-joined", text);
         }
-        let mut goes_on =
-            |held: &&HeldAttempt| if same_life { self.still_runs(&id, held) } else { self.regrant(&id, held) };
-        let regranted: Vec<AttemptId> = held.iter().filter(|held| goes_on(held)).map(|held| held.attempt).collect();
+        let mut goes_on = |held: &&HeldAttempt| {
+            if same_life { self.still_runs(&id, held) } else { self.regrant(&id, held) }
+        };
+        let regranted: Vec<AttemptId> =
+            held.iter().filter(|held| goes_on(held)).map(|held| held.attempt).collect();
         let heartbeat_ms = self.workers.get(&id).map_or(interval_ms, |worker| worker.heartbeat_ms);
-        Ok(RegisterReply::Accepted { deployment: self.deployment.clone(), epoch: self.epoch, heartbeat_ms, regranted })
+        Ok(RegisterReply::Accepted {
+            deployment: self.deployment.clone(),
+            epoch: self.epoch,
+            heartbeat_ms,
+            regranted,
+        })
     }
 
     /// The same life registers again: what it had accepted and no longer holds is lost.
@@ -128,9 +145,14 @@ impl Machine {
     }
 
     pub(super) fn heartbeat(&mut self, heartbeat: Heartbeat) {
-        let Heartbeat { worker: id, incarnation, epoch, sequence, state, attempts, health } = heartbeat;
-        let known = self.workers.get(&id).filter(|worker| worker.info.incarnation == incarnation && !worker.left);
-        let Some(newest) = known.filter(|_| epoch == self.epoch).map(|worker| worker.sequence) else {
+        let Heartbeat { worker: id, incarnation, epoch, sequence, state, attempts, health } =
+            heartbeat;
+        let known = self
+            .workers
+            .get(&id)
+            .filter(|worker| worker.info.incarnation == incarnation && !worker.left);
+        let Some(newest) = known.filter(|_| epoch == self.epoch).map(|worker| worker.sequence)
+        else {
             self.counters.foreign += 1;
             return;
         };
@@ -161,9 +183,13 @@ impl Machine {
         self.find_missing(&id, &attempts);
     }
 
-    /// A worker says what it retried for a job. Nothing is decided by it, so it is no sign of life either.
+    /// A worker says what it retried for a job. Nothing is decided by it, so it is no sign of life
+    /// either.
     pub(super) fn recoveries_told(&mut self, told: JobRecoveries) {
-        let known = self.workers.get(&told.worker).filter(|worker| worker.info.incarnation == told.incarnation);
+        let known = self
+            .workers
+            .get(&told.worker)
+            .filter(|worker| worker.info.incarnation == told.incarnation);
         if known.is_none() || told.epoch != self.epoch {
             self.counters.foreign += 1;
             return;
@@ -179,9 +205,16 @@ impl Machine {
         match (waited, waits) {
             (false, Some(what)) => {
                 let what: String = what.chars().take(WAITING_CHARS_MAX).collect();
-                self.event(None, "warning", "worker-cut-off", format!("{id} lives, but waits for {what}"));
+                self.event(
+                    None,
+                    "warning",
+                    "worker-cut-off",
+                    format!("{id} lives, but waits for {what}"),
+                );
             }
-            (true, None) => self.event(None, "info", "worker-store-back", format!("{id} has its store again")),
+            (true, None) => {
+                self.event(None, "info", "worker-store-back", format!("{id} has its store again"))
+            }
             (true, Some(_)) | (false, None) => {}
         }
     }
@@ -190,8 +223,9 @@ impl Machine {
         let mut cancelled = 0;
         for AttemptProgress { job, attempt, bytes_done, bytes_total } in attempts {
             let active = self.active.get_mut(job);
-            let under_way =
-                active.filter(|active| active.attempt(attempt).is_some_and(|attempt| attempt.worker == *id));
+            let under_way = active.filter(|active| {
+                active.attempt(attempt).is_some_and(|attempt| attempt.worker == *id)
+            });
             if let Some(active) = under_way {
                 if let Some(attempt) = active.attempt_mut(attempt) {
                     attempt.accepted = true;
@@ -199,8 +233,9 @@ impl Machine {
                     attempt.bytes_total = (*bytes_total).max(attempt.bytes_total);
                 }
                 // Outside input: more than there is to do would only spoil the sums for people.
-                let bytes_done =
-                    (*bytes_done).min(self.durable.jobs.get(job).map_or(0, |durable| durable.submitted.input_bytes));
+                let bytes_done = (*bytes_done).min(
+                    self.durable.jobs.get(job).map_or(0, |durable| durable.submitted.input_bytes),
+                );
                 let fair_ms = self.now_ms.saturating_sub(self.forgiven_ms);
                 let tasks = active.tasks_of_mut(attempt.task.phase);
                 if tasks.is_some_and(|tasks| tasks.set_progress(attempt, bytes_done, fair_ms)) {
@@ -218,8 +253,10 @@ impl Machine {
     /// An attempt that its worker accepted, but has not spoken of for a while, is lost.
     fn find_missing(&mut self, id: &WorkerId, attempts: &[AttemptProgress]) {
         let Some(worker) = self.workers.get(id) else { return };
-        // One that is done is in no heartbeat, and its report may wait for an answer that was lost before it is sent again.
-        let limit_ms = MISSING_BEATS_MAX * worker.heartbeat_ms + self.config.nats.request_timeout_ms;
+        // One that is done is in no heartbeat, and its report may wait for an answer that was lost
+        // before it is sent again.
+        let limit_ms =
+            MISSING_BEATS_MAX * worker.heartbeat_ms + self.config.nats.request_timeout_ms;
         let listed: BTreeSet<(&JobId, &AttemptId)> =
             attempts.iter().map(|progress| (&progress.job, &progress.attempt)).collect();
         let missing = |job: &JobId, attempt: &AttemptId| {
@@ -237,11 +274,16 @@ impl Machine {
             .cloned()
             .collect();
         for (job, attempt) in lost {
-            self.take_back(&job, &attempt, &TakenBack::Lost("it no longer knows of the attempt".to_owned()));
+            self.take_back(
+                &job,
+                &attempt,
+                &TakenBack::Lost("it no longer knows of the attempt".to_owned()),
+            );
         }
     }
 
-    /// It said that it ends. It stays in the list for a while; a message that was still under way brings nothing back.
+    /// It said that it ends. It stays in the list for a while; a message that was still under way
+    /// brings nothing back.
     fn left(&mut self, id: &WorkerId) {
         self.take_all_back(id, &TakenBack::HandedBack);
         let (settings, now_ms) = (&self.config.detector, self.now_ms);
@@ -250,12 +292,20 @@ impl Machine {
             worker.detector.declare_dead(settings, now_ms);
         });
         self.forget_alerts(&Subject::Worker(id.clone()));
-        self.event(None, "info", "worker-left", format!("{id} has left; what it ran goes to others"));
+        self.event(
+            None,
+            "info",
+            "worker-left",
+            format!("{id} has left; what it ran goes to others"),
+        );
     }
 
     pub(super) fn take_all_back(&mut self, id: &WorkerId, why: &TakenBack) {
-        let attempts: Vec<(JobId, AttemptId)> =
-            self.workers.get(id).map(|worker| worker.attempts.iter().cloned().collect()).unwrap_or_default();
+        let attempts: Vec<(JobId, AttemptId)> = self
+            .workers
+            .get(id)
+            .map(|worker| worker.attempts.iter().cloned().collect())
+            .unwrap_or_default();
         for (job, attempt) in attempts {
             self.take_back(&job, &attempt, why);
         }

@@ -1,5 +1,6 @@
-//! What a new leader makes of the journal. Committed tasks stay committed; every job goes on from its last record. Workers that still hold attempts of the former
-//! epoch keep them, if they register in time: for a while nothing is granted that somebody may be at work on.
+//! What a new leader makes of the journal. Committed tasks stay committed; every job goes on from
+//! its last record. Workers that still hold attempts of the former epoch keep them, if they
+//! register in time: for a while nothing is granted that somebody may be at work on.
 
 use muster_common::api::PhaseTimes;
 use muster_common::ids::{AttemptId, Phase, WorkerId};
@@ -13,8 +14,13 @@ impl Machine {
     pub(super) fn take_over(&mut self, unix_ms: u64) {
         self.unix_zero_ms = unix_ms.saturating_sub(self.now_ms);
         self.led_since_ms = self.now_ms;
-        let open: Vec<JobId> =
-            self.durable.jobs.iter().filter(|(_, job)| !job.cleaned).map(|(id, _)| id.clone()).collect();
+        let open: Vec<JobId> = self
+            .durable
+            .jobs
+            .iter()
+            .filter(|(_, job)| !job.cleaned)
+            .map(|(id, _)| id.clone())
+            .collect();
         let mut held_back = false;
         for job in &open {
             let Some(durable) = self.durable.jobs.get(job) else { continue };
@@ -23,7 +29,8 @@ impl Machine {
             match Active::new(durable, None, &self.config, self.now_ms) {
                 Ok(active) => {
                     held_back |= !terminal;
-                    self.active.insert(job.clone(), Active { held_back: !terminal, before_ms, ..active });
+                    self.active
+                        .insert(job.clone(), Active { held_back: !terminal, before_ms, ..active });
                 }
                 Err(error) => self.event(Some(job), "error", "record-refused", error.message),
             }
@@ -60,23 +67,28 @@ impl Machine {
         }
     }
 
-    /// Whether an attempt that a worker holds is still this leader's, who has let the same life of that worker in before. What it has taken back since stays taken back: an
-    /// order to abandon it may be on its way, and would remove a result that counts by then.
+    /// Whether an attempt that a worker holds is still this leader's, who has let the same life of
+    /// that worker in before. What it has taken back since stays taken back: an order to abandon it
+    /// may be on its way, and would remove a result that counts by then.
     pub(super) fn still_runs(&self, worker: &WorkerId, held: &HeldAttempt) -> bool {
         let HeldAttempt { job, attempt: id } = held;
-        let runs = |active: &Active| active.attempt(id).is_some_and(|attempt| attempt.worker == *worker);
+        let runs =
+            |active: &Active| active.attempt(id).is_some_and(|attempt| attempt.worker == *worker);
         self.is_committed(job, id) || self.active.get(job).is_some_and(runs)
     }
 
-    /// Whether an attempt that a worker holds goes on under this epoch: nobody else has its task, and if it has an upload, the journal knows it as this attempt's.
-    /// One whose result is committed goes on too, to be acknowledged: the acknowledgement was lost, and a worker that were told to abandon it would remove what counts.
+    /// Whether an attempt that a worker holds goes on under this epoch: nobody else has its task,
+    /// and if it has an upload, the journal knows it as this attempt's. One whose result is
+    /// committed goes on too, to be acknowledged: the acknowledgement was lost, and a worker that
+    /// were told to abandon it would remove what counts.
     pub(super) fn regrant(&mut self, worker: &WorkerId, held: &HeldAttempt) -> bool {
         let HeldAttempt { job, attempt: id } = held;
         if self.is_committed(job, id) {
             return true;
         }
         let (generation, fair_ms) = (self.generation(job, id.task), self.fair_ms());
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else {
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
+        else {
             return false;
         };
         if active.stage != Stage::Working || id.epoch > self.epoch || id.generation != generation {
@@ -89,17 +101,24 @@ impl Machine {
             return attempt.worker == *worker;
         }
         let Some(tasks) = active.tasks_of_mut(id.task.phase) else { return false };
-        let room = self.workers.get(worker).is_some_and(|known| known.attempts.len() < known.info.slots as usize);
+        let room = self
+            .workers
+            .get(worker)
+            .is_some_and(|known| known.attempts.len() < known.info.slots as usize);
         let index = id.task.index;
         let merges = id.task.phase == Phase::Merge;
         let open = durable.upload(id);
         // Without an upload of its own it must not begin beside one that nobody answers for.
         let answered = |first: Option<AttemptId>| {
-            !merges || open.is_some() || durable.uploads_of(index).all(|upload| Some(upload.attempt) == first)
+            !merges
+                || open.is_some()
+                || durable.uploads_of(index).all(|upload| Some(upload.attempt) == first)
         };
         let may = match tasks.state(id.task) {
             Some(TaskState::Waiting) => answered(None),
-            Some(TaskState::Running { first, second: None }) => first.recording.is_none() && answered(Some(first.id)),
+            Some(TaskState::Running { first, second: None }) => {
+                first.recording.is_none() && answered(Some(first.id))
+            }
             _ => false,
         };
         if !room || !may || (open.is_none() && durable.may_be_revoked(id)) {
@@ -128,7 +147,8 @@ impl Machine {
     }
 }
 
-/// How long the phase at hand has lasted: the time since the submission, less the phases before it. For people only; clocks of two coordinators may differ.
+/// How long the phase at hand has lasted: the time since the submission, less the phases before it.
+/// For people only; clocks of two coordinators may differ.
 fn in_phase_ms(durable: &DurableJob, unix_ms: u64) -> u64 {
     let PhaseTimes { plan_ms, sample_ms, sort_ms, merge_ms, .. } = durable.times;
     let since_ms = unix_ms.saturating_sub(durable.submitted.submitted_unix_ms);

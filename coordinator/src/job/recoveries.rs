@@ -1,6 +1,8 @@
-//! How a job gets over its troubles, kind by kind: how often, whether it helped, and how long it took. For people; nothing is decided by it.
+//! How a job gets over its troubles, kind by kind: how often, whether it helped, and how long it
+//! took. For people; nothing is decided by it.
 //!
-//! A trouble of a task is over when the task is committed. What a former leader met with is known from the journal, but not when.
+//! A trouble of a task is over when the task is committed. What a former leader met with is known
+//! from the journal, but not when.
 
 use std::collections::BTreeMap;
 
@@ -104,7 +106,8 @@ impl Recoveries {
         }
     }
 
-    /// What a life of a worker has retried so far. Kinds that this build does not know are passed over.
+    /// What a life of a worker has retried so far. Kinds that this build does not know are passed
+    /// over.
     pub(super) fn told_by(&mut self, worker: WorkerId, life: Incarnation, kinds: &[Recovered]) {
         let life = (worker, life);
         if !self.told.contains_key(&life) && self.told.len() >= LIVES_MAX {
@@ -132,15 +135,21 @@ impl Recoveries {
 
     /// All kinds. At the end of a job that failed, what is not over is given up.
     pub(super) fn sum(&self, failed: bool) -> Vec<Recovery> {
-        let given_up = |known: &Recovery| if failed { known.attempts.saturating_sub(known.recovered) } else { 0 };
-        let own = self.kinds.values().map(|known| Recovery { given_up: given_up(known), ..known.clone() });
+        let given_up = |known: &Recovery| {
+            if failed { known.attempts.saturating_sub(known.recovered) } else { 0 }
+        };
+        let own = self
+            .kinds
+            .values()
+            .map(|known| Recovery { given_up: given_up(known), ..known.clone() });
         own.chain(self.of_workers()).collect()
     }
 }
 
 /// As people see it.
 pub(super) fn shown(recovery: &Recovery) -> api::Recovery {
-    let Recovery { kind, attempts, recovered, given_up, took_ms_sum, took_ms_max } = recovery.clone();
+    let Recovery { kind, attempts, recovered, given_up, took_ms_sum, took_ms_max } =
+        recovery.clone();
     api::Recovery { kind, attempts, recovered, given_up, took_ms_sum, took_ms_max }
 }
 
@@ -158,8 +167,10 @@ mod tests {
         recoveries.trouble(TaskId { index: 4, ..TASK }, "attempt-failed", 160);
         recoveries.mended(TASK, 200);
         let sums = recoveries.sum(true);
-        let figures: Vec<_> =
-            sums.iter().map(|one| (one.kind.as_str(), one.attempts, one.recovered, one.given_up)).collect();
+        let figures: Vec<_> = sums
+            .iter()
+            .map(|one| (one.kind.as_str(), one.attempts, one.recovered, one.given_up))
+            .collect();
         assert_eq!(figures, [("attempt-failed", 2, 1, 1), ("worker-lost", 1, 1, 0)]);
         assert_eq!((sums[1].took_ms_sum, sums[1].took_ms_max), (100, 100));
         assert_eq!(recoveries.sum(false)[0].given_up, 0, "a job that goes on gives nothing up");
@@ -179,14 +190,20 @@ mod tests {
         };
         let worker = |id: &str| id.parse::<WorkerId>().expect("id");
         let mut recoveries = Recoveries::default();
-        recoveries.told_by(worker("w1"), Incarnation(1), &[kind("store", 1), kind("of-a-later-build", 9)]);
+        recoveries.told_by(
+            worker("w1"),
+            Incarnation(1),
+            &[kind("store", 1), kind("of-a-later-build", 9)],
+        );
         recoveries.told_by(worker("w1"), Incarnation(1), &[kind("store", 3)]);
         recoveries.told_by(worker("w1"), Incarnation(1), &[kind("store", 3)]);
         recoveries.told_by(worker("w1"), Incarnation(2), &[kind("store", 4)]);
         recoveries.told_by(worker("w2"), Incarnation(1), &[kind("throttle", 5)]);
         let sums = recoveries.sum(true);
-        let figures: Vec<_> =
-            sums.iter().map(|one| (one.kind.as_str(), one.attempts, one.took_ms_sum, one.took_ms_max)).collect();
+        let figures: Vec<_> = sums
+            .iter()
+            .map(|one| (one.kind.as_str(), one.attempts, one.took_ms_sum, one.took_ms_max))
+            .collect();
         assert_eq!(figures, [("retried-store", 7, 70, 4), ("retried-throttle", 5, 50, 5)]);
     }
 

@@ -1,5 +1,6 @@
-//! What a worker's word is worth. Workers report, only this leader commits: a report is checked against the attempt, the plan and the sums, becomes a record, and is
-//! acknowledged once the record stands.
+//! What a worker's word is worth. Workers report, only this leader commits: a report is checked
+//! against the attempt, the plan and the sums, becomes a record, and is acknowledged once the
+//! record stands.
 
 use muster_common::Error;
 use muster_common::ids::{AttemptId, JobId, Phase};
@@ -7,7 +8,9 @@ use muster_common::names;
 use muster_common::plan::{BadRecords, Plan};
 use muster_common::planted::{self, Bug};
 use muster_common::store::BlobUrl;
-use muster_common::wire::{BadRecord, BlobRef, MergedPart, Outcome, Report, ReportReply, SortedRun};
+use muster_common::wire::{
+    BadRecord, BlobRef, MergedPart, Outcome, Report, ReportReply, SortedRun,
+};
 use muster_kernel::proof::Sums;
 use muster_kernel::record::Format;
 use muster_kernel::splitters::{SAMPLE_KEY_MAX, Splitter};
@@ -50,16 +53,22 @@ impl Machine {
         let now_ms = self.now_ms;
         let Some(active) = self.active.get_mut(job) else { return self.revoke(to) };
         if let Some(attempt) = active.attempt_mut(id) {
-            // Heartbeats speak of what runs; one that is done and not yet acknowledged is heard of here.
+            // Heartbeats speak of what runs; one that is done and not yet acknowledged is heard of
+            // here.
             attempt.seen_ms = now_ms;
         }
         if active.ending.is_some() || (active.plan.is_none() && active.attempt(id).is_some()) {
             return self.answer(to, ReportReply::Later);
         }
-        let Some(attempt) =
-            active.attempt(id).filter(|attempt| attempt.worker == report.worker && active.stage == Stage::Working)
+        let Some(attempt) = active
+            .attempt(id)
+            .filter(|attempt| attempt.worker == report.worker && active.stage == Stage::Working)
         else {
-            return if planted::is(Bug::AcceptSecondCommit) { self.judge(to, report) } else { self.revoke(to) };
+            return if planted::is(Bug::AcceptSecondCommit) {
+                self.judge(to, report)
+            } else {
+                self.revoke(to)
+            };
         };
         let recording = attempt.recording;
         match recording {
@@ -69,7 +78,8 @@ impl Machine {
                 }
             }
             Some(Recording::Samples) => self.answer(to, ReportReply::Recorded { epoch }),
-            // The other attempt of its task is about to win: only if that came to nothing this one counts.
+            // The other attempt of its task is about to win: only if that came to nothing this one
+            // counts.
             None if self.is_overtaken(job, id) => self.answer(to, ReportReply::Later),
             None => self.judge(to, report),
         }
@@ -109,12 +119,15 @@ impl Machine {
         })
     }
 
-    /// A repeat of what stands in the journal. Whatever is said of an attempt that is committed, nobody may remove what it made.
+    /// A repeat of what stands in the journal. Whatever is said of an attempt that is committed,
+    /// nobody may remove what it made.
     fn is_recorded(&self, report: &Report) -> bool {
         let Report { job, attempt, outcome, .. } = report;
         let open = self.durable.jobs.get(job).and_then(|durable| durable.upload(attempt));
         match outcome {
-            Outcome::UploadOpened { upload } if open.is_some() => open.is_some_and(|open| open.upload == *upload),
+            Outcome::UploadOpened { upload } if open.is_some() => {
+                open.is_some_and(|open| open.upload == *upload)
+            }
             _ => self.stands_in_journal(job, attempt),
         }
     }
@@ -132,14 +145,18 @@ impl Machine {
                 };
                 self.take_back(&job, &attempt, &why);
             }
-            (Outcome::Sampled { samples }, Phase::Sample) => match self.take_samples(&job, &attempt, samples) {
-                Ok(()) => {
-                    self.answer(to, ReportReply::Recorded { epoch: self.epoch });
-                    self.advance(&job);
+            (Outcome::Sampled { samples }, Phase::Sample) => {
+                match self.take_samples(&job, &attempt, samples) {
+                    Ok(()) => {
+                        self.answer(to, ReportReply::Recorded { epoch: self.epoch });
+                        self.advance(&job);
+                    }
+                    Err(why) => self.violated(to, &job, &attempt, &why),
                 }
-                Err(why) => self.violated(to, &job, &attempt, &why),
-            },
-            (Outcome::SampledToScratch { samples }, Phase::Sample) => self.fetch_samples(to, &job, &attempt, samples),
+            }
+            (Outcome::SampledToScratch { samples }, Phase::Sample) => {
+                self.fetch_samples(to, &job, &attempt, samples)
+            }
             (Outcome::RunDamaged { split, run, cause, error }, Phase::Merge) => {
                 self.answer(to, ReportReply::Recorded { epoch: self.epoch });
                 self.run_damaged(&job, &attempt, Damage { split, run, cause, error });
@@ -155,21 +172,37 @@ impl Machine {
             (Outcome::Sorted(run), Phase::Sort) => match self.check_run(&job, &attempt, &run) {
                 Ok(()) => {
                     self.tell_bad_records(&job, &run);
-                    let record = Record::RunCommitted(Box::new(RunCommitted::new(job.clone(), attempt, worker, *run)));
+                    let record = Record::RunCommitted(Box::new(RunCommitted::new(
+                        job.clone(),
+                        attempt,
+                        worker,
+                        *run,
+                    )));
                     self.record_result(to, &job, &attempt, record);
                 }
                 Err(why) => self.violated(to, &job, &attempt, &why),
             },
-            (Outcome::UploadOpened { upload }, Phase::Merge) => self.open_upload(to, &job, &attempt, upload),
+            (Outcome::UploadOpened { upload }, Phase::Merge) => {
+                self.open_upload(to, &job, &attempt, upload)
+            }
             (Outcome::Merged(part), Phase::Merge) => match self.check_part(&job, &attempt, &part) {
                 Ok(()) => {
-                    let record =
-                        Record::PartCommitted(Box::new(PartCommitted::new(job.clone(), attempt, worker, part)));
+                    let record = Record::PartCommitted(Box::new(PartCommitted::new(
+                        job.clone(),
+                        attempt,
+                        worker,
+                        part,
+                    )));
                     self.record_result(to, &job, &attempt, record);
                 }
                 Err(why) => self.violated(to, &job, &attempt, &why),
             },
-            (_, phase) => self.violated(to, &job, &attempt, &format!("the report is not one of the {phase} phase")),
+            (_, phase) => self.violated(
+                to,
+                &job,
+                &attempt,
+                &format!("the report is not one of the {phase} phase"),
+            ),
         }
     }
 
@@ -177,14 +210,19 @@ impl Machine {
     fn violated(&mut self, to: ReplyTo, job: &JobId, attempt: &AttemptId, why: &str) {
         self.counters.violations += 1;
         self.answer(to, ReportReply::Revoked { epoch: self.epoch });
-        self.take_back(job, attempt, &TakenBack::Failed(Error::corrupt(format!("its report cannot be true: {why}"))));
+        self.take_back(
+            job,
+            attempt,
+            &TakenBack::Failed(Error::corrupt(format!("its report cannot be true: {why}"))),
+        );
     }
 
     fn record_result(&mut self, to: ReplyTo, job: &JobId, id: &AttemptId, record: Record) {
         match record::size(&record) {
             Ok(..=RECORD_BYTES_MAX) => {}
             Ok(bytes) => {
-                let why = format!("it makes a record of {bytes} bytes, the limit is {RECORD_BYTES_MAX}");
+                let why =
+                    format!("it makes a record of {bytes} bytes, the limit is {RECORD_BYTES_MAX}");
                 return self.violated(to, job, id, &why);
             }
             Err(error) => return self.violated(to, job, id, &error.message),
@@ -208,33 +246,49 @@ impl Machine {
         let plan = self.plan_of(job)?;
         let (split, out) = (attempt.task.index, run.kept.plus(&run.dropped).plus(&run.skipped));
         if out != run.input && !planted::is(Bug::DropSums) {
-            return Err(format!("P1 (conservation): it read {}, but kept, dropped and skipped {out}", run.input));
+            return Err(format!(
+                "P1 (conservation): it read {}, but kept, dropped and skipped {out}",
+                run.input
+            ));
         }
         self.check_bad_records(job, plan, attempt, run)?;
         let lost = self.active.get(job).and_then(|active| active.repair.as_ref()?.sums.get(&split));
-        if let Some((input, kept)) = lost.filter(|lost| **lost != (run.input, run.kept.plus(&run.dropped))) {
+        if let Some((input, kept)) =
+            lost.filter(|lost| **lost != (run.input, run.kept.plus(&run.dropped)))
+        {
             let found = run.kept.plus(&run.dropped);
             return Err(format!(
-                "P1 (conservation): it read {} and kept and dropped {found}, but the lost run read {input} and kept and dropped {kept}",
+                "P1 (conservation): it read {} and kept and dropped {found}, but the lost run read \
+                    {input} and kept and dropped {kept}",
                 run.input
             ));
         }
         super::plan::check_intervals(plan, split, &run.intervals)?;
-        let consumed = run.intervals.iter().fold(0_u64, |sum, interval| sum.saturating_add(interval.len()));
+        let consumed =
+            run.intervals.iter().fold(0_u64, |sum, interval| sum.saturating_add(interval.len()));
         check_sums(&plan.sort.format, &run.input, &run.skipped, consumed)?;
         self.check_in_scratch(job, &run.url)?;
         let replica = self.active.get(job).and_then(|active| active.replica.as_ref());
         match (&run.replica, replica) {
             (Some(url), None) => Err(format!("a replica at {url}, where none was asked for")),
-            (Some(url), Some(replica)) if !url.parse().is_ok_and(|url: BlobUrl| replica.contains(&url)) => {
+            (Some(url), Some(replica))
+                if !url.parse().is_ok_and(|url: BlobUrl| replica.contains(&url)) =>
+            {
                 Err(format!("{url} is not below the job's second scratch"))
             }
             _ => Ok(()),
         }
     }
 
-    /// What was left out must be what the request allows to be left out, and stand where it belongs.
-    fn check_bad_records(&self, job: &JobId, plan: &Plan, attempt: &AttemptId, run: &SortedRun) -> Result<(), String> {
+    /// What was left out must be what the request allows to be left out, and stand where it
+    /// belongs.
+    fn check_bad_records(
+        &self,
+        job: &JobId,
+        plan: &Plan,
+        attempt: &AttemptId,
+        run: &SortedRun,
+    ) -> Result<(), String> {
         let (skipped, kept_aside) = (run.skipped.records > 0, run.quarantine.is_some());
         if plan.bad_records == BadRecords::Fail && run.skipped != Sums::default() {
             return Err(format!(
@@ -243,16 +297,29 @@ impl Machine {
             ));
         }
         if kept_aside != (skipped && plan.bad_records == BadRecords::Quarantine) {
-            return Err(format!("it left out {} records, and kept them aside: {kept_aside}", run.skipped.records));
+            return Err(format!(
+                "it left out {} records, and kept them aside: {kept_aside}",
+                run.skipped.records
+            ));
         }
-        let expected =
-            self.active.get(job).map(|active| active.scratch.join(&names::bad_records_path(attempt)).to_string());
-        if let Some(lines) = run.quarantine.as_ref().filter(|lines| Some(&lines.url) != expected.as_ref()) {
+        let expected = self
+            .active
+            .get(job)
+            .map(|active| active.scratch.join(&names::bad_records_path(attempt)).to_string());
+        if let Some(lines) =
+            run.quarantine.as_ref().filter(|lines| Some(&lines.url) != expected.as_ref())
+        {
             return Err(format!("malformed records at {}", lines.url));
         }
         let reason = |bad: &BadRecord| bad.reason.len() > REASON_BYTES_MAX;
-        if run.bad_records.len() as u64 > run.skipped.records.min(PLACES_MAX) || run.bad_records.iter().any(reason) {
-            return Err(format!("{} places of {} malformed records", run.bad_records.len(), run.skipped.records));
+        if run.bad_records.len() as u64 > run.skipped.records.min(PLACES_MAX)
+            || run.bad_records.iter().any(reason)
+        {
+            return Err(format!(
+                "{} places of {} malformed records",
+                run.bad_records.len(),
+                run.skipped.records
+            ));
         }
         Ok(())
     }
@@ -263,7 +330,12 @@ impl Machine {
         if inside { Ok(()) } else { Err(format!("{url} is not below the job's scratch")) }
     }
 
-    fn check_part(&self, job: &JobId, attempt: &AttemptId, part: &MergedPart) -> Result<(), String> {
+    fn check_part(
+        &self,
+        job: &JobId,
+        attempt: &AttemptId,
+        part: &MergedPart,
+    ) -> Result<(), String> {
         let durable = self.durable.jobs.get(job).ok_or("the job is not known")?;
         if durable.upload(attempt).is_none_or(|open| open.upload != part.upload) {
             return Err("its upload is not the one that it reported as opened".to_owned());
@@ -271,15 +343,18 @@ impl Machine {
         if part.first_key > part.last_key {
             return Err("P2 (order): its last key comes before its first".to_owned());
         }
-        if part.first_key.len() > SAMPLE_KEY_MAX || part.last_key.len() > SAMPLE_KEY_MAX || part.tags.len() > TAGS_MAX {
+        if part.first_key.len() > SAMPLE_KEY_MAX
+            || part.last_key.len() > SAMPLE_KEY_MAX
+            || part.tags.len() > TAGS_MAX
+        {
             return Err(format!(
-                "keys are longer than {SAMPLE_KEY_MAX} bytes, or there are more than {TAGS_MAX} parts"
+                "keys are longer than {SAMPLE_KEY_MAX} bytes, or there are more than {TAGS_MAX} \
+                    parts"
             ));
         }
-        let stored = part
-            .kept
-            .bytes
-            .wrapping_add(part.kept.records.wrapping_mul(self.plan_of(job)?.sort.format.terminator_len() as u64));
+        let stored = part.kept.bytes.wrapping_add(
+            part.kept.records.wrapping_mul(self.plan_of(job)?.sort.format.terminator_len() as u64),
+        );
         if stored == part.bytes {
             Ok(())
         } else {
@@ -288,8 +363,12 @@ impl Machine {
     }
 
     fn open_upload(&mut self, to: ReplyTo, job: &JobId, id: &AttemptId, upload: String) {
-        let journalled = self.durable.jobs.get(job).is_some_and(|durable| durable.upload(id).is_some());
-        let Some(attempt) = self.active.get_mut(job).and_then(|active| active.attempt_mut(id)) else { return };
+        let journalled =
+            self.durable.jobs.get(job).is_some_and(|durable| durable.upload(id).is_some());
+        let Some(attempt) = self.active.get_mut(job).and_then(|active| active.attempt_mut(id))
+        else {
+            return;
+        };
         if journalled || attempt.upload.as_ref().is_some_and(|known| *known != upload) {
             return self.violated(to, job, id, "it opened a second upload");
         }
@@ -301,12 +380,20 @@ impl Machine {
             return self.answer(to, ReportReply::Later);
         }
         attempt.upload = Some(upload.clone());
-        let record = Record::UploadOpened { job: job.clone(), partition: id.task.index, attempt: *id, upload };
+        let record = Record::UploadOpened {
+            job: job.clone(),
+            partition: id.task.index,
+            attempt: *id,
+            upload,
+        };
         self.append(record, Waiters::one(to));
     }
 
     fn fetch_samples(&mut self, to: ReplyTo, job: &JobId, id: &AttemptId, samples: BlobRef) {
-        let expected = self.active.get(job).map(|active| active.scratch.join(&names::samples_path(id)).to_string());
+        let expected = self
+            .active
+            .get(job)
+            .map(|active| active.scratch.join(&names::samples_path(id)).to_string());
         if expected.as_deref() != Some(&samples.url) {
             return self.violated(to, job, id, &format!("samples at {}", samples.url));
         }
@@ -317,7 +404,12 @@ impl Machine {
         self.out.push(Effect::LoadSamples { job: job.clone(), attempt: *id, samples });
     }
 
-    pub(super) fn samples_loaded(&mut self, job: &JobId, id: &AttemptId, result: muster_common::Result<Vec<Splitter>>) {
+    pub(super) fn samples_loaded(
+        &mut self,
+        job: &JobId,
+        id: &AttemptId,
+        result: muster_common::Result<Vec<Splitter>>,
+    ) {
         let taken = match result {
             Ok(samples) => self.take_samples(job, id, samples).map_err(Error::corrupt),
             Err(error) => Err(error),
@@ -328,19 +420,32 @@ impl Machine {
         }
     }
 
-    /// A split's samples are here: its sample task is done. They are not journalled; a new leader samples again, and gets the same.
-    fn take_samples(&mut self, job: &JobId, id: &AttemptId, samples: Vec<Splitter>) -> Result<(), String> {
+    /// A split's samples are here: its sample task is done. They are not journalled; a new leader
+    /// samples again, and gets the same.
+    fn take_samples(
+        &mut self,
+        job: &JobId,
+        id: &AttemptId,
+        samples: Vec<Splitter>,
+    ) -> Result<(), String> {
         let samples_max = samples_max(self.plan_of(job)?, id.generation);
-        if samples.len() > samples_max || samples.iter().any(|sample| sample.key.len() > SAMPLE_KEY_MAX) {
+        if samples.len() > samples_max
+            || samples.iter().any(|sample| sample.key.len() > SAMPLE_KEY_MAX)
+        {
             return Err(format!(
                 "{} samples, at most {samples_max} of at most {SAMPLE_KEY_MAX} bytes are wanted",
                 samples.len()
             ));
         }
         self.dismiss_rivals(job, id);
-        let splits = u64::from(self.durable.jobs.get(job).map_or(1, |durable| durable.submitted.splits)).max(1);
+        let splits =
+            u64::from(self.durable.jobs.get(job).map_or(1, |durable| durable.submitted.splits))
+                .max(1);
         let Some(active) = self.active.get_mut(job) else { return Ok(()) };
-        let Some(done) = active.tasks.as_mut().and_then(|tasks| tasks.stop(id, TaskState::Done)) else { return Ok(()) };
+        let Some(done) = active.tasks.as_mut().and_then(|tasks| tasks.stop(id, TaskState::Done))
+        else {
+            return Ok(());
+        };
         active.recoveries.mended(id.task, self.now_ms);
         active.samples.extend(thin(samples, SAMPLES_BYTES_MAX / splits));
         active.moved(self.now_ms);
@@ -350,21 +455,23 @@ impl Machine {
     }
 }
 
-/// As many of a split's samples as fit into its share of memory, evenly spread. It depends on the split alone, so the boundaries stay the same whoever answers first.
+/// As many of a split's samples as fit into its share of memory, evenly spread. It depends on the
+/// split alone, so the boundaries stay the same whoever answers first.
 fn thin(samples: Vec<Splitter>, bytes_max: u64) -> Vec<Splitter> {
     let bytes: u64 = samples.iter().map(|sample| sample.key.len() as u64).sum();
     let every = usize::try_from(bytes.div_ceil(bytes_max.max(1))).unwrap_or(usize::MAX).max(1);
     samples.into_iter().step_by(every).collect()
 }
 
-/// Records and bytes that were read must be those of the bytes that were consumed: exactly for fixed records; for lines each record has a terminator, but the last
-/// of an object need not.
+/// Records and bytes that were read must be those of the bytes that were consumed: exactly for
+/// fixed records; for lines each record has a terminator, but the last of an object need not.
 fn check_sums(format: &Format, input: &Sums, skipped: &Sums, consumed: u64) -> Result<(), String> {
     let sound = match format {
         Format::Fixed { len } => {
             // What was left out may be the torn end of an object.
             let whole = input.minus(skipped);
-            input.bytes == consumed && whole.records.checked_mul(u64::from(*len)) == Some(whole.bytes)
+            input.bytes == consumed
+                && whole.records.checked_mul(u64::from(*len)) == Some(whole.bytes)
         }
         Format::Lines { .. } => input.bytes <= consumed && consumed - input.bytes <= input.records,
     };

@@ -1,8 +1,9 @@
 //! Which task goes to which worker, and what becomes of an attempt that ends without a result.
 //!
-//! Fair: the next task is that of the job with the fewest running attempts, earlier jobs first. It goes to the worker with the most room that has not failed it yet; one whose
-//! input a single worker can read goes to that worker alone (`owners.rs`).
-//! An attempt is only this leader's word: it is not journalled, and lost with the leader unless its worker still holds it.
+//! Fair: the next task is that of the job with the fewest running attempts, earlier jobs first. It
+//! goes to the worker with the most room that has not failed it yet; one whose input a single
+//! worker can read goes to that worker alone (`owners.rs`). An attempt is only this leader's word:
+//! it is not journalled, and lost with the leader unless its worker still holds it.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +22,8 @@ use crate::journal::record::{AttemptFailed, Record};
 
 /// Orders to run one attempt that may go unanswered before it is taken back.
 const SENT_MAX: u32 = 10;
-/// First pause of a worker that says it is busy, in milliseconds: most likely it is about to read the acknowledgement that frees its slot.
+/// First pause of a worker that says it is busy, in milliseconds: most likely it is about to read
+/// the acknowledgement that frees its slot.
 const BUSY_PAUSE_MS: u64 = 10;
 /// Errors of one task that are kept to be named.
 pub(super) const ERRORS_MAX: usize = 10;
@@ -46,7 +48,8 @@ fn skipped_of(durable: &DurableJob, active: &Active, task: TaskId) -> Vec<u32> {
         return Vec::new();
     }
     let objects = split.into_iter().flatten().map(|piece| piece.object);
-    let mut skip: Vec<u32> = objects.filter(|object| durable.skipped_objects.contains_key(object)).collect();
+    let mut skip: Vec<u32> =
+        objects.filter(|object| durable.skipped_objects.contains_key(object)).collect();
     skip.dedup();
     skip
 }
@@ -55,7 +58,10 @@ fn skipped_of(durable: &DurableJob, active: &Active, task: TaskId) -> Vec<u32> {
 const ERROR_CHARS_MAX: usize = 300;
 
 pub(super) fn cut_to_line(text: &str) -> String {
-    text.chars().map(|char| if char.is_control() { ' ' } else { char }).take(ERROR_CHARS_MAX).collect()
+    text.chars()
+        .map(|char| if char.is_control() { ' ' } else { char })
+        .take(ERROR_CHARS_MAX)
+        .collect()
 }
 
 impl Machine {
@@ -92,46 +98,57 @@ impl Machine {
             // A slot of theirs is the only one that such tasks can have.
             let owned = self.next_owned(active);
             let next = owned.or_else(|| {
-                active
-                    .owners
-                    .free_tasks(tasks)
-                    .find_map(|index| Some((index, self.worker_for(active.attempts_max, tasks.history.get(&index))?)))
+                active.owners.free_tasks(tasks).find_map(|index| {
+                    Some((index, self.worker_for(active.attempts_max, tasks.history.get(&index))?))
+                })
             });
             next.map(|(index, worker)| (job.clone(), tasks.task(index), worker.clone()))
         })
     }
 
-    /// A worker with room that has not failed the task; else any, as long as half of the task's tries are left. After that the task waits for one that has not failed it,
-    /// where there is one: a worker whose own disk is full would use up all tries while the others are busy.
+    /// A worker with room that has not failed the task; else any, as long as half of the task's
+    /// tries are left. After that the task waits for one that has not failed it, where there is
+    /// one: a worker whose own disk is full would use up all tries while the others are busy.
     fn worker_for(&self, attempts_max: u32, history: Option<&History>) -> Option<&WorkerId> {
         let first = self.workers.free().next()?;
         let Some(History { tries, tried, needs_bytes, .. }) = history else { return Some(first) };
         if *needs_bytes > 0 {
             // The others would only say again that it is too much for them.
-            let suits = |id: &&WorkerId| self.workers.get(id).is_some_and(|worker| worker.task_bytes() >= *needs_bytes);
+            let suits = |id: &&WorkerId| {
+                self.workers.get(id).is_some_and(|worker| worker.task_bytes() >= *needs_bytes)
+            };
             return self.workers.free().find(suits);
         }
-        let fresh = self.workers.free().take(tried.len() + 1).find(|worker| !tried.contains(worker));
-        let untried =
-            |(id, worker): (&WorkerId, &Worker)| worker.is_alive() && worker.takes_part() && !tried.contains(id);
+        let fresh =
+            self.workers.free().take(tried.len() + 1).find(|worker| !tried.contains(worker));
+        let untried = |(id, worker): (&WorkerId, &Worker)| {
+            worker.is_alive() && worker.takes_part() && !tried.contains(id)
+        };
         let wait = *tries >= attempts_max.div_ceil(2) && self.workers.iter().any(untried);
         fresh.or(if wait { None } else { Some(first) })
     }
 
-    /// A merge task may have an upload left of an attempt that nobody holds any more. It is revoked before the task is granted again.
+    /// A merge task may have an upload left of an attempt that nobody holds any more. It is revoked
+    /// before the task is granted again.
     fn revoke_before_grant(&mut self, job: &JobId, task: TaskId) -> bool {
         if task.phase != Phase::Merge {
             return false;
         }
-        let open = self.durable.jobs.get(job).and_then(|durable| durable.uploads_of(task.index).next());
+        let open =
+            self.durable.jobs.get(job).and_then(|durable| durable.uploads_of(task.index).next());
         let Some(attempt) = open.map(|upload| upload.attempt) else { return false };
-        if let Some(tasks) = self.active.get_mut(job).and_then(|active| active.tasks_of_mut(task.phase)) {
+        if let Some(tasks) =
+            self.active.get_mut(job).and_then(|active| active.tasks_of_mut(task.phase))
+        {
             tasks.revoke(task.index, attempt);
         }
         self.touch(job);
         // A rival's dismissal may have asked for it already, and the task waits for that.
         if !self.is_being_revoked(job, &attempt) {
-            self.append(Record::UploadRevoked { job: job.clone(), partition: task.index, attempt }, Waiters::default());
+            self.append(
+                Record::UploadRevoked { job: job.clone(), partition: task.index, attempt },
+                Waiters::default(),
+            );
         }
         true
     }
@@ -176,7 +193,10 @@ impl Machine {
 
     /// Sends the order to run an attempt that is under way.
     fn send_run(&mut self, job: &JobId, id: &AttemptId) {
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
+        else {
+            return;
+        };
         let splitters = durable.boundaries.as_ref().and_then(|chosen| chosen.splitters.clone());
         let skip = skipped_of(durable, active, id.task);
         let work = match (id.task.phase, &durable.runs_pinned) {
@@ -197,12 +217,25 @@ impl Machine {
         else {
             return;
         };
-        let run =
-            RunAttempt { epoch: self.epoch, incarnation, job: job.clone(), attempt: *id, plan, work, memory_halvings };
+        let run = RunAttempt {
+            epoch: self.epoch,
+            incarnation,
+            job: job.clone(),
+            attempt: *id,
+            plan,
+            work,
+            memory_halvings,
+        };
         self.out.push(Effect::SendRun { worker, peer, run: Box::new(run) });
     }
 
-    pub(super) fn run_answered(&mut self, worker: &WorkerId, job: &JobId, id: &AttemptId, reply: Result<RunReply>) {
+    pub(super) fn run_answered(
+        &mut self,
+        worker: &WorkerId,
+        job: &JobId,
+        id: &AttemptId,
+        reply: Result<RunReply>,
+    ) {
         let now_ms = self.now_ms;
         let attempt = self
             .active
@@ -227,7 +260,12 @@ impl Machine {
             }
             (Ok(RunReply::Refused { error }), Some(attempt)) if !attempt.accepted => {
                 self.counters.violations += 1;
-                self.event(Some(job), "warning", "order-refused", format!("worker {worker} refused {id}: {error}"));
+                self.event(
+                    Some(job),
+                    "warning",
+                    "order-refused",
+                    format!("worker {worker} refused {id}: {error}"),
+                );
                 self.pause(worker);
                 self.take_back(job, id, &TakenBack::HandedBack);
             }
@@ -240,8 +278,11 @@ impl Machine {
     }
 
     pub(super) fn resend(&mut self, job: &JobId, id: &AttemptId) {
-        let Some(attempt) =
-            self.active.get(job).and_then(|active| active.attempt(id)).filter(|attempt| !attempt.accepted)
+        let Some(attempt) = self
+            .active
+            .get(job)
+            .and_then(|active| active.attempt(id))
+            .filter(|attempt| !attempt.accepted)
         else {
             return;
         };
@@ -284,9 +325,13 @@ impl Machine {
         self.out.push(Effect::SendCancel { worker: worker.clone(), cancel });
     }
 
-    /// Ends an attempt that is under way without a result. One whose result is on its way into the journal stays: it counts whatever becomes of its worker.
+    /// Ends an attempt that is under way without a result. One whose result is on its way into the
+    /// journal stays: it counts whatever becomes of its worker.
     pub(super) fn take_back(&mut self, job: &JobId, id: &AttemptId, why: &TakenBack) {
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else { return };
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
+        else {
+            return;
+        };
         let Some(tasks) = active.tasks_of_mut(id.task.phase) else { return };
         let Some(attempt) = tasks.attempt(id) else { return };
         if matches!(attempt.recording, Some(super::active::Recording::Journal(_))) {
@@ -295,7 +340,10 @@ impl Machine {
         let alone = tasks.rival(id).is_none();
         let journalled = durable.upload(id).is_some();
         let has_upload = id.task.phase == Phase::Merge && (journalled || attempt.upload.is_some());
-        let limited = matches!(why, TakenBack::Died(_)) && alone && !has_upload && !self.ramp.take(self.now_ms);
+        let limited = matches!(why, TakenBack::Died(_))
+            && alone
+            && !has_upload
+            && !self.ramp.take(self.now_ms);
         let delayed = alone && matches!(why, TakenBack::Failed(_));
         let next = match (has_upload, delayed || limited) {
             (true, _) => TaskState::Revoking(*id),
@@ -333,10 +381,12 @@ impl Machine {
         }
     }
 
-    /// The result of an attempt is about to count: whoever else is at its task lets go, and no other upload of its partition stays open.
+    /// The result of an attempt is about to count: whoever else is at its task lets go, and no
+    /// other upload of its partition stays open.
     pub(super) fn dismiss_rivals(&mut self, job: &JobId, id: &AttemptId) {
         let tasks = self.active.get(job).and_then(|active| active.tasks_of(id.task.phase));
-        let rival = tasks.and_then(|tasks| tasks.rival(id)).map(|rival| (rival.id, rival.worker.clone()));
+        let rival =
+            tasks.and_then(|tasks| tasks.rival(id)).map(|rival| (rival.id, rival.worker.clone()));
         if let Some((rival, worker)) = rival {
             self.take_back(job, &rival, &TakenBack::HandedBack);
             self.cancel_attempt(&worker, job, &rival);
@@ -344,14 +394,22 @@ impl Machine {
         if id.task.phase != Phase::Merge {
             return;
         }
-        let others = self.durable.jobs.get(job).into_iter().flat_map(|durable| durable.uploads_of(id.task.index));
+        let others = self
+            .durable
+            .jobs
+            .get(job)
+            .into_iter()
+            .flat_map(|durable| durable.uploads_of(id.task.index));
         let open: Vec<AttemptId> = others
             .map(|upload| upload.attempt)
             .filter(|attempt| attempt != id && !self.is_being_revoked(job, attempt))
             .collect();
         for attempt in open {
             let partition = id.task.index;
-            self.append(Record::UploadRevoked { job: job.clone(), partition, attempt }, Waiters::default());
+            self.append(
+                Record::UploadRevoked { job: job.clone(), partition, attempt },
+                Waiters::default(),
+            );
         }
     }
 
@@ -366,8 +424,15 @@ impl Machine {
         tasks.and_then(|tasks| tasks.history.get(&task.index)).map_or(0, |history| history.tries)
     }
 
-    /// Notes what became of an attempt, and gives the error that ends the job if there were too many, or one that repeating does not mend.
-    fn remember(&mut self, job: &JobId, attempt: &AttemptId, worker: &WorkerId, why: &TakenBack) -> Option<Error> {
+    /// Notes what became of an attempt, and gives the error that ends the job if there were too
+    /// many, or one that repeating does not mend.
+    fn remember(
+        &mut self,
+        job: &JobId,
+        attempt: &AttemptId,
+        worker: &WorkerId,
+        why: &TakenBack,
+    ) -> Option<Error> {
         let task = attempt.task;
         let (kind, text) = match why {
             TakenBack::HandedBack => return None,
@@ -376,11 +441,14 @@ impl Machine {
             TakenBack::Lost(how) => (ErrorKind::Retry, how.clone()),
         };
         let (word, counted) = match why {
-            TakenBack::Died(_) | TakenBack::Lost(_) => ("worker-lost", &mut self.tally.attempts_lost),
+            TakenBack::Died(_) | TakenBack::Lost(_) => {
+                ("worker-lost", &mut self.tally.attempts_lost)
+            }
             _ => ("attempt-failed", &mut self.tally.attempts_failed),
         };
         counted[task.phase as usize] += 1;
-        let host = self.workers.get(worker).map(|known| known.info.host.clone()).unwrap_or_default();
+        let host =
+            self.workers.get(worker).map(|known| known.info.host.clone()).unwrap_or_default();
         let (now_ms, unix_ms) = (self.now_ms, self.unix_ms());
         let active = self.active.get_mut(job)?;
         let attempts_max = active.attempts_max;
@@ -406,32 +474,52 @@ impl Machine {
         if active.ending.is_none() {
             // Nobody waits for this record: it is there for the next leader, and for people.
             let error = muster_common::Error::new(kind, cut_to_line(&named)).message;
-            let failed = AttemptFailed { job: job.clone(), attempt: *attempt, worker: worker.clone(), kind, error };
+            let failed = AttemptFailed {
+                job: job.clone(),
+                attempt: *attempt,
+                worker: worker.clone(),
+                kind,
+                error,
+            };
             self.append(Record::AttemptFailed(Box::new(failed)), Waiters::default());
         }
-        self.event(Some(job), "warning", "attempt-failed", format!("{task}, try {tries} of {attempts_max}: {named}"));
+        self.event(
+            Some(job),
+            "warning",
+            "attempt-failed",
+            format!("{task}, try {tries} of {attempts_max}: {named}"),
+        );
         match why {
-            TakenBack::Failed(error) if matches!(error.kind, ErrorKind::Invalid | ErrorKind::Bug) => {
+            TakenBack::Failed(error)
+                if matches!(error.kind, ErrorKind::Invalid | ErrorKind::Bug) =>
+            {
                 Some(Error::new(error.kind, format!("{task} cannot be done: {named}")))
             }
-            TakenBack::Failed(Error { kind: ErrorKind::NeedsMemory { .. }, .. }) if !self.has_memory(needs_bytes) => {
-                Some(Error::exhausted(format!("{task} cannot be done by any worker that is there: {named}")))
+            TakenBack::Failed(Error { kind: ErrorKind::NeedsMemory { .. }, .. })
+                if !self.has_memory(needs_bytes) =>
+            {
+                Some(Error::exhausted(format!(
+                    "{task} cannot be done by any worker that is there: {named}"
+                )))
             }
-            _ if tries >= attempts_max => {
-                Some(Error::exhausted(format!("{task} failed {tries} times (tasks.attempts_max): {errors}")))
-            }
+            _ if tries >= attempts_max => Some(Error::exhausted(format!(
+                "{task} failed {tries} times (tasks.attempts_max): {errors}"
+            ))),
             _ => None,
         }
     }
 
     /// Whether a worker that is there, busy or not, has so much memory for each of its tasks.
     fn has_memory(&self, task_bytes: u64) -> bool {
-        let has = |worker: &Worker| worker.is_alive() && worker.takes_part() && worker.task_bytes() >= task_bytes;
+        let has = |worker: &Worker| {
+            worker.is_alive() && worker.takes_part() && worker.task_bytes() >= task_bytes
+        };
         self.workers.iter().any(|(_, worker)| has(worker))
     }
 
     pub(super) fn requeue(&mut self, job: &JobId, phase: Phase, index: u32) {
-        if let Some(tasks) = self.active.get_mut(job).and_then(|active| active.tasks_of_mut(phase)) {
+        if let Some(tasks) = self.active.get_mut(job).and_then(|active| active.tasks_of_mut(phase))
+        {
             tasks.requeue(index);
         }
         self.touch(job);
@@ -444,8 +532,10 @@ impl Machine {
         if tasks.attempt(attempt).is_some() {
             return;
         }
-        if let Some(upload) = durable.revoked.iter().rev().find(|upload| upload.attempt == *attempt) {
-            let name = muster_common::names::part_name(upload.partition, &durable.submitted.extension);
+        if let Some(upload) = durable.revoked.iter().rev().find(|upload| upload.attempt == *attempt)
+        {
+            let name =
+                muster_common::names::part_name(upload.partition, &durable.submitted.extension);
             let (url, upload) = (active.output.join(&name), upload.clone());
             self.out.push(Effect::AbortUpload { job: job.clone(), url, upload });
         }
@@ -454,7 +544,9 @@ impl Machine {
     pub(super) fn upload_aborted(&mut self, job: &JobId, attempt: &AttemptId, result: Result<()>) {
         let Some(active) = self.active.get_mut(job) else { return };
         let tasks = active.tasks_of(attempt.task.phase);
-        let tries = tasks.and_then(|tasks| tasks.history.get(&attempt.task.index)).map_or(0, |history| history.tries);
+        let tries = tasks
+            .and_then(|tasks| tasks.history.get(&attempt.task.index))
+            .map_or(0, |history| history.tries);
         let state = tasks.and_then(|tasks| tasks.state(attempt.task));
         let awaited = matches!(state, Some(TaskState::Revoking(revoked)) if revoked == attempt);
         match result {
@@ -471,9 +563,13 @@ impl Machine {
             Ok(()) => {
                 active.bereaved.remove(attempt);
             }
-            // A part that cannot be taken back must not be made again, and no wait gives the right to do it.
+            // A part that cannot be taken back must not be made again, and no wait gives the right
+            // to do it.
             Err(error) if awaited && error.kind == ErrorKind::Invalid => {
-                let text = format!("the upload of {} cannot be taken back: {}", attempt.task, error.message);
+                let text = format!(
+                    "the upload of {} cannot be taken back: {}",
+                    attempt.task, error.message
+                );
                 self.fail(job, Error::invalid(text));
             }
             Err(error) => {

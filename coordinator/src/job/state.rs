@@ -1,4 +1,5 @@
-//! The states of a job and the edges between them. The table is the law: [`allowed`] is asked before a record is written and again when it is folded.
+//! The states of a job and the edges between them. The table is the law: [`allowed`] is asked
+//! before a record is written and again when it is folded.
 
 use muster_common::api::JobState;
 
@@ -21,7 +22,8 @@ pub const EDGES: &[(JobState, JobState)] = &[
     (Merging, Failed),
     (Merging, Cancelled),
     (Committing, Succeeded),
-    // Only where the store has lost what was committed: the decision stands, but nobody can carry it out.
+    // Only where the store has lost what was committed: the decision stands, but nobody can carry
+    // it out.
     (Committing, Failed),
 ];
 
@@ -34,7 +36,8 @@ pub fn allowed(from: JobState, to: JobState) -> bool {
 mod tests {
     use super::*;
 
-    const ALL: [JobState; 8] = [Submitted, Sampling, Sorting, Merging, Committing, Succeeded, Failed, Cancelled];
+    const ALL: [JobState; 8] =
+        [Submitted, Sampling, Sorting, Merging, Committing, Succeeded, Failed, Cancelled];
 
     #[test]
     fn terminal_states_stay() {

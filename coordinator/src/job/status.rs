@@ -23,7 +23,9 @@ const LIST_MAX: usize = 1000;
 impl Machine {
     pub(super) fn ask_status(&mut self, to: ReplyTo, job: &JobId) {
         let status = match self.planning.get(job) {
-            Some(planning) if !self.durable.jobs.contains_key(job) => Some(self.planning_status(job, planning)),
+            Some(planning) if !self.durable.jobs.contains_key(job) => {
+                Some(self.planning_status(job, planning))
+            }
             _ => self.status(job),
         };
         match status {
@@ -40,8 +42,10 @@ impl Machine {
 
     /// All jobs, the newest first.
     pub(super) fn ask_jobs(&mut self, to: ReplyTo) {
-        let planning = self.planning.iter().filter(|(job, _)| !self.durable.jobs.contains_key(*job));
-        let mut jobs: Vec<JobStatus> = planning.map(|(job, planning)| self.planning_status(job, planning)).collect();
+        let planning =
+            self.planning.iter().filter(|(job, _)| !self.durable.jobs.contains_key(*job));
+        let mut jobs: Vec<JobStatus> =
+            planning.map(|(job, planning)| self.planning_status(job, planning)).collect();
         let mut known: Vec<(u64, &JobId)> =
             self.durable.jobs.iter().map(|(id, job)| (job.submitted.order, id)).collect();
         known.sort_unstable_by(|a, b| b.cmp(a));
@@ -58,9 +62,14 @@ impl Machine {
     }
 
     pub(super) fn ask_workers(&mut self, to: ReplyTo) {
-        let mut workers: Vec<_> = self.workers.iter().map(|(_, worker)| (!worker.is_alive(), worker)).collect();
+        let mut workers: Vec<_> =
+            self.workers.iter().map(|(_, worker)| (!worker.is_alive(), worker)).collect();
         workers.sort_by_key(|(dead, _)| *dead);
-        let list = workers.into_iter().take(LIST_MAX).map(|(_, worker)| self.worker_status(worker)).collect();
+        let list = workers
+            .into_iter()
+            .take(LIST_MAX)
+            .map(|(_, worker)| self.worker_status(worker))
+            .collect();
         self.reply(to, Reply::Workers(list));
     }
 
@@ -117,7 +126,11 @@ impl Machine {
         })
     }
 
-    pub(super) fn waiting_for(&self, durable: &DurableJob, active: Option<&Active>) -> Option<String> {
+    pub(super) fn waiting_for(
+        &self,
+        durable: &DurableJob,
+        active: Option<&Active>,
+    ) -> Option<String> {
         let active = active?;
         if let Some(why) = &self.journal_stalled {
             return Some(format!("journal: {why}"));
@@ -135,7 +148,9 @@ impl Machine {
         if let Some(what) = self.all_wait_for(active).filter(|_| needs_workers) {
             return Some(format!("{what} (all workers)"));
         }
-        if let Some(rate) = self.limits.rate_per_s().filter(|_| needs_workers && active.running() > 0) {
+        if let Some(rate) =
+            self.limits.rate_per_s().filter(|_| needs_workers && active.running() > 0)
+        {
             return Some(format!("store: it asks for fewer requests; {rate} a second are allowed"));
         }
         if needs_workers && active.held_back && active.running() == 0 {
@@ -153,9 +168,15 @@ impl Machine {
 
     /// Publishes what is new, not more often than people can read.
     pub(super) fn publish_news(&mut self) {
-        let due = |active: &Active| active.news && self.now_ms.saturating_sub(active.published_ms) >= PROGRESS_MS;
-        let jobs: Vec<JobId> =
-            self.active.iter().filter(|(_, active)| due(active)).map(|(job, _)| job.clone()).collect();
+        let due = |active: &Active| {
+            active.news && self.now_ms.saturating_sub(active.published_ms) >= PROGRESS_MS
+        };
+        let jobs: Vec<JobId> = self
+            .active
+            .iter()
+            .filter(|(_, active)| due(active))
+            .map(|(job, _)| job.clone())
+            .collect();
         for job in jobs {
             self.publish_progress(&job);
         }
@@ -172,29 +193,41 @@ impl Machine {
 }
 
 /// The first entries and objects of the input that are left out.
-pub(super) fn skipped_objects(durable: &DurableJob, active: Option<&Active>, most: usize) -> Vec<SkippedObject> {
+pub(super) fn skipped_objects(
+    durable: &DurableJob,
+    active: Option<&Active>,
+    most: usize,
+) -> Vec<SkippedObject> {
     let plan = active.and_then(|active| active.plan.as_deref());
     let name = |at: u32| {
-        let url = plan.and_then(|plan| plan.objects.get(at as usize)).map(|object| object.url.clone());
+        let url =
+            plan.and_then(|plan| plan.objects.get(at as usize)).map(|object| object.url.clone());
         url.unwrap_or_else(|| format!("object {at}"))
     };
     let listed = plan.map(|plan| plan.left_out.as_slice()).unwrap_or_default();
-    let listed = listed.iter().map(|LeftOut { url, why }| SkippedObject { object: url.clone(), reason: why.clone() });
+    let listed = listed
+        .iter()
+        .map(|LeftOut { url, why }| SkippedObject { object: url.clone(), reason: why.clone() });
     let later = durable.skipped_objects.iter();
     let later = later.map(|(at, why)| SkippedObject { object: name(*at), reason: why.clone() });
     listed.chain(later).take(most).collect()
 }
 
-/// How many are left out: what could not be input when it was listed, and what could not be read since.
+/// How many are left out: what could not be input when it was listed, and what could not be read
+/// since.
 fn skipped_objects_total(durable: &DurableJob, active: Option<&Active>) -> u32 {
-    let listed = active.and_then(|active| active.plan.as_deref()).map_or(0, |plan| plan.left_out.len());
+    let listed =
+        active.and_then(|active| active.plan.as_deref()).map_or(0, |plan| plan.left_out.len());
     u32::try_from(listed + durable.skipped_objects.len()).unwrap_or(u32::MAX)
 }
 
 /// The first malformed records that were left out, with the names of their objects.
 pub(super) fn bad_places(durable: &DurableJob, active: Option<&Active>) -> Vec<BadPlace> {
-    let objects = active.and_then(|active| active.plan.as_ref()).map(|plan| plan.objects.as_slice());
-    let name = |at: u32| objects.and_then(|objects| objects.get(at as usize)).map(|object| object.url.clone());
+    let objects =
+        active.and_then(|active| active.plan.as_ref()).map(|plan| plan.objects.as_slice());
+    let name = |at: u32| {
+        objects.and_then(|objects| objects.get(at as usize)).map(|object| object.url.clone())
+    };
     let place = |bad: &BadRecord| BadPlace {
         object: name(bad.object).unwrap_or_else(|| format!("object {}", bad.object)),
         offset: bad.offset,
@@ -208,7 +241,9 @@ pub(super) fn bad_places(durable: &DurableJob, active: Option<&Active>) -> Vec<B
 pub(super) fn recoveries(durable: &DurableJob, active: Option<&Active>) -> Vec<Recovery> {
     match (&durable.ended, active) {
         (Some(ended), _) => ended.recoveries.iter().map(super::recoveries::shown).collect(),
-        (None, Some(active)) => active.recoveries.sum(false).iter().map(super::recoveries::shown).collect(),
+        (None, Some(active)) => {
+            active.recoveries.sum(false).iter().map(super::recoveries::shown).collect()
+        }
         (None, None) => Vec::new(),
     }
 }
@@ -219,24 +254,28 @@ fn bytes(durable: &DurableJob, active: Option<&Active>) -> (u64, u64) {
     let (done, total) = match tasks.phase {
         Phase::Sample => return (0, 0),
         Phase::Sort => {
-            let read = durable
-                .runs
-                .values()
-                .fold(0_u64, |sum, run| run.intervals.iter().fold(sum, |sum, piece| sum.saturating_add(piece.len())));
+            let read = durable.runs.values().fold(0_u64, |sum, run| {
+                run.intervals.iter().fold(sum, |sum, piece| sum.saturating_add(piece.len()))
+            });
             (read, durable.submitted.input_bytes)
         }
         Phase::Merge => {
             let dropped = durable.part_totals.dropped.bytes;
             let bodies = durable.run_totals.kept.bytes;
             let written = durable.part_totals.kept.bytes;
-            // Terminators are in what workers report, not in sums: the runs' own length is the nearest total.
+            // Terminators are in what workers report, not in sums: the runs' own length is the
+            // nearest total.
             let scale = durable.run_totals.bytes.max(bodies).saturating_sub(bodies);
             let share = if bodies == 0 {
                 0
             } else {
-                u64::try_from(u128::from(scale) * u128::from(written) / u128::from(bodies)).unwrap_or(0)
+                u64::try_from(u128::from(scale) * u128::from(written) / u128::from(bodies))
+                    .unwrap_or(0)
             };
-            (written.saturating_add(dropped).saturating_add(share), durable.run_totals.bytes.max(bodies))
+            (
+                written.saturating_add(dropped).saturating_add(share),
+                durable.run_totals.bytes.max(bodies),
+            )
         }
     };
     (done.saturating_add(tasks.running_bytes).min(total), total)

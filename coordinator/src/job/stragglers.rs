@@ -1,6 +1,8 @@
-//! Second attempts: where a task is expected to take much longer than a fresh attempt would, another worker gets it too. The first commit wins.
+//! Second attempts: where a task is expected to take much longer than a fresh attempt would,
+//! another worker gets it too. The first commit wins.
 //!
-//! Rates come from the progress in heartbeats. Tasks that wait have the first claim on free slots, and second attempts never hold more than their share of the pool.
+//! Rates come from the progress in heartbeats. Tasks that wait have the first claim on free slots,
+//! and second attempts never hold more than their share of the pool.
 
 use muster_common::ids::{AttemptId, JobId, Phase, TaskId, WorkerId};
 
@@ -15,7 +17,8 @@ impl Machine {
         let slots = self.workers.slots();
         let seconds = |active: &Active| active.all_tasks().map(|tasks| tasks.seconds).sum::<u32>();
         let mut speculating: u32 = self.active.values().map(seconds).sum();
-        let all_wait = self.journal_stalled.is_some() || self.limits.rate_per_s().is_some() || !self.connected;
+        let all_wait =
+            self.journal_stalled.is_some() || self.limits.rate_per_s().is_some() || !self.connected;
         let may_begin = !self.free_tasks_wait() && !all_wait && self.too_few().is_none();
         let jobs: Vec<JobId> = self.active.keys().cloned().collect();
         for job in jobs {
@@ -29,7 +32,8 @@ impl Machine {
     /// Keeps the pace of a job's phase, and chooses the attempts that deserve a second one.
     fn stragglers(&mut self, job: &JobId, slots: u32, speculating: u32) -> Vec<AttemptId> {
         let fair_ms = self.fair_ms();
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job)) else {
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
+        else {
             return Vec::new();
         };
         // While runs are missing no merge begins, not even a second one.
@@ -46,7 +50,8 @@ impl Machine {
         let Some(pace) = tasks.pace.filter(|_| calm) else { return Vec::new() };
         // What one worker alone can read has no second attempt elsewhere.
         let owners = &active.owners;
-        let single = single_attempts(durable, tasks).filter(|attempt| owners.of_task(attempt.id.task).is_none());
+        let single = single_attempts(durable, tasks)
+            .filter(|attempt| owners.of_task(attempt.id.task).is_none());
         let candidates = single.map(|attempt| (attempt.id, progress(attempt, fair_ms, size)));
         pace.choose(settings, slots, speculating, candidates)
     }
@@ -56,14 +61,19 @@ impl Machine {
         let Some(active) = self.active.get_mut(job) else { return false };
         active.speculations = active.speculations.saturating_add(1);
         self.tally.speculations[id.task.phase as usize] += 1;
-        let first = active.attempt(id).map(|attempt| attempt.worker.to_string()).unwrap_or_default();
-        let text = format!("{} is slow on {first}; {worker} gets a second attempt, and the first commit wins", id.task);
+        let first =
+            active.attempt(id).map(|attempt| attempt.worker.to_string()).unwrap_or_default();
+        let text = format!(
+            "{} is slow on {first}; {worker} gets a second attempt, and the first commit wins",
+            id.task
+        );
         self.event(Some(job), "info", "speculation-began", text);
         self.grant(job, id.task, &worker);
         true
     }
 
-    /// A free worker for a second attempt: not the one that has the first, and one that has not failed the task if there is any.
+    /// A free worker for a second attempt: not the one that has the first, and one that has not
+    /// failed the task if there is any.
     fn second_worker(&self, job: &JobId, id: &AttemptId) -> Option<WorkerId> {
         let tasks = self.active.get(job)?.tasks.as_ref()?;
         let first = &tasks.attempt(id)?.worker;
@@ -73,9 +83,15 @@ impl Machine {
         let history = tasks.history.get(&id.task.index);
         let tried = history.map(|history| history.tried.as_slice()).unwrap_or_default();
         let needs_bytes = history.map_or(0, |history| history.needs_bytes);
-        let suits = move |id: &WorkerId| self.workers.get(id).is_some_and(|worker| worker.task_bytes() >= needs_bytes);
+        let suits = move |id: &WorkerId| {
+            self.workers.get(id).is_some_and(|worker| worker.task_bytes() >= needs_bytes)
+        };
         let others = || self.workers.free().filter(|worker| *worker != first && suits(worker));
-        others().take(tried.len() + 1).find(|worker| !tried.contains(worker)).or_else(|| others().next()).cloned()
+        others()
+            .take(tried.len() + 1)
+            .find(|worker| !tried.contains(worker))
+            .or_else(|| others().next())
+            .cloned()
     }
 
     /// The input of a task in bytes, where nobody has said so.
@@ -85,18 +101,25 @@ impl Machine {
     }
 }
 
-/// Attempts that are alone at their task and not about to be committed. A merge beside whose upload another stands open is none.
-fn single_attempts<'a>(durable: &'a DurableJob, tasks: &'a PhaseTasks) -> impl Iterator<Item = &'a Attempt> {
+/// Attempts that are alone at their task and not about to be committed. A merge beside whose upload
+/// another stands open is none.
+fn single_attempts<'a>(
+    durable: &'a DurableJob,
+    tasks: &'a PhaseTasks,
+) -> impl Iterator<Item = &'a Attempt> {
     let open = |task: TaskId| durable.uploads_of(task.index).count();
     tasks
         .states
         .iter()
         .filter_map(move |state| match state {
-            TaskState::Running { first, second: None } if first.recording.is_none() => Some(&**first),
+            TaskState::Running { first, second: None } if first.recording.is_none() => {
+                Some(&**first)
+            }
             _ => None,
         })
         .filter(move |attempt| {
-            attempt.id.task.phase != Phase::Merge || open(attempt.id.task) <= usize::from(attempt.upload.is_some())
+            attempt.id.task.phase != Phase::Merge
+                || open(attempt.id.task) <= usize::from(attempt.upload.is_some())
         })
 }
 
@@ -105,7 +128,11 @@ fn progress(attempt: &Attempt, fair_ms: u64, size: impl Fn(TaskId) -> u64) -> Ru
         elapsed_ms: fair_ms.saturating_sub(attempt.began_ms),
         idle_ms: fair_ms.saturating_sub(attempt.progress_ms),
         bytes_done: attempt.bytes_done,
-        bytes_total: if attempt.bytes_total > 0 { attempt.bytes_total } else { size(attempt.id.task) },
+        bytes_total: if attempt.bytes_total > 0 {
+            attempt.bytes_total
+        } else {
+            size(attempt.id.task)
+        },
     }
 }
 

@@ -1,6 +1,7 @@
 //! From a client's request to a job: checked, listed, planned, journalled, answered.
 //!
-//! Until its first record stands a job is only [`Planning`]: a leader that dies forgets it, and the client's repeat begins anew.
+//! Until its first record stands a job is only [`Planning`]: a leader that dies forgets it, and the
+//! client's repeat begins anew.
 
 use std::sync::Arc;
 
@@ -51,7 +52,11 @@ impl Machine {
                 return self.refuse_other_request(to, &spec.job);
             }
             if let Some(dropped) = planning.waiters.push(to) {
-                self.refuse(dropped, RefusalCode::Later, Error::retry("the job is still being planned; ask again"));
+                self.refuse(
+                    dropped,
+                    RefusalCode::Later,
+                    Error::retry("the job is still being planned; ask again"),
+                );
             }
             return;
         }
@@ -62,8 +67,10 @@ impl Machine {
     }
 
     fn refuse_other_request(&mut self, to: ReplyTo, job: &JobId) {
-        let text =
-            format!("job {job} is known with another request; choose another id, or repeat the very same request");
+        let text = format!(
+            "job {job} is known with another request; choose another id, or repeat the very same \
+                request"
+        );
         self.refuse(to, RefusalCode::Conflict, Error::invalid(text));
     }
 
@@ -80,20 +87,28 @@ impl Machine {
             return Err((RefusalCode::Later, Error::retry(shed.to_string())));
         }
         if self.planning.len() + self.active.len() >= JOBS_MAX {
-            return Err((RefusalCode::Later, Error::exhausted(format!("{JOBS_MAX} jobs run already"))));
+            return Err((
+                RefusalCode::Later,
+                Error::exhausted(format!("{JOBS_MAX} jobs run already")),
+            ));
         }
         plan::validate(spec).map_err(bad)?;
         self.config.for_job(spec.settings.as_deref()).map_err(bad)?;
         let size = spec_json(spec).map_err(bad)?.len();
         if size > plan::SPEC_BYTES_MAX {
-            let text =
-                format!("the request has {size} bytes, the limit is {}; name folders or globs", plan::SPEC_BYTES_MAX);
+            let text = format!(
+                "the request has {size} bytes, the limit is {}; name folders or globs",
+                plan::SPEC_BYTES_MAX
+            );
             return Err(bad(Error::invalid(text)));
         }
         let places = plan::places(spec, self.bucket.as_ref(), &self.deployment).map_err(bad)?;
         match self.claimed_by(&places) {
             Some((job, output)) => {
-                let text = format!("OUTPUT {} is claimed by job {job} ({output}); wait for its end", places.output);
+                let text = format!(
+                    "OUTPUT {} is claimed by job {job} ({output}); wait for its end",
+                    places.output
+                );
                 Err((RefusalCode::Conflict, Error::invalid(text)))
             }
             None => Ok((places, self.offers(spec)?)),
@@ -110,11 +125,22 @@ impl Machine {
             .map(|(job, output)| (job.clone(), output.to_string()))
     }
 
-    fn begin_planning(&mut self, to: ReplyTo, spec: JobSpec, (places, offers): (Places, Vec<Offer>), unix_ms: u64) {
+    fn begin_planning(
+        &mut self,
+        to: ReplyTo,
+        spec: JobSpec,
+        (places, offers): (Places, Vec<Offer>),
+        unix_ms: u64,
+    ) {
         let job = spec.job.clone();
         let spec = Arc::new(spec);
         let ticket = self.tickets.issue(&job);
-        self.out.push(Effect::ListInput { spec: spec.clone(), places: places.clone(), offers, ticket });
+        self.out.push(Effect::ListInput {
+            spec: spec.clone(),
+            places: places.clone(),
+            offers,
+            ticket,
+        });
         let planning = Planning {
             spec,
             places,
@@ -138,7 +164,11 @@ impl Machine {
             self.tell_offers(job, listing);
             self.tell_left_out(job, listing);
         }
-        let Some(planning) = self.planning.get_mut(job).filter(|planning| planning.ticket == ticket) else { return };
+        let Some(planning) =
+            self.planning.get_mut(job).filter(|planning| planning.ticket == ticket)
+        else {
+            return;
+        };
         let made = result.and_then(|mut listing| {
             planning.output_existed = listing.output_existed;
             planning.warnings = std::mem::take(&mut listing.warnings);
@@ -160,20 +190,31 @@ impl Machine {
 
     fn give_up_planning(&mut self, job: &JobId, error: &Error) {
         let Some(planning) = self.planning.remove(job) else { return };
-        let code = if error.kind.is_passing() { RefusalCode::Later } else { RefusalCode::BadRequest };
+        let code =
+            if error.kind.is_passing() { RefusalCode::Later } else { RefusalCode::BadRequest };
         self.event(Some(job), "error", "submit-refused", error.message.clone());
         for to in planning.waiters.into_vec() {
             self.refuse(to, code, error.clone());
         }
     }
 
-    /// The plan stands in scratch: the job can be journalled. `false` where the ticket is not that of a plan.
-    pub(super) fn plan_written(&mut self, job: &JobId, ticket: u64, result: &Result<BlobRef>) -> bool {
-        let Some(planning) = self.planning.get_mut(job).filter(|planning| planning.ticket == ticket) else {
+    /// The plan stands in scratch: the job can be journalled. `false` where the ticket is not that
+    /// of a plan.
+    pub(super) fn plan_written(
+        &mut self,
+        job: &JobId,
+        ticket: u64,
+        result: &Result<BlobRef>,
+    ) -> bool {
+        let Some(planning) =
+            self.planning.get_mut(job).filter(|planning| planning.ticket == ticket)
+        else {
             return false;
         };
         let record = match (result, &planning.plan) {
-            (Ok(pointer), Some(plan)) => record_of(planning, plan, pointer, self.next_order, self.now_ms),
+            (Ok(pointer), Some(plan)) => {
+                record_of(planning, plan, pointer, self.next_order, self.now_ms)
+            }
             (Ok(_), None) => Err(Error::bug(format!("job {job} has no plan"))),
             (Err(error), _) => Err(error.clone()),
         };
@@ -214,7 +255,8 @@ impl Machine {
         self.enter(job);
     }
 
-    /// A job that is only being planned. One whose record is on its way can no longer be stopped here.
+    /// A job that is only being planned. One whose record is on its way can no longer be stopped
+    /// here.
     pub(super) fn cancel_planning(&mut self, to: ReplyTo, job: &JobId) {
         let Some(planning) = self.planning.get(job) else { return };
         if planning.step != Step::Listing {
@@ -224,16 +266,29 @@ impl Machine {
                 Error::retry(format!("job {job} is just being journalled; ask again")),
             );
         }
-        let status = JobStatus { state: JobState::Cancelled, cleaned: true, ..self.planning_status(job, planning) };
+        let status = JobStatus {
+            state: JobState::Cancelled,
+            cleaned: true,
+            ..self.planning_status(job, planning)
+        };
         self.reply(to, Reply::Job(Box::new(status)));
-        self.give_up_planning(job, &Error::invalid(format!("job {job} was cancelled while it was planned")));
+        self.give_up_planning(
+            job,
+            &Error::invalid(format!("job {job} was cancelled while it was planned")),
+        );
     }
 
     /// The store that a job is planned with, where it does not answer.
     fn store_of(&self, spec: &JobSpec) -> Option<String> {
-        let places = spec.inputs.iter().chain([&spec.output]).chain(&spec.bucket).chain(&spec.replica);
-        let lies_in = |store: &str, url: &str| url.strip_prefix(store).is_some_and(|rest| rest.starts_with('/'));
-        let (store, why) = self.stores_away.iter().find(|(store, _)| places.clone().any(|url| lies_in(store, url)))?;
+        let places =
+            spec.inputs.iter().chain([&spec.output]).chain(&spec.bucket).chain(&spec.replica);
+        let lies_in = |store: &str, url: &str| {
+            url.strip_prefix(store).is_some_and(|rest| rest.starts_with('/'))
+        };
+        let (store, why) = self
+            .stores_away
+            .iter()
+            .find(|(store, _)| places.clone().any(|url| lies_in(store, url)))?;
         Some(format!("store {store}: {why}"))
     }
 
@@ -259,7 +314,10 @@ impl Machine {
             parts: 0,
             sums: None,
             dropped: None,
-            times: PhaseTimes { plan_ms: self.now_ms.saturating_sub(planning.began_ms), ..PhaseTimes::default() },
+            times: PhaseTimes {
+                plan_ms: self.now_ms.saturating_sub(planning.began_ms),
+                ..PhaseTimes::default()
+            },
             cleaned: false,
             submitted_unix_ms: planning.unix_ms,
             skipped: Sums::default(),
@@ -273,10 +331,12 @@ impl Machine {
 }
 
 fn spec_json(spec: &JobSpec) -> Result<String> {
-    serde_json::to_string(spec).map_err(|e| Error::bug(format!("a request cannot be written as JSON: {e}")))
+    serde_json::to_string(spec)
+        .map_err(|e| Error::bug(format!("a request cannot be written as JSON: {e}")))
 }
 
-/// Whether a repeat is the same request as the journalled one. One that a newer build wrote may hold fields that this one does not know: then the text decides.
+/// Whether a repeat is the same request as the journalled one. One that a newer build wrote may
+/// hold fields that this one does not know: then the text decides.
 fn same_request(journalled: &str, repeat: &JobSpec) -> bool {
     match serde_json::from_str::<JobSpec>(journalled) {
         Ok(known) => known == *repeat,
@@ -284,7 +344,13 @@ fn same_request(journalled: &str, repeat: &JobSpec) -> bool {
     }
 }
 
-fn record_of(planning: &Planning, plan: &Plan, pointer: &BlobRef, order: u64, now_ms: u64) -> Result<JobSubmitted> {
+fn record_of(
+    planning: &Planning,
+    plan: &Plan,
+    pointer: &BlobRef,
+    order: u64,
+    now_ms: u64,
+) -> Result<JobSubmitted> {
     let splits = u32::try_from(plan.splits.len()).map_err(|_| Error::invalid("too many splits"))?;
     Ok(JobSubmitted {
         job: plan.job.clone(),

@@ -1,6 +1,8 @@
-//! What the leader watches with every tick: silence and what it means, attempts that hang, waves of losses, and what people should be told of.
+//! What the leader watches with every tick: silence and what it means, attempts that hang, waves of
+//! losses, and what people should be told of.
 //!
-//! The policies are in [`crate::membership`]; here they are asked, and what they say becomes events and attempts taken back. All of it is this leader's memory.
+//! The policies are in [`crate::membership`]; here they are asked, and what they say becomes events
+//! and attempts taken back. All of it is this leader's memory.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -17,17 +19,22 @@ use super::pool::WAITING_CHARS_MAX;
 use super::schedule::TakenBack;
 use super::workers::{Look, Worker};
 use crate::membership::breaker::{self, State, Ticket};
-use crate::membership::health::{self, Alert, DeploymentFigures, JobFigures, Rule, Subject, Transition};
+use crate::membership::health::{
+    self, Alert, DeploymentFigures, JobFigures, Rule, Subject, Transition,
+};
 use crate::membership::phi::{self, Liveness};
 use crate::membership::ramp;
 
 /// Pause between two looks at what need not be looked at with every tick, in milliseconds.
 const LOOK_MS: u64 = 1000;
-/// An attempt that has read all of its input may take so many times as long for the rest before it hangs.
+/// An attempt that has read all of its input may take so many times as long for the rest before it
+/// hangs.
 const WRITING_TIMES: u64 = 3;
-/// Workers that fall silent together make a partition likely, if they are so many at least; and half of the pool.
+/// Workers that fall silent together make a partition likely, if they are so many at least; and
+/// half of the pool.
 const PARTITION_MIN: u32 = 2;
-/// A dead worker counts as cut off for so many times the ceiling of its silence; then it is simply gone.
+/// A dead worker counts as cut off for so many times the ceiling of its silence; then it is simply
+/// gone.
 const PARTITION_CEILINGS: u64 = 3;
 
 /// What this leader remembers between two looks.
@@ -89,7 +96,10 @@ impl Machine {
         if counts.alive == 0 {
             Some("no worker".to_owned())
         } else if counts.there < pool.min_workers {
-            Some(format!("{} workers of at least {} (pool.min_workers)", counts.there, pool.min_workers))
+            Some(format!(
+                "{} workers of at least {} (pool.min_workers)",
+                counts.there, pool.min_workers
+            ))
         } else if share < u64::from(counts.part) * u64::from(pool.min_alive_percent) {
             Some(format!(
                 "{} of {} workers live, {} % should (pool.min_alive_percent)",
@@ -102,29 +112,43 @@ impl Machine {
 
     pub(super) fn liveness_changed(&mut self, id: &WorkerId, change: &phi::Change) {
         let silence_ms = change.silence_ms;
-        let critical = self.workers.get(id).is_some_and(|worker| health::is_critical(&worker.info.labels));
+        let critical =
+            self.workers.get(id).is_some_and(|worker| health::is_critical(&worker.info.labels));
         match (change.from, change.to) {
             (_, Liveness::Suspect) => {
-                let text = format!("nothing was heard of {id} for {silence_ms} ms; it gets no new work");
+                let text =
+                    format!("nothing was heard of {id} for {silence_ms} ms; it gets no new work");
                 self.event(None, "warning", "worker-suspect", text);
             }
             (_, Liveness::Dead) => {
                 let severity = if critical { "error" } else { "warning" };
-                let text = format!("nothing was heard of {id} for {silence_ms} ms; what it ran goes to others");
+                let text = format!(
+                    "nothing was heard of {id} for {silence_ms} ms; what it ran goes to others"
+                );
                 self.event(None, severity, "worker-lost", text);
                 self.tally.workers_lost += 1;
                 let alive = self.workers.counts().alive;
                 if let Some(change) = self.ramp.lost(&self.config.recovery, self.now_ms, alive) {
                     self.ramp_changed(&change);
                 }
-                self.take_all_back(id, &TakenBack::Died(format!("nothing was heard of it for {silence_ms} ms")));
+                self.take_all_back(
+                    id,
+                    &TakenBack::Died(format!("nothing was heard of it for {silence_ms} ms")),
+                );
             }
             (Liveness::Dead, _) => {
-                let text = format!("{id} is heard again after {silence_ms} ms; what it ran has gone to others");
+                let text = format!(
+                    "{id} is heard again after {silence_ms} ms; what it ran has gone to others"
+                );
                 self.event(None, "info", "worker-back", text);
             }
             (Liveness::Suspect, _) => {
-                self.event(None, "info", "worker-back", format!("{id} is heard again after {silence_ms} ms"));
+                self.event(
+                    None,
+                    "info",
+                    "worker-back",
+                    format!("{id} is heard again after {silence_ms} ms"),
+                );
             }
             (Liveness::Healthy | Liveness::Rejoined, _) => {}
         }
@@ -132,7 +156,9 @@ impl Machine {
 
     fn breaker_changed(&mut self, id: &WorkerId, change: &breaker::Change) {
         let cause = match change.cause {
-            breaker::Cause::InARow(failures) => format!("{failures} of its attempts failed in a row"),
+            breaker::Cause::InARow(failures) => {
+                format!("{failures} of its attempts failed in a row")
+            }
             breaker::Cause::Rate(totals) => {
                 format!("{} of its last {} attempts failed", totals.failed, totals.ended)
             }
@@ -155,12 +181,14 @@ impl Machine {
         match change {
             ramp::Change::WaveBegan { lost, of, rate_per_s } => {
                 let text = format!(
-                    "{lost} of {of} workers were lost lately; at first {rate_per_s} of their tasks a second go to others, and new jobs are refused"
+                    "{lost} of {of} workers were lost lately; at first {rate_per_s} of their tasks \
+                        a second go to others, and new jobs are refused"
                 );
                 self.event(None, "error", "wave-began", text);
             }
             ramp::Change::Rate { from_per_s, to_per_s } => {
-                let text = format!("{to_per_s} lost tasks a second go to others, after {from_per_s}");
+                let text =
+                    format!("{to_per_s} lost tasks a second go to others, after {from_per_s}");
                 self.event(None, "info", "wave-rate", text);
             }
             ramp::Change::WaveOver { lost, lasted_ms } => {
@@ -176,10 +204,16 @@ impl Machine {
         let Some(say) = self.limits.poll(&self.config.limits, self.now_ms, alive) else { return };
         if say.turned {
             let (severity, kind, text) = match self.limits.rate_per_s() {
-                Some(rate) => {
-                    ("warning", "store-throttles", format!("a store asks for fewer requests: {rate} a second at first"))
-                }
-                None => ("info", "store-recovered", "no store asks for fewer requests any more".to_owned()),
+                Some(rate) => (
+                    "warning",
+                    "store-throttles",
+                    format!("a store asks for fewer requests: {rate} a second at first"),
+                ),
+                None => (
+                    "info",
+                    "store-recovered",
+                    "no store asks for fewer requests any more".to_owned(),
+                ),
             };
             self.event(None, severity, kind, text);
         }
@@ -237,7 +271,8 @@ impl Machine {
         if let Some(active) = self.active.get_mut(job) {
             active.failures_in_a_row = active.failures_in_a_row.saturating_add(1);
             let tasks = active.tasks_of(attempt.id.task.phase);
-            let again = tasks.is_some_and(|tasks| tasks.history.contains_key(&attempt.id.task.index));
+            let again =
+                tasks.is_some_and(|tasks| tasks.history.contains_key(&attempt.id.task.index));
             if again {
                 self.ramp.failed();
             }
@@ -266,14 +301,17 @@ impl Machine {
                 let rate = crate::membership::speculation::rate(bytes, elapsed_ms);
                 worker.speed.observe(rate, pace.median);
             }
-            let change = attempt.ticket.and_then(|ticket| worker.breaker.succeeded(&config.breaker, now_ms, ticket));
+            let change = attempt
+                .ticket
+                .and_then(|ticket| worker.breaker.succeeded(&config.breaker, now_ms, ticket));
             worker.look(config, now_ms);
             change
         });
         change.flatten().iter().for_each(|change| self.breaker_changed(&attempt.worker, change));
     }
 
-    /// Takes back attempts whose worker is heard while they do not get on. Where the journal or a store keeps everybody waiting, that is nobody's fault.
+    /// Takes back attempts whose worker is heard while they do not get on. Where the journal or a
+    /// store keeps everybody waiting, that is nobody's fault.
     fn find_hung(&mut self) {
         if self.journal_stalled.is_some() || !self.connected || self.limits.rate_per_s().is_some() {
             return;
@@ -284,16 +322,26 @@ impl Machine {
                 continue;
             }
             for (job, attempt) in &worker.attempts {
-                let Some(active) = self.active.get(job).filter(|active| active.trouble.is_none()) else { continue };
+                let Some(active) = self.active.get(job).filter(|active| active.trouble.is_none())
+                else {
+                    continue;
+                };
                 let hang_ms = active.config.speculation.hang_ms;
-                if let Some(idle_ms) = active.attempt(attempt).and_then(|attempt| self.hangs(attempt, hang_ms)) {
+                if let Some(idle_ms) =
+                    active.attempt(attempt).and_then(|attempt| self.hangs(attempt, hang_ms))
+                {
                     hung.push((id.clone(), job.clone(), *attempt, idle_ms));
                 }
             }
         }
         for (worker, job, attempt, idle_ms) in hung {
             let why = format!("it made no progress for {idle_ms} ms (speculation.hang_ms)");
-            self.event(Some(&job), "warning", "attempt-hung", format!("{attempt} on {worker}: {why}"));
+            self.event(
+                Some(&job),
+                "warning",
+                "attempt-hung",
+                format!("{attempt} on {worker}: {why}"),
+            );
             self.take_back(&job, &attempt, &TakenBack::Lost(why));
             self.cancel_attempt(&worker, &job, &attempt);
         }
@@ -304,7 +352,8 @@ impl Machine {
             return None;
         }
         let idle_ms = self.fair_ms().saturating_sub(attempt.progress_ms);
-        // A byte that is read is half done; what comes then is ordering and writing, of which less is heard.
+        // A byte that is read is half done; what comes then is ordering and writing, of which less
+        // is heard.
         let all_read = attempt.bytes_total > 0 && attempt.bytes_done >= attempt.bytes_total / 2;
         let reading_ms = attempt.progress_ms.saturating_sub(attempt.began_ms);
         let writing_ms = if all_read { reading_ms.saturating_mul(WRITING_TIMES) } else { 0 };
@@ -319,23 +368,33 @@ impl Machine {
             Liveness::Dead => worker.detector.silence_ms(self.now_ms) < recent_ms,
             Liveness::Healthy | Liveness::Rejoined => false,
         };
-        let count = self.workers.iter().filter(|(_, worker)| worker.takes_part() && cut_off(worker)).count();
+        let count = self
+            .workers
+            .iter()
+            .filter(|(_, worker)| worker.takes_part() && cut_off(worker))
+            .count();
         let (silent, part) = (u32::try_from(count).unwrap_or(u32::MAX), self.workers.counts().part);
         match self.watch.partition {
             None if silent >= PARTITION_MIN && silent.saturating_mul(2) >= part => {
                 self.watch.partition = Some(silent);
                 let text = format!(
-                    "{silent} of {part} workers fell silent together: they, or the coordinator, may be cut off from NATS"
+                    "{silent} of {part} workers fell silent together: they, or the coordinator, \
+                        may be cut off from NATS"
                 );
                 self.event(None, "warning", "partition-suspected", text);
             }
             Some(before) if silent == 0 => {
                 self.watch.partition = None;
                 let there = self.workers.counts().there;
-                let text = format!("{there} of {part} workers are heard, after {before} had fallen silent together");
+                let text = format!(
+                    "{there} of {part} workers are heard, after {before} had fallen silent together"
+                );
                 // Those that never came back were no partition.
-                let (severity, kind) =
-                    if there >= part { ("info", "partition-healed") } else { ("warning", "partition-over") };
+                let (severity, kind) = if there >= part {
+                    ("info", "partition-healed")
+                } else {
+                    ("warning", "partition-over")
+                };
                 self.event(None, severity, kind, text);
             }
             Some(before) => self.watch.partition = Some(before.max(silent)),
@@ -349,15 +408,22 @@ impl Machine {
         }
         self.connected = up;
         if up {
-            self.event(None, "info", "partition-healed", "the coordinator's connection to NATS stands again");
+            self.event(
+                None,
+                "info",
+                "partition-healed",
+                "the coordinator's connection to NATS stands again",
+            );
         } else {
-            let text = "the coordinator's own connection to NATS is lost; nobody's silence counts until it is back";
+            let text = "the coordinator's own connection to NATS is lost; nobody's silence counts \
+                until it is back";
             self.event(None, "warning", "partition-suspected", text);
         }
     }
 
     pub(super) fn journal_stalls(&mut self, why: Option<String>) {
-        self.watch.journal_failures = if why.is_some() { self.watch.journal_failures.saturating_add(1) } else { 0 };
+        self.watch.journal_failures =
+            if why.is_some() { self.watch.journal_failures.saturating_add(1) } else { 0 };
         let before = std::mem::replace(&mut self.journal_stalled, why);
         match (before, &self.journal_stalled) {
             (None, Some(_)) => self.watch.outage_since_ms = Some(self.now_ms),
@@ -370,20 +436,34 @@ impl Machine {
         let since_ms = self.watch.outage_since_ms.take().unwrap_or(self.now_ms);
         let lasted_ms = self.now_ms.saturating_sub(since_ms);
         if lasted_ms >= OUTAGE_MS_MIN {
-            let text = format!("for {lasted_ms} ms the journal could not be written ({why}); nothing was committed");
+            let text = format!(
+                "for {lasted_ms} ms the journal could not be written ({why}); nothing was committed"
+            );
             self.event(None, "warning", "journal-back", text);
         }
     }
 
-    /// The servers of a NATS cluster that do not answer: each is named as it goes, and as it comes back.
+    /// The servers of a NATS cluster that do not answer: each is named as it goes, and as it comes
+    /// back.
     pub(super) fn nats_servers(&mut self, away: Vec<(String, String)>) {
         let before = std::mem::take(&mut self.watch.servers_away);
-        let is_in = |list: &[(String, String)], server: &str| list.iter().any(|(known, _)| known == server);
+        let is_in =
+            |list: &[(String, String)], server: &str| list.iter().any(|(known, _)| known == server);
         for (server, why) in away.iter().filter(|(server, _)| !is_in(&before, server)) {
-            self.event(None, "warning", "nats-server-away", format!("the NATS server {server} does not answer: {why}"));
+            self.event(
+                None,
+                "warning",
+                "nats-server-away",
+                format!("the NATS server {server} does not answer: {why}"),
+            );
         }
         for (server, _) in before.iter().filter(|(server, _)| !is_in(&away, server)) {
-            self.event(None, "info", "nats-server-back", format!("the NATS server {server} answers again"));
+            self.event(
+                None,
+                "info",
+                "nats-server-back",
+                format!("the NATS server {server} answers again"),
+            );
         }
         self.watch.servers_away = away;
     }
@@ -398,24 +478,31 @@ impl Machine {
             let figures = worker.figures(&self.config, now_ms, spill_bytes(&self.active, worker));
             transitions.extend(self.alerts.worker(settings, now_ms, id, &figures));
         }
-        let jobs: Vec<(JobId, JobFigures)> =
-            self.active.iter().map(|(job, active)| (job.clone(), self.job_figures(job, active))).collect();
+        let jobs: Vec<(JobId, JobFigures)> = self
+            .active
+            .iter()
+            .map(|(job, active)| (job.clone(), self.job_figures(job, active)))
+            .collect();
         for (job, figures) in jobs {
             transitions.extend(self.alerts.job(settings, now_ms, &job, &figures));
         }
         self.tell_alerts(transitions);
     }
 
-    /// The store that keeps all workers of a job waiting: those that are at work on it, or where there is none, all that live.
+    /// The store that keeps all workers of a job waiting: those that are at work on it, or where
+    /// there is none, all that live.
     pub(super) fn all_wait_for(&self, active: &Active) -> Option<String> {
         if active.running() == 0 {
             return self.watch.all_wait_for.clone();
         }
-        store_of_all(active.running_attempts().filter_map(|attempt| self.workers.get(&attempt.worker)))
+        store_of_all(
+            active.running_attempts().filter_map(|attempt| self.workers.get(&attempt.worker)),
+        )
     }
 
     fn deployment_figures(&mut self) -> DeploymentFigures {
-        let waiting = |active: &Active| active.all_tasks().map(|tasks| tasks.queue.len()).sum::<usize>();
+        let waiting =
+            |active: &Active| active.all_tasks().map(|tasks| tasks.queue.len()).sum::<usize>();
         let tasks_waiting: usize = self.active.values().map(waiting).sum();
         DeploymentFigures {
             journal_write_ms: self.ledger.slowest_ms(self.now_ms),
@@ -428,7 +515,11 @@ impl Machine {
     }
 
     fn job_figures(&self, job: &JobId, active: &Active) -> JobFigures {
-        let waits = self.durable.jobs.get(job).is_some_and(|durable| self.waiting_for(durable, Some(active)).is_some());
+        let waits = self
+            .durable
+            .jobs
+            .get(job)
+            .is_some_and(|durable| self.waiting_for(durable, Some(active)).is_some());
         let works = active.stage == Stage::Working && !waits;
         let idle_ms = if works { self.now_ms.saturating_sub(active.moved_ms) } else { 0 };
         JobFigures { idle_ms, failures_in_a_row: active.failures_in_a_row }
@@ -446,7 +537,9 @@ impl Machine {
                 *self.tally.alerts_raised.entry(alert.rule).or_default() += 1;
             }
             let (alert, severity, kind, text) = match &transition {
-                Transition::Raised(alert) => (alert, alert.severity.as_str(), "alert-raised", alert.text.clone()),
+                Transition::Raised(alert) => {
+                    (alert, alert.severity.as_str(), "alert-raised", alert.text.clone())
+                }
                 Transition::Cleared(alert, lasted_ms) => {
                     (alert, "info", "alert-cleared", format!("after {lasted_ms} ms"))
                 }
@@ -465,13 +558,16 @@ impl Machine {
             Subject::Worker(_) => false,
         };
         let raised = self.alerts.raised().filter(|alert| about(&alert.subject));
-        let servers = self.watch.servers_away.iter().map(|(server, _)| format!("nats-server-away {server}"));
+        let servers =
+            self.watch.servers_away.iter().map(|(server, _)| format!("nats-server-away {server}"));
         raised.map(|alert| alert.rule.as_str().to_owned()).chain(servers).collect()
     }
 
     pub(super) fn worker_status(&self, worker: &Worker) -> WorkerStatus {
-        let about = |subject: &Subject| matches!(subject, Subject::Worker(id) if *id == worker.info.worker);
-        // The alert stays raised for a while, lest it comes and goes; of one that is heard of again it says nothing any more.
+        let about =
+            |subject: &Subject| matches!(subject, Subject::Worker(id) if *id == worker.info.worker);
+        // The alert stays raised for a while, lest it comes and goes; of one that is heard of again
+        // it says nothing any more.
         let holds = |alert: &&Alert| alert.rule != Rule::WorkerDown || !worker.is_alive();
         let raised = self.alerts.raised().filter(|alert| about(&alert.subject)).filter(holds);
         let alerts = raised.map(|alert| alert.rule.as_str().to_owned()).collect();
@@ -481,14 +577,15 @@ impl Machine {
     }
 }
 
-/// What the running sort tasks of a worker may still spill, in bytes: those whose split does not fit into their share of its memory.
+/// What the running sort tasks of a worker may still spill, in bytes: those whose split does not
+/// fit into their share of its memory.
 fn spill_bytes(active: &BTreeMap<JobId, Active>, worker: &Worker) -> u64 {
     let fits = plan::sortable_bytes(worker.task_bytes());
     let sorts = worker.attempts.iter().filter(|(_, id)| id.task.phase == Phase::Sort);
     let running = sorts.filter_map(|(job, id)| active.get(job)?.attempt(id));
-    running
-        .filter(|attempt| attempt.bytes_total > fits)
-        .fold(0, |sum: u64, attempt| sum.saturating_add(attempt.bytes_total.saturating_sub(attempt.bytes_done)))
+    running.filter(|attempt| attempt.bytes_total > fits).fold(0, |sum: u64, attempt| {
+        sum.saturating_add(attempt.bytes_total.saturating_sub(attempt.bytes_done))
+    })
 }
 
 /// What the first of these workers waits for, if each that lives waits for a store.
@@ -498,7 +595,8 @@ fn store_of_all<'a>(workers: impl Iterator<Item = &'a Worker>) -> Option<String>
     waits.all(|what| what.is_some()).then(|| first.chars().take(WAITING_CHARS_MAX).collect())
 }
 
-/// Whether an attempt failed by a fault of its worker. Bad input, a store that is away or what somebody else wrote is none.
+/// Whether an attempt failed by a fault of its worker. Bad input, a store that is away or what
+/// somebody else wrote is none.
 fn is_the_workers(error: &Error) -> bool {
     match error.kind {
         ErrorKind::Retry

@@ -73,7 +73,8 @@ pub(super) struct Worker {
     /// What became of its attempts lately.
     pub ended: Sliding,
     pub draining: bool,
-    /// It said that it ends. It stays in the list for a while, so that people see what became of it.
+    /// It said that it ends. It stays in the list for a while, so that people see what became of
+    /// it.
     pub left: bool,
     pub heartbeat_ms: u64,
     /// Sequence of the newest heartbeat; older ones say nothing new.
@@ -117,12 +118,14 @@ impl Worker {
         matches!(self.detector.state(), Liveness::Healthy | Liveness::Rejoined)
     }
 
-    /// Whether it counts among those that should be there: drained workers and those that left in good order do not.
+    /// Whether it counts among those that should be there: drained workers and those that left in
+    /// good order do not.
     pub(super) fn takes_part(&self) -> bool {
         !self.draining && !self.left
     }
 
-    /// Looks again at how much it may be given: slow workers get less, one whose breaker is open gets nothing, and one that is on trial a single attempt.
+    /// Looks again at how much it may be given: slow workers get less, one whose breaker is open
+    /// gets nothing, and one that is on trial a single attempt.
     pub(super) fn look(&mut self, config: &Config, now_ms: u64) -> Option<breaker::Change> {
         let change = self.breaker.poll(now_ms);
         let slots = self.speed.slots(&config.speculation, self.info.slots);
@@ -130,7 +133,9 @@ impl Worker {
         self.usable = match self.breaker.state() {
             breaker::State::Closed => slots,
             breaker::State::Open { .. } => 0,
-            breaker::State::HalfOpen if self.breaker.admits(&config.breaker, now_ms) => running.saturating_add(1),
+            breaker::State::HalfOpen if self.breaker.admits(&config.breaker, now_ms) => {
+                running.saturating_add(1)
+            }
             breaker::State::HalfOpen => 0,
         };
         change
@@ -138,17 +143,29 @@ impl Worker {
 
     pub(super) fn class(&self, config: &Config) -> Class {
         let waits = self.waits_for_store().is_some();
-        health::class(self.detector.state(), self.breaker.state(), self.speed.is_slow(&config.speculation), waits)
+        health::class(
+            self.detector.state(),
+            self.breaker.state(),
+            self.speed.is_slow(&config.speculation),
+            waits,
+        )
     }
 
     /// The store that it waits for, in its own words.
     pub(super) fn waits_for_store(&self) -> Option<&str> {
-        let named = |what: &str| what == STORE || what.strip_prefix(STORE).is_some_and(|name| name.starts_with(' '));
+        let named = |what: &str| {
+            what == STORE || what.strip_prefix(STORE).is_some_and(|name| name.starts_with(' '))
+        };
         self.health.waiting_for.as_deref().filter(|what| named(what))
     }
 
     /// What the rules of health look at; `disk_needed_bytes` is what its tasks may still spill.
-    pub(super) fn figures(&self, config: &Config, now_ms: u64, disk_needed_bytes: u64) -> WorkerFigures {
+    pub(super) fn figures(
+        &self,
+        config: &Config,
+        now_ms: u64,
+        disk_needed_bytes: u64,
+    ) -> WorkerFigures {
         WorkerFigures {
             liveness: self.detector.state(),
             silence_ms: self.detector.silence_ms(now_ms),
@@ -157,7 +174,8 @@ impl Worker {
             speed_percent: self.speed.percent(),
             memory_used_bytes: self.health.rss_bytes,
             memory_bytes: self.info.memory_bytes,
-            disk_free_bytes: (self.health.disk_total_bytes > 0).then_some(self.health.disk_free_bytes),
+            disk_free_bytes: (self.health.disk_total_bytes > 0)
+                .then_some(self.health.disk_free_bytes),
             disk_needed_bytes,
             failures_in_a_row: self.breaker.failures_in_a_row(),
             critical: health::is_critical(&self.info.labels),
@@ -175,7 +193,9 @@ impl Worker {
                 until_ms.saturating_sub(now_ms)
             )),
             (Liveness::Suspect, _) => Some(format!("silent for {silence_ms} ms")),
-            (_, breaker::State::HalfOpen) => Some("its attempts failed again and again; it is on trial".to_owned()),
+            (_, breaker::State::HalfOpen) => {
+                Some("its attempts failed again and again; it is on trial".to_owned())
+            }
             _ if self.speed.is_slow(&config.speculation) => {
                 Some(format!("slow: {} % of the median rate", self.speed.percent()))
             }
@@ -251,7 +271,11 @@ impl Workers {
     }
 
     /// Changes a worker and keeps the order of those with room.
-    pub(super) fn update<R>(&mut self, id: &WorkerId, change: impl FnOnce(&mut Worker) -> R) -> Option<R> {
+    pub(super) fn update<R>(
+        &mut self,
+        id: &WorkerId,
+        change: impl FnOnce(&mut Worker) -> R,
+    ) -> Option<R> {
         let worker = self.all.get_mut(id)?;
         self.counts.take_away(worker);
         let result = change(worker);
@@ -265,14 +289,17 @@ impl Workers {
         Some(result)
     }
 
-    /// Takes a new worker, or a new life of a known one, in. What it held before must have been taken back.
+    /// Takes a new worker, or a new life of a known one, in. What it held before must have been
+    /// taken back.
     pub(super) fn admit(&mut self, register: Register, now_ms: u64, config: &Config) -> Result<()> {
         self.remove(&register.worker);
         if self.all.len() >= WORKERS_MAX {
             let dead = self.all.iter().filter(|(_, worker)| !worker.is_alive());
             let dead = dead.max_by_key(|(_, worker)| worker.detector.silence_ms(now_ms));
             let Some(dead) = dead.map(|(id, _)| id.clone()) else {
-                return Err(Error::exhausted(format!("the pool has its limit of {WORKERS_MAX} workers")));
+                return Err(Error::exhausted(format!(
+                    "the pool has its limit of {WORKERS_MAX} workers"
+                )));
             };
             self.remove(&dead);
         }
@@ -345,7 +372,8 @@ impl Workers {
 
     /// Forgets those that have left, or are dead, for long.
     pub(super) fn forget(&mut self, now_ms: u64, forget_ms: u64) -> Vec<WorkerId> {
-        let gone = |worker: &Worker| !worker.is_alive() && worker.detector.silence_ms(now_ms) >= forget_ms;
+        let gone =
+            |worker: &Worker| !worker.is_alive() && worker.detector.silence_ms(now_ms) >= forget_ms;
         let gone: Vec<WorkerId> =
             self.all.iter().filter(|(_, worker)| gone(worker)).map(|(id, _)| id.clone()).collect();
         gone.iter().for_each(|id| self.remove(id));
@@ -354,8 +382,11 @@ impl Workers {
 
     /// Checks that the order of free workers is that of their slots.
     pub(super) fn check(&self) -> std::result::Result<(), String> {
-        let expected: BTreeSet<(Reverse<u32>, WorkerId)> =
-            self.all.iter().filter_map(|(id, worker)| worker.room().map(|room| (Reverse(room), id.clone()))).collect();
+        let expected: BTreeSet<(Reverse<u32>, WorkerId)> = self
+            .all
+            .iter()
+            .filter_map(|(id, worker)| worker.room().map(|room| (Reverse(room), id.clone())))
+            .collect();
         if expected != self.free {
             return Err(format!("free workers are {:?}, but should be {expected:?}", self.free));
         }
@@ -364,10 +395,13 @@ impl Workers {
         if counts != self.counts {
             return Err(format!("the pool is {counts:?}, but counted as {:?}", self.counts));
         }
-        match self.all.iter().find(|(_, worker)| worker.attempts.len() > worker.info.slots as usize) {
-            Some((id, worker)) => {
-                Err(format!("worker {id} has {} attempts and {} slots", worker.attempts.len(), worker.info.slots))
-            }
+        match self.all.iter().find(|(_, worker)| worker.attempts.len() > worker.info.slots as usize)
+        {
+            Some((id, worker)) => Err(format!(
+                "worker {id} has {} attempts and {} slots",
+                worker.attempts.len(),
+                worker.info.slots
+            )),
             None => Ok(()),
         }
     }
@@ -379,12 +413,14 @@ impl Workers {
 /// `Invalid`, with the value and the bound.
 pub(super) fn validate(register: &Register, shared: &[(String, String)]) -> Result<()> {
     let differs = |(name, ours): &(String, String)| {
-        let theirs = register.settings.iter().find(|(known, _)| known == name).map(|(_, value)| value)?;
+        let theirs =
+            register.settings.iter().find(|(known, _)| known == name).map(|(_, value)| value)?;
         (theirs != ours).then(|| format!("{name} is {theirs} there and {ours} here"))
     };
     if let Some(difference) = shared.iter().find_map(differs) {
         let text = format!(
-            "worker {} on {} runs with other settings than the coordinator: {difference}; give both the same --profile and --config",
+            "worker {} on {} runs with other settings than the coordinator: {difference}; give \
+                both the same --profile and --config",
             register.worker, register.host
         );
         return Err(Error::invalid(text));
@@ -404,7 +440,8 @@ pub(super) fn validate(register: &Register, shared: &[(String, String)]) -> Resu
         || texts.into_iter().any(|text| text.len() > TEXT_BYTES_MAX)
     {
         let what = format!(
-            "worker {} has more than {LABELS_MAX} labels, or one of more than {TEXT_BYTES_MAX} bytes",
+            "worker {} has more than {LABELS_MAX} labels, or one of more than {TEXT_BYTES_MAX} \
+                bytes",
             register.worker
         );
         return Err(Error::invalid(what));
@@ -421,7 +458,10 @@ fn validate_folders(register: &Register) -> Result<()> {
             "worker {id} offers {count} input folders; at most {FOLDERS_MAX} are allowed"
         )));
     }
-    let urls = folders.iter().map(|folder| BlobUrl::of_worker(id, folder)).collect::<Result<Vec<BlobUrl>>>()?;
+    let urls = folders
+        .iter()
+        .map(|folder| BlobUrl::of_worker(id, folder))
+        .collect::<Result<Vec<BlobUrl>>>()?;
     for (at, folder) in urls.iter().enumerate() {
         if let Some(other) = urls.iter().skip(at + 1).find(|other| overlap(folder, other)) {
             return Err(Error::invalid(format!("the input folders {folder} and {other} overlap")));

@@ -1,7 +1,8 @@
 //! Replay: entries into [`Durable`]; and snapshots: [`Durable`] into records that fold back to it.
 //!
-//! A snapshot is no second format. It is the shortest list of ordinary records that gives the same state, cut into pieces of bounded size. A leader that dies while
-//! it writes one leaves pieces that never become whole: they are passed over.
+//! A snapshot is no second format. It is the shortest list of ordinary records that gives the same
+//! state, cut into pieces of bounded size. A leader that dies while it writes one leaves pieces
+//! that never become whole: they are passed over.
 
 use muster_common::ids::{Epoch, JobId, WorkerId};
 use muster_common::{Error, Result};
@@ -9,7 +10,8 @@ use muster_common::{Error, Result};
 use super::record::{self, Entry, JobArchived, RECORD_BYTES_MAX, Record, digest};
 use crate::job::durable::{Durable, DurableJob};
 
-/// Size of one piece of a snapshot, in bytes as encoded; a single record that is larger, up to [`RECORD_BYTES_MAX`], stands alone.
+/// Size of one piece of a snapshot, in bytes as encoded; a single record that is larger, up to
+/// [`RECORD_BYTES_MAX`], stands alone.
 pub const SNAPSHOT_PIECE_BYTES_MAX: usize = 512 * 1024;
 
 /// Workers whose work one record counts.
@@ -36,12 +38,18 @@ impl Fold {
     pub fn push(&mut self, entry: Entry) {
         let newest = self.durable.epoch;
         if entry.epoch < newest {
-            // The fence makes this impossible; a stream that someone else wrote to is told apart by it.
-            self.refused.push(format!("an entry of epoch {} stands after epoch {newest} began", entry.epoch));
+            // The fence makes this impossible; a stream that someone else wrote to is told apart by
+            // it.
+            self.refused.push(format!(
+                "an entry of epoch {} stands after epoch {newest} began",
+                entry.epoch
+            ));
             return;
         }
         match entry.record {
-            Record::Snapshot { id, part, of, records, .. } => self.push_piece(id, part, of, records),
+            Record::Snapshot { id, part, of, records, .. } => {
+                self.push_piece(id, part, of, records)
+            }
             // It says nothing, between the pieces of a snapshot, too.
             Record::StillLeads => {}
             record => {
@@ -101,9 +109,12 @@ pub fn compact(durable: &Durable) -> Vec<Record> {
     for (id, job) in &durable.jobs {
         compact_job(id, job, &mut records);
     }
-    let done: Vec<(WorkerId, u64)> = durable.done.iter().map(|(worker, count)| (worker.clone(), *count)).collect();
+    let done: Vec<(WorkerId, u64)> =
+        durable.done.iter().map(|(worker, count)| (worker.clone(), *count)).collect();
     let parts = (0..).zip(done.chunks(WORKERS_A_RECORD));
-    records.extend(parts.map(|(part, done)| Record::WorkersDone { anew: part == 0, done: done.to_vec() }));
+    records.extend(
+        parts.map(|(part, done)| Record::WorkersDone { anew: part == 0, done: done.to_vec() }),
+    );
     records
 }
 
@@ -121,7 +132,8 @@ fn compact_job(id: &JobId, job: &DurableJob, records: &mut Vec<Record>) {
         return;
     }
     records.push(Record::JobSubmitted(Box::new(job.submitted.clone())));
-    records.extend(job.histories().into_iter().map(|history| Record::JobHistory(Box::new(history))));
+    records
+        .extend(job.histories().into_iter().map(|history| Record::JobHistory(Box::new(history))));
     if let Some(chosen) = &job.boundaries {
         records.push(Record::BoundariesChosen {
             job: id.clone(),
@@ -142,7 +154,8 @@ fn compact_job(id: &JobId, job: &DurableJob, records: &mut Vec<Record>) {
         records.extend(runs.chain(pinned));
     }
     for revoked in &job.revoked {
-        let (partition, attempt, upload) = (revoked.partition, revoked.attempt, revoked.upload.clone());
+        let (partition, attempt, upload) =
+            (revoked.partition, revoked.attempt, revoked.upload.clone());
         records.push(Record::UploadOpened { job: id.clone(), partition, attempt, upload });
         records.push(Record::UploadRevoked { job: id.clone(), partition, attempt });
     }
@@ -170,7 +183,8 @@ fn compact_job(id: &JobId, job: &DurableJob, records: &mut Vec<Record>) {
 /// A snapshot as the records to append, in order.
 ///
 /// # Errors
-/// `Bug` where a record cannot be serialised, or is larger than records may be: no entry could hold it.
+/// `Bug` where a record cannot be serialised, or is larger than records may be: no entry could hold
+/// it.
 pub fn snapshot(durable: &Durable, id: u64) -> Result<Vec<Record>> {
     let mut pieces: Vec<Vec<Record>> = vec![Vec::new()];
     let mut bytes = 0;
@@ -178,7 +192,9 @@ pub fn snapshot(durable: &Durable, id: u64) -> Result<Vec<Record>> {
         let size = record::size(&record)?;
         if size > RECORD_BYTES_MAX {
             let kind = record.kind();
-            return Err(Error::bug(format!("a {kind} record of {size} bytes exceeds the limit of {RECORD_BYTES_MAX}")));
+            return Err(Error::bug(format!(
+                "a {kind} record of {size} bytes exceeds the limit of {RECORD_BYTES_MAX}"
+            )));
         }
         if bytes > 0 && bytes + size > SNAPSHOT_PIECE_BYTES_MAX {
             pieces.push(Vec::new());
@@ -189,8 +205,8 @@ pub fn snapshot(durable: &Durable, id: u64) -> Result<Vec<Record>> {
             piece.push(record);
         }
     }
-    let of =
-        u32::try_from(pieces.len()).map_err(|_| Error::exhausted("a snapshot has more pieces than can be numbered"))?;
+    let of = u32::try_from(pieces.len())
+        .map_err(|_| Error::exhausted("a snapshot has more pieces than can be numbered"))?;
     Ok((0..)
         .zip(pieces)
         .map(|(part, records)| Record::Snapshot { id, part, of, digest: digest(&records), records })

@@ -1,4 +1,5 @@
-//! Histories as large as they get: every entry that a snapshot makes of them fits, and gives the state back.
+//! Histories as large as they get: every entry that a snapshot makes of them fits, and gives the
+//! state back.
 
 use muster_common::ErrorKind;
 use muster_common::ids::{AttemptId, Generation, Phase, TaskId};
@@ -6,7 +7,8 @@ use muster_common::wire::{BadRecord, BlobRef, DamageCause, MESSAGE_BYTES_MAX};
 use muster_kernel::proof::{Interval, Sums};
 
 use super::super::record::{
-    self, AttemptFailed, Entry, GenerationBegan, JobEnded, JobOutcome, JobSubmitted, PartCommitted, RunCommitted, v2,
+    self, AttemptFailed, Entry, GenerationBegan, JobEnded, JobOutcome, JobSubmitted, PartCommitted,
+    RunCommitted, v2,
 };
 use super::*;
 use crate::job::durable::{REVOKED_KEPT, WORKERS_KEPT};
@@ -34,7 +36,12 @@ fn blob(url: &str) -> BlobRef {
 }
 
 fn attempt(phase: Phase, index: u32, generation: u32, nonce: u64) -> AttemptId {
-    AttemptId { task: TaskId { phase, index }, generation: Generation(generation), epoch: Epoch(1), nonce }
+    AttemptId {
+        task: TaskId { phase, index },
+        generation: Generation(generation),
+        epoch: Epoch(1),
+        nonce,
+    }
 }
 
 fn submitted(splits: u32, partitions: u32) -> Record {
@@ -70,7 +77,12 @@ impl Journal {
         journal.push(&Record::DeploymentCreated { deployment: "d1".parse().expect("id") });
         journal.push(&Record::EpochBegan { epoch: Epoch(1), nonce: 3 });
         journal.push(&submitted(splits, partitions));
-        journal.push(&Record::BoundariesChosen { job: job(), splitters: None, partitions, took_ms: 1 });
+        journal.push(&Record::BoundariesChosen {
+            job: job(),
+            splitters: None,
+            partitions,
+            took_ms: 1,
+        });
         journal
     }
 
@@ -98,7 +110,8 @@ impl Journal {
     }
 
     fn commit_run(&mut self, split: u32, pieces: u32) {
-        let worker = format!("{}-{}", "w".repeat(50), self.dice.next(2500)).parse().expect("worker id");
+        let worker =
+            format!("{}-{}", "w".repeat(50), self.dice.next(2500)).parse().expect("worker id");
         self.commit(split, pieces, worker);
     }
 
@@ -128,7 +141,9 @@ impl Journal {
             dropped: Sums::default(),
             skipped: Sums::default(),
             quarantine: None,
-            intervals: (0..pieces).map(|object| Interval { object, begin: u64::MAX - 1, end: u64::MAX }).collect(),
+            intervals: (0..pieces)
+                .map(|object| Interval { object, begin: u64::MAX - 1, end: u64::MAX })
+                .collect(),
             bad_records: places.collect(),
         })));
     }
@@ -137,13 +152,19 @@ impl Journal {
         let Some(run) = self.job().runs.get(&split) else { return };
         let (lost, generation) = (run.attempt, Generation(self.job().generation(split).0 + 1));
         let why = "\u{1F980}".repeat(300);
-        let began = GenerationBegan { job: job(), split, generation, lost, cause: DamageCause::Store, why };
+        let began =
+            GenerationBegan { job: job(), split, generation, lost, cause: DamageCause::Store, why };
         self.push(&Record::GenerationBegan(Box::new(began)));
     }
 
     fn open(&mut self, partition: u32) -> AttemptId {
         let attempt = self.attempt(Phase::Merge, partition);
-        self.push(&Record::UploadOpened { job: job(), partition, attempt, upload: "u".repeat(2048) });
+        self.push(&Record::UploadOpened {
+            job: job(),
+            partition,
+            attempt,
+            upload: "u".repeat(2048),
+        });
         attempt
     }
 
@@ -184,7 +205,8 @@ impl Journal {
     }
 }
 
-/// The reproduction: thousands of failed attempts, or of objects that are left out with a reason, made one record that no message could hold.
+/// The reproduction: thousands of failed attempts, or of objects that are left out with a reason,
+/// made one record that no message could hold.
 #[test]
 fn a_large_history_is_cut_into_records_that_fit() {
     let mut journal = Journal::of(1500, 2, 1);
@@ -196,7 +218,11 @@ fn a_large_history_is_cut_into_records_that_fit() {
     assert!(journal.job().tries.values().all(|tries| *tries == 10));
     assert_eq!(journal.job().retries, 15_000);
     let last = attempt(Phase::Sort, 1499, 0, 15_000);
-    assert_eq!(journal.job().failures.back().map(|failure| failure.attempt), Some(last), "the last are kept");
+    assert_eq!(
+        journal.job().failures.back().map(|failure| failure.attempt),
+        Some(last),
+        "the last are kept"
+    );
     assert!(journal.check() > 2);
 
     let mut journal = Journal::of(4, 2, 1);
@@ -206,7 +232,8 @@ fn a_large_history_is_cut_into_records_that_fit() {
     assert!(journal.check() > 10, "10,000 reasons of 1,200 bytes");
 }
 
-/// A property over histories: whatever happened, and however much of it, no entry exceeds the limit and the fold of the snapshot is the state.
+/// A property over histories: whatever happened, and however much of it, no entry exceeds the limit
+/// and the fold of the snapshot is the state.
 #[test]
 fn whatever_happened_a_snapshot_fits_and_gives_the_state() {
     for seed in 0..12 {
@@ -239,7 +266,11 @@ fn whatever_happened_a_snapshot_fits_and_gives_the_state() {
                     journal.commit_run(split, 1);
                 }
             }
-            journal.push(&Record::RunsPinned { job: job(), runs: blob("s3://b/s/runs"), took_ms: 2 });
+            journal.push(&Record::RunsPinned {
+                job: job(),
+                runs: blob("s3://b/s/runs"),
+                took_ms: 2,
+            });
             for _ in 0..600 {
                 let partition = journal.dice.next(partitions);
                 let attempt = journal.open(partition);
@@ -253,7 +284,8 @@ fn whatever_happened_a_snapshot_fits_and_gives_the_state() {
     }
 }
 
-/// Uploads that were revoked again and again are bounded for each partition; one that may have been forgotten counts as revoked.
+/// Uploads that were revoked again and again are bounded for each partition; one that may have been
+/// forgotten counts as revoked.
 #[test]
 fn revoked_uploads_are_bounded() {
     let mut journal = Journal::of(1, 3, 5);
@@ -280,7 +312,8 @@ fn revoked_uploads_are_bounded() {
 /// What each worker has done outlives its job, in as many records as it takes, and is bounded.
 #[test]
 fn what_workers_have_done_outlives_their_jobs() {
-    let worker = |at: u32| format!("{}-{at}", "w".repeat(50)).parse::<WorkerId>().expect("worker id");
+    let worker =
+        |at: u32| format!("{}-{at}", "w".repeat(50)).parse::<WorkerId>().expect("worker id");
     let many = u32::try_from(WORKERS_KEPT).expect("a number") + 5;
     let mut journal = Journal::of(many, 2, 1);
     for split in 0..many {
@@ -330,7 +363,8 @@ fn a_history_of_version_2_is_read() {
     let mut journal = Journal::of(4, 2, 1);
     journal.push(&record.into());
     let job = journal.job();
-    let tries: Vec<(u32, u32)> = job.tries.iter().map(|(task, tries)| (task.index, *tries)).collect();
+    let tries: Vec<(u32, u32)> =
+        job.tries.iter().map(|(task, tries)| (task.index, *tries)).collect();
     assert_eq!(tries, [(0, 2), (2, 1)]);
     assert_eq!((job.retries, job.repeated, job.generation(3)), (5, 1, Generation(1)));
     assert_eq!(

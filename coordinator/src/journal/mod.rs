@@ -1,4 +1,5 @@
-//! The journal: what it holds ([`record`]), how it is read back ([`replay`], [`fold`]) and how one leader at a time writes it ([`writer`]).
+//! The journal: what it holds ([`record`]), how it is read back ([`replay`], [`fold`]) and how one
+//! leader at a time writes it ([`writer`]).
 
 pub mod fold;
 pub mod record;

@@ -1,8 +1,9 @@
 //! What the journal holds, byte for byte.
 //!
-//! An entry is framed like every message: a version byte, then postcard. Postcard does not describe itself, so a version that was ever written never changes: a new
-//! need gets a new version, and [`decode`] lifts what it reads to the newest one, which is all that the rest of the program knows. Golden bytes of every variant
-//! of every version are kept in `golden/`.
+//! An entry is framed like every message: a version byte, then postcard. Postcard does not describe
+//! itself, so a version that was ever written never changes: a new need gets a new version, and
+//! [`decode`] lifts what it reads to the newest one, which is all that the rest of the program
+//! knows. Golden bytes of every variant of every version are kept in `golden/`.
 
 use std::cell::Cell;
 
@@ -18,19 +19,22 @@ pub mod v2;
 pub mod v3;
 
 pub use v2::{
-    AttemptFailedV2 as AttemptFailed, GenerationBeganV2 as GenerationBegan, JobArchivedV2 as JobArchived,
-    JobEndedV2 as JobEnded, JobSubmittedV2 as JobSubmitted, PartCommittedV2 as PartCommitted, RecoveryV2 as Recovery,
-    TotalsV2 as Totals,
+    AttemptFailedV2 as AttemptFailed, GenerationBeganV2 as GenerationBegan,
+    JobArchivedV2 as JobArchived, JobEndedV2 as JobEnded, JobSubmittedV2 as JobSubmitted,
+    PartCommittedV2 as PartCommitted, RecoveryV2 as Recovery, TotalsV2 as Totals,
 };
-pub use v3::{EntryV3 as Entry, JobHistoryV3 as JobHistory, RecordV3 as Record, RunCommittedV3 as RunCommitted};
+pub use v3::{
+    EntryV3 as Entry, JobHistoryV3 as JobHistory, RecordV3 as Record,
+    RunCommittedV3 as RunCommitted,
+};
 
 /// The version that this build writes.
 pub const JOURNAL_VERSION: u8 = 3;
 /// The oldest version that this build reads.
 pub const JOURNAL_VERSION_OLDEST: u8 = 1;
 
-/// Largest record, as postcard. Whoever makes records of what others say refuses what is larger; so an entry, and a piece of a snapshot that holds one record, is below
-/// the limit of messages.
+/// Largest record, as postcard. Whoever makes records of what others say refuses what is larger; so
+/// an entry, and a piece of a snapshot that holds one record, is below the limit of messages.
 pub const RECORD_BYTES_MAX: usize = wire::MESSAGE_BYTES_MAX - 64 * 1024;
 
 /// Most malformed records that a job names one by one, and that one of its runs does.
@@ -73,7 +77,8 @@ impl From<Times> for PhaseTimes {
 }
 
 impl RunCommitted {
-    /// From a worker's report. Of the malformed records only so many are named as a job names in the end.
+    /// From a worker's report. Of the malformed records only so many are named as a job names in
+    /// the end.
     pub fn new(job: JobId, attempt: AttemptId, worker: WorkerId, run: SortedRun) -> Self {
         let SortedRun {
             url,
@@ -117,7 +122,20 @@ impl PartCommitted {
     pub fn new(job: JobId, attempt: AttemptId, worker: WorkerId, part: MergedPart) -> Self {
         let MergedPart { upload, tags, bytes, checksum, kept, dropped, first_key, last_key } = part;
         let (partition, worker) = (attempt.task.index, Some(worker));
-        Self { job, partition, attempt, worker, upload, tags, bytes, checksum, kept, dropped, first_key, last_key }
+        Self {
+            job,
+            partition,
+            attempt,
+            worker,
+            upload,
+            tags,
+            bytes,
+            checksum,
+            kept,
+            dropped,
+            first_key,
+            last_key,
+        }
     }
 }
 
@@ -155,8 +173,11 @@ thread_local! {
     static IN_PIECE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Reads the records of a piece of a snapshot, none of which may be such a piece: reading one within the other goes as deep as the bytes say, and the stack does not.
-fn flat<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+/// Reads the records of a piece of a snapshot, none of which may be such a piece: reading one
+/// within the other goes as deep as the bytes say, and the stack does not.
+fn flat<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
     if IN_PIECE.get() {
         return Err(serde::de::Error::custom("a snapshot within a snapshot"));
     }
@@ -168,7 +189,8 @@ fn flat<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Resu
 
 /// The digest that a piece of a snapshot carries: XXH3-64 of its records as postcard.
 pub fn digest<T: Serialize>(records: &[T]) -> u64 {
-    // Records hold nothing that postcard cannot write; if it could not, the piece would not be written either.
+    // Records hold nothing that postcard cannot write; if it could not, the piece would not be
+    // written either.
     postcard::to_stdvec(records).map_or(0, |bytes| wire::digest(&bytes))
 }
 
@@ -178,7 +200,9 @@ pub fn digest<T: Serialize>(records: &[T]) -> u64 {
 /// `Bug` where it cannot be serialised.
 pub fn size(record: &Record) -> Result<usize> {
     let bytes = postcard::to_stdvec(record);
-    bytes.map(|bytes| bytes.len()).map_err(|e| Error::bug(format!("a {} record cannot be sized: {e}", record.kind())))
+    bytes
+        .map(|bytes| bytes.len())
+        .map_err(|e| Error::bug(format!("a {} record cannot be sized: {e}", record.kind())))
 }
 
 /// An entry as it is stored.
@@ -189,7 +213,10 @@ pub fn encode(entry: &Entry) -> Result<Vec<u8>> {
     let bytes = wire::frame(JOURNAL_VERSION, entry)?;
     if bytes.len() > wire::MESSAGE_BYTES_MAX {
         let (kind, limit) = (entry.record.kind(), wire::MESSAGE_BYTES_MAX);
-        return Err(Error::bug(format!("a {kind} record of {} bytes exceeds the limit of {limit}", bytes.len())));
+        return Err(Error::bug(format!(
+            "a {kind} record of {} bytes exceeds the limit of {limit}",
+            bytes.len()
+        )));
     }
     Ok(bytes)
 }

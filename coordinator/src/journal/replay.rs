@@ -1,12 +1,16 @@
-//! From the entries of a journal to the state that a leader goes on from: the newest good snapshot, and the records after it.
+//! From the entries of a journal to the state that a leader goes on from: the newest good snapshot,
+//! and the records after it.
 //!
-//! What stands before that snapshot does not matter, whatever its condition. After it, a damaged piece of a later snapshot is passed over, since a snapshot says nothing
-//! that the records before it do not say. A damaged or missing record is another matter: what it decided is not known, and nobody may lead on a guess.
+//! What stands before that snapshot does not matter, whatever its condition. After it, a damaged
+//! piece of a later snapshot is passed over, since a snapshot says nothing that the records before
+//! it do not say. A damaged or missing record is another matter: what it decided is not known, and
+//! nobody may lead on a guess.
 //!
 //! What no leader appended says nothing and is passed over, wherever it stands.
 //!
-//! A piece is known to be damaged by its digest, and to be a piece by what stands at its head. The server keeps checksums of its own over every record, so damage that
-//! still reads as a sound record is not looked for here.
+//! A piece is known to be damaged by its digest, and to be a piece by what stands at its head. The
+//! server keeps checksums of its own over every record, so damage that still reads as a sound
+//! record is not looked for here.
 
 use muster_common::ids::Epoch;
 use muster_common::{Error, Result, ledger};
@@ -41,7 +45,8 @@ enum Seen {
 /// Replays entries, which are in order.
 ///
 /// # Errors
-/// `Invalid` where a newer build wrote one of them; `Corrupt` where a record is damaged or missing that no snapshot makes up for. The message names its place.
+/// `Invalid` where a newer build wrote one of them; `Corrupt` where a record is damaged or missing
+/// that no snapshot makes up for. The message names its place.
 pub fn replay(entries: Vec<ledger::Entry>) -> Result<Replayed> {
     let mut seen = Vec::with_capacity(entries.len());
     for entry in entries {
@@ -66,11 +71,16 @@ pub fn replay(entries: Vec<ledger::Entry>) -> Result<Replayed> {
         match seen {
             Seen::Good(entry) => fold.push(entry),
             Seen::DamagedPiece => {
-                damage
-                    .push(format!("entry {sequence}, a piece of a snapshot, is damaged; what stands before it serves"));
+                damage.push(format!(
+                    "entry {sequence}, a piece of a snapshot, is damaged; what \
+                        stands before it serves"
+                ));
             }
             Seen::Foreign => {
-                damage.push(format!("entry {sequence} is not of a coordinator's making and is passed over; who may publish there, or ask JetStream for something?"));
+                damage.push(format!(
+                    "entry {sequence} is not of a coordinator's making and is \
+                    passed over; who may publish there, or ask JetStream for something?"
+                ));
             }
             Seen::Damaged(error) => return Err(unreadable(sequence, &error.message)),
         }
@@ -82,7 +92,8 @@ pub fn replay(entries: Vec<ledger::Entry>) -> Result<Replayed> {
 
 fn unreadable(sequence: u64, why: &str) -> Error {
     Error::corrupt(format!(
-        "the journal's entry {sequence} cannot be read ({why}), and no later snapshot makes up for it: nobody can lead on this journal; restore its stream from a copy"
+        "the journal's entry {sequence} cannot be read ({why}), and no later snapshot makes up for \
+            it: nobody can lead on this journal; restore its stream from a copy"
     ))
 }
 
@@ -92,11 +103,14 @@ fn see(sequence: u64, bytes: &[u8]) -> Result<Seen> {
     }
     if let Some(version) = bytes.first().filter(|version| **version > JOURNAL_VERSION) {
         return Err(Error::invalid(format!(
-            "the journal's entry {sequence} was written by a newer build (version {version}, this one reads up to version {JOURNAL_VERSION}): update this coordinator"
+            "the journal's entry {sequence} was written by a newer build (version {version}, this \
+                one reads up to version {JOURNAL_VERSION}): update this coordinator"
         )));
     }
     Ok(match record::decode(bytes) {
-        Ok(Entry { record: Record::Snapshot { digest, records, .. }, .. }) if record::digest(&records) != digest => {
+        Ok(Entry { record: Record::Snapshot { digest, records, .. }, .. })
+            if record::digest(&records) != digest =>
+        {
             Seen::DamagedPiece
         }
         Ok(entry) => Seen::Good(entry),
@@ -110,17 +124,30 @@ fn is_piece(bytes: &[u8]) -> bool {
     let Some((version, body)) = bytes.split_first() else { return false };
     let records = Vec::new();
     let empty = match version {
-        1 => postcard::to_stdvec(&v1::RecordV1::Snapshot { id: 0, part: 0, of: 0, records: Vec::new() }),
-        2 => postcard::to_stdvec(&v2::RecordV2::Snapshot { id: 0, part: 0, of: 0, digest: 0, records: Vec::new() }),
+        1 => postcard::to_stdvec(&v1::RecordV1::Snapshot {
+            id: 0,
+            part: 0,
+            of: 0,
+            records: Vec::new(),
+        }),
+        2 => postcard::to_stdvec(&v2::RecordV2::Snapshot {
+            id: 0,
+            part: 0,
+            of: 0,
+            digest: 0,
+            records: Vec::new(),
+        }),
         _ => postcard::to_stdvec(&Record::Snapshot { id: 0, part: 0, of: 0, digest: 0, records }),
     };
-    let variant = |bytes: &[u8]| postcard::take_from_bytes::<u32>(bytes).ok().map(|(variant, _)| variant);
+    let variant =
+        |bytes: &[u8]| postcard::take_from_bytes::<u32>(bytes).ok().map(|(variant, _)| variant);
     let head = postcard::take_from_bytes::<(Epoch, u64, u32, u64, u32, u32)>(body).ok();
     let expected = empty.ok().and_then(|bytes| variant(&bytes));
     head.is_some_and(|((_, _, found, _, part, of), _)| Some(found) == expected && part < of)
 }
 
-/// Snapshots of which all pieces stand and are good: index and sequence number of the first piece of each.
+/// Snapshots of which all pieces stand and are good: index and sequence number of the first piece
+/// of each.
 fn good_snapshots(seen: &[(u64, Seen)]) -> Vec<(usize, u64)> {
     let mut found = Vec::new();
     // The snapshot at hand: its id, the next piece's number and place, and where it begins.
@@ -130,7 +157,11 @@ fn good_snapshots(seen: &[(u64, Seen)]) -> Vec<(usize, u64)> {
             Seen::Good(Entry { record: Record::Snapshot { id, part, of, .. }, .. }) => {
                 let begin = match at_hand {
                     _ if *part == 0 => Some((index, *sequence)),
-                    Some((known, next, place, begin)) if (known, next, place) == (*id, *part, *sequence) => Some(begin),
+                    Some((known, next, place, begin))
+                        if (known, next, place) == (*id, *part, *sequence) =>
+                    {
+                        Some(begin)
+                    }
                     _ => None,
                 };
                 match part.checked_add(1) {
@@ -138,7 +169,9 @@ fn good_snapshots(seen: &[(u64, Seen)]) -> Vec<(usize, u64)> {
                         found.extend(begin);
                         None
                     }
-                    next => next.and_then(|next| begin.map(|begin| (*id, next, sequence + 1, begin))),
+                    next => {
+                        next.and_then(|next| begin.map(|begin| (*id, next, sequence + 1, begin)))
+                    }
                 }
             }
             Seen::Good(Entry { record: Record::StillLeads, .. }) => at_hand
@@ -150,14 +183,17 @@ fn good_snapshots(seen: &[(u64, Seen)]) -> Vec<(usize, u64)> {
     found
 }
 
-/// Where a journal without a good snapshot begins: with its first record, if that is still there. What is foreign may stand before it, or alone.
+/// Where a journal without a good snapshot begins: with its first record, if that is still there.
+/// What is foreign may stand before it, or alone.
 fn first_record(seen: &[(u64, Seen)]) -> Result<usize> {
     match seen.iter().find(|(_, seen)| !matches!(seen, Seen::Foreign)) {
         None => Ok(0),
         Some((_, Seen::Good(Entry { record: Record::DeploymentCreated { .. }, .. }))) => Ok(0),
         Some((sequence, Seen::Damaged(error))) => Err(unreadable(*sequence, &error.message)),
         Some((sequence, _)) => Err(Error::corrupt(format!(
-            "the journal begins with entry {sequence}, and none of its snapshots is whole: what was decided before it is lost, and nobody can lead on it; restore its stream from a copy"
+            "the journal begins with entry {sequence}, and none of its snapshots is whole: what \
+                was decided before it is lost, and nobody can lead on it; restore its stream from \
+                a copy"
         ))),
     }
 }

@@ -21,8 +21,12 @@ struct Bench {
 
 impl Bench {
     async fn new() -> Self {
-        let mut bench =
-            Self { ledger: MemoryLedger::default(), durable: Durable::default(), pieces: Vec::new(), asks: false };
+        let mut bench = Self {
+            ledger: MemoryLedger::default(),
+            durable: Durable::default(),
+            pieces: Vec::new(),
+            asks: false,
+        };
         let deployment: DeploymentId = "d1".parse().expect("id");
         bench.write(Record::DeploymentCreated { deployment }).await;
         bench.epoch(1).await;
@@ -98,7 +102,11 @@ async fn a_sound_journal_gives_its_state() {
     assert_eq!(replayed.durable, bench.durable);
     assert_eq!((replayed.refused.len(), replayed.damage.len()), (0, 0));
     assert_eq!(replayed.snapshots, [bench.pieces[0][0], bench.pieces[1][0]]);
-    assert_eq!(replay(Vec::new()).expect("replay").durable, Durable::default(), "so does an empty one");
+    assert_eq!(
+        replay(Vec::new()).expect("replay").durable,
+        Durable::default(),
+        "so does an empty one"
+    );
 }
 
 /// What a fence has asked stands among all else, and says nothing about it.
@@ -132,7 +140,11 @@ async fn a_damaged_snapshot_is_made_up_for() {
                 assert_eq!(replayed.durable, bench.durable, "piece {piece}");
                 assert_eq!(replayed.refused, Vec::<String>::new());
                 assert_eq!(replayed.damage.len(), 1, "{:?}", replayed.damage);
-                assert!(replayed.damage[0].contains(&format!("entry {piece}")), "{:?}", replayed.damage);
+                assert!(
+                    replayed.damage[0].contains(&format!("entry {piece}")),
+                    "{:?}",
+                    replayed.damage
+                );
                 assert_eq!(replayed.snapshots.len(), 1);
             }
         }
@@ -148,7 +160,10 @@ async fn after_a_purge_an_older_snapshot_serves() {
     // Without any, nothing is known.
     bench.ledger.purge_before(bench.pieces[1][0]).await.expect("purge");
     let error = replay(bench.damaged(bench.pieces[1][1], truncate).await).expect_err("lost");
-    assert!(error.kind == ErrorKind::Corrupt && error.message.contains("none of its snapshots"), "{error}");
+    assert!(
+        error.kind == ErrorKind::Corrupt && error.message.contains("none of its snapshots"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -173,7 +188,8 @@ async fn a_damaged_record_counts_unless_a_snapshot_follows() {
         let last = entries.last().map(|entry| entry.sequence);
         match replay(entries) {
             Ok(replayed) if sequence < newest => assert_eq!(replayed.durable, bench.durable),
-            // A record that is cut off at the end cannot be missed: the stream's next number tells the writer.
+            // A record that is cut off at the end cannot be missed: the stream's next number tells
+            // the writer.
             Ok(_) => assert_eq!(last, Some(sequence - 1)),
             Err(error) => assert!(error.message.contains(&format!("entry {sequence} ")), "{error}"),
         }
@@ -184,9 +200,13 @@ async fn a_damaged_record_counts_unless_a_snapshot_follows() {
 async fn a_newer_build_is_told_from_damage() {
     let bench = Bench::new().await;
     for entry in bench.entries().await {
-        let error = replay(bench.damaged(entry.sequence, |bytes| bytes[0] = JOURNAL_VERSION + 1).await);
+        let error =
+            replay(bench.damaged(entry.sequence, |bytes| bytes[0] = JOURNAL_VERSION + 1).await);
         let error = error.expect_err("refused");
-        assert!(error.kind == ErrorKind::Invalid && error.message.contains("newer build"), "{error}");
+        assert!(
+            error.kind == ErrorKind::Invalid && error.message.contains("newer build"),
+            "{error}"
+        );
     }
 }
 
@@ -202,10 +222,19 @@ async fn what_no_leader_wrote_is_passed_over() {
         }
         let replayed = replay(entries).expect("replay");
         assert_eq!(replayed.durable, bench.durable, "before entry {at}");
-        assert_eq!((replayed.refused.len(), replayed.damage.len()), (0, 1), "{:?}", replayed.damage);
+        assert_eq!(
+            (replayed.refused.len(), replayed.damage.len()),
+            (0, 1),
+            "{:?}",
+            replayed.damage
+        );
     }
     let alone = vec![ledger::Entry { sequence: 1, bytes: ledger::FOREIGN }];
-    assert_eq!(replay(alone).expect("replay").durable, Durable::default(), "a journal may begin after it");
+    assert_eq!(
+        replay(alone).expect("replay").durable,
+        Durable::default(),
+        "a journal may begin after it"
+    );
 }
 
 /// Every byte of the newest snapshot, flipped in turn: the state is the same, or nobody leads.
@@ -213,7 +242,14 @@ async fn what_no_leader_wrote_is_passed_over() {
 async fn no_flipped_byte_of_a_snapshot_gives_another_state() {
     let bench = Bench::new().await;
     let piece = bench.pieces[1][0];
-    let len = bench.entries().await.iter().find(|entry| entry.sequence == piece).expect("entry").bytes.len();
+    let len = bench
+        .entries()
+        .await
+        .iter()
+        .find(|entry| entry.sequence == piece)
+        .expect("entry")
+        .bytes
+        .len();
     let mut resumed = 0;
     for at in 0..len {
         match replay(bench.damaged(piece, |bytes| bytes[at] ^= 0xff).await) {
@@ -221,7 +257,9 @@ async fn no_flipped_byte_of_a_snapshot_gives_another_state() {
                 assert_eq!(replayed.durable, bench.durable, "byte {at}");
                 resumed += 1;
             }
-            Err(error) => assert!(matches!(error.kind, ErrorKind::Corrupt | ErrorKind::Invalid), "{error}"),
+            Err(error) => {
+                assert!(matches!(error.kind, ErrorKind::Corrupt | ErrorKind::Invalid), "{error}")
+            }
         }
     }
     assert!(resumed > len / 2, "{resumed} of {len}");
@@ -230,13 +268,23 @@ async fn no_flipped_byte_of_a_snapshot_gives_another_state() {
 #[test]
 fn a_piece_with_the_last_number_there_is_completes_nothing() {
     for (part, of) in [(u32::MAX, 0), (u32::MAX, u32::MAX), (0, 0)] {
-        let piece = Record::Snapshot { id: 1, part, of, digest: record::digest::<Record>(&[]), records: Vec::new() };
+        let piece = Record::Snapshot {
+            id: 1,
+            part,
+            of,
+            digest: record::digest::<Record>(&[]),
+            records: Vec::new(),
+        };
         let first = Record::DeploymentCreated { deployment: "d1".parse().expect("id") };
         let entries = (1..).zip([first, piece]).map(|(sequence, record)| {
-            let bytes = record::encode(&Entry { epoch: Epoch(0), nonce: 0, record }).expect("encode");
+            let bytes =
+                record::encode(&Entry { epoch: Epoch(0), nonce: 0, record }).expect("encode");
             ledger::Entry { sequence, bytes: Bytes::from(bytes) }
         });
         let replayed = replay(entries.collect()).expect("a journal that can be read");
-        assert!(replayed.durable.deployment.is_some() && replayed.snapshots.is_empty(), "piece {part} of {of}");
+        assert!(
+            replayed.durable.deployment.is_some() && replayed.snapshots.is_empty(),
+            "piece {part} of {of}"
+        );
     }
 }

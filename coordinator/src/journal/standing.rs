@@ -1,11 +1,14 @@
-//! When a leader last knew that it led: the moment at which an append was *sent* that the journal then acknowledged. What the journal acknowledges a majority of its
-//! servers has taken, after the very record that this leader knew as the newest; so nobody else had begun an epoch before that moment.
+//! When a leader last knew that it led: the moment at which an append was *sent* that the journal
+//! then acknowledged. What the journal acknowledges a majority of its servers has taken, after the
+//! very record that this leader knew as the newest; so nobody else had begun an epoch before that
+//! moment.
 
 use std::sync::{Mutex, PoisonError};
 
 use muster_common::clock::Clock;
 
-/// A moment by both clocks: one of them stands still while a machine is suspended, the other may be set.
+/// A moment by both clocks: one of them stands still while a machine is suspended, the other may be
+/// set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
     /// Of the clock that never goes back, in milliseconds.
@@ -22,7 +25,8 @@ impl Moment {
 
     /// Whether a later moment is no more than so many milliseconds away, by either clock.
     pub fn is_within(self, bound_ms: u64, later: Moment) -> bool {
-        later.now_ms.saturating_sub(self.now_ms) <= bound_ms && later.unix_ms.abs_diff(self.unix_ms) <= bound_ms
+        later.now_ms.saturating_sub(self.now_ms) <= bound_ms
+            && later.unix_ms.abs_diff(self.unix_ms) <= bound_ms
     }
 }
 

@@ -1,11 +1,13 @@
 //! The one writer of the journal.
 //!
-//! Every append names the sequence number that it expects to be the newest. That is the whole fence: a leader that somebody else has followed finds its next
-//! append refused. An answer that was lost is *unknown*: the tail is read, and the writer looks for its own nonce. Only then is the append made again, under the same
-//! expectation; so no record is ever written twice and none is taken for lost that stands.
+//! Every append names the sequence number that it expects to be the newest. That is the whole
+//! fence: a leader that somebody else has followed finds its next append refused. An answer that
+//! was lost is *unknown*: the tail is read, and the writer looks for its own nonce. Only then is
+//! the append made again, under the same expectation; so no record is ever written twice and none
+//! is taken for lost that stands.
 //!
-//! Appends go one after the other in the order in which the machine asked for them. The writer never gives up on trouble that may pass (it says what it waits for);
-//! it ends when it is fenced.
+//! Appends go one after the other in the order in which the machine asked for them. The writer
+//! never gives up on trouble that may pass (it says what it waits for); it ends when it is fenced.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,7 +62,8 @@ pub enum Order {
         /// The record.
         record: Box<Record>,
     },
-    /// Make sure that this leader leads: append a record that says so, unless one that was sent after that is acknowledged.
+    /// Make sure that this leader leads: append a record that says so, unless one that was sent
+    /// after that is acknowledged.
     Ask {
         /// When the question came up.
         asked: Moment,
@@ -103,7 +106,8 @@ impl JournalWriter {
         stalled: watch::Sender<Option<String>>,
     ) -> Result<Candidate> {
         let standing = Arc::default();
-        let mut writer = Self { ledger, clock, append_timeout, epoch: Epoch(0), last: 0, stalled, standing };
+        let mut writer =
+            Self { ledger, clock, append_timeout, epoch: Epoch(0), last: 0, stalled, standing };
         let replayed = writer.replay().await?;
         Ok(Candidate { writer, replayed })
     }
@@ -137,9 +141,11 @@ impl JournalWriter {
         replay(entries)
     }
 
-    /// The whole journal, and its newest sequence number. One that has entries and shows none is read from a replica that lags: whoever took it for empty would begin
-    /// another deployment in it. However long that lasts, what tells it from one that was emptied by hand is the newest entry, with which no replica answers; and the number
-    /// is asked for before, so that what somebody else appends meanwhile is a conflict.
+    /// The whole journal, and its newest sequence number. One that has entries and shows none is
+    /// read from a replica that lags: whoever took it for empty would begin another deployment in
+    /// it. However long that lasts, what tells it from one that was emptied by hand is the newest
+    /// entry, with which no replica answers; and the number is asked for before, so that what
+    /// somebody else appends meanwhile is a conflict.
     async fn read_whole(&self) -> (Vec<muster_common::ledger::Entry>, u64) {
         let mut tries = 0;
         loop {
@@ -151,7 +157,9 @@ impl JournalWriter {
             let last = self.last_sequence().await;
             let trouble = match self.ledger.newest().await {
                 Ok(None) => return (entries, last),
-                Ok(Some(newest)) => format!("the journal's newest entry is {}, but it shows none", newest.sequence),
+                Ok(Some(newest)) => {
+                    format!("the journal's newest entry is {}, but it shows none", newest.sequence)
+                }
                 Err(error) => error.message,
             };
             self.wait(&mut tries, &trouble).await;
@@ -166,7 +174,10 @@ impl JournalWriter {
             let deployment: DeploymentId = text.parse().map_err(|e| Error::bug(format!("{e}")))?;
             records.push(Record::DeploymentCreated { deployment });
         }
-        records.push(Record::EpochBegan { epoch: Epoch(durable.epoch.0 + 1), nonce: self.clock.random() });
+        records.push(Record::EpochBegan {
+            epoch: Epoch(durable.epoch.0 + 1),
+            nonce: self.clock.random(),
+        });
         for record in records {
             if let Record::EpochBegan { epoch, .. } = record {
                 self.epoch = epoch;
@@ -188,7 +199,9 @@ impl JournalWriter {
         loop {
             let sent = Moment::of(&*self.clock);
             let appending = self.ledger.append(self.last, bytes.clone());
-            let late = self.clock.pause(u64::try_from(self.append_timeout.as_millis()).unwrap_or(u64::MAX));
+            let late = self
+                .clock
+                .pause(u64::try_from(self.append_timeout.as_millis()).unwrap_or(u64::MAX));
             let appended = match future::select(appending, late).await {
                 Either::Left((appended, _)) => Some(appended),
                 Either::Right(_) => None,
@@ -209,7 +222,9 @@ impl JournalWriter {
                     }
                     unseen += 1;
                     if unseen >= UNSEEN_CONFLICTS_MAX {
-                        return Err(self.fenced("its newest sequence number is not the expected one"));
+                        return Err(
+                            self.fenced("its newest sequence number is not the expected one")
+                        );
                     }
                     "the journal refuses an append, but shows no other record".to_owned()
                 }
@@ -228,7 +243,10 @@ impl JournalWriter {
                 },
                 None => match self.find_own(nonce).await? {
                     Some(sequence) => return Ok(self.applied(sequence)),
-                    None => format!("the journal has not answered for {} ms", self.append_timeout.as_millis()),
+                    None => format!(
+                        "the journal has not answered for {} ms",
+                        self.append_timeout.as_millis()
+                    ),
                 },
             };
             self.wait(&mut tries, &trouble).await;
@@ -247,7 +265,10 @@ impl JournalWriter {
 
     fn fenced(&self, what: &str) -> Error {
         let Epoch(epoch) = self.epoch;
-        Error::new(ErrorKind::Fenced, format!("epoch {epoch} is over: another coordinator writes the journal ({what})"))
+        Error::new(
+            ErrorKind::Fenced,
+            format!("epoch {epoch} is over: another coordinator writes the journal ({what})"),
+        )
     }
 
     /// Reads what stands after the newest known record. `None` where nothing does.
@@ -255,9 +276,15 @@ impl JournalWriter {
         let tail = self.entries_from(self.last + 1).await;
         let Some(first) = tail.first() else { return Ok(None) };
         match record::decode(&first.bytes) {
-            Ok(entry) if entry.nonce == nonce && entry.epoch == self.epoch => Ok(Some(first.sequence)),
-            Ok(entry) => Err(self.fenced(&format!("entry {} is of epoch {}", first.sequence, entry.epoch))),
-            Err(error) => Err(self.fenced(&format!("entry {} cannot be read: {error}", first.sequence))),
+            Ok(entry) if entry.nonce == nonce && entry.epoch == self.epoch => {
+                Ok(Some(first.sequence))
+            }
+            Ok(entry) => {
+                Err(self.fenced(&format!("entry {} is of epoch {}", first.sequence, entry.epoch)))
+            }
+            Err(error) => {
+                Err(self.fenced(&format!("entry {} cannot be read: {error}", first.sequence)))
+            }
         }
     }
 
@@ -285,7 +312,9 @@ impl JournalWriter {
         if *tries == 0 {
             tracing::warn!(epoch = self.epoch.0, trouble, "waiting for the journal");
         }
-        self.stalled.send_if_modified(|stalled| stalled.replace(trouble.to_owned()).as_deref() != Some(trouble));
+        self.stalled.send_if_modified(|stalled| {
+            stalled.replace(trouble.to_owned()).as_deref() != Some(trouble)
+        });
         let full = (20_u64 << (*tries).min(10)).min(BACKOFF_MS_MAX);
         let pause_ms = full / 2 + self.clock.random() % (full / 2 + 1);
         *tries = tries.saturating_add(1);
@@ -300,7 +329,11 @@ impl JournalWriter {
     }
 
     /// Carries out orders until the sender is dropped or the writer is fenced.
-    pub async fn serve(mut self, mut orders: mpsc::UnboundedReceiver<Order>, answers: mpsc::UnboundedSender<Written>) {
+    pub async fn serve(
+        mut self,
+        mut orders: mpsc::UnboundedReceiver<Order>,
+        answers: mpsc::UnboundedSender<Written>,
+    ) {
         while let Some(order) = orders.recv().await {
             let answer = match order {
                 Order::Purge { before } => {

@@ -28,7 +28,13 @@ impl Bench {
 
     async fn read(&self) -> Result<Candidate> {
         let (stalled, _) = watch::channel(None);
-        JournalWriter::read(self.ledger.clone(), self.clock.clone(), Duration::from_secs(1), stalled).await
+        JournalWriter::read(
+            self.ledger.clone(),
+            self.clock.clone(),
+            Duration::from_secs(1),
+            stalled,
+        )
+        .await
     }
 
     async fn begin(&self) -> (JournalWriter, Replayed) {
@@ -52,7 +58,11 @@ async fn a_journal_begins_with_its_deployment_and_epochs_grow() {
     assert_eq!(first.epoch(), Epoch(1));
     let deployment = replayed.durable.deployment.clone().expect("deployment");
     let (second, replayed) = bench.begin().await;
-    assert_eq!((second.epoch(), replayed.durable.deployment), (Epoch(2), Some(deployment)), "it is minted once");
+    assert_eq!(
+        (second.epoch(), replayed.durable.deployment),
+        (Epoch(2), Some(deployment)),
+        "it is minted once"
+    );
     assert_eq!(bench.kinds().await, ["e0 deployment-created", "e1 epoch-began", "e2 epoch-began"]);
 }
 
@@ -63,7 +73,10 @@ async fn the_older_leader_is_fenced() {
     old.append(&forgotten("a")).await.expect("append");
     let (mut new, _) = bench.begin().await;
     let error = old.append(&forgotten("b")).await.expect_err("fenced");
-    assert!(error.kind == ErrorKind::Fenced && error.message.contains("epoch 1 is over"), "{error}");
+    assert!(
+        error.kind == ErrorKind::Fenced && error.message.contains("epoch 1 is over"),
+        "{error}"
+    );
     new.append(&forgotten("c")).await.expect("append");
     assert_eq!(bench.kinds().await.len(), 5);
 }
@@ -72,7 +85,8 @@ async fn the_older_leader_is_fenced() {
 async fn of_two_that_read_the_same_journal_one_begins() {
     let bench = Bench::new();
     for epoch in [1, 2] {
-        let (first, second) = (bench.read().await.expect("read"), bench.read().await.expect("read"));
+        let (first, second) =
+            (bench.read().await.expect("read"), bench.read().await.expect("read"));
         assert_eq!(first.begin().await.expect("begin").0.epoch(), Epoch(epoch));
         assert_eq!(second.begin().await.err().expect("beaten").kind, ErrorKind::Fenced);
     }
@@ -88,7 +102,11 @@ async fn a_lost_answer_is_neither_lost_nor_doubled() {
         let before = bench.ledger.last_sequence().await.expect("last");
         let sequence = writer.append(&forgotten("a")).await.expect("append");
         assert_eq!(sequence, before + 1, "{how:?}");
-        assert_eq!(bench.ledger.last_sequence().await.expect("last"), before + 1, "{how:?}: it stands once");
+        assert_eq!(
+            bench.ledger.last_sequence().await.expect("last"),
+            before + 1,
+            "{how:?}: it stands once"
+        );
     }
     for how in [Lost::NotApplied, Lost::NotApplied, Lost::Applied] {
         bench.ledger.lose_next(how);
@@ -140,7 +158,9 @@ async fn a_journal_of_a_newer_build_is_refused() {
     bench.ledger.append(last, Bytes::from_static(&[99, 1, 2])).await;
     let error = bench.read().await.err().expect("refused");
     assert!(
-        error.kind == ErrorKind::Invalid && error.message.contains("entry 3") && error.message.contains("version 99"),
+        error.kind == ErrorKind::Invalid
+            && error.message.contains("entry 3")
+            && error.message.contains("version 99"),
         "{error}"
     );
 }
@@ -163,12 +183,15 @@ async fn the_writers_task_keeps_the_order_and_ends_when_fenced() {
     let _new = bench.begin().await;
     orders.send(Order::Append { token: 10, record: Box::new(forgotten("b")) }).expect("send");
     orders.send(Order::Append { token: 11, record: Box::new(forgotten("b")) }).expect("send");
-    assert!(matches!(written.recv().await, Some(Written::Stopped { error }) if error.kind == ErrorKind::Fenced));
+    assert!(
+        matches!(written.recv().await, Some(Written::Stopped { error }) if error.kind == ErrorKind::Fenced)
+    );
     assert!(written.recv().await.is_none());
     task.await.expect("task");
 }
 
-/// A ledger whose first reads come from a replica that has nothing yet, and in which somebody else may be quicker.
+/// A ledger whose first reads come from a replica that has nothing yet, and in which somebody else
+/// may be quicker.
 #[derive(Default)]
 struct Lagging {
     inner: MemoryLedger,
@@ -192,7 +215,8 @@ impl Ledger for Lagging {
         let newest = self.inner.newest().await?;
         if self.races.swap(false, SeqCst) {
             let record = Record::DeploymentCreated { deployment: "d1".parse().expect("id") };
-            let entry = record::encode(&Entry { epoch: Epoch(0), nonce: 1, record }).expect("encode");
+            let entry =
+                record::encode(&Entry { epoch: Epoch(0), nonce: 1, record }).expect("encode");
             self.inner.append(self.inner.last_sequence().await?, entry.into()).await;
         }
         Ok(newest)
@@ -219,7 +243,10 @@ async fn a_lagging_replica_is_not_an_empty_journal() {
     for (lags, epoch) in [(3, 2), (100, 3)] {
         ledger.lags.store(lags, SeqCst);
         let (next, replayed) = begin().await.expect("begin");
-        assert_eq!((next.epoch(), &replayed.durable.deployment), (Epoch(epoch), &first.durable.deployment));
+        assert_eq!(
+            (next.epoch(), &replayed.durable.deployment),
+            (Epoch(epoch), &first.durable.deployment)
+        );
     }
 }
 

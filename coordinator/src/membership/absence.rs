@@ -1,4 +1,5 @@
-//! What the coordinator itself missed. While it was paused (SIGSTOP, a suspended host) or cut off from NATS, silence says nothing about workers: that time counts for nobody.
+//! What the coordinator itself missed. While it was paused (SIGSTOP, a suspended host) or cut off
+//! from NATS, silence says nothing about workers: that time counts for nobody.
 
 use muster_common::config::Detector as Settings;
 
@@ -7,8 +8,9 @@ const TICKS_MAX: u64 = 3;
 
 /// Watches the coordinator's own presence.
 ///
-/// Call [`Absence::observe`] with every input, *before* the input or any detector is looked at, and at least once a tick. What it returns goes to
-/// [`super::phi::Detector::forgive`] of every worker where it is not 0.
+/// Call [`Absence::observe`] with every input, *before* the input or any detector is looked at, and
+/// at least once a tick. What it returns goes to [`super::phi::Detector::forgive`] of every worker
+/// where it is not 0.
 #[derive(Debug, Clone)]
 pub struct Absence {
     tick_ms: u64,
@@ -18,12 +20,14 @@ pub struct Absence {
 }
 
 impl Absence {
-    /// Present and connected at `now_ms`; looks come every `tick_ms`, in milliseconds, or more often.
+    /// Present and connected at `now_ms`; looks come every `tick_ms`, in milliseconds, or more
+    /// often.
     pub fn new(now_ms: u64, tick_ms: u64) -> Self {
         Self { tick_ms: tick_ms.max(1), seen_ms: now_ms, connected: true, grace_until_ms: 0 }
     }
 
-    /// Milliseconds since the last look that count for nobody: all of them while cut off, those beyond one tick after a pause, and `grace_ms` after either.
+    /// Milliseconds since the last look that count for nobody: all of them while cut off, those
+    /// beyond one tick after a pause, and `grace_ms` after either.
     #[must_use = "goes to Detector::forgive of every worker"]
     pub fn observe(&mut self, settings: &Settings, now_ms: u64) -> u64 {
         let from_ms = self.seen_ms;
@@ -39,7 +43,8 @@ impl Absence {
         now_ms.min(self.grace_until_ms).saturating_sub(from_ms)
     }
 
-    /// The connection to NATS was lost (`false`) or is there again (`true`). Returns what [`Absence::observe`] would.
+    /// The connection to NATS was lost (`false`) or is there again (`true`). Returns what
+    /// [`Absence::observe`] would.
     #[must_use = "goes to Detector::forgive of every worker"]
     pub fn connection(&mut self, settings: &Settings, now_ms: u64, connected: bool) -> u64 {
         let forgiven_ms = self.observe(settings, now_ms);
@@ -77,7 +82,8 @@ mod tests {
         let mut absence = Absence::new(0, 250);
         assert_eq!(absence.observe(&settings(), 250), 0);
         assert_eq!(absence.observe(&settings(), 20_250), 19_750);
-        let grace: u64 = (1..=40).map(|tick| absence.observe(&settings(), 20_250 + tick * 250)).sum();
+        let grace: u64 =
+            (1..=40).map(|tick| absence.observe(&settings(), 20_250 + tick * 250)).sum();
         assert_eq!(grace, settings().grace_ms);
     }
 
@@ -86,7 +92,8 @@ mod tests {
         let mut absence = Absence::new(0, 250);
         assert_eq!(absence.connection(&settings(), 100, false), 0);
         assert!(absence.is_cut_off());
-        let cut_off: u64 = (1..=20).map(|tick| absence.observe(&settings(), 100 + tick * 250)).sum();
+        let cut_off: u64 =
+            (1..=20).map(|tick| absence.observe(&settings(), 100 + tick * 250)).sum();
         assert_eq!(cut_off, 5000);
         assert_eq!(absence.connection(&settings(), 5200, true), 100);
         let grace: u64 = (1..=40).map(|tick| absence.observe(&settings(), 5200 + tick * 250)).sum();

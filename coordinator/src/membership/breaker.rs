@@ -1,4 +1,5 @@
-//! A circuit breaker: whoever fails again and again gets nothing until a trial succeeds. One per worker, and one per store.
+//! A circuit breaker: whoever fails again and again gets nothing until a trial succeeds. One per
+//! worker, and one per store.
 //!
 //! ```text
 //!   Closed ──failures in a row, or a rate of failures──▶ Open ──its time is over──▶ HalfOpen ──the trial succeeds──▶ Closed
@@ -6,7 +7,8 @@
 //!                                                          └──the trial fails, twice the time──┘
 //! ```
 //!
-//! Every start draws a [`Ticket`], and its outcome counts only in the state in which it was drawn: what began before the breaker opened can neither close it nor open it anew.
+//! Every start draws a [`Ticket`], and its outcome counts only in the state in which it was drawn:
+//! what began before the breaker opened can neither close it nor open it anew.
 
 use muster_common::config::Breaker as Settings;
 
@@ -63,7 +65,8 @@ pub struct Change {
     pub cause: Cause,
 }
 
-/// Says in which state of its breaker something began. Kept with the attempt or call, and given back with its outcome.
+/// Says in which state of its breaker something began. Kept with the attempt or call, and given
+/// back with its outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ticket {
     term: u64,
@@ -111,10 +114,13 @@ impl Breaker {
         self.in_a_row
     }
 
-    /// Lets an open breaker become half-open when its time is over. Call it with every tick, so that the state is seen; [`Breaker::begin`] calls it too.
+    /// Lets an open breaker become half-open when its time is over. Call it with every tick, so
+    /// that the state is seen; [`Breaker::begin`] calls it too.
     pub fn poll(&mut self, now_ms: u64) -> Option<Change> {
         match self.state {
-            State::Open { until_ms } if now_ms >= until_ms => Some(self.turn(State::HalfOpen, Cause::TimeOver)),
+            State::Open { until_ms } if now_ms >= until_ms => {
+                Some(self.turn(State::HalfOpen, Cause::TimeOver))
+            }
             _ => None,
         }
     }
@@ -128,8 +134,10 @@ impl Breaker {
         }
     }
 
-    /// Something is about to begin: a ticket where it may, and the change that this brings about. Each ticket must come back by [`Breaker::succeeded`], [`Breaker::failed`] or
-    /// [`Breaker::abandoned`]; one that does not holds a half-open breaker up for `trial_ms` at most.
+    /// Something is about to begin: a ticket where it may, and the change that this brings about.
+    /// Each ticket must come back by [`Breaker::succeeded`], [`Breaker::failed`] or
+    /// [`Breaker::abandoned`]; one that does not holds a half-open breaker up for `trial_ms` at
+    /// most.
     pub fn begin(&mut self, settings: &Settings, now_ms: u64) -> (Option<Ticket>, Option<Change>) {
         let change = self.poll(now_ms);
         match self.state {
@@ -145,7 +153,12 @@ impl Breaker {
     }
 
     /// What began with this ticket succeeded.
-    pub fn succeeded(&mut self, settings: &Settings, now_ms: u64, ticket: Ticket) -> Option<Change> {
+    pub fn succeeded(
+        &mut self,
+        settings: &Settings,
+        now_ms: u64,
+        ticket: Ticket,
+    ) -> Option<Change> {
         if ticket.term != self.term {
             return None;
         }
@@ -164,7 +177,8 @@ impl Breaker {
         }
     }
 
-    /// What began with this ticket failed, by a fault of the worker or store: a cancelled attempt, bad input or a refused request is [`Breaker::abandoned`].
+    /// What began with this ticket failed, by a fault of the worker or store: a cancelled attempt,
+    /// bad input or a refused request is [`Breaker::abandoned`].
     pub fn failed(&mut self, settings: &Settings, now_ms: u64, ticket: Ticket) -> Option<Change> {
         if ticket.term != self.term {
             return None;
@@ -183,9 +197,12 @@ impl Breaker {
         }
     }
 
-    /// What began with this ticket ended without a verdict (cancelled, handed back, lost with a worker that died): another trial may begin.
+    /// What began with this ticket ended without a verdict (cancelled, handed back, lost with a
+    /// worker that died): another trial may begin.
     pub fn abandoned(&mut self, ticket: Ticket) {
-        if self.state == State::HalfOpen && ticket == (Ticket { term: self.term, trial: self.trials }) {
+        if self.state == State::HalfOpen
+            && ticket == (Ticket { term: self.term, trial: self.trials })
+        {
             self.trial_from_ms = None;
         }
     }
@@ -196,13 +213,15 @@ impl Breaker {
 
     fn by_rate(&mut self, settings: &Settings, now_ms: u64) -> Option<Change> {
         let totals = self.window.totals(now_ms);
-        let too_many = totals.ended >= settings.volume_min && totals.failed_percent() >= settings.rate_percent;
+        let too_many =
+            totals.ended >= settings.volume_min && totals.failed_percent() >= settings.rate_percent;
         too_many.then(|| self.open(settings, now_ms, Cause::Rate(totals)))
     }
 
     /// Twice as long as the last time, unless it has been closed for a whole window since.
     fn open(&mut self, settings: &Settings, now_ms: u64, cause: Cause) -> Change {
-        let recovered = self.state == State::Closed && now_ms.saturating_sub(self.closed_at_ms) >= settings.window_ms;
+        let recovered = self.state == State::Closed
+            && now_ms.saturating_sub(self.closed_at_ms) >= settings.window_ms;
         let doubled_ms = if recovered { 0 } else { self.opened_ms.saturating_mul(2) };
         self.opened_ms = doubled_ms.max(settings.open_ms).min(settings.open_max_ms);
         self.window.clear();

@@ -140,7 +140,8 @@ fn a_trial_that_never_ends_holds_the_next_one_up_for_a_bounded_time_only() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever happens: only edges of the picture, never more than one trial at once, never open for longer than the bound, and after that always a way back.
+    /// Whatever happens: only edges of the picture, never more than one trial at once, never open
+    /// for longer than the bound, and after that always a way back.
     #[test]
     fn it_keeps_to_its_picture(steps in vec((0u64..4000, 0u8..8), 1..300)) {
         let settings = settings();

@@ -1,7 +1,9 @@
 //! What people should know about the pool: health classes with their shares, and alerts.
 //!
-//! A rule reads figures as bad, good, or neither. An alert is raised when it was bad for `raise_ms` (at once where the rule is certain), and cleared when it was good for `clear_ms`; in
-//! between it stays as it is, so that a figure at its limit does not flap. What comes out are transitions, to be logged and sent as events; nothing is decided by them.
+//! A rule reads figures as bad, good, or neither. An alert is raised when it was bad for `raise_ms`
+//! (at once where the rule is certain), and cleared when it was good for `clear_ms`; in between it
+//! stays as it is, so that a figure at its limit does not flap. What comes out are transitions, to
+//! be logged and sent as events; nothing is decided by them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -161,9 +163,11 @@ impl Rule {
             | Rule::JournalFailing
             | Rule::JournalFull
             | Rule::TaskFailures => 0,
-            Rule::MemoryHigh | Rule::DiskLow | Rule::JournalSlow | Rule::JournalBacklog | Rule::TaskBacklog => {
-                settings.raise_ms
-            }
+            Rule::MemoryHigh
+            | Rule::DiskLow
+            | Rule::JournalSlow
+            | Rule::JournalBacklog
+            | Rule::TaskBacklog => settings.raise_ms,
         }
     }
 }
@@ -273,7 +277,8 @@ pub struct WorkerFigures {
 /// What is known of the deployment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DeploymentFigures {
-    /// The slowest of the last writes to the journal, those still under way included, in milliseconds.
+    /// The slowest of the last writes to the journal, those still under way included, in
+    /// milliseconds.
     pub journal_write_ms: u64,
     /// Writes that failed since the last success.
     pub journal_failures_in_a_row: u32,
@@ -290,13 +295,15 @@ pub struct DeploymentFigures {
 /// What is known of a running job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct JobFigures {
-    /// Since any of its tasks progressed, in milliseconds; 0 while it waits for workers or for the store, which have their own words.
+    /// Since any of its tasks progressed, in milliseconds; 0 while it waits for workers or for the
+    /// store, which have their own words.
     pub idle_ms: u64,
     /// Attempts that failed since its last success.
     pub failures_in_a_row: u32,
 }
 
-/// Whether a worker's labels hold `critical` (`critical=true`, or with no value); `critical=false` is none.
+/// Whether a worker's labels hold `critical` (`critical=true`, or with no value); `critical=false`
+/// is none.
 pub fn is_critical(labels: &[(String, String)]) -> bool {
     labels.iter().any(|(key, value)| key == "critical" && value != "false")
 }
@@ -336,7 +343,8 @@ enum Entry {
     Raised(Alert, Option<u64>),
 }
 
-/// The alerts of a deployment. Give it the figures of all subjects with every tick, and say when a subject is gone.
+/// The alerts of a deployment. Give it the figures of all subjects with every tick, and say when a
+/// subject is gone.
 #[derive(Debug, Clone, Default)]
 pub struct Alerts {
     entries: BTreeMap<(Subject, Rule), Entry>,
@@ -392,7 +400,12 @@ impl Alerts {
                         volume && percent >= settings.error_rate_percent,
                         f.errors.failed == 0 || percent < settings.error_rate_percent / 2,
                     ),
-                    &|| format!("{} of {} failed lately ({percent} %)", f.errors.failed, f.errors.ended),
+                    &|| {
+                        format!(
+                            "{} of {} failed lately ({percent} %)",
+                            f.errors.failed, f.errors.ended
+                        )
+                    },
                 ),
                 reading(Rule::SlowProgress, Level::of(f.slow, !f.slow), &|| {
                     format!("it works at {} % of the median rate", f.speed_percent)
@@ -400,16 +413,32 @@ impl Alerts {
                 reading(
                     Rule::MemoryHigh,
                     Level::of(memory_above(settings.memory_percent), !memory_above(memory_good)),
-                    &|| format!("{} of {} bytes of memory are in use", f.memory_used_bytes, f.memory_bytes),
+                    &|| {
+                        format!(
+                            "{} of {} bytes of memory are in use",
+                            f.memory_used_bytes, f.memory_bytes
+                        )
+                    },
                 ),
                 reading(
                     Rule::DiskLow,
-                    Level::of(free.is_some_and(|free| free < disk_limit), free.is_none_or(|free| free >= disk_good)),
-                    &|| format!("{} bytes of disk are free, {disk_limit} should be", free.unwrap_or(0)),
+                    Level::of(
+                        free.is_some_and(|free| free < disk_limit),
+                        free.is_none_or(|free| free >= disk_good),
+                    ),
+                    &|| {
+                        format!(
+                            "{} bytes of disk are free, {disk_limit} should be",
+                            free.unwrap_or(0)
+                        )
+                    },
                 ),
                 reading(
                     Rule::TaskFailures,
-                    Level::of(f.failures_in_a_row >= settings.task_failures, f.failures_in_a_row == 0),
+                    Level::of(
+                        f.failures_in_a_row >= settings.task_failures,
+                        f.failures_in_a_row == 0,
+                    ),
                     &|| format!("its last {} attempts failed", f.failures_in_a_row),
                 ),
             ],
@@ -417,7 +446,12 @@ impl Alerts {
     }
 
     /// Figures of the deployment.
-    pub fn deployment(&mut self, settings: &Settings, now_ms: u64, figures: &DeploymentFigures) -> Vec<Transition> {
+    pub fn deployment(
+        &mut self,
+        settings: &Settings,
+        now_ms: u64,
+        figures: &DeploymentFigures,
+    ) -> Vec<Transition> {
         let f = figures;
         let tasks_limit = u64::from(f.slots.max(1)) * u64::from(settings.tasks_per_slot);
         let tasks = u64::from(f.tasks_waiting);
@@ -443,16 +477,27 @@ impl Alerts {
                         f.journal_failures_in_a_row >= settings.journal_failures,
                         f.journal_failures_in_a_row == 0,
                     ),
-                    &|| format!("the last {} writes to the journal failed", f.journal_failures_in_a_row),
+                    &|| {
+                        format!(
+                            "the last {} writes to the journal failed",
+                            f.journal_failures_in_a_row
+                        )
+                    },
                 ),
                 reading(
                     Rule::JournalFull,
                     Severity::Error,
                     Level::of(
                         f.journal_used_percent >= settings.journal_percent,
-                        f.journal_used_percent < settings.journal_percent.saturating_sub(JOURNAL_BAND_PERCENT),
+                        f.journal_used_percent
+                            < settings.journal_percent.saturating_sub(JOURNAL_BAND_PERCENT),
                     ),
-                    &|| format!("the journal's stream is full to {} % (journal.bytes_max)", f.journal_used_percent),
+                    &|| {
+                        format!(
+                            "the journal's stream is full to {} % (journal.bytes_max)",
+                            f.journal_used_percent
+                        )
+                    },
                 ),
                 reading(
                     Rule::JournalBacklog,
@@ -474,9 +519,16 @@ impl Alerts {
     }
 
     /// Figures of a running job.
-    pub fn job(&mut self, settings: &Settings, now_ms: u64, job: &JobId, figures: &JobFigures) -> Vec<Transition> {
+    pub fn job(
+        &mut self,
+        settings: &Settings,
+        now_ms: u64,
+        job: &JobId,
+        figures: &JobFigures,
+    ) -> Vec<Transition> {
         let f = figures;
-        let reading = |rule, level, text| Reading { rule, severity: Severity::Warning, level, text };
+        let reading =
+            |rule, level, text| Reading { rule, severity: Severity::Warning, level, text };
         self.read_all(
             settings,
             now_ms,
@@ -484,12 +536,18 @@ impl Alerts {
             &[
                 reading(
                     Rule::SlowProgress,
-                    Level::of(f.idle_ms >= settings.progress_stall_ms, f.idle_ms < settings.progress_stall_ms),
+                    Level::of(
+                        f.idle_ms >= settings.progress_stall_ms,
+                        f.idle_ms < settings.progress_stall_ms,
+                    ),
                     &|| format!("none of its tasks progressed for {} ms", f.idle_ms),
                 ),
                 reading(
                     Rule::TaskFailures,
-                    Level::of(f.failures_in_a_row >= settings.task_failures, f.failures_in_a_row == 0),
+                    Level::of(
+                        f.failures_in_a_row >= settings.task_failures,
+                        f.failures_in_a_row == 0,
+                    ),
                     &|| format!("its last {} attempts failed", f.failures_in_a_row),
                 ),
             ],
@@ -499,8 +557,13 @@ impl Alerts {
     /// A job ended, or a worker was drained or is forgotten: what was raised about it is cleared.
     pub fn forget(&mut self, now_ms: u64, subject: &Subject) -> Vec<Transition> {
         let from = (subject.clone(), Rule::WorkerDown);
-        let known: Vec<_> =
-            self.entries.range(from..).map(|(key, _)| key).take_while(|key| key.0 == *subject).cloned().collect();
+        let known: Vec<_> = self
+            .entries
+            .range(from..)
+            .map(|(key, _)| key)
+            .take_while(|key| key.0 == *subject)
+            .cloned()
+            .collect();
         let gone = known.into_iter().filter_map(|key| self.entries.remove(&key));
         gone.filter_map(|entry| match entry {
             Entry::Raised(alert, _) => Some(cleared(alert, now_ms)),
@@ -516,7 +579,10 @@ impl Alerts {
         subject: &Subject,
         readings: &[Reading<'_>],
     ) -> Vec<Transition> {
-        readings.iter().filter_map(|reading| self.read(settings, now_ms, subject, reading)).collect()
+        readings
+            .iter()
+            .filter_map(|reading| self.read(settings, now_ms, subject, reading))
+            .collect()
     }
 
     fn read(
@@ -533,16 +599,20 @@ impl Alerts {
         let (next, transition) = match (self.entries.remove(&key), reading.level) {
             (None | Some(Entry::Pending(_)), Level::Good | Level::Between) => (None, None),
             (before @ (None | Some(Entry::Pending(_))), Level::Bad) => {
-                let since_ms = if let Some(Entry::Pending(since_ms)) = before { since_ms } else { now_ms };
+                let since_ms =
+                    if let Some(Entry::Pending(since_ms)) = before { since_ms } else { now_ms };
                 if now_ms.saturating_sub(since_ms) < reading.rule.raise_ms(settings) {
                     (Some(Entry::Pending(since_ms)), None)
                 } else {
                     let (rule, severity, text) = (reading.rule, reading.severity, (reading.text)());
-                    let alert = Alert { rule, subject: subject.clone(), severity, text, raised_ms: now_ms };
+                    let alert =
+                        Alert { rule, subject: subject.clone(), severity, text, raised_ms: now_ms };
                     (Some(Entry::Raised(alert.clone(), None)), Some(Transition::Raised(alert)))
                 }
             }
-            (Some(Entry::Raised(alert, _)), Level::Bad | Level::Between) => (Some(Entry::Raised(alert, None)), None),
+            (Some(Entry::Raised(alert, _)), Level::Bad | Level::Between) => {
+                (Some(Entry::Raised(alert, None)), None)
+            }
             (Some(Entry::Raised(alert, good_ms)), Level::Good) => {
                 let good_ms = good_ms.unwrap_or(now_ms);
                 match now_ms.saturating_sub(good_ms) >= settings.clear_ms {

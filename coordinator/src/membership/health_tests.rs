@@ -34,13 +34,20 @@ fn well() -> WorkerFigures {
 fn names(transitions: &[Transition]) -> Vec<String> {
     let name = |transition: &Transition| match transition {
         Transition::Raised(alert) => format!("raised {} {}", alert.severity.as_str(), alert.id()),
-        Transition::Cleared(alert, lasted_ms) => format!("cleared {} after {lasted_ms}", alert.id()),
+        Transition::Cleared(alert, lasted_ms) => {
+            format!("cleared {} after {lasted_ms}", alert.id())
+        }
     };
     transitions.iter().map(name).collect()
 }
 
 /// Gives these figures each second, and returns what came out with its second.
-fn hold(alerts: &mut Alerts, from_s: u64, seconds: u64, figures: &WorkerFigures) -> Vec<(u64, String)> {
+fn hold(
+    alerts: &mut Alerts,
+    from_s: u64,
+    seconds: u64,
+    figures: &WorkerFigures,
+) -> Vec<(u64, String)> {
     let mut seen = Vec::new();
     for second in from_s..from_s + seconds {
         let transitions = alerts.worker(&settings(), second * 1000, &worker(), figures);
@@ -53,7 +60,12 @@ fn hold(alerts: &mut Alerts, from_s: u64, seconds: u64, figures: &WorkerFigures)
 fn all_is_well() {
     let mut alerts = Alerts::new();
     assert!(hold(&mut alerts, 0, 100, &well()).is_empty());
-    let unknown = WorkerFigures { memory_bytes: 0, disk_free_bytes: None, errors: Totals::default(), ..well() };
+    let unknown = WorkerFigures {
+        memory_bytes: 0,
+        disk_free_bytes: None,
+        errors: Totals::default(),
+        ..well()
+    };
     assert!(hold(&mut alerts, 100, 100, &unknown).is_empty());
     assert!(alerts.deployment(&settings(), 0, &DeploymentFigures::default()).is_empty());
     assert_eq!(alerts.raised().count(), 0);
@@ -68,14 +80,19 @@ fn every_rule_of_a_worker_is_raised_and_cleared() {
         ("slow-progress", 0, WorkerFigures { slow: true, speed_percent: 20, ..well() }),
         ("memory-high", 5, WorkerFigures { memory_used_bytes: 19 * GB / 10, ..well() }),
         ("disk-low", 5, WorkerFigures { disk_free_bytes: Some(12 * GB - 1), ..well() }),
-        ("disk-low", 5, WorkerFigures { disk_free_bytes: Some(1000), disk_needed_bytes: 0, ..well() }),
+        (
+            "disk-low",
+            5,
+            WorkerFigures { disk_free_bytes: Some(1000), disk_needed_bytes: 0, ..well() },
+        ),
         ("task-failures", 0, WorkerFigures { failures_in_a_row: 3, ..well() }),
     ] {
         let mut alerts = Alerts::new();
         let raised = vec![(raised_s, format!("raised warning {id}:worker:w1"))];
         assert_eq!(hold(&mut alerts, 0, 10, &bad), raised);
         assert_eq!(alerts.raised().map(Alert::id).collect::<Vec<_>>(), [format!("{id}:worker:w1")]);
-        let cleared = vec![(40, format!("cleared {id}:worker:w1 after {}", 40_000 - raised_s * 1000))];
+        let cleared =
+            vec![(40, format!("cleared {id}:worker:w1 after {}", 40_000 - raised_s * 1000))];
         assert_eq!(hold(&mut alerts, 10, 50, &well()), cleared);
         assert!(alerts.entries.is_empty(), "{id}");
         // A critical worker's alerts are errors.
@@ -89,7 +106,10 @@ fn every_rule_of_the_deployment_and_of_a_job_is_raised() {
     let calm = DeploymentFigures { slots: 4, ..DeploymentFigures::default() };
     for (expected, figures) in [
         ("raised warning journal-slow", DeploymentFigures { journal_write_ms: 1001, ..calm }),
-        ("raised error journal-failing", DeploymentFigures { journal_failures_in_a_row: 1, ..calm }),
+        (
+            "raised error journal-failing",
+            DeploymentFigures { journal_failures_in_a_row: 1, ..calm },
+        ),
         ("raised error journal-full", DeploymentFigures { journal_used_percent: 80, ..calm }),
         ("raised warning journal-backlog", DeploymentFigures { journal_waiting: 1000, ..calm }),
         ("raised warning task-backlog", DeploymentFigures { tasks_waiting: 4001, ..calm }),
@@ -101,7 +121,10 @@ fn every_rule_of_the_deployment_and_of_a_job_is_raised() {
     }
     let job: JobId = "j1".parse().expect("id");
     for (expected, figures) in [
-        ("raised warning slow-progress:job:j1", JobFigures { idle_ms: 60_000, failures_in_a_row: 0 }),
+        (
+            "raised warning slow-progress:job:j1",
+            JobFigures { idle_ms: 60_000, failures_in_a_row: 0 },
+        ),
         ("raised warning task-failures:job:j1", JobFigures { idle_ms: 0, failures_in_a_row: 3 }),
     ] {
         assert_eq!(names(&Alerts::new().job(&settings(), 0, &job, &figures)), [expected]);
@@ -129,7 +152,8 @@ fn limits_are_where_they_are_said_to_be() {
 #[test]
 fn a_figure_at_its_limit_does_not_flap() {
     let mut alerts = Alerts::new();
-    let memory = |percent| WorkerFigures { memory_used_bytes: percent, memory_bytes: 100, ..well() };
+    let memory =
+        |percent| WorkerFigures { memory_used_bytes: percent, memory_bytes: 100, ..well() };
     let mut seen = Vec::new();
     for second in 0..600 {
         seen.extend(hold(&mut alerts, second, 1, &memory(if second % 8 < 6 { 92 } else { 88 })));
@@ -143,14 +167,21 @@ fn a_figure_at_its_limit_does_not_flap() {
     // And bad for a moment now and then is not bad.
     let mut alerts = Alerts::new();
     for second in 0..600 {
-        assert!(hold(&mut alerts, second, 1, &memory(if second % 5 == 0 { 50 } else { 99 })).is_empty());
+        assert!(
+            hold(&mut alerts, second, 1, &memory(if second % 5 == 0 { 50 } else { 99 })).is_empty()
+        );
     }
 }
 
 #[test]
 fn what_is_gone_is_cleared_and_forgotten() {
     let mut alerts = Alerts::new();
-    hold(&mut alerts, 0, 1, &WorkerFigures { liveness: Liveness::Dead, memory_used_bytes: 2 * GB, ..well() });
+    hold(
+        &mut alerts,
+        0,
+        1,
+        &WorkerFigures { liveness: Liveness::Dead, memory_used_bytes: 2 * GB, ..well() },
+    );
     let other: WorkerId = "w2".parse().expect("id");
     alerts.worker(&settings(), 0, &other, &WorkerFigures { liveness: Liveness::Dead, ..well() });
     let gone = alerts.forget(7000, &Subject::Worker(worker()));
@@ -174,10 +205,18 @@ fn classes_follow_detector_breaker_and_speed() {
         (Liveness::Dead, State::Closed, false, Class::Failed),
         (Liveness::Dead, State::HalfOpen, true, Class::Failed),
     ] {
-        assert_eq!(class(liveness, breaker, slow, false), expected, "{liveness:?} {breaker:?} {slow}");
+        assert_eq!(
+            class(liveness, breaker, slow, false),
+            expected,
+            "{liveness:?} {breaker:?} {slow}"
+        );
         // Without its store even a quick worker is not healthy.
         let waits = expected.max(Class::Degraded);
-        assert_eq!(class(liveness, breaker, slow, true), waits, "{liveness:?} {breaker:?} {slow}, without its store");
+        assert_eq!(
+            class(liveness, breaker, slow, true),
+            waits,
+            "{liveness:?} {breaker:?} {slow}, without its store"
+        );
     }
     let shares = Shares::count([Class::Healthy, Class::Failed, Class::Healthy, Class::Degraded]);
     assert_eq!(shares, Shares { healthy: 2, degraded: 1, failed: 1 });
@@ -195,7 +234,8 @@ fn a_label_makes_a_worker_critical() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever the figures: raised and cleared take turns for each id, a clearing comes `clear_ms` after the last bad figure at the earliest, and what is listed is what is raised.
+    /// Whatever the figures: raised and cleared take turns for each id, a clearing comes `clear_ms`
+    /// after the last bad figure at the earliest, and what is listed is what is raised.
     #[test]
     fn transitions_take_turns(steps in vec((0u64..20_000, any::<bool>(), 0u64..=100, 0u32..6), 1..200)) {
         let (settings, mut alerts) = (settings(), Alerts::new());

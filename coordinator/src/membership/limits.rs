@@ -1,7 +1,9 @@
-//! How much all workers together may ask of a store that says "slow down": additive increase, multiplicative decrease, as TCP shares a link (Chiu and Jain, 1989).
+//! How much all workers together may ask of a store that says "slow down": additive increase,
+//! multiplicative decrease, as TCP shares a link (Chiu and Jain, 1989).
 //!
-//! No limit holds until a store throttles. Then each second with a throttled answer halves the rate, each second without one adds a step. The limit is lifted once it was calm for
-//! long enough; what a store bears is not remembered, because stores grow with their load.
+//! No limit holds until a store throttles. Then each second with a throttled answer halves the
+//! rate, each second without one adds a step. The limit is lifted once it was calm for long enough;
+//! what a store bears is not remembered, because stores grow with their load.
 
 use muster_common::config::Limits as Settings;
 
@@ -61,7 +63,9 @@ impl Limits {
         };
         match (before, self.rate_per_s) {
             (None, None) if self.lifted == 0 => return None,
-            (_, None) => self.lifted = if before.is_some() { LIFTED_TIMES - 1 } else { self.lifted - 1 },
+            (_, None) => {
+                self.lifted = if before.is_some() { LIFTED_TIMES - 1 } else { self.lifted - 1 }
+            }
             (_, Some(_)) => self.lifted = 0,
         }
         let worker_per_s = self.rate_per_s.map(|rate| (rate / workers.max(1)).max(1));
@@ -114,9 +118,9 @@ mod tests {
         let (mut limits, mut now_ms) = (Limits::default(), 0);
         second(&mut limits, &mut now_ms, 1);
         let seconds = settings().calm_ms / STEP_MS;
-        assert!(
-            (1..seconds).all(|_| second(&mut limits, &mut now_ms, 0).is_some_and(|say| say.worker_per_s.is_some()))
-        );
+        assert!((1..seconds).all(|_| {
+            second(&mut limits, &mut now_ms, 0).is_some_and(|say| say.worker_per_s.is_some())
+        }));
         let lifted = Some(Say { worker_per_s: None, turned: true });
         assert_eq!(second(&mut limits, &mut now_ms, 0), lifted);
         let again = std::iter::from_fn(|| second(&mut limits, &mut now_ms, 0)).count();

@@ -1,19 +1,25 @@
-//! When silence means death: a phi-accrual failure detector after Hayashibara, Défago, Yared and Katayama (2004), in the form that Akka and Cassandra gave it.
+//! When silence means death: a phi-accrual failure detector after Hayashibara, Défago, Yared and
+//! Katayama (2004), in the form that Akka and Cassandra gave it.
 //!
-//! A window of the last intervals between heartbeats gives their mean and deviation. Phi of a silence is -log10 of the chance that a heartbeat comes even later than this, under a
-//! normal distribution around the mean and an acceptable pause. A floor and a ceiling bound what a strange history can do: no worker is dead before `floor_ms` of silence, each is
-//! after `ceiling_ms`.
+//! A window of the last intervals between heartbeats gives their mean and deviation. Phi of a
+//! silence is -log10 of the chance that a heartbeat comes even later than this, under a normal
+//! distribution around the mean and an acceptable pause. A floor and a ceiling bound what a strange
+//! history can do: no worker is dead before `floor_ms` of silence, each is after `ceiling_ms`.
 //!
-//! Any message counts as life, but only heartbeats feed the window: other messages would make it look as if heartbeats came thick and fast. Intervals are measured by arrival, so
-//! workers' clocks do not matter. Time in which the coordinator itself was away is forgiven ([`Detector::forgive`], [`super::absence::Absence`]).
+//! Any message counts as life, but only heartbeats feed the window: other messages would make it
+//! look as if heartbeats came thick and fast. Intervals are measured by arrival, so workers' clocks
+//! do not matter. Time in which the coordinator itself was away is forgiven ([`Detector::forgive`],
+//! [`super::absence::Absence`]).
 
 use muster_common::config::Detector as Settings;
 
-/// Large pools have longer heartbeat intervals than settings are made for: floor, ceiling and acceptable pause are at least so many of them.
+/// Large pools have longer heartbeat intervals than settings are made for: floor, ceiling and
+/// acceptable pause are at least so many of them.
 const FLOOR_INTERVALS: u64 = 5;
 const CEILING_INTERVALS: u64 = 7;
 const PAUSE_INTERVALS: u64 = 2;
-/// Longest ceiling in milliseconds. With at most 1000 intervals in a window, the sum of their squares stays within 64 bits.
+/// Longest ceiling in milliseconds. With at most 1000 intervals in a window, the sum of their
+/// squares stays within 64 bits.
 const CEILING_MS_MAX: u64 = 3_600_000;
 const WINDOW_MAX: usize = 1000;
 
@@ -24,7 +30,8 @@ pub enum Liveness {
     Healthy,
     /// Silent for longer than its history explains. It gets no new work and keeps what it has.
     Suspect,
-    /// Silent for too long, or it said so. Its attempts go to others. Only a message from it changes this.
+    /// Silent for too long, or it said so. Its attempts go to others. Only a message from it
+    /// changes this.
     Dead,
     /// Was dead and is heard again; healthy after `rejoin_beats` heartbeats.
     Rejoined,
@@ -63,7 +70,8 @@ pub struct Detector {
     heard_ms: u64,
     /// Arrival of the last heartbeat, unless what lies between it and the next says nothing.
     beat_ms: Option<u64>,
-    /// Intervals that began earlier are not fed: after an absence of the coordinator, what had queued up arrives at once.
+    /// Intervals that began earlier are not fed: after an absence of the coordinator, what had
+    /// queued up arrives at once.
     feed_from_ms: u64,
     probation: u32,
     intervals: Intervals,
@@ -125,26 +133,30 @@ impl Detector {
         self.turn(settings, self.living(), silence_ms)
     }
 
-    /// What its silence means now. Call it for every worker at least every half second; it is cheap for those that were heard lately.
+    /// What its silence means now. Call it for every worker at least every half second; it is cheap
+    /// for those that were heard lately.
     pub fn check(&mut self, settings: &Settings, now_ms: u64) -> Option<Change> {
         let silence_ms = self.silence_ms(now_ms);
         self.turn(settings, self.judge(settings, silence_ms), silence_ms)
     }
 
-    /// It said that it ends, or somebody saw it die: no need to wait. A message that was still under way would make it rejoin: whoever tells lives apart by incarnation drops those.
+    /// It said that it ends, or somebody saw it die: no need to wait. A message that was still
+    /// under way would make it rejoin: whoever tells lives apart by incarnation drops those.
     pub fn declare_dead(&mut self, settings: &Settings, now_ms: u64) -> Option<Change> {
         self.turn(settings, Liveness::Dead, self.silence_ms(now_ms))
     }
 
-    /// `gap_ms` before `now_ms` the coordinator was paused or cut off: that time counts for nobody and is not fed. Queued messages that arrive within one interval after it are not
-    /// fed either. To be called before any message or check that comes after the gap.
+    /// `gap_ms` before `now_ms` the coordinator was paused or cut off: that time counts for nobody
+    /// and is not fed. Queued messages that arrive within one interval after it are not fed either.
+    /// To be called before any message or check that comes after the gap.
     pub fn forgive(&mut self, now_ms: u64, gap_ms: u64) {
         self.heard_ms = self.heard_ms.max(self.heard_ms.saturating_add(gap_ms).min(now_ms));
         self.beat_ms = None;
         self.feed_from_ms = self.feed_from_ms.max(now_ms.saturating_add(self.interval_ms));
     }
 
-    /// From `now_ms` on it sends heartbeats at this interval: what was learnt of the old one is forgotten.
+    /// From `now_ms` on it sends heartbeats at this interval: what was learnt of the old one is
+    /// forgotten.
     pub fn set_interval(&mut self, now_ms: u64, interval_ms: u64) {
         let fresh = Detector::new(now_ms, interval_ms);
         if fresh.interval_ms != self.interval_ms {
@@ -155,7 +167,8 @@ impl Detector {
         }
     }
 
-    /// How unlikely it is that a living worker is silent until `now_ms`: phi n is one chance in 10^n. Finite, not negative, and never falls as silence grows.
+    /// How unlikely it is that a living worker is silent until `now_ms`: phi n is one chance in
+    /// 10^n. Finite, not negative, and never falls as silence grows.
     pub fn phi(&self, settings: &Settings, now_ms: u64) -> f64 {
         self.phi_of(settings, self.silence_ms(now_ms))
     }
@@ -191,7 +204,12 @@ impl Detector {
 
     fn turn(&mut self, settings: &Settings, to: Liveness, silence_ms: u64) -> Option<Change> {
         let from = std::mem::replace(&mut self.state, to);
-        (from != to).then(|| Change { from, to, silence_ms, phi: self.phi_of(settings, silence_ms) })
+        (from != to).then(|| Change {
+            from,
+            to,
+            silence_ms,
+            phi: self.phi_of(settings, silence_ms),
+        })
     }
 
     fn floor_ms(&self, settings: &Settings) -> u64 {
@@ -207,8 +225,10 @@ impl Detector {
     }
 }
 
-/// -log10 of the chance that a standard normal variable is greater than `deviations`, by the logistic approximation that Akka and Cassandra use,
-/// P(X > y) = 1 / (1 + e^a) with a = y (1.5976 + 0.070566 y²). Taken as ln(1 + e^a) in a form that neither overflows nor rounds the tail to 0.
+/// -log10 of the chance that a standard normal variable is greater than `deviations`, by the
+/// logistic approximation that Akka and Cassandra use, P(X > y) = 1 / (1 + e^a) with a = y
+/// (1.5976 + 0.070566 y²). Taken as ln(1 + e^a) in a form that neither overflows nor rounds the
+/// tail to 0.
 fn phi(deviations: f64) -> f64 {
     let a = deviations * (1.5976 + 0.070_566 * deviations * deviations);
     (a.max(0.0) + (-a.abs()).exp().ln_1p()) / std::f64::consts::LN_10
@@ -224,7 +244,8 @@ struct Intervals {
 }
 
 impl Intervals {
-    /// Before anything is known: two intervals, a quarter below and above what is expected, as Akka begins.
+    /// Before anything is known: two intervals, a quarter below and above what is expected, as Akka
+    /// begins.
     fn expect(interval_ms: u64) -> Self {
         let mut intervals = Self { ring: Vec::new(), oldest: 0, sum: 0, squares: 0 };
         for first_ms in [interval_ms - interval_ms / 4, interval_ms + interval_ms / 4] {

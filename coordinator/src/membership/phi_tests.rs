@@ -20,7 +20,8 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % bound.max(1)
     }
 
@@ -45,10 +46,18 @@ const BUSY: Trace = |random, interval| match random.one_in(8) {
     true => interval + random.below(3 * interval + 1),
     false => interval + random.below(interval),
 };
-const TRACES: [(&str, Trace); 4] = [("steady", STEADY), ("jittery", JITTERY), ("bursty", BURSTY), ("busy", BUSY)];
+const TRACES: [(&str, Trace); 4] =
+    [("steady", STEADY), ("jittery", JITTERY), ("bursty", BURSTY), ("busy", BUSY)];
 
-/// Plays a trace of so many heartbeats with a check each tick. Returns the detector, the time of the last heartbeat, and whether it was ever taken for dead.
-fn play(settings: &Settings, interval: u64, trace: Trace, seed: u64, beats: u32) -> (Detector, u64, bool) {
+/// Plays a trace of so many heartbeats with a check each tick. Returns the detector, the time of
+/// the last heartbeat, and whether it was ever taken for dead.
+fn play(
+    settings: &Settings,
+    interval: u64,
+    trace: Trace,
+    seed: u64,
+    beats: u32,
+) -> (Detector, u64, bool) {
     let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xD1B5);
     let mut now = random.below(10_000);
     let mut detector = Detector::new(now, interval);
@@ -94,12 +103,14 @@ fn nobody_who_is_merely_late_by_three_intervals_is_taken_for_dead() {
 
 #[test]
 fn phi_alone_learns_what_is_usual() {
-    // Without the floor, history decides: a busy worker that is often late is not taken for dead for it, a steady one is.
+    // Without the floor, history decides: a busy worker that is often late is not taken for dead
+    // for it, a steady one is.
     let settings = &Settings { floor_ms: 1, ceiling_ms: 60_000, ..production() };
     let outcomes = |trace: Trace| {
         (0..50).map(move |seed| {
             let (detector, now, _) = play(settings, 200, trace, seed, 300);
-            detector.phi(settings, now + 200 * 4 + settings.acceptable_pause_ms) >= f64::from(settings.dead_phi)
+            detector.phi(settings, now + 200 * 4 + settings.acceptable_pause_ms)
+                >= f64::from(settings.dead_phi)
         })
     };
     assert!(outcomes(STEADY).all(|dead| dead));
@@ -113,7 +124,10 @@ fn a_crash_is_noticed_within_eight_seconds_and_not_before_the_floor() {
         for seed in 0..200 {
             let (mut detector, crashed, _) = play(&settings, 1000, trace, seed, 300);
             let took = time_to_detect(&settings, &mut detector, crashed);
-            assert!((settings.floor_ms..=settings.ceiling_ms + 50).contains(&took), "{name} seed {seed}: {took} ms");
+            assert!(
+                (settings.floor_ms..=settings.ceiling_ms + 50).contains(&took),
+                "{name} seed {seed}: {took} ms"
+            );
             assert!(took + TICK_MS < 8000, "{name} seed {seed}: {took} ms");
         }
     }
@@ -136,7 +150,10 @@ fn suspicion_comes_before_death_and_passes_with_any_message() {
     let (mut detector, now, _) = play(&settings, 1000, STEADY, 7, 50);
     assert_eq!(detector.check(&settings, now + 2900), None);
     let change = detector.check(&settings, now + 4000).expect("suspect");
-    assert_eq!((change.from, change.to, change.silence_ms), (Liveness::Healthy, Liveness::Suspect, 4000));
+    assert_eq!(
+        (change.from, change.to, change.silence_ms),
+        (Liveness::Healthy, Liveness::Suspect, 4000)
+    );
     assert!(change.phi >= 3.0);
     let change = detector.message(&settings, now + 4500).expect("healthy");
     assert_eq!((change.from, change.to), (Liveness::Suspect, Liveness::Healthy));
@@ -151,16 +168,28 @@ fn the_dead_come_back_on_probation() {
     assert_eq!(detector.check(&settings, now + 20), None, "only a message revives");
     let back = now + 60_000;
     let mean = detector.intervals.mean_and_deviation();
-    assert_eq!(detector.heartbeat(&settings, back).map(|change| change.to), Some(Liveness::Rejoined));
+    assert_eq!(
+        detector.heartbeat(&settings, back).map(|change| change.to),
+        Some(Liveness::Rejoined)
+    );
     assert_eq!(detector.intervals.mean_and_deviation(), mean, "the time of death is not fed");
     assert_eq!(detector.heartbeat(&settings, back + 1000), None);
     assert_eq!(detector.heartbeat(&settings, back + 2000), None);
-    assert_eq!(detector.heartbeat(&settings, back + 3000).map(|change| change.to), Some(Liveness::Healthy));
+    assert_eq!(
+        detector.heartbeat(&settings, back + 3000).map(|change| change.to),
+        Some(Liveness::Healthy)
+    );
     // Without a probation it is seen as rejoined all the same, until the next heartbeat.
     let without = Settings { rejoin_beats: 0, ..settings };
     detector.declare_dead(&without, back + 3001);
-    assert_eq!(detector.message(&without, back + 3002).map(|change| change.to), Some(Liveness::Rejoined));
-    assert_eq!(detector.heartbeat(&without, back + 4000).map(|change| change.to), Some(Liveness::Healthy));
+    assert_eq!(
+        detector.message(&without, back + 3002).map(|change| change.to),
+        Some(Liveness::Rejoined)
+    );
+    assert_eq!(
+        detector.heartbeat(&without, back + 4000).map(|change| change.to),
+        Some(Liveness::Healthy)
+    );
 }
 
 #[test]
@@ -172,7 +201,11 @@ fn other_messages_are_life_but_do_not_feed_the_window() {
         assert_eq!(detector.message(&settings, later), None);
     }
     assert_eq!(detector.intervals.mean_and_deviation(), before);
-    assert_eq!(detector.check(&settings, now + 61_000), None, "heartbeats are missing, but it lives");
+    assert_eq!(
+        detector.check(&settings, now + 61_000),
+        None,
+        "heartbeats are missing, but it lives"
+    );
 }
 
 #[test]
@@ -228,7 +261,8 @@ fn large_pools_with_long_intervals_get_bounds_to_match() {
 #[test]
 fn phi_is_near_the_normal_distribution_where_it_decides() {
     // -log10 of the upper tail, from a table.
-    for (deviations, expected) in [(0.0, 0.301), (1.0, 0.7995), (2.0, 1.643), (3.0, 2.870), (4.0, 4.499), (5.0, 6.543)]
+    for (deviations, expected) in
+        [(0.0, 0.301), (1.0, 0.7995), (2.0, 1.643), (3.0, 2.870), (4.0, 4.499), (5.0, 6.543)]
     {
         let got = phi(deviations);
         assert!((got - expected).abs() <= 0.12 * expected, "{deviations}: {got} for {expected}");
@@ -246,7 +280,8 @@ fn ten_thousand_workers_are_cheap() {
             detector.heartbeat(&settings, second * 1000 + n % 1000);
         }
     }
-    let bytes = |detector: &Detector| size_of::<Detector>() + detector.intervals.ring.capacity() * 4;
+    let bytes =
+        |detector: &Detector| size_of::<Detector>() + detector.intervals.ring.capacity() * 4;
     assert!(pool.iter().map(bytes).sum::<usize>() < 16_000_000);
     assert!(pool.iter().all(|detector| detector.intervals.ring.len() == 200));
     assert!(pool.iter_mut().all(|detector| detector.check(&settings, 251_500).is_none()));
@@ -255,7 +290,8 @@ fn ten_thousand_workers_are_cheap() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever the history and the settings: phi is finite, not negative and never falls with silence; floor and ceiling hold.
+    /// Whatever the history and the settings: phi is finite, not negative and never falls with
+    /// silence; floor and ceiling hold.
     #[test]
     fn bounds_hold_for_any_history(
         steps in vec((0u64..200_000, 0u8..4), 0..400),

@@ -1,6 +1,8 @@
-//! Recovery after a wave of losses: lost tasks are given out again slowly at first and faster as it goes well, so that what lives is not overrun; meanwhile new jobs are refused.
+//! Recovery after a wave of losses: lost tasks are given out again slowly at first and faster as it
+//! goes well, so that what lives is not overrun; meanwhile new jobs are refused.
 //!
-//! A single loss is no wave and costs no wait. A wave is over once no worker was lost for `calm_ms`, whatever came of the recoveries, so it can hold nothing up for ever.
+//! A single loss is no wave and costs no wait. A wave is over once no worker was lost for
+//! `calm_ms`, whatever came of the recoveries, so it can hold nothing up for ever.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -55,7 +57,11 @@ impl fmt::Display for Shed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Shed { lost, of, retry_after_ms } = self;
         let seconds = retry_after_ms.div_ceil(1000);
-        write!(f, "{lost} of {of} workers were lost lately and running jobs recover first; try again in {seconds} s")
+        write!(
+            f,
+            "{lost} of {of} workers were lost lately and running jobs recover first; try again in \
+                {seconds} s"
+        )
     }
 }
 
@@ -86,7 +92,8 @@ impl Ramp {
         Self::default()
     }
 
-    /// A worker was lost (died; one that was drained or left in good order is not lost). `alive` is how many still live.
+    /// A worker was lost (died; one that was drained or left in good order is not lost). `alive` is
+    /// how many still live.
     pub fn lost(&mut self, settings: &Settings, now_ms: u64, alive: u32) -> Option<Change> {
         if let Some(wave) = &mut self.wave {
             wave.lost = wave.lost.saturating_add(1);
@@ -102,7 +109,8 @@ impl Ramp {
         self.losses.push_back(now_ms);
         let lost = u32::try_from(self.losses.len()).unwrap_or(u32::MAX);
         let of = alive.saturating_add(lost);
-        let share_exceeded = u64::from(lost) * 100 > u64::from(of) * u64::from(settings.wave_percent);
+        let share_exceeded =
+            u64::from(lost) * 100 > u64::from(of) * u64::from(settings.wave_percent);
         if !share_exceeded || lost < settings.wave_losses_min {
             return None;
         }
@@ -123,7 +131,8 @@ impl Ramp {
         Some(Change::WaveBegan { lost, of, rate_per_s })
     }
 
-    /// Whether a lost task may be given out again now; counts it where it may. Without a wave it always may.
+    /// Whether a lost task may be given out again now; counts it where it may. Without a wave it
+    /// always may.
     #[must_use = "a recovery that was taken is counted"]
     pub fn take(&mut self, now_ms: u64) -> bool {
         let Some(wave) = &mut self.wave else { return true };
@@ -161,7 +170,10 @@ impl Ramp {
     pub fn poll(&mut self, settings: &Settings, now_ms: u64) -> Option<Change> {
         let wave = self.wave.as_mut()?;
         if now_ms.saturating_sub(wave.last_loss_ms) >= settings.calm_ms {
-            let over = Change::WaveOver { lost: wave.lost, lasted_ms: now_ms.saturating_sub(wave.began_ms) };
+            let over = Change::WaveOver {
+                lost: wave.lost,
+                lasted_ms: now_ms.saturating_sub(wave.began_ms),
+            };
             self.wave = None;
             return Some(over);
         }
@@ -182,11 +194,16 @@ impl Ramp {
         (from_per_s != to_per_s).then_some(Change::Rate { from_per_s, to_per_s })
     }
 
-    /// Whether a new job is refused now, and why: during a wave, until recoveries run at their full rate.
+    /// Whether a new job is refused now, and why: during a wave, until recoveries run at their full
+    /// rate.
     pub fn shed(&self, settings: &Settings, now_ms: u64) -> Option<Shed> {
         let wave = self.wave.as_ref().filter(|wave| wave.rate_per_s < settings.rate_max_per_s)?;
         let calm_at_ms = wave.last_loss_ms.saturating_add(settings.calm_ms);
-        Some(Shed { lost: wave.lost, of: wave.of, retry_after_ms: calm_at_ms.saturating_sub(now_ms) })
+        Some(Shed {
+            lost: wave.lost,
+            of: wave.of,
+            retry_after_ms: calm_at_ms.saturating_sub(now_ms),
+        })
     }
 
     /// Recoveries a second; nothing where they are not limited.
@@ -234,7 +251,10 @@ mod tests {
     #[test]
     fn losses_that_are_few_or_far_apart_are_no_wave() {
         let mut ramp = Ramp::new();
-        assert!((0..50).all(|n| ramp.lost(&settings(), n * 30_000, 9).is_none()), "two of eleven at a time");
+        assert!(
+            (0..50).all(|n| ramp.lost(&settings(), n * 30_000, 9).is_none()),
+            "two of eleven at a time"
+        );
         let mut ramp = Ramp::new();
         assert!(
             (0..20).all(|n| ramp.lost(&settings(), n, 99 - n as u32).is_none()),
@@ -255,7 +275,11 @@ mod tests {
             seen.push(taken(&mut ramp, now, now + 1000));
             ramp.succeeded();
             let change = ramp.poll(&settings, now + 1000);
-            assert_eq!(change.is_some(), ramp.rate_per_s() != Some(256) || second == 8, "{second}: {change:?}");
+            assert_eq!(
+                change.is_some(),
+                ramp.rate_per_s() != Some(256) || second == 8,
+                "{second}: {change:?}"
+            );
         }
         assert!(seen[0] <= 3, "{seen:?}");
         assert!(seen.windows(2).all(|pair| pair[1] <= 2 * pair[0] + 2), "{seen:?}");
@@ -297,7 +321,10 @@ mod tests {
         let (settings, mut ramp) = (settings(), wave());
         ramp.lost(&settings, 5000, 6);
         assert_eq!(ramp.poll(&settings, 34_999), None);
-        assert_eq!(ramp.poll(&settings, 35_000), Some(Change::WaveOver { lost: 4, lasted_ms: 33_000 }));
+        assert_eq!(
+            ramp.poll(&settings, 35_000),
+            Some(Change::WaveOver { lost: 4, lasted_ms: 33_000 })
+        );
         assert!((0..1000).all(|_| ramp.take(35_000)));
         assert_eq!((ramp.shed(&settings, 35_000), ramp.rate_per_s()), (None, None));
         // What made this wave does not make the next.
@@ -317,7 +344,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Over any stretch of a wave no more is taken than one second's worth and what the highest rate of the stretch brings; the rate keeps its bounds.
+        /// Over any stretch of a wave no more is taken than one second's worth and what the highest
+        /// rate of the stretch brings; the rate keeps its bounds.
         #[test]
         fn it_never_gives_more_than_its_rate(steps in vec((0u64..700, 0u8..4, 0u32..400), 1..200)) {
             let (settings, mut ramp) = (settings(), wave());

@@ -2,7 +2,8 @@
 
 const BUCKETS: usize = 10;
 
-/// Counts what ended and what of it failed within the last `window_ms`. The oldest tenth leaves at once, so between nine and ten tenths of the window are counted.
+/// Counts what ended and what of it failed within the last `window_ms`. The oldest tenth leaves at
+/// once, so between nine and ten tenths of the window are counted.
 #[derive(Debug, Clone)]
 pub struct Sliding {
     bucket_ms: u64,
@@ -31,7 +32,11 @@ impl Totals {
 impl Sliding {
     /// An empty window of this width.
     pub fn new(window_ms: u64) -> Self {
-        Self { bucket_ms: (window_ms / BUCKETS as u64).max(1), newest: 0, buckets: [Totals::default(); BUCKETS] }
+        Self {
+            bucket_ms: (window_ms / BUCKETS as u64).max(1),
+            newest: 0,
+            buckets: [Totals::default(); BUCKETS],
+        }
     }
 
     /// Counts so many outcomes. What claims to be older than the newest counts with the newest.
@@ -55,7 +60,10 @@ impl Sliding {
         let oldest = (number + 1).saturating_sub(BUCKETS as u64);
         (oldest..=self.newest).fold(Totals::default(), |sum, number| {
             let bucket = self.buckets[slot(number)];
-            Totals { ended: sum.ended.saturating_add(bucket.ended), failed: sum.failed.saturating_add(bucket.failed) }
+            Totals {
+                ended: sum.ended.saturating_add(bucket.ended),
+                failed: sum.failed.saturating_add(bucket.failed),
+            }
         })
     }
 
@@ -98,7 +106,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Compared with a list of everything: at least the last nine tenths count, at most the whole window.
+        /// Compared with a list of everything: at least the last nine tenths count, at most the
+        /// whole window.
         #[test]
         fn counts_lie_between_nine_and_ten_tenths(steps in vec((0u64..400, any::<bool>()), 1..200), later in 0u64..1500) {
             let mut window = Sliding::new(1000);

@@ -11,7 +11,12 @@ fn settings() -> Settings {
 }
 
 fn running(elapsed_s: u64, done_mb: u64, total_mb: u64) -> Running {
-    Running { elapsed_ms: elapsed_s * 1000, idle_ms: 0, bytes_done: done_mb * MB, bytes_total: total_mb * MB }
+    Running {
+        elapsed_ms: elapsed_s * 1000,
+        idle_ms: 0,
+        bytes_done: done_mb * MB,
+        bytes_total: total_mb * MB,
+    }
 }
 
 /// Five tasks of 100 MB done in 20 s each.
@@ -32,7 +37,10 @@ fn rates_count_once_a_share_or_enough_samples_are_done() {
     (0..3).for_each(|_| rates.finished(100 * MB, 20_000));
     assert_eq!(rates.pace(&settings, 100, []), None, "four samples");
     rates.finished(100 * MB, 20_000);
-    assert_eq!(rates.pace(&settings, 100, []), Some(Pace { slow: 5 * MB, median: 5 * MB, fast: 5 * MB }));
+    assert_eq!(
+        rates.pace(&settings, 100, []),
+        Some(Pace { slow: 5 * MB, median: 5 * MB, fast: 5 * MB })
+    );
 }
 
 #[test]
@@ -85,7 +93,9 @@ fn hanging_is_measured_by_progress_not_by_time() {
 #[test]
 fn second_attempts_hold_a_share_of_the_slots_and_one_at_least() {
     let settings = settings();
-    for (slots, allowed) in [(0, 0), (1, 1), (9, 1), (10, 1), (19, 1), (20, 2), (1000, 100), (u32::MAX, 429_496_729)] {
+    for (slots, allowed) in
+        [(0, 0), (1, 1), (9, 1), (10, 1), (19, 1), (20, 2), (1000, 100), (u32::MAX, 429_496_729)]
+    {
         assert_eq!(slots_allowed(&settings, slots), allowed, "{slots}");
     }
     assert_eq!(slots_allowed(&Settings { slots_percent: 0, ..settings }, 1000), 0);
@@ -94,7 +104,11 @@ fn second_attempts_hold_a_share_of_the_slots_and_one_at_least() {
 #[test]
 fn the_slowest_come_first_within_the_share() {
     let settings = settings();
-    let candidates = [("fine", running(10, 50, 100)), ("slow", running(60, 20, 100)), ("slower", running(60, 10, 100))];
+    let candidates = [
+        ("fine", running(10, 50, 100)),
+        ("slow", running(60, 20, 100)),
+        ("slower", running(60, 10, 100)),
+    ];
     assert_eq!(pace().choose(&settings, 20, 0, candidates), ["slower", "slow"]);
     assert_eq!(pace().choose(&settings, 20, 1, candidates), ["slower"]);
     assert_eq!(pace().choose(&settings, 10, 0, candidates), ["slower"]);
@@ -120,7 +134,8 @@ fn a_slow_worker_gets_less_and_one_bad_attempt_does_not_make_it_slow() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Any figures: no panic, no more than the share, and never one that a fresh attempt would not beat by the factor.
+    /// Any figures: no panic, no more than the share, and never one that a fresh attempt would not
+    /// beat by the factor.
     #[test]
     fn choices_keep_their_bounds(
         finished in vec((any::<u64>(), any::<u64>()), 5..40),

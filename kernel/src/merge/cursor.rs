@@ -1,4 +1,5 @@
-//! One input of a merge: its current record, that record's key and window, and the record before it.
+//! One input of a merge: its current record, that record's key and window, and the record before
+//! it.
 
 use crate::entries::prefetch;
 use crate::error::KernelError;
@@ -8,7 +9,8 @@ use crate::order::{Order, RawKey};
 use crate::proof::{Sums, record_hash};
 use crate::window::Windowing;
 
-/// How far ahead of the current record the memory is asked for: too many streams for the processor to guess.
+/// How far ahead of the current record the memory is asked for: too many streams for the processor
+/// to guess.
 const PREFETCH_BYTES: usize = 512;
 
 /// Walks over the records of a piece.
@@ -21,12 +23,14 @@ pub(super) struct Cursor<W: Windows> {
     /// The current record within the payload.
     start: usize,
     end: usize,
-    /// The record before it within the payload; none if it lay in an earlier block and its key was saved.
+    /// The record before it within the payload; none if it lay in an earlier block and its key was
+    /// saved.
     previous: Option<(usize, usize)>,
     records_left: u32,
     window: u64,
     hash: u64,
-    /// Encoded keys of the current and the previous record; with raw keys `previous_key` only holds a key across blocks.
+    /// Encoded keys of the current and the previous record; with raw keys `previous_key` only holds
+    /// a key across blocks.
     key: Vec<u8>,
     previous_key: Vec<u8>,
     ended: bool,
@@ -110,7 +114,9 @@ impl<W: Windows> Cursor<W> {
     fn key_at<'a>(&'a self, start: usize, end: usize, encoded: &'a [u8]) -> &'a [u8] {
         match self.raw {
             Some(RawKey::Line) => &self.reader.payload()[start..end - self.terminator_len],
-            Some(RawKey::Range { offset, len }) => &self.reader.payload()[start + offset..start + offset + len],
+            Some(RawKey::Range { offset, len }) => {
+                &self.reader.payload()[start + offset..start + offset + len]
+            }
             None => encoded,
         }
     }
@@ -152,8 +158,11 @@ impl<W: Windows> Cursor<W> {
         };
         // Asked first: a comparison of no bytes is a call, and a slow one.
         if !self.shared.is_empty() && !key.starts_with(&self.shared) {
-            let what =
-                format!("record {} of input {} lies outside of its partition", self.sums.records + 1, self.number());
+            let what = format!(
+                "record {} of input {} lies outside of its partition",
+                self.sums.records + 1,
+                self.number()
+            );
             return Err(KernelError::OutOfOrder { what });
         }
         self.window = windowing.window(key, self.shared.len());
@@ -163,13 +172,16 @@ impl<W: Windows> Cursor<W> {
         Ok(())
     }
 
-    /// Loads the next block, keeping the previous key; at the end checks the piece's sums and returns `false`.
+    /// Loads the next block, keeping the previous key; at the end checks the piece's sums and
+    /// returns `false`.
     #[cold]
     fn load_block(&mut self) -> Result<bool, W::Error> {
         if self.start != self.reader.payload().len() {
             return Err(self.reader.corrupt("a block holds more records than it says").into());
         }
-        if let (Some((start, end)), true) = (self.previous.take(), self.raw.is_some() && self.sums.records > 0) {
+        if let (Some((start, end)), true) =
+            (self.previous.take(), self.raw.is_some() && self.sums.records > 0)
+        {
             let mut saved = std::mem::take(&mut self.previous_key);
             saved.clear();
             saved.extend_from_slice(self.key_at(start, end, &[]));

@@ -1,7 +1,8 @@
 //! Takes the windows of a piece apart into checked blocks.
 //!
-//! A block that lies within one window is used where it is; one that windows cut is assembled in a buffer of the reader's own. Nothing a
-//! block's header says is trusted before the piece's entry in the index bounds it.
+//! A block that lies within one window is used where it is; one that windows cut is assembled in a
+//! buffer of the reader's own. Nothing a block's header says is trusted before the piece's entry in
+//! the index bounds it.
 
 use crate::blocks::{BLOCK_HEADER_BYTES, BlockHeader, block_checksum};
 use crate::error::KernelError;
@@ -75,7 +76,8 @@ impl<W: Windows> BlockReader<W> {
         }
     }
 
-    /// Loads the next block and returns how many records it holds; `None` at the end of the piece. One that does not hold is asked for again.
+    /// Loads the next block and returns how many records it holds; `None` at the end of the piece.
+    /// One that does not hold is asked for again.
     pub(super) fn next_block(&mut self) -> Result<Option<u32>, W::Error> {
         let begin = self.read;
         loop {
@@ -116,7 +118,10 @@ impl<W: Windows> BlockReader<W> {
 
     pub(super) fn corrupt(&self, why: &str) -> KernelError {
         let at = self.piece.offset + self.read;
-        KernelError::corrupt(format!("piece of input {}, before byte {at} of its run: {why}", self.number))
+        KernelError::corrupt(format!(
+            "piece of input {}, before byte {at} of its run: {why}",
+            self.number
+        ))
     }
 
     fn header(&mut self) -> Result<BlockHeader, Fault<W::Error>> {
@@ -156,7 +161,8 @@ impl<W: Windows> BlockReader<W> {
         self.read += count as u64;
     }
 
-    /// The unused bytes of the window, never empty; fetches the next one when there are none. Too few bytes are an error.
+    /// The unused bytes of the window, never empty; fetches the next one when there are none. Too
+    /// few bytes are an error.
     fn available(&mut self) -> Result<&[u8], Fault<W::Error>> {
         while self.window.as_ref().is_none_or(|window| self.used >= window.as_ref().len()) {
             // Given back before the next is asked for: the caller may have no other.

@@ -54,10 +54,15 @@ impl Windows for Steps {
 fn piece(lines: &str, step: usize) -> MergeInput<Steps> {
     let mut writer = RunWriter::new(Keep::default(), &LINES);
     writer.begin_partition().expect("the sink takes all");
-    lines.split_inclusive('\n').for_each(|line| writer.push(line.as_bytes()).expect("the sink takes all"));
+    lines
+        .split_inclusive('\n')
+        .for_each(|line| writer.push(line.as_bytes()).expect("the sink takes all"));
     let (index, sink) = writer.finish().expect("the sink takes all");
     let piece = index.piece(0).expect("one partition");
-    MergeInput { windows: Steps { bytes: sink.0[..piece.len as usize].to_vec(), at: 0, step }, piece }
+    MergeInput {
+        windows: Steps { bytes: sink.0[..piece.len as usize].to_vec(), at: 0, step },
+        piece,
+    }
 }
 
 fn order(unique: bool) -> Order {
@@ -83,7 +88,11 @@ fn merges_any_number_of_inputs_in_windows_of_any_size() {
     let check = |unique, inputs: &[&str], expect: &str, dropped| {
         for step in [1, 2, 17, 1000] {
             let (text, tally) = run(unique, (None, None), inputs, step).expect("sorted inputs");
-            assert_eq!((text.as_str(), tally.dropped.records), (expect, dropped), "{inputs:?} by {step}");
+            assert_eq!(
+                (text.as_str(), tally.dropped.records),
+                (expect, dropped),
+                "{inputs:?} by {step}"
+            );
             assert_eq!(tally.kept.records, expect.lines().count() as u64);
         }
     };
@@ -105,14 +114,25 @@ fn merges_any_number_of_inputs_in_windows_of_any_size() {
 fn disorder_is_an_error() {
     let check = |bounds, inputs: &[&str], expect: &str| {
         for step in [3, 1000] {
-            assert_eq!(run(false, bounds, inputs, step), Err(KernelError::OutOfOrder { what: expect.into() }));
+            assert_eq!(
+                run(false, bounds, inputs, step),
+                Err(KernelError::OutOfOrder { what: expect.into() })
+            );
         }
     };
     check((None, None), &["b\na\n"], "record 2 of input 0 comes before the one before it");
-    check((None, None), &["", "the same 2\nthe same 1\n", "z\n"], "record 2 of input 1 comes before the one before it");
+    check(
+        (None, None),
+        &["", "the same 2\nthe same 1\n", "z\n"],
+        "record 2 of input 1 comes before the one before it",
+    );
     check((Some("b"), None), &["c\n", "a\n"], "input 1 begins before its partition");
     check((None, Some("b")), &["a\nb\n"], "input 0 ends after its partition");
-    check((Some("key 1"), Some("key 5")), &["key 2\n", "kez\n"], "record 1 of input 1 lies outside of its partition");
+    check(
+        (Some("key 1"), Some("key 5")),
+        &["key 2\n", "kez\n"],
+        "record 1 of input 1 lies outside of its partition",
+    );
     assert!(run(false, (Some("key 1"), Some("key 5")), &["key 1\nkey 2\n", "key 49\n"], 7).is_ok());
 }
 
@@ -214,9 +234,11 @@ fn a_block_that_does_not_hold_is_read_again() {
                 vec![MergeInput { windows: Flaky { steps, damaged, times, rewinds_max: 4 }, piece }]
             };
             let mut out = Keep::default();
-            merge(&order(false), (None, None), flaky(2), &mut out).expect("the third time it holds");
+            merge(&order(false), (None, None), flaky(2), &mut out)
+                .expect("the third time it holds");
             assert!(out.0 == lines.as_bytes(), "{damaged} by {step}");
-            let error = merge(&order(false), (None, None), flaky(9), &mut Keep::default()).expect_err("never holds");
+            let error = merge(&order(false), (None, None), flaky(9), &mut Keep::default())
+                .expect_err("never holds");
             assert!(matches!(error, KernelError::Corrupt { .. }), "{error}");
         }
     }

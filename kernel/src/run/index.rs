@@ -74,7 +74,8 @@ impl RunIndex {
         self.file_bytes
     }
 
-    /// The checksum of the index as it is stored: what a footer says of it ([`RunFooter::index_digest`]).
+    /// The checksum of the index as it is stored: what a footer says of it
+    /// ([`RunFooter::index_digest`]).
     pub fn digest(&self) -> u64 {
         xxh3_64(&self.encode())
     }
@@ -92,11 +93,14 @@ impl RunIndex {
         out
     }
 
-    /// Decodes the index that `footer` describes. `bytes` are those at [`RunFooter::index_offset`], [`RunFooter::index_bytes`] of them.
+    /// Decodes the index that `footer` describes. `bytes` are those at [`RunFooter::index_offset`],
+    /// [`RunFooter::index_bytes`] of them.
     pub fn decode(bytes: &[u8], footer: &RunFooter) -> Result<Self, KernelError> {
         if bytes.len() as u64 != u64::from(footer.index_bytes) {
             let (found, expected) = (bytes.len(), footer.index_bytes);
-            return Err(KernelError::corrupt(format!("run index has {found} bytes, its footer says {expected}")));
+            return Err(KernelError::corrupt(format!(
+                "run index has {found} bytes, its footer says {expected}"
+            )));
         }
         if xxh3_64(bytes) != footer.index_checksum {
             return Err(KernelError::corrupt("run index checksum does not match"));
@@ -119,8 +123,9 @@ impl RunIndex {
                 block_payload_max: reader.u32()?,
                 sums: reader.sums()?,
             };
-            check_piece(&piece, offset, footer.index_offset)
-                .map_err(|why| KernelError::corrupt(format!("run index, partition {number}: {why}")))?;
+            check_piece(&piece, offset, footer.index_offset).map_err(|why| {
+                KernelError::corrupt(format!("run index, partition {number}: {why}"))
+            })?;
             offset += piece.len;
             pieces.push(piece);
         }
@@ -144,7 +149,9 @@ fn check_piece(piece: &Piece, offset: u64, blocks_end: u64) -> Result<(), &'stat
         return Err("it is empty, but its sums are not");
     }
     let block_bytes = u64::from(piece.block_payload_max) + BLOCK_HEADER_BYTES as u64;
-    if !empty && (block_bytes > piece.len || u64::from(piece.block_payload_max) > RECORD_BYTES_MAX + 1) {
+    if !empty
+        && (block_bytes > piece.len || u64::from(piece.block_payload_max) > RECORD_BYTES_MAX + 1)
+    {
         return Err("its largest block is too large");
     }
     Ok(())
@@ -223,7 +230,10 @@ impl RunFooter {
         };
         let end = footer.index_offset.checked_add(u64::from(footer.index_bytes) + Self::LEN as u64);
         if footer.file_bytes != file_bytes || end != Some(file_bytes) {
-            return wrong(&format!("the object has {file_bytes} bytes, {} were written", footer.file_bytes));
+            return wrong(&format!(
+                "the object has {file_bytes} bytes, {} were written",
+                footer.file_bytes
+            ));
         }
         if footer.index_bytes as usize > 4 + PARTITIONS_MAX as usize * ENTRY_BYTES + SUMS_BYTES {
             return wrong("its index is too large");

@@ -72,7 +72,12 @@ fn read(bytes: &[u8]) -> Result<u64, KernelError> {
     let mut count = Count::default();
     for piece in open(bytes)?.pieces() {
         let blocks = bytes[piece.offset as usize..(piece.offset + piece.len) as usize].to_vec();
-        merge(&order, (None, None), vec![MergeInput { windows: Whole(Some(blocks)), piece: *piece }], &mut count)?;
+        merge(
+            &order,
+            (None, None),
+            vec![MergeInput { windows: Whole(Some(blocks)), piece: *piece }],
+            &mut count,
+        )?;
     }
     Ok(count.0)
 }
@@ -110,7 +115,8 @@ fn every_flipped_byte_and_every_cut_is_noticed() {
 fn hostile_indexes_are_refused_without_trust() {
     let (_, bytes) = write(&[&[b"a\n"]]);
     let index_at = bytes.len() - RunFooter::LEN - 72;
-    let footer = RunFooter::decode(&bytes[bytes.len() - RunFooter::LEN..], bytes.len() as u64).expect("undamaged");
+    let footer = RunFooter::decode(&bytes[bytes.len() - RunFooter::LEN..], bytes.len() as u64)
+        .expect("undamaged");
     // Each byte of the index in turn, with a checksum that matches the damage.
     for at in 0..72 {
         for value in [0, 1, 0x7F, 0xFF] {
@@ -138,7 +144,10 @@ fn blocks_hold_about_their_target_or_one_larger_record() {
     let piece = index.piece(0).expect("one partition");
     assert_eq!(piece.block_payload_max as usize, large.len());
     let small_blocks = 2000_usize.div_ceil(BLOCK_PAYLOAD_TARGET / 100);
-    assert_eq!(piece.len as usize, large.len() + 2000 * 100 + (1 + small_blocks) * BLOCK_HEADER_BYTES);
+    assert_eq!(
+        piece.len as usize,
+        large.len() + 2000 * 100 + (1 + small_blocks) * BLOCK_HEADER_BYTES
+    );
     assert_eq!(read(&bytes), Ok(2001));
     assert_eq!(index.file_bytes(), bytes.len() as u64);
 }

@@ -17,8 +17,9 @@ pub trait Sink {
     /// The buffer to append to. It is the same, with the same contents, until `flushed` is called.
     fn buffer(&mut self) -> &mut Vec<u8>;
 
-    /// Called after each whole block (about [`BLOCK_PAYLOAD_TARGET`] bytes, or one larger record): everything in the buffer is final now,
-    /// and the sink may ship it and replace or clear the buffer.
+    /// Called after each whole block (about [`BLOCK_PAYLOAD_TARGET`] bytes, or one larger record):
+    /// everything in the buffer is final now, and the sink may ship it and replace or clear the
+    /// buffer.
     fn flushed(&mut self) -> Result<(), Self::Error>;
 }
 
@@ -87,7 +88,8 @@ impl<S: Sink> RunWriter<S> {
         }
         buffer.extend_from_slice(stored);
         self.block_records += 1;
-        let piece = self.index.pieces.last_mut().expect("a partition is begun before records are pushed");
+        let piece =
+            self.index.pieces.last_mut().expect("a partition is begun before records are pushed");
         piece.sums.add_hashed(stored.len() - self.terminator_len, hash);
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! A sorted chunk on its way out: cut at the splitters, doubles dropped under `-u`, gathered record by record into a run.
+//! A sorted chunk on its way out: cut at the splitters, doubles dropped under `-u`, gathered record
+//! by record into a run.
 
 use crate::entries::{Keys, PREFETCH_AHEAD, Place};
 use crate::error::KernelError;
@@ -39,17 +40,24 @@ impl<'a> SortedChunk<'a> {
         self.entries.iter().map(|&entry| self.keys.record(entry))
     }
 
-    /// Writes `splitters.len() + 1` partitions and reports what was kept and dropped; what was dropped is counted in the run, too.
-    /// `splitters` must be valid ([`crate::splitters::validate`]). [`KernelError::SumsDiffer`] if what was written and dropped is not what
-    /// was fed.
-    pub fn write<S: Sink>(&self, splitters: &[Splitter], out: &mut RunWriter<S>) -> Result<Tally, S::Error> {
+    /// Writes `splitters.len() + 1` partitions and reports what was kept and dropped; what was
+    /// dropped is counted in the run, too. `splitters` must be valid
+    /// ([`crate::splitters::validate`]). [`KernelError::SumsDiffer`] if what was written and
+    /// dropped is not what was fed.
+    pub fn write<S: Sink>(
+        &self,
+        splitters: &[Splitter],
+        out: &mut RunWriter<S>,
+    ) -> Result<Tally, S::Error> {
         let before = out.written();
         let mut dropped = Sums::default();
         let mut begin = 0;
         for number in 0..=splitters.len() {
             let end = match splitters.get(number) {
                 Some(splitter) => {
-                    begin + self.entries[begin..].partition_point(|&entry| self.is_before(entry, splitter))
+                    begin
+                        + self.entries[begin..]
+                            .partition_point(|&entry| self.is_before(entry, splitter))
                 }
                 None => self.entries.len(),
             };
@@ -64,12 +72,21 @@ impl<'a> SortedChunk<'a> {
         let tally = Tally { kept: out.written().minus(&before), dropped };
         if tally.total() != self.sums {
             let what = "the chunk that was sorted".to_string();
-            return Err(KernelError::SumsDiffer { what, expected: self.sums, found: tally.total() }.into());
+            return Err(KernelError::SumsDiffer {
+                what,
+                expected: self.sums,
+                found: tally.total(),
+            }
+            .into());
         }
         Ok(tally)
     }
 
-    fn write_all<S: Sink>(&self, range: std::ops::Range<usize>, out: &mut RunWriter<S>) -> Result<(), S::Error> {
+    fn write_all<S: Sink>(
+        &self,
+        range: std::ops::Range<usize>,
+        out: &mut RunWriter<S>,
+    ) -> Result<(), S::Error> {
         let entries = &self.entries[range];
         for (at, &entry) in entries.iter().enumerate() {
             if let Some(&ahead) = entries.get(at + PREFETCH_AHEAD) {

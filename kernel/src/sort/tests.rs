@@ -1,4 +1,5 @@
-//! Budgets, carried records, errors. What comes out in which order is tested with the whole path (`tests/whole_path.rs`).
+//! Budgets, carried records, errors. What comes out in which order is tested with the whole path
+//! (`tests/whole_path.rs`).
 
 use super::*;
 use crate::spec::{FieldKey, KeyDef, SortSpec};
@@ -6,7 +7,10 @@ use crate::spec::{FieldKey, KeyDef, SortSpec};
 const LINES: Format = Format::Lines { terminator: b'\n' };
 
 fn lines_sorter(budget_bytes: usize) -> ChunkSorter {
-    ChunkSorter::new(Arc::new(Order::new(&SortSpec::new(LINES)).expect("a valid spec")), budget_bytes)
+    ChunkSorter::new(
+        Arc::new(Order::new(&SortSpec::new(LINES)).expect("a valid spec")),
+        budget_bytes,
+    )
 }
 
 fn encoded_sorter(budget_bytes: usize) -> ChunkSorter {
@@ -26,7 +30,11 @@ fn chunks(sorter: &mut ChunkSorter, mut bytes: &[u8], step: usize) -> Vec<String
     while !bytes.is_empty() {
         let now = &bytes[..step.min(bytes.len())];
         let taken = sorter.feed(now).expect("records fit");
-        assert!(sorter.used_bytes() <= sorter.slab.budget_bytes(), "{} bytes used", sorter.used_bytes());
+        assert!(
+            sorter.used_bytes() <= sorter.slab.budget_bytes(),
+            "{} bytes used",
+            sorter.used_bytes()
+        );
         bytes = &bytes[taken..];
         if taken < now.len() {
             chunks.push(sorted(sorter));
@@ -48,7 +56,8 @@ fn a_full_sorter_carries_the_incomplete_record() {
     for make in [lines_sorter, encoded_sorter] {
         for budget in [400, 500, 1000, 1 << 20] {
             for step in [1, 7, 64, 1000] {
-                let input: String = (0..100).map(|number| format!("{}\n", number * 37 % 100)).collect();
+                let input: String =
+                    (0..100).map(|number| format!("{}\n", number * 37 % 100)).collect();
                 let chunks = chunks(&mut make(budget), input.trim_end().as_bytes(), step);
                 assert!(chunks.len() > 1 || budget == 1 << 20);
                 let mut lines: Vec<&str> = chunks.iter().flat_map(|chunk| chunk.lines()).collect();
@@ -127,8 +136,13 @@ fn sums_are_those_of_the_chunk() {
     assert_eq!(sorter.sort().input_sums(), Sums::default());
 }
 
-/// Feeds all of it, leaving out what is too long; the lines that were taken and those that were not, each as (position, length).
-fn without_long_lines(sorter: &mut ChunkSorter, bytes: &[u8], step: usize) -> (Vec<String>, Vec<(u64, usize)>) {
+/// Feeds all of it, leaving out what is too long; the lines that were taken and those that were
+/// not, each as (position, length).
+fn without_long_lines(
+    sorter: &mut ChunkSorter,
+    bytes: &[u8],
+    step: usize,
+) -> (Vec<String>, Vec<(u64, usize)>) {
     let (mut taken, mut left_out) = (Vec::new(), Vec::new());
     let mut keep = |sorter: &mut ChunkSorter| {
         taken.extend(sorted(sorter).lines().map(str::to_owned));
@@ -149,7 +163,8 @@ fn without_long_lines(sorter: &mut ChunkSorter, bytes: &[u8], step: usize) -> (V
                 let (position, held) = sorter.open_record();
                 let behind = position as usize + held.len();
                 assert_eq!(held, &bytes[position as usize..behind]);
-                let len = memchr::memchr(b'\n', &bytes[behind..]).unwrap_or(bytes.len() - behind) + held.len();
+                let len = memchr::memchr(b'\n', &bytes[behind..]).unwrap_or(bytes.len() - behind)
+                    + held.len();
                 left_out.push((position, len));
                 sorter.discard_open();
                 at = (position as usize + len + 1).min(bytes.len());
@@ -172,7 +187,9 @@ fn long_lines_are_left_out_wherever_reads_and_chunks_end() {
     for round in 0..40 {
         let mut input = Vec::new();
         for _ in 0..60 {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             let len = if state >> 60 < 3 { 95 + (state >> 40) % 12 } else { (state >> 40) % 20 };
             input.extend(std::iter::repeat_n(b'a' + (state >> 35) as u8 % 26, len as usize));
             input.push(b'\n');
@@ -180,10 +197,15 @@ fn long_lines_are_left_out_wherever_reads_and_chunks_end() {
         if round % 2 == 0 {
             input.pop();
         }
-        let lines =
-            || input.split_inclusive(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\n").unwrap_or(line));
-        let mut expected: Vec<String> =
-            lines().filter(|line| line.len() <= 100).map(|line| String::from_utf8_lossy(line).into_owned()).collect();
+        let lines = || {
+            input
+                .split_inclusive(|&byte| byte == b'\n')
+                .map(|line| line.strip_suffix(b"\n").unwrap_or(line))
+        };
+        let mut expected: Vec<String> = lines()
+            .filter(|line| line.len() <= 100)
+            .map(|line| String::from_utf8_lossy(line).into_owned())
+            .collect();
         expected.sort_unstable();
         let mut position = 0;
         let mut long = Vec::new();
@@ -198,7 +220,11 @@ fn long_lines_are_left_out_wherever_reads_and_chunks_end() {
                 for step in [1, 7, 64, 5000] {
                     let mut sorter = make(budget).with_record_bytes_max(100);
                     let (taken, left_out) = without_long_lines(&mut sorter, &input, step);
-                    assert_eq!((&taken, &left_out), (&expected, &long), "round {round}, budget {budget} by {step}");
+                    assert_eq!(
+                        (&taken, &left_out),
+                        (&expected, &long),
+                        "round {round}, budget {budget} by {step}"
+                    );
                 }
             }
         }
@@ -207,8 +233,10 @@ fn long_lines_are_left_out_wherever_reads_and_chunks_end() {
 
 #[test]
 fn a_torn_record_can_be_left_out() {
-    let mut sorter =
-        ChunkSorter::new(Arc::new(Order::new(&SortSpec::new(Format::Fixed { len: 3 })).expect("a valid spec")), 1000);
+    let mut sorter = ChunkSorter::new(
+        Arc::new(Order::new(&SortSpec::new(Format::Fixed { len: 3 })).expect("a valid spec")),
+        1000,
+    );
     sorter.begin(0);
     assert_eq!(sorter.feed(b"defabcgh"), Ok(8));
     assert!(matches!(sorter.end_object(), Err(KernelError::BadRecord { position: 6, .. })));
@@ -244,7 +272,8 @@ fn a_flipped_bit_of_a_held_record_is_noticed() {
             let chunk = sorter.sort();
             let mut sums = Sums::default();
             chunk.records().for_each(|record| sums.add(LINES.body(record)));
-            // A record without its terminator runs into the next: the blocks of the run then hold fewer than they say.
+            // A record without its terminator runs into the next: the blocks of the run then hold
+            // fewer than they say.
             let terminators = chunk.records().flatten().filter(|byte| **byte == b'\n').count();
             assert!(sums != chunk.input_sums() || terminators < 5, "seed {seed}");
         }

@@ -1,4 +1,5 @@
-//! Reads keys as users write them: `F[.C][LETTERS][,F[.C][LETTERS]]` as sort(1) does, and `OFFSET:LEN`.
+//! Reads keys as users write them: `F[.C][LETTERS][,F[.C][LETTERS]]` as sort(1) does, and
+//! `OFFSET:LEN`.
 
 use super::{FieldKey, KeyDef, KeyFlags};
 use crate::error::KernelError;
@@ -15,8 +16,11 @@ impl KeyDef {
 
     /// Reads `OFFSET:LEN`, both in bytes, the offset from 0.
     pub fn parse_range(text: &str) -> Result<Self, KernelError> {
-        let number = |part: &str| part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse().ok()).flatten();
-        let parsed = text.split_once(':').and_then(|(offset, len)| Some((number(offset)?, number(len)?)));
+        let number = |part: &str| {
+            part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse().ok()).flatten()
+        };
+        let parsed =
+            text.split_once(':').and_then(|(offset, len)| Some((number(offset)?, number(len)?)));
         match parsed {
             Some((offset, len)) if len > 0 => Ok(Self::Range { offset, len }),
             _ => Err(refuse(text, "OFFSET:LEN is expected, in bytes, such as 0:10")),
@@ -29,9 +33,19 @@ impl FieldKey {
     pub fn parse(text: &str) -> Result<Self, KernelError> {
         let mut rest = text.as_bytes();
         let mut flags = KeyFlags::default();
-        let start_field = positive(number(&mut rest), text, "invalid number at field start", "field number is zero")?;
+        let start_field = positive(
+            number(&mut rest),
+            text,
+            "invalid number at field start",
+            "field number is zero",
+        )?;
         let start_char = if eat(&mut rest, b'.') {
-            positive(number(&mut rest), text, "invalid number after '.'", "character offset is zero")?
+            positive(
+                number(&mut rest),
+                text,
+                "invalid number after '.'",
+                "character offset is zero",
+            )?
         } else {
             1
         };
@@ -39,7 +53,12 @@ impl FieldKey {
         let mut end = None;
         let mut end_ignore_blanks = false;
         if eat(&mut rest, b',') {
-            let field = positive(number(&mut rest), text, "invalid number after ','", "field number is zero")?;
+            let field = positive(
+                number(&mut rest),
+                text,
+                "invalid number after ','",
+                "field number is zero",
+            )?;
             let last = if eat(&mut rest, b'.') {
                 number(&mut rest).ok_or_else(|| refuse(text, "invalid number after '.'"))?
             } else {
@@ -56,7 +75,8 @@ impl FieldKey {
 }
 
 impl KeyFlags {
-    /// Sets the flag of one letter of sort(1). Letters that sort(1) knows and muster does not are refused by name.
+    /// Sets the flag of one letter of sort(1). Letters that sort(1) knows and muster does not are
+    /// refused by name.
     pub fn set(&mut self, letter: char) -> Result<(), KernelError> {
         match letter {
             'n' => self.numeric = true,
@@ -66,9 +86,15 @@ impl KeyFlags {
             'd' => self.dictionary = true,
             'i' => self.nonprinting = true,
             'g' | 'h' | 'M' | 'R' | 'V' => {
-                return Err(KernelError::InvalidSpec(format!("the ordering '{letter}' of sort(1) is not built yet")));
+                return Err(KernelError::InvalidSpec(format!(
+                    "the ordering '{letter}' of sort(1) is not built yet"
+                )));
             }
-            other => return Err(KernelError::InvalidSpec(format!("'{other}' is no ordering of sort(1)"))),
+            other => {
+                return Err(KernelError::InvalidSpec(format!(
+                    "'{other}' is no ordering of sort(1)"
+                )));
+            }
         }
         Ok(())
     }
@@ -88,7 +114,8 @@ fn eat(rest: &mut &[u8], byte: u8) -> bool {
     }
 }
 
-/// Digits at the start of `rest`, as strtoumax() reads them for sort(1): behind blanks, with a plus or without. A number too large for the type is as good as its maximum.
+/// Digits at the start of `rest`, as strtoumax() reads them for sort(1): behind blanks, with a plus
+/// or without. A number too large for the type is as good as its maximum.
 fn number(rest: &mut &[u8]) -> Option<u32> {
     while let [b' ' | b'\t'..=b'\r', tail @ ..] = *rest {
         *rest = tail;
@@ -97,7 +124,9 @@ fn number(rest: &mut &[u8]) -> Option<u32> {
     let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
     let (head, tail) = rest.split_at(digits);
     *rest = tail;
-    let value = head.iter().fold(0u32, |value, b| value.saturating_mul(10).saturating_add(u32::from(b - b'0')));
+    let value = head
+        .iter()
+        .fold(0u32, |value, b| value.saturating_mul(10).saturating_add(u32::from(b - b'0')));
     (digits > 0).then_some(value)
 }
 
@@ -109,13 +138,16 @@ fn positive(value: Option<u32>, text: &str, missing: &str, zero: &str) -> Result
     }
 }
 
-/// Reads letters up to a comma or a stray character. Returns whether `b` was among them; the others go to `flags`.
+/// Reads letters up to a comma or a stray character. Returns whether `b` was among them; the others
+/// go to `flags`.
 fn letters(rest: &mut &[u8], flags: &mut KeyFlags, text: &str) -> Result<bool, KernelError> {
     let mut blanks = false;
     while let Some((&letter, tail)) = rest.split_first() {
         match letter {
             b'b' => blanks = true,
-            b'a'..=b'z' | b'A'..=b'Z' => flags.set(char::from(letter)).map_err(|e| refuse(text, &e.to_string()))?,
+            b'a'..=b'z' | b'A'..=b'Z' => {
+                flags.set(char::from(letter)).map_err(|e| refuse(text, &e.to_string()))?
+            }
             _ => break,
         }
         *rest = tail;

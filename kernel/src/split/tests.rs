@@ -5,10 +5,11 @@ use crate::proof::tiles;
 
 const LINES: Format = Format::Lines { terminator: b'\n' };
 
-/// Cuts `begin..end` of `object`, pushing `step` bytes at a time; returns the taken bytes and the consumed range.
+/// Cuts `begin..end` of `object`, pushing `step` bytes at a time; returns the taken bytes and the
+/// consumed range.
 fn cut(format: &Format, object: &[u8], begin: u64, end: u64, step: usize) -> (Vec<u8>, Range<u64>) {
-    let mut cutter =
-        Cutter::new(format, Interval { object: 0, begin, end }, object.len() as u64).expect("a valid interval");
+    let mut cutter = Cutter::new(format, Interval { object: 0, begin, end }, object.len() as u64)
+        .expect("a valid interval");
     let mut taken = Vec::new();
     let mut rest = &object[cutter.read_from() as usize..];
     while !cutter.is_done() {
@@ -26,7 +27,11 @@ fn a_record_belongs_to_the_piece_that_holds_its_first_byte() {
     let check = |begin, end, text: &str, consumed: Range<u64>| {
         for step in 1..10 {
             let expect = (text.as_bytes().to_vec(), consumed.clone());
-            assert_eq!(cut(&LINES, b"ab\ncdef\n\ng", begin, end, step), expect, "{begin}..{end} by {step}");
+            assert_eq!(
+                cut(&LINES, b"ab\ncdef\n\ng", begin, end, step),
+                expect,
+                "{begin}..{end} by {step}"
+            );
         }
     };
     check(0, 10, "ab\ncdef\n\ng", 0..10);
@@ -45,14 +50,19 @@ fn a_record_belongs_to_the_piece_that_holds_its_first_byte() {
 fn all_cuts_of_small_objects_tile_them() {
     for bits in 0..1u32 << 7 {
         for len in 0..=7 {
-            let object: Vec<u8> = (0..len).map(|at| if bits >> at & 1 == 1 { b'\n' } else { b'x' }).collect();
+            let object: Vec<u8> =
+                (0..len).map(|at| if bits >> at & 1 == 1 { b'\n' } else { b'x' }).collect();
             for split in 0..=len as u64 {
                 for step in [1, 3, 9] {
                     let (mut taken, left) = cut(&LINES, &object, 0, split, step);
                     let (right_taken, right) = cut(&LINES, &object, split, len as u64, step);
                     taken.extend_from_slice(&right_taken);
                     assert_eq!(taken, object, "{object:?} at {split} by {step}");
-                    let interval = |range: Range<u64>| Interval { object: 0, begin: range.start, end: range.end };
+                    let interval = |range: Range<u64>| Interval {
+                        object: 0,
+                        begin: range.start,
+                        end: range.end,
+                    };
                     assert_eq!(tiles(&[interval(left), interval(right)], &[len as u64]), Ok(()));
                 }
             }
@@ -86,7 +96,10 @@ fn a_torn_end_belongs_to_the_last_interval_where_it_may() {
         assert_eq!(cutter.consumed(), begin..end);
     }
     for (begin, end) in [(0, 7), (1, 8), (4, 6)] {
-        assert!(Cutter::lenient(&fixed, Interval { object: 0, begin, end }, 8).is_err(), "{begin}..{end}");
+        assert!(
+            Cutter::lenient(&fixed, Interval { object: 0, begin, end }, 8).is_err(),
+            "{begin}..{end}"
+        );
     }
 }
 
@@ -94,8 +107,10 @@ fn a_torn_end_belongs_to_the_last_interval_where_it_may() {
 fn splits_are_even_contiguous_and_complete() {
     let check = |sizes: &[u64], format: &Format, split_bytes, expect: &[&[(u32, u64, u64)]]| {
         let splits = plan_splits(sizes, format, split_bytes);
-        let shown: Vec<Vec<_>> =
-            splits.iter().map(|split| split.iter().map(|i| (i.object, i.begin, i.end)).collect()).collect();
+        let shown: Vec<Vec<_>> = splits
+            .iter()
+            .map(|split| split.iter().map(|i| (i.object, i.begin, i.end)).collect())
+            .collect();
         assert_eq!(shown, expect.iter().map(|split| split.to_vec()).collect::<Vec<_>>());
         assert_eq!(tiles(&splits.concat(), sizes), Ok(()));
     };
@@ -112,9 +127,19 @@ fn splits_are_even_contiguous_and_complete() {
         &[7],
         &LINES,
         0,
-        &[&[(0, 0, 1)], &[(0, 1, 2)], &[(0, 2, 3)], &[(0, 3, 4)], &[(0, 4, 5)], &[(0, 5, 6)], &[(0, 6, 7)]],
+        &[
+            &[(0, 0, 1)],
+            &[(0, 1, 2)],
+            &[(0, 2, 3)],
+            &[(0, 3, 4)],
+            &[(0, 4, 5)],
+            &[(0, 5, 6)],
+            &[(0, 6, 7)],
+        ],
     );
-    for (sizes, split) in [(vec![1u64 << 50, 7, 0, 1 << 40], 1u64 << 40), (vec![5; 100], 7), (vec![999_999, 3], 1000)] {
+    for (sizes, split) in
+        [(vec![1u64 << 50, 7, 0, 1 << 40], 1u64 << 40), (vec![5; 100], 7), (vec![999_999, 3], 1000)]
+    {
         for format in [&LINES, &fixed] {
             assert_eq!(tiles(&plan_splits(&sizes, format, split).concat(), &sizes), Ok(()));
         }

@@ -1,4 +1,5 @@
-//! A whole job in memory: cut, sort with spills, write runs, merge, write parts, with the checks that the job's barriers make.
+//! A whole job in memory: cut, sort with spills, write runs, merge, write parts, with the checks
+//! that the job's barriers make.
 
 #![allow(dead_code)] // Each test file uses what it needs.
 
@@ -69,7 +70,8 @@ impl Run {
         let footer_at = footer_at.ok_or(KernelError::Corrupt { what: "too short".into() })?;
         let footer = RunFooter::decode(&bytes[footer_at..], file_bytes)?;
         let index_at = footer.index_offset() as usize;
-        let index = RunIndex::decode(&bytes[index_at..index_at + footer.index_bytes() as usize], &footer)?;
+        let index =
+            RunIndex::decode(&bytes[index_at..index_at + footer.index_bytes() as usize], &footer)?;
         Ok(Self { bytes, index })
     }
 
@@ -100,12 +102,21 @@ pub(crate) struct Outcome {
     pub(crate) tally: Tally,
 }
 
-pub(crate) fn job(spec: &SortSpec, objects: &[Vec<u8>], sizes: Sizes) -> Result<Outcome, KernelError> {
+pub(crate) fn job(
+    spec: &SortSpec,
+    objects: &[Vec<u8>],
+    sizes: Sizes,
+) -> Result<Outcome, KernelError> {
     let order = Arc::new(Order::new(spec)?);
     let object_sizes: Vec<u64> = objects.iter().map(|object| object.len() as u64).collect();
     let splitters = choose_splitters(&order, objects, sizes);
-    let mut outcome =
-        Outcome { output: Vec::new(), runs: Vec::new(), spills: 0, input: Sums::default(), tally: Tally::default() };
+    let mut outcome = Outcome {
+        output: Vec::new(),
+        runs: Vec::new(),
+        spills: 0,
+        input: Sums::default(),
+        tally: Tally::default(),
+    };
     let mut consumed = Vec::new();
     let mut sorter = ChunkSorter::new(order.clone(), sizes.budget_bytes);
     for split in plan_splits(&object_sizes, &spec.format, sizes.split_bytes) {
@@ -128,8 +139,10 @@ pub(crate) fn job(spec: &SortSpec, objects: &[Vec<u8>], sizes: Sizes) -> Result<
     }
     assert_eq!(tiles(&consumed, &object_sizes), Ok(()));
     for partition in 0..=splitters.len() {
-        let bounds = (partition.checked_sub(1).map(|below| &splitters[below]), splitters.get(partition));
-        let inputs = outcome.runs.iter().map(|run| run.input(partition as u32, sizes.window_step)).collect();
+        let bounds =
+            (partition.checked_sub(1).map(|below| &splitters[below]), splitters.get(partition));
+        let inputs =
+            outcome.runs.iter().map(|run| run.input(partition as u32, sizes.window_step)).collect();
         let mut part = PartWriter::new(Shipped::default(), order.clone());
         let tally = merge(&order, bounds, inputs, &mut part)?;
         let (summary, sink) = part.finish()?;
@@ -163,9 +176,15 @@ struct SortTask<'a> {
 }
 
 impl SortTask<'_> {
-    fn take(&mut self, objects: &[Vec<u8>], interval: Interval, read_step: usize) -> Result<Interval, KernelError> {
+    fn take(
+        &mut self,
+        objects: &[Vec<u8>],
+        interval: Interval,
+        read_step: usize,
+    ) -> Result<Interval, KernelError> {
         let object = &objects[interval.object as usize];
-        let position: u64 = objects[..interval.object as usize].iter().map(|object| object.len() as u64).sum();
+        let position: u64 =
+            objects[..interval.object as usize].iter().map(|object| object.len() as u64).sum();
         let mut cutter = Cutter::new(self.order.format(), interval, object.len() as u64)?;
         let mut rest = &object[cutter.read_from() as usize..];
         let mut begun = false;
@@ -226,8 +245,12 @@ impl SortTask<'_> {
         }
         let mut writer = RunWriter::new(Shipped::default(), self.order.format());
         for partition in 0..=self.splitters.len() {
-            let bounds = (partition.checked_sub(1).map(|below| &self.splitters[below]), self.splitters.get(partition));
-            let inputs = self.spills.iter().map(|run| run.input(partition as u32, window_step)).collect();
+            let bounds = (
+                partition.checked_sub(1).map(|below| &self.splitters[below]),
+                self.splitters.get(partition),
+            );
+            let inputs =
+                self.spills.iter().map(|run| run.input(partition as u32, window_step)).collect();
             writer.begin_partition()?;
             let tally = merge(self.order, bounds, inputs, &mut writer)?;
             assert_eq!(writer.partition_sums(), tally.kept);

@@ -10,28 +10,30 @@ use proptest::sample::select;
 
 /// Letters, of which `n` never meets `d` or `i`.
 pub(crate) fn flags() -> impl Strategy<Value = KeyFlags> {
-    (any::<[bool; 3]>(), prop::option::weighted(0.5, 0..4u8)).prop_map(|([reverse, blanks, fold], kind)| KeyFlags {
-        numeric: kind == Some(0),
-        reverse,
-        ignore_leading_blanks: blanks,
-        fold_case: fold,
-        dictionary: matches!(kind, Some(1 | 3)),
-        nonprinting: matches!(kind, Some(2 | 3)),
-    })
+    (any::<[bool; 3]>(), prop::option::weighted(0.5, 0..4u8)).prop_map(
+        |([reverse, blanks, fold], kind)| KeyFlags {
+            numeric: kind == Some(0),
+            reverse,
+            ignore_leading_blanks: blanks,
+            fold_case: fold,
+            dictionary: matches!(kind, Some(1 | 3)),
+            nonprinting: matches!(kind, Some(2 | 3)),
+        },
+    )
 }
 
 fn field_key() -> impl Strategy<Value = FieldKey> {
     let end = prop::option::of((1..4u32, 0..4u32));
     let key_flags = prop_oneof![Just(KeyFlags::default()), flags()];
-    (1..4u32, 1..4u32, end, key_flags, any::<bool>()).prop_map(|(start_field, start_char, end, flags, end_blanks)| {
-        FieldKey {
+    (1..4u32, 1..4u32, end, key_flags, any::<bool>()).prop_map(
+        |(start_field, start_char, end, flags, end_blanks)| FieldKey {
             start_field,
             start_char: if start_char == 3 { 1 } else { start_char },
             end,
             flags,
             end_ignore_blanks: end_blanks && end.is_some() && flags != KeyFlags::default(),
-        }
-    })
+        },
+    )
 }
 
 /// All options for lines.
@@ -56,18 +58,25 @@ pub(crate) fn lines_spec() -> impl Strategy<Value = SortSpec> {
 pub(crate) fn fixed_spec() -> impl Strategy<Value = SortSpec> {
     (1..24u32).prop_flat_map(|len| {
         let range = (0..len).prop_flat_map(move |offset| (Just(offset), 1..=len - offset));
-        (vec(range, 0..3), any::<bool>(), any::<bool>()).prop_map(move |(ranges, reverse, unique)| SortSpec {
-            keys: ranges.into_iter().map(|(offset, len)| KeyDef::Range { offset, len }).collect(),
-            global: KeyFlags { reverse, ..KeyFlags::default() },
-            unique,
-            ..SortSpec::new(Format::Fixed { len })
-        })
+        (vec(range, 0..3), any::<bool>(), any::<bool>()).prop_map(
+            move |(ranges, reverse, unique)| SortSpec {
+                keys: ranges
+                    .into_iter()
+                    .map(|(offset, len)| KeyDef::Range { offset, len })
+                    .collect(),
+                global: KeyFlags { reverse, ..KeyFlags::default() },
+                unique,
+                ..SortSpec::new(Format::Fixed { len })
+            },
+        )
     })
 }
 
-/// Lines that collide: few different bytes, numbers, blanks, long common starts; with NUL, high bytes and newlines.
+/// Lines that collide: few different bytes, numbers, blanks, long common starts; with NUL, high
+/// bytes and newlines.
 fn piece() -> impl Strategy<Value = Vec<u8>> {
-    // Not 0x80: GNU sort 9.1 takes that byte for a separator of thousands under -n, by mistake, even where the locale has none.
+    // Not 0x80: GNU sort 9.1 takes that byte for a separator of thousands under -n, by mistake,
+    // even where the locale has none.
     let odd = select(vec![0u8, 1, b'\n', b'\t', 0x7F, 0x81, 0xC3, 0xFF]);
     prop_oneof![
         4 => select(vec!["a", "b", "A", "aa", " ", "  ", ",", ",,", "-", ".", "0", "1", "10", "-1", "1.50", "0.5", "00", "z"])

@@ -1,4 +1,5 @@
-//! `chaos run`: real processes and servers under seeded faults, for as many jobs as wanted. Ends with a report, and with exit code 1 where something was not as it should be.
+//! `chaos run`: real processes and servers under seeded faults, for as many jobs as wanted. Ends
+//! with a report, and with exit code 1 where something was not as it should be.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "it is a command")]
 
 use std::process::ExitCode;
@@ -7,7 +8,8 @@ use muster_tests::chaos::schedule::Crew;
 use muster_tests::chaos::{Settings, play};
 use muster_tests::harness::Sandbox;
 
-const USAGE: &str = "chaos run [--jobs N] [--seed S] [--workers N] [--coordinators N] [--pause-ms MS]
+const USAGE: &str = "chaos run [--jobs N] [--seed S] [--workers N] [--coordinators N] [--pause-ms \
+    MS]
 
   --jobs N          jobs in all, 200 if not said
   --seed S          seed of the faults, 1 if not said; the same seed strikes in the same order
@@ -36,7 +38,8 @@ fn main() -> ExitCode {
 
 fn parse(arguments: &[String]) -> Option<Settings> {
     let (command, options) = arguments.split_first()?;
-    let mut settings = Settings { jobs: 200, seed: 1, crew: Crew { coordinators: 2, workers: 4 }, pause_ms: 350 };
+    let mut settings =
+        Settings { jobs: 200, seed: 1, crew: Crew { coordinators: 2, workers: 4 }, pause_ms: 350 };
     if command != "run" || !options.len().is_multiple_of(2) {
         return None;
     }

@@ -1,5 +1,7 @@
-//! Feeds the readers of outside bytes with inputs drawn from a seed: `fuzz [--runs N] [--seed N] [TARGET...]`. Prints the executions of each target; ends with 1 where one
-//! does what it must not, after the input that made it do so. `fuzz --write-seeds DIR [TARGET...]` only writes the inputs that each begins with, into a folder for each.
+//! Feeds the readers of outside bytes with inputs drawn from a seed: `fuzz [--runs N] [--seed N]
+//! [TARGET...]`. Prints the executions of each target; ends with 1 where one does what it must not,
+//! after the input that made it do so. `fuzz --write-seeds DIR [TARGET...]` only writes the inputs
+//! that each begins with, into a folder for each.
 
 use std::fs;
 use std::io;
@@ -32,7 +34,10 @@ fn wish(mut arguments: impl Iterator<Item = String>) -> Result<Wish, String> {
         match argument.as_str() {
             "--runs" => wish.runs = number()?,
             "--seed" => wish.seed = number()?,
-            "--write-seeds" => wish.write_seeds = Some(arguments.next().ok_or("--write-seeds needs a folder")?.into()),
+            "--write-seeds" => {
+                wish.write_seeds =
+                    Some(arguments.next().ok_or("--write-seeds needs a folder")?.into())
+            }
             name => {
                 let known = TARGETS.iter().find(|target| target.name == name);
                 let names = TARGETS.map(|target| target.name).join(", ");
@@ -50,7 +55,10 @@ fn wish(mut arguments: impl Iterator<Item = String>) -> Result<Wish, String> {
 fn write_seeds(folder: &Path, target: &Target) -> io::Result<()> {
     let folder = folder.join(target.name);
     fs::create_dir_all(&folder)?;
-    (target.seeds)().iter().enumerate().try_for_each(|(at, seed)| fs::write(folder.join(format!("seed-{at}")), seed))
+    (target.seeds)()
+        .iter()
+        .enumerate()
+        .try_for_each(|(at, seed)| fs::write(folder.join(format!("seed-{at}")), seed))
 }
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "its output is its result")]

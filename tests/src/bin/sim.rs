@@ -1,4 +1,5 @@
-//! The simulation by hand: `sim run --seeds N [--from S] [--seconds T]`, `sim replay SEED`, `sim sweep`, `sim script [NAME]`, `sim claims`, `sim bugs` (with the feature `planted-bugs`).
+//! The simulation by hand: `sim run --seeds N [--from S] [--seconds T]`, `sim replay SEED`, `sim
+//! sweep`, `sim script [NAME]`, `sim claims`, `sim bugs` (with the feature `planted-bugs`).
 
 #![expect(clippy::print_stdout, reason = "this is a command for people")]
 
@@ -39,7 +40,11 @@ fn main() -> ExitCode {
             swept.broken.is_empty()
         }
         Some("script") => scripts(args.get(1).map(String::as_str)),
-        Some("claims") => claims(number("--from").unwrap_or(0), number("--seeds").unwrap_or(1000), number("--replay")),
+        Some("claims") => claims(
+            number("--from").unwrap_or(0),
+            number("--seeds").unwrap_or(1000),
+            number("--replay"),
+        ),
         Some("bugs") => bugs(),
         _ => usage(),
     };
@@ -48,7 +53,8 @@ fn main() -> ExitCode {
 
 fn usage() -> bool {
     println!(
-        "sim run --seeds N [--from S] [--seconds T] | sim replay SEED | sim sweep | sim script [NAME] | sim claims [--seeds N] [--from S] [--replay SEED] | sim bugs"
+        "sim run --seeds N [--from S] [--seconds T] | sim replay SEED | sim sweep | sim script \
+            [NAME] | sim claims [--seeds N] [--from S] [--replay SEED] | sim bugs"
     );
     false
 }
@@ -57,7 +63,9 @@ fn run(from: u64, seeds: u64, seconds: Option<u64>) -> bool {
     let clock = SystemClock::default();
     let mut many = Many::default();
     for seed in (from..).take(usize::try_from(seeds).unwrap_or(usize::MAX)) {
-        if seconds.is_some_and(|seconds| clock.now_ms() >= seconds * 1000) || many.broken.len() >= BROKEN_MAX {
+        if seconds.is_some_and(|seconds| clock.now_ms() >= seconds * 1000)
+            || many.broken.len() >= BROKEN_MAX
+        {
             break;
         }
         if !many.run(seed)
@@ -69,7 +77,8 @@ fn run(from: u64, seeds: u64, seconds: Option<u64>) -> bool {
     let ms = clock.now_ms().max(1);
     let (seeds, events, simulated_s) = (many.seeds, many.events, many.simulated_s);
     println!(
-        "{seeds} seeds from {from}, {events} events, {simulated_s} s of simulated time in {ms} ms: {} seeds/s",
+        "{seeds} seeds from {from}, {events} events, {simulated_s} s of simulated time in {ms} ms: \
+            {} seeds/s",
         seeds * 1000 / ms
     );
     many.reach.iter().for_each(|(mark, count)| println!("{count:>10} {mark}"));
@@ -100,7 +109,12 @@ fn replay(seed: u64) -> bool {
     let report = sim::run(&sim::seed(seed, true));
     print!("{}", report.trace);
     println!("{:?}", report.weights);
-    println!("hash {:016x}, {} events, {} s", report.hash, report.events, report.time_us / 1_000_000);
+    println!(
+        "hash {:016x}, {} events, {} s",
+        report.hash,
+        report.events,
+        report.time_us / 1_000_000
+    );
     println!("{:?}", report.reach);
     if let Some(violation) = &report.violation {
         println!("VIOLATION {violation}");

@@ -1,4 +1,5 @@
-//! The jobs of the chaos: several kinds of data and options, small, in many tasks, each with the result that a plain computation and a calm run gave.
+//! The jobs of the chaos: several kinds of data and options, small, in many tasks, each with the
+//! result that a plain computation and a calm run gave.
 
 use std::path::PathBuf;
 
@@ -35,7 +36,11 @@ const FIXED: &[&str] = &["--format", "fixed:100", "-k", "0:10"];
 impl Case {
     /// All kinds, with their inputs in place.
     pub fn all(sandbox: &Sandbox, stage: &Stage<'_>) -> Vec<Case> {
-        let make = |name: &'static str, place, options: &'static [&'static str], data: Vec<u8>, task_bytes: usize| {
+        let make = |name: &'static str,
+                    place,
+                    options: &'static [&'static str],
+                    data: Vec<u8>,
+                    task_bytes: usize| {
             let local = sandbox.file(format!("in/{name}"), &data);
             if place == Place::Bucket {
                 stage.bucket.put(&format!("in/{name}"), &data);
@@ -44,8 +49,11 @@ impl Case {
                 format!("{name}.toml"),
                 format!("[job]\nsplit_bytes = {task_bytes}\npartition_bytes = {task_bytes}\n"),
             );
-            let sorted =
-                if options == FIXED { oracle::fixed(&data, 100, 0, 10) } else { oracle::gnu_sort(options, &[&local]) };
+            let sorted = if options == FIXED {
+                oracle::fixed(&data, 100, 0, 10)
+            } else {
+                oracle::gnu_sort(options, &[&local])
+            };
             Case { name, place, options, settings, sorted, calm: None }
         };
         vec![
@@ -53,16 +61,24 @@ impl Case {
             make("skewed", Place::Bucket, FIXED, records(20_000, Keys::Skewed, 2), 150_000),
             make("by-host", Place::Bucket, &["-s", "-k2,2"], log_lines(40_000, 3), 300_000),
             make("unique", Place::Bucket, &["-u"], words(400_000, 4), 250_000),
-            make("numbers", Place::Bucket, &["-t,", "-k3,3n", "-k1,1nr"], table(150_000, ',', 5), 150_000),
+            make(
+                "numbers",
+                Place::Bucket,
+                &["-t,", "-k3,3n", "-k1,1nr"],
+                table(150_000, ',', 5),
+                150_000,
+            ),
             make("equal", Place::Folder, FIXED, records(50_000, Keys::Equal, 6), 250_000),
             make("reverse", Place::Folder, &["-r"], log_lines(60_000, 7), 300_000),
         ]
     }
 
-    /// One of 100-byte records in a folder, with input bytes of a sort task and output bytes of a partition.
+    /// One of 100-byte records in a folder, with input bytes of a sort task and output bytes of a
+    /// partition.
     pub fn new(sandbox: &Sandbox, data: &[u8], split_bytes: usize, partition_bytes: usize) -> Self {
         sandbox.file("in/records", data);
-        let settings = format!("[job]\nsplit_bytes = {split_bytes}\npartition_bytes = {partition_bytes}\n");
+        let settings =
+            format!("[job]\nsplit_bytes = {split_bytes}\npartition_bytes = {partition_bytes}\n");
         Case {
             name: "records",
             place: Place::Folder,
@@ -76,9 +92,12 @@ impl Case {
     /// Arguments of `muster` that submit it.
     pub fn arguments(&self, stage: &Stage<'_>, job: &str) -> Vec<String> {
         let (input, output) = (format!("in/{}", self.name), format!("out/{job}"));
-        let mut arguments: Vec<String> = ["sort", "--detach", "--json", "--job-id", job].map(str::to_owned).into();
+        let mut arguments: Vec<String> =
+            ["sort", "--detach", "--json", "--job-id", job].map(str::to_owned).into();
         match self.place {
-            Place::Bucket => arguments.extend([stage.bucket.url(&input), "-o".into(), stage.bucket.url(&output)]),
+            Place::Bucket => {
+                arguments.extend([stage.bucket.url(&input), "-o".into(), stage.bucket.url(&output)])
+            }
             Place::Folder => {
                 arguments.extend([stage.path(&input), "-o".into(), stage.path(&output)]);
                 arguments.extend(["--bucket".into(), stage.path("scratch")]);
@@ -104,7 +123,11 @@ impl Case {
     pub fn remove_output(&self, stage: &Stage<'_>, job: &str) {
         match self.place {
             Place::Bucket => {
-                stage.bucket.list(&format!("out/{job}")).iter().for_each(|key| stage.bucket.delete(key));
+                stage
+                    .bucket
+                    .list(&format!("out/{job}"))
+                    .iter()
+                    .for_each(|key| stage.bucket.delete(key));
             }
             Place::Folder => {
                 // A job that failed may have made none.

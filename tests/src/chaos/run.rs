@@ -1,4 +1,5 @@
-//! Rounds of chaos: some jobs, two at once, under faults; then calm, in which every job must end, with the same bytes as ever or a failure that is allowed, and leave nothing.
+//! Rounds of chaos: some jobs, two at once, under faults; then calm, in which every job must end,
+//! with the same bytes as ever or a failure that is allowed, and leave nothing.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -102,8 +103,13 @@ pub fn play(sandbox: &Sandbox, settings: &Settings) -> Report {
             submits: 0,
             accepted: false,
         });
-        let schedule = Schedule::new(settings.seed.wrapping_mul(100_003) + round, settings.crew, settings.pause_ms);
-        Round { stage: &mut stage, watch: &watch, report: &mut report, sandbox }.play(jobs.collect(), schedule);
+        let schedule = Schedule::new(
+            settings.seed.wrapping_mul(100_003) + round,
+            settings.crew,
+            settings.pause_ms,
+        );
+        Round { stage: &mut stage, watch: &watch, report: &mut report, sandbox }
+            .play(jobs.collect(), schedule);
         done += count;
     }
     report.took_ms = stage.now_ms() - begun_ms;
@@ -126,7 +132,8 @@ fn play_calm(stage: &mut Stage<'_>, watch: &Watch, cases: &mut [Case]) {
     }
 }
 
-/// Submits a job and waits until it is over, calling `act` with its status again and again; gives the last one.
+/// Submits a job and waits until it is over, calling `act` with its status again and again; gives
+/// the last one.
 ///
 /// # Panics
 /// Where it takes longer than [`END_BOUND`].
@@ -166,7 +173,8 @@ impl Job<'_> {
                 let mut command = stage.client();
                 command.args(self.case.arguments(stage, &self.id));
                 self.submits += 1;
-                self.client = Some(Process::spawn(&format!("submit-{}", self.id), command, &stage.logs()));
+                self.client =
+                    Some(Process::spawn(&format!("submit-{}", self.id), command, &stage.logs()));
             }
             Some(Some(status)) => {
                 self.accepted = process::exit_code(status) == 0;
@@ -200,7 +208,8 @@ impl Round<'_, '_> {
         self.assert_nothing_left();
         self.report.violations.extend(self.stage.bad_lines());
         if self.report.failed.len() + self.report.violations.len() > failed_before {
-            self.report.faults_around_failures += self.stage.struck.values().sum::<u64>() - struck_before;
+            self.report.faults_around_failures +=
+                self.stage.struck.values().sum::<u64>() - struck_before;
         }
     }
 
@@ -244,7 +253,10 @@ impl Round<'_, '_> {
             if self.stage.now_ms() > bound_ms {
                 for job in open.drain(..).chain(running.drain(..)) {
                     let status = self.watch.status(&job.id);
-                    self.violation(format!("{} ({}) has not ended: {status}", job.id, job.case.name));
+                    self.violation(format!(
+                        "{} ({}) has not ended: {status}",
+                        job.id, job.case.name
+                    ));
                     self.watch.remove(&job.id);
                 }
             }
@@ -254,7 +266,12 @@ impl Round<'_, '_> {
     }
 
     /// Submits what is open while few run, and takes note of what has ended.
-    fn go_on<'j>(&mut self, open: &mut VecDeque<Job<'j>>, running: &mut Vec<Job<'j>>, ended: &mut Vec<Job<'j>>) {
+    fn go_on<'j>(
+        &mut self,
+        open: &mut VecDeque<Job<'j>>,
+        running: &mut Vec<Job<'j>>,
+        ended: &mut Vec<Job<'j>>,
+    ) {
         while running.len() < AT_ONCE
             && let Some(job) = open.pop_front()
         {
@@ -284,16 +301,22 @@ impl Round<'_, '_> {
         let error = status["error"].as_str().unwrap_or_default();
         match status["state"].as_str() {
             Some("succeeded") if output.success.is_none() || !output.others.is_empty() => {
-                self.violation(format!("{named} has succeeded, but beside its parts lies {:?}", output.others));
+                self.violation(format!(
+                    "{named} has succeeded, but beside its parts lies {:?}",
+                    output.others
+                ));
             }
             Some("succeeded") if Some(&output.parts) != job.case.calm.as_ref() => {
                 let same = output.concatenated() == job.case.sorted;
-                self.violation(format!("{named} made other parts than the calm run; the same bytes: {same}"));
+                self.violation(format!(
+                    "{named} made other parts than the calm run; the same bytes: {same}"
+                ));
             }
             Some("succeeded") => self.count(job, &status),
             Some("failed") if ALLOWED.iter().any(|allowed| error.contains(allowed)) => {
                 self.report.failed.push(format!("{named}: {error}"));
-                if !output.parts.is_empty() || output.success.is_some() || !output.others.is_empty() {
+                if !output.parts.is_empty() || output.success.is_some() || !output.others.is_empty()
+                {
                     self.violation(format!("{named} has failed, but left an OUTPUT"));
                 }
             }
@@ -302,13 +325,15 @@ impl Round<'_, '_> {
         job.case.remove_output(self.stage, &job.id);
     }
 
-    /// Counts what a job that succeeded took, and holds its own figures against the journal and the workers' logs.
+    /// Counts what a job that succeeded took, and holds its own figures against the journal and the
+    /// workers' logs.
     fn count(&mut self, job: &Job<'_>, status: &Value) {
         self.report.succeeded += 1;
         self.report.retries += status["retries"].as_u64().unwrap_or(0);
         let work = Journal::read(&self.stage.nats.url()).work(&job.id);
         let begins = journal::begins_in(&self.stage.logs());
-        let (repeated, late) = (work.repeated_tasks() as u64, work.begun_late(&begins).len() as u64);
+        let (repeated, late) =
+            (work.repeated_tasks() as u64, work.begun_late(&begins).len() as u64);
         self.report.tasks += work.commits.len() as u64;
         self.report.repeated += repeated + late;
         if status["repeated_tasks"].as_u64() != Some(repeated) {
@@ -320,11 +345,15 @@ impl Round<'_, '_> {
         // Nothing in this chaos loses an object.
         if repeated + late > 0 {
             let late = work.begun_late(&begins);
-            self.violation(format!("{}: {repeated} tasks were committed again, and begun again were {late:?}", job.id));
+            self.violation(format!(
+                "{}: {repeated} tasks were committed again, and begun again were {late:?}",
+                job.id
+            ));
         }
     }
 
-    /// Nothing of an ended job lies in the bucket, in folders, or on the NATS server: who reads a stream takes its reader away.
+    /// Nothing of an ended job lies in the bucket, in folders, or on the NATS server: who reads a
+    /// stream takes its reader away.
     fn assert_nothing_left(&mut self) {
         let places: [(&str, List); 6] = [
             ("objects in scratch", |stage, _| stage.bucket.list("scratch")),
@@ -334,7 +363,9 @@ impl Round<'_, '_> {
                 [stage.bucket.list("out"), files_below(&sandbox.path("out"))].concat()
             }),
             ("spills of dead workers", |stage, _| stage.stale_spills()),
-            ("streams that are not muster's, or consumers", |stage, _| stage.nats.strange_streams_and_consumers()),
+            ("streams that are not muster's, or consumers", |stage, _| {
+                stage.nats.strange_streams_and_consumers()
+            }),
         ];
         for (what, list) in places {
             let mut last = Vec::new();
@@ -371,7 +402,8 @@ impl fmt::Display for Report {
         let (faults, around) = (self.fault_count(), self.faults_around_failures);
         writeln!(
             f,
-            "{} jobs with the same bytes as in calm weather, {} allowed failures, {} violations, in {} s",
+            "{} jobs with the same bytes as in calm weather, {} allowed failures, {} violations, \
+                in {} s",
             self.succeeded,
             self.failed.len(),
             self.violations.len(),
@@ -385,7 +417,11 @@ impl fmt::Display for Report {
         for (how, count) in &self.exits {
             writeln!(f, "  {count:>6} by itself: {how}")?;
         }
-        writeln!(f, "{} tasks, {} attempts more, {} of committed tasks", self.tasks, self.retries, self.repeated)?;
+        writeln!(
+            f,
+            "{} tasks, {} attempts more, {} of committed tasks",
+            self.tasks, self.retries, self.repeated
+        )?;
         self.failed.iter().try_for_each(|failed| writeln!(f, "allowed: {failed}"))?;
         self.violations.iter().try_for_each(|violation| writeln!(f, "VIOLATION: {violation}"))
     }

@@ -1,6 +1,8 @@
-//! Which fault strikes whom, when and for how long: drawn from a seed, and nothing else. Carrying it out is the [`stage`](super::stage)'s part.
+//! Which fault strikes whom, when and for how long: drawn from a seed, and nothing else. Carrying
+//! it out is the [`stage`](super::stage)'s part.
 //!
-//! The weights of the classes are drawn first, and some classes are left out of some seeds, so that rare combinations get room.
+//! The weights of the classes are drawn first, and some classes are left out of some seeds, so that
+//! rare combinations get room.
 
 use crate::harness::Weather;
 use crate::harness::data::Dice;
@@ -76,7 +78,8 @@ pub struct Schedule {
 const CLASSES: usize = 10;
 /// How often each class comes beside the others, before the seed has its say.
 const USUAL: [u64; CLASSES] = [8, 8, 4, 3, 2, 2, 2, 10, 3, 4];
-/// A worker of the `testing` profile is dead after 2 s of silence: a long pause outlasts that, a short one does not.
+/// A worker of the `testing` profile is dead after 2 s of silence: a long pause outlasts that, a
+/// short one does not.
 const WORKER_PAUSE_MS: [(u64, u64); 2] = [(300, 1_500), (2_600, 5_000)];
 /// A long pause of a coordinator outlasts the take-over by another.
 const COORDINATOR_PAUSE_MS: [(u64, u64); 2] = [(300, 1_200), (5_000, 9_000)];
@@ -85,7 +88,8 @@ impl Schedule {
     /// The faults of a seed, on average so many milliseconds apart.
     pub fn new(seed: u64, crew: Crew, pause_ms: u64) -> Self {
         let mut dice = Dice::new(seed);
-        let weights = USUAL.map(|usual| if dice.below(5) == 0 { 0 } else { usual * (1 + dice.below(4)) });
+        let weights =
+            USUAL.map(|usual| if dice.below(5) == 0 { 0 } else { usual * (1 + dice.below(4)) });
         // A seed in which nothing can happen shows nothing.
         let weights = if weights.iter().sum::<u64>() == 0 { USUAL } else { weights };
         Self { dice, crew, weights, pause_ms }
@@ -158,7 +162,11 @@ impl Iterator for Schedule {
             6 => (Fault::StorePause, self.between((300, 2_500))),
             7 => {
                 let service = if self.dice.below(2) == 0 { Service::Nats } else { Service::Store };
-                let weather = if service == Service::Nats { self.nats_weather() } else { self.store_weather() };
+                let weather = if service == Service::Nats {
+                    self.nats_weather()
+                } else {
+                    self.store_weather()
+                };
                 (Fault::Weather(self.anybody(), service, weather), self.between((300, 3_500)))
             }
             8 => (Fault::StoreOutage(self.store_weather()), self.between((300, 2_500))),
@@ -172,22 +180,31 @@ impl Iterator for Schedule {
 }
 
 impl Fault {
-    /// Under what it is counted; a pause or partition by whether it lasts so long that others must take it for an end.
+    /// Under what it is counted; a pause or partition by whether it lasts so long that others must
+    /// take it for an end.
     pub fn kind(&self, lasts_ms: u64) -> &'static str {
         match self {
             Fault::Kill(Member::Worker(_)) => "worker killed",
             Fault::Kill(Member::Coordinator(_)) => "coordinator killed",
             Fault::Pause(Member::Worker(_)) if lasts_ms < WORKER_PAUSE_MS[1].0 => "worker paused",
             Fault::Pause(Member::Worker(_)) => "worker paused beyond its death",
-            Fault::Pause(Member::Coordinator(_)) if lasts_ms < COORDINATOR_PAUSE_MS[1].0 => "coordinator paused",
+            Fault::Pause(Member::Coordinator(_)) if lasts_ms < COORDINATOR_PAUSE_MS[1].0 => {
+                "coordinator paused"
+            }
             Fault::Pause(Member::Coordinator(_)) => "coordinator paused beyond a take-over",
             Fault::NatsCrash => "NATS server killed",
             Fault::NatsPause => "NATS server paused",
             Fault::StorePause => "store paused",
-            Fault::Weather(_, Service::Nats, Weather::Stall { up: true, down: true }) => "process cut off from NATS",
-            Fault::Weather(_, Service::Nats, Weather::Stall { .. }) => "process cut off from NATS one way",
+            Fault::Weather(_, Service::Nats, Weather::Stall { up: true, down: true }) => {
+                "process cut off from NATS"
+            }
+            Fault::Weather(_, Service::Nats, Weather::Stall { .. }) => {
+                "process cut off from NATS one way"
+            }
             Fault::Weather(_, Service::Nats, _) => "process refused by NATS",
-            Fault::Weather(_, Service::Store, Weather::Stall { .. }) => "process cut off from the store",
+            Fault::Weather(_, Service::Store, Weather::Stall { .. }) => {
+                "process cut off from the store"
+            }
             Fault::Weather(_, Service::Store, Weather::Snip { .. }) => "process's bodies cut",
             Fault::Weather(_, Service::Store, Weather::Busy) => "process throttled by the store",
             Fault::Weather(_, Service::Store, _) => "process refused by the store",
@@ -224,8 +241,10 @@ mod tests {
         let (mut kinds, mut members) = (BTreeSet::new(), BTreeSet::new());
         for step in (0..40).flat_map(|seed| steps(seed, 200)) {
             kinds.insert(step.fault.kind(step.lasts_ms));
-            if let Fault::Kill(member) | Fault::Pause(member) | Fault::Weather(member, ..) | Fault::Cut(member, _) =
-                step.fault
+            if let Fault::Kill(member)
+            | Fault::Pause(member)
+            | Fault::Weather(member, ..)
+            | Fault::Cut(member, _) = step.fault
             {
                 members.insert(member);
             }

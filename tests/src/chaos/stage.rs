@@ -1,5 +1,6 @@
-//! The pool on which faults are played: servers, coordinators and workers as processes, each process with a relay of its own before each service, and somebody who
-//! starts again what has ended, as a supervisor would.
+//! The pool on which faults are played: servers, coordinators and workers as processes, each
+//! process with a relay of its own before each service, and somebody who starts again what has
+//! ended, as a supervisor would.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -19,7 +20,8 @@ use crate::harness::{Bucket, NatsServer, Process, Relay, S3Server, Sandbox, Weat
 pub const BUCKET: &str = "data";
 /// Added to each packet of a worker to the store, so that jobs last long enough to be struck.
 const STORE_DELAY: Duration = Duration::from_millis(6);
-/// A process that has ended by itself is started again after this pause, and so is a spare coordinator while too few work.
+/// A process that has ended by itself is started again after this pause, and so is a spare
+/// coordinator while too few work.
 const RESTART_MS: u64 = 1_500;
 /// A task that is struck again and again is no sign of a task that cannot be done.
 const SETTINGS: &str = "[tasks]\nattempts_max = 12\n";
@@ -38,7 +40,8 @@ pub struct Setup {
     pub worker_memory: &'static str,
     /// Faults that each worker, and each coordinator, is told to inject into itself (`--faults`).
     pub faults: Option<(String, String)>,
-    /// A worker whose data folder is a file system of its own, and that one's size as mount(8) takes it.
+    /// A worker whose data folder is a file system of its own, and that one's size as mount(8)
+    /// takes it.
     pub small_disk: Option<(usize, String)>,
 }
 
@@ -99,7 +102,8 @@ impl Node {
 }
 
 impl<'a> Stage<'a> {
-    /// Starts servers and processes. With one coordinator there is a spare one, which is started while the first does not work; more stand by for each other.
+    /// Starts servers and processes. With one coordinator there is a spare one, which is started
+    /// while the first does not work; more stand by for each other.
     #[track_caller]
     pub fn start(sandbox: &'a Sandbox, setup: Setup) -> Self {
         let crew = setup.crew;
@@ -107,7 +111,8 @@ impl<'a> Stage<'a> {
         let bucket = s3.bucket(BUCKET);
         sandbox.file("chaos.toml", SETTINGS);
         let slots = crew.coordinators.max(2);
-        let members = (0..slots).map(Member::Coordinator).chain((0..crew.workers).map(Member::Worker));
+        let members =
+            (0..slots).map(Member::Coordinator).chain((0..crew.workers).map(Member::Worker));
         let nodes = members.map(|member| (member, Node::new(member, &nats, &s3))).collect();
         let log = File::create(sandbox.path("chaos.log")).expect("a log can be made");
         let mut stage = Self {
@@ -141,7 +146,8 @@ impl<'a> Stage<'a> {
     /// Writes a line into the log of what was done when.
     pub fn note(&mut self, text: &str) {
         let now_ms = self.now_ms();
-        writeln!(self.log, "{:>9.3} {text}", now_ms as f64 / 1000.0).expect("the log can be written");
+        writeln!(self.log, "{:>9.3} {text}", now_ms as f64 / 1000.0)
+            .expect("the log can be written");
     }
 
     /// A `muster` command of a user, past all relays.
@@ -203,7 +209,9 @@ impl<'a> Stage<'a> {
             self.note(&format!("{kind}: {:?} for {} ms", step.fault, step.lasts_ms));
             let due_ms = self.now_ms() + step.lasts_ms;
             match step.fault {
-                Fault::Kill(member) => self.nodes.get_mut(&member).expect("a member").start_ms = Some(due_ms),
+                Fault::Kill(member) => {
+                    self.nodes.get_mut(&member).expect("a member").start_ms = Some(due_ms)
+                }
                 Fault::Cut(..) => {}
                 fault => self.heals.push((due_ms, fault)),
             }
@@ -246,7 +254,8 @@ impl<'a> Stage<'a> {
     /// Heals what is due, and starts what has ended.
     pub fn tend(&mut self) {
         let now_ms = self.now_ms();
-        let (due, rest) = std::mem::take(&mut self.heals).into_iter().partition(|(due_ms, _)| *due_ms <= now_ms);
+        let (due, rest) =
+            std::mem::take(&mut self.heals).into_iter().partition(|(due_ms, _)| *due_ms <= now_ms);
         self.heals = rest;
         let due: Vec<(u64, Fault)> = due;
         due.into_iter().for_each(|(_, fault)| self.heal(fault));
@@ -307,7 +316,10 @@ impl<'a> Stage<'a> {
             node.process = None;
             if node.start_ms.is_none() {
                 let role = node.name.split('-').next().unwrap_or_default();
-                ended.push((node.name.clone(), format!("{role} exit {}", process::exit_code(status))));
+                ended.push((
+                    node.name.clone(),
+                    format!("{role} exit {}", process::exit_code(status)),
+                ));
                 node.start_ms = Some(now_ms + RESTART_MS);
             }
         }
@@ -319,7 +331,9 @@ impl<'a> Stage<'a> {
         let due: Vec<Member> = self
             .nodes
             .iter()
-            .filter(|(_, node)| node.process.is_none() && node.start_ms.is_some_and(|due_ms| due_ms <= now_ms))
+            .filter(|(_, node)| {
+                node.process.is_none() && node.start_ms.is_some_and(|due_ms| due_ms <= now_ms)
+            })
             .map(|(member, _)| *member)
             .collect();
         due.into_iter().for_each(|member| self.start_node(member));
@@ -329,8 +343,9 @@ impl<'a> Stage<'a> {
     fn call_in_coordinators(&mut self, now_ms: u64) {
         let wanted = self.setup.crew.coordinators;
         let slots = || (0..wanted.max(2)).map(Member::Coordinator);
-        let working =
-            slots().filter(|member| self.nodes[member].process.is_some() && !self.nodes[member].paused).count();
+        let working = slots()
+            .filter(|member| self.nodes[member].process.is_some() && !self.nodes[member].paused)
+            .count();
         let called = slots().filter(|member| self.nodes[member].start_ms.is_some()).count();
         if working >= wanted {
             slots().for_each(|member| self.nodes.get_mut(&member).expect("a slot").start_ms = None);
@@ -351,7 +366,15 @@ impl<'a> Stage<'a> {
                 command.arg(self.sandbox.path("chaos.toml"));
             }
             Member::Worker(_) => {
-                command.args(["worker", "--id", &node.name, "--threads", "1", "--memory", self.setup.worker_memory]);
+                command.args([
+                    "worker",
+                    "--id",
+                    &node.name,
+                    "--threads",
+                    "1",
+                    "--memory",
+                    self.setup.worker_memory,
+                ]);
             }
         }
         let data = self.sandbox.path(format!("data-{}", node.name));
@@ -385,10 +408,15 @@ impl<'a> Stage<'a> {
     pub fn injected(&self) -> BTreeMap<String, u64> {
         let mut injected = BTreeMap::new();
         for node in self.nodes.values() {
-            let text = fs::read(self.sandbox.logs().join(format!("{}.err", node.name))).unwrap_or_default();
-            for line in String::from_utf8_lossy(&text).lines().filter(|line| line.contains("injected a fault")) {
+            let text = fs::read(self.sandbox.logs().join(format!("{}.err", node.name)))
+                .unwrap_or_default();
+            for line in String::from_utf8_lossy(&text)
+                .lines()
+                .filter(|line| line.contains("injected a fault"))
+            {
                 let label = line.split(' ').find_map(|word| word.strip_prefix("fault="));
-                *injected.entry(label.unwrap_or("?").trim_matches('"').to_owned()).or_default() += 1;
+                *injected.entry(label.unwrap_or("?").trim_matches('"').to_owned()).or_default() +=
+                    1;
             }
         }
         injected
@@ -449,7 +477,15 @@ impl Node {
         if matches!(member, Member::Worker(_)) {
             store.delay(STORE_DELAY);
         }
-        Self { name, process: None, paused: false, start_ms: None, nats, store, weather: [false; 2] }
+        Self {
+            name,
+            process: None,
+            paused: false,
+            start_ms: None,
+            nats,
+            store,
+            weather: [false; 2],
+        }
     }
 }
 
@@ -465,7 +501,10 @@ fn on_small_disk(sandbox: &Sandbox, folder: &Path, size: &str, command: &Command
     wrapped
 }
 
-#[expect(clippy::disallowed_methods, reason = "plays with real processes, which know no clock port")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "plays with real processes, which know no clock port"
+)]
 fn now() -> Instant {
     Instant::now()
 }

@@ -1,4 +1,5 @@
-//! Where the jobs stand, asked again and again by a thread of its own, so that a server that does not answer holds up nobody.
+//! Where the jobs stand, asked again and again by a thread of its own, so that a server that does
+//! not answer holds up nobody.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,8 +25,11 @@ impl Watch {
     /// # Panics
     /// Where the server does not answer now; later it may be away.
     pub fn start(nats_url: &str) -> Self {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
         let options = ConnectOptions::new()
             .ping_interval(Duration::from_secs(2))
             .reconnect_delay_callback(|_| Duration::from_millis(100));
@@ -37,7 +41,10 @@ impl Watch {
 
     /// Watches a job from now on.
     pub fn add(&self, job: &str) {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner).insert(job.to_owned(), Value::Null);
+        self.answers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(job.to_owned(), Value::Null);
     }
 
     /// Watches a job no longer.
@@ -47,16 +54,25 @@ impl Watch {
 
     /// The last that was heard of a job; null before there was an answer.
     pub fn status(&self, job: &str) -> Value {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner).get(job).cloned().unwrap_or(Value::Null)
+        self.answers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(job)
+            .cloned()
+            .unwrap_or(Value::Null)
     }
 }
 
 async fn ask(client: async_nats::Client, answers: Arc<Mutex<BTreeMap<String, Value>>>) {
     loop {
-        let jobs: Vec<String> = answers.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
+        let jobs: Vec<String> =
+            answers.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
         for job in jobs {
-            let question = client.request("muster.api.status", json!({ "job": job }).to_string().into());
-            let Ok(Ok(answer)) = tokio::time::timeout(ANSWER_BOUND, question).await else { continue };
+            let question =
+                client.request("muster.api.status", json!({ "job": job }).to_string().into());
+            let Ok(Ok(answer)) = tokio::time::timeout(ANSWER_BOUND, question).await else {
+                continue;
+            };
             let status: Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
             let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(known) = answers.get_mut(&job)

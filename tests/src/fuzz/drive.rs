@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 use super::{Target, memory, mutate};
 use crate::sim::dice::Dice;
 
-/// Heap that one input may take, whatever it says: reserving up to a megabyte ahead is how serde reads lists, and a pattern compiles to some.
+/// Heap that one input may take, whatever it says: reserving up to a megabyte ahead is how serde
+/// reads lists, and a pattern compiles to some.
 pub const HELD_BYTES_MAX: usize = 32 << 20;
-/// Heap that one input may take for each of its bytes: an empty element of a list is one byte on the wire and some tens in memory.
+/// Heap that one input may take for each of its bytes: an empty element of a list is one byte on
+/// the wire and some tens in memory.
 pub const HELD_PER_BYTE_MAX: usize = 256;
 /// How long one input may take, on a machine that has other things to do.
 pub const TIME_MAX: Duration = Duration::from_secs(20);
@@ -22,7 +24,8 @@ pub struct Driven {
     pub held_bytes_max: usize,
 }
 
-/// Runs a target on all its seeds and on `runs` inputs that are drawn from `seed`. The same numbers make the same inputs.
+/// Runs a target on all its seeds and on `runs` inputs that are drawn from `seed`. The same numbers
+/// make the same inputs.
 ///
 /// # Errors
 /// What the target did wrong, with the input as hex.
@@ -50,14 +53,18 @@ fn once(target: &Target, input: &[u8], driven: &mut Driven) -> Result<(), String
     let bound = HELD_BYTES_MAX + HELD_PER_BYTE_MAX * input.len();
     let wrong = match outcome {
         Err(panic) => {
-            let said = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            let said = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or(panic.downcast_ref::<&str>().copied());
             format!("panics: {}", said.unwrap_or("without a word"))
         }
         Ok(()) if held > bound => format!("holds {held} bytes, the bound is {bound}"),
         Ok(()) if took > TIME_MAX => format!("takes {took:?}, the bound is {TIME_MAX:?}"),
         Ok(()) => return Ok(()),
     };
-    let shown: String = input.iter().take(mutate::INPUT_BYTES_MAX).map(|byte| format!("{byte:02x}")).collect();
+    let shown: String =
+        input.iter().take(mutate::INPUT_BYTES_MAX).map(|byte| format!("{byte:02x}")).collect();
     Err(format!(
         "target {}, input {}: {wrong}\ninput of {} bytes: {shown}",
         target.name,

@@ -1,5 +1,6 @@
-//! The journal: single entries, and the replay of several, pieces of snapshots among them. An entry that is accepted reads back as it was; a state that replay gives is
-//! the state that its own snapshot gives.
+//! The journal: single entries, and the replay of several, pieces of snapshots among them. An entry
+//! that is accepted reads back as it was; a state that replay gives is the state that its own
+//! snapshot gives.
 //!
 //! An input: entries, each behind its length.
 
@@ -22,7 +23,8 @@ pub fn target(mut data: &[u8]) {
         entries.push(bytes.to_vec());
     }
     all(&entries);
-    let sealed: Vec<Vec<u8>> = entries.iter().map(|bytes| sealed(bytes).unwrap_or_else(|| bytes.clone())).collect();
+    let sealed: Vec<Vec<u8>> =
+        entries.iter().map(|bytes| sealed(bytes).unwrap_or_else(|| bytes.clone())).collect();
     if sealed != entries {
         all(&sealed);
     }
@@ -44,27 +46,42 @@ fn sealed(bytes: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn replayed(entries: &[Vec<u8>]) -> Option<Replayed> {
-    let stand = |(sequence, bytes): (u64, &Vec<u8>)| ledger::Entry { sequence, bytes: Bytes::copy_from_slice(bytes) };
+    let stand = |(sequence, bytes): (u64, &Vec<u8>)| ledger::Entry {
+        sequence,
+        bytes: Bytes::copy_from_slice(bytes),
+    };
     replay((1..).zip(entries).map(stand).collect()).ok()
 }
 
 fn all(entries: &[Vec<u8>]) {
     let Some(first) = replayed(entries) else { return };
-    // Contradictory histories may hold what no leader writes; what a snapshot says of them is sound again.
-    let Some(second) = replayed(&snapshot(&first)) else { panic!("a snapshot of our own cannot be read") };
-    let Some(third) = replayed(&snapshot(&second)) else { panic!("a snapshot of our own cannot be read") };
+    // Contradictory histories may hold what no leader writes; what a snapshot says of them is sound
+    // again.
+    let Some(second) = replayed(&snapshot(&first)) else {
+        panic!("a snapshot of our own cannot be read")
+    };
+    let Some(third) = replayed(&snapshot(&second)) else {
+        panic!("a snapshot of our own cannot be read")
+    };
     if second.refused.is_empty() {
-        assert_eq!(third.durable, second.durable, "a snapshot gives the state that it was taken of");
+        assert_eq!(
+            third.durable, second.durable,
+            "a snapshot gives the state that it was taken of"
+        );
     }
 }
 
 fn snapshot(of: &Replayed) -> Vec<Vec<u8>> {
     let records = fold::snapshot(&of.durable, 9).expect("a snapshot");
     let epoch = of.durable.epoch;
-    records.into_iter().map(|record| record::encode(&Entry { epoch, nonce: 7, record }).expect("it fits")).collect()
+    records
+        .into_iter()
+        .map(|record| record::encode(&Entry { epoch, nonce: 7, record }).expect("it fits"))
+        .collect()
 }
 
-/// The golden bytes as one journal, its snapshot, and a piece of a snapshot within itself many times over.
+/// The golden bytes as one journal, its snapshot, and a piece of a snapshot within itself many
+/// times over.
 pub fn seeds() -> Vec<Vec<u8>> {
     const V1: &str = include_str!("../../../coordinator/src/journal/record/golden/journal_v1.hex");
     const V2: &str = include_str!("../../../coordinator/src/journal/record/golden/journal_v2.hex");
@@ -75,8 +92,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
         seeds.push(joined(&entries));
         seeds.extend(entries.iter().cloned());
         // Pieces of snapshots stand alone in the golden bytes; here they follow a beginning.
-        let plain =
-            |bytes: &&Vec<u8>| !matches!(record::decode(bytes), Ok(Entry { record: Record::Snapshot { .. }, .. }));
+        let plain = |bytes: &&Vec<u8>| {
+            !matches!(record::decode(bytes), Ok(Entry { record: Record::Snapshot { .. }, .. }))
+        };
         let plain: Vec<Vec<u8>> = entries.iter().filter(plain).cloned().collect();
         seeds.push(joined(&plain));
         if let Some(state) = replayed(&plain) {
@@ -85,10 +103,17 @@ pub fn seeds() -> Vec<Vec<u8>> {
         }
     }
     for (part, of) in [(0, 0), (0, 2), (u32::MAX, 0), (u32::MAX - 1, u32::MAX)] {
-        let record = Record::Snapshot { id: 1, part, of, digest: record::digest::<Record>(&[]), records: Vec::new() };
+        let record = Record::Snapshot {
+            id: 1,
+            part,
+            of,
+            digest: record::digest::<Record>(&[]),
+            records: Vec::new(),
+        };
         let entry = record::encode(&Entry { epoch: Epoch(1), nonce: 0, record }).expect("an entry");
         let first = Record::DeploymentCreated { deployment: "d1".parse().expect("id") };
-        let first = record::encode(&Entry { epoch: Epoch(1), nonce: 0, record: first }).expect("an entry");
+        let first =
+            record::encode(&Entry { epoch: Epoch(1), nonce: 0, record: first }).expect("an entry");
         seeds.push(joined(&[first, entry]));
     }
     seeds.push(joined(&[nested(8)]));
@@ -102,10 +127,12 @@ fn joined(entries: &[Vec<u8>]) -> Vec<u8> {
     journal
 }
 
-/// A piece of a snapshot that holds a piece of a snapshot, and so on, put together from the bytes of a shallow one.
+/// A piece of a snapshot that holds a piece of a snapshot, and so on, put together from the bytes
+/// of a shallow one.
 fn nested(depth: usize) -> Vec<u8> {
     let piece = |records| Record::Snapshot { id: 1, part: 0, of: 1, digest: 0, records };
-    let entry = |record| record::encode(&Entry { epoch: Epoch(1), nonce: 0, record }).expect("an entry");
+    let entry =
+        |record| record::encode(&Entry { epoch: Epoch(1), nonce: 0, record }).expect("an entry");
     let (flat, one) = (entry(piece(Vec::new())), entry(piece(vec![piece(Vec::new())])));
     let inner = flat.len() - (one.len() - flat.len());
     let (head, level) = (&flat[..inner], &one[inner..flat.len()]);

@@ -1,8 +1,11 @@
-//! Manifests, bodies of the control API, and the settings of a job, which a request carries as TOML. What is accepted reads back as it was.
+//! Manifests, bodies of the control API, and the settings of a job, which a request carries as
+//! TOML. What is accepted reads back as it was.
 
 use std::sync::OnceLock;
 
-use muster_common::api::{DeadLetter, Event, JobQuery, JobStatus, Manifest, WorkerQuery, WorkerStatus};
+use muster_common::api::{
+    DeadLetter, Event, JobQuery, JobStatus, Manifest, WorkerQuery, WorkerStatus,
+};
 use muster_common::config::{Config, Profile};
 use muster_common::plan::JobSpec;
 use serde::Serialize;
@@ -39,7 +42,8 @@ fn settings(text: Option<&str>) {
     static OWN: OnceLock<Config> = OnceLock::new();
     let own = OWN.get_or_init(|| Config::profile(Profile::Testing).expect("the defaults"));
     let whole = own.for_job(text);
-    // A worker knows no more of the settings than the retry policies; what the leader has accepted it must accept too.
+    // A worker knows no more of the settings than the retry policies; what the leader has accepted
+    // it must accept too.
     if whole.is_ok() {
         assert!(own.retry.for_job(text).is_ok());
     }
@@ -47,8 +51,10 @@ fn settings(text: Option<&str>) {
 
 /// The golden bytes, and others of each kind.
 pub fn seeds() -> Vec<Vec<u8>> {
-    let mut seeds: Vec<Vec<u8>> =
-        super::golden().filter(|(name, _)| name.starts_with("json-")).map(|(_, bytes)| bytes).collect();
+    let mut seeds: Vec<Vec<u8>> = super::golden()
+        .filter(|(name, _)| name.starts_with("json-"))
+        .map(|(_, bytes)| bytes)
+        .collect();
     seeds.extend(
         [
             r#"{"job":"j1"}"#,
@@ -56,7 +62,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
             r#"{"unix_ms":1,"epoch":2,"job":null,"severity":"info","kind":"took-over","text":"it"}"#,
             r#"{"unix_ms":1,"epoch":2,"job":"j1","error":"e","skipped_objects":[{"object":"o","reason":"r"}],"attempts":[]}"#,
             "[tasks]\nattempts_max = 3\n",
-            "[retry.store]\npause_ms = 10\npause_max_ms = 18446744073709551615\n[phases]\nsort_ms = 5\n",
+            "[retry.store]\npause_ms = 10\npause_max_ms = 18446744073709551615\n[phases]\nsort_ms \
+                = 5\n",
             "[retry.store]\nattempts_max = 9223372036854775807\n",
         ]
         .map(|text| text.as_bytes().to_vec()),

@@ -1,4 +1,5 @@
-//! Orders as JSON, keys as text, and the keys of records under them. Keys of one record are the same each time, and records sort by key as the naive sort of the kernel says.
+//! Orders as JSON, keys as text, and the keys of records under them. Keys of one record are the
+//! same each time, and records sort by key as the naive sort of the kernel says.
 //!
 //! An input: an order as JSON, a key as text, and records, each behind its length.
 
@@ -9,7 +10,8 @@ use muster_kernel::spec::{KeyDef, SortSpec};
 
 use super::{piece, push_piece};
 
-/// Records of one length are not made longer than this: what holds them must fit their length anyway.
+/// Records of one length are not made longer than this: what holds them must fit their length
+/// anyway.
 const FIXED_MAX: u32 = 4096;
 
 /// Reads an order and sorts by it.
@@ -52,7 +54,8 @@ fn sorted(spec: &SortSpec, bytes: &[u8]) {
         records.dedup_by(|b, a| a.0 == b.0);
     }
     let ours: Vec<u8> = records.iter().flat_map(|(_, record)| record.iter().copied()).collect();
-    let naive = sort_reference(spec, std::slice::from_ref(&stored)).expect("a valid order of whole records");
+    let naive = sort_reference(spec, std::slice::from_ref(&stored))
+        .expect("a valid order of whole records");
     assert_eq!(ours, naive, "sorted by key it is as the naive sort has it");
 }
 
@@ -68,7 +71,17 @@ pub fn seeds() -> Vec<Vec<u8>> {
         seed.extend_from_slice(records);
         seeds.push(seed);
     };
-    for key in ["1", "2,2n", "1.2,1.3r", "2nr,3", "1.1b,2.0b", "1f,1", "2d", "1i,1.9", "4294967295.4294967295"] {
+    for key in [
+        "1",
+        "2,2n",
+        "1.2,1.3r",
+        "2nr,3",
+        "1.1b,2.0b",
+        "1f,1",
+        "2d",
+        "1i,1.9",
+        "4294967295.4294967295",
+    ] {
         let parsed = KeyDef::parse(key, &lines).expect("a key");
         let spec = SortSpec { keys: vec![parsed.clone(), parsed], ..SortSpec::new(lines.clone()) };
         push(&spec, key, text);
@@ -79,7 +92,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
     }
     let fixed = Format::Fixed { len: 8 };
     let key = KeyDef::parse("1:3", &fixed).expect("a key");
-    let spec = SortSpec { keys: vec![key.clone(), KeyDef::Range { offset: 6, len: 2 }], ..SortSpec::new(fixed) };
+    let spec = SortSpec {
+        keys: vec![key.clone(), KeyDef::Range { offset: 6, len: 2 }],
+        ..SortSpec::new(fixed)
+    };
     push(&spec, "1:3", b"00000000abcdefghabcdEFGHzzzzzzzz");
     let mut reversed = SortSpec { keys: vec![key], ..spec };
     reversed.global.reverse = true;

@@ -1,4 +1,5 @@
-//! Counts what a thread holds of the heap, so that an input that makes the program reserve too much is noticed.
+//! Counts what a thread holds of the heap, so that an input that makes the program reserve too much
+//! is noticed.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -22,7 +23,8 @@ fn signed(bytes: usize) -> isize {
     isize::try_from(bytes).unwrap_or(isize::MAX)
 }
 
-// SAFETY: every call goes to the system's allocator as it is; counting touches two cells of the thread, which never allocate.
+// SAFETY: every call goes to the system's allocator as it is; counting touches two cells of the
+// thread, which never allocate.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(signed(layout.size()));
@@ -49,7 +51,8 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// The most bytes that this thread held at once while `work` ran, beyond what it held before. 0 without [`Counting`] as global allocator.
+/// The most bytes that this thread held at once while `work` ran, beyond what it held before. 0
+/// without [`Counting`] as global allocator.
 pub fn peak_of(work: impl FnOnce()) -> usize {
     let before = HELD.with(Cell::get);
     PEAK.with(|peak| peak.set(before));

@@ -1,8 +1,10 @@
-//! Messages between coordinator and workers: every type reads the same bytes. What is accepted survives being written and read again.
+//! Messages between coordinator and workers: every type reads the same bytes. What is accepted
+//! survives being written and read again.
 
 use muster_common::wire::{
-    self, Broadcast, CancelAttempt, CommandReply, Drain, Heartbeat, JobRecoveries, LeaderBeat, ListInputs, ListReply,
-    Message, PhaseQuery, PhaseReply, Register, RegisterReply, Report, ReportReply, RunAttempt, RunReply, StoreLimits,
+    self, Broadcast, CancelAttempt, CommandReply, Drain, Heartbeat, JobRecoveries, LeaderBeat,
+    ListInputs, ListReply, Message, PhaseQuery, PhaseReply, Register, RegisterReply, Report,
+    ReportReply, RunAttempt, RunReply, StoreLimits,
 };
 
 fn read<T: Message + PartialEq + std::fmt::Debug>(data: &[u8]) {

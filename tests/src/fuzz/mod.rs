@@ -1,9 +1,11 @@
-//! What comes from the wire and from the bucket, as bytes of any kind: the program must neither panic nor hang on them, nor take memory beyond a bound, and what it
-//! accepts must hold together.
+//! What comes from the wire and from the bucket, as bytes of any kind: the program must neither
+//! panic nor hang on them, nor take memory beyond a bound, and what it accepts must hold together.
 //!
-//! Each target is a pure function in a file of its own; [`drive`] feeds it with inputs drawn from a seed, some thousand in the ordinary suite, as many as wanted in the
-//! program `fuzz`. The first inputs are real samples, golden bytes among them. Where a checksum would keep every mutated input
-//! out, a target tries the bytes a second time with checksums made anew: whoever means harm can compute them too.
+//! Each target is a pure function in a file of its own; [`drive`] feeds it with inputs drawn from a
+//! seed, some thousand in the ordinary suite, as many as wanted in the program `fuzz`. The first
+//! inputs are real samples, golden bytes among them. Where a checksum would keep every mutated
+//! input out, a target tries the bytes a second time with checksums made anew: whoever means harm
+//! can compute them too.
 
 pub mod drive;
 pub mod faults;

@@ -1,11 +1,13 @@
-//! Inputs made of others: bits turned, ends cut, pieces moved and spliced, and numbers made large where lengths may stand.
+//! Inputs made of others: bits turned, ends cut, pieces moved and spliced, and numbers made large
+//! where lengths may stand.
 
 use crate::sim::dice::Dice;
 
 /// Longest input that is made.
 pub const INPUT_BYTES_MAX: usize = 4096;
 
-/// What stands where numbers are read wrong: in one byte, as a varint, and in four and eight bytes, little endian.
+/// What stands where numbers are read wrong: in one byte, as a varint, and in four and eight bytes,
+/// little endian.
 const NUMBERS: [&[u8]; 16] = [
     &[0],
     &[0x7f],
@@ -80,7 +82,8 @@ fn change(dice: &mut Dice, input: &mut Vec<u8>, seeds: &[Vec<u8>]) {
             input.extend(other[from..].iter().take(INPUT_BYTES_MAX));
         }
         _ => {
-            let drawn: Vec<u8> = (0..=below(dice, 8)).map(|_| dice.next().to_le_bytes()[0]).collect();
+            let drawn: Vec<u8> =
+                (0..=below(dice, 8)).map(|_| dice.next().to_le_bytes()[0]).collect();
             drop(input.splice(at..at, drawn));
         }
     }

@@ -1,6 +1,9 @@
-//! Paths, URLs and patterns that others choose: whatever is accepted as the place of a job, what muster makes below it stays below it.
+//! Paths, URLs and patterns that others choose: whatever is accepted as the place of a job, what
+//! muster makes below it stays below it.
 
-use muster_common::ids::{AttemptId, DeploymentId, Epoch, Generation, JobId, Phase, TaskId, WorkerId};
+use muster_common::ids::{
+    AttemptId, DeploymentId, Epoch, Generation, JobId, Phase, TaskId, WorkerId,
+};
 use muster_common::inputs::{self, Pattern};
 use muster_common::names::{self, Names};
 use muster_common::store::{BlobUrl, is_normal};
@@ -15,7 +18,10 @@ pub fn target(data: &[u8]) {
         assert!(is_normal(asked.trim_end_matches('/')) || asked.is_empty());
     }
     if let Ok(pattern) = Pattern::of_path(text) {
-        assert!(pattern.matches(text) || text.is_empty() || text.ends_with('/'), "a path means itself");
+        assert!(
+            pattern.matches(text) || text.is_empty() || text.ends_with('/'),
+            "a path means itself"
+        );
     }
     if let Ok(pattern) = Pattern::new(text) {
         for path in ["a", "a/b.log", "_x", text] {
@@ -23,10 +29,19 @@ pub fn target(data: &[u8]) {
         }
     }
     let (left, right) = text.split_once('\n').unwrap_or((text, text));
-    let _ = (names::covers(left, right), names::is_input_name(left), Names::new("muster").may_answer(left));
+    let _ = (
+        names::covers(left, right),
+        names::is_input_name(left),
+        Names::new("muster").may_answer(left),
+    );
     if let Ok(id) = text.parse::<WorkerId>() {
-        for subject in [Names::new("muster").heartbeat(&id), names::of_worker("muster.c.report", &id)] {
-            assert!(!subject.contains(['*', '>', ' ']) && subject.split('.').all(|token| !token.is_empty()));
+        for subject in
+            [Names::new("muster").heartbeat(&id), names::of_worker("muster.c.report", &id)]
+        {
+            assert!(
+                !subject.contains(['*', '>', ' '])
+                    && subject.split('.').all(|token| !token.is_empty())
+            );
             assert_eq!(subject.split('.').count(), 4, "an id is one token");
         }
         let own = BlobUrl::of_worker(&id, &format!("/{right}"));
@@ -38,8 +53,12 @@ fn place(url: &BlobUrl) {
     let again: BlobUrl = url.to_string().parse().expect("what was read, read again");
     assert_eq!(&again, url, "it means the same when it is read again");
     assert!(url.contains(url));
-    assert!(!url.key().split('/').any(|segment| matches!(segment, "." | "..")), "no segment leads elsewhere: {url}");
-    let (deployment, job): (DeploymentId, JobId) = ("d1".parse().expect("id"), "j1".parse().expect("id"));
+    assert!(
+        !url.key().split('/').any(|segment| matches!(segment, "." | "..")),
+        "no segment leads elsewhere: {url}"
+    );
+    let (deployment, job): (DeploymentId, JobId) =
+        ("d1".parse().expect("id"), "j1".parse().expect("id"));
     let task = TaskId { phase: Phase::Merge, index: u32::MAX };
     let attempt = AttemptId { task, generation: Generation(1), epoch: Epoch(u64::MAX), nonce: 1 };
     let scratch = url.join(&names::scratch_path(&deployment, &job));
@@ -53,7 +72,10 @@ fn place(url: &BlobUrl) {
     ];
     for path in made {
         let below = scratch.join(&path);
-        assert!(scratch.contains(&below) && url.contains(&below) && !below.contains(&scratch), "{below}");
+        assert!(
+            scratch.contains(&below) && url.contains(&below) && !below.contains(&scratch),
+            "{below}"
+        );
         assert_eq!(below.scheme(), url.scheme());
         assert!(below.key().ends_with(&path));
     }

@@ -1,4 +1,5 @@
-//! Plans and lists of pinned runs. Whatever reads back can be measured without overflow, and reads back again.
+//! Plans and lists of pinned runs. Whatever reads back can be measured without overflow, and reads
+//! back again.
 
 use muster_common::plan::{PinnedRuns, Plan};
 use muster_common::store::BlobUrl;
@@ -28,8 +29,10 @@ pub fn target(data: &[u8]) {
 
 /// The golden bytes.
 pub fn seeds() -> Vec<Vec<u8>> {
-    let mut seeds: Vec<_> =
-        super::golden().filter(|(name, _)| matches!(*name, "plan" | "pinned-runs")).map(|(_, bytes)| bytes).collect();
+    let mut seeds: Vec<_> = super::golden()
+        .filter(|(name, _)| matches!(*name, "plan" | "pinned-runs"))
+        .map(|(_, bytes)| bytes)
+        .collect();
     let plans: Vec<Plan> = seeds.iter().filter_map(|bytes| Plan::from_bytes(bytes).ok()).collect();
     for mut plan in plans {
         // Two objects of different workers, and what only version 2 can say.
@@ -40,11 +43,13 @@ pub fn seeds() -> Vec<Vec<u8>> {
         plan.replica = Some("s3://other/_muster".to_owned());
         plan.settings = Some("[tasks]\nattempts_max = 3\n".to_owned());
         seeds.push(plan.to_bytes().expect("a plan"));
-        // More bytes than can be counted: in all, and in one split that reads the same over and over.
+        // More bytes than can be counted: in all, and in one split that reads the same over and
+        // over.
         plan.objects[0].bytes = u64::MAX;
         seeds.push(plan.to_bytes().expect("a plan"));
         plan.objects.truncate(1);
-        plan.splits = vec![vec![muster_kernel::proof::Interval { object: 0, begin: 0, end: u64::MAX }; 2]];
+        plan.splits =
+            vec![vec![muster_kernel::proof::Interval { object: 0, begin: 0, end: u64::MAX }; 2]];
         seeds.push(plan.to_bytes().expect("a plan"));
     }
     seeds

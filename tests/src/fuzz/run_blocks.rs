@@ -1,5 +1,6 @@
-//! Merging what may be blocks: bytes of any kind as pieces of runs, in windows of a few bytes, with a second try where the reader asks for one. What a merge
-//! accepts came out in order, and is all that went in.
+//! Merging what may be blocks: bytes of any kind as pieces of runs, in windows of a few bytes, with
+//! a second try where the reader asks for one. What a merge accepts came out in order, and is all
+//! that went in.
 //!
 //! An input: a byte of choices, the length of windows, then up to four pieces.
 
@@ -89,7 +90,8 @@ pub fn target(mut data: &[u8]) {
         inputs.push(MergeInput { windows: Steps { bytes, at: 0, step, rewinds: 0 }, piece });
     }
     let expected = inputs.iter().fold(Sums::default(), |sums, input| sums.plus(&input.piece.sums));
-    let bound = |key: &[u8]| (choices & BOUNDED != 0).then(|| Splitter { key: key.to_vec(), position: 0 });
+    let bound =
+        |key: &[u8]| (choices & BOUNDED != 0).then(|| Splitter { key: key.to_vec(), position: 0 });
     let (lower, upper) = (bound(b"b"), bound(b"bz"));
     let mut out = Out { order: &order, sums: Sums::default(), last: None };
     if let Ok(tally) = merge(&order, (lower.as_ref(), upper.as_ref()), inputs, &mut out) {
@@ -159,7 +161,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for choices in 0..=31 {
         let of_fixed = choices & FIXED != 0;
-        let format = if of_fixed { Format::Fixed { len: 4 } } else { Format::Lines { terminator: b'\n' } };
+        let format =
+            if of_fixed { Format::Fixed { len: 4 } } else { Format::Lines { terminator: b'\n' } };
         let runs: &[&[&[u8]]] = if of_fixed { &fixed } else { &lines };
         let mut seed = vec![choices, 7 * choices + 1];
         for records in runs {
@@ -174,7 +177,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let blocks: Vec<u8> = [&b"a\nb\n"[..], b"c\n"]
         .iter()
         .flat_map(|records| {
-            run_of(&Format::Lines { terminator: b'\n' }, &[&[records]]).1[..16 + records.len()].to_vec()
+            run_of(&Format::Lines { terminator: b'\n' }, &[&[records]]).1[..16 + records.len()]
+                .to_vec()
         })
         .collect();
     push_piece(&mut seed, &blocks);

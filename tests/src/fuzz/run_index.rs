@@ -1,4 +1,5 @@
-//! The footer and the index of a run: as they come, and with checksums made anew. An index that is accepted tiles the run up to where it begins itself.
+//! The footer and the index of a run: as they come, and with checksums made anew. An index that is
+//! accepted tiles the run up to where it begins itself.
 
 use muster_common::wire;
 use muster_kernel::error::KernelError;

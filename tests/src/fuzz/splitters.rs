@@ -1,4 +1,5 @@
-//! Stored splitters, and samples, which are stored in the same way. What is accepted ascends, and is the same bytes when written again.
+//! Stored splitters, and samples, which are stored in the same way. What is accepted ascends, and
+//! is the same bytes when written again.
 
 use muster_common::wire;
 use muster_kernel::splitters::{self, Splitter};

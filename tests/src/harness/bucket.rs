@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use object_store::aws::{AmazonS3, AmazonS3Builder, AwsAuthorizer, AwsCredential};
-use object_store::client::{ClientOptions, HttpClient, HttpConnector, HttpRequest, HttpRequestBody, ReqwestConnector};
+use object_store::client::{
+    ClientOptions, HttpClient, HttpConnector, HttpRequest, HttpRequestBody, ReqwestConnector,
+};
 use object_store::path::Path;
 use object_store::{BackoffConfig, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig};
 use tokio::runtime::{Builder, Runtime};
@@ -38,12 +40,16 @@ impl Bucket {
     /// # Panics
     /// Where the client cannot be made.
     pub fn new(endpoint: &str, name: &str, credentials: Credentials) -> Self {
-        // The TLS library wants a provider even for plain http; another test in this process may have set it.
+        // The TLS library wants a provider even for plain http; another test in this process may
+        // have set it.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let options = ClientOptions::new().with_allow_http(true).with_timeout(Duration::from_secs(20));
-        let http = ReqwestConnector::default().connect(&options).expect("an http client can be made");
+        let options =
+            ClientOptions::new().with_allow_http(true).with_timeout(Duration::from_secs(20));
+        let http =
+            ReqwestConnector::default().connect(&options).expect("an http client can be made");
         // One quick retry: whoever waits for the server does so by itself.
-        let backoff = BackoffConfig { init_backoff: Duration::from_millis(50), ..BackoffConfig::default() };
+        let backoff =
+            BackoffConfig { init_backoff: Duration::from_millis(50), ..BackoffConfig::default() };
         let store = AmazonS3Builder::new()
             .with_endpoint(endpoint)
             .with_bucket_name(name)
@@ -51,12 +57,25 @@ impl Bucket {
             .with_access_key_id(&credentials.key)
             .with_secret_access_key(&credentials.secret)
             .with_client_options(options)
-            .with_retry(RetryConfig { backoff, max_retries: 1, retry_timeout: Duration::from_secs(20) })
+            .with_retry(RetryConfig {
+                backoff,
+                max_retries: 1,
+                retry_timeout: Duration::from_secs(20),
+            })
             .build()
             .expect("an S3 client can be made");
-        let credential = AwsCredential { key_id: credentials.key, secret_key: credentials.secret, token: None };
-        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime can be made");
-        Self { name: name.to_owned(), endpoint: endpoint.to_owned(), credential, store: Arc::new(store), http, runtime }
+        let credential =
+            AwsCredential { key_id: credentials.key, secret_key: credentials.secret, token: None };
+        let runtime =
+            Builder::new_current_thread().enable_all().build().expect("a runtime can be made");
+        Self {
+            name: name.to_owned(),
+            endpoint: endpoint.to_owned(),
+            credential,
+            store: Arc::new(store),
+            http,
+            runtime,
+        }
     }
 
     /// `s3://bucket/key`.
@@ -71,7 +90,9 @@ impl Bucket {
 
     /// Writes an object; false where the server does not (yet).
     pub fn try_put(&self, key: &str, bytes: &[u8]) -> bool {
-        self.runtime.block_on(self.store.put(&Path::from(key), PutPayload::from(bytes.to_vec()))).is_ok()
+        self.runtime
+            .block_on(self.store.put(&Path::from(key), PutPayload::from(bytes.to_vec())))
+            .is_ok()
     }
 
     /// Writes an object.
@@ -113,7 +134,10 @@ impl Bucket {
     #[track_caller]
     pub fn list(&self, prefix: &str) -> Vec<String> {
         let prefix = (!prefix.is_empty()).then(|| Path::from(prefix));
-        let listing = self.store.list(prefix.as_ref()).map(|found| found.map(|object| object.location.to_string()));
+        let listing = self
+            .store
+            .list(prefix.as_ref())
+            .map(|found| found.map(|object| object.location.to_string()));
         let mut keys: Vec<String> = self
             .runtime
             .block_on(listing.collect::<Vec<_>>())
@@ -124,17 +148,22 @@ impl Bucket {
         keys
     }
 
-    /// Keys of the multipart uploads that were begun and neither completed nor aborted, as the server tells.
+    /// Keys of the multipart uploads that were begun and neither completed nor aborted, as the
+    /// server tells.
     ///
     /// # Panics
     /// Where it does not.
     #[track_caller]
     pub fn uploads(&self) -> Vec<String> {
-        let (status, body) =
-            self.call("GET", "?uploads=").unwrap_or_else(|e| panic!("uploads of {}: {e}", self.url("")));
+        let (status, body) = self
+            .call("GET", "?uploads=")
+            .unwrap_or_else(|e| panic!("uploads of {}: {e}", self.url("")));
         assert_eq!(status, 200, "uploads of {}: {body}", self.url(""));
         assert!(body.contains("ListMultipartUploadsResult"), "uploads of {}: {body}", self.url(""));
-        body.split("<Upload>").skip(1).map(|upload| between(upload, "<Key>", "</Key>").to_owned()).collect()
+        body.split("<Upload>")
+            .skip(1)
+            .map(|upload| between(upload, "<Key>", "</Key>").to_owned())
+            .collect()
     }
 
     /// Begins an upload and leaves it open: for tests of the harness itself.
@@ -142,7 +171,8 @@ impl Bucket {
     /// # Panics
     /// Where it cannot.
     pub fn open_upload(&self, key: &str) {
-        let (status, body) = self.call("POST", &format!("/{key}?uploads=")).expect("an upload can be begun");
+        let (status, body) =
+            self.call("POST", &format!("/{key}?uploads=")).expect("an upload can be begun");
         assert_eq!(status, 200, "begin upload: {body}");
     }
 
@@ -153,7 +183,8 @@ impl Bucket {
     #[track_caller]
     pub fn put_escaped(&self, key: &str, bytes: &[u8]) {
         let body = PutPayload::from(bytes.to_vec()).into();
-        let (status, body) = self.call_with("PUT", &format!("/{key}"), body).expect("an object can be written");
+        let (status, body) =
+            self.call_with("PUT", &format!("/{key}"), body).expect("an object can be written");
         assert_eq!(status, 200, "put {}: {body}", self.url(key));
     }
 
@@ -162,10 +193,16 @@ impl Bucket {
         self.call_with(method, path_and_query, HttpRequestBody::empty())
     }
 
-    fn call_with(&self, method: &str, path_and_query: &str, body: HttpRequestBody) -> Result<(u16, String), String> {
+    fn call_with(
+        &self,
+        method: &str,
+        path_and_query: &str,
+        body: HttpRequestBody,
+    ) -> Result<(u16, String), String> {
         let mut request = HttpRequest::new(body);
         *request.method_mut() = method.parse().expect("a method");
-        *request.uri_mut() = format!("{}/{}{path_and_query}", self.endpoint, self.name).parse().expect("a URL");
+        *request.uri_mut() =
+            format!("{}/{}{path_and_query}", self.endpoint, self.name).parse().expect("a URL");
         AwsAuthorizer::new(&self.credential, "s3", REGION)
             .try_authorize(&mut request, None)
             .map_err(|e| e.to_string())?;

@@ -1,4 +1,5 @@
-//! What a user of a pool does: `muster` commands against its NATS server and its store, wherever these run.
+//! What a user of a pool does: `muster` commands against its NATS server and its store, wherever
+//! these run.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -38,7 +39,11 @@ impl<'a> Client<'a> {
     }
 
     /// Starts a `muster sort` that waits for its job, with `--json` and this job id.
-    pub fn start_sort<S: AsRef<OsStr>>(&self, job: &str, arguments: impl IntoIterator<Item = S>) -> Process {
+    pub fn start_sort<S: AsRef<OsStr>>(
+        &self,
+        job: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Process {
         let mut command = self.command(["sort", "--json", "--job-id", job]);
         command.args(arguments);
         Process::spawn(job, command, &self.sandbox.logs())
@@ -51,7 +56,8 @@ impl<'a> Client<'a> {
         (done.code == 0).then(|| done.json())
     }
 
-    /// The workers that `muster workers` lists, each as its status; nothing while that cannot be asked.
+    /// The workers that `muster workers` lists, each as its status; nothing while that cannot be
+    /// asked.
     #[track_caller]
     pub fn workers(&self) -> Option<Vec<Value>> {
         let listed = self.run(["workers", "--json"]);
@@ -94,5 +100,7 @@ pub fn wait_for_status(
 /// Whether some, but not all, tasks of a state are done.
 pub fn is_in_the_midst_of(state: &str, status: &Value) -> bool {
     let count = |field: &str| status[field].as_u64().unwrap_or(0);
-    status["state"] == state && count("tasks_done") > 0 && count("tasks_done") < count("tasks_total")
+    status["state"] == state
+        && count("tasks_done") > 0
+        && count("tasks_done") < count("tasks_total")
 }

@@ -1,4 +1,5 @@
-//! Data to sort, made from a seed. Kinds that sorts get wrong: equal, skewed, reversed, empty, binary, numeric look-alikes.
+//! Data to sort, made from a seed. Kinds that sorts get wrong: equal, skewed, reversed, empty,
+//! binary, numeric look-alikes.
 
 /// A small random generator (SplitMix64): the same seed gives the same data for ever.
 #[derive(Debug, Clone)]
@@ -48,7 +49,8 @@ pub enum Keys {
     Skewed,
 }
 
-/// `count` records of [`RECORD`] bytes: a key of 10, then bytes by which each record differs from all others, line ends and zeros among them.
+/// `count` records of [`RECORD`] bytes: a key of 10, then bytes by which each record differs from
+/// all others, line ends and zeros among them.
 pub fn records(count: usize, keys: Keys, seed: u64) -> Vec<u8> {
     let mut dice = Dice::new(seed);
     let mut bytes = Vec::with_capacity(count * RECORD);
@@ -74,7 +76,8 @@ pub fn records(count: usize, keys: Keys, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// Log-like lines of about 100 bytes: many equal keys (host, status, path), one host in six of ten lines, numbers of different widths.
+/// Log-like lines of about 100 bytes: many equal keys (host, status, path), one host in six of ten
+/// lines, numbers of different widths.
 pub fn log_lines(count: usize, seed: u64) -> Vec<u8> {
     let mut dice = Dice::new(seed);
     let mut text = String::new();
@@ -82,11 +85,19 @@ pub fn log_lines(count: usize, seed: u64) -> Vec<u8> {
         let hot = dice.below(10) < 6;
         let host = if hot { 17 } else { dice.below(400) };
         let method = dice.pick(&["GET", "GET", "GET", "POST", "DELETE"]);
-        let path = dice.pick(&["/", "/index.html", "/api/v1/items", "/api/v1/items/42", "/static/app.js", "/login"]);
+        let path = dice.pick(&[
+            "/",
+            "/index.html",
+            "/api/v1/items",
+            "/api/v1/items/42",
+            "/static/app.js",
+            "/login",
+        ]);
         let status = dice.pick(&["200", "200", "200", "304", "404", "500"]);
         let (second, size, took) = (dice.below(86_400), dice.below(100_000), dice.below(5_000));
         text.push_str(&format!(
-            "2026-01-02T{:02}:{:02}:{:02}Z host-{host} {method} {path} {status} {size} 0.{took:04} agent/{}\n",
+            "2026-01-02T{:02}:{:02}:{:02}Z host-{host} {method} {path} {status} {size} 0.{took:04} \
+                agent/{}\n",
             second / 3600,
             second / 60 % 60,
             second % 60,
@@ -110,7 +121,8 @@ pub fn words(count: usize, seed: u64) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Lines that parsers stumble over: empty, NUL bytes, invalid UTF-8, carriage returns, blanks at both ends, some long; no newline at the end.
+/// Lines that parsers stumble over: empty, NUL bytes, invalid UTF-8, carriage returns, blanks at
+/// both ends, some long; no newline at the end.
 pub fn odd_lines(count: usize, seed: u64) -> Vec<u8> {
     let mut dice = Dice::new(seed);
     let odd: [&[u8]; 12] = [
@@ -144,12 +156,13 @@ pub fn odd_lines(count: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// Lines of three fields, `number<separator>word<separator>number`, with numbers in all the spellings that `-n` knows and some that it does not.
+/// Lines of three fields, `number<separator>word<separator>number`, with numbers in all the
+/// spellings that `-n` knows and some that it does not.
 pub fn table(count: usize, separator: char, seed: u64) -> Vec<u8> {
     let mut dice = Dice::new(seed);
     let spellings = [
-        "0", "-0", "00", "", " ", "-", "+1", "1", "01", " 1", "1.0", "1.5", ".5", "-.5", "-1", "-1.25", "1e3", "x",
-        "12abc", "--1", "9", "10",
+        "0", "-0", "00", "", " ", "-", "+1", "1", "01", " 1", "1.0", "1.5", ".5", "-.5", "-1",
+        "-1.25", "1e3", "x", "12abc", "--1", "9", "10",
     ];
     let names = ["ann", "bob", "Bob", "bo", "", "carla", "dora the second", "ann "];
     let mut text = String::new();

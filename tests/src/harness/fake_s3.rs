@@ -1,4 +1,5 @@
-//! A server that speaks as much S3 as a case needs: each request is answered by a function of the test, and kept. For what no real server can be brought to say.
+//! A server that speaks as much S3 as a case needs: each request is answered by a function of the
+//! test, and kept. For what no real server can be brought to say.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -75,7 +76,10 @@ impl FakeS3 {
 /// An answer of a status with a body; `headers` are lines that end in CR LF.
 pub fn reply(status: &str, headers: &str, body: &str) -> Reply {
     let bytes = body.len();
-    format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {bytes}\r\nConnection: close\r\n\r\n{body}").into_bytes()
+    format!(
+        "HTTP/1.1 {status}\r\n{headers}Content-Length: {bytes}\r\nConnection: close\r\n\r\n{body}"
+    )
+    .into_bytes()
 }
 
 /// The body of an error, as S3 writes it.
@@ -109,15 +113,18 @@ fn serve(client: &TcpStream, answer: impl Fn(&Request) -> Reply) -> io::Result<(
         let (name, value) = text.split_once(':')?;
         Some((name.to_ascii_lowercase(), value.trim().to_owned()))
     };
-    let mut request = Request { line, headers: lines.filter_map(header).collect(), body: Vec::new() };
-    let bytes = request.header("content-length").and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    let mut request =
+        Request { line, headers: lines.filter_map(header).collect(), body: Vec::new() };
+    let bytes =
+        request.header("content-length").and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
     let mut body = reader.take(bytes);
     body.by_ref().take(BODY_KEPT).read_to_end(&mut request.body)?;
     io::copy(&mut body, &mut io::sink())?;
     let mut reply = answer(&request);
     if request.line.starts_with("HEAD ") {
         // The answer to HEAD is a head.
-        let end = reply.windows(4).position(|four| four == b"\r\n\r\n").map_or(reply.len(), |at| at + 4);
+        let end =
+            reply.windows(4).position(|four| four == b"\r\n\r\n").map_or(reply.len(), |at| at + 4);
         reply.truncate(end);
     }
     (&mut &*client).write_all(&reply)

@@ -1,7 +1,9 @@
-//! A gate between a process and its object store: a TCP relay that can make requests slow, or hold them back.
+//! A gate between a process and its object store: a TCP relay that can make requests slow, or hold
+//! them back.
 //!
-//! It is how a test hits a moment without sleeping: a worker whose upload is held is certainly in the midst of that task, and stays there until the
-//! test has killed it. What a gate looks at is the first line of each HTTP request, which a client writes at the head of a packet.
+//! It is how a test hits a moment without sleeping: a worker whose upload is held is certainly in
+//! the midst of that task, and stays there until the test has killed it. What a gate looks at is
+//! the first line of each HTTP request, which a client writes at the head of a packet.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -37,8 +39,9 @@ struct State {
     refused: Option<(Choice, Vec<u8>)>,
     /// Time that each request is delayed by.
     delay: Duration,
-    /// Requests that stand before the gate, each with the number that it drew. One passes when it is taken out of here, so that what an opened gate lets through
-    /// is not taken for a request that a gate closed right after holds.
+    /// Requests that stand before the gate, each with the number that it drew. One passes when it
+    /// is taken out of here, so that what an opened gate lets through is not taken for a request
+    /// that a gate closed right after holds.
     waiting: Vec<(u64, String)>,
     /// The next number.
     number: u64,
@@ -55,7 +58,10 @@ impl Gate {
     /// Where it cannot listen.
     pub fn before(port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a gate can listen");
-        let gate = Self { port: listener.local_addr().expect("it has an address").port(), shared: Arc::default() };
+        let gate = Self {
+            port: listener.local_addr().expect("it has an address").port(),
+            shared: Arc::default(),
+        };
         let shared = gate.shared.clone();
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
@@ -92,7 +98,8 @@ impl Gate {
         });
     }
 
-    /// Answers the requests of this choice, which have no body, with the raw bytes of an answer, from now on.
+    /// Answers the requests of this choice, which have no body, with the raw bytes of an answer,
+    /// from now on.
     pub fn refuse(&self, choice: Choice, answer: Vec<u8>) {
         self.shared.change(|state| state.refused = Some((choice, answer)));
     }
@@ -121,7 +128,9 @@ impl Gate {
     /// Where none comes within the bound.
     #[track_caller]
     pub fn wait_for_request(&self, what: &str, bound: Duration) -> String {
-        wait::until(what, bound, || self.shared.lock().waiting.first().map(|(_, request)| request.clone()))
+        wait::until(what, bound, || {
+            self.shared.lock().waiting.first().map(|(_, request)| request.clone())
+        })
     }
 }
 

@@ -1,6 +1,8 @@
-//! What the journal and the workers' logs say about finished work: that each task was committed once, and that nobody began it again afterwards.
+//! What the journal and the workers' logs say about finished work: that each task was committed
+//! once, and that nobody began it again afterwards.
 //!
-//! The journal is read from its stream, entry by entry, and counted here; nothing is asked of the coordinator, whose own count is what is held against it.
+//! The journal is read from its stream, entry by entry, and counted here; nothing is asked of the
+//! coordinator, whose own count is what is held against it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,7 +17,8 @@ use serde_json::Value;
 
 use super::nats::addresses;
 
-/// How long an order that was sent before a commit may be on its way to a worker that runs: one that begins later was sent after it.
+/// How long an order that was sent before a commit may be on its way to a worker that runs: one
+/// that begins later was sent after it.
 const ORDER_UNDER_WAY: Duration = Duration::from_secs(5);
 /// Bound of one request to the stream.
 const REQUEST_BOUND: Duration = Duration::from_secs(20);
@@ -78,9 +81,13 @@ impl Journal {
     /// As [`Journal::read`].
     #[track_caller]
     pub fn read_with(nats_url: &str, options: ConnectOptions) -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let read = runtime.block_on(read_stream(nats_url, options));
-        Self { entries: read.unwrap_or_else(|e| panic!("the journal at {nats_url} cannot be read: {e}")) }
+        Self {
+            entries: read
+                .unwrap_or_else(|e| panic!("the journal at {nats_url} cannot be read: {e}")),
+        }
     }
 
     /// A journal of these entries.
@@ -93,14 +100,17 @@ impl Journal {
         &self.entries
     }
 
-    /// What it says about one job. A snapshot repeats commits that stand, which are not counted again.
+    /// What it says about one job. A snapshot repeats commits that stand, which are not counted
+    /// again.
     pub fn work(&self, job: &str) -> Work {
         let mut work = Work { job: job.to_owned(), ..Work::default() };
         for (at, entry) in &self.entries {
             match &entry.record {
                 Record::Snapshot { records, .. } => {
                     // Revoked uploads are repeated out of their order.
-                    let in_order = records.iter().filter(|record| !matches!(record, Record::UploadOpened { .. }));
+                    let in_order = records
+                        .iter()
+                        .filter(|record| !matches!(record, Record::UploadOpened { .. }));
                     in_order.for_each(|record| work.note(*at, entry.epoch, record));
                 }
                 record => work.note(*at, entry.epoch, record),
@@ -120,8 +130,12 @@ impl Work {
             Record::BoundariesChosen { job, partitions, .. } if job.as_str() == self.job => {
                 self.tasks.extend(tasks(Phase::Merge, *partitions));
             }
-            Record::RunCommitted(run) if run.job.as_str() == self.job => self.commit(at, epoch, run.attempt),
-            Record::PartCommitted(part) if part.job.as_str() == self.job => self.commit(at, epoch, part.attempt),
+            Record::RunCommitted(run) if run.job.as_str() == self.job => {
+                self.commit(at, epoch, run.attempt)
+            }
+            Record::PartCommitted(part) if part.job.as_str() == self.job => {
+                self.commit(at, epoch, part.attempt)
+            }
             Record::UploadOpened { job, attempt, .. } if job.as_str() == self.job => {
                 let committed = self.commits.get(&attempt.task).and_then(|commits| commits.last());
                 if committed.is_some_and(|commit| commit.attempt != *attempt) {
@@ -144,20 +158,26 @@ impl Work {
         self.commits.values().filter(|commits| commits.len() > 1).count()
     }
 
-    /// Attempts of a committed task that began although its commit stood: granted by a leader of a later term, which had read it, or so long after it that the order
-    /// cannot have been under way. The attempt that was committed may be named again by a new leader, and is none of them.
+    /// Attempts of a committed task that began although its commit stood: granted by a leader of a
+    /// later term, which had read it, or so long after it that the order cannot have been under
+    /// way. The attempt that was committed may be named again by a new leader, and is none of them.
     pub fn begun_late<'a>(&self, begins: &'a [Begin]) -> Vec<&'a Begin> {
         let late = |begin: &&Begin| {
-            let commits = self.commits.get(&begin.attempt.task).map(Vec::as_slice).unwrap_or_default();
-            let first = commits.first().filter(|_| commits.iter().all(|commit| commit.attempt != begin.attempt));
+            let commits =
+                self.commits.get(&begin.attempt.task).map(Vec::as_slice).unwrap_or_default();
+            let first = commits
+                .first()
+                .filter(|_| commits.iter().all(|commit| commit.attempt != begin.attempt));
             begin.job == self.job
-                && first
-                    .is_some_and(|commit| begin.attempt.epoch > commit.epoch || begin.at > commit.at + ORDER_UNDER_WAY)
+                && first.is_some_and(|commit| {
+                    begin.attempt.epoch > commit.epoch || begin.at > commit.at + ORDER_UNDER_WAY
+                })
         };
         begins.iter().filter(late).collect()
     }
 
-    /// Checks a job that has succeeded: every task was committed exactly once, no committed task was begun again, and the report's own count says so too.
+    /// Checks a job that has succeeded: every task was committed exactly once, no committed task
+    /// was begun again, and the report's own count says so too.
     ///
     /// # Panics
     /// Where not.
@@ -165,18 +185,32 @@ impl Work {
     pub fn assert_nothing_repeated(&self, begins: &[Begin], report: &Value) {
         let committed: BTreeSet<TaskId> = self.commits.keys().copied().collect();
         assert!(!self.tasks.is_empty(), "the journal knows no tasks of job {}", self.job);
-        assert_eq!(committed, self.tasks, "the tasks with a commit, and all tasks of job {}", self.job);
+        assert_eq!(
+            committed, self.tasks,
+            "the tasks with a commit, and all tasks of job {}",
+            self.job
+        );
         for (task, commits) in &self.commits {
             assert_eq!(commits.len(), 1, "{task} was committed more than once: {commits:?}");
         }
-        assert!(self.opened_late.is_empty(), "uploads of committed parts were opened: {:?}", self.opened_late);
+        assert!(
+            self.opened_late.is_empty(),
+            "uploads of committed parts were opened: {:?}",
+            self.opened_late
+        );
         let late = self.begun_late(begins);
         assert!(late.is_empty(), "committed tasks were begun again: {late:?}");
         for (task, commits) in &self.commits {
-            let seen = begins.iter().any(|begin| begin.job == self.job && begin.attempt == commits[0].attempt);
+            let seen = begins
+                .iter()
+                .any(|begin| begin.job == self.job && begin.attempt == commits[0].attempt);
             assert!(seen, "no worker's log tells that {} of {task} began", commits[0].attempt);
         }
-        assert_eq!(report["repeated_tasks"].as_u64(), Some(self.repeated_tasks() as u64), "{report}");
+        assert_eq!(
+            report["repeated_tasks"].as_u64(),
+            Some(self.repeated_tasks() as u64),
+            "{report}"
+        );
     }
 }
 
@@ -204,14 +238,20 @@ pub fn begins_in(logs: &Path) -> Vec<Begin> {
 /// Where a line that does has lost its shape.
 pub fn begins_of(worker: &str, log: &str) -> Vec<Begin> {
     // A worker that is killed may leave half a line, which the next life's first line then ends.
-    let whole = |line: &&str| line.contains(" attempt begins ") && line.matches("INFO").count() == 1;
+    let whole =
+        |line: &&str| line.contains(" attempt begins ") && line.matches("INFO").count() == 1;
     let begin = |line: &str| {
-        let field = |name: &str| line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        let field = |name: &str| {
+            line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+        };
         let at = humantime::parse_rfc3339(line.split(' ').next()?).ok()?;
         let (job, attempt) = (field("job")?.to_owned(), parse_attempt(field("attempt")?)?);
         Some(Begin { at, worker: worker.to_owned(), job, attempt })
     };
-    log.lines().filter(whole).map(|line| begin(line).unwrap_or_else(|| panic!("a line of {worker}: {line}"))).collect()
+    log.lines()
+        .filter(whole)
+        .map(|line| begin(line).unwrap_or_else(|| panic!("a line of {worker}: {line}")))
+        .collect()
 }
 
 /// An attempt's id from its text, such as `sort-00007.g0.e3.0000000000000abc`.
@@ -230,9 +270,13 @@ fn parse_attempt(text: &str) -> Option<AttemptId> {
     Some(AttemptId { task: TaskId { phase, index: index.parse().ok()? }, generation, epoch, nonce })
 }
 
-async fn read_stream(nats_url: &str, options: ConnectOptions) -> Result<Vec<(SystemTime, Entry)>, String> {
+async fn read_stream(
+    nats_url: &str,
+    options: ConnectOptions,
+) -> Result<Vec<(SystemTime, Entry)>, String> {
     let client = options.connect(addresses(nats_url)).await.map_err(|e| e.to_string())?;
-    let context = async_nats::jetstream::context::ContextBuilder::new().timeout(REQUEST_BOUND).build(client);
+    let context =
+        async_nats::jetstream::context::ContextBuilder::new().timeout(REQUEST_BOUND).build(client);
     let name = Names::new(DEFAULT_NAMESPACE).journal_stream();
     let stream = context.get_stream(&name).await.map_err(|e| format!("{name}: {e}"))?;
     let state = stream.get_info().await.map_err(|e| format!("{name}: {e}"))?.state;
@@ -241,12 +285,18 @@ async fn read_stream(nats_url: &str, options: ConnectOptions) -> Result<Vec<(Sys
         let message = match stream.get_raw_message(sequence).await {
             Ok(message) => message,
             // Purged while we read.
-            Err(e) if matches!(e.kind(), async_nats::jetstream::stream::RawMessageErrorKind::NoMessageFound) => {
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    async_nats::jetstream::stream::RawMessageErrorKind::NoMessageFound
+                ) =>
+            {
                 continue;
             }
             Err(e) => return Err(format!("entry {sequence} of {name}: {e}")),
         };
-        let entry = record::decode(&message.payload).map_err(|e| format!("entry {sequence} of {name}: {e}"))?;
+        let entry = record::decode(&message.payload)
+            .map_err(|e| format!("entry {sequence} of {name}: {e}"))?;
         entries.push((message.time.into(), entry));
     }
     Ok(entries)
@@ -266,7 +316,12 @@ mod tests {
     }
 
     fn attempt(phase: Phase, epoch: u64, nonce: u64) -> AttemptId {
-        AttemptId { task: TaskId { phase, index: 0 }, generation: Generation(0), epoch: Epoch(epoch), nonce }
+        AttemptId {
+            task: TaskId { phase, index: 0 },
+            generation: Generation(0),
+            epoch: Epoch(epoch),
+            nonce,
+        }
     }
 
     fn run(attempt: AttemptId) -> Record {
@@ -307,13 +362,21 @@ mod tests {
     }
 
     fn opened(attempt: AttemptId) -> Record {
-        Record::UploadOpened { job: "j".parse().unwrap(), partition: 0, attempt, upload: String::new() }
+        Record::UploadOpened {
+            job: "j".parse().unwrap(),
+            partition: 0,
+            attempt,
+            upload: String::new(),
+        }
     }
 
     /// Records at second 100, 101 and so on, each of the given epoch.
     fn work(records: &[(u64, Record)]) -> Work {
         let entry = |(index, (epoch, record)): (u64, &(u64, Record))| {
-            (second(100 + index), Entry { epoch: Epoch(*epoch), nonce: index, record: record.clone() })
+            (
+                second(100 + index),
+                Entry { epoch: Epoch(*epoch), nonce: index, record: record.clone() },
+            )
         };
         let mut work = Journal::of((0..).zip(records).map(entry)).work("j");
         work.tasks = [Phase::Sort, Phase::Merge].map(|phase| TaskId { phase, index: 0 }).into();
@@ -343,7 +406,8 @@ mod tests {
         assert!(is_refused(&work(&calm[..1]), &begins, 0));
         assert!(is_refused(&work(&calm), &begins[..1], 0));
         // A second commit, of a run and of a part.
-        for (phase, again) in [(Phase::Sort, run as fn(AttemptId) -> Record), (Phase::Merge, part)] {
+        for (phase, again) in [(Phase::Sort, run as fn(AttemptId) -> Record), (Phase::Merge, part)]
+        {
             let mut twice = calm.clone();
             twice.push((2, again(attempt(phase, 2, 9))));
             assert_eq!(work(&twice).repeated_tasks(), 1);
@@ -366,9 +430,17 @@ mod tests {
         let (sort, merge) = (attempt(Phase::Sort, 1, 1), attempt(Phase::Merge, 1, 2));
         let calm = vec![(2, run(sort)), (2, opened(merge)), (2, part(merge))];
         let others = [attempt(Phase::Sort, 1, 8), attempt(Phase::Sort, 2, 9)];
-        let begins =
-            vec![begin(98, sort), begin(99, others[0]), begin(101, others[1]), begin(100, merge), begin(300, merge)];
-        assert!(!is_refused(&work(&calm), &begins, 0), "attempts that were granted before the commit");
+        let begins = vec![
+            begin(98, sort),
+            begin(99, others[0]),
+            begin(101, others[1]),
+            begin(100, merge),
+            begin(300, merge),
+        ];
+        assert!(
+            !is_refused(&work(&calm), &begins, 0),
+            "attempts that were granted before the commit"
+        );
         // A snapshot repeats what stands.
         let mut more = calm;
         more.push((
@@ -387,8 +459,10 @@ mod tests {
     #[test]
     fn begins_are_read_from_a_log() {
         let log = "2026-01-02T03:04:05.000006Z  INFO worker starts worker=w\n\
-            2026-01-02T03:04:05.000007Z  INFO attempt begins job=j phase=sort attempt=sort-00007.g1.e3.0000000000000abc epoch=4\n\
-            2026-01-02T03:04:06.000007Z  INFO attempt beg2026-01-02T03:04:07.000007Z  INFO worker starts worker=w\n";
+            2026-01-02T03:04:05.000007Z  INFO attempt begins job=j phase=sort \
+            attempt=sort-00007.g1.e3.0000000000000abc epoch=4\n\
+            2026-01-02T03:04:06.000007Z  INFO attempt beg2026-01-02T03:04:07.000007Z  INFO worker \
+            starts worker=w\n";
         let found = begins_of("w", log);
         let expected = AttemptId {
             task: TaskId { phase: Phase::Sort, index: 7 },

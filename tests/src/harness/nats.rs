@@ -1,4 +1,5 @@
-//! Real nats-servers with JetStream that sync before they acknowledge: one on ports of its own choice, or three that are a cluster.
+//! Real nats-servers with JetStream that sync before they acknowledge: one on ports of its own
+//! choice, or three that are a cluster.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,7 +26,8 @@ pub const MEMBERS: usize = 3;
 pub const LONE: usize = 0;
 /// Where nobody listens.
 const NOWHERE: &str = "127.0.0.1:1";
-/// Of servers of two sides: everybody is let in to the one account, and who gives this name and password to that in which the servers themselves are asked.
+/// Of servers of two sides: everybody is let in to the one account, and who gives this name and
+/// password to that in which the servers themselves are asked.
 const SYSTEM: &str = "system";
 /// Bound of one request to a server that may have no quorum.
 const REQUEST_BOUND: Duration = Duration::from_secs(2);
@@ -79,7 +81,10 @@ impl NatsServer {
     #[track_caller]
     pub fn with_room_for(sandbox: &Sandbox, bytes: u64) -> Self {
         let setup = Setup::single(sandbox.path("nats/store"));
-        Self::start_with(sandbox, Setup { jetstream: format!(", max_file_store: {bytes}"), ..setup })
+        Self::start_with(
+            sandbox,
+            Setup { jetstream: format!(", max_file_store: {bytes}"), ..setup },
+        )
     }
 
     /// Starts one that lets nobody in but this user.
@@ -127,10 +132,15 @@ impl NatsServer {
         self.monitor.to_string()
     }
 
-    /// Streams beside muster's three, those of them that are missing, and consumers on any; or that it does not answer.
+    /// Streams beside muster's three, those of them that are missing, and consumers on any; or that
+    /// it does not answer.
     pub fn strange_streams_and_consumers(&self) -> Vec<String> {
         let names = Names::new(DEFAULT_NAMESPACE);
-        let mut missing = BTreeSet::from([names.journal_stream(), names.events_stream(), names.dead_letters_stream()]);
+        let mut missing = BTreeSet::from([
+            names.journal_stream(),
+            names.events_stream(),
+            names.dead_letters_stream(),
+        ]);
         let strange = ask(&self.url(), async |js| {
             let mut strange = Vec::new();
             let mut streams = js.stream_names();
@@ -153,12 +163,13 @@ impl NatsServer {
     #[track_caller]
     fn start_with(sandbox: &Sandbox, setup: Setup) -> Self {
         let (mut process, ports) = setup.spawn(sandbox);
-        let (address, monitor) = wait::until(&format!("{} to answer", setup.name), wait::START_BOUND, || {
-            process.assert_running();
-            let address = announced(&ports, "nats")?;
-            let monitor = announced(&ports, "monitoring")?;
-            greets(address).then_some((address, monitor))
-        });
+        let (address, monitor) =
+            wait::until(&format!("{} to answer", setup.name), wait::START_BOUND, || {
+                process.assert_running();
+                let address = announced(&ports, "nats")?;
+                let monitor = announced(&ports, "monitoring")?;
+                greets(address).then_some((address, monitor))
+            });
         Self { process, setup, address, monitor }
     }
 }
@@ -172,7 +183,8 @@ impl Setup {
     fn made(sandbox: &Sandbox, settings: &Path, port: Option<u16>) -> Self {
         let name = settings.file_stem().expect("a file has a name").to_string_lossy().into_owned();
         // Included files are looked for from where the one stands that includes them.
-        let inside = settings.strip_prefix(sandbox.path("")).expect("the settings lie in the sandbox");
+        let inside =
+            settings.strip_prefix(sandbox.path("")).expect("the settings lie in the sandbox");
         let made = Some(format!("../{}", inside.display()));
         Self { name, port, made, ..Self::single(sandbox.path("nats/unused")) }
     }
@@ -185,11 +197,14 @@ impl Setup {
         let port = port.map_or("-1".to_owned(), |port| port.to_string());
         let rest = match made {
             Some(made) => format!("include {made:?}\n"),
-            None => format!("jetstream {{ store_dir: {store:?}, sync_interval: always{jetstream} }}\n{more}"),
+            None => format!(
+                "jetstream {{ store_dir: {store:?}, sync_interval: always{jetstream} }}\n{more}"
+            ),
         };
         // Of two settings of one name the later one counts.
-        let settings =
-            format!("{rest}listen: \"127.0.0.1:{port}\"\nhttp: \"127.0.0.1:-1\"\nports_file_dir: {home:?}\n");
+        let settings = format!(
+            "{rest}listen: \"127.0.0.1:{port}\"\nhttp: \"127.0.0.1:-1\"\nports_file_dir: {home:?}\n"
+        );
         let config = sandbox.file(format!("nats/{name}.conf"), settings);
         let mut command = sandbox.clean_command(programs::nats_server());
         command.arg("-c").arg(config);
@@ -225,8 +240,9 @@ impl Nats {
         Self::cluster_by(sandbox, ("", ""), |_, to, listens| (listens[to], None))
     }
 
-    /// Starts a cluster of which the server [`LONE`] can be cut off ([`Nats::part`]): whatever it and the others say to each other goes through relays. They are told to name
-    /// nobody where a server or a client could reach them past these.
+    /// Starts a cluster of which the server [`LONE`] can be cut off ([`Nats::part`]): whatever it
+    /// and the others say to each other goes through relays. They are told to name nobody where a
+    /// server or a client could reach them past these.
     ///
     /// # Panics
     /// As [`Nats::cluster`].
@@ -235,7 +251,8 @@ impl Nats {
         let hidden = format!(", no_advertise: true, advertise: {NOWHERE:?}");
         let users = format!(
             "accounts {{ ALL: {{ jetstream: enabled, users: [{{ user: all, password: all }}] }}\n\
-             SYS: {{ users: [{{ user: {SYSTEM}, password: {SYSTEM} }}] }} }}\nsystem_account: SYS\nno_auth_user: all\n"
+             SYS: {{ users: [{{ user: {SYSTEM}, password: {SYSTEM} }}] }} \
+             }}\nsystem_account: SYS\nno_auth_user: all\n"
         );
         Self::cluster_by(sandbox, (&hidden, &users), |from, to, listens| {
             let relay = ((from == LONE) != (to == LONE)).then(|| Relay::before(listens[to]));
@@ -243,8 +260,9 @@ impl Nats {
         })
     }
 
-    /// A cluster whose servers reach each other at the ports that `route` gives, from one to the other, with what stands there before the ports that they listen on. Further
-    /// settings of the cluster and of each server follow those that all have.
+    /// A cluster whose servers reach each other at the ports that `route` gives, from one to the
+    /// other, with what stands there before the ports that they listen on. Further settings of the
+    /// cluster and of each server follow those that all have.
     #[track_caller]
     fn cluster_by(
         sandbox: &Sandbox,
@@ -256,7 +274,8 @@ impl Nats {
         let mut links = Vec::new();
         let mut server = |member| {
             let name = format!("nats-{member}");
-            let (store, port) = (sandbox.path(format!("nats/{name}")), Some(ports.port(member as u16)));
+            let (store, port) =
+                (sandbox.path(format!("nats/{name}")), Some(ports.port(member as u16)));
             let mut routes = Vec::new();
             for other in (0..MEMBERS).filter(|other| *other != member) {
                 let (port, link) = route(member, other, listens);
@@ -264,7 +283,9 @@ impl Nats {
                 links.extend(link);
             }
             let listen = format!("127.0.0.1:{}", listens[member]);
-            let cluster = format!("cluster {{ name: tests, listen: {listen:?}, routes: {routes:?}{of_cluster} }}");
+            let cluster = format!(
+                "cluster {{ name: tests, listen: {listen:?}, routes: {routes:?}{of_cluster} }}"
+            );
             let more = format!("server_name: {name}\n{cluster}\n{of_server}");
             NatsServer::start_with(sandbox, Setup { name, port, more, ..Setup::single(store) })
         };
@@ -278,7 +299,10 @@ impl Nats {
     #[track_caller]
     pub fn made_cluster(sandbox: &Sandbox, settings: [&Path; MEMBERS], ports: Ports) -> Self {
         let member = |(index, settings): (usize, &Path)| {
-            NatsServer::start_with(sandbox, Setup::made(sandbox, settings, Some(ports.port(index as u16))))
+            NatsServer::start_with(
+                sandbox,
+                Setup::made(sandbox, settings, Some(ports.port(index as u16))),
+            )
         };
         let servers = settings.into_iter().enumerate().map(member).collect();
         Self { servers, links: Vec::new(), _ports: Some(ports) }
@@ -304,7 +328,8 @@ impl Nats {
         self.servers[LONE].url()
     }
 
-    /// Cuts off the server [`LONE`] from the others: what they say to each other is held, until they are joined again.
+    /// Cuts off the server [`LONE`] from the others: what they say to each other is held, until
+    /// they are joined again.
     ///
     /// # Panics
     /// Where that cannot be done in this cluster.
@@ -318,8 +343,10 @@ impl Nats {
         self.links.iter().for_each(|link| link.set(Weather::Calm));
     }
 
-    /// Has the server [`LONE`] lead JetStream itself and the stream of the journal. Once it is cut off it goes on answering reads for ten to twenty seconds, as it has seen no
-    /// majority for so long; while it leads the stream alone, only until it misses the leader of the other (nats-server 2.15.1: 18 s and 6 to 8 s).
+    /// Has the server [`LONE`] lead JetStream itself and the stream of the journal. Once it is cut
+    /// off it goes on answering reads for ten to twenty seconds, as it has seen no majority for so
+    /// long; while it leads the stream alone, only until it misses the leader of the other
+    /// (nats-server 2.15.1: 18 s and 6 to 8 s).
     ///
     /// # Panics
     /// Where it does not within [`wait::START_BOUND`].
@@ -329,7 +356,10 @@ impl Nats {
         let wish = json!({ "placement": { "preferred": name } });
         // Whoever lags behind is not preferred: then it is asked again.
         wait::until(&format!("{name} to lead JetStream"), wait::START_BOUND, || {
-            let system = async_nats::ConnectOptions::with_user_and_password(SYSTEM.to_owned(), SYSTEM.to_owned());
+            let system = async_nats::ConnectOptions::with_user_and_password(
+                SYSTEM.to_owned(),
+                SYSTEM.to_owned(),
+            );
             ask_as(system, &self.url(), async |js| {
                 let told = js.client().request("$SYS.REQ.SERVER.PING.JSZ", "".into()).await.ok()?;
                 let told: Value = serde_json::from_slice(&told.payload).ok()?;
@@ -340,12 +370,15 @@ impl Nats {
                 None
             })
         });
-        let step_down = format!("STREAM.LEADER.STEPDOWN.{}", Names::new(DEFAULT_NAMESPACE).journal_stream());
+        let step_down =
+            format!("STREAM.LEADER.STEPDOWN.{}", Names::new(DEFAULT_NAMESPACE).journal_stream());
         wait::until(&format!("{name} to lead the journal's stream"), wait::START_BOUND, || {
             if journal_leader(&self.url())? == *name {
                 return Some(());
             }
-            ask(&self.url(), async |js| js.request::<_, _, Value>(step_down.clone(), &wish).await.ok())?;
+            ask(&self.url(), async |js| {
+                js.request::<_, _, Value>(step_down.clone(), &wish).await.ok()
+            })?;
             None
         });
     }
@@ -367,7 +400,8 @@ impl Nats {
         })
     }
 
-    /// The term of the entry that the server [`LONE`] shows as the journal's newest; nothing where it does not answer.
+    /// The term of the entry that the server [`LONE`] shows as the journal's newest; nothing where
+    /// it does not answer.
     pub fn newest_epoch_alone(&self) -> Option<u64> {
         let names = Names::new(DEFAULT_NAMESPACE);
         let newest = ask(&self.lone_url(), async |js| {
@@ -377,7 +411,8 @@ impl Nats {
         record::decode(&newest.payload).ok().map(|entry| entry.epoch.0)
     }
 
-    /// Waits until the journal stands on every server as its leader has it, so that another one may go.
+    /// Waits until the journal stands on every server as its leader has it, so that another one may
+    /// go.
     #[track_caller]
     pub fn wait_for_replicas(&self) {
         wait::until("the replicas of the journal's stream", wait::START_BOUND, || {
@@ -385,7 +420,8 @@ impl Nats {
         });
     }
 
-    /// Makes a stream, and writes to it until JetStream has no room for anything more, in any stream.
+    /// Makes a stream, and writes to it until JetStream has no room for anything more, in any
+    /// stream.
     ///
     /// # Panics
     /// Where the stream cannot be made.
@@ -393,11 +429,22 @@ impl Nats {
     pub fn fill(&self, stream: &str) {
         let filled = ask(&self.url(), async |js| {
             let subjects = vec![stream.to_owned()];
-            let config =
-                async_nats::jetstream::stream::Config { name: stream.to_owned(), subjects, ..Default::default() };
-            js.create_stream(config).await.unwrap_or_else(|e| panic!("{stream} cannot be made: {e}"));
+            let config = async_nats::jetstream::stream::Config {
+                name: stream.to_owned(),
+                subjects,
+                ..Default::default()
+            };
+            js.create_stream(config)
+                .await
+                .unwrap_or_else(|e| panic!("{stream} cannot be made: {e}"));
             for size in [512 << 10, 32 << 10, 1 << 10, 1] {
-                while js.publish(stream.to_owned(), vec![b'x'; size].into()).await.ok()?.await.is_ok() {}
+                while js
+                    .publish(stream.to_owned(), vec![b'x'; size].into())
+                    .await
+                    .ok()?
+                    .await
+                    .is_ok()
+                {}
             }
             Some(())
         });
@@ -425,11 +472,12 @@ pub fn journal_leader(url: &str) -> Option<String> {
     journal_cluster(url)?.leader
 }
 
-/// Servers on which the journal stands as its leader has it, that one among them; none where nobody leads.
+/// Servers on which the journal stands as its leader has it, that one among them; none where nobody
+/// leads.
 pub fn journal_copies(url: &str) -> usize {
-    journal_cluster(url)
-        .filter(|cluster| cluster.leader.is_some())
-        .map_or(0, |cluster| 1 + cluster.replicas.iter().filter(|replica| replica.current && !replica.offline).count())
+    journal_cluster(url).filter(|cluster| cluster.leader.is_some()).map_or(0, |cluster| {
+        1 + cluster.replicas.iter().filter(|replica| replica.current && !replica.offline).count()
+    })
 }
 
 fn journal_cluster(url: &str) -> Option<async_nats::jetstream::stream::ClusterInfo> {
@@ -438,7 +486,10 @@ fn journal_cluster(url: &str) -> Option<async_nats::jetstream::stream::ClusterIn
 }
 
 /// One question to JetStream; nothing where no server is there.
-fn ask<T>(url: &str, question: impl AsyncFnOnce(async_nats::jetstream::Context) -> Option<T>) -> Option<T> {
+fn ask<T>(
+    url: &str,
+    question: impl AsyncFnOnce(async_nats::jetstream::Context) -> Option<T>,
+) -> Option<T> {
     ask_as(async_nats::ConnectOptions::new(), url, question)
 }
 
@@ -447,10 +498,16 @@ fn ask_as<T>(
     url: &str,
     question: impl AsyncFnOnce(async_nats::jetstream::Context) -> Option<T>,
 ) -> Option<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let client = who.connect(addresses(url)).await.ok()?;
-        question(async_nats::jetstream::context::ContextBuilder::new().timeout(REQUEST_BOUND).build(client)).await
+        question(
+            async_nats::jetstream::context::ContextBuilder::new()
+                .timeout(REQUEST_BOUND)
+                .build(client),
+        )
+        .await
     })
 }
 
@@ -467,7 +524,9 @@ fn announced(ports: &PathBuf, kind: &str) -> Option<SocketAddr> {
 
 /// Whether a NATS server says its INFO there.
 pub fn greets(address: SocketAddr) -> bool {
-    let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else { return false };
+    let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else {
+        return false;
+    };
     let mut line = String::new();
     stream.set_read_timeout(Some(Duration::from_secs(1))).is_ok()
         && BufReader::new(stream).read_line(&mut line).is_ok()

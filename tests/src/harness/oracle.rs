@@ -11,7 +11,10 @@ use std::process::{Command, Stdio};
 #[track_caller]
 pub fn gnu_sort(options: &[&str], inputs: &[impl AsRef<Path>]) -> Vec<u8> {
     let mut command = Command::new("sort");
-    command.env_clear().env("LC_ALL", "C").env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command
+        .env_clear()
+        .env("LC_ALL", "C")
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command
         .args(options)
         .arg("--")
@@ -54,7 +57,8 @@ pub fn assert_same_bytes(got: &[u8], want: &[u8], what: &str) {
         window.escape_ascii().to_string()
     };
     panic!(
-        "{what}: {} bytes, expected {}; the first difference is at byte {place}:\n  got      {}\n  expected {}",
+        "{what}: {} bytes, expected {}; the first difference is at byte {place}:\n  got      {}\n  \
+            expected {}",
         got.len(),
         want.len(),
         around(got),

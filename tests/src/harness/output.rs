@@ -24,15 +24,20 @@ impl Output {
     /// Reads a folder; one that does not exist holds nothing.
     pub fn of_folder(folder: impl AsRef<Path>) -> Self {
         let folder = folder.as_ref();
-        let read =
-            |name: &str| fs::read(folder.join(name)).unwrap_or_else(|e| panic!("{}: {e}", folder.join(name).display()));
+        let read = |name: &str| {
+            fs::read(folder.join(name))
+                .unwrap_or_else(|e| panic!("{}: {e}", folder.join(name).display()))
+        };
         Self::collect(&files_below(folder), read)
     }
 
     /// Reads what lies below a prefix of a bucket.
     pub fn of_bucket(bucket: &Bucket, prefix: &str) -> Self {
-        let names: Vec<String> =
-            bucket.list(prefix).iter().map(|key| key[prefix.len()..].trim_start_matches('/').to_owned()).collect();
+        let names: Vec<String> = bucket
+            .list(prefix)
+            .iter()
+            .map(|key| key[prefix.len()..].trim_start_matches('/').to_owned())
+            .collect();
         Self::collect(&names, |name| bucket.get(&format!("{prefix}/{name}")))
     }
 
@@ -43,7 +48,8 @@ impl Output {
             if name.starts_with("part-") {
                 output.parts.push((name.clone(), read(name)));
             } else if name == "_SUCCESS" {
-                output.success = Some(serde_json::from_slice(&read(name)).expect("_SUCCESS is JSON"));
+                output.success =
+                    Some(serde_json::from_slice(&read(name)).expect("_SUCCESS is JSON"));
             } else {
                 output.others.push(name.clone());
             }
@@ -56,8 +62,9 @@ impl Output {
         self.parts.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect()
     }
 
-    /// Checks that it is whole and right: `_SUCCESS` is there, the parts are those it names, numbered from 0 and of the lengths it says, nothing else
-    /// lies there, and the parts one after the other are `want`.
+    /// Checks that it is whole and right: `_SUCCESS` is there, the parts are those it names,
+    /// numbered from 0 and of the lengths it says, nothing else lies there, and the parts one after
+    /// the other are `want`.
     ///
     /// # Panics
     /// Where not.
@@ -69,8 +76,15 @@ impl Output {
         let there: Vec<&str> = self.parts.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, there, "the parts that _SUCCESS names, and those that are there");
         for (index, (part, (name, bytes))) in named.iter().zip(&self.parts).enumerate() {
-            assert!(name.starts_with(&format!("part-{index:05}.")), "part {index} is called {name}");
-            assert_eq!(part["bytes"].as_u64(), Some(bytes.len() as u64), "length of {name} in _SUCCESS: {part}");
+            assert!(
+                name.starts_with(&format!("part-{index:05}.")),
+                "part {index} is called {name}"
+            );
+            assert_eq!(
+                part["bytes"].as_u64(),
+                Some(bytes.len() as u64),
+                "length of {name} in _SUCCESS: {part}"
+            );
         }
         assert!(self.others.is_empty(), "other things lie in OUTPUT: {:?}", self.others);
         assert_same_bytes(&self.concatenated(), want, "the parts one after the other");

@@ -1,4 +1,5 @@
-//! A pool: a NATS server, a coordinator and workers, each a process of its own, as a user would start them.
+//! A pool: a NATS server, a coordinator and workers, each a process of its own, as a user would
+//! start them.
 
 use std::ffi::OsStr;
 use std::net::SocketAddr;
@@ -61,7 +62,8 @@ pub struct Pool<'a> {
 }
 
 impl<'a> Pool<'a> {
-    /// Starts a pool on the file system, with its scratch in `<sandbox>/scratch`, and waits until all workers are registered.
+    /// Starts a pool on the file system, with its scratch in `<sandbox>/scratch`, and waits until
+    /// all workers are registered.
     #[track_caller]
     pub fn on_folder(sandbox: &'a Sandbox, workers: usize) -> Self {
         Self::on_folder_offering(sandbox, vec![Vec::new(); workers])
@@ -74,7 +76,8 @@ impl<'a> Pool<'a> {
         Self::start(programs::muster(), sandbox, offers, store, Vec::new(), TESTING, None)
     }
 
-    /// Starts a pool on a bucket, with its scratch below `s3://<bucket>/scratch`, and waits until all workers are registered.
+    /// Starts a pool on a bucket, with its scratch below `s3://<bucket>/scratch`, and waits until
+    /// all workers are registered.
     #[track_caller]
     pub fn on_bucket(sandbox: &'a Sandbox, workers: usize, s3: &S3Server, bucket: &str) -> Self {
         Self::on_bucket_with(sandbox, workers, s3, bucket, TESTING)
@@ -82,16 +85,35 @@ impl<'a> Pool<'a> {
 
     /// The same with one worker for each of these lists of folders, which it offers as input.
     #[track_caller]
-    pub fn on_bucket_offering(sandbox: &'a Sandbox, offers: Vec<Vec<PathBuf>>, s3: &S3Server, bucket: &str) -> Self {
+    pub fn on_bucket_offering(
+        sandbox: &'a Sandbox,
+        offers: Vec<Vec<PathBuf>>,
+        s3: &S3Server,
+        bucket: &str,
+    ) -> Self {
         let store = Self::before_bucket(offers.len(), s3, bucket);
         Self::start(programs::muster(), sandbox, offers, store, s3.environment(), TESTING, None)
     }
 
     /// The same with another `muster`.
     #[track_caller]
-    pub fn on_bucket_by(program: PathBuf, sandbox: &'a Sandbox, workers: usize, s3: &S3Server, bucket: &str) -> Self {
+    pub fn on_bucket_by(
+        program: PathBuf,
+        sandbox: &'a Sandbox,
+        workers: usize,
+        s3: &S3Server,
+        bucket: &str,
+    ) -> Self {
         let store = Self::before_bucket(workers, s3, bucket);
-        Self::start(program, sandbox, vec![Vec::new(); workers], store, s3.environment(), TESTING, None)
+        Self::start(
+            program,
+            sandbox,
+            vec![Vec::new(); workers],
+            store,
+            s3.environment(),
+            TESTING,
+            None,
+        )
     }
 
     /// The same with another profile than `testing`.
@@ -104,7 +126,15 @@ impl<'a> Pool<'a> {
         profile: &'static str,
     ) -> Self {
         let store = Self::before_bucket(workers, s3, bucket);
-        Self::start(programs::muster(), sandbox, vec![Vec::new(); workers], store, s3.environment(), profile, None)
+        Self::start(
+            programs::muster(),
+            sandbox,
+            vec![Vec::new(); workers],
+            store,
+            s3.environment(),
+            profile,
+            None,
+        )
     }
 
     /// The same on these servers, with settings (TOML) of coordinator and workers.
@@ -119,11 +149,20 @@ impl<'a> Pool<'a> {
     ) -> Self {
         let store = Self::before_bucket(workers, s3, bucket);
         let given = Some((nats, sandbox.file("pool.toml", settings)));
-        Self::start(programs::muster(), sandbox, vec![Vec::new(); workers], store, s3.environment(), TESTING, given)
+        Self::start(
+            programs::muster(),
+            sandbox,
+            vec![Vec::new(); workers],
+            store,
+            s3.environment(),
+            TESTING,
+            given,
+        )
     }
 
-    /// The same on servers of two sides ([`Nats::of_two_sides`]): the first coordinator knows the lone one and nobody else, and all others know the two. Coordinators that are
-    /// added have a gate of their own together.
+    /// The same on servers of two sides ([`Nats::of_two_sides`]): the first coordinator knows the
+    /// lone one and nobody else, and all others know the two. Coordinators that are added have a
+    /// gate of their own together.
     pub fn on_two_sides(
         nats: Nats,
         settings: &str,
@@ -136,9 +175,18 @@ impl<'a> Pool<'a> {
         if let Store::Bucket { gates, .. } = &mut store {
             gates.push(Gate::before(s3.port()));
         }
-        let (offers, settings) = (vec![Vec::new(); workers], Some(sandbox.file("pool.toml", settings)));
-        let pool =
-            Self::unstarted(programs::muster(), sandbox, nats, offers, store, s3.environment(), TESTING, settings);
+        let (offers, settings) =
+            (vec![Vec::new(); workers], Some(sandbox.file("pool.toml", settings)));
+        let pool = Self::unstarted(
+            programs::muster(),
+            sandbox,
+            nats,
+            offers,
+            store,
+            s3.environment(),
+            TESTING,
+            settings,
+        );
         Self { parts: true, ..pool }.started()
     }
 
@@ -155,14 +203,28 @@ impl<'a> Pool<'a> {
     ) -> Self {
         let (store, offers) = (Self::before_bucket(workers, s3, bucket), vec![Vec::new(); workers]);
         let settings = Some(sandbox.file("pool.toml", settings));
-        let pool =
-            Self::unstarted(programs::muster(), sandbox, nats, offers, store, s3.environment(), TESTING, settings);
+        let pool = Self::unstarted(
+            programs::muster(),
+            sandbox,
+            nats,
+            offers,
+            store,
+            s3.environment(),
+            TESTING,
+            settings,
+        );
         Self { users: Some(users), ..pool }.started()
     }
 
-    /// Starts a pool on a bucket whose processes serve health and metrics, each at a port of its own choice.
+    /// Starts a pool on a bucket whose processes serve health and metrics, each at a port of its
+    /// own choice.
     #[track_caller]
-    pub fn watched_on_bucket(sandbox: &'a Sandbox, workers: usize, s3: &S3Server, bucket: &str) -> Self {
+    pub fn watched_on_bucket(
+        sandbox: &'a Sandbox,
+        workers: usize,
+        s3: &S3Server,
+        bucket: &str,
+    ) -> Self {
         let store = Self::before_bucket(workers, s3, bucket);
         Self::watched(sandbox, workers, store, s3.environment(), "")
     }
@@ -183,14 +245,28 @@ impl<'a> Pool<'a> {
         settings: &str,
     ) -> Self {
         let nats = NatsServer::start(sandbox).into();
-        let (offers, settings) = (vec![Vec::new(); workers], Some(sandbox.file("pool.toml", settings)));
-        let pool = Self::unstarted(programs::muster(), sandbox, nats, offers, store, environment, TESTING, settings);
+        let (offers, settings) =
+            (vec![Vec::new(); workers], Some(sandbox.file("pool.toml", settings)));
+        let pool = Self::unstarted(
+            programs::muster(),
+            sandbox,
+            nats,
+            offers,
+            store,
+            environment,
+            TESTING,
+            settings,
+        );
         Self { watched: true, ..pool }.started()
     }
 
     fn before_bucket(workers: usize, s3: &S3Server, bucket: &str) -> Store {
         let gates = (0..=workers).map(|_| Gate::before(s3.port())).collect();
-        Store::Bucket { url: format!("s3://{bucket}/scratch"), environment: s3.environment(), gates }
+        Store::Bucket {
+            url: format!("s3://{bucket}/scratch"),
+            environment: s3.environment(),
+            gates,
+        }
     }
 
     #[track_caller]
@@ -207,7 +283,17 @@ impl<'a> Pool<'a> {
             Some((nats, settings)) => (nats, Some(settings)),
             None => (NatsServer::start(sandbox).into(), None),
         };
-        Self::unstarted(program, sandbox, nats, offers, store, client_environment, profile, settings).started()
+        Self::unstarted(
+            program,
+            sandbox,
+            nats,
+            offers,
+            store,
+            client_environment,
+            profile,
+            settings,
+        )
+        .started()
     }
 
     #[expect(clippy::too_many_arguments, reason = "each is a field of what is made")]
@@ -297,8 +383,9 @@ impl<'a> Pool<'a> {
         self.coordinators.len() - 1
     }
 
-    /// Faults (`--faults`) that a process injects into itself from its next start on: `coordinator`, for all of them, or `worker-0` and so on. The pool's settings must
-    /// allow it; an empty text takes them back.
+    /// Faults (`--faults`) that a process injects into itself from its next start on:
+    /// `coordinator`, for all of them, or `worker-0` and so on. The pool's settings must allow it;
+    /// an empty text takes them back.
     pub fn inject(&mut self, who: &str, spec: &str) {
         self.faults.retain(|(known, _)| known != who);
         if !spec.is_empty() {
@@ -312,15 +399,24 @@ impl<'a> Pool<'a> {
     }
 
     fn spawn_coordinator(&self, index: usize) -> Process {
-        let name = if index == 0 { "coordinator".to_owned() } else { format!("coordinator-{index}") };
+        let name =
+            if index == 0 { "coordinator".to_owned() } else { format!("coordinator-{index}") };
         let mut command = self.sandbox.clean_command(&self.program);
-        command.arg("coordinator").arg("--data-dir").arg(self.sandbox.path(format!("data-{name}"))).arg("--bucket");
+        command
+            .arg("coordinator")
+            .arg("--data-dir")
+            .arg(self.sandbox.path(format!("data-{name}")))
+            .arg("--bucket");
         match &self.store {
             Store::Folder(path) => command.arg(path),
             Store::Bucket { url, .. } => command.arg(url),
         };
         let apart = self.parts && index == 0;
-        self.common(&mut command, if self.parts && !apart { self.offers.len() + 1 } else { 0 }, "coordinator");
+        self.common(
+            &mut command,
+            if self.parts && !apart { self.offers.len() + 1 } else { 0 },
+            "coordinator",
+        );
         if apart {
             command.env("NATS_URL", self.nats.lone_url());
         }
@@ -356,7 +452,11 @@ impl<'a> Pool<'a> {
         let name = format!("worker-{index}");
         let mut command = self.sandbox.clean_command(&self.program);
         let data = self.sandbox.path(format!("data-{name}"));
-        command.arg("worker").args(["--id", &name, "--threads", "1", "--memory", "256MiB"]).arg("--data-dir").arg(data);
+        command
+            .arg("worker")
+            .args(["--id", &name, "--threads", "1", "--memory", "256MiB"])
+            .arg("--data-dir")
+            .arg(data);
         for folder in self.offers.get(index).into_iter().flatten() {
             command.arg("--input-dir").arg(folder);
         }
@@ -371,7 +471,8 @@ impl<'a> Pool<'a> {
 
     /// A user of this pool; somebody else where each role has a NATS user of its own.
     pub fn user(&self, who: &str) -> Client<'a> {
-        let of_store = self.client_environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+        let of_store =
+            self.client_environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
         let mut environment = vec![("NATS_URL".to_owned(), self.nats.url())];
         environment.extend(of_store);
         environment.extend(self.users.iter().flat_map(|users| users.environment(who)));
@@ -384,13 +485,21 @@ impl<'a> Pool<'a> {
     }
 
     /// The same by somebody else.
-    pub fn command_as<S: AsRef<OsStr>>(&self, who: &str, arguments: impl IntoIterator<Item = S>) -> Command {
+    pub fn command_as<S: AsRef<OsStr>>(
+        &self,
+        who: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Command {
         self.user(who).command(arguments)
     }
 
     /// Runs such a command to its end.
     #[track_caller]
-    pub fn run_as<S: AsRef<OsStr>>(&self, who: &str, arguments: impl IntoIterator<Item = S>) -> Finished {
+    pub fn run_as<S: AsRef<OsStr>>(
+        &self,
+        who: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Finished {
         self.user(who).run(arguments)
     }
 
@@ -401,7 +510,11 @@ impl<'a> Pool<'a> {
     }
 
     /// Starts a `muster sort` that waits for its job, with `--json` and this job id.
-    pub fn start_sort<S: AsRef<OsStr>>(&self, job: &str, arguments: impl IntoIterator<Item = S>) -> Process {
+    pub fn start_sort<S: AsRef<OsStr>>(
+        &self,
+        job: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Process {
         self.user("client").start_sort(job, arguments)
     }
 
@@ -416,11 +529,16 @@ impl<'a> Pool<'a> {
 
     /// Runs a sort to its successful end.
     #[track_caller]
-    pub fn sort<S: AsRef<OsStr>>(&self, job: &str, arguments: impl IntoIterator<Item = S>) -> Value {
+    pub fn sort<S: AsRef<OsStr>>(
+        &self,
+        job: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Value {
         self.finish_sort(self.start_sort(job, arguments))
     }
 
-    /// Checks that no finished work of a succeeded job was done again: by the journal, the workers' logs, and the job's own report.
+    /// Checks that no finished work of a succeeded job was done again: by the journal, the workers'
+    /// logs, and the job's own report.
     ///
     /// # Panics
     /// Where some was.
@@ -429,13 +547,17 @@ impl<'a> Pool<'a> {
         let begins = journal::begins_in(&self.sandbox.logs());
         self.journal().work(job).assert_nothing_repeated(&begins, report);
         let status = self.status(job).expect("an ended job stays known");
-        assert_eq!(status["repeated_tasks"], report["repeated_tasks"], "status and report of {job}");
+        assert_eq!(
+            status["repeated_tasks"], report["repeated_tasks"],
+            "status and report of {job}"
+        );
     }
 
     /// What its journal holds, read as the coordinator's user where each role has its own.
     #[track_caller]
     pub fn journal(&self) -> Journal {
-        let options = self.users.as_ref().map(|users| users.options("coordinator")).unwrap_or_default();
+        let options =
+            self.users.as_ref().map(|users| users.options("coordinator")).unwrap_or_default();
         Journal::read_with(&self.nats.url(), options)
     }
 
@@ -454,8 +576,9 @@ impl<'a> Pool<'a> {
         client::wait_for_status(job, what, || self.status(job), wish)
     }
 
-    /// Waits until a state has begun and some, but not all, of its tasks are done; then holds every worker at its gate, so that it lasts.
-    /// Workers should be slowed before ([`Pool::slow_workers`]), or the moment may pass unseen.
+    /// Waits until a state has begun and some, but not all, of its tasks are done; then holds every
+    /// worker at its gate, so that it lasts. Workers should be slowed before
+    /// ([`Pool::slow_workers`]), or the moment may pass unseen.
     #[track_caller]
     pub fn hold_in_the_midst_of(&self, job: &str, state: &str) -> Value {
         let midst = |status: &Value| client::is_in_the_midst_of(state, status);
@@ -464,7 +587,8 @@ impl<'a> Pool<'a> {
         let held = self.status(job).expect("the job's status can be asked");
         assert!(
             midst(&held),
-            "{state} ended before the workers were held; more tasks or more delay are needed: {held}"
+            "{state} ended before the workers were held; more tasks or more delay are needed: \
+                {held}"
         );
         held
     }
@@ -500,7 +624,9 @@ impl<'a> Pool<'a> {
             command.args(["--faults", spec]);
         }
         if let Store::Bucket { environment, gates, .. } = &self.store {
-            command.envs(environment.iter().cloned()).env("AWS_ENDPOINT_URL", gates[gate].endpoint());
+            command
+                .envs(environment.iter().cloned())
+                .env("AWS_ENDPOINT_URL", gates[gate].endpoint());
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Free TCP ports, for servers that cannot choose their own.
 //!
-//! Tests run as many processes at once, so a port that is free when looked at may be taken a moment later. A block of ports is therefore claimed by
-//! locking a file, for as long as the test lives. Blocks lie below the ports that the system gives to outgoing connections, and leave room for
+//! Tests run as many processes at once, so a port that is free when looked at may be taken a moment
+//! later. A block of ports is therefore claimed by locking a file, for as long as the test lives.
+//! Blocks lie below the ports that the system gives to outgoing connections, and leave room for
 //! servers that also use each port plus 10,000.
 
 use std::fs::{self, File};
@@ -26,7 +27,8 @@ impl Ports {
     /// # Panics
     /// Where no block is free.
     pub fn claim() -> Self {
-        let claims = std::env::temp_dir().join(format!("muster-tests-ports-{}", rustix::process::getuid().as_raw()));
+        let claims = std::env::temp_dir()
+            .join(format!("muster-tests-ports-{}", rustix::process::getuid().as_raw()));
         fs::create_dir_all(&claims).expect("the folder of port claims can be made");
         // Start at different places, so that tests seldom meet.
         let begin = (std::process::id() % u32::from(BLOCKS)) as u16;
@@ -39,7 +41,8 @@ impl Ports {
                 .open(claims.join(block.to_string()))
                 .expect("a port claim opens");
             let first = FIRST + block * BLOCK;
-            if claim.try_lock().is_ok() && (first..first + BLOCK).all(|port| can_bind(port) && can_bind(port + 10_000))
+            if claim.try_lock().is_ok()
+                && (first..first + BLOCK).all(|port| can_bind(port) && can_bind(port + 10_000))
             {
                 return Self { first, _claim: claim };
             }

@@ -1,4 +1,5 @@
-//! Child processes that end with their test: on drop by their id, and by the kernel where the test itself is killed.
+//! Child processes that end with their test: on drop by their id, and by the kernel where the test
+//! itself is killed.
 
 use std::fs::{self, File};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -24,7 +25,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a command with its output in `<logs>/<name>.out` and `.err`, which are continued if they exist.
+    /// Starts a command with its output in `<logs>/<name>.out` and `.err`, which are continued if
+    /// they exist.
     ///
     /// # Panics
     /// Where it cannot be started.
@@ -41,7 +43,8 @@ impl Process {
         let ((stdout, out), (stderr, err)) = (open("out"), open("err"));
         command.stdin(Stdio::null()).stdout(out).stderr(err);
         end_with_parent(&mut command);
-        let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {name} ({command:?}): {e}"));
+        let child =
+            command.spawn().unwrap_or_else(|e| panic!("cannot start {name} ({command:?}): {e}"));
         Self { name: name.to_owned(), child, ended: None, stdout, stderr }
     }
 
@@ -69,7 +72,8 @@ impl Process {
     pub fn signal(&mut self, signal: Signal) {
         if self.poll().is_none() {
             let pid = Pid::from_child(&self.child);
-            rustix::process::kill_process(pid, signal).unwrap_or_else(|e| panic!("cannot signal {}: {e}", self.name));
+            rustix::process::kill_process(pid, signal)
+                .unwrap_or_else(|e| panic!("cannot signal {}: {e}", self.name));
         }
     }
 
@@ -82,7 +86,10 @@ impl Process {
     /// How it ended, if it has.
     pub fn poll(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() {
-            self.ended = self.child.try_wait().unwrap_or_else(|e| panic!("cannot wait for {}: {e}", self.name));
+            self.ended = self
+                .child
+                .try_wait()
+                .unwrap_or_else(|e| panic!("cannot wait for {}: {e}", self.name));
         }
         self.ended
     }
@@ -104,7 +111,9 @@ impl Process {
     #[track_caller]
     pub fn wait_for_log(&self, text: &str, bound: Duration) -> String {
         let name = format!("{:?} in the log of {} (process {})", text, self.name, self.id());
-        wait::until(&name, bound, || self.stderr().lines().find(|line| line.contains(text)).map(str::to_owned))
+        wait::until(&name, bound, || {
+            self.stderr().lines().find(|line| line.contains(text)).map(str::to_owned)
+        })
     }
 
     /// Fails the test if it has ended, which it should not have.
@@ -131,16 +140,22 @@ impl Drop for Process {
     }
 }
 
-/// Has the kernel kill the child when the thread that starts it ends, so that a test that is killed leaves nothing behind.
+/// Has the kernel kill the child when the thread that starts it ends, so that a test that is killed
+/// leaves nothing behind.
 pub fn end_with_parent(command: &mut Command) {
     let parent = rustix::process::getpid();
     let tie = move || {
         #[cfg(target_os = "linux")]
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         // The parent may have died before the call above.
-        if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(std::io::ErrorKind::BrokenPipe.into()) }
+        if rustix::process::getppid() == Some(parent) {
+            Ok(())
+        } else {
+            Err(std::io::ErrorKind::BrokenPipe.into())
+        }
     };
-    // SAFETY: between fork and exec only two system calls are made, which are safe there; nothing is allocated or locked.
+    // SAFETY: between fork and exec only two system calls are made, which are safe there; nothing
+    // is allocated or locked.
     unsafe { command.pre_exec(tie) };
 }
 
@@ -154,9 +169,12 @@ pub fn any_with_argument(text: &str) -> bool {
     let Ok(processes) = fs::read_dir("/proc") else { return false };
     processes
         .flatten()
-        .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.bytes().all(|b| b.is_ascii_digit())))
+        .filter(|entry| {
+            entry.file_name().to_str().is_some_and(|name| name.bytes().all(|b| b.is_ascii_digit()))
+        })
         .any(|entry| {
-            fs::read(entry.path().join("cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(text))
+            fs::read(entry.path().join("cmdline"))
+                .is_ok_and(|line| String::from_utf8_lossy(&line).contains(text))
         })
 }
 
@@ -164,7 +182,10 @@ fn read_lossy(path: &Path) -> String {
     String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
 }
 
-#[expect(clippy::print_stderr, reason = "a failed test shows its logs there, and the runner keeps them apart")]
+#[expect(
+    clippy::print_stderr,
+    reason = "a failed test shows its logs there, and the runner keeps them apart"
+)]
 fn print_logs(name: &str, id: u32, logs: &[&Path]) {
     for path in logs {
         let text = read_lossy(path);
@@ -176,6 +197,10 @@ fn print_logs(name: &str, id: u32, logs: &[&Path]) {
             begin += 1;
         }
         let suffix = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-        eprintln!("--- {name} (process {id}), {suffix}, last {} bytes ---\n{}", text.len() - begin, &text[begin..]);
+        eprintln!(
+            "--- {name} (process {id}), {suffix}, last {} bytes ---\n{}",
+            text.len() - begin,
+            &text[begin..]
+        );
     }
 }

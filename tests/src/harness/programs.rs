@@ -1,4 +1,5 @@
-//! Where the programs under test and the servers around them are. A missing one fails the test and says how to get it: nothing is skipped.
+//! Where the programs under test and the servers around them are. A missing one fails the test and
+//! says how to get it: nothing is skipped.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -16,25 +17,32 @@ pub fn muster() -> PathBuf {
     let test = env::current_exe().expect("a test knows its own path");
     // target/<profile>/deps/<test>, or target/<profile>/<program>
     let folder = test.parent().expect("a program lies in a folder");
-    let profile =
-        if folder.ends_with("deps") { folder.parent().expect("deps lies in target/<profile>") } else { folder };
+    let profile = if folder.ends_with("deps") {
+        folder.parent().expect("deps lies in target/<profile>")
+    } else {
+        folder
+    };
     let path = profile.join("muster");
     assert!(
         path.is_file(),
-        "{} is missing: `cargo build --workspace --bins` builds it (or deploy/test.sh, which does all); MUSTER_BIN names another",
+        "{} is missing: `cargo build --workspace --bins` builds it (or deploy/test.sh, which does \
+            all); MUSTER_BIN names another",
         path.display()
     );
     path
 }
 
-/// A `muster` that speaks the version of wire and journal before this one's: `MUSTER_OLD_BIN`, which `deploy/test-upgrade.sh` builds from the project's history.
+/// A `muster` that speaks the version of wire and journal before this one's: `MUSTER_OLD_BIN`,
+/// which `deploy/test-upgrade.sh` builds from the project's history.
 ///
 /// # Panics
 /// Where there is none.
 pub fn old_muster() -> PathBuf {
     let path = env::var_os("MUSTER_OLD_BIN").map(PathBuf::from);
-    let path = path
-        .expect("MUSTER_OLD_BIN is not set: deploy/test-upgrade.sh builds the older muster and runs this test with it");
+    let path = path.expect(
+        "MUSTER_OLD_BIN is not set: deploy/test-upgrade.sh builds the older muster and \
+            runs this test with it",
+    );
     assert!(path.is_file(), "MUSTER_OLD_BIN is {}, which is no file", path.display());
     path
 }
@@ -47,7 +55,8 @@ pub fn nats_server() -> PathBuf {
     server("MUSTER_NATS_SERVER", "nats-server")
 }
 
-/// SeaweedFS's `weed`, an S3 server: `MUSTER_S3_SERVER`, else the one in `.tools/bin`, else the one on `PATH`.
+/// SeaweedFS's `weed`, an S3 server: `MUSTER_S3_SERVER`, else the one in `.tools/bin`, else the one
+/// on `PATH`.
 ///
 /// # Panics
 /// Where there is none.
@@ -70,7 +79,10 @@ fn server(variable: &str, name: &str) -> PathBuf {
         Some(found) if found.is_file() => found.canonicalize().unwrap_or(found),
         Some(found) => panic!("{variable} is {}, which is no file", found.display()),
         None => {
-            panic!("no {name} in .tools/bin or on PATH: `deploy/setup.sh --tests` gets it, {variable} names another")
+            panic!(
+                "no {name} in .tools/bin or on PATH: `deploy/setup.sh --tests` gets it, {variable} \
+                    names another"
+            )
         }
     }
 }

@@ -1,7 +1,10 @@
-//! A TCP relay between one process and one server, or between two servers of a cluster, with weather: it can refuse, stall, cut and, before a store, answer for the server.
+//! A TCP relay between one process and one server, or between two servers of a cluster, with
+//! weather: it can refuse, stall, cut and, before a store, answer for the server.
 //!
-//! In a chaos one stands before each service of each process, so that a process can be cut off from NATS alone or from the store alone, and in one direction only. A stalled
-//! direction holds its bytes, as a network does that loses packets: once the weather is calm they go on, unless the connection was given up meanwhile.
+//! In a chaos one stands before each service of each process, so that a process can be cut off from
+//! NATS alone or from the store alone, and in one direction only. A stalled direction holds its
+//! bytes, as a network does that loses packets: once the weather is calm they go on, unless the
+//! connection was given up meanwhile.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -24,7 +27,8 @@ pub enum Weather {
         /// From the server to the process.
         down: bool,
     },
-    /// Ends each connection once so many bytes have passed in one direction: in the midst of a body.
+    /// Ends each connection once so many bytes have passed in one direction: in the midst of a
+    /// body.
     Snip {
         /// Bytes that still pass.
         after_bytes: usize,
@@ -64,8 +68,8 @@ enum Direction {
     Down,
 }
 
-const BUSY: &str =
-    "<?xml version=\"1.0\"?><Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>";
+const BUSY: &str = "<?xml version=\"1.0\"?><Error><Code>SlowDown</Code><Message>Reduce your \
+    request rate.</Message></Error>";
 /// How long a request that was answered by the relay may still send its body.
 const DRAIN_BOUND: Duration = Duration::from_secs(1);
 
@@ -154,7 +158,9 @@ impl Shared {
         }
         let Ok(server) = TcpStream::connect(("127.0.0.1", self.server)) else { return };
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
-        let (Ok(client_end), Ok(server_end)) = (client.try_clone(), server.try_clone()) else { return };
+        let (Ok(client_end), Ok(server_end)) = (client.try_clone(), server.try_clone()) else {
+            return;
+        };
         let mut state = self.lock();
         let id = state.opened;
         state.opened += 1;
@@ -171,7 +177,12 @@ impl Shared {
         self.lock().connections.retain(|(other, ..)| *other != id);
     }
 
-    fn copy(&self, direction: Direction, mut from: &TcpStream, mut to: &TcpStream) -> io::Result<()> {
+    fn copy(
+        &self,
+        direction: Direction,
+        mut from: &TcpStream,
+        mut to: &TcpStream,
+    ) -> io::Result<()> {
         let mut buffer = vec![0; 32 << 10];
         let mut snipped_bytes = 0;
         loop {
@@ -222,7 +233,9 @@ impl Shared {
 }
 
 fn is_request(packet: &[u8]) -> bool {
-    ["GET ", "PUT ", "POST ", "HEAD ", "DELETE "].iter().any(|method| packet.starts_with(method.as_bytes()))
+    ["GET ", "PUT ", "POST ", "HEAD ", "DELETE "]
+        .iter()
+        .any(|method| packet.starts_with(method.as_bytes()))
 }
 
 /// Says that the store has too much to do, and lets the process finish what it was sending.
@@ -230,7 +243,8 @@ fn refuse_busy(mut client: &TcpStream) -> io::Result<()> {
     let length = BUSY.len();
     write!(
         client,
-        "HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{BUSY}"
+        "HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: \
+            {length}\r\nConnection: close\r\n\r\n{BUSY}"
     )?;
     client.shutdown(Shutdown::Write)?;
     client.set_read_timeout(Some(DRAIN_BOUND))?;
@@ -292,7 +306,10 @@ mod tests {
         assert!(b"hel".starts_with(&snipped), "{}", snipped.escape_ascii());
 
         relay.set(Weather::Busy);
-        let said = exchange(&client(&relay), &[b"GET /x HTTP/1.1\r\n\r\n".as_slice(), &[b'x'; 100]].concat());
+        let said = exchange(
+            &client(&relay),
+            &[b"GET /x HTTP/1.1\r\n\r\n".as_slice(), &[b'x'; 100]].concat(),
+        );
         assert!(said.starts_with(b"HTTP/1.1 503"), "{}", said.escape_ascii());
 
         relay.set(Weather::Calm);

@@ -37,15 +37,28 @@ impl S3Server {
         let ports = Ports::claim();
         let mut command = sandbox.clean_command(programs::s3_server());
         command
-            .args(["-logtostderr", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"])
+            .args([
+                "-logtostderr",
+                "server",
+                "-ip=127.0.0.1",
+                "-ip.bind=127.0.0.1",
+                "-filer",
+                "-s3",
+            ])
             .arg(format!("-dir={}", data.display()))
             .arg(format!("-master.port={}", ports.port(0)))
             .arg(format!("-volume.port={}", ports.port(1)))
             .arg(format!("-filer.port={}", ports.port(2)))
             .arg(format!("-s3.port={}", ports.port(3)))
             .arg(format!("-s3.config={}", identities.display()))
-            .args(["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false", "-master.telemetry=false"])
-            // Small volumes, as many as the disk holds, so that a test's few files take little of it.
+            .args([
+                "-s3.port.iceberg=0",
+                "-s3.port.lance=0",
+                "-s3.autoCreateBucket=false",
+                "-master.telemetry=false",
+            ])
+            // Small volumes, as many as the disk holds, so that a test's few files take little of
+            // it.
             .args(["-master.volumeSizeLimitMB=256", "-volume.max=0", "-volume.minFreeSpace=1"]);
         let process = Process::spawn("s3", command, &sandbox.logs());
         let socket = |kind: &str, port: u16| format!("/tmp/seaweedfs-{kind}-{port}.sock");
@@ -119,7 +132,11 @@ pub fn identities() -> String {
 
 /// The tests' own hand on a bucket of a server with these identities.
 pub fn as_admin(endpoint: &str, bucket: &str) -> Bucket {
-    Bucket::new(endpoint, bucket, Credentials { key: ADMIN.0.to_owned(), secret: ADMIN.1.to_owned() })
+    Bucket::new(
+        endpoint,
+        bucket,
+        Credentials { key: ADMIN.0.to_owned(), secret: ADMIN.1.to_owned() },
+    )
 }
 
 /// The environment by which muster reaches such a server.

@@ -1,4 +1,5 @@
-//! A test's own folder, and `muster` run inside it with an environment that holds nothing of whoever runs the tests.
+//! A test's own folder, and `muster` run inside it with an environment that holds nothing of
+//! whoever runs the tests.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -15,10 +16,12 @@ use super::output::Output;
 use super::process::{self, Process};
 use super::{programs, wait};
 
-/// Environment with which a run on this machine logs the attempts of its workers, as a worker of a pool always does.
+/// Environment with which a run on this machine logs the attempts of its workers, as a worker of a
+/// pool always does.
 pub const LOG_ATTEMPTS: (&str, &str) = ("MUSTER_LOG", "warn,muster_worker=info");
 
-/// A folder that goes with the test (set `MUSTER_KEEP=1` to keep it), with `tmp/` as the temporary folder of everything that runs in it.
+/// A folder that goes with the test (set `MUSTER_KEEP=1` to keep it), with `tmp/` as the temporary
+/// folder of everything that runs in it.
 #[derive(Debug)]
 pub struct Sandbox {
     root: TempDir,
@@ -42,8 +45,10 @@ impl Sandbox {
     /// Where no folder can be made.
     #[expect(clippy::new_without_default, reason = "it makes a folder")]
     pub fn new() -> Self {
-        let mut root =
-            tempfile::Builder::new().prefix("muster-test-").tempdir().expect("a temporary folder can be made");
+        let mut root = tempfile::Builder::new()
+            .prefix("muster-test-")
+            .tempdir()
+            .expect("a temporary folder can be made");
         root.disable_cleanup(std::env::var_os("MUSTER_KEEP").is_some());
         for folder in ["tmp", "logs", "home"] {
             fs::create_dir(root.path().join(folder)).expect("a folder can be made");
@@ -74,9 +79,13 @@ impl Sandbox {
         path
     }
 
-    /// Settings (`--config`) that cut even small data into many tasks: input bytes of a sort task, output bytes of a partition.
+    /// Settings (`--config`) that cut even small data into many tasks: input bytes of a sort task,
+    /// output bytes of a partition.
     pub fn small_tasks(&self, split_bytes: usize, partition_bytes: usize) -> PathBuf {
-        self.file("small.toml", format!("[job]\nsplit_bytes = {split_bytes}\npartition_bytes = {partition_bytes}\n"))
+        self.file(
+            "small.toml",
+            format!("[job]\nsplit_bytes = {split_bytes}\npartition_bytes = {partition_bytes}\n"),
+        )
     }
 
     /// Where logs of processes lie.
@@ -84,7 +93,8 @@ impl Sandbox {
         self.path("logs")
     }
 
-    /// `muster` with an empty environment but for what it needs here; the working folder is the sandbox.
+    /// `muster` with an empty environment but for what it needs here; the working folder is the
+    /// sandbox.
     pub fn muster(&self) -> Command {
         self.clean_command(programs::muster())
     }
@@ -92,7 +102,8 @@ impl Sandbox {
     /// Any program, in the same environment.
     pub fn clean_command(&self, program: impl AsRef<OsStr>) -> Command {
         let nats_server = programs::nats_server();
-        let mut folders = vec![nats_server.parent().expect("a program lies in a folder").to_path_buf()];
+        let mut folders =
+            vec![nats_server.parent().expect("a program lies in a folder").to_path_buf()];
         folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
         let mut command = Command::new(program);
         command
@@ -125,19 +136,27 @@ impl Sandbox {
     /// When it takes longer than `bound`.
     #[track_caller]
     pub fn run_command(&self, command: Command, bound: Duration) -> Finished {
-        let logs = tempfile::Builder::new().prefix("run-").tempdir_in(self.logs()).expect("a folder can be made");
+        let logs = tempfile::Builder::new()
+            .prefix("run-")
+            .tempdir_in(self.logs())
+            .expect("a folder can be made");
         let mut process = Process::spawn("muster", command, logs.path());
         let code = process::exit_code(process.wait(bound));
         Finished { code, stdout: process.stdout(), stderr: process.stderr() }
     }
 
-    /// Runs `muster sort --json` on this machine, with two workers where `arguments` do not say otherwise, to its successful end. Checks the report
-    /// against what lies in the folder `output` (relative to the sandbox), and that nothing else was left anywhere; gives both.
+    /// Runs `muster sort --json` on this machine, with two workers where `arguments` do not say
+    /// otherwise, to its successful end. Checks the report against what lies in the folder `output`
+    /// (relative to the sandbox), and that nothing else was left anywhere; gives both.
     ///
     /// # Panics
     /// Where something is not as it should be.
     #[track_caller]
-    pub fn sort_here<S: AsRef<OsStr>>(&self, output: &Path, arguments: impl IntoIterator<Item = S>) -> (Value, Output) {
+    pub fn sort_here<S: AsRef<OsStr>>(
+        &self,
+        output: &Path,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> (Value, Output) {
         let mut command = self.muster();
         command.args(["sort", "--json", "-o"]).arg(output).args(arguments);
         if !command.get_args().any(|argument| argument.to_string_lossy().starts_with("--local")) {
@@ -151,8 +170,9 @@ impl Sandbox {
         (report, output)
     }
 
-    /// Checks that no finished work was done again in a run on this machine that kept its state in `data_dir`, also when that took several commands, whose logs lie here.
-    /// They must have run with [`LOG_ATTEMPTS`].
+    /// Checks that no finished work was done again in a run on this machine that kept its state in
+    /// `data_dir`, also when that took several commands, whose logs lie here. They must have run
+    /// with [`LOG_ATTEMPTS`].
     ///
     /// # Panics
     /// Where some was.
@@ -166,7 +186,8 @@ impl Sandbox {
         Journal::read(&nats.url()).work(job).assert_nothing_repeated(&begins, &report);
     }
 
-    /// Checks that what ran here left nothing in its temporary folder, waiting a little for children that are ending.
+    /// Checks that what ran here left nothing in its temporary folder, waiting a little for
+    /// children that are ending.
     ///
     /// # Panics
     /// Where it did.
@@ -183,7 +204,11 @@ impl Finished {
     /// Where it is another; all output is shown.
     #[track_caller]
     pub fn expect_code(self, code: i32) -> Self {
-        assert_eq!(self.code, code, "exit code\n--- stdout ---\n{}\n--- stderr ---\n{}", self.stdout, self.stderr);
+        assert_eq!(
+            self.code, code,
+            "exit code\n--- stdout ---\n{}\n--- stderr ---\n{}",
+            self.stdout, self.stderr
+        );
         self
     }
 
@@ -195,7 +220,11 @@ impl Finished {
     pub fn expect_error(self, words: &[&str]) -> Self {
         let text = self.stderr.to_lowercase();
         for word in words {
-            assert!(text.contains(&word.to_lowercase()), "the error does not say {word:?}:\n{}", self.stderr);
+            assert!(
+                text.contains(&word.to_lowercase()),
+                "the error does not say {word:?}:\n{}",
+                self.stderr
+            );
         }
         assert!(!text.contains("panicked"), "it panicked:\n{}", self.stderr);
         self
@@ -208,7 +237,10 @@ impl Finished {
     #[track_caller]
     pub fn json(&self) -> Value {
         last_json(&self.stdout).unwrap_or_else(|| {
-            panic!("no JSON on stdout\n--- stdout ---\n{}\n--- stderr ---\n{}", self.stdout, self.stderr)
+            panic!(
+                "no JSON on stdout\n--- stdout ---\n{}\n--- stderr ---\n{}",
+                self.stdout, self.stderr
+            )
         })
     }
 }
@@ -223,7 +255,9 @@ pub fn arg(path: &Path) -> &str {
 
 /// All of a text as JSON, else its last line that is.
 pub fn last_json(text: &str) -> Option<Value> {
-    serde_json::from_str(text).ok().or_else(|| text.lines().rev().find_map(|line| serde_json::from_str(line).ok()))
+    serde_json::from_str(text)
+        .ok()
+        .or_else(|| text.lines().rev().find_map(|line| serde_json::from_str(line).ok()))
 }
 
 /// Paths of all files below a folder, relative to it, in order; none where there is no such folder.

@@ -1,4 +1,5 @@
-//! The NATS users of a deployment, as `deploy/nats/make.sh` makes them: one for each role, with its rights and no more.
+//! The NATS users of a deployment, as `deploy/nats/make.sh` makes them: one for each role, with its
+//! rights and no more.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,7 +35,8 @@ impl Users {
     pub fn make_again(&self, sandbox: &Sandbox, arguments: &[&str]) -> Finished {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/nats/make.sh");
         let mut command = sandbox.clean_command(script);
-        let path = command.get_envs().find(|(name, _)| *name == "PATH").and_then(|(_, value)| value);
+        let path =
+            command.get_envs().find(|(name, _)| *name == "PATH").and_then(|(_, value)| value);
         let path = path.expect("a command has a PATH").to_owned();
         let muster = programs::muster();
         let own = muster.parent().expect("a program lies in a folder").to_path_buf();
@@ -49,7 +51,8 @@ impl Users {
         self.folder.join(name)
     }
 
-    /// The environment with which `who` connects: a role, or a worker by its id, which has a user of its own or that of all.
+    /// The environment with which `who` connects: a role, or a worker by its id, which has a user
+    /// of its own or that of all.
     ///
     /// # Panics
     /// Where the script has made none.
@@ -61,7 +64,10 @@ impl Users {
             _ => self.file("worker.env"),
         };
         let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        text.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+        text.lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .collect()
     }
 
     /// One variable of it.

@@ -12,7 +12,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// How long what a job leaves may take to be removed once the job has ended.
 const CLEAN_UP_BOUND: Duration = Duration::from_secs(20);
 
-/// Calls `look` until it gives something, at most for `bound`; then the test fails, saying what it waited for.
+/// Calls `look` until it gives something, at most for `bound`; then the test fails, saying what it
+/// waited for.
 ///
 /// # Panics
 /// When the bound is reached.

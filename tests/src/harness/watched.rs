@@ -1,4 +1,5 @@
-//! What a process with `--http` shows, asked as a probe and a scraper do, and read strictly: a text that Prometheus would only half understand fails the test.
+//! What a process with `--http` shows, asked as a probe and a scraper do, and read strictly: a text
+//! that Prometheus would only half understand fails the test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
@@ -25,7 +26,8 @@ pub struct Answer {
     pub body: String,
 }
 
-/// Where a process says that it serves; of several lives in one log, the last. Nothing until it has said so.
+/// Where a process says that it serves; of several lives in one log, the last. Nothing until it has
+/// said so.
 pub fn address(process: &Process) -> Option<SocketAddr> {
     let log = process.stderr();
     let line = log.lines().rev().find(|line| line.contains(LOGGED))?;
@@ -39,7 +41,10 @@ pub fn address(process: &Process) -> Option<SocketAddr> {
 /// Where nobody answers within [`ANSWER_BOUND`].
 #[track_caller]
 pub fn get(address: SocketAddr, path: &str) -> Answer {
-    let asked = ask(address, &format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"));
+    let asked = ask(
+        address,
+        &format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"),
+    );
     asked.unwrap_or_else(|e| panic!("{path} at {address}: {e}"))
 }
 
@@ -50,7 +55,8 @@ fn ask(address: SocketAddr, request: &str) -> std::io::Result<Answer> {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
     let text = String::from_utf8(bytes).map_err(std::io::Error::other)?;
-    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| std::io::Error::other("no http answer"))?;
+    let (head, body) =
+        text.split_once("\r\n\r\n").ok_or_else(|| std::io::Error::other("no http answer"))?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     let status = status.ok_or_else(|| std::io::Error::other(format!("no status in {head:?}")))?;
     Ok(Answer { status, head: head.to_owned(), body: body.to_owned() })
@@ -60,7 +66,8 @@ fn ask(address: SocketAddr, request: &str) -> std::io::Result<Answer> {
 #[track_caller]
 pub fn ready(address: SocketAddr) -> (u16, Value) {
     let answer = get(address, "/readyz");
-    let body: Value = serde_json::from_str(&answer.body).unwrap_or_else(|e| panic!("{e} in {:?}", answer.body));
+    let body: Value =
+        serde_json::from_str(&answer.body).unwrap_or_else(|e| panic!("{e} in {:?}", answer.body));
     assert_eq!(body["ready"] == true, answer.status == 200, "{answer:?}");
     (answer.status, body)
 }
@@ -94,7 +101,11 @@ impl Scrape {
 
     /// The sum over all series of a name.
     pub fn sum(&self, name: &str) -> f64 {
-        self.values.iter().filter(|(series, _)| series.split('{').next() == Some(name)).map(|(_, value)| value).sum()
+        self.values
+            .iter()
+            .filter(|(series, _)| series.split('{').next() == Some(name))
+            .map(|(_, value)| value)
+            .sum()
     }
 
     /// The text as it came.
@@ -174,7 +185,9 @@ impl Parser {
         let (series, value) = line.rsplit_once(' ').ok_or("a sample without a value")?;
         let value: f64 = value.parse().map_err(|_| "a value that is no number")?;
         let (name, labels) = match series.split_once('{') {
-            Some((name, rest)) => (name, parse_labels(rest.strip_suffix('}').ok_or("labels that do not end")?)?),
+            Some((name, rest)) => {
+                (name, parse_labels(rest.strip_suffix('}').ok_or("labels that do not end")?)?)
+            }
             None => (series, BTreeMap::new()),
         };
         is_name(name)?;
@@ -182,19 +195,30 @@ impl Parser {
         match kind.as_str() {
             "histogram" => self.bucket(name, labels, value),
             _ if name != family => Err(format!("a sample in the midst of {family}")),
-            _ if !value.is_finite() || (kind == "counter" && value < 0.0) => Err("an odd value".to_owned()),
+            _ if !value.is_finite() || (kind == "counter" && value < 0.0) => {
+                Err("an odd value".to_owned())
+            }
             _ => self.keep(name, &labels, value),
         }
     }
 
-    fn bucket(&mut self, name: &str, mut labels: BTreeMap<String, String>, value: f64) -> Result<(), String> {
+    fn bucket(
+        &mut self,
+        name: &str,
+        mut labels: BTreeMap<String, String>,
+        value: f64,
+    ) -> Result<(), String> {
         let (family, _) = self.family.as_ref().ok_or("a bucket before its TYPE")?;
-        let part = name.strip_prefix(family.as_str()).ok_or("a sample of another family")?.to_owned();
+        let part =
+            name.strip_prefix(family.as_str()).ok_or("a sample of another family")?.to_owned();
         match part.as_str() {
             "_bucket" => {
                 let le = labels.remove("le").ok_or("a bucket without le")?;
-                let bound =
-                    if le == "+Inf" { f64::INFINITY } else { le.parse().map_err(|_| "a le that is no number")? };
+                let bound = if le == "+Inf" {
+                    f64::INFINITY
+                } else {
+                    le.parse().map_err(|_| "a le that is no number")?
+                };
                 let buckets = self.buckets.entry(series(family, &labels)).or_default();
                 if buckets.last().is_some_and(|(last, count)| *last >= bound || *count > value) {
                     return Err("buckets that do not grow".to_owned());
@@ -204,7 +228,8 @@ impl Parser {
             }
             "_sum" => self.keep(name, &labels, value),
             "_count" => {
-                let last = self.buckets.get(&series(family, &labels)).and_then(|buckets| buckets.last());
+                let last =
+                    self.buckets.get(&series(family, &labels)).and_then(|buckets| buckets.last());
                 if last != Some(&(f64::INFINITY, value)) {
                     return Err("a count that is not that of the last bucket".to_owned());
                 }
@@ -214,7 +239,12 @@ impl Parser {
         }
     }
 
-    fn keep(&mut self, name: &str, labels: &BTreeMap<String, String>, value: f64) -> Result<(), String> {
+    fn keep(
+        &mut self,
+        name: &str,
+        labels: &BTreeMap<String, String>,
+        value: f64,
+    ) -> Result<(), String> {
         match self.values.insert(series(name, labels), value) {
             None => Ok(()),
             Some(_) => Err("a series that comes twice".to_owned()),
@@ -231,12 +261,14 @@ fn series(name: &str, labels: &BTreeMap<String, String>) -> String {
     if labels.is_empty() {
         return name.to_owned();
     }
-    let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}={value:?}")).collect();
+    let labels: Vec<String> =
+        labels.iter().map(|(name, value)| format!("{name}={value:?}")).collect();
     format!("{name}{{{}}}", labels.join(","))
 }
 
 fn is_name(name: &str) -> Result<(), String> {
-    let sound = |at: usize, b: u8| b.is_ascii_lowercase() || b == b'_' || (at > 0 && b.is_ascii_digit());
+    let sound =
+        |at: usize, b: u8| b.is_ascii_lowercase() || b == b'_' || (at > 0 && b.is_ascii_digit());
     let all = !name.is_empty() && name.bytes().enumerate().all(|(at, b)| sound(at, b));
     if all { Ok(()) } else { Err(format!("{name:?} is no name as muster's are")) }
 }
@@ -247,8 +279,10 @@ fn parse_labels(text: &str) -> Result<BTreeMap<String, String>, String> {
     for label in text.split(',') {
         let (name, value) = label.split_once('=').ok_or("a label without a value")?;
         is_name(name)?;
-        let value =
-            value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).ok_or("a value without quotes")?;
+        let value = value
+            .strip_prefix('"')
+            .and_then(|value| value.strip_suffix('"'))
+            .ok_or("a value without quotes")?;
         if value.contains(['"', '\\']) {
             return Err("a value with an escape".to_owned());
         }
@@ -263,13 +297,18 @@ fn parse_labels(text: &str) -> Result<BTreeMap<String, String>, String> {
 mod tests {
     use super::*;
 
-    const SOUND: &str = "# HELP a_total All of a\n# TYPE a_total counter\na_total{y=\"2\",x=\"1\"} 5\na_total 1\n\n\
-        # HELP h Times\n# TYPE h histogram\nh_bucket{le=\"0.5\"} 1\nh_bucket{le=\"+Inf\"} 2\nh_sum 9.5\nh_count 2\n";
+    const SOUND: &str = "# HELP a_total All of a\n# TYPE a_total counter\na_total{y=\"2\",x=\"1\"} \
+        5\na_total 1\n\n\
+        # HELP h Times\n# TYPE h histogram\nh_bucket{le=\"0.5\"} 1\nh_bucket{le=\"+Inf\"} 2\nh_sum \
+        9.5\nh_count 2\n";
 
     #[test]
     fn a_sound_text_is_read() {
         let scrape = Scrape::parse(SOUND).expect("it is sound");
-        assert_eq!((scrape.value("a_total{x=\"1\",y=\"2\"}"), scrape.sum("a_total"), scrape.series()), (5.0, 6.0, 4));
+        assert_eq!(
+            (scrape.value("a_total{x=\"1\",y=\"2\"}"), scrape.sum("a_total"), scrape.series()),
+            (5.0, 6.0, 4)
+        );
     }
 
     #[test]

@@ -10,7 +10,10 @@ use super::script::{Fate, Happens};
 
 /// What is sent. Frames are real ones: they are written and read by the program's own code.
 #[derive(Debug, Clone)]
-#[expect(missing_docs, reason = "each is a message of its name; a request bears a number and whom to answer")]
+#[expect(
+    missing_docs,
+    reason = "each is a message of its name; a request bears a number and whom to answer"
+)]
 pub enum Message {
     Beat(Vec<u8>),
     /// The last beat of a leader that resigns.

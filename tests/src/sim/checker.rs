@@ -1,4 +1,5 @@
-//! What must hold: after every entry of the journal, every call to the store, every answer and every step of a leader; and at the end.
+//! What must hold: after every entry of the journal, every call to the store, every answer and
+//! every step of a leader; and at the end.
 
 use muster_common::api::{JobState, Manifest};
 use muster_common::ids::{Epoch, JobId, Phase, TaskId, WorkerId};
@@ -7,7 +8,9 @@ use muster_common::store::BlobUrl;
 use muster_common::wire::{Outcome, Report, RunAttempt};
 use muster_coordinator::job::durable::DurableJob;
 use muster_coordinator::job::io::Reply;
-use muster_coordinator::journal::record::{GenerationBegan, JobEnded, JobOutcome, PartCommitted, Record, RunCommitted};
+use muster_coordinator::journal::record::{
+    GenerationBegan, JobEnded, JobOutcome, PartCommitted, Record, RunCommitted,
+};
 use muster_kernel::run::{RunFooter, RunIndex};
 
 use super::core::{Core, MS, Node, Way};
@@ -26,18 +29,25 @@ pub fn describe(record: &Record) -> String {
     match record {
         Record::RunCommitted(run) => format!("run-committed {} {}", run.job, run.attempt),
         Record::PartCommitted(part) => format!("part-committed {} {}", part.job, part.attempt),
-        Record::UploadOpened { job, attempt, upload, .. } => format!("upload-opened {job} {attempt} {upload}"),
+        Record::UploadOpened { job, attempt, upload, .. } => {
+            format!("upload-opened {job} {attempt} {upload}")
+        }
         Record::UploadRevoked { job, attempt, .. } => format!("upload-revoked {job} {attempt}"),
         Record::EpochBegan { epoch, .. } => format!("epoch-began {epoch}"),
         Record::JobSubmitted(submitted) => format!("job-submitted {}", submitted.job),
-        Record::BoundariesChosen { job, partitions, .. } => format!("boundaries-chosen {job}, {partitions} partitions"),
+        Record::BoundariesChosen { job, partitions, .. } => {
+            format!("boundaries-chosen {job}, {partitions} partitions")
+        }
         Record::RunsPinned { job, .. } => format!("runs-pinned {job}"),
         Record::CommitDecided { job, .. } => format!("commit-decided {job}"),
         Record::JobEnded(ended) => {
-            let error = ended.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
+            let error =
+                ended.error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
             format!("job-ended {} {:?}{error}", ended.job, ended.outcome)
         }
-        Record::JobCleaned { job } | Record::JobForgotten { job } => format!("{} {job}", record.kind()),
+        Record::JobCleaned { job } | Record::JobForgotten { job } => {
+            format!("{} {job}", record.kind())
+        }
         other => other.kind().to_owned(),
     }
 }
@@ -73,21 +83,38 @@ impl Core {
         if self.oracle.owner_of(&began.job, task).is_some() {
             self.mark("owned run made anew");
         }
-        let merging = self.ledger.truth.jobs.get(&began.job).is_some_and(|job| job.state == JobState::Merging);
+        let merging = self
+            .ledger
+            .truth
+            .jobs
+            .get(&began.job)
+            .is_some_and(|job| job.state == JobState::Merging);
         if merging {
             self.spoil_repair(&began.job, began.split);
         }
-        self.mark(if merging { "lineage re-run during merging" } else { "run made anew without what is left out" });
+        self.mark(if merging {
+            "lineage re-run during merging"
+        } else {
+            "run made anew without what is left out"
+        });
     }
 
     fn note_end(&mut self, ended: &JobEnded) {
         let error = ended.error.clone().unwrap_or_default();
-        let merging = self.ledger.truth.jobs.get(&ended.job).is_some_and(|job| job.state == JobState::Merging);
+        let merging = self
+            .ledger
+            .truth
+            .jobs
+            .get(&ended.job)
+            .is_some_and(|job| job.state == JobState::Merging);
         let waited = self.oracle.get_mut(&ended.job).is_some_and(|known| known.waited);
-        let tried = self.oracle.keys_of(&ended.job).iter().any(|key| self.store.tried.contains(key));
+        let tried =
+            self.oracle.keys_of(&ended.job).iter().any(|key| self.store.tried.contains(key));
         let left_out = self.oracle.get_mut(&ended.job).is_some_and(|known| known.leaves_out());
         let owners = self.oracle.owners_of(&ended.job);
-        let lost = |info: &(Node, &super::core::NodeInfo)| owners.contains(&info.1.name) && self.is_lost(info.0);
+        let lost = |info: &(Node, &super::core::NodeInfo)| {
+            owners.contains(&info.1.name) && self.is_lost(info.0)
+        };
         let without = self.nodes.iter().enumerate().any(|info| lost(&info));
         match ended.outcome {
             JobOutcome::Succeeded => {
@@ -102,7 +129,11 @@ impl Core {
             JobOutcome::Failed => {
                 self.mark("job failed");
                 if UNREADABLE.iter().any(|(_, text)| error.contains(text)) {
-                    self.mark(if merging { "unreadable input in a repair" } else { "unreadable input fails the job" });
+                    self.mark(if merging {
+                        "unreadable input in a repair"
+                    } else {
+                        "unreadable input fails the job"
+                    });
                 }
                 if error.contains("no other can read") {
                     self.mark("owner lost for good");
@@ -140,18 +171,24 @@ impl Core {
         if self.store.rotted.contains(&key) {
             return;
         }
-        let stands = |key: &String| self.store.rotted.contains(key) || self.store.objects.contains_key(key);
+        let stands =
+            |key: &String| self.store.rotted.contains(key) || self.store.objects.contains_key(key);
         if let Some(url) = run.replica.as_ref().filter(|url| !stands(&key_of(url))) {
-            return self.violate(format!("data: the replica {url} of a committed run does not stand"));
+            return self
+                .violate(format!("data: the replica {url} of a committed run does not stand"));
         }
         let sound = self.store.objects.get(&key).is_some_and(|object| {
             let footer_at = object.bytes.len().saturating_sub(RunFooter::LEN);
             object.bytes.len() as u64 == run.bytes
-                && RunFooter::decode(&object.bytes[footer_at..], run.bytes)
-                    .is_ok_and(|footer| footer.index_digest() == run.index_digest && self.reads(&object.bytes, &footer))
+                && RunFooter::decode(&object.bytes[footer_at..], run.bytes).is_ok_and(|footer| {
+                    footer.index_digest() == run.index_digest && self.reads(&object.bytes, &footer)
+                })
         });
         if !sound {
-            self.violate(format!("data: the committed run {} does not exist as it is named", run.url));
+            self.violate(format!(
+                "data: the committed run {} does not exist as it is named",
+                run.url
+            ));
         }
     }
 
@@ -173,17 +210,22 @@ impl Core {
         }
     }
 
-    /// A coordinator calls the store. Once another one has begun an epoch, the one before it may carry on what it was sure of by then, and no more: the answer of its fence serves for
-    /// a bounded time, and a call that was let through may be one of a short step.
+    /// A coordinator calls the store. Once another one has begun an epoch, the one before it may
+    /// carry on what it was sure of by then, and no more: the answer of its fence serves for a
+    /// bounded time, and a call that was let through may be one of a short step.
     pub(super) fn check_authority(&mut self, node: Node, call: &Call) {
-        let changes =
-            matches!(call, Call::Delete { .. } | Call::Abort { .. } | Call::Complete { .. } | Call::Put { .. });
+        let changes = matches!(
+            call,
+            Call::Delete { .. } | Call::Abort { .. } | Call::Complete { .. } | Call::Put { .. }
+        );
         let Some(epoch) = self.nodes[node].leads.filter(|_| changes) else { return };
         let bound_us = self.fence_us + self.fence_us / 2 + AUTHORITY_SLACK_US;
         if epoch < self.ledger.newest() && self.now_us > self.ledger.newest_us + bound_us {
-            let (name, since_ms) = (self.nodes[node].name.clone(), (self.now_us - self.ledger.newest_us) / MS);
+            let (name, since_ms) =
+                (self.nodes[node].name.clone(), (self.now_us - self.ledger.newest_us) / MS);
             self.violate(format!(
-                "authority: {name} of epoch {epoch} changes a store ({}), {since_ms} ms after another epoch began",
+                "authority: {name} of epoch {epoch} changes a store ({}), {since_ms} ms after \
+                    another epoch began",
                 brief(call)
             ));
         }
@@ -196,10 +238,13 @@ impl Core {
             Call::Abort { upload, .. } => self.why_keep_open(upload),
             Call::Complete { key, upload, .. } => {
                 let whole = || self.store.uploads.get(upload).map(super::store::Upload::whole);
-                let visible = self.why_not_visible(key, Some(upload)).or_else(|| self.why_mixed(key, upload));
+                let visible =
+                    self.why_not_visible(key, Some(upload)).or_else(|| self.why_mixed(key, upload));
                 visible.or_else(|| self.why_other_manifest(key, &whole()?))
             }
-            Call::Put { key, bytes } => self.why_not_visible(key, None).or_else(|| self.why_other_manifest(key, bytes)),
+            Call::Put { key, bytes } => {
+                self.why_not_visible(key, None).or_else(|| self.why_other_manifest(key, bytes))
+            }
             _ => None,
         };
         if let Call::Delete { key } | Call::Abort { key, .. } = call
@@ -214,7 +259,8 @@ impl Core {
         {
             self.store.written_late.insert(key.clone());
         }
-        // By name, long after it was right to do so: no store call of today makes sure of what it meets.
+        // By name, long after it was right to do so: no store call of today makes sure of what it
+        // meets.
         if let Call::Delete { key } | Call::Put { key, .. } = call
             && late
             && self.store.objects.contains_key(key)
@@ -248,12 +294,21 @@ impl Core {
             let needed = is(&job.submitted.plan.url)
                 || pinned
                 || splitters.is_some_and(|splitters| is(&splitters.url))
-                || job.runs.values().any(|run| is(&run.url) || run.replica.as_deref().is_some_and(is))
-                || job.runs.values().any(|run| run.quarantine.as_ref().is_some_and(|lines| is(&lines.url)));
+                || job
+                    .runs
+                    .values()
+                    .any(|run| is(&run.url) || run.replica.as_deref().is_some_and(is))
+                || job
+                    .runs
+                    .values()
+                    .any(|run| run.quarantine.as_ref().is_some_and(|lines| is(&lines.url)));
             if live && needed {
                 return Some(format!("job {id} is {} and needs it", job.state));
             }
-            if job.state == JobState::Succeeded && self.newest_of_output(id, job) && is_output(job, key) {
+            if job.state == JobState::Succeeded
+                && self.newest_of_output(id, job)
+                && is_output(job, key)
+            {
                 return Some(format!("it is the output of job {id}, which has succeeded"));
             }
         }
@@ -277,7 +332,12 @@ impl Core {
             let output = key_of(&job.submitted.output);
             key.strip_prefix(output.as_str()).is_some_and(|rest| rest.starts_with('/'))
         };
-        self.ledger.truth.jobs.iter().find(|(_, job)| job.commit_decided && below(job)).map(|(id, _)| id)
+        self.ledger
+            .truth
+            .jobs
+            .iter()
+            .find(|(_, job)| job.commit_decided && below(job))
+            .map(|(id, _)| id)
     }
 
     fn why_keep_open(&self, upload: &str) -> Option<String> {
@@ -306,8 +366,11 @@ impl Core {
         let may = |job: &&&DurableJob| {
             job.commit_decided
                 && upload.is_none_or(|upload| {
-                    // Parts are forgotten with the clean-up; whoever repeats a completion then finds it done.
-                    job.cleaned || job.parts.values().any(|part| part.upload == *upload) || self.is_manifest(key)
+                    // Parts are forgotten with the clean-up; whoever repeats a completion then
+                    // finds it done.
+                    job.cleaned
+                        || job.parts.values().any(|part| part.upload == *upload)
+                        || self.is_manifest(key)
                 })
         };
         match jobs.iter().find(may) {
@@ -324,24 +387,39 @@ impl Core {
             .is_some_and(|of| of.job == *job)
     }
 
-    /// Why `_SUCCESS` must not hold these bytes: each leader of a job writes those that the decision names.
+    /// Why `_SUCCESS` must not hold these bytes: each leader of a job writes those that the
+    /// decision names.
     fn why_other_manifest(&self, key: &str, bytes: &[u8]) -> Option<String> {
-        let manifest: Manifest = serde_json::from_slice(bytes).ok().filter(|_| self.is_manifest(key))?;
+        let manifest: Manifest =
+            serde_json::from_slice(bytes).ok().filter(|_| self.is_manifest(key))?;
         let decided = self.ledger.truth.jobs.get(&manifest.job)?.manifest.as_ref()?;
         let same = muster_common::wire::digest(bytes) == decided.digest;
-        (!same).then(|| format!("it is not the manifest that was kept when the commit of {} was decided", manifest.job))
+        (!same).then(|| {
+            format!(
+                "it is not the manifest that was kept when the commit of {} was decided",
+                manifest.job
+            )
+        })
     }
 
-    /// Why a part must not appear yet: beside the `_SUCCESS` of another job OUTPUT would look whole.
+    /// Why a part must not appear yet: beside the `_SUCCESS` of another job OUTPUT would look
+    /// whole.
     fn why_mixed(&self, key: &str, upload: &str) -> Option<String> {
-        let of = |job: &DurableJob| job.commit_decided && job.parts.values().any(|part| part.upload == upload);
+        let of = |job: &DurableJob| {
+            job.commit_decided && job.parts.values().any(|part| part.upload == upload)
+        };
         let (id, job) = self.ledger.truth.jobs.iter().find(|(_, job)| of(job))?;
         let success = format!("{}/{}", key_of(&job.submitted.output), names::SUCCESS);
         let open = self.store.uploads.contains_key(upload) && key != success;
-        let stands = self.store.objects.contains_key(&success) && !self.is_manifest_of(&success, id);
-        let late = [&self.store.changed_late, &self.store.written_late].iter().any(|keys| keys.contains(&success));
+        let stands =
+            self.store.objects.contains_key(&success) && !self.is_manifest_of(&success, id);
+        let late = [&self.store.changed_late, &self.store.written_late]
+            .iter()
+            .any(|keys| keys.contains(&success));
         let mixed = open && stands && !late;
-        mixed.then(|| format!("a part of job {id} would stand beside the _SUCCESS of what was there before"))
+        mixed.then(|| {
+            format!("a part of job {id} would stand beside the _SUCCESS of what was there before")
+        })
     }
 
     fn is_manifest(&self, key: &str) -> bool {
@@ -351,7 +429,9 @@ impl Core {
     /// A worker is told that its report is recorded: the journal must say so.
     pub(super) fn check_recorded(&mut self, report: &Report) {
         let index = report.attempt.task.index;
-        let Some(job) = self.ledger.truth.jobs.get(&report.job).filter(|job| !job.cleaned) else { return };
+        let Some(job) = self.ledger.truth.jobs.get(&report.job).filter(|job| !job.cleaned) else {
+            return;
+        };
         let upload = |upload: &str| {
             job.upload(&report.attempt).is_some_and(|open| open.upload == upload)
                 || job.revoked.iter().any(|gone| gone.attempt == report.attempt)
@@ -362,7 +442,9 @@ impl Core {
                 let lost = job.generation(index) > report.attempt.generation;
                 lost || job.runs.get(&index).is_some_and(|run| run.attempt == report.attempt)
             }
-            Outcome::Merged(_) => job.parts.get(&index).is_some_and(|part| part.attempt == report.attempt),
+            Outcome::Merged(_) => {
+                job.parts.get(&index).is_some_and(|part| part.attempt == report.attempt)
+            }
             Outcome::UploadOpened { upload: id } => upload(id),
             Outcome::Sampled { .. }
             | Outcome::SampledToScratch { .. }
@@ -383,7 +465,9 @@ fn is_output(job: &DurableJob, key: &str) -> bool {
     let output = key_of(&job.submitted.output);
     let rest = key.strip_prefix(output.as_str()).and_then(|rest| rest.strip_prefix('/'));
     let part = |partition| names::part_name(partition, &job.submitted.extension);
-    rest.is_some_and(|rest| rest == names::SUCCESS || (0..job.partitions()).any(|partition| part(partition) == rest))
+    rest.is_some_and(|rest| {
+        rest == names::SUCCESS || (0..job.partitions()).any(|partition| part(partition) == rest)
+    })
 }
 
 fn brief(call: &Call) -> String {
@@ -399,7 +483,9 @@ fn brief(call: &Call) -> String {
 impl World {
     /// The newest leader holds what the journal says, whenever nothing of it is on its way.
     pub(super) fn check_leader(&mut self, at: usize) {
-        let Some(super::coordinator::Role::Leads(leader)) = &self.coordinators[at].role else { return };
+        let Some(super::coordinator::Role::Leads(leader)) = &self.coordinators[at].role else {
+            return;
+        };
         let core = &mut *lock(&self.shared);
         let newest = leader.machine.epoch() == core.ledger.truth.epoch;
         if newest && leader.unacknowledged == 0 && *leader.machine.durable() != core.ledger.truth {
@@ -411,23 +497,36 @@ impl World {
                 .filter(|job| truth.jobs.get(job) != durable.jobs.get(job))
                 .map(ToString::to_string)
                 .collect();
-            core.violate(format!("recovery: the leader's state is not that of the journal: {differs:?}"));
+            core.violate(format!(
+                "recovery: the leader's state is not that of the journal: {differs:?}"
+            ));
         }
         if leader.machine.counters().illegal > 0 {
-            core.violate("states: the leader met with a record that contradicts its state".to_owned());
+            core.violate(
+                "states: the leader met with a record that contradicts its state".to_owned(),
+            );
         }
     }
 
-    /// Nothing is granted by the newest leader that is committed already, and nothing by anybody to a worker that cannot read its input.
+    /// Nothing is granted by the newest leader that is committed already, and nothing by anybody to
+    /// a worker that cannot read its input.
     pub(super) fn check_grant(&mut self, worker: &WorkerId, run: &RunAttempt) {
         let core = &mut *lock(&self.shared);
-        let owner = core.oracle.owner_of(&run.job, run.attempt.task).filter(|owner| *owner != worker.as_str());
+        let owner = core
+            .oracle
+            .owner_of(&run.job, run.attempt.task)
+            .filter(|owner| *owner != worker.as_str());
         if let Some(owner) = owner.map(str::to_owned) {
-            let what = format!("{} of {} is granted to {worker}, but {owner} alone can read it", run.attempt, run.job);
+            let what = format!(
+                "{} of {} is granted to {worker}, but {owner} alone can read it",
+                run.attempt, run.job
+            );
             return core.violate(format!("authority: {what}"));
         }
         let truth = &core.ledger.truth;
-        let Some(job) = truth.jobs.get(&run.job).filter(|_| run.epoch == truth.epoch) else { return };
+        let Some(job) = truth.jobs.get(&run.job).filter(|_| run.epoch == truth.epoch) else {
+            return;
+        };
         let index = run.attempt.task.index;
         let committed = match run.attempt.task.phase {
             Phase::Sample => job.boundaries.is_some(),
@@ -435,7 +534,10 @@ impl World {
             Phase::Merge => job.parts.contains_key(&index),
         };
         if committed {
-            core.violate(format!("authority: {} of {} is granted, but its task is committed", run.attempt, run.job));
+            core.violate(format!(
+                "authority: {} of {} is granted, but its task is committed",
+                run.attempt, run.job
+            ));
         }
     }
 
@@ -444,8 +546,13 @@ impl World {
         let Reply::Job(status) = reply else { return };
         let core = &mut *lock(&self.shared);
         let known = core.ledger.truth.jobs.get(&status.job).map(|job| job.state);
-        if status.state == JobState::Succeeded && known.is_some_and(|state| state != JobState::Succeeded) {
-            core.violate(format!("a client is told that {} has succeeded, but it is {known:?}", status.job));
+        if status.state == JobState::Succeeded
+            && known.is_some_and(|state| state != JobState::Succeeded)
+        {
+            core.violate(format!(
+                "a client is told that {} has succeeded, but it is {known:?}",
+                status.job
+            ));
         }
     }
 
@@ -454,7 +561,9 @@ impl World {
         let core = &mut *lock(&self.shared);
         let (replayed, refused) = core.ledger.replay();
         if !refused.is_empty() || replayed != core.ledger.truth {
-            core.violate(format!("recovery: the journal does not fold to what was written to it: {refused:?}"));
+            core.violate(format!(
+                "recovery: the journal does not fold to what was written to it: {refused:?}"
+            ));
         }
         for client in &self.clients {
             let Some(job) = core.ledger.truth.jobs.get(&client.spec.job).cloned() else { continue };
@@ -471,7 +580,10 @@ impl World {
                 && let Some(error) = job.ended.as_ref().and_then(|ended| ended.error.clone())
                 && !self.allowed.allows(&error)
             {
-                core.violate(format!("liveness: job {} failed without a cause in this run: {error}", client.spec.job));
+                core.violate(format!(
+                    "liveness: job {} failed without a cause in this run: {error}",
+                    client.spec.job
+                ));
             }
         }
         check_leftovers(core);
@@ -485,7 +597,8 @@ fn check_output(core: &Core, id: &JobId, job: &DurableJob) -> Result<(), String>
         return Ok(());
     }
     let success = object(names::SUCCESS).ok_or("it has succeeded, but _SUCCESS is not there")?;
-    let manifest: Manifest = serde_json::from_slice(&success.bytes).map_err(|e| format!("its manifest: {e}"))?;
+    let manifest: Manifest =
+        serde_json::from_slice(&success.bytes).map_err(|e| format!("its manifest: {e}"))?;
     if manifest.job != job.submitted.job {
         return Err(format!("_SUCCESS is that of job {}", manifest.job));
     }
@@ -493,7 +606,12 @@ fn check_output(core: &Core, id: &JobId, job: &DurableJob) -> Result<(), String>
     for part in &manifest.parts {
         let object = object(&part.name).ok_or_else(|| format!("{} is not there", part.name))?;
         if object.bytes.len() as u64 != part.bytes {
-            return Err(format!("{} has {} bytes, not {}", part.name, object.bytes.len(), part.bytes));
+            return Err(format!(
+                "{} has {} bytes, not {}",
+                part.name,
+                object.bytes.len(),
+                part.bytes
+            ));
         }
         whole.extend_from_slice(&object.bytes);
     }
@@ -504,13 +622,18 @@ fn check_output(core: &Core, id: &JobId, job: &DurableJob) -> Result<(), String>
     let scratch = |name: &&str| name.split('/').next() == Some(names::SCRATCH_DIR);
     let mut quarantined = 0;
     for file in &manifest.quarantine {
-        let Some(found) = object(&file.name).filter(|object| object.bytes.len() as u64 == file.bytes) else {
+        let Some(found) =
+            object(&file.name).filter(|object| object.bytes.len() as u64 == file.bytes)
+        else {
             return Err(format!("{} is not there as the manifest names it", file.name));
         };
         quarantined += found.bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
     }
     if !manifest.quarantine.is_empty() && quarantined != manifest.skipped.records {
-        return Err(format!("{quarantined} records are quarantined, {} were left out", manifest.skipped.records));
+        return Err(format!(
+            "{quarantined} records are quarantined, {} were left out",
+            manifest.skipped.records
+        ));
     }
     let quarantined = |name: &str| manifest.quarantine.iter().any(|file| file.name == name);
     let belongs = |name: &str| name == names::SUCCESS || parts.contains(&name) || quarantined(name);
@@ -523,12 +646,10 @@ fn check_output(core: &Core, id: &JobId, job: &DurableJob) -> Result<(), String>
 /// A job that did not come to its commit has left OUTPUT as it was.
 fn check_rolled_back(core: &mut Core, client: &super::jobs::Client) {
     let output = format!("{}/", key_of(&client.spec.output));
-    let shared = core
-        .ledger
-        .truth
-        .jobs
-        .values()
-        .any(|job| job.commit_decided && format!("{}/", key_of(&job.submitted.output)) == output);
+    let shared =
+        core.ledger.truth.jobs.values().any(|job| {
+            job.commit_decided && format!("{}/", key_of(&job.submitted.output)) == output
+        });
     if shared {
         return;
     }
@@ -540,19 +661,23 @@ fn check_rolled_back(core: &mut Core, client: &super::jobs::Client) {
         .filter(|(key, _)| key.starts_with(&output) && !scratch(key))
         .map(|(key, object)| (key.clone(), object.bytes.len()))
         .collect();
-    let before: Vec<(String, usize)> = client.before.iter().map(|(key, bytes)| (key.clone(), bytes.len())).collect();
+    let before: Vec<(String, usize)> =
+        client.before.iter().map(|(key, bytes)| (key.clone(), bytes.len())).collect();
     if found != before {
         core.violate(format!("job {}: OUTPUT was {before:?}, and is {found:?}", client.spec.job));
     }
 }
 
-/// Nothing is left of what a job knows: all of its scratch, and in OUTPUT what somebody made who is still there.
+/// Nothing is left of what a job knows: all of its scratch, and in OUTPUT what somebody made who is
+/// still there.
 fn check_leftovers(core: &mut Core) {
     let missing: Vec<String> = core
         .store
         .foreign
         .iter()
-        .filter(|what| !core.store.objects.contains_key(*what) && !core.store.uploads.contains_key(*what))
+        .filter(|what| {
+            !core.store.objects.contains_key(*what) && !core.store.uploads.contains_key(*what)
+        })
         .filter(|what| core.replaced_by(what).is_none())
         .cloned()
         .collect();
@@ -562,18 +687,26 @@ fn check_leftovers(core: &mut Core) {
     for (what, made) in core.late_in_scratch() {
         core.violate(format!("P8: {what} is left, made at {} us", made.at_us));
     }
-    let uploads =
-        core.store.uploads.iter().filter(|(id, open)| !core.store.foreign.contains(*id) && !is_scratch(&open.key));
-    let left: Vec<(String, Made)> = uploads.map(|(id, open)| (format!("{id} of {}", open.key), open.made)).collect();
+    let uploads = core
+        .store
+        .uploads
+        .iter()
+        .filter(|(id, open)| !core.store.foreign.contains(*id) && !is_scratch(&open.key));
+    let left: Vec<(String, Made)> =
+        uploads.map(|(id, open)| (format!("{id} of {}", open.key), open.made)).collect();
     for (what, made) in left {
         let Some((node, life)) = made.by else { continue };
-        // Whoever is cut off for good was never told; and who is dead, or never heard of it, cannot take it back.
+        // Whoever is cut off for good was never told; and who is dead, or never heard of it, cannot
+        // take it back.
         let cut = core.is_cut(node, Way::NatsIn) || core.is_cut(node, Way::NatsOut);
         if cut || !core.nodes[node].up || core.nodes[node].life != life || !made.known {
             core.mark("orphan upload in OUTPUT");
         } else {
             let name = core.nodes[node].name.clone();
-            core.violate(format!("P8: {what} is left, made at {} us by {name}, which still runs", made.at_us));
+            core.violate(format!(
+                "P8: {what} is left, made at {} us by {name}, which still runs",
+                made.at_us
+            ));
         }
     }
 }
@@ -585,20 +718,32 @@ fn is_scratch(key: &str) -> bool {
 impl Core {
     /// Whether a key lies in the scratch, or the second scratch, of a job that was cleaned.
     fn of_cleaned_job(&self, key: &str) -> bool {
-        let inside = |url: &String| key.strip_prefix(key_of(url).as_str()).is_some_and(|rest| rest.starts_with('/'));
+        let inside = |url: &String| {
+            key.strip_prefix(key_of(url).as_str()).is_some_and(|rest| rest.starts_with('/'))
+        };
         let cleaned = self.ledger.truth.jobs.values().filter(|job| job.cleaned);
-        cleaned.map(|job| &job.submitted).any(|job| inside(&job.scratch) || job.replica.as_ref().is_some_and(inside))
+        cleaned
+            .map(|job| &job.submitted)
+            .any(|job| inside(&job.scratch) || job.replica.as_ref().is_some_and(inside))
     }
 
-    /// What lies in the scratch of jobs that were cleaned, but for what somebody makes who is cut off for good and was never told.
+    /// What lies in the scratch of jobs that were cleaned, but for what somebody makes who is cut
+    /// off for good and was never told.
     pub(super) fn late_in_scratch(&self) -> Vec<(String, Made)> {
-        let objects = self.store.objects.iter().map(|(key, object)| (key, key.clone(), object.made));
-        let uploads =
-            self.store.uploads.iter().map(|(id, open)| (&open.key, format!("{id} of {}", open.key), open.made));
+        let objects =
+            self.store.objects.iter().map(|(key, object)| (key, key.clone(), object.made));
+        let uploads = self
+            .store
+            .uploads
+            .iter()
+            .map(|(id, open)| (&open.key, format!("{id} of {}", open.key), open.made));
         let told = |made: &Made| {
-            made.by.is_none_or(|(node, _)| !self.is_cut(node, Way::NatsIn) && !self.is_cut(node, Way::NatsOut))
+            made.by.is_none_or(|(node, _)| {
+                !self.is_cut(node, Way::NatsIn) && !self.is_cut(node, Way::NatsOut)
+            })
         };
-        let left = objects.chain(uploads).filter(|(key, _, made)| self.of_cleaned_job(key) && told(made));
+        let left =
+            objects.chain(uploads).filter(|(key, _, made)| self.of_cleaned_job(key) && told(made));
         left.map(|(_, what, made)| (what, made)).collect()
     }
 }

@@ -1,9 +1,13 @@
-//! Many owners of one OUTPUT: runs of one machine and of others that claim it, write parts, die, sleep and wake, over a store that is slow, fails and answers late. What decides
-//! and does is the program's own (`muster_common::claim`); what is played here is a run around it: scratch, parts, `_SUCCESS`, clean-up.
+//! Many owners of one OUTPUT: runs of one machine and of others that claim it, write parts, die,
+//! sleep and wake, over a store that is slow, fails and answers late. What decides and does is the
+//! program's own (`muster_common::claim`); what is played here is a run around it: scratch, parts,
+//! `_SUCCESS`, clean-up.
 //!
-//! **Invariants**: whoever holds OUTPUT is alone, but for owners from whom it was taken; it is taken from none that lives and shows it; nothing in OUTPUT is changed by anybody
-//! else, and no scratch of an owner that lives is removed; a `_SUCCESS` stands beside the parts that it names and no others of those names. In the end one more run finds its
-//! turn within a bound, and leaves its own result and nothing else.
+//! **Invariants**: whoever holds OUTPUT is alone, but for owners from whom it was taken; it is
+//! taken from none that lives and shows it; nothing in OUTPUT is changed by anybody else, and no
+//! scratch of an owner that lives is removed; a `_SUCCESS` stands beside the parts that it names
+//! and no others of those names. In the end one more run finds its turn within a bound, and leaves
+//! its own result and nothing else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -22,7 +26,9 @@ use muster_common::config::{Config, Profile};
 use muster_common::ids::JobId;
 use muster_common::names;
 use muster_common::retry::Retry;
-use muster_common::store::{Access, BlobMeta, BlobUrl, Blobs, Completed, OpenUpload, PartAt, Scheme, Stores};
+use muster_common::store::{
+    Access, BlobMeta, BlobUrl, Blobs, Completed, OpenUpload, PartAt, Scheme, Stores,
+};
 use muster_common::survey::{Survey, Wanted};
 use muster_common::{Error, Result};
 
@@ -50,7 +56,8 @@ const OWNERS_MAX: u64 = 5;
 const LIMIT_US: u64 = 600_000 * MS;
 /// Nothing more goes wrong from here on, but for what is on its way.
 const CALM_US: u64 = 60_000 * MS;
-/// Who sleeps for so long may be taken for dead: the bound, less what passes between two renewals and on the way.
+/// Who sleeps for so long may be taken for dead: the bound, less what passes between two renewals
+/// and on the way.
 const SILENT_US: u64 = 2500 * MS;
 /// What passes between a look at the claims and what follows from it.
 const LOOKS_US: u64 = 3000 * MS;
@@ -161,13 +168,17 @@ impl World {
     fn check_change(&mut self, by: usize, change: &Change) {
         let key = change.key().to_owned();
         let Some(name) = key.strip_prefix("out/") else { return };
-        let (scratch, claim) = (name.strip_prefix("_muster/d"), name.strip_prefix("_muster/claims/"));
+        let (scratch, claim) =
+            (name.strip_prefix("_muster/d"), name.strip_prefix("_muster/claims/"));
         if let Some(id) = claim.and_then(names::claim_of) {
             return self.note_claim(by, &id.to_string(), change);
         }
-        if let Some(of) = scratch.and_then(|rest| rest.split('/').next()).and_then(|of| of.parse::<usize>().ok()) {
+        if let Some(of) =
+            scratch.and_then(|rest| rest.split('/').next()).and_then(|of| of.parse::<usize>().ok())
+        {
             let theirs = &self.runs[of];
-            if matches!(change, Change::Delete(_)) && of != by && theirs.alive && !theirs.overruled {
+            if matches!(change, Change::Delete(_)) && of != by && theirs.alive && !theirs.overruled
+            {
                 self.violate(format!("run {by} removes {key} of run {of}, which lives"));
             }
             return;
@@ -194,7 +205,8 @@ impl World {
             .flatten()
             .filter_map(|of| of["id"].as_str().map(str::to_owned))
             .collect();
-        let drawing = (0..self.runs.len()).filter(|at| self.runs[*at].stage == Stage::Claims && self.runs[*at].alive);
+        let drawing = (0..self.runs.len())
+            .filter(|at| self.runs[*at].stage == Stage::Claims && self.runs[*at].alive);
         if drawing.count() > 1 {
             self.mark("two drew at once");
         }
@@ -205,13 +217,16 @@ impl World {
             }
             self.runs[at].overruled = true;
             let run = &self.runs[at];
-            // It slept for about as long as the bound, and what was seen of it may be older than its waking.
+            // It slept for about as long as the bound, and what was seen of it may be older than
+            // its waking.
             let silent = run.slept_us > SILENT_US && self.now_us < run.asleep_until_us + LOOKS_US;
             let both_here = run.here && self.runs[by].here;
             let lawful = !run.alive || run.stage == Stage::Ended || (!both_here && silent);
             let (alive, stage) = (run.alive, run.stage);
             if !lawful {
-                self.violate(format!("run {by} takes OUTPUT from run {at}, which lives ({stage:?})"));
+                self.violate(format!(
+                    "run {by} takes OUTPUT from run {at}, which lives ({stage:?})"
+                ));
             }
             self.mark(if alive {
                 "taken from an owner that was silent"
@@ -236,9 +251,11 @@ impl World {
         let parts = manifest["parts"].as_array().cloned().unwrap_or_default();
         for part in parts {
             let name = part["name"].as_str().unwrap_or_default();
-            let stands = read(&format!("out/{name}")).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+            let stands = read(&format!("out/{name}"))
+                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
             if stands.as_deref() != Some(&content(&whose, name)) {
-                return self.violate(format!("_SUCCESS of {whose} stands beside {name} with {stands:?}"));
+                return self
+                    .violate(format!("_SUCCESS of {whose} stands beside {name} with {stands:?}"));
             }
         }
     }
@@ -281,10 +298,13 @@ impl SimBlobs {
         {
             let world = &mut *lock(&self.shared);
             let (error, slow_us) = (world.faults.error, world.faults.slow_us);
-            let (there_us, back_us) = (world.dice.within(200, slow_us), world.dice.within(200, slow_us));
+            let (there_us, back_us) =
+                (world.dice.within(200, slow_us), world.dice.within(200, slow_us));
             let calm = world.now_us >= CALM_US;
-            let (before, after) = (!calm && world.dice.chance(error), !calm && world.dice.chance(error));
-            let (shared, slot, flag, at) = (self.shared.clone(), slot.clone(), flag.clone(), self.at);
+            let (before, after) =
+                (!calm && world.dice.chance(error), !calm && world.dice.chance(error));
+            let (shared, slot, flag, at) =
+                (self.shared.clone(), slot.clone(), flag.clone(), self.at);
             let apply = Box::new(move || {
                 let world = &mut *lock(&shared);
                 let lost = || Error::retry("injected: no answer");
@@ -293,7 +313,8 @@ impl SimBlobs {
                 } else {
                     world.check_change(at, &change);
                     let store = world.store.clone();
-                    let done = work(&store).unwrap_or_else(|| Err(Error::bug("a store in memory answers at once")));
+                    let done = work(&store)
+                        .unwrap_or_else(|| Err(Error::bug("a store in memory answers at once")));
                     if !matches!(change, Change::Nothing) {
                         world.line(|| format!("run {at}: {}", brief(&change)));
                         world.check_whole();
@@ -314,7 +335,9 @@ impl SimBlobs {
 fn brief(change: &Change) -> String {
     match change {
         Change::Nothing => String::new(),
-        Change::Put(key, bytes) => format!("writes {key} {}", String::from_utf8_lossy(bytes).trim()),
+        Change::Put(key, bytes) => {
+            format!("writes {key} {}", String::from_utf8_lossy(bytes).trim())
+        }
         Change::Delete(key) => format!("deletes {key}"),
     }
 }
@@ -337,7 +360,8 @@ impl Blobs for SimBlobs {
 
     async fn read(&self, key: &str, range: Range<u64>, access: Access) -> Result<Bytes> {
         let key = key.to_owned();
-        self.call(Change::Nothing, move |store| store.read(&key, range, access).now_or_never()).await
+        self.call(Change::Nothing, move |store| store.read(&key, range, access).now_or_never())
+            .await
     }
 
     async fn put(&self, key: &str, bytes: Bytes) -> Result<()> {
@@ -349,7 +373,13 @@ impl Blobs for SimBlobs {
         Err(Error::bug("runs here write whole objects"))
     }
 
-    async fn upload_part(&self, _key: &str, _upload: &str, _at: PartAt, _data: Bytes) -> Result<String> {
+    async fn upload_part(
+        &self,
+        _key: &str,
+        _upload: &str,
+        _at: PartAt,
+        _data: Bytes,
+    ) -> Result<String> {
         Err(Error::bug("runs here write whole objects"))
     }
 
@@ -382,7 +412,8 @@ impl Blobs for SimBlobs {
     }
 }
 
-/// One run's clock. All go alike: clocks of two owners are never compared, so a skew would change nothing.
+/// One run's clock. All go alike: clocks of two owners are never compared, so a skew would change
+/// nothing.
 struct SimClock {
     shared: Shared,
     at: usize,
@@ -449,7 +480,10 @@ impl Hands {
                     ("is held by", "refused by an owner that lives"),
                     ("has lost its claim", "an owner woke and had lost it"),
                 ];
-                let met = marks.into_iter().filter(|(words, _)| error.message.contains(words)).map(|(_, mark)| mark);
+                let met = marks
+                    .into_iter()
+                    .filter(|(words, _)| error.message.contains(words))
+                    .map(|(_, mark)| mark);
                 met.for_each(|mark| world.mark(mark));
                 world.runs[at].error = Some(error.message);
             }
@@ -464,7 +498,8 @@ impl Hands {
     fn has_output(&self) {
         let world = &mut *lock(&self.shared);
         let others: Vec<usize> = world.holders().filter(|at| *at != self.at).collect();
-        // One that slept since it had its turn, and lost it, finds that out before it changes anything.
+        // One that slept since it had its turn, and lost it, finds that out before it changes
+        // anything.
         let overruled = world.runs[self.at].overruled;
         if let Some(other) = others.first().filter(|_| !overruled) {
             let text = format!("run {} has OUTPUT, and run {other} too", self.at);
@@ -495,17 +530,22 @@ impl Hands {
             (world.dice.within(1, 3), world.dice.within(1, 4))
         };
         for run in 0..runs {
-            store.put(scratch.join(&format!("run-{run}")).key(), Bytes::from_static(b"run")).await?;
+            store
+                .put(scratch.join(&format!("run-{run}")).key(), Bytes::from_static(b"run"))
+                .await?;
             self.work_for_a_while().await;
         }
-        let names: Vec<String> = (0..parts).map(|part| names::part_name(part as u32, "txt")).collect();
+        let names: Vec<String> =
+            (0..parts).map(|part| names::part_name(part as u32, "txt")).collect();
         let manifest = manifest(&self.job, &names);
         let kept = self.stores.put_ref(&scratch.join("manifest"), manifest.clone()).await?;
-        let held = self.claims.confirm(&self.stores, (&self.output, &self.job), Some(&kept), &()).await?;
+        let held =
+            self.claims.confirm(&self.stores, (&self.output, &self.job), Some(&kept), &()).await?;
         self.has_output();
         self.publishes();
         let success = self.output.join(names::SUCCESS);
-        // As the program looks once more: what has come since is somebody's who published while this one slept.
+        // As the program looks once more: what has come since is somebody's who published while
+        // this one slept.
         let since = contents(&store).await?;
         let foreign = since.iter().filter(|stands| !before.contains(stands));
         if foreign.into_iter().any(|(key, _)| !self.overwrites || key == success.key()) {
@@ -519,12 +559,15 @@ impl Hands {
             // As long as a large part takes: whoever looked before it must look again.
             self.work_for_a_while().await;
             held.check().await?;
-            store.put(self.output.join(name).key(), content(self.job.as_str(), name).into()).await?;
+            store
+                .put(self.output.join(name).key(), content(self.job.as_str(), name).into())
+                .await?;
         }
         self.work_for_a_while().await;
         held.check().await?;
         store.put(success.key(), manifest.into()).await?;
-        let replaced = |key: &String| *key != success.key() && !names.iter().any(|name| key.ends_with(name));
+        let replaced =
+            |key: &String| *key != success.key() && !names.iter().any(|name| key.ends_with(name));
         for (key, version) in before.iter().filter(|(key, _)| replaced(key)) {
             held.check().await?;
             match store.head(key).await {
@@ -540,12 +583,14 @@ impl Hands {
         self.clock.pause(pause_ms).await;
     }
 
-    /// It is known to hold OUTPUT, and begins to change it: a sleep from here on is the one that may do harm.
+    /// It is known to hold OUTPUT, and begins to change it: a sleep from here on is the one that
+    /// may do harm.
     fn publishes(&self) {
         self.stage(Stage::Publishes);
         let world = &mut *lock(&self.shared);
         if world.now_us < CALM_US && world.dice.chance(world.faults.sleep) {
-            let (pause_us, sleep_us) = (world.dice.within(0, 3000 * MS), world.dice.within(100 * MS, 12_000 * MS));
+            let (pause_us, sleep_us) =
+                (world.dice.within(0, 3000 * MS), world.dice.within(100 * MS, 12_000 * MS));
             world.after(pause_us, Event::Sleep(self.at, sleep_us));
         }
     }
@@ -588,7 +633,9 @@ fn manifest(job: &JobId, parts: &[String]) -> Vec<u8> {
         serde_json::json!({ "name": name, "bytes": bytes.len(), "checksum": checksum, "records": 1, "first_key": "", "last_key": "", "hash": "0000000000000000" })
     });
     let sums = serde_json::json!({ "records": 0, "bytes": 0, "hash": "0000000000000000" });
-    let sort = muster_kernel::spec::SortSpec::new(muster_kernel::record::Format::Lines { terminator: b'\n' });
+    let sort = muster_kernel::spec::SortSpec::new(muster_kernel::record::Format::Lines {
+        terminator: b'\n',
+    });
     let whole = serde_json::json!({
         "version": 2, "job": job.as_str(), "sort": sort, "parts": parts.collect::<Vec<_>>(), "sums": sums, "input": sums, "dropped": sums,
         "retries": 0, "repeated_tasks": 0, "times": { "plan_ms": 0, "sample_ms": 0, "sort_ms": 0, "merge_ms": 0, "commit_ms": 0 },
@@ -638,7 +685,8 @@ pub fn run(seed: u64, traces: bool) -> Report {
         traces,
     };
     for at in 0..count {
-        let begins_us = if together { world.dice.within(0, 5 * MS) } else { world.dice.within(0, 15_000 * MS) };
+        let begins_us =
+            if together { world.dice.within(0, 5 * MS) } else { world.dice.within(0, 15_000 * MS) };
         world.after(begins_us, Event::Start(at));
         if world.dice.chance(world.faults.kill) {
             let pause_us = begins_us + world.dice.within(0, 6000 * MS);
@@ -650,7 +698,8 @@ pub fn run(seed: u64, traces: bool) -> Report {
             world.after(pause_us, Event::Sleep(at, sleep_us));
         }
     }
-    // When all have ended or died, one more finds OUTPUT free within the bound, and leaves nothing of others.
+    // When all have ended or died, one more finds OUTPUT free within the bound, and leaves nothing
+    // of others.
     world.after(2 * CALM_US, Event::Start(count));
     let shared = Arc::new(Mutex::new(world));
     play(&shared, count);
@@ -692,7 +741,8 @@ fn play(shared: &Shared, count: usize) {
                 }
             }
             Event::Apply(at, apply) => {
-                // What a process of this machine has asked of its file system is done, or is not, when the process is gone.
+                // What a process of this machine has asked of its file system is done, or is not,
+                // when the process is gone.
                 let dropped = {
                     let run = &lock(shared).runs[at];
                     !run.alive && run.here
@@ -730,7 +780,12 @@ fn start(shared: &Shared, executor: &mut Executor, at: usize) {
         stores.insert(Scheme::Memory, blobs).now_or_never();
         let owner = Owner {
             host: "h".to_owned(),
-            process: Process { pid: at as u32, start: 1, boot: u8::from(here).to_string(), namespace: String::new() },
+            process: Process {
+                pid: at as u32,
+                start: 1,
+                boot: u8::from(here).to_string(),
+                namespace: String::new(),
+            },
             run_here: true,
             ..Owner::default()
         };
@@ -750,7 +805,17 @@ fn start(shared: &Shared, executor: &mut Executor, at: usize) {
         let id = deployment.parse().unwrap_or_else(|e| unreachable!("{e}"));
         let claims = Claims::new(id, owner, look, say, clock.clone(), config.claim.clone());
         let output = format!("memory:///{OUTPUT}").parse().unwrap_or_else(|e| unreachable!("{e}"));
-        Hands { shared: shared.clone(), at, stores, clock, claims, output, job, deployment, overwrites }
+        Hands {
+            shared: shared.clone(),
+            at,
+            stores,
+            clock,
+            claims,
+            output,
+            job,
+            deployment,
+            overwrites,
+        }
     };
     executor.spawn(at, hands.clone().renew());
     executor.spawn(at, hands.run());
@@ -788,14 +853,20 @@ fn judge_end(world: &mut World, last: usize) {
             return world.violate(format!("liveness: run {at} has not ended: {stage:?}"));
         }
     }
-    let listed = world.store.list(OUTPUT, 1000).now_or_never().and_then(|listed| listed.ok()).unwrap_or_default();
+    let listed = world
+        .store
+        .list(OUTPUT, 1000)
+        .now_or_never()
+        .and_then(|listed| listed.ok())
+        .unwrap_or_default();
     let keys: Vec<String> = listed.into_iter().map(|meta| meta.key).collect();
     if let Some(key) = keys.iter().find(|key| key.starts_with("out/_muster")) {
         return world.violate(format!("{key} is left in OUTPUT"));
     }
     let job = world.runs[last].job.clone();
     for key in keys.iter().filter(|key| *key != "out/_SUCCESS") {
-        let stands = world.store.head(key).now_or_never().and_then(|meta| meta.ok()).map(|meta| meta.bytes);
+        let stands =
+            world.store.head(key).now_or_never().and_then(|meta| meta.ok()).map(|meta| meta.bytes);
         let name = key.rsplit('/').next().unwrap_or_default();
         if stands != Some(content(job.as_str(), name).len() as u64) {
             return world.violate(format!("{key} is left beside the last run's parts"));

@@ -1,4 +1,5 @@
-//! A coordinator process in the simulation: the program's own machine, journal writer and work with the stores, between the simulated bus, journal and store.
+//! A coordinator process in the simulation: the program's own machine, journal writer and work with
+//! the stores, between the simulated bus, journal and store.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -118,7 +119,17 @@ impl Coordinator {
     /// A coordinator that is not started.
     pub fn new(node: Node) -> Self {
         let (role, election, read, question) = (None, None, None, None);
-        Self { node, role, election, read, readings: 0, question, connected: true, cause: None, gone: false }
+        Self {
+            node,
+            role,
+            election,
+            read,
+            readings: 0,
+            question,
+            connected: true,
+            cause: None,
+            gone: false,
+        }
     }
 }
 
@@ -145,8 +156,10 @@ impl World {
         let (life, seed) = (core.nodes[node].life, core.nodes[node].dice.next());
         core.node_line(node, &"starts");
         core.after(0, Event::Tick { node, life });
-        let settings =
-            Settings { silence_ms: self.config.leader.silence_ms, beat_ms: self.config.heartbeat.interval_ms };
+        let settings = Settings {
+            silence_ms: self.config.leader.silence_ms,
+            beat_ms: self.config.heartbeat.interval_ms,
+        };
         coordinator.election = Some(Election::new(settings, seed));
         coordinator.connected = true;
         coordinator.role = Some(Role::StandsBy);
@@ -192,7 +205,11 @@ impl World {
             Some(false) if matches!(self.coordinators[at].role, Some(Role::StandsBy)) => {
                 let up = !self.is_cut_off(node);
                 let was_up = std::mem::replace(&mut self.coordinators[at].connected, up);
-                let input = if up == was_up { election::Input::Tick } else { election::Input::Connection { up } };
+                let input = if up == was_up {
+                    election::Input::Tick
+                } else {
+                    election::Input::Connection { up }
+                };
                 self.elect(at, input);
             }
             Some(true) if self.leads_surely(at, None) => self.look_at_clock(at, now_ms),
@@ -282,18 +299,24 @@ impl World {
         match read {
             Ok(candidate) => {
                 let found = &candidate.replayed().durable;
-                let input = election::Input::JournalRead { deployment: found.deployment.clone(), epoch: found.epoch };
+                let input = election::Input::JournalRead {
+                    deployment: found.deployment.clone(),
+                    epoch: found.epoch,
+                };
                 self.coordinators[at].read = Some((candidate, stalled));
                 self.elect(at, input);
             }
-            Err(error) => lock(&self.shared).violate(format!("recovery: the journal cannot be read: {error}")),
+            Err(error) => {
+                lock(&self.shared).violate(format!("recovery: the journal cannot be read: {error}"))
+            }
         }
     }
 
     pub(super) fn is_cut_off(&self, node: Node) -> bool {
         let core = lock(&self.shared);
         // Who is on the minority's side is connected, to servers that decide nothing.
-        !core.is_in_minority(node) && (core.is_cut(node, Way::NatsIn) || core.is_cut(node, Way::NatsOut))
+        !core.is_in_minority(node)
+            && (core.is_cut(node, Way::NatsIn) || core.is_cut(node, Way::NatsOut))
     }
 
     /// Appends an epoch after what was read.
@@ -345,15 +368,24 @@ impl World {
             Err(error) => return self.step_down(at, epoch, &error),
         };
         if !replayed.refused.is_empty() {
-            lock(&self.shared).violate(format!("recovery: the journal contradicts itself: {:?}", replayed.refused));
+            lock(&self.shared).violate(format!(
+                "recovery: the journal contradicts itself: {:?}",
+                replayed.refused
+            ));
         }
         let bad = |job: &DurableJob| !job.state.is_terminal() && !job.bad_records.is_empty();
         let bad_records = replayed.durable.jobs.values().any(bad);
         let machine = match Machine::new(self.config.clone(), None, replayed.durable) {
             Ok(machine) => machine,
-            Err(error) => return lock(&self.shared).violate(format!("recovery: no machine: {error}")),
+            Err(error) => {
+                return lock(&self.shared).violate(format!("recovery: no machine: {error}"));
+            }
         };
-        let others = self.coordinators.iter().filter(|other| matches!(other.role, Some(Role::Leads(_)))).count();
+        let others = self
+            .coordinators
+            .iter()
+            .filter(|other| matches!(other.role, Some(Role::Leads(_))))
+            .count();
         {
             let core = &mut *lock(&self.shared);
             core.node_line(node, &format!("leads under epoch {}", machine.epoch()));
@@ -450,7 +482,8 @@ impl World {
         }
     }
 
-    /// Whether it may go on. After a pause of its own it asks the journal first, and what has come for it waits for the answer.
+    /// Whether it may go on. After a pause of its own it asks the journal first, and what has come
+    /// for it waits for the answer.
     fn leads_surely(&mut self, at: usize, message: Option<&Message>) -> bool {
         let node = self.coordinators[at].node;
         let now_ms = lock(&self.shared).local_ms(node);
@@ -474,7 +507,8 @@ impl World {
                 lock(&done).push_back((node, Done::Leads));
             }
         });
-        lock(&self.shared).node_line(node, &format!("was stopped for {gap_ms} ms: does it lead still?"));
+        lock(&self.shared)
+            .node_line(node, &format!("was stopped for {gap_ms} ms: does it lead still?"));
         false
     }
 
@@ -492,7 +526,8 @@ impl World {
     fn look_at_clock(&mut self, at: usize, now_ms: u64) {
         let node = self.coordinators[at].node;
         let up = !self.is_cut_off(node);
-        let (interval_ms, silence_ms) = (self.config.heartbeat.interval_ms, self.config.leader.silence_ms);
+        let (interval_ms, silence_ms) =
+            (self.config.heartbeat.interval_ms, self.config.leader.silence_ms);
         let Some(leader) = self.leader_mut(at) else { return };
         if now_ms >= leader.beat_due_ms {
             leader.beat_due_ms = now_ms + interval_ms;
@@ -573,14 +608,26 @@ impl World {
             Effect::SendRun { worker, peer, run } => {
                 let command = Command::Run(worker.clone(), run.job.clone(), run.attempt);
                 self.note_grant(node, &worker, &run);
-                self.command(at, &worker, (Verb::Run, retry_ms), wire::encode_for(peer, &*run), command);
+                self.command(
+                    at,
+                    &worker,
+                    (Verb::Run, retry_ms),
+                    wire::encode_for(peer, &*run),
+                    command,
+                );
             }
             Effect::SendCancel { worker, cancel } => {
                 let command = Command::Cancel(cancel.job.clone(), cancel.attempt);
                 self.command(at, &worker, (Verb::Cancel, retry_ms), wire::encode(&cancel), command);
             }
             Effect::SendDrain { worker, drain } => {
-                self.command(at, &worker, (Verb::Drain, retry_ms), wire::encode(&drain), Command::Drain);
+                self.command(
+                    at,
+                    &worker,
+                    (Verb::Drain, retry_ms),
+                    wire::encode(&drain),
+                    Command::Drain,
+                );
             }
             effect @ Effect::ListInput { .. } => self.list_input(at, effect),
             Effect::Event(event) => {
@@ -601,12 +648,19 @@ impl World {
                     core.node_line(node, &format!("{}{job}: {}", event.kind, event.text));
                 }
             }
-            Effect::Broadcast { .. } | Effect::Progress(_) | Effect::DeadLetter(_) | Effect::LimitStores(_) => {}
+            Effect::Broadcast { .. }
+            | Effect::Progress(_)
+            | Effect::DeadLetter(_)
+            | Effect::LimitStores(_) => {}
             other => {
                 let (stores, done) = (self.stores[node].clone(), self.done.clone());
-                let Some(fence) = self.leader_mut(at).map(|leader| leader.fence.clone()) else { return };
+                let Some(fence) = self.leader_mut(at).map(|leader| leader.fence.clone()) else {
+                    return;
+                };
                 self.executor.spawn(node, async move {
-                    if let Some(input) = muster_coordinator::carry_out_on_stores(&stores, &fence, other).await {
+                    if let Some(input) =
+                        muster_coordinator::carry_out_on_stores(&stores, &fence, other).await
+                    {
                         lock(&done).push_back((node, Done::Input(Box::new(input))));
                     }
                 });
@@ -616,7 +670,8 @@ impl World {
 
     fn note_grant(&mut self, node: Node, worker: &WorkerId, run: &muster_common::wire::RunAttempt) {
         self.check_grant(worker, run);
-        lock(&self.shared).node_line(node, &format!("grants {} of {} to {worker}", run.attempt, run.job));
+        lock(&self.shared)
+            .node_line(node, &format!("grants {} of {} to {worker}", run.attempt, run.job));
     }
 
     /// Sends a command, which is waited for within a bound.
@@ -639,14 +694,20 @@ impl World {
         let (life, time_out_us) = (core.nodes[node].life, core.local_us(node, bound_ms));
         core.after(time_out_us, Event::Unanswered { node, life, request });
         if let Some(to) = to {
-            core.send(node, to, Message::Command { from: node, request, worker: worker.clone(), verb, frame });
+            core.send(
+                node,
+                to,
+                Message::Command { from: node, request, worker: worker.clone(), verb, frame },
+            );
         }
     }
 
     fn reply(&mut self, at: usize, to: ReplyTo, reply: Reply) {
         let node = self.coordinators[at].node;
         self.check_report_reply(node, to, &reply);
-        let Some(asker) = self.leader_mut(at).and_then(|leader| leader.askers.remove(&to)) else { return };
+        let Some(asker) = self.leader_mut(at).and_then(|leader| leader.askers.remove(&to)) else {
+            return;
+        };
         let frame = match &reply {
             Reply::Register(reply) => wire::encode(reply),
             Reply::Report(reply) => wire::encode(reply),
@@ -659,9 +720,15 @@ impl World {
             }
             (Asker::Client(to, request), _) => {
                 self.check_api_answer(&reply);
-                lock(&self.shared).send(node, to, Message::ApiAnswer { request, reply: Box::new(reply) });
+                lock(&self.shared).send(
+                    node,
+                    to,
+                    Message::ApiAnswer { request, reply: Box::new(reply) },
+                );
             }
-            (_, Err(error)) => lock(&self.shared).violate(format!("an answer cannot be encoded: {error}")),
+            (_, Err(error)) => {
+                lock(&self.shared).violate(format!("an answer cannot be encoded: {error}"))
+            }
         }
     }
 
@@ -679,7 +746,8 @@ impl World {
         match &message {
             Message::Beat(frame) => {
                 let beat = wire::decode::<LeaderBeat>(frame).ok();
-                let sign = beat.map(|beat| Sign { deployment: Some(beat.deployment), epoch: beat.epoch });
+                let sign =
+                    beat.map(|beat| Sign { deployment: Some(beat.deployment), epoch: beat.epoch });
                 if matches!(self.coordinators[at].role, Some(Role::StandsBy)) {
                     self.elect(at, election::Input::Beat(sign));
                 }
@@ -689,7 +757,8 @@ impl World {
             Message::Leads { request, epoch } => {
                 if self.coordinators[at].question == Some(*request) {
                     self.coordinators[at].question = None;
-                    let answer = if *epoch == Epoch(0) { Answer::Nobody } else { Answer::Leads(*epoch) };
+                    let answer =
+                        if *epoch == Epoch(0) { Answer::Nobody } else { Answer::Leads(*epoch) };
                     self.elect(at, election::Input::Asked(answer));
                 }
                 return;
@@ -706,18 +775,24 @@ impl World {
         }
         let unix_ms = 1_700_000_000_000 + now_ms;
         let input = match message {
-            Message::Heartbeat(frame) => wire::decode::<Heartbeat>(&frame).ok().map(|h| Input::Heartbeat(Box::new(h))),
-            Message::Register { from, request, frame } => wire::decode::<Register>(&frame).ok().and_then(|register| {
-                let to = self.admit(at, Asker::Worker(from, request))?;
-                Some(Input::Register { to, register: Box::new(register) })
-            }),
-            Message::Report { from, request, frame } => wire::decode(&frame).ok().and_then(|report| {
-                let to = self.admit(at, Asker::Worker(from, request))?;
-                let report: Box<Report> = Box::new(report);
-                self.note_race(&report);
-                self.reports.insert((node, to), report.clone());
-                Some(Input::Report { to, report })
-            }),
+            Message::Heartbeat(frame) => {
+                wire::decode::<Heartbeat>(&frame).ok().map(|h| Input::Heartbeat(Box::new(h)))
+            }
+            Message::Register { from, request, frame } => {
+                wire::decode::<Register>(&frame).ok().and_then(|register| {
+                    let to = self.admit(at, Asker::Worker(from, request))?;
+                    Some(Input::Register { to, register: Box::new(register) })
+                })
+            }
+            Message::Report { from, request, frame } => {
+                wire::decode(&frame).ok().and_then(|report| {
+                    let to = self.admit(at, Asker::Worker(from, request))?;
+                    let report: Box<Report> = Box::new(report);
+                    self.note_race(&report);
+                    self.reports.insert((node, to), report.clone());
+                    Some(Input::Report { to, report })
+                })
+            }
             Message::Answer { request, frame } => self.command_answered(at, request, Some(&frame)),
             Message::Submit { from, request, spec } => {
                 let to = self.admit(at, Asker::Client(from, request));
@@ -754,7 +829,8 @@ impl World {
             Outcome::Merged(_) => job.parts.get(&index).map(|part| part.attempt),
             _ => None,
         };
-        let other = committed.is_some_and(|other| other != attempt && other.generation == attempt.generation);
+        let other = committed
+            .is_some_and(|other| other != attempt && other.generation == attempt.generation);
         if other && core.speculated.contains(&(report.job.clone(), attempt.task.to_string())) {
             core.mark("speculation race");
         }
@@ -782,7 +858,8 @@ impl World {
                 Input::RunAnswered { worker, job, attempt, reply }
             }
             Command::Cancel(job, attempt) => {
-                let answered = frame.is_some_and(|frame| wire::decode::<CommandReply>(frame).is_ok());
+                let answered =
+                    frame.is_some_and(|frame| wire::decode::<CommandReply>(frame).is_ok());
                 Input::CancelAnswered { job, attempt, answered }
             }
             Command::Drain => return None,

@@ -1,4 +1,5 @@
-//! What all parts of a run share: time, the queue of events, the links between processes and services, and what must never happen.
+//! What all parts of a run share: time, the queue of events, the links between processes and
+//! services, and what must never happen.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -30,7 +31,8 @@ pub const MS: u64 = 1000;
 /// Microseconds in a second.
 pub const S: u64 = 1_000_000;
 
-/// So much longer a call to the store takes, at most, for who is cut off with a minority of the servers, in microseconds: the next leader has time to come.
+/// So much longer a call to the store takes, at most, for who is cut off with a minority of the
+/// servers, in microseconds: the next leader has time to come.
 const FAR_US_MAX: u64 = 4 * S;
 
 /// Something that happens at a time.
@@ -105,7 +107,8 @@ pub struct NodeInfo {
     rate_ppm: u64,
     /// Until when each [`Way`] is cut.
     pub cut_until_us: [u64; 4],
-    /// Until when it is cut off together with a minority of the servers, and the newest entry of the journal that these have.
+    /// Until when it is cut off together with a minority of the servers, and the newest entry of
+    /// the journal that these have.
     pub minority: (u64, u64),
     /// The newest term that it has led.
     pub leads: Option<muster_common::ids::Epoch>,
@@ -197,7 +200,8 @@ impl Core {
         }
     }
 
-    /// Asks the script what is to be done with what goes out, and with an attempt. What it does to processes comes next.
+    /// Asks the script what is to be done with what goes out, and with an attempt. What it does to
+    /// processes comes next.
     pub fn meets(&mut self, happens: Happens<'_>, caller: Node) -> (Option<Fate>, Harm) {
         let (mut fate, mut harm) = (None, Harm::default());
         for action in self.script.as_mut().map(|script| script.meets(happens)).unwrap_or_default() {
@@ -256,10 +260,15 @@ impl Core {
             Way::NatsOut | Way::NatsIn => self.server_away_until_us,
             Way::StoreOut | Way::StoreIn => self.store_away_until_us,
         };
-        self.now_us < away || self.nodes.get(node).is_some_and(|info| self.now_us < info.cut_until_us[way as usize])
+        self.now_us < away
+            || self
+                .nodes
+                .get(node)
+                .is_some_and(|info| self.now_us < info.cut_until_us[way as usize])
     }
 
-    /// A process is cut off for so long, with servers that answer reads as things stood, and take nothing.
+    /// A process is cut off for so long, with servers that answer reads as things stood, and take
+    /// nothing.
     pub fn cut_with_minority(&mut self, node: Node, until_us: u64) {
         for way in [Way::NatsIn, Way::NatsOut] {
             self.nodes[node].cut_until_us[way as usize] = until_us;
@@ -267,10 +276,15 @@ impl Core {
         self.nodes[node].minority = (until_us, self.ledger.last());
     }
 
-    /// A call goes out that changes OUTPUT, and its leader may be cut off with a minority just then. Gives how much longer calls to the store take from there.
+    /// A call goes out that changes OUTPUT, and its leader may be cut off with a minority just
+    /// then. Gives how much longer calls to the store take from there.
     pub fn isolates(&mut self, node: Node, changes_output: bool) -> u64 {
         let leads = self.nodes[node].leads == Some(self.ledger.newest());
-        if changes_output && leads && !self.is_in_minority(node) && self.isolation_dice.chance(self.weights.isolate) {
+        if changes_output
+            && leads
+            && !self.is_in_minority(node)
+            && self.isolation_dice.chance(self.weights.isolate)
+        {
             let for_us = self.isolation_dice.within(6 * S, 25 * S);
             self.node_line(node, &format!("is cut off with a minority for {} ms", for_us / MS));
             self.cut_with_minority(node, self.now_us + for_us);
@@ -440,8 +454,10 @@ impl<C, A> Ops<C, A> {
     /// Takes a call in.
     pub fn begin(&mut self, (node, life): (Node, u32), sent_us: u64, call: C) -> u64 {
         self.next += 1;
-        self.all
-            .insert(self.next, Op { node, life, sent_us, call: Some(call), answer: None, arrived: false, waker: None });
+        self.all.insert(
+            self.next,
+            Op { node, life, sent_us, call: Some(call), answer: None, arrived: false, waker: None },
+        );
         self.next
     }
 
@@ -474,7 +490,8 @@ impl<C, A> Ops<C, A> {
         match self.all.get_mut(&op) {
             Some(found) if found.arrived => {
                 let answer = found.answer.take();
-                // One that is still on its way to the service arrives there, whoever has given up on it.
+                // One that is still on its way to the service arrives there, whoever has given up
+                // on it.
                 if found.call.is_none() {
                     self.all.remove(&op);
                 }

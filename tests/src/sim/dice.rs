@@ -1,4 +1,5 @@
-//! Randomness: one root seed, split into a stream for each component, so that a draw more in one does not shift the others.
+//! Randomness: one root seed, split into a stream for each component, so that a draw more in one
+//! does not shift the others.
 
 /// SplitMix64.
 #[derive(Debug, Clone)]
@@ -13,7 +14,10 @@ impl Dice {
     }
 
     /// Any number.
-    #[expect(clippy::should_implement_trait, reason = "an endless stream of numbers needs no Option around each")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an endless stream of numbers needs no Option around each"
+    )]
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

@@ -1,4 +1,5 @@
-//! Runs futures by hand: the very code that carries out effects in the real program, polled when something that it waits for has come. No thread, no timer, no runtime.
+//! Runs futures by hand: the very code that carries out effects in the real program, polled when
+//! something that it waits for has come. No thread, no timer, no runtime.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -40,7 +41,8 @@ pub struct Executor {
 }
 
 impl Executor {
-    /// Takes a process's future, and gives its number; it is polled with the next [`Executor::run`].
+    /// Takes a process's future, and gives its number; it is polled with the next
+    /// [`Executor::run`].
     pub fn spawn(&mut self, node: Node, work: impl Future<Output = ()> + 'static) -> u64 {
         self.next += 1;
         let id = self.next;
@@ -60,7 +62,9 @@ impl Executor {
             for id in ready {
                 let Some(running) = self.running.get_mut(&id) else { continue };
                 let waker = running.waker.clone();
-                if let Poll::Ready(()) = running.work.as_mut().poll(&mut Context::from_waker(&waker)) {
+                if let Poll::Ready(()) =
+                    running.work.as_mut().poll(&mut Context::from_waker(&waker))
+                {
                     self.running.remove(&id);
                 }
             }
@@ -109,7 +113,8 @@ impl Flag {
             if inner.0 {
                 return Poll::Ready(());
             }
-            // A future that waits for two things at once is polled for either: once is enough to be told.
+            // A future that waits for two things at once is polled for either: once is enough to be
+            // told.
             if !inner.1.iter().any(|waker| waker.will_wake(context.waker())) {
                 inner.1.push(context.waker().clone());
             }

@@ -1,4 +1,5 @@
-//! What may go wrong in a run: how often, drawn from the seed. Whole classes are off in some seeds, so that rare combinations of the others get room.
+//! What may go wrong in a run: how often, drawn from the seed. Whole classes are off in some seeds,
+//! so that rare combinations of the others get room.
 
 use muster_common::planted::{self, Bug};
 
@@ -45,7 +46,8 @@ pub struct Weights {
     pub bad_memory: u32,
     /// A worker takes less of its split than it was given.
     pub torn_split: u32,
-    /// A leader is cut off with a minority of the servers while a call of its own changes OUTPUT, and the store is far from there.
+    /// A leader is cut off with a minority of the servers while a call of its own changes OUTPUT,
+    /// and the store is far from there.
     pub isolate: u32,
     /// Faults of processes and links in a run, as a number.
     pub events: u32,
@@ -113,7 +115,11 @@ impl Weights {
         let mut weights = Self::default();
         let level = dice.pick(&[1, 1, 3, 10]);
         let some = |dice: &mut Dice, share: u64, at_most: u32| {
-            if dice.below(100) < share { 1 + dice.below(u64::from(at_most) * level / 3 + 1) as u32 } else { 0 }
+            if dice.below(100) < share {
+                1 + dice.below(u64::from(at_most) * level / 3 + 1) as u32
+            } else {
+                0
+            }
         };
         if dice.below(3) > 0 {
             weights.lose = some(dice, 60, 30_000);
@@ -152,8 +158,10 @@ impl Weights {
             weights.events = 1 + dice.below(2 + 2 * level) as u32;
             weights.kinds = (dice.next() as u32 | dice.next() as u32) & 0xf_ffff;
         }
-        // A fault of one search alone: a partition at any moment meets a commit too seldom to show this bug. In all searches it would also show, in one seed of some thousands, what is known
-        // and harmless: an upload that a leader opens so late that the next one has cleaned up by then.
+        // A fault of one search alone: a partition at any moment meets a commit too seldom to show
+        // this bug. In all searches it would also show, in one seed of some thousands, what is
+        // known and harmless: an upload that a leader opens so late that the next one has cleaned
+        // up by then.
         if planted::is(Bug::FenceByReading) && dice.below(8) == 0 {
             weights.isolate = some(dice, 100, 300_000);
         }
@@ -167,8 +175,12 @@ impl Weights {
 
     /// The kinds of process and link faults that may come.
     pub fn kinds(&self) -> Vec<Kind> {
-        let chosen: Vec<Kind> =
-            KINDS.into_iter().enumerate().filter(|(at, _)| self.kinds >> at & 1 == 1).map(|(_, kind)| kind).collect();
+        let chosen: Vec<Kind> = KINDS
+            .into_iter()
+            .enumerate()
+            .filter(|(at, _)| self.kinds >> at & 1 == 1)
+            .map(|(_, kind)| kind)
+            .collect();
         if chosen.is_empty() { KINDS.to_vec() } else { chosen }
     }
 }

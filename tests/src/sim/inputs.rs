@@ -1,4 +1,5 @@
-//! Files that workers offer of their own: a leader's questions on their way, and a worker's answers.
+//! Files that workers offer of their own: a leader's questions on their way, and a worker's
+//! answers.
 
 use futures::channel::oneshot;
 
@@ -43,11 +44,16 @@ impl World {
         self.executor.spawn(node, async move {
             let ask = |offer: Offer, list: ListInputs| {
                 let (answer, answered) = oneshot::channel();
-                lock(&done).push_back((node, Done::Ask(Box::new(Question { offer, list, answer }))));
-                async move { answered.await.unwrap_or_else(|_| Err(Error::retry("nobody leads any more"))) }
+                lock(&done)
+                    .push_back((node, Done::Ask(Box::new(Question { offer, list, answer }))));
+                async move {
+                    answered.await.unwrap_or_else(|_| Err(Error::retry("nobody leads any more")))
+                }
             };
             let bound: (&dyn muster_common::clock::Clock, u64) = (&clock, bound_ms);
-            if let Some(input) = muster_coordinator::carry_out_listing(&stores, &fence, bound, effect, ask).await {
+            if let Some(input) =
+                muster_coordinator::carry_out_listing(&stores, &fence, bound, effect, ask).await
+            {
                 lock(&done).push_back((node, Done::Input(Box::new(input))));
             }
         });
@@ -66,10 +72,14 @@ impl World {
         let worker = &self.workers[at];
         let registered = worker.life.as_ref().and_then(|life| life.attempts.registered());
         if !worker.offers {
-            return ListReply::Refused { error: Error::invalid(format!("worker {} offers no input", worker.id)) };
+            return ListReply::Refused {
+                error: Error::invalid(format!("worker {} offers no input", worker.id)),
+            };
         }
         if registered.is_none_or(|epoch| list.epoch < epoch) {
-            return ListReply::Refused { error: Error::retry(format!("worker {} is not registered", worker.id)) };
+            return ListReply::Refused {
+                error: Error::retry(format!("worker {} is not registered", worker.id)),
+            };
         }
         let pattern = match Pattern::new(&list.pattern) {
             Ok(pattern) => pattern,
@@ -81,16 +91,21 @@ impl World {
             let relative = key.strip_prefix(folder.as_str())?.strip_prefix('/')?;
             Some((relative, key, object))
         });
-        let wanted = of_folder.filter(|(relative, ..)| pattern.matches(relative)).map(|(relative, key, object)| {
-            let head = match core.store.unreadable.get(key).filter(|unreadable| unreadable.always) {
-                Some(unreadable) => Err(unreadable.error(key)),
-                None => Ok(object.bytes.iter().copied().take(HEAD_BYTES).collect()),
-            };
-            let (bytes, version) = (object.bytes.len() as u64, object.version.clone());
-            LocalFile { path: format!("{OFFERED}/{relative}"), bytes, version, head }
-        });
-        let mut files: Vec<LocalFile> =
-            wanted.filter(|file| list.after.as_ref().is_none_or(|after| file.path > *after)).take(PAGE + 1).collect();
+        let wanted = of_folder.filter(|(relative, ..)| pattern.matches(relative)).map(
+            |(relative, key, object)| {
+                let head =
+                    match core.store.unreadable.get(key).filter(|unreadable| unreadable.always) {
+                        Some(unreadable) => Err(unreadable.error(key)),
+                        None => Ok(object.bytes.iter().copied().take(HEAD_BYTES).collect()),
+                    };
+                let (bytes, version) = (object.bytes.len() as u64, object.version.clone());
+                LocalFile { path: format!("{OFFERED}/{relative}"), bytes, version, head }
+            },
+        );
+        let mut files: Vec<LocalFile> = wanted
+            .filter(|file| list.after.as_ref().is_none_or(|after| file.path > *after))
+            .take(PAGE + 1)
+            .collect();
         let more = files.len() > PAGE;
         files.truncate(PAGE);
         let next = files.last().filter(|_| more).map(|file| file.path.clone());

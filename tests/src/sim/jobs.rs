@@ -56,7 +56,9 @@ fn draw_input(dice: &mut Dice, format: &Format) -> Vec<Vec<u8>> {
         let mut bytes = Vec::new();
         for _ in 0..dice.below(records / objects + 1) {
             match *format {
-                Format::Fixed { len } => bytes.extend((0..len).map(|_| b'a' + dice.below(letters) as u8)),
+                Format::Fixed { len } => {
+                    bytes.extend((0..len).map(|_| b'a' + dice.below(letters) as u8))
+                }
                 Format::Lines { terminator } => {
                     let length = dice.below(14);
                     bytes.extend((0..length).map(|_| b'a' + dice.below(letters) as u8));
@@ -137,11 +139,17 @@ pub fn draw_clients(core: &mut Core, seed: u64, workers: &[WorkerId]) -> Vec<Cli
         if let Format::Fixed { .. } = sort.format
             && dice.below(2) == 0
         {
-            sort.keys = vec![KeyDef::Range { offset: dice.below(2) as u32, len: dice.within(1, 2) as u32 }];
+            sort.keys =
+                vec![KeyDef::Range { offset: dice.below(2) as u32, len: dice.within(1, 2) as u32 }];
         }
         sort.unique = dice.below(3) == 0;
         let mut input = draw_input(&mut dice, &sort.format);
-        let lenient = dice.pick(&[BadRecords::Fail, BadRecords::Fail, BadRecords::Skip, BadRecords::Quarantine]);
+        let lenient = dice.pick(&[
+            BadRecords::Fail,
+            BadRecords::Fail,
+            BadRecords::Skip,
+            BadRecords::Quarantine,
+        ]);
         let torn = dice.within(1, 3) as usize;
         let replica = dice.below(4) == 0;
         let again = job > 0 && dice.below(4) == 0;
@@ -160,7 +168,9 @@ pub fn draw_clients(core: &mut Core, seed: u64, workers: &[WorkerId]) -> Vec<Cli
         let total: usize = input.iter().map(Vec::len).sum();
         let splits = dice.within(1, 6);
         let spec = JobSpec {
-            job: format!("j{job}").parse().unwrap_or_else(|_| unreachable!("a plain name is a job id")),
+            job: format!("j{job}")
+                .parse()
+                .unwrap_or_else(|_| unreachable!("a plain name is a job id")),
             inputs: Vec::new(),
             output,
             bucket: shared_bucket.then(|| url("scratch")),
@@ -197,8 +207,14 @@ pub fn draw_clients(core: &mut Core, seed: u64, workers: &[WorkerId]) -> Vec<Cli
     clients
 }
 
-/// What stands in OUTPUT before is what the job is going to make, as if it had been run before: its one part, byte for byte.
-fn place_result(core: &mut Core, spec: &JobSpec, input: &[Vec<u8>], before: &mut BTreeMap<String, Vec<u8>>) {
+/// What stands in OUTPUT before is what the job is going to make, as if it had been run before: its
+/// one part, byte for byte.
+fn place_result(
+    core: &mut Core,
+    spec: &JobSpec,
+    input: &[Vec<u8>],
+    before: &mut BTreeMap<String, Vec<u8>>,
+) {
     let Ok(result) = sort_reference(&spec.sort, input) else { return };
     let output = spec.output.parse::<BlobUrl>().map(|url| url.key().to_owned()).unwrap_or_default();
     let key = format!("{output}/{}", names::part_name(0, &spec.extension));
@@ -211,7 +227,10 @@ fn place_old(core: &mut Core, output: &str, before: &mut BTreeMap<String, Vec<u8
     let parts = ["part-00000.dat", "part-00099.dat"];
     let named: Vec<String> = parts.iter().map(|name| format!(r#"{{"name":"{name}"}}"#)).collect();
     let success = format!(r#"{{"job":"old","parts":[{}]}}"#, named.join(","));
-    let old = parts.map(|name| (name, format!("old {name}"))).into_iter().chain([(names::SUCCESS, success)]);
+    let old = parts
+        .map(|name| (name, format!("old {name}")))
+        .into_iter()
+        .chain([(names::SUCCESS, success)]);
     for (name, text) in old {
         let key = format!("{output}/{name}");
         core.store.place(&key, text.clone().into_bytes());
@@ -237,7 +256,8 @@ fn client(
         let name = format!("in{job}/{number}");
         let Some(owner) = owner else { return (name.clone(), url(&name)) };
         let path = format!("{OFFERED}/{name}");
-        let of_worker = BlobUrl::of_worker(owner, &path).map(|url| url.to_string()).unwrap_or_default();
+        let of_worker =
+            BlobUrl::of_worker(owner, &path).map(|url| url.to_string()).unwrap_or_default();
         (super::store::disk_key(owner, &path), of_worker)
     };
     let mut objects = Vec::new();
@@ -249,12 +269,19 @@ fn client(
         objects.push(InputObject { key, url, bytes, owner });
     }
     // As they are listed: by worker, then by path; a job names the files of workers first.
-    objects.sort_by_key(|object| (object.owner.is_none(), object.owner.as_ref().map(ToString::to_string)));
-    spec.inputs.extend(objects.iter().any(|object| object.owner.is_some()).then(|| format!("workers:/in{job}")));
-    spec.inputs.extend(objects.iter().any(|object| object.owner.is_none()).then(|| url(&format!("in{job}"))));
+    objects.sort_by_key(|object| {
+        (object.owner.is_none(), object.owner.as_ref().map(ToString::to_string))
+    });
+    spec.inputs.extend(
+        objects.iter().any(|object| object.owner.is_some()).then(|| format!("workers:/in{job}")),
+    );
+    spec.inputs.extend(
+        objects.iter().any(|object| object.owner.is_none()).then(|| url(&format!("in{job}"))),
+    );
     // Who offers files is asked once it has registered; before, nobody offers any.
     let late_us = if objects.iter().any(|object| object.owner.is_some()) { 3 * S } else { 0 };
-    let (submit_us, cancel_us) = (submit_us + late_us, cancel_us.map(|cancel_us| cancel_us + late_us));
+    let (submit_us, cancel_us) =
+        (submit_us + late_us, cancel_us.map(|cancel_us| cancel_us + late_us));
     core.oracle.expects(&spec, objects);
     Client { spec, before, submit_us, cancel_us, accepted: false, refused: None, request: 0 }
 }
@@ -297,16 +324,22 @@ fn script_client(core: &mut Core, number: usize, line: &JobLine) -> Client {
     let (records, keys) = (line.number("records", 24), line.number("keys", 10_000).max(1));
     let terminator = line.says("lines").then_some(b'\n');
     let record = |n: u64| {
-        let text = format!("{:0width$}", n.wrapping_mul(7919) % 10_000 % keys, width = len as usize);
+        let text =
+            format!("{:0width$}", n.wrapping_mul(7919) % 10_000 % keys, width = len as usize);
         text.into_bytes().into_iter().chain(terminator).collect::<Vec<u8>>()
     };
     let half = records.div_ceil(2);
     let torn = std::iter::repeat_n(b'!', line.number("torn", 0) as usize);
-    let input: Vec<Vec<u8>> =
-        vec![(0..half).flat_map(record).collect(), (half..records).flat_map(record).chain(torn).collect()];
+    let input: Vec<Vec<u8>> = vec![
+        (0..half).flat_map(record).collect(),
+        (half..records).flat_map(record).chain(torn).collect(),
+    ];
     let total: u64 = input.iter().map(|object| object.len() as u64).sum();
-    let format =
-        if line.says("lines") { Format::Lines { terminator: b'\n' } } else { Format::Fixed { len: len as u32 } };
+    let format = if line.says("lines") {
+        Format::Lines { terminator: b'\n' }
+    } else {
+        Format::Fixed { len: len as u32 }
+    };
     let mut sort = SortSpec::new(format);
     sort.unique = line.says("unique");
     if line.says("key") {
@@ -345,12 +378,15 @@ fn script_client(core: &mut Core, number: usize, line: &JobLine) -> Client {
     if line.text("overwrite") == Some("same") {
         place_result(core, &spec, &input, &mut before);
     }
-    let owner = |at: usize| format!("w{}", at + 1).parse::<WorkerId>().ok().filter(|_| line.says("owned"));
+    let owner =
+        |at: usize| format!("w{}", at + 1).parse::<WorkerId>().ok().filter(|_| line.says("owned"));
     let owners: Vec<Option<WorkerId>> = (0..input.len()).map(owner).collect();
     let times = (ms("submit").unwrap_or(0), ms("cancel"));
     let made = client(core, number, spec, (input, &owners), before, times);
     for (word, always) in [("unreadable", true), ("flaky", false)] {
-        let Some(at) = line.text(word).and_then(|text| text.parse::<usize>().ok()) else { continue };
+        let Some(at) = line.text(word).and_then(|text| text.parse::<usize>().ok()) else {
+            continue;
+        };
         if let Some(key) = core.oracle.keys_of(&made.spec.job).get(at).cloned() {
             core.store.unreadable.insert(key, Unreadable { kind: ErrorKind::Corrupt, always });
         }

@@ -1,6 +1,8 @@
-//! The simulated journal: a list with compare-and-set appends, whose answers get lost, and which is read by replicas that lag.
+//! The simulated journal: a list with compare-and-set appends, whose answers get lost, and which is
+//! read by replicas that lag.
 //!
-//! What stands in it is the truth that everything else is compared with: each entry is folded as it lands.
+//! What stands in it is the truth that everything else is compared with: each entry is folded as it
+//! lands.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -119,8 +121,10 @@ impl Core {
         let dice = &mut self.ledger.dice;
         let go_us = dice.within(200, 3 * MS);
         let (applied, lost, late) = (dice.chance(applied), dice.chance(lost), dice.chance(late));
-        let (full, fails, long_us) = (dice.chance(full), dice.chance(fails), dice.within(S, 12 * S));
-        let unknown = || Answer::Appended(Appended::Unknown { why: "the answer was lost".to_owned() });
+        let (full, fails, long_us) =
+            (dice.chance(full), dice.chance(fails), dice.within(S, 12 * S));
+        let unknown =
+            || Answer::Appended(Appended::Unknown { why: "the answer was lost".to_owned() });
         let cut = self.is_cut(node, Way::NatsOut);
         match append {
             true if fate == Some(Fate::LoseCall) || (fate.is_none() && (cut || lost)) => {
@@ -137,7 +141,8 @@ impl Core {
                 self.after(go_us, Event::LedgerApply(op));
             }
             true if fate.is_some() => {
-                let delay_us = if let Some(Fate::DelayUs(delay_us)) = fate { delay_us } else { go_us };
+                let delay_us =
+                    if let Some(Fate::DelayUs(delay_us)) = fate { delay_us } else { go_us };
                 self.after(delay_us, Event::LedgerApply(op));
             }
             true if late => {
@@ -176,7 +181,8 @@ impl Core {
         }
     }
 
-    /// As a minority of the servers answers, which has all up to this entry, and takes no part in what is decided since.
+    /// As a minority of the servers answers, which has all up to this entry, and takes no part in
+    /// what is decided since.
     fn minority_answer(&mut self, op: u64, newest: u64) -> Answer {
         let missing = self.ledger.last().saturating_sub(newest);
         let read = |first| self.ledger.read(first, missing);
@@ -204,7 +210,9 @@ impl Core {
 
     /// A call reaches the server.
     pub fn apply_ledger(&mut self, op: u64) {
-        let Some((call, node)) = self.ledger.ops.get_mut(op).and_then(|op| Some((op.call.take()?, op.node))) else {
+        let Some((call, node)) =
+            self.ledger.ops.get_mut(op).and_then(|op| Some((op.call.take()?, op.node)))
+        else {
             return;
         };
         let stale = self.weights.stale_read;
@@ -218,7 +226,11 @@ impl Core {
                 Answer::Appended(Appended::Applied { sequence: self.ledger.last() })
             }
             Call::Read { first } => {
-                let missing = if self.ledger.dice.chance(stale) { self.ledger.dice.within(1, STALE_MAX) } else { 0 };
+                let missing = if self.ledger.dice.chance(stale) {
+                    self.ledger.dice.within(1, STALE_MAX)
+                } else {
+                    0
+                };
                 let missing = if self.now_us < self.stale_until_us { STALE_MAX } else { missing };
                 if missing > 0 {
                     self.mark("stale read");
@@ -252,7 +264,9 @@ impl Core {
         {
             let error = || Error::retry("the journal does not answer");
             op.answer = op.answer.take().map(|answer| match answer {
-                Answer::Appended(_) => Answer::Appended(Appended::Unknown { why: "no answer".to_owned() }),
+                Answer::Appended(_) => {
+                    Answer::Appended(Appended::Unknown { why: "no answer".to_owned() })
+                }
                 Answer::Entries(_) => Answer::Entries(Err(error())),
                 Answer::Last(_) => Answer::Last(Err(error())),
                 Answer::Newest(_) => Answer::Newest(Err(error())),
@@ -266,18 +280,28 @@ impl Core {
     fn land(&mut self, node: Node, bytes: Bytes) {
         let entry = match record::decode(&bytes) {
             Ok(entry) => entry,
-            Err(error) => return self.violate(format!("an entry that cannot be read lands in the journal: {error}")),
+            Err(error) => {
+                return self.violate(format!(
+                    "an entry that cannot be read lands in the journal: {error}"
+                ));
+            }
         };
         self.ledger.entries.push(bytes);
         let sequence = self.ledger.last();
-        let what = format!("#{sequence} epoch {} {}", entry.epoch, super::checker::describe(&entry.record));
+        let what = format!(
+            "#{sequence} epoch {} {}",
+            entry.epoch,
+            super::checker::describe(&entry.record)
+        );
         self.node_line(node, &what);
         if !self.ledger.nonces.insert(entry.nonce) {
             self.violate(format!("an entry is written twice: {what}"));
         }
         if entry.epoch < self.ledger.newest {
             let newest = self.ledger.newest;
-            self.violate(format!("authority: an entry of an old epoch lands after epoch {newest} began: {what}"));
+            self.violate(format!(
+                "authority: an entry of an old epoch lands after epoch {newest} began: {what}"
+            ));
         }
         if entry.epoch > self.ledger.newest {
             (self.ledger.newest, self.ledger.newest_us) = (entry.epoch, self.now_us);
@@ -287,7 +311,9 @@ impl Core {
             record => {
                 self.check_record(node, record);
                 if let Err(why) = self.ledger.truth.apply(record) {
-                    self.violate(format!("states: a record contradicts the journal: {why} ({what})"));
+                    self.violate(format!(
+                        "states: a record contradicts the journal: {why} ({what})"
+                    ));
                 }
             }
         }
@@ -359,7 +385,9 @@ impl Ledger for LedgerPort {
     async fn append(&self, expected: u64, bytes: Bytes) -> Appended {
         match self.call(Call::Append { expected, bytes }).await {
             Some(Answer::Appended(appended)) => appended,
-            _ => Appended::Unknown { why: "the simulated journal gave another answer than was asked for".to_owned() },
+            _ => Appended::Unknown {
+                why: "the simulated journal gave another answer than was asked for".to_owned(),
+            },
         }
     }
 

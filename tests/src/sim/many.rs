@@ -38,7 +38,8 @@ impl Many {
         sound
     }
 
-    /// What broke, in few words: the seeds before all else, and how to see the first again at the end.
+    /// What broke, in few words: the seeds before all else, and how to see the first again at the
+    /// end.
     pub fn verdict(&self) -> String {
         let seeds: Vec<u64> = self.broken.iter().map(|(seed, _)| *seed).collect();
         let mut text = format!("seeds {seeds:?} of {} are broken:\n", self.seeds);

@@ -1,5 +1,6 @@
-//! The deterministic simulation: real machines, real journal writer, real kernel and real work with the stores, in one thread with one queue of events; everything that
-//! may fail, fails as a seed says. The same seed gives the same run.
+//! The deterministic simulation: real machines, real journal writer, real kernel and real work with
+//! the stores, in one thread with one queue of events; everything that may fail, fails as a seed
+//! says. The same seed gives the same run.
 //!
 //! ```text
 //! world (queue, faults, heal) ──▶ coordinator / worker (the program's machines) ──▶ bus, ledger, store (simulated, with faults)
@@ -7,7 +8,10 @@
 //!         └── checker ◀── every entry, call, answer and step                             └─ futures polled by exec
 //! ```
 
-#![expect(clippy::cast_possible_truncation, reason = "numbers here are small by the way they are drawn")]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "numbers here are small by the way they are drawn"
+)]
 
 pub mod bus;
 pub mod checker;

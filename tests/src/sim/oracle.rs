@@ -1,5 +1,6 @@
-//! What a job must come to, worked out from its input alone, beside everything that the program knows: what is read, what is left out, what each list of runs holds,
-//! and from which of them each part was merged.
+//! What a job must come to, worked out from its input alone, beside everything that the program
+//! knows: what is read, what is left out, what each list of runs holds, and from which of them each
+//! part was merged.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -73,7 +74,8 @@ pub struct Known {
 #[derive(Debug, Default)]
 pub struct Oracle {
     jobs: BTreeMap<JobId, Known>,
-    /// An owner of a job's input dies so long after the job is accepted, for so long, in microseconds.
+    /// An owner of a job's input dies so long after the job is accepted, for so long, in
+    /// microseconds.
     pub loses_owner: Option<(u64, u64)>,
     /// The input of runs that are lost while merging cannot be read any more, mostly.
     pub spoils_repairs: bool,
@@ -126,7 +128,10 @@ impl Oracle {
 
     /// Whether this worker alone can read something.
     pub fn owns(&self, worker: &WorkerId) -> bool {
-        self.jobs.values().flat_map(|known| &known.objects).any(|object| object.owner.as_ref() == Some(worker))
+        self.jobs
+            .values()
+            .flat_map(|known| &known.objects)
+            .any(|object| object.owner.as_ref() == Some(worker))
     }
 
     /// Who alone can do a sample or sort task, by the plan that was journalled.
@@ -139,8 +144,16 @@ impl Oracle {
 
     /// Everybody who alone can read some of a job's input.
     pub fn owners_of(&self, job: &JobId) -> BTreeSet<String> {
-        let objects = self.jobs.get(job).and_then(|known| known.plan.as_ref()).map(|plan| plan.objects.as_slice());
-        objects.unwrap_or_default().iter().filter_map(|object| object.owner().map(str::to_owned)).collect()
+        let objects = self
+            .jobs
+            .get(job)
+            .and_then(|known| known.plan.as_ref())
+            .map(|plan| plan.objects.as_slice());
+        objects
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|object| object.owner().map(str::to_owned))
+            .collect()
     }
 }
 
@@ -171,7 +184,8 @@ impl Known {
     }
 
     fn expected(&self) -> Expected {
-        let (mut input, mut malformed, mut places) = (Sums::default(), Sums::default(), BTreeSet::new());
+        let (mut input, mut malformed, mut places) =
+            (Sums::default(), Sums::default(), BTreeSet::new());
         let mut whole = Vec::new();
         for (_, object) in self.pinned().filter(|(at, _)| !self.left_out.contains(at)) {
             let (records, torn) = object.bytes.split_at(self.whole_bytes(object));
@@ -194,35 +208,52 @@ impl Known {
         let expected = self.expected();
         if output != expected.output {
             let (found, wanted) = (output.len(), expected.output.len());
-            return Err(format!("its output is not that of the reference ({found} bytes, {wanted} expected)"));
+            return Err(format!(
+                "its output is not that of the reference ({found} bytes, {wanted} expected)"
+            ));
         }
-        let left_out: BTreeSet<&str> =
-            self.pinned().filter(|(at, _)| self.left_out.contains(at)).map(|(_, object)| object.url.as_str()).collect();
-        let named: BTreeSet<&str> = manifest.skipped_objects.iter().map(|skipped| skipped.object.as_str()).collect();
+        let left_out: BTreeSet<&str> = self
+            .pinned()
+            .filter(|(at, _)| self.left_out.contains(at))
+            .map(|(_, object)| object.url.as_str())
+            .collect();
+        let named: BTreeSet<&str> =
+            manifest.skipped_objects.iter().map(|skipped| skipped.object.as_str()).collect();
         if named != left_out {
             return Err(format!("its manifest names {named:?} as left out, and {left_out:?} are"));
         }
         let said = (manifest.input, manifest.skipped, manifest.sums);
         if said != (expected.input, expected.malformed, expected.kept) {
             let Expected { input, malformed, kept, .. } = expected;
-            return Err(format!("the sums of its manifest are {said:?}, not {:?}", (input, malformed, kept)));
+            return Err(format!(
+                "the sums of its manifest are {said:?}, not {:?}",
+                (input, malformed, kept)
+            ));
         }
         if manifest.sums.plus(&manifest.dropped).plus(&manifest.skipped) != manifest.input {
             return Err("the sums of its manifest do not close".to_owned());
         }
-        let places: Vec<_> =
-            manifest.bad_records.iter().map(|bad| (bad.object.clone(), bad.offset, bad.bytes)).collect();
+        let places: Vec<_> = manifest
+            .bad_records
+            .iter()
+            .map(|bad| (bad.object.clone(), bad.offset, bad.bytes))
+            .collect();
         if places.iter().collect::<BTreeSet<_>>().len() != places.len() {
             return Err(format!("its manifest names a malformed record twice: {places:?}"));
         }
         if let Some(place) = places.iter().find(|place| !expected.places.contains(place)) {
-            return Err(format!("its manifest names a malformed record {place:?}, which there is not"));
+            return Err(format!(
+                "its manifest names a malformed record {place:?}, which there is not"
+            ));
         }
         let named = expected.places.len().min(PLACES_KEPT);
         if places.len() == named {
             Ok(())
         } else {
-            Err(format!("its manifest names {} malformed records, not the first {named}", places.len()))
+            Err(format!(
+                "its manifest names {} malformed records, not the first {named}",
+                places.len()
+            ))
         }
     }
 
@@ -252,15 +283,18 @@ fn sums_of(format: &Format, stored: &[u8]) -> Sums {
 }
 
 impl Core {
-    /// A job is journalled: its plan stands, and pins the input as it is listed. Of workers that offer files all are there, or none.
+    /// A job is journalled: its plan stands, and pins the input as it is listed. Of workers that
+    /// offer files all are there, or none.
     pub(super) fn check_submitted(&mut self, submitted: &JobSubmitted) {
-        let stored = self.store.objects.get(&key_of(&submitted.plan.url)).map(|object| object.bytes.clone());
+        let stored =
+            self.store.objects.get(&key_of(&submitted.plan.url)).map(|object| object.bytes.clone());
         let plan = stored.and_then(|bytes| Plan::from_bytes(&bytes).ok());
         let Some(known) = self.oracle.jobs.get_mut(&submitted.job) else { return };
         let Some(plan) = plan else {
             return self.violate(format!("data: the plan of job {} does not stand", submitted.job));
         };
-        let pinned: Vec<(&str, u64)> = plan.objects.iter().map(|object| (object.url.as_str(), object.bytes)).collect();
+        let pinned: Vec<(&str, u64)> =
+            plan.objects.iter().map(|object| (object.url.as_str(), object.bytes)).collect();
         let listed = |object: &&InputObject| match &object.owner {
             None => true,
             Some(owner) => plan.objects.iter().any(|object| object.owner() == Some(owner.as_str())),
@@ -272,7 +306,8 @@ impl Core {
             .map(|object| (object.url.as_str(), object.bytes.len() as u64))
             .collect();
         if pinned != expected {
-            let what = format!("data: job {} is to sort {pinned:?}, not {expected:?}", submitted.job);
+            let what =
+                format!("data: job {} is to sort {pinned:?}, not {expected:?}", submitted.job);
             return self.violate(what);
         }
         let owned = plan.objects.iter().any(|object| object.owner().is_some());
@@ -292,17 +327,25 @@ impl Core {
         let Some(known) = self.oracle.jobs.get_mut(job) else { return };
         known.left_out.insert(object);
         let allowed = known.spec.bad_inputs == BadInputs::Skip;
-        let pinned = known.plan.as_ref().and_then(|plan| plan.objects.get(object as usize)).cloned();
-        let Some((pinned, input)) = pinned.and_then(|pinned| Some((pinned.clone(), known.object(&pinned.url)?))) else {
-            return self.violate(format!("data: job {job} leaves out object {object}, which it does not have"));
+        let pinned =
+            known.plan.as_ref().and_then(|plan| plan.objects.get(object as usize)).cloned();
+        let Some((pinned, input)) =
+            pinned.and_then(|pinned| Some((pinned.clone(), known.object(&pinned.url)?)))
+        else {
+            return self.violate(format!(
+                "data: job {job} leaves out object {object}, which it does not have"
+            ));
         };
         let torn = known.whole_bytes(input) < input.bytes.len();
         let key = input.key.clone();
-        let changed = self.store.objects.get(&key).is_none_or(|found| found.version != pinned.version);
+        let changed =
+            self.store.objects.get(&key).is_none_or(|found| found.version != pinned.version);
         if torn {
             self.mark("malformed records of what is left out");
         }
-        if !allowed || !(self.store.unreadable.contains_key(&key) || changed || self.drawn.short_read > 0) {
+        if !allowed
+            || !(self.store.unreadable.contains_key(&key) || changed || self.drawn.short_read > 0)
+        {
             self.violate(format!("data: job {job} leaves out {}, which can be read", pinned.url));
         }
     }
@@ -333,7 +376,8 @@ impl Core {
         }
     }
 
-    /// A list of runs is pinned: one committed run of each split, which together hold the input; each partition what it held in every list before.
+    /// A list of runs is pinned: one committed run of each split, which together hold the input;
+    /// each partition what it held in every list before.
     pub(super) fn check_list(&mut self, job: &JobId, runs: &BlobRef) {
         let stored = self.store.objects.get(&key_of(&runs.url)).map(|object| object.bytes.clone());
         let decoded = stored.and_then(|bytes| PinnedRuns::from_bytes(&bytes).ok());
@@ -348,17 +392,27 @@ impl Core {
         let each = decoded.runs.len() == splits && listed.keys().copied().eq(0..splits as u32);
         let committed: Vec<&Committed> = listed
             .values()
-            .filter_map(|run| known.runs.get(&run.attempt).filter(|committed| committed.pinned == *run))
+            .filter_map(|run| {
+                known.runs.get(&run.attempt).filter(|committed| committed.pinned == *run)
+            })
             .collect();
         let wrong = if !each || committed.len() != splits {
-            Some(format!("data: the list of runs {} is not one committed run of each split", runs.url))
+            Some(format!(
+                "data: the list of runs {} is not one committed run of each split",
+                runs.url
+            ))
         } else {
             let sum = |of: fn(&Committed) -> &Sums| {
                 committed.iter().fold(Sums::default(), |sums, committed| sums.plus(of(committed)))
             };
-            let (read, out, input) = (sum(|run| &run.input), sum(|run| &run.out), known.expected().input);
-            (read != input || out != input)
-                .then(|| format!("data: the list of runs {} reads {read} and holds {out} of {input}", runs.url))
+            let (read, out, input) =
+                (sum(|run| &run.input), sum(|run| &run.out), known.expected().input);
+            (read != input || out != input).then(|| {
+                format!(
+                    "data: the list of runs {} reads {read} and holds {out} of {input}",
+                    runs.url
+                )
+            })
         };
         let partitions = known.partitions_of(&listed);
         let before = known.lists.values().find_map(|list| list.partitions.clone());
@@ -369,7 +423,10 @@ impl Core {
             self.violate(wrong);
         }
         if uneven {
-            self.violate(format!("P3: partitions of the list {} hold what they did not hold before", runs.url));
+            self.violate(format!(
+                "P3: partitions of the list {} hold what they did not hold before",
+                runs.url
+            ));
         }
         if again {
             self.mark("pinned again");
@@ -377,7 +434,13 @@ impl Core {
     }
 
     /// A merge has read its list: it must be one that was pinned, as it was pinned.
-    pub(super) fn check_merge_begins(&mut self, job: &JobId, attempt: &AttemptId, list: &BlobRef, read: &PinnedRuns) {
+    pub(super) fn check_merge_begins(
+        &mut self,
+        job: &JobId,
+        attempt: &AttemptId,
+        list: &BlobRef,
+        read: &PinnedRuns,
+    ) {
         let Some(known) = self.oracle.jobs.get_mut(job) else { return };
         let same = known.lists.get(&list.url).is_some_and(|list| {
             list.runs.len() == read.runs.len()
@@ -385,18 +448,29 @@ impl Core {
         });
         known.merges.insert(*attempt, list.url.clone());
         if !same {
-            self.violate(format!("data: {attempt} of {job} merges a list that was not pinned: {}", list.url));
+            self.violate(format!(
+                "data: {attempt} of {job} merges a list that was not pinned: {}",
+                list.url
+            ));
         }
     }
 
-    /// A merge reads from a run: it must be the one that its list pins for the split, or that one's replica.
-    pub(super) fn check_run_read(&mut self, job: &JobId, attempt: &AttemptId, split: u32, url: &str) {
+    /// A merge reads from a run: it must be the one that its list pins for the split, or that one's
+    /// replica.
+    pub(super) fn check_run_read(
+        &mut self,
+        job: &JobId,
+        attempt: &AttemptId,
+        split: u32,
+        url: &str,
+    ) {
         let Some(known) = self.oracle.jobs.get(job) else { return };
         let list = known.merges.get(attempt).and_then(|list| known.lists.get(list));
         let run = list.and_then(|list| list.runs.get(&split));
         if run.is_none_or(|run| run.url != url && run.replica.as_deref() != Some(url)) {
             self.violate(format!(
-                "data: {attempt} of {job} reads {url}, which its list does not pin for split {split}"
+                "data: {attempt} of {job} reads {url}, which its list does not pin for split \
+                    {split}"
             ));
         }
     }
@@ -416,9 +490,14 @@ impl Core {
         let found = part.kept.plus(&part.dropped);
         known.parts.insert(part.partition, part.attempt);
         match held {
-            None => self.violate(format!("data: {} of {} was merged from no list", part.attempt, part.job)),
+            None => self.violate(format!(
+                "data: {} of {} was merged from no \
+                list",
+                part.attempt, part.job
+            )),
             Some(Some(held)) if held != found => self.violate(format!(
-                "data: {} of {} holds and drops {found}, but the runs of its list have {held} for it",
+                "data: {} of {} holds and drops {found}, but the runs of its list have {held} for \
+                    it",
                 part.attempt, part.job
             )),
             _ if older => self.mark("part of an older list"),
@@ -426,31 +505,50 @@ impl Core {
         }
     }
 
-    /// The commit is decided: every part that is going to be published was seen when it was committed.
+    /// The commit is decided: every part that is going to be published was seen when it was
+    /// committed.
     pub(super) fn check_decided(&mut self, job: &JobId) {
-        let (Some(known), Some(durable)) = (self.oracle.jobs.get(job), self.ledger.truth.jobs.get(job)) else { return };
+        let (Some(known), Some(durable)) =
+            (self.oracle.jobs.get(job), self.ledger.truth.jobs.get(job))
+        else {
+            return;
+        };
         let parts = durable.parts.iter().map(|(at, part)| (*at, part.attempt));
         let whole = durable.parts.keys().copied().eq(0..durable.partitions());
         if !whole || !parts.eq(known.parts.iter().map(|(at, attempt)| (*at, *attempt))) {
-            self.violate(format!("data: job {job} publishes parts that were not merged from a pinned list"));
+            self.violate(format!(
+                "data: job {job} publishes parts that were not merged from a pinned list"
+            ));
         }
     }
 
     /// A run was lost while merging: what it was made of may not be there any more either.
     pub(super) fn spoil_repair(&mut self, job: &JobId, split: u32) {
-        let Some(known) = self.oracle.jobs.get(job).filter(|known| known.spec.bad_inputs == BadInputs::Skip) else {
+        let Some(known) =
+            self.oracle.jobs.get(job).filter(|known| known.spec.bad_inputs == BadInputs::Skip)
+        else {
             return;
         };
         let pieces = known.plan.as_ref().and_then(|plan| plan.splits.get(split as usize));
-        let object = pieces.and_then(|pieces| pieces.iter().find(|piece| !known.left_out.contains(&piece.object)));
+        let object = pieces
+            .and_then(|pieces| pieces.iter().find(|piece| !known.left_out.contains(&piece.object)));
         let input = object.and_then(|piece| known.pinned().find(|(at, _)| *at == piece.object));
-        if let Some(key) = input.map(|(_, input)| input.key.clone()).filter(|_| self.oracle.spoils_repairs) {
-            self.store.unreadable.insert(key, Unreadable { kind: ErrorKind::Invalid, always: true });
+        if let Some(key) =
+            input.map(|(_, input)| input.key.clone()).filter(|_| self.oracle.spoils_repairs)
+        {
+            self.store
+                .unreadable
+                .insert(key, Unreadable { kind: ErrorKind::Invalid, always: true });
         }
     }
 
     /// What a job's output must be.
-    pub(super) fn check_expected(&self, job: &JobId, manifest: &Manifest, output: &[u8]) -> Result<(), String> {
+    pub(super) fn check_expected(
+        &self,
+        job: &JobId,
+        manifest: &Manifest,
+        output: &[u8],
+    ) -> Result<(), String> {
         let known = self.oracle.jobs.get(job).ok_or("nobody has asked for it")?;
         known.check(manifest, output)
     }

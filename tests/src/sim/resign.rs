@@ -1,4 +1,5 @@
-//! A leader that is told to end (SIGTERM): it takes no more in, lets what is on its way into the journal arrive, says that it resigns, and is gone.
+//! A leader that is told to end (SIGTERM): it takes no more in, lets what is on its way into the
+//! journal arrive, says that it resigns, and is gone.
 
 use muster_common::wire::{self, LeaderBeat};
 use muster_coordinator::election::{self, Cause, Sign};
@@ -25,7 +26,10 @@ pub struct Leaving {
 impl World {
     /// A coordinator is told to end. One that does not lead has nothing to say.
     pub(super) fn resign(&mut self, node: Node, restart_us: u64) {
-        let Some(at) = self.coordinators.iter().position(|coordinator| coordinator.node == node) else { return };
+        let Some(at) = self.coordinators.iter().position(|coordinator| coordinator.node == node)
+        else {
+            return;
+        };
         let leader = match self.coordinators[at].role.take() {
             Some(Role::Leads(leader)) => *leader,
             role => {
@@ -38,7 +42,11 @@ impl World {
         drop(orders);
         self.requests += 1;
         let request = self.requests;
-        let beat = LeaderBeat { deployment: machine.deployment().clone(), epoch: machine.epoch(), sequence: beats };
+        let beat = LeaderBeat {
+            deployment: machine.deployment().clone(),
+            epoch: machine.epoch(),
+            sequence: beats,
+        };
         self.coordinators[at].role =
             Some(Role::Resigns(Box::new(Leaving { beat, restart_us, request, _written: written })));
         let core = &mut *lock(&self.shared);

@@ -1,4 +1,5 @@
-//! Kept scripts: one situation each, said in words that do not depend on how seeds become decisions. `scripts/*.txt` hold them; a new file there is a new script.
+//! Kept scripts: one situation each, said in words that do not depend on how seeds become
+//! decisions. `scripts/*.txt` hold them; a new file there is a new script.
 //!
 //! ```text
 //! # What it shows.
@@ -14,14 +15,18 @@
 //! expect mark NAME
 //! ```
 //!
-//! `key=N` sorts by the first N bytes; `overwrite=same` lets what the job makes stand there already (with `partitions=1`).
-//! Triggers: `at MS`; `on record KIND` (it lands); `on append KIND` and `on call VERB TEXT` (it goes out; TEXT is part of the key); `on begin PHASE` (a worker begins an attempt); `on register` (it asks
-//! to be let in).
-//! `#N` means the N-th time, `#N-M` those between, `#all` every time; without it the first.
-//! Actions on what goes out: `lose call`, `lose answer`, `delay MS`, `refuse`, `flip` (a call of the store, once). On an attempt: `exhaust`, `bad memory`, `torn split`. On a process, which is `c1`, `w1`, `caller` (whose
-//! call or attempt it is) or `leader`: `kill P MS`, `pause P MS`, `stop P`, `slow P`, `usurp P`, `resign P MS`, `drain P`, `cut P nats | nats-in | nats-out | store | store-answers MS`,
-//! `isolate P MS` (cut off together with a minority of the servers, which answer reads as things stood). And `stale reads MS`,
-//! `forbid TEXT` (objects whose key holds it cannot be read any more), `lose run TEXT` (the store loses runs whose key holds it), `cancel jN` (the N-th job, from 0).
+//! `key=N` sorts by the first N bytes; `overwrite=same` lets what the job makes stand there already
+//! (with `partitions=1`). Triggers: `at MS`; `on record KIND` (it lands); `on append KIND` and `on
+//! call VERB TEXT` (it goes out; TEXT is part of the key); `on begin PHASE` (a worker begins an
+//! attempt); `on register` (it asks to be let in). `#N` means the N-th time, `#N-M` those between,
+//! `#all` every time; without it the first. Actions on what goes out: `lose call`, `lose answer`,
+//! `delay MS`, `refuse`, `flip` (a call of the store, once). On an attempt: `exhaust`, `bad
+//! memory`, `torn split`. On a process, which is `c1`, `w1`, `caller` (whose call or attempt it is)
+//! or `leader`: `kill P MS`, `pause P MS`, `stop P`, `slow P`, `usurp P`, `resign P MS`, `drain P`,
+//! `cut P nats | nats-in | nats-out | store | store-answers MS`, `isolate P MS` (cut off together
+//! with a minority of the servers, which answer reads as things stood). And `stale reads MS`,
+//! `forbid TEXT` (objects whose key holds it cannot be read any more), `lose run TEXT` (the store
+//! loses runs whose key holds it), `cancel jN` (the N-th job, from 0).
 
 use std::collections::BTreeMap;
 
@@ -189,8 +194,11 @@ pub enum Happens<'a> {
 impl Trigger {
     fn is_met(&self, happens: Happens<'_>) -> bool {
         match (self, happens) {
-            (Trigger::Record(kind), Happens::Record(is)) | (Trigger::Append(kind), Happens::Append(is)) => kind == is,
-            (Trigger::Call(verb, text), Happens::Call(is, key)) => verb == is && key.contains(text.as_str()),
+            (Trigger::Record(kind), Happens::Record(is))
+            | (Trigger::Append(kind), Happens::Append(is)) => kind == is,
+            (Trigger::Call(verb, text), Happens::Call(is, key)) => {
+                verb == is && key.contains(text.as_str())
+            }
             (Trigger::Begin(phase), Happens::Begin(is)) => phase == is,
             (Trigger::Register, Happens::Register) => true,
             _ => false,
@@ -214,10 +222,12 @@ impl Script {
     /// What is to be done at a time, in microseconds.
     pub fn timed(&self) -> Vec<(u64, Act)> {
         let acts = self.rules.iter().filter_map(|rule| match rule.trigger {
-            Trigger::At(at_us) => Some(rule.actions.iter().filter_map(move |action| match action {
-                Action::Act(act) => Some((at_us, act.clone())),
-                _ => None,
-            })),
+            Trigger::At(at_us) => {
+                Some(rule.actions.iter().filter_map(move |action| match action {
+                    Action::Act(act) => Some((at_us, act.clone())),
+                    _ => None,
+                }))
+            }
             _ => None,
         });
         acts.flatten().collect()
@@ -228,12 +238,15 @@ impl Script {
     /// # Errors
     /// The line that cannot be read, and why.
     pub fn parse(name: &str, text: &str) -> Result<Self, String> {
-        let mut script = Self { name: name.to_owned(), coordinators: 1, workers: 1, ..Self::default() };
+        let mut script =
+            Self { name: name.to_owned(), coordinators: 1, workers: 1, ..Self::default() };
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
             script.take_line(line).map_err(|why| format!("{name}: '{line}': {why}"))?;
         }
         if script.about.is_empty() || script.jobs.is_empty() || script.ends.is_empty() {
-            return Err(format!("{name}: it must say what it shows, have a job, and expect something of it"));
+            return Err(format!(
+                "{name}: it must say what it shows, have a job, and expect something of it"
+            ));
         }
         Ok(script)
     }
@@ -294,7 +307,8 @@ fn job_line(text: &str) -> Result<JobLine, String> {
         "flaky",
     ];
     let mut words = text.split(' ');
-    let mut line = JobLine { id: words.next().unwrap_or_default().to_owned(), ..JobLine::default() };
+    let mut line =
+        JobLine { id: words.next().unwrap_or_default().to_owned(), ..JobLine::default() };
     for word in words {
         let (word, value) = word.split_once('=').unwrap_or((word, ""));
         if !WORDS.contains(&word) {

@@ -1,4 +1,5 @@
-//! The simulated object store: objects and multipart uploads, calls that take a while, are refused, lose their answers or arrive late, and bytes that rot.
+//! The simulated object store: objects and multipart uploads, calls that take a while, are refused,
+//! lose their answers or arrive late, and bytes that rot.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -66,7 +67,10 @@ pub struct Unreadable {
 impl Unreadable {
     /// What a reader is told.
     pub fn error(self, key: &str) -> Error {
-        let text = super::jobs::UNREADABLE.iter().find(|(kind, _)| *kind == self.kind).map_or("", |(_, text)| text);
+        let text = super::jobs::UNREADABLE
+            .iter()
+            .find(|(kind, _)| *kind == self.kind)
+            .map_or("", |(_, text)| text);
         Error::new(self.kind, format!("{key}: {text}"))
     }
 }
@@ -128,7 +132,8 @@ pub struct SimStore {
     /// Open uploads by id.
     pub uploads: BTreeMap<String, Upload>,
     counter: u64,
-    /// Whether the tag of an uploaded object follows from those of its parts, as with AWS, or from its bytes alone, as with others.
+    /// Whether the tag of an uploaded object follows from those of its parts, as with AWS, or from
+    /// its bytes alone, as with others.
     tags_of_parts: bool,
     /// Keys and upload ids that are not this deployment's to remove.
     pub foreign: BTreeSet<String>,
@@ -140,7 +145,8 @@ pub struct SimStore {
     pub tried: BTreeSet<String>,
     /// Calls of workers to their own disks.
     local: BTreeSet<u64>,
-    /// What stood in an OUTPUT and was changed by name, by a call that came after its caller had given up: a limit that `ARCHITECTURE.md` names.
+    /// What stood in an OUTPUT and was changed by name, by a call that came after its caller had
+    /// given up: a limit that `ARCHITECTURE.md` names.
     pub changed_late: BTreeSet<String>,
     /// Manifests that were written so late: each may stand beside parts of another job.
     pub written_late: BTreeSet<String>,
@@ -186,7 +192,10 @@ impl Call {
 
     /// Whether others may see what it does.
     fn changes(&self) -> bool {
-        matches!(self, Call::Put { .. } | Call::Complete { .. } | Call::Abort { .. } | Call::Delete { .. })
+        matches!(
+            self,
+            Call::Put { .. } | Call::Complete { .. } | Call::Abort { .. } | Call::Delete { .. }
+        )
     }
 
     fn key(&self) -> &str {
@@ -236,13 +245,16 @@ impl SimStore {
         self.counter += 1;
         let id = format!("upload-{}", self.counter);
         let made = Made { by: None, at_us: 0, known: true };
-        self.uploads.insert(id.clone(), Upload { key: key.to_owned(), parts: BTreeMap::new(), made });
+        self.uploads
+            .insert(id.clone(), Upload { key: key.to_owned(), parts: BTreeMap::new(), made });
         id
     }
 
     /// Whether something is on its way that may make something.
     pub fn is_changing(&self) -> bool {
-        let makes = |call: &Call| matches!(call, Call::Open { .. } | Call::Put { .. } | Call::Complete { .. });
+        let makes = |call: &Call| {
+            matches!(call, Call::Open { .. } | Call::Put { .. } | Call::Complete { .. })
+        };
         self.ops.under_way().any(makes)
     }
 
@@ -271,7 +283,11 @@ impl SimStore {
             )));
         }
         let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
-        Ok(if range.is_empty() { Bytes::new() } else { object.bytes.slice(at(range.start)..at(range.end)) })
+        Ok(if range.is_empty() {
+            Bytes::new()
+        } else {
+            object.bytes.slice(at(range.start)..at(range.end))
+        })
     }
 
     fn put(&mut self, key: String, bytes: Bytes, made: Made) {
@@ -279,9 +295,17 @@ impl SimStore {
         self.objects.insert(key, Object { bytes, version, made });
     }
 
-    fn complete(&mut self, key: &str, upload: &str, tags: usize, bytes: u64, made: Made) -> Result<Completed> {
+    fn complete(
+        &mut self,
+        key: &str,
+        upload: &str,
+        tags: usize,
+        bytes: u64,
+        made: Made,
+    ) -> Result<Completed> {
         let Some(open) = self.uploads.get(upload) else {
-            let stands = self.objects.get(key).is_some_and(|object| object.bytes.len() as u64 == bytes);
+            let stands =
+                self.objects.get(key).is_some_and(|object| object.bytes.len() as u64 == bytes);
             return if stands { Ok(Completed::Unsure) } else { Err(not_found(upload)) };
         };
         let numbered = (0..u32::try_from(tags).unwrap_or(u32::MAX)).eq(open.parts.keys().copied());
@@ -290,7 +314,10 @@ impl SimStore {
         }
         let whole = open.whole();
         if whole.len() as u64 != bytes {
-            return Err(Error::corrupt(format!("the upload of {key} has {} bytes, not {bytes}", whole.len())));
+            return Err(Error::corrupt(format!(
+                "the upload of {key} has {} bytes, not {bytes}",
+                whole.len()
+            )));
         }
         let of_parts: Vec<String> = open.parts.values().map(|part| etag::of_bytes(part)).collect();
         let version = etag::of_parts(&of_parts).filter(|_| self.tags_of_parts);
@@ -303,7 +330,12 @@ impl SimStore {
 
 fn meta(key: &str, object: &Object) -> BlobMeta {
     let (bytes, version) = (object.bytes.len() as u64, object.version.clone());
-    BlobMeta { key: key.to_owned(), bytes, version, modified_unix_ms: 1_700_000_000_000 + object.made.at_us / 1000 }
+    BlobMeta {
+        key: key.to_owned(),
+        bytes,
+        version,
+        modified_unix_ms: 1_700_000_000_000 + object.made.at_us / 1000,
+    }
 }
 
 impl Core {
@@ -348,7 +380,11 @@ impl Core {
             }
             self.after(long_us, Event::StoreApply(op));
         } else if reads && short {
-            self.answer_store(op, Err(Error::corrupt(format!("{key}: the body ended early"))), go_us);
+            self.answer_store(
+                op,
+                Err(Error::corrupt(format!("{key}: the body ended early"))),
+                go_us,
+            );
         } else {
             self.after(go_us, Event::StoreApply(op));
         }
@@ -359,10 +395,15 @@ impl Core {
         match fate {
             Fate::LoseCall => self.answer_store(op, Err(late(key)), TIME_OUT_US),
             Fate::LoseAnswer => {
-                self.preset_store(op, Err(Error::retry(format!("{key}: the connection was reset"))));
+                self.preset_store(
+                    op,
+                    Err(Error::retry(format!("{key}: the connection was reset"))),
+                );
                 self.after(go_us, Event::StoreApply(op));
             }
-            Fate::Refuse => self.answer_store(op, Err(Error::retry(format!("{key}: 503 SlowDown"))), go_us),
+            Fate::Refuse => {
+                self.answer_store(op, Err(Error::retry(format!("{key}: 503 SlowDown"))), go_us)
+            }
             Fate::Flip => {
                 self.flips.insert(op);
                 self.after(go_us, Event::StoreApply(op));
@@ -397,7 +438,8 @@ impl Core {
         let (node, life, gave_up) = (waiting.node, waiting.life, waiting.arrived);
         let known = waiting.answer.is_none() && !waiting.arrived;
         let Some(call) = waiting.call.take() else { return };
-        // A call that was right when it was sent, and on its way while somebody took over, is one that no fence holds back.
+        // A call that was right when it was sent, and on its way while somebody took over, is one
+        // that no fence holds back.
         let overtaken = waiting.sent_us < self.ledger.newest_us;
         let late = overtaken || gave_up || self.nodes[node].life != life || !self.nodes[node].up;
         self.check_store_call(node, &call, late);
@@ -418,13 +460,16 @@ impl Core {
         let store = &mut self.store;
         match call {
             Call::List { prefix } => Ok(Answer::Metas(store.list(&prefix))),
-            Call::Head { key } => {
-                store.objects.get(&key).map(|object| Answer::Meta(meta(&key, object))).ok_or_else(|| not_found(&key))
-            }
+            Call::Head { key } => store
+                .objects
+                .get(&key)
+                .map(|object| Answer::Meta(meta(&key, object)))
+                .ok_or_else(|| not_found(&key)),
             Call::Read { key, range } => {
                 store.try_access(&key)?;
                 let bytes = store.read(&key, &range)?;
-                // Only scratch has checksums of our own; a lie about input is the store's to prevent.
+                // Only scratch has checksums of our own; a lie about input is the store's to
+                // prevent.
                 let flips = is_scratch(&key) && !bytes.is_empty() && store.dice.chance(flip);
                 Ok(Answer::Bytes(if flips { flipped(&bytes, &mut store.dice) } else { bytes }))
             }
@@ -447,9 +492,13 @@ impl Core {
             Call::Complete { key, upload, tags, bytes } => {
                 let before = store.objects.get(&key).map(|object| object.bytes.clone());
                 let completed = store.complete(&key, &upload, tags, bytes, made);
-                let same = before.is_some_and(|before| store.objects.get(&key).is_some_and(|now| now.bytes == before));
+                let same = before.is_some_and(|before| {
+                    store.objects.get(&key).is_some_and(|now| now.bytes == before)
+                });
                 match &completed {
-                    Ok(Completed::Now) if same && !is_scratch(&key) => self.mark("identical overwrite"),
+                    Ok(Completed::Now) if same && !is_scratch(&key) => {
+                        self.mark("identical overwrite")
+                    }
                     Ok(Completed::Now) => self.rot(&key),
                     Ok(Completed::Unsure) => self.mark("upload gone, object stands"),
                     Err(_) => self.mark("zombie upload completion refused"),
@@ -461,9 +510,13 @@ impl Core {
                 Ok(Answer::Done)
             }
             Call::ListUploads { prefix } => {
-                let below = store.uploads.iter().filter(|(_, open)| open.key == prefix || inside(&prefix, &open.key));
-                let mut found: Vec<OpenUpload> =
-                    below.map(|(id, open)| OpenUpload { key: open.key.clone(), upload: id.clone() }).collect();
+                let below = store
+                    .uploads
+                    .iter()
+                    .filter(|(_, open)| open.key == prefix || inside(&prefix, &open.key));
+                let mut found: Vec<OpenUpload> = below
+                    .map(|(id, open)| OpenUpload { key: open.key.clone(), upload: id.clone() })
+                    .collect();
                 found.sort();
                 Ok(Answer::Uploads(found))
             }
@@ -545,7 +598,10 @@ impl Future for Calling {
         if let Some(call) = self.call.take() {
             self.op = core.begin_store(self.node, call);
         }
-        core.store.ops.poll(self.op, context).map(|answer| answer.unwrap_or_else(|| Err(late("the object"))))
+        core.store
+            .ops
+            .poll(self.op, context)
+            .map(|answer| answer.unwrap_or_else(|| Err(late("the object"))))
     }
 }
 
@@ -610,7 +666,13 @@ impl Blobs for StorePort {
         }
     }
 
-    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, bytes: Bytes) -> Result<String> {
+    async fn upload_part(
+        &self,
+        key: &str,
+        upload: &str,
+        at: PartAt,
+        bytes: Bytes,
+    ) -> Result<String> {
         let (key, upload) = (key.to_owned(), upload.to_owned());
         match self.call(Call::Part { key, upload, index: at.index, bytes }).await? {
             Answer::Text(tag) => Ok(tag),

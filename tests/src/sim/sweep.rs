@@ -1,4 +1,5 @@
-//! Sweeps: one tiny fixed job; a process is killed at every effect in turn, and the job ends as if nothing had happened.
+//! Sweeps: one tiny fixed job; a process is killed at every effect in turn, and the job ends as if
+//! nothing had happened.
 
 use super::faults::Weights;
 use super::world::{CrashAt, RunReport, Setting};
@@ -23,7 +24,8 @@ fn fixed(crash_at: Option<CrashAt>) -> RunReport {
     })
 }
 
-/// Kills the coordinator before and after each of its effects, and a worker before each of its own; only every `stride`th point is tried.
+/// Kills the coordinator before and after each of its effects, and a worker before each of its own;
+/// only every `stride`th point is tried.
 pub fn sweep(stride: usize) -> Swept {
     let calm = fixed(None);
     let mut swept = Swept { runs: 1, broken: Vec::new() };
@@ -37,7 +39,8 @@ pub fn sweep(stride: usize) -> Swept {
     for point in points.step_by(stride.max(1)) {
         let report = fixed(Some(point));
         swept.runs += 1;
-        let lost = (!report.reach.contains_key("job succeeded")).then(|| "the job did not succeed".to_owned());
+        let lost = (!report.reach.contains_key("job succeeded"))
+            .then(|| "the job did not succeed".to_owned());
         if let Some(why) = report.violation.or(lost) {
             swept.broken.push((point, why));
         }

@@ -1,5 +1,6 @@
-//! What an attempt does in the simulation: the steps of the worker's own tasks, with the real kernel in between and each read and write a call to the simulated store,
-//! so that anything may happen between two of them.
+//! What an attempt does in the simulation: the steps of the worker's own tasks, with the real
+//! kernel in between and each read and write a call to the simulated store, so that anything may
+//! happen between two of them.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,7 +14,9 @@ use muster_common::ids::AttemptId;
 use muster_common::plan::{BadRecords, PLAN_BYTES_MAX, PinnedRun, PinnedRuns, Plan};
 use muster_common::planted::{self, Bug};
 use muster_common::store::{Access, BlobUrl, PartAt, Stores};
-use muster_common::wire::{BadRecord, BlobRef, DamageCause, MergedPart, Outcome, RunAttempt, SortedRun, Work, digest};
+use muster_common::wire::{
+    BadRecord, BlobRef, DamageCause, MergedPart, Outcome, RunAttempt, SortedRun, Work, digest,
+};
 use muster_common::{Error, ErrorKind, Result, names};
 use muster_kernel::error::KernelError;
 use muster_kernel::merge::{MergeInput, Windows, merge};
@@ -31,7 +34,8 @@ use super::exec::{Flag, lock};
 
 /// Tries of one store call, as the settings have it.
 const TRIES_MAX: u32 = 6;
-/// The bound of removing one thing with its repeats, and the first pause between two of them, as in the program.
+/// The bound of removing one thing with its repeats, and the first pause between two of them, as in
+/// the program.
 const REMOVAL_TIMEOUT_MS: u64 = 30_000;
 const REMOVAL_PAUSE_MS: u64 = 200;
 /// Rounds after the first that still take more samples than the one before, as in the program.
@@ -151,7 +155,8 @@ struct Job {
 }
 
 impl Attempt {
-    /// Runs to the end; a failed attempt has removed what it made. `opened` is told of a merge's upload.
+    /// Runs to the end; a failed attempt has removed what it made. `opened` is told of a merge's
+    /// upload.
     pub async fn conclude(self, opened: impl Fn(String)) -> Outcome {
         let result = match &self.run.work {
             Work::Sample { .. } => self.or_cancelled(self.sample()).await,
@@ -162,8 +167,11 @@ impl Attempt {
             Ok(outcome) => outcome,
             Err(error) => {
                 remove_all(&self.stores, &self.clock, &self.signals).await;
-                let damaged = lock(&self.signals.damaged).take().filter(|_| error.kind == ErrorKind::Corrupt);
-                let unreadable = lock(&self.signals.unreadable).take().filter(|_| error.kind != ErrorKind::Fenced);
+                let damaged =
+                    lock(&self.signals.damaged).take().filter(|_| error.kind == ErrorKind::Corrupt);
+                let unreadable = lock(&self.signals.unreadable)
+                    .take()
+                    .filter(|_| error.kind != ErrorKind::Fenced);
                 match (damaged, unreadable) {
                     (Some(run), _) => {
                         let (split, cause) = (run.task.index, DamageCause::Store);
@@ -189,7 +197,10 @@ impl Attempt {
     }
 
     /// A store call, tried again as settings say.
-    async fn call<T, F: Future<Output = Result<T>>>(&self, mut call: impl FnMut() -> F) -> Result<T> {
+    async fn call<T, F: Future<Output = Result<T>>>(
+        &self,
+        mut call: impl FnMut() -> F,
+    ) -> Result<T> {
         let mut tries = 1;
         loop {
             let error = match call().await {
@@ -207,7 +218,9 @@ impl Attempt {
 
     async fn read(&self, url: &BlobUrl, range: std::ops::Range<u64>) -> Result<Bytes> {
         let store = self.stores.open(url).await?;
-        self.call(|| store.read(url.key(), range.clone(), Access::Cached)).await.map_err(|e| e.at(url))
+        self.call(|| store.read(url.key(), range.clone(), Access::Cached))
+            .await
+            .map_err(|e| e.at(url))
     }
 
     async fn fetch(&self, pointer: &BlobRef) -> Result<Bytes> {
@@ -238,7 +251,8 @@ impl Attempt {
         Ok(split.iter().filter(|interval| !skip.contains(&interval.object)).copied().collect())
     }
 
-    /// An error of reading an input object. Where trying again cannot help, the attempt ends by naming the object.
+    /// An error of reading an input object. Where trying again cannot help, the attempt ends by
+    /// naming the object.
     fn unreadable(&self, object: u32, error: Error) -> Error {
         if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Invalid | ErrorKind::Corrupt) {
             lock(&self.signals.unreadable).get_or_insert((object, error.clone()));
@@ -257,7 +271,10 @@ impl Attempt {
             if (meta.bytes, &meta.version) != (pinned.bytes, &pinned.version) {
                 // It says more than whatever reading it has met with.
                 lock(&self.signals.unreadable).take();
-                return Err(Error::invalid(format!("input changed during the job: {}", pinned.url)));
+                return Err(Error::invalid(format!(
+                    "input changed during the job: {}",
+                    pinned.url
+                )));
             }
         }
         Ok(())
@@ -267,7 +284,8 @@ impl Attempt {
         let job = self.job().await?;
         self.check_pinned(&job).await?;
         // Each round takes more, as far as the program goes.
-        let count = (job.plan.samples_per_split as usize) << self.run.attempt.generation.0.min(ROUND_MAX);
+        let count =
+            (job.plan.samples_per_split as usize) << self.run.attempt.generation.0.min(ROUND_MAX);
         let mut samples = Vec::new();
         for interval in self.split(&job)? {
             let pinned = &job.plan.objects[interval.object as usize];
@@ -287,7 +305,12 @@ impl Attempt {
         // At most so many of them, evenly spread.
         let found = samples.len();
         let kept = |at: usize| found <= count || (at + 1) * count / found > at * count / found;
-        let samples = samples.into_iter().enumerate().filter(|(at, _)| kept(*at)).map(|(_, sample)| sample).collect();
+        let samples = samples
+            .into_iter()
+            .enumerate()
+            .filter(|(at, _)| kept(*at))
+            .map(|(_, sample)| sample)
+            .collect();
         Ok(Outcome::Sampled { samples })
     }
 
@@ -312,15 +335,21 @@ impl Attempt {
             lock(&self.shared).mark("input torn");
         }
         for interval in &split[..taken] {
-            let consumed = match self.or_cancelled(self.consume(&job, *interval, &mut chunks, &mut bad)).await {
-                // An object that ends too early has changed.
-                Err(error) if error.kind == ErrorKind::Corrupt => {
-                    self.or_cancelled(self.check_pinned(&job)).await?;
-                    return Err(error);
-                }
-                consumed => consumed?,
-            };
-            intervals.push(Interval { object: interval.object, begin: consumed.start, end: consumed.end });
+            let consumed =
+                match self.or_cancelled(self.consume(&job, *interval, &mut chunks, &mut bad)).await
+                {
+                    // An object that ends too early has changed.
+                    Err(error) if error.kind == ErrorKind::Corrupt => {
+                        self.or_cancelled(self.check_pinned(&job)).await?;
+                        return Err(error);
+                    }
+                    consumed => consumed?,
+                };
+            intervals.push(Interval {
+                object: interval.object,
+                begin: consumed.start,
+                end: consumed.end,
+            });
             self.signals.bytes_done.fetch_add(interval.len(), Ordering::Relaxed);
         }
         let spills = chunks.spills.len();
@@ -333,7 +362,9 @@ impl Attempt {
         let url = scratch.join(&names::run_path(&self.run.attempt));
         self.write_object(&url, &bytes).await?;
         let replica = match &job.plan.replica {
-            Some(second) => Some(second.parse::<BlobUrl>()?.join(&names::run_path(&self.run.attempt))),
+            Some(second) => {
+                Some(second.parse::<BlobUrl>()?.join(&names::run_path(&self.run.attempt)))
+            }
             None => None,
         };
         if let Some(replica) = &replica {
@@ -345,13 +376,19 @@ impl Attempt {
                 let url = scratch.join(&names::bad_records_path(&self.run.attempt));
                 self.write_object(&url, lines).await?;
                 lock(&self.shared).mark("quarantine");
-                Some(BlobRef { url: url.to_string(), bytes: lines.len() as u64, digest: digest(lines) })
+                Some(BlobRef {
+                    url: url.to_string(),
+                    bytes: lines.len() as u64,
+                    digest: digest(lines),
+                })
             }
         };
         self.or_cancelled(self.check_pinned(&job)).await?;
         let (kept, dropped) = (index.kept(), index.dropped());
         if kept.plus(&dropped) != sorted && !planted::is(Bug::DropSums) {
-            return Err(Error::bug(format!("{url} holds {kept} and drops {dropped}, but {sorted} were read")));
+            return Err(Error::bug(format!(
+                "{url} holds {kept} and drops {dropped}, but {sorted} were read"
+            )));
         }
         Ok(Outcome::Sorted(Box::new(SortedRun {
             url: url.to_string(),
@@ -387,7 +424,11 @@ impl Attempt {
         let mut end = interval.end;
         while at < end || (!cutter.is_done() && at < pinned.bytes) {
             // Half of it, then the rest, then bits beyond the end for the rest of the last line.
-            let until = if at < end { (at + (end - at).div_ceil(2)).max(at + 512).min(end) } else { at + 64 };
+            let until = if at < end {
+                (at + (end - at).div_ceil(2)).max(at + 512).min(end)
+            } else {
+                at + 64
+            };
             let range = at..until.min(pinned.bytes);
             let bytes = self.read(&url, range.clone()).await;
             let bytes = bytes.map_err(|error| self.unreadable(interval.object, error))?;
@@ -397,7 +438,9 @@ impl Attempt {
             let rest = &bytes[cut.take];
             if !rest.is_empty() && !begun {
                 begun = true;
-                chunks.sorter.begin(job.positions[interval.object as usize] + cutter.consumed().start);
+                chunks
+                    .sorter
+                    .begin(job.positions[interval.object as usize] + cutter.consumed().start);
             }
             chunks.feed(rest)?;
             if cutter.is_done() {
@@ -420,14 +463,16 @@ impl Attempt {
         }
     }
 
-    /// Uploads a run, or what is kept beside it. Not cut short by a cancel once it is opened, as in the program: it must be known what stands.
+    /// Uploads a run, or what is kept beside it. Not cut short by a cancel once it is opened, as in
+    /// the program: it must be known what stands.
     async fn write_object(&self, url: &BlobUrl, bytes: &[u8]) -> Result<()> {
         self.check()?;
         let store = self.stores.open(url).await?;
         let upload = self.call(|| store.open_upload(url.key())).await?;
         lock(&self.signals.results).push(Leftover::Upload(url.clone(), upload.clone()));
         let tags = self.or_cancelled(self.upload(url, &upload, bytes)).await?;
-        self.call(|| store.complete_upload(url.key(), &upload, &tags, bytes.len() as u64, false)).await?;
+        self.call(|| store.complete_upload(url.key(), &upload, &tags, bytes.len() as u64, false))
+            .await?;
         let mut results = lock(&self.signals.results);
         results.retain(|leftover| !matches!(leftover, Leftover::Upload(of, _) if of == url));
         results.push(Leftover::Object(url.clone()));
@@ -452,7 +497,12 @@ impl Attempt {
         Ok(tags)
     }
 
-    async fn merge(&self, splitters: Option<&BlobRef>, runs: &BlobRef, opened: &impl Fn(String)) -> Result<Outcome> {
+    async fn merge(
+        &self,
+        splitters: Option<&BlobRef>,
+        runs: &BlobRef,
+        opened: &impl Fn(String),
+    ) -> Result<Outcome> {
         let index = self.run.attempt.task.index;
         let prepared = async {
             let job = self.job().await?;
@@ -463,8 +513,9 @@ impl Attempt {
             let (of, splitters_len) = (self, splitters.len());
             let arrived: Vec<(u32, (PinnedRun, Piece))> = stream::iter(runs.cloned())
                 .map(|run| async move {
-                    let read =
-                        async |copy: &PinnedRun| of.piece(copy, index, splitters_len).await.map_err(missing_is_corrupt);
+                    let read = async |copy: &PinnedRun| {
+                        of.piece(copy, index, splitters_len).await.map_err(missing_is_corrupt)
+                    };
                     let piece = of.of_copies(&run, read).await?;
                     Ok::<_, Error>((run.attempt.task.index, (run, piece)))
                 })
@@ -479,15 +530,20 @@ impl Attempt {
         if self.harm.exhausts {
             return Err(Error::exhausted("no memory for the merge"));
         }
-        let target = job.plan.output.parse::<BlobUrl>()?.join(&names::part_name(index, &job.plan.extension));
+        let target =
+            job.plan.output.parse::<BlobUrl>()?.join(&names::part_name(index, &job.plan.extension));
         self.check()?;
         let store = self.stores.open(&target).await?;
         let upload = self.call(|| store.open_upload(target.key())).await?;
         lock(&self.signals.results).push(Leftover::Upload(target.clone(), upload.clone()));
         opened(upload.clone());
-        self.signals.bytes_total.store(sources.iter().map(|(_, piece)| piece.len).sum(), Ordering::Relaxed);
-        let bounds =
-            (index.checked_sub(1).and_then(|below| splitters.get(below as usize)), splitters.get(index as usize));
+        self.signals
+            .bytes_total
+            .store(sources.iter().map(|(_, piece)| piece.len).sum(), Ordering::Relaxed);
+        let bounds = (
+            index.checked_sub(1).and_then(|below| splitters.get(below as usize)),
+            splitters.get(index as usize),
+        );
         let mut pieces = Vec::new();
         for (run, piece) in &sources {
             // A piece is doubted alone before it counts, as blocks are in the program.
@@ -497,19 +553,24 @@ impl Attempt {
                 let read = self.or_cancelled(self.read_run(copy.attempt, &url, range));
                 let bytes = read.await.map_err(missing_is_corrupt)?;
                 let alone = vec![MergeInput { windows: Whole(Some(bytes.clone())), piece: *piece }];
-                merge(&job.order, bounds, alone, &mut Nowhere).map_err(|e: Error| e.at(format!("the run {url}")))?;
+                merge(&job.order, bounds, alone, &mut Nowhere)
+                    .map_err(|e: Error| e.at(format!("the run {url}")))?;
                 Ok(bytes)
             };
             pieces.push(self.of_copies(run, read).await?);
             self.signals.bytes_done.fetch_add(piece.len, Ordering::Relaxed);
         }
-        let input = |at: usize| MergeInput { windows: Whole(Some(pieces[at].clone())), piece: sources[at].1 };
+        let input = |at: usize| MergeInput {
+            windows: Whole(Some(pieces[at].clone())),
+            piece: sources[at].1,
+        };
         let mut out = PartWriter::new(Shipped::default(), job.order.clone());
         let merged = merge(&job.order, bounds, (0..sources.len()).map(input).collect(), &mut out);
         let tally = merged?;
         let (summary, sink) = out.finish()?;
         let tags = self.or_cancelled(self.upload(&target, &upload, &sink.buffer)).await?;
-        let expected = sources.iter().fold(Sums::default(), |sums, (_, piece)| sums.plus(&piece.sums));
+        let expected =
+            sources.iter().fold(Sums::default(), |sums, (_, piece)| sums.plus(&piece.sums));
         if tally.total() != expected || tally.kept != summary.sums {
             return Err(Error::bug("a merge does not conserve"));
         }
@@ -530,8 +591,13 @@ impl Attempt {
         }))
     }
 
-    /// What is read of a run: of each copy twice, because it may be damaged on its way only; the run is damaged when none is sound.
-    async fn of_copies<T>(&self, run: &PinnedRun, read: impl AsyncFn(&PinnedRun) -> Result<T>) -> Result<T> {
+    /// What is read of a run: of each copy twice, because it may be damaged on its way only; the
+    /// run is damaged when none is sound.
+    async fn of_copies<T>(
+        &self,
+        run: &PinnedRun,
+        read: impl AsyncFn(&PinnedRun) -> Result<T>,
+    ) -> Result<T> {
         let second = run.replica.clone().map(|url| PinnedRun { url, ..run.clone() });
         let mut found = Error::corrupt("no copy");
         for (number, copy) in std::iter::once(run).chain(&second).enumerate() {
@@ -552,9 +618,19 @@ impl Attempt {
     }
 
     /// A read of a run, which its list must pin.
-    async fn read_run(&self, run: AttemptId, url: &BlobUrl, range: std::ops::Range<u64>) -> Result<Bytes> {
+    async fn read_run(
+        &self,
+        run: AttemptId,
+        url: &BlobUrl,
+        range: std::ops::Range<u64>,
+    ) -> Result<Bytes> {
         let split = run.task.index;
-        lock(&self.shared).check_run_read(&self.run.job, &self.run.attempt, split, &url.to_string());
+        lock(&self.shared).check_run_read(
+            &self.run.job,
+            &self.run.attempt,
+            split,
+            &url.to_string(),
+        );
         self.read(url, range).await
     }
 
@@ -572,11 +648,15 @@ impl Attempt {
         let bytes = self.read_run(run.attempt, &url, footer.index_offset()..footer_at).await?;
         let index = RunIndex::decode(&bytes, &footer).map_err(corrupt)?;
         if footer.index_digest() != run.index_digest {
-            return Err(Error::corrupt(format!("{url}: its index is not the one that was committed")));
+            return Err(Error::corrupt(format!(
+                "{url}: its index is not the one that was committed"
+            )));
         }
         let fits = index.partitions() as usize == splitters + 1;
         let piece = index.piece(partition).filter(|_| fits);
-        piece.ok_or_else(|| Error::corrupt(format!("the run {url} has {} partitions", index.partitions())))
+        piece.ok_or_else(|| {
+            Error::corrupt(format!("the run {url} has {} partitions", index.partitions()))
+        })
     }
 }
 
@@ -587,13 +667,17 @@ fn missing_is_corrupt(error: Error) -> Error {
     }
 }
 
-/// Removes what an attempt made, within the bound of the program; what cannot be removed stays noted for the next try, and is left to the leader after that.
+/// Removes what an attempt made, within the bound of the program; what cannot be removed stays
+/// noted for the next try, and is left to the leader after that.
 pub async fn remove_all(stores: &Stores, clock: &SimClock, signals: &Signals) {
     let list = std::mem::take(&mut *lock(&signals.results));
     for leftover in list {
         let removed = {
             let removal = std::pin::pin!(remove(stores, clock, &leftover));
-            matches!(future::select(removal, clock.pause(REMOVAL_TIMEOUT_MS)).await, Either::Left((Ok(()), _)))
+            matches!(
+                future::select(removal, clock.pause(REMOVAL_TIMEOUT_MS)).await,
+                Either::Left((Ok(()), _))
+            )
         };
         if !removed {
             lock(&signals.results).push(leftover);
@@ -631,7 +715,8 @@ impl LeftOut {
         let mut hash = StreamHash::default();
         hash.update(held);
         self.sums.add_hashed(held.len(), hash.digest());
-        let record = BadRecord { object, offset, bytes: held.len() as u64, reason: why.to_string() };
+        let record =
+            BadRecord { object, offset, bytes: held.len() as u64, reason: why.to_string() };
         self.lines.extend(format!("{object} {offset} {held:02x?}\n").into_bytes());
         self.listed.push(record);
     }
@@ -679,7 +764,10 @@ impl<'a> Chunks<'a> {
             self.spill()?;
         }
         let order = &self.job.order;
-        let mut out = Forgetful { out: RunWriter::new(Shipped::default(), order.format()), forgets: bad_memory };
+        let mut out = Forgetful {
+            out: RunWriter::new(Shipped::default(), order.format()),
+            forgets: bad_memory,
+        };
         for (index, _) in &self.spills {
             out.out.add_dropped(&index.dropped());
         }
@@ -687,13 +775,16 @@ impl<'a> Chunks<'a> {
         for partition in 0..=self.splitters.len() {
             out.out.begin_partition()?;
             let inputs = self.spills.iter().filter_map(|(index, bytes)| {
-                let piece = index.piece(u32::try_from(partition).ok()?).filter(|piece| piece.len > 0)?;
+                let piece =
+                    index.piece(u32::try_from(partition).ok()?).filter(|piece| piece.len > 0)?;
                 let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
                 let bytes = bytes.slice(at(piece.offset)..at(piece.offset + piece.len));
                 Some(MergeInput { windows: Whole(Some(bytes)), piece })
             });
-            let bounds =
-                (partition.checked_sub(1).and_then(|below| self.splitters.get(below)), self.splitters.get(partition));
+            let bounds = (
+                partition.checked_sub(1).and_then(|below| self.splitters.get(below)),
+                self.splitters.get(partition),
+            );
             dropped.merge(&merge(order, bounds, inputs.collect(), &mut out)?.dropped);
         }
         out.out.add_dropped(&dropped);

@@ -1,4 +1,5 @@
-//! What happened: one line a state transition, and a hash over everything, so that two runs of one seed can be compared.
+//! What happened: one line a state transition, and a hash over everything, so that two runs of one
+//! seed can be compared.
 
 /// Lines kept at most; a run that is longer keeps its end.
 const LINES_MAX: usize = 20_000;

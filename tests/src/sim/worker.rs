@@ -1,4 +1,5 @@
-//! A worker process in the simulation: the program's own machines ([`Attempts`], [`Presence`]) between the simulated bus and the attempts' work.
+//! A worker process in the simulation: the program's own machines ([`Attempts`], [`Presence`])
+//! between the simulated bus and the attempts' work.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,8 +9,8 @@ use muster_common::ids::{Incarnation, WorkerId};
 use muster_common::names::Verb;
 use muster_common::store::Stores;
 use muster_common::wire::{
-    self, AttemptProgress, Health, Heartbeat, LeaderBeat, Outcome, Register, RegisterReply, Report, ReportReply,
-    RunAttempt, WorkerState,
+    self, AttemptProgress, Health, Heartbeat, LeaderBeat, Outcome, Register, RegisterReply, Report,
+    ReportReply, RunAttempt, WorkerState,
 };
 use muster_common::{Error, Result};
 use muster_worker::attempt::{Attempts, Effect, Input, Key};
@@ -92,7 +93,12 @@ impl World {
         core.after(0, Event::Tick { node: worker.node, life });
         worker.life = Some(Life {
             incarnation,
-            attempts: Attempts::new(worker.id.clone(), incarnation, worker.slots, self.config.retry.nats.clone()),
+            attempts: Attempts::new(
+                worker.id.clone(),
+                incarnation,
+                worker.slots,
+                self.config.retry.nats.clone(),
+            ),
             presence: Presence::new(worker.id.clone(), &self.config, now_ms),
             work: BTreeMap::new(),
             asked: BTreeMap::new(),
@@ -157,7 +163,11 @@ impl World {
     }
 
     fn leave(&mut self, at: usize) {
-        if self.workers[at].life.as_ref().is_some_and(|life| life.attempts.running().next().is_some()) {
+        if self.workers[at]
+            .life
+            .as_ref()
+            .is_some_and(|life| life.attempts.running().next().is_some())
+        {
             lock(&self.shared).mark("hand-back");
         }
         self.beat(at, WorkerState::Leaving);
@@ -198,7 +208,8 @@ impl World {
                 }
             }
             Effect::Abandon(key) => {
-                lock(&self.shared).node_line(node, &format!("abandons {} of {}", key.attempt, key.job));
+                lock(&self.shared)
+                    .node_line(node, &format!("abandons {} of {}", key.attempt, key.job));
                 if let Some(signals) = self.signals(at, &key) {
                     signals.cancelled.set();
                 }
@@ -208,7 +219,8 @@ impl World {
                 if let Some(signals) = life.work.remove(&key) {
                     let stores = self.stores[node].clone();
                     let clock = SimClock { shared: self.shared.clone(), node };
-                    self.executor.spawn(node, async move { remove_all(&stores, &clock, &signals).await });
+                    self.executor
+                        .spawn(node, async move { remove_all(&stores, &clock, &signals).await });
                 }
             }
             Effect::Keep(key) => {
@@ -246,8 +258,10 @@ impl World {
         let harm = {
             let core = &mut *lock(&self.shared);
             core.node_line(node, &format!("begins {} of {}", key.attempt, key.job));
-            let (_, scripted) = core.meets(Happens::Begin(&key.attempt.task.phase.to_string()), node);
-            let (exhaust, bad_memory, torn) = (core.weights.exhaust, core.weights.bad_memory, core.weights.torn_split);
+            let (_, scripted) =
+                core.meets(Happens::Begin(&key.attempt.task.phase.to_string()), node);
+            let (exhaust, bad_memory, torn) =
+                (core.weights.exhaust, core.weights.bad_memory, core.weights.torn_split);
             let dice = &mut core.nodes[node].dice;
             let harm = Harm {
                 exhausts: dice.chance(exhaust) || scripted.exhausts,
@@ -267,7 +281,8 @@ impl World {
         let attempt = Attempt { stores, clock, shared, run, signals, sorter_bytes, harm };
         let (done, of) = (self.done.clone(), key.clone());
         self.executor.spawn(node, async move {
-            let opened = |upload| lock(&done).push_back((node, Done::Opened { key: of.clone(), upload }));
+            let opened =
+                |upload| lock(&done).push_back((node, Done::Opened { key: of.clone(), upload }));
             let outcome = attempt.conclude(opened).await;
             lock(&done).push_back((node, Done::Finished { key, outcome }));
         });
@@ -302,7 +317,8 @@ impl World {
     fn ask_admission(&mut self, at: usize) {
         let Some(life) = self.workers[at].life.as_ref() else { return };
         let held = life.attempts.held();
-        let asked = held.iter().map(|held| Key { job: held.job.clone(), attempt: held.attempt }).collect();
+        let asked =
+            held.iter().map(|held| Key { job: held.job.clone(), attempt: held.attempt }).collect();
         let register = Register {
             worker: self.workers[at].id.clone(),
             incarnation: life.incarnation,
@@ -341,7 +357,12 @@ impl World {
             let signals = life.work.get(key)?;
             let bytes_done = signals.bytes_done.load(Ordering::Relaxed);
             let bytes_total = signals.bytes_total.load(Ordering::Relaxed);
-            Some(AttemptProgress { job: key.job.clone(), attempt: key.attempt, bytes_done, bytes_total })
+            Some(AttemptProgress {
+                job: key.job.clone(),
+                attempt: key.attempt,
+                bytes_done,
+                bytes_total,
+            })
         };
         let heartbeat = Heartbeat {
             worker: id,
@@ -391,7 +412,9 @@ impl World {
                 }
             }
             Message::Answer { request, frame } => match life.asked.remove(&request) {
-                Some(Asked::Register(asked)) => self.registered(at, asked, wire::decode::<RegisterReply>(&frame)),
+                Some(Asked::Register(asked)) => {
+                    self.registered(at, asked, wire::decode::<RegisterReply>(&frame))
+                }
                 Some(Asked::Report(key)) => {
                     let reply = wire::decode::<ReportReply>(&frame).ok();
                     if matches!(reply, Some(ReportReply::Revoked { .. })) {
@@ -411,8 +434,12 @@ impl World {
     pub(super) fn worker_unanswered(&mut self, at: usize, request: u64) {
         let Some(life) = self.workers[at].life.as_mut() else { return };
         match life.asked.remove(&request) {
-            Some(Asked::Register(asked)) => self.registered(at, asked, Err(Error::retry("no answer"))),
-            Some(Asked::Report(key)) => self.step_worker(at, Input::Answered { key, reply: None }, None),
+            Some(Asked::Register(asked)) => {
+                self.registered(at, asked, Err(Error::retry("no answer")))
+            }
+            Some(Asked::Report(key)) => {
+                self.step_worker(at, Input::Answered { key, reply: None }, None)
+            }
             None => {}
         }
     }
@@ -428,7 +455,10 @@ impl World {
             Ok(Some(Admitted { deployment, epoch, regranted, .. })) => {
                 if life.attempts.registered() != Some(epoch) {
                     let core = &mut *lock(&self.shared);
-                    core.node_line(node, &format!("is registered under epoch {epoch}, {} go on", regranted.len()));
+                    core.node_line(
+                        node,
+                        &format!("is registered under epoch {epoch}, {} go on", regranted.len()),
+                    );
                     if !regranted.is_empty() {
                         core.mark("re-grant");
                     }
@@ -447,11 +477,16 @@ impl World {
 }
 
 /// A process's stores: its own connection to the one store, and a worker's own disk.
-pub async fn own_stores(shared: super::core::Shared, node: Node, limits: &muster_common::config::Store) -> Stores {
+pub async fn own_stores(
+    shared: super::core::Shared,
+    node: Node,
+    limits: &muster_common::config::Store,
+) -> Stores {
     let stores = Stores::new(muster_common::buffer::BufferPool::new(1 << 20), limits);
     let scheme = muster_common::store::Scheme::S3 { bucket: super::world::BUCKET.to_owned() };
     let name = lock(&shared).nodes[node].name.clone();
-    let port = |base: String| Arc::new(super::store::StorePort { shared: shared.clone(), node, base });
+    let port =
+        |base: String| Arc::new(super::store::StorePort { shared: shared.clone(), node, base });
     stores.insert(scheme, port(String::new())).await;
     if let Some(id) = name.parse::<WorkerId>().ok().filter(|_| name.starts_with('w')) {
         let disk = super::store::disk_key(&id, "/");

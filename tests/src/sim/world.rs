@@ -1,7 +1,8 @@
 //! The world: one thread, one queue of events ordered by time, and everybody in it.
 //!
-//! A run has a safety phase, in which whatever the seed draws goes wrong, and a liveness phase: a core of processes is healed, the faults of the others become
-//! permanent, and every job must end within a bound, succeeded or for a cause that the seed allows.
+//! A run has a safety phase, in which whatever the seed draws goes wrong, and a liveness phase: a
+//! core of processes is healed, the faults of the others become permanent, and every job must end
+//! within a bound, succeeded or for a cause that the seed allows.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -74,14 +75,18 @@ pub struct Allowed {
 
 impl Allowed {
     fn of(weights: &Weights, script: Option<&Script>) -> Self {
-        let mut causes: Vec<String> = script.map(|script| script.causes.clone()).unwrap_or_default();
+        let mut causes: Vec<String> =
+            script.map(|script| script.causes.clone()).unwrap_or_default();
         let mut allow = |when: bool, words: &[&str]| {
             if when {
                 causes.extend(words.iter().map(|word| (*word).to_owned()));
             }
         };
         allow(!weights.is_calm(), &["tasks.attempts_max"]);
-        allow(weights.flip_read > 0 || weights.short_read > 0, &["has digest", "ended early", "do not match"]);
+        allow(
+            weights.flip_read > 0 || weights.short_read > 0,
+            &["has digest", "ended early", "do not match"],
+        );
         allow(weights.rot > 0, &["generations_max", "repeated_max"]);
         allow(weights.kinds().contains(&Kind::ChangeInput), &["input changed during the job"]);
         allow(weights.bad_memory > 0, &["were read"]);
@@ -192,7 +197,9 @@ thread_local! {
 }
 
 fn config(dice: &mut Dice) -> Config {
-    let mut config = CONFIG.with(Clone::clone).unwrap_or_else(|| unreachable!("the embedded settings are sound"));
+    let mut config = CONFIG
+        .with(Clone::clone)
+        .unwrap_or_else(|| unreachable!("the embedded settings are sound"));
     config.journal.snapshot_after = dice.pick(&[5, 30, 20_000]);
     config.tasks.attempts_max = dice.pick(&[4, 8, 16]) as u32;
     config.heartbeat.interval_ms = 200;
@@ -263,13 +270,15 @@ impl World {
             Some(script) => script_clients(&mut core, script),
             None if setting.fixed => fixed_client(&mut core),
             None => {
-                let ids: Vec<WorkerId> = world_workers.iter().map(|worker| worker.id.clone()).collect();
+                let ids: Vec<WorkerId> =
+                    world_workers.iter().map(|worker| worker.id.clone()).collect();
                 draw_clients(&mut core, seed, &ids)
             }
         };
         let owned = core.oracle.has_owners();
         if owned {
-            // An owner that is lost for good is waited for, and must not be for longer than the run may last.
+            // An owner that is lost for good is waited for, and must not be for longer than the run
+            // may last.
             config.phases.register_ms = dice.pick(&[2_000, 10_000, 60_000]);
             if setting.script.is_some() {
                 config.phases.register_ms = 4_000;
@@ -280,11 +289,14 @@ impl World {
         }
         let mut trouble = Dice::of(seed, "trouble");
         if fault_events > 0 && setting.script.is_none() && trouble.below(3) > 0 {
-            let (within_us, long_us) = (trouble.pick(&[100 * MS, S]), trouble.pick(&[S, 6 * S, 20 * S]));
+            let (within_us, long_us) =
+                (trouble.pick(&[100 * MS, S]), trouble.pick(&[S, 6 * S, 20 * S]));
             core.oracle.loses_owner = Some((trouble.below(within_us), long_us));
         }
-        core.oracle.spoils_repairs = core.weights.rot > 0 && setting.script.is_none() && trouble.below(4) > 0;
-        let unreadable = loses_input || core.oracle.spoils_repairs || !core.store.unreadable.is_empty();
+        core.oracle.spoils_repairs =
+            core.weights.rot > 0 && setting.script.is_none() && trouble.below(4) > 0;
+        let unreadable =
+            loses_input || core.oracle.spoils_repairs || !core.store.unreadable.is_empty();
         let uneven = config.sizes.partition_percent_max > 0;
         let allowed = allowed
             .and(owned && setting.script.is_none(), &["no other can read", "(phases.register_ms)"])
@@ -306,8 +318,9 @@ impl World {
         core.at(heal_us, Event::Heal);
         let shared: Shared = Arc::new(Mutex::new(core));
         let nodes = lock(&shared).nodes.len();
-        let stores =
-            (0..nodes).filter_map(|node| own_stores(shared.clone(), node, &config.store).now_or_never()).collect();
+        let stores = (0..nodes)
+            .filter_map(|node| own_stores(shared.clone(), node, &config.store).now_or_never())
+            .collect();
         let mut world = Self {
             shared,
             config,
@@ -353,13 +366,16 @@ impl World {
                 settled_us = Some(now_us + SETTLE_US);
             }
             let waited_us = settled_us.map(|settled_us| now_us.saturating_sub(settled_us));
-            if waited_us.is_some_and(|waited_us| waited_us > UNSETTLED_US || (waited_us > 0 && self.is_settled())) {
+            if waited_us.is_some_and(|waited_us| {
+                waited_us > UNSETTLED_US || (waited_us > 0 && self.is_settled())
+            }) {
                 self.check_end();
                 break;
             }
             if self.healed && settled_us.is_none() && now_us > self.heal_us + LIVENESS_US {
                 let open = self.open_jobs();
-                lock(&self.shared).violate(format!("liveness: {open:?} long after everything was healed"));
+                lock(&self.shared)
+                    .violate(format!("liveness: {open:?} long after everything was healed"));
                 break;
             }
             self.events += 1;
@@ -386,7 +402,13 @@ impl World {
             time_us: core.now_us,
             effects: self.effects,
             weights: core.weights.clone(),
-            ends: core.ledger.truth.jobs.iter().map(|(id, job)| (id.to_string(), job.state.to_string())).collect(),
+            ends: core
+                .ledger
+                .truth
+                .jobs
+                .iter()
+                .map(|(id, job)| (id.to_string(), job.state.to_string()))
+                .collect(),
         }
     }
 
@@ -414,11 +436,17 @@ impl World {
         let worker = self.workers.iter().position(|worker| worker.node == node);
         match (done, coordinator, worker) {
             (Done::Input(input), Some(at), _) => self.feed(at, *input),
-            (Done::Begun(epoch, begun, stalled), Some(at), _) => self.begun(at, epoch, *begun, stalled),
-            (Done::Read(reading, read, stalled), Some(at), _) => self.journal_read(at, reading, *read, stalled),
+            (Done::Begun(epoch, begun, stalled), Some(at), _) => {
+                self.begun(at, epoch, *begun, stalled)
+            }
+            (Done::Read(reading, read, stalled), Some(at), _) => {
+                self.journal_read(at, reading, *read, stalled)
+            }
             (Done::Leads, Some(at), _) => self.leads_still(at),
             (Done::Opened { key, upload }, _, Some(at)) => self.attempt_opened(at, key, upload),
-            (Done::Finished { key, outcome }, _, Some(at)) => self.attempt_finished(at, key, outcome),
+            (Done::Finished { key, outcome }, _, Some(at)) => {
+                self.attempt_finished(at, key, outcome)
+            }
             (Done::Ask(question), Some(at), _) => self.ask_worker(at, *question),
             (Done::WriterEnded, Some(at), _) => self.writer_ended(at),
             _ => {}
@@ -427,7 +455,9 @@ impl World {
 
     fn handle(&mut self, event: Event) {
         let node = match &event {
-            Event::Tick { node, .. } | Event::Timer { node, .. } | Event::Unanswered { node, .. } => Some(*node),
+            Event::Tick { node, .. }
+            | Event::Timer { node, .. }
+            | Event::Unanswered { node, .. } => Some(*node),
             Event::Deliver { to, .. } => Some(*to),
             _ => None,
         };
@@ -536,7 +566,8 @@ impl World {
 
     /// Sends to all processes but oneself.
     pub(super) fn send_to_all(&mut self, from: Node, message: &Message) {
-        let nodes = self.coordinators.iter().map(|c| c.node).chain(self.workers.iter().map(|w| w.node));
+        let nodes =
+            self.coordinators.iter().map(|c| c.node).chain(self.workers.iter().map(|w| w.node));
         for to in nodes.filter(|to| *to != from) {
             lock(&self.shared).send(from, to, message.clone());
         }
@@ -582,9 +613,12 @@ impl World {
             return;
         }
         let kind = self.dice.pick(&self.kinds);
-        let coordinator = usize::try_from(self.dice.below(self.coordinators.len() as u64)).unwrap_or_default();
-        let worker = usize::try_from(self.dice.below(self.workers.len() as u64)).unwrap_or_default();
-        let (short_us, long_us) = (self.dice.within(100 * MS, 3 * S), self.dice.within(3 * S, 9 * S));
+        let coordinator =
+            usize::try_from(self.dice.below(self.coordinators.len() as u64)).unwrap_or_default();
+        let worker =
+            usize::try_from(self.dice.below(self.workers.len() as u64)).unwrap_or_default();
+        let (short_us, long_us) =
+            (self.dice.within(100 * MS, 3 * S), self.dice.within(3 * S, 9 * S));
         let any = match self.dice.below(3) {
             0 => self.coordinators[coordinator].node,
             _ => self.workers[worker].node,
@@ -599,8 +633,11 @@ impl World {
             Kind::CrashCoordinator => self.kill_coordinator(coordinator, Some(while_us)),
             Kind::CrashAtEffect => self.armed = Some((coordinator, steps, true)),
             Kind::SecondLeader => {
-                // It is wrong, or the one that leads is on a minority's side, and hears nothing of it.
-                let leads = self.node_of(&Whom::Leader).filter(|node| *node != self.coordinators[coordinator].node);
+                // It is wrong, or the one that leads is on a minority's side, and hears nothing of
+                // it.
+                let leads = self
+                    .node_of(&Whom::Leader)
+                    .filter(|node| *node != self.coordinators[coordinator].node);
                 if let Some(leads) = leads.filter(|_| steps.is_multiple_of(2)) {
                     let core = &mut *lock(&self.shared);
                     core.cut_with_minority(leads, core.now_us + long_us);
@@ -609,13 +646,15 @@ impl World {
             }
             Kind::ChangeInput => self.change_input(steps),
             Kind::Resign => {
-                let leads = self.node_of(&Whom::Leader).unwrap_or(self.coordinators[coordinator].node);
+                let leads =
+                    self.node_of(&Whom::Leader).unwrap_or(self.coordinators[coordinator].node);
                 self.resign(leads, while_us);
             }
             Kind::DrainWorker => self.ask_to_drain(worker),
             Kind::LoseInput => self.lose_input(steps),
             _ => {
-                let (coordinator, worker) = (self.coordinators[coordinator].node, self.workers[worker].node);
+                let (coordinator, worker) =
+                    (self.coordinators[coordinator].node, self.workers[worker].node);
                 let core = &mut *lock(&self.shared);
                 let cut = |core: &mut Core, node: Node, ways: &[Way]| {
                     for way in ways {
@@ -643,14 +682,16 @@ impl World {
         }
     }
 
-    /// Somebody writes to the input of a job that is accepted. What stands there then is no longer what was pinned: the job may fail, but never mix the two.
+    /// Somebody writes to the input of a job that is accepted. What stands there then is no longer
+    /// what was pinned: the job may fail, but never mix the two.
     fn change_input(&mut self, steps: u64) {
         let core = &mut *lock(&self.shared);
         let runs = |client: &&Client| core.runs(&client.spec.job);
         let Some(client) = self.clients.iter().find(runs) else { return };
         let keys = core.oracle.keys_of(&client.spec.job);
         let Some(key) = keys.get(steps as usize % keys.len().max(1)) else { return };
-        let mut bytes = core.store.objects.get(key).map(|object| object.bytes.to_vec()).unwrap_or_default();
+        let mut bytes =
+            core.store.objects.get(key).map(|object| object.bytes.to_vec()).unwrap_or_default();
         // Of the same length, or shorter by half.
         if steps.is_multiple_of(2) {
             bytes.truncate(bytes.len() / 2);
@@ -661,11 +702,13 @@ impl World {
         core.mark("input changed");
     }
 
-    /// An input object of a job that is accepted cannot be read any more; mostly of one that may leave it out.
+    /// An input object of a job that is accepted cannot be read any more; mostly of one that may
+    /// leave it out.
     fn lose_input(&mut self, steps: u64) {
         let core = &mut *lock(&self.shared);
         let may = |client: &&Client| {
-            core.runs(&client.spec.job) && (client.spec.bad_inputs == BadInputs::Skip || steps.is_multiple_of(4))
+            core.runs(&client.spec.job)
+                && (client.spec.bad_inputs == BadInputs::Skip || steps.is_multiple_of(4))
         };
         let Some(client) = self.clients.iter().find(may) else { return };
         let keys = core.oracle.keys_of(&client.spec.job);
@@ -677,7 +720,8 @@ impl World {
     /// Somebody asks for a worker to be drained.
     fn ask_to_drain(&mut self, worker: usize) {
         self.requests += 1;
-        let (request, from, worker) = (self.requests, self.client_node, self.workers[worker].id.clone());
+        let (request, from, worker) =
+            (self.requests, self.client_node, self.workers[worker].id.clone());
         self.send_to_leaders(from, &Message::Drain { from, request, worker });
     }
 
@@ -686,7 +730,9 @@ impl World {
         lock(&self.shared).line(&"script", &format!("{act:?}"));
         let now_us = lock(&self.shared).now_us;
         let (whom, for_us) = match act {
-            Act::Kill(whom, for_us) | Act::Pause(whom, for_us) | Act::Cut(whom, _, for_us) => (whom, *for_us),
+            Act::Kill(whom, for_us) | Act::Pause(whom, for_us) | Act::Cut(whom, _, for_us) => {
+                (whom, *for_us)
+            }
             Act::Resign(whom, for_us) | Act::Isolate(whom, for_us) => (whom, *for_us),
             Act::Stop(whom) | Act::Slow(whom) | Act::Usurp(whom) | Act::Drain(whom) => (whom, 0),
             Act::Forbid(text) => {
@@ -694,13 +740,18 @@ impl World {
                 let keys = core.store.objects.keys().filter(|key| key.contains(text.as_str()));
                 let keys: Vec<String> = keys.cloned().collect();
                 for key in keys {
-                    core.store.unreadable.insert(key, Unreadable { kind: ErrorKind::Invalid, always: true });
+                    core.store
+                        .unreadable
+                        .insert(key, Unreadable { kind: ErrorKind::Invalid, always: true });
                 }
                 return;
             }
             Act::LoseRun(text) => {
                 let store = &mut lock(&self.shared).store;
-                let lost = store.objects.keys().filter(|key| key.ends_with(".run") && key.contains(text.as_str()));
+                let lost = store
+                    .objects
+                    .keys()
+                    .filter(|key| key.ends_with(".run") && key.contains(text.as_str()));
                 let lost: Vec<String> = lost.cloned().collect();
                 for key in lost {
                     store.objects.remove(&key);
@@ -721,7 +772,8 @@ impl World {
             }
         };
         let Some(node) = self.node_of(whom) else {
-            return lock(&self.shared).violate(format!("the script speaks of {whom:?}, who is not there"));
+            return lock(&self.shared)
+                .violate(format!("the script speaks of {whom:?}, who is not there"));
         };
         match (act, self.place(node)) {
             (Act::Kill(..), Place::Coordinator(at)) => self.kill_coordinator(at, Some(for_us)),
@@ -732,7 +784,9 @@ impl World {
             (Act::Stop(_), Place::Worker(at)) => self.workers[at].stops = true,
             (Act::Slow(_), _) => lock(&self.shared).nodes[node].slow = 20,
             (Act::Pause(..), _) => lock(&self.shared).nodes[node].paused_until_us = now_us + for_us,
-            (Act::Isolate(..), Place::Coordinator(_)) => lock(&self.shared).cut_with_minority(node, now_us + for_us),
+            (Act::Isolate(..), Place::Coordinator(_)) => {
+                lock(&self.shared).cut_with_minority(node, now_us + for_us)
+            }
             (Act::Cut(_, ways, _), _) => {
                 for way in ways {
                     lock(&self.shared).nodes[node].cut_until_us[*way as usize] = now_us + for_us;
@@ -744,7 +798,9 @@ impl World {
 
     fn node_of(&self, whom: &Whom) -> Option<Node> {
         match whom {
-            Whom::Named(name) => lock(&self.shared).nodes.iter().position(|info| info.name == *name),
+            Whom::Named(name) => {
+                lock(&self.shared).nodes.iter().position(|info| info.name == *name)
+            }
             Whom::Node(node) => Some(*node),
             Whom::Caller => None,
             Whom::Leader => {
@@ -752,7 +808,9 @@ impl World {
                     Some(Role::Leads(leader)) => Some(leader.machine.epoch()),
                     _ => None,
                 };
-                let newest = (0..self.coordinators.len()).filter(|at| leads(at).is_some()).max_by_key(leads)?;
+                let newest = (0..self.coordinators.len())
+                    .filter(|at| leads(at).is_some())
+                    .max_by_key(leads)?;
                 Some(self.coordinators[newest].node)
             }
         }
@@ -781,8 +839,10 @@ impl World {
         self.armed = None;
         // A script says itself who is lost for good: nobody.
         let over = self.is_over() || lock(&self.shared).script.is_some();
-        let core_worker = usize::try_from(self.dice.below(self.workers.len() as u64)).unwrap_or_default();
-        let core_coordinator = usize::try_from(self.dice.below(self.coordinators.len() as u64)).unwrap_or_default();
+        let core_worker =
+            usize::try_from(self.dice.below(self.workers.len() as u64)).unwrap_or_default();
+        let core_coordinator =
+            usize::try_from(self.dice.below(self.coordinators.len() as u64)).unwrap_or_default();
         for at in 0..self.workers.len() {
             let lost = at != core_worker && self.dice.below(4) == 0 && !over;
             match (lost, self.dice.below(2)) {
@@ -834,7 +894,9 @@ impl World {
 
     fn client_hears(&mut self, message: Message) {
         let Message::ApiAnswer { request, reply } = message else { return };
-        let Some(client) = self.clients.iter_mut().find(|client| client.request == request) else { return };
+        let Some(client) = self.clients.iter_mut().find(|client| client.request == request) else {
+            return;
+        };
         match *reply {
             Reply::Job(status) => {
                 client.accepted = true;
@@ -846,7 +908,9 @@ impl World {
                 lock(&self.shared).line(&"client", &format!("is refused: {error}"));
                 client.refused = Some(error);
             }
-            Reply::Refused { code, .. } if client.accepted && code == RefusalCode::Conflict => client.cancel_us = None,
+            Reply::Refused { code, .. } if client.accepted && code == RefusalCode::Conflict => {
+                client.cancel_us = None
+            }
             _ => {}
         }
     }
@@ -864,11 +928,14 @@ impl World {
         (0..self.clients.len()).all(|job| self.is_closed(job))
     }
 
-    /// Whether no worker that runs is at work on anything, nothing is on its way to the store, and nothing waits there for a late sweep.
+    /// Whether no worker that runs is at work on anything, nothing is on its way to the store, and
+    /// nothing waits there for a late sweep.
     fn is_settled(&self) -> bool {
         let busy = |worker: &Worker| worker.life.is_some() && self.executor.is_busy(worker.node);
         let core = &*lock(&self.shared);
-        !self.workers.iter().any(busy) && !core.store.is_changing() && core.late_in_scratch().is_empty()
+        !self.workers.iter().any(busy)
+            && !core.store.is_changing()
+            && core.late_in_scratch().is_empty()
     }
 
     fn open_jobs(&self) -> Vec<String> {

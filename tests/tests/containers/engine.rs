@@ -1,5 +1,7 @@
-//! Containers and networks on this machine's Docker engine: testcontainers starts and removes them; what it has no call for (a kill, a network that is taken away from a
-//! running container) goes through the client that it hands on. A test is plain blocking code, so each call is waited for here.
+//! Containers and networks on this machine's Docker engine: testcontainers starts and removes them;
+//! what it has no call for (a kill, a network that is taken away from a running container) goes
+//! through the client that it hands on. A test is plain blocking code, so each call is waited for
+//! here.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,10 +11,12 @@ use futures::TryStreamExt;
 use muster_tests::harness::{Sandbox, wait};
 use testcontainers::bollard::Docker;
 use testcontainers::bollard::errors::Error as DockerError;
-use testcontainers::bollard::models::{NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest};
+use testcontainers::bollard::models::{
+    NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest,
+};
 use testcontainers::bollard::query_parameters::{
-    KillContainerOptionsBuilder, ListContainersOptionsBuilder, ListNetworksOptionsBuilder, LogsOptionsBuilder,
-    RemoveContainerOptionsBuilder,
+    KillContainerOptionsBuilder, ListContainersOptionsBuilder, ListNetworksOptionsBuilder,
+    LogsOptionsBuilder, RemoveContainerOptionsBuilder,
 };
 use testcontainers::core::client::docker_client_instance;
 use testcontainers::runners::AsyncRunner;
@@ -39,17 +43,19 @@ impl Engine {
     /// Where no engine answers, or one of the images is not there.
     #[track_caller]
     pub(crate) fn connect(sandbox: &Sandbox, images: &[&str]) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
-        let docker = runtime
-            .block_on(docker_client_instance())
-            .unwrap_or_else(|e| panic!("no Docker engine answers ({e}); deploy/test.sh leaves these tests out then"));
+        let docker = runtime.block_on(docker_client_instance()).unwrap_or_else(|e| {
+            panic!("no Docker engine answers ({e}); deploy/test.sh leaves these tests out then")
+        });
         for image in images {
             let found = runtime.block_on(docker.inspect_image(image));
             found.unwrap_or_else(|e| panic!("no image {image} ({e}); deploy/test.sh makes it"));
         }
         let folder = sandbox.path("");
-        let folder = folder.file_name().expect("a sandbox has a name").to_string_lossy().to_lowercase();
+        let folder =
+            folder.file_name().expect("a sandbox has a name").to_string_lossy().to_lowercase();
         let engine = Self { runtime, docker, prefix: folder };
         engine.remove_abandoned();
         engine
@@ -96,7 +102,10 @@ impl Engine {
             .with_labels([own_label()])
             .with_cap_drop("ALL")
             .with_security_opt("no-new-privileges");
-        let inner = self.runtime.block_on(request.start()).unwrap_or_else(|e| panic!("{name} does not start: {e}"));
+        let inner = self
+            .runtime
+            .block_on(request.start())
+            .unwrap_or_else(|e| panic!("{name} does not start: {e}"));
         let container = Container { engine: self, inner: Some(inner), name: name.to_owned() };
         others.iter().for_each(|network| container.join(network));
         container
@@ -112,7 +121,9 @@ impl Engine {
         let ours = HashMap::from([("label".to_owned(), vec![PROCESS_LABEL.to_owned()])]);
         self.runtime.block_on(async {
             let all = ListContainersOptionsBuilder::new().all(true).filters(&ours).build();
-            for container in self.docker.list_containers(Some(all)).await.expect("containers can be listed") {
+            for container in
+                self.docker.list_containers(Some(all)).await.expect("containers can be listed")
+            {
                 if let Some(id) = container.id.filter(|_| gone(container.labels.as_ref())) {
                     let whole = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
                     // Another test may be at it, too.
@@ -120,7 +131,9 @@ impl Engine {
                 }
             }
             let all = ListNetworksOptionsBuilder::new().filters(&ours).build();
-            for network in self.docker.list_networks(Some(all)).await.expect("networks can be listed") {
+            for network in
+                self.docker.list_networks(Some(all)).await.expect("networks can be listed")
+            {
                 if let Some(id) = network.id.filter(|_| gone(network.labels.as_ref())) {
                     let _ = self.docker.remove_network(&id).await;
                 }
@@ -169,8 +182,15 @@ impl Container<'_> {
     }
 
     #[track_caller]
-    fn done<T, E: std::fmt::Display>(&self, what: &str, doing: impl Future<Output = Result<T, E>>) -> T {
-        self.engine.runtime.block_on(doing).unwrap_or_else(|e| panic!("{} cannot be {what}: {e}", self.name))
+    fn done<T, E: std::fmt::Display>(
+        &self,
+        what: &str,
+        doing: impl Future<Output = Result<T, E>>,
+    ) -> T {
+        self.engine
+            .runtime
+            .block_on(doing)
+            .unwrap_or_else(|e| panic!("{} cannot be {what}: {e}", self.name))
     }
 
     /// Ends it as `kill -9` does, and waits until it is gone.
@@ -221,7 +241,10 @@ impl Container<'_> {
     /// Takes a network away from it: packets to and from it are lost without a word.
     #[track_caller]
     pub(crate) fn leave(&self, network: &Network<'_>) {
-        let request = NetworkDisconnectRequest { container: self.inner().id().to_owned(), force: Some(false) };
+        let request = NetworkDisconnectRequest {
+            container: self.inner().id().to_owned(),
+            force: Some(false),
+        };
         self.done("cut off", self.engine.docker.disconnect_network(&network.name, request));
         assert_eq!(self.address(network), None, "{} is still in {}", self.name, network.name);
     }
@@ -229,7 +252,10 @@ impl Container<'_> {
     /// Gives it a network, or gives it back.
     #[track_caller]
     pub(crate) fn join(&self, network: &Network<'_>) {
-        let request = NetworkConnectRequest { container: self.inner().id().to_owned(), endpoint_config: None };
+        let request = NetworkConnectRequest {
+            container: self.inner().id().to_owned(),
+            endpoint_config: None,
+        };
         self.done("connected", self.engine.docker.connect_network(&network.name, request));
     }
 
@@ -249,8 +275,10 @@ impl Container<'_> {
 
     async fn read_log(&self) -> Result<String, DockerError> {
         let options = LogsOptionsBuilder::new().stderr(true).build();
-        let chunks: Vec<_> = self.engine.docker.logs(self.inner().id(), Some(options)).try_collect().await?;
-        let bytes: Vec<u8> = chunks.into_iter().flat_map(|chunk| chunk.into_bytes().to_vec()).collect();
+        let chunks: Vec<_> =
+            self.engine.docker.logs(self.inner().id(), Some(options)).try_collect().await?;
+        let bytes: Vec<u8> =
+            chunks.into_iter().flat_map(|chunk| chunk.into_bytes().to_vec()).collect();
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 }
@@ -259,7 +287,11 @@ impl Drop for Container<'_> {
     #[expect(clippy::print_stderr, reason = "the log of a test that fails is wanted")]
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = self.engine.runtime.block_on(self.read_log()).unwrap_or_else(|e| format!("cannot be read: {e}"));
+            let log = self
+                .engine
+                .runtime
+                .block_on(self.read_log())
+                .unwrap_or_else(|e| format!("cannot be read: {e}"));
             let mut from = log.len().saturating_sub(LOG_TAIL_BYTES);
             while !log.is_char_boundary(from) {
                 from += 1;

@@ -1,7 +1,9 @@
-//! A pool in containers, on networks that are really cut: each scenario strikes a running job, then holds its bytes, its journal and what it left against what they must be.
+//! A pool in containers, on networks that are really cut: each scenario strikes a running job, then
+//! holds its bytes, its journal and what it left against what they must be.
 //!
-//! They need a Docker engine, and images of this build. `deploy/test.sh` makes these and runs the first scenario, or all with `--all`; where no engine answers it says that
-//! they were not run. That is why they are marked `ignore`, which any other way of running tests shows, too.
+//! They need a Docker engine, and images of this build. `deploy/test.sh` makes these and runs the
+//! first scenario, or all with `--all`; where no engine answers it says that they were not run.
+//! That is why they are marked `ignore`, which any other way of running tests shows, too.
 
 mod engine;
 mod pool;
@@ -14,7 +16,8 @@ use serde_json::Value;
 const ONE_SERVER: Size = Size { nats: 1, coordinators: 1, workers: 3 };
 const CLUSTER: Size = Size { nats: 3, coordinators: 1, workers: 3 };
 
-/// Plays a scenario on a pool with a job that has just begun, which must then succeed. The scenario says what it cut.
+/// Plays a scenario on a pool with a job that has just begun, which must then succeed. The scenario
+/// says what it cut.
 #[track_caller]
 fn play(size: Size, scenario: impl FnOnce(&mut Pool<'_>) -> &'static str) {
     let sandbox = Sandbox::new();
@@ -67,7 +70,8 @@ fn long_a_worker_is_cut_off_from_nats() {
         pool.wait_for_loss_of(0);
         pool.workers[0].join(&pool.nats_network);
         pool.wait_for_return_of(0);
-        "worker 0 had no way to NATS, but one to the store, while it sorted, until it was taken for lost, and got it back"
+        "worker 0 had no way to NATS, but one to the store, while it sorted, until it was taken \
+            for lost, and got it back"
     });
 }
 
@@ -82,7 +86,8 @@ fn long_a_worker_is_cut_off_from_the_store() {
         pool.wait_for_event("speculation-began", "slow on worker-0");
         pool.workers[0].join(&pool.store_network);
         pool.wait_for_return_of(0);
-        "worker 0 had no way to the store, but one to NATS, while it sorted, until its task was given to another, too, and got it back"
+        "worker 0 had no way to the store, but one to NATS, while it sorted, until its task was \
+            given to another, too, and got it back"
     });
 }
 
@@ -98,7 +103,8 @@ fn long_a_worker_is_cut_off_from_both() {
         pool.workers[0].join(&pool.store_network);
         pool.workers[0].join(&pool.nats_network);
         pool.wait_for_return_of(0);
-        "worker 0 had no network at all while it merged, until it was taken for lost, and got both back"
+        "worker 0 had no network at all while it merged, until it was taken for lost, and got both \
+            back"
     });
 }
 
@@ -110,7 +116,8 @@ fn long_one_of_three_nats_servers_is_killed() {
         let lost = (pool.journal_leader() + 1) % pool.nats.len();
         pool.nats[lost].kill();
         pool.wait_for_progress(&before);
-        "one of three NATS servers was killed while tasks were sorted, not the one that led the journal's stream"
+        "one of three NATS servers was killed while tasks were sorted, not the one that led the \
+            journal's stream"
     });
 }
 
@@ -123,7 +130,8 @@ fn long_the_nats_server_that_leads_the_journal_is_killed() {
         pool.nats[lost].kill();
         pool.wait_for_progress(&before);
         assert_ne!(pool.journal_leader(), lost, "the lost server leads");
-        "of three NATS servers the one that led the journal's stream was killed while tasks were sorted"
+        "of three NATS servers the one that led the journal's stream was killed while tasks were \
+            sorted"
     });
 }
 
@@ -136,17 +144,26 @@ fn long_two_of_three_nats_servers_are_killed() {
         let lost = [first, (first + 1) % pool.nats.len()];
         lost.iter().for_each(|server| pool.nats[*server].kill());
         let waits = |status: &Value, alert: &str| {
-            let alerts = status["alerts"].as_array().is_some_and(|alerts| alerts.iter().any(|name| name == alert));
+            let alerts = status["alerts"]
+                .as_array()
+                .is_some_and(|alerts| alerts.iter().any(|name| name == alert));
             alerts && status["waiting_for"].as_str().is_some_and(|why| why.starts_with("journal: "))
         };
-        let stalled = pool.wait_for_status("waiting for the journal", |status| waits(status, "journal-failing"));
-        // A write that takes too long has an alert of its own: so long, at least, nothing was committed.
+        let stalled = pool
+            .wait_for_status("waiting for the journal", |status| waits(status, "journal-failing"));
+        // A write that takes too long has an alert of its own: so long, at least, nothing was
+        // committed.
         let later = pool.wait_for_status("waiting on", |status| waits(status, "journal-slow"));
-        assert_eq!(tasks_done(&later), tasks_done(&stalled), "without a quorum nothing can be committed: {later}");
+        assert_eq!(
+            tasks_done(&later),
+            tasks_done(&stalled),
+            "without a quorum nothing can be committed: {later}"
+        );
         lost.iter().for_each(|server| pool.nats[*server].start());
         pool.wait_for_nats();
         pool.wait_for_progress(&later);
-        "two of three NATS servers were killed while tasks were sorted: no quorum, until they were started again"
+        "two of three NATS servers were killed while tasks were sorted: no quorum, until they were \
+            started again"
     });
 }
 
@@ -163,7 +180,8 @@ fn long_each_of_three_nats_servers_is_restarted() {
             pool.wait_for_nats();
             pool.wait_for_replicas();
         }
-        "each of three NATS servers was stopped in its turn, and started again when the job had got on without it"
+        "each of three NATS servers was stopped in its turn, and started again when the job had \
+            got on without it"
     });
 }
 
@@ -180,7 +198,8 @@ fn long_the_store_is_stopped() {
             pool.store.start();
             pool.wait_for_store();
         }
-        "the store was stopped while tasks were sorted, and while they were merged, until the job said that it waits, and started again"
+        "the store was stopped while tasks were sorted, and while they were merged, until the job \
+            said that it waits, and started again"
     });
 }
 
@@ -196,7 +215,8 @@ fn long_coordinators_are_killed_in_turn() {
             assert_ne!(pool.leader(), leader, "the killed coordinator leads");
             pool.coordinators[leader].start();
         }
-        "the leading one of two coordinators was killed twice while tasks were sorted and once while they were merged, each time started again when the other led"
+        "the leading one of two coordinators was killed twice while tasks were sorted and once \
+            while they were merged, each time started again when the other led"
     });
 }
 

@@ -1,4 +1,5 @@
-//! A pool as the images run it: NATS servers in one network, a store in another, coordinators and workers in both, each a container that can be cut off from either.
+//! A pool as the images run it: NATS servers in one network, a store in another, coordinators and
+//! workers in both, each a container that can be cut off from either.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -78,7 +79,9 @@ impl<'a> Pool<'a> {
     #[track_caller]
     pub(crate) fn with_job(sandbox: &'a Sandbox, engine: &'a Engine, size: Size) -> Self {
         let (nats_network, store_network) = (engine.network("nats"), engine.network("store"));
-        let nats = (0..size.nats).map(|index| start_nats(engine, index, size.nats, &nats_network)).collect();
+        let nats = (0..size.nats)
+            .map(|index| start_nats(engine, index, size.nats, &nats_network))
+            .collect();
         let store = start_store(engine, &store_network);
         let mut pool = Self {
             sandbox,
@@ -96,7 +99,13 @@ impl<'a> Pool<'a> {
         pool.wait_for_store();
         pool.bucket().put("in", &pool.data);
         for index in 0..size.coordinators {
-            let arguments = ["coordinator", "--bucket", &format!("s3://{BUCKET}/scratch"), "--data-dir", "/tmp/data"];
+            let arguments = [
+                "coordinator",
+                "--bucket",
+                &format!("s3://{BUCKET}/scratch"),
+                "--data-dir",
+                "/tmp/data",
+            ];
             let started = pool.start_muster(&format!("coordinator-{index}"), &arguments);
             pool.coordinators.push(started);
         }
@@ -131,13 +140,18 @@ impl<'a> Pool<'a> {
 
     /// Coordinator or worker, by the image's own entry point and user.
     fn start_muster(&self, name: &str, arguments: &[&str]) -> Container<'a> {
-        let arguments = arguments.iter().copied().chain(["--profile", "testing", "--config", SETTINGS]);
+        let arguments =
+            arguments.iter().copied().chain(["--profile", "testing", "--config", SETTINGS]);
         let endpoint = format!("http://{}:{S3_PORT}", self.engine.host("store"));
-        let urls: Vec<String> =
-            (0..self.nats.len()).map(|index| format!("nats://{}:{NATS_PORT}", nats_host(self.engine, index))).collect();
+        let urls: Vec<String> = (0..self.nats.len())
+            .map(|index| format!("nats://{}:{NATS_PORT}", nats_host(self.engine, index)))
+            .collect();
         let mut request = image(MUSTER)
             .with_cmd(arguments)
-            .with_copy_to(SETTINGS, format!("[journal]\nreplicas = {}\n", self.replicas).into_bytes())
+            .with_copy_to(
+                SETTINGS,
+                format!("[journal]\nreplicas = {}\n", self.replicas).into_bytes(),
+            )
             .with_env_var("NATS_URL", urls.join(","))
             .with_env_var(ENABLE_VARIABLE, "1")
             .with_env_var("RUST_BACKTRACE", "1");
@@ -150,16 +164,32 @@ impl<'a> Pool<'a> {
     fn submit(&self) {
         let settings = self.sandbox.small_tasks(SMALL, SMALL);
         let (from, to) = (format!("s3://{BUCKET}/in"), format!("s3://{BUCKET}/out"));
-        let arguments = ["sort", &from, "-o", &to, "--format", "fixed:100", "-k", "0:10", "--job-id", JOB, "--detach"];
-        let submitted = self.client().run(arguments.into_iter().chain(["--config", arg(&settings)]));
+        let arguments = [
+            "sort",
+            &from,
+            "-o",
+            &to,
+            "--format",
+            "fixed:100",
+            "-k",
+            "0:10",
+            "--job-id",
+            JOB,
+            "--detach",
+        ];
+        let submitted =
+            self.client().run(arguments.into_iter().chain(["--config", arg(&settings)]));
         submitted.expect_code(0);
     }
 
-    /// A user on this machine, outside of all containers. Made anew for each look: what is started again may have another address.
+    /// A user on this machine, outside of all containers. Made anew for each look: what is started
+    /// again may have another address.
     pub(crate) fn client(&self) -> Client<'a> {
         let mut environment = vec![("NATS_URL".to_owned(), self.nats_url())];
         let endpoint = self.store_endpoint().unwrap_or_default();
-        environment.extend(s3::environment(&endpoint).into_iter().map(|(name, value)| (name.to_owned(), value)));
+        environment.extend(
+            s3::environment(&endpoint).into_iter().map(|(name, value)| (name.to_owned(), value)),
+        );
         Client::new(self.sandbox, programs::muster(), environment)
     }
 
@@ -174,7 +204,10 @@ impl<'a> Pool<'a> {
     }
 
     fn store_endpoint(&self) -> Option<String> {
-        Some(format!("http://{}", SocketAddr::from((self.store.address(&self.store_network)?, S3_PORT))))
+        Some(format!(
+            "http://{}",
+            SocketAddr::from((self.store.address(&self.store_network)?, S3_PORT))
+        ))
     }
 
     /// The tests' own hand on the bucket.
@@ -186,10 +219,14 @@ impl<'a> Pool<'a> {
     #[track_caller]
     pub(crate) fn wait_for_nats(&self) {
         for server in &self.nats {
-            wait::until(&format!("JetStream to answer through {}", server.name()), wait::START_BOUND, || {
-                let address = self.nats_address(server)?;
-                (greets(address) && answers(&format!("nats://{address}"))).then_some(())
-            });
+            wait::until(
+                &format!("JetStream to answer through {}", server.name()),
+                wait::START_BOUND,
+                || {
+                    let address = self.nats_address(server)?;
+                    (greets(address) && answers(&format!("nats://{address}"))).then_some(())
+                },
+            );
         }
     }
 
@@ -219,7 +256,8 @@ impl<'a> Pool<'a> {
         });
     }
 
-    /// Waits until the job's status is as wished; that it cannot be asked for a while is no failure.
+    /// Waits until the job's status is as wished; that it cannot be asked for a while is no
+    /// failure.
     #[track_caller]
     pub(crate) fn wait_for_status(&self, what: &str, wish: impl Fn(&Value) -> bool) -> Value {
         client::wait_for_status(JOB, what, || self.client().status(JOB), wish)
@@ -228,14 +266,17 @@ impl<'a> Pool<'a> {
     /// Waits until some, but not all, tasks of a state are done.
     #[track_caller]
     pub(crate) fn wait_for_midst_of(&self, state: &str) -> Value {
-        self.wait_for_status(&format!("in the midst of {state}"), |status| client::is_in_the_midst_of(state, status))
+        self.wait_for_status(&format!("in the midst of {state}"), |status| {
+            client::is_in_the_midst_of(state, status)
+        })
     }
 
     /// Waits until more of the job is done than in this status.
     #[track_caller]
     pub(crate) fn wait_for_progress(&self, since: &Value) -> Value {
         self.wait_for_status("further on", |status| {
-            status["state"] != since["state"] || status["tasks_done"].as_u64() > since["tasks_done"].as_u64()
+            status["state"] != since["state"]
+                || status["tasks_done"].as_u64() > since["tasks_done"].as_u64()
         })
     }
 
@@ -274,9 +315,11 @@ impl<'a> Pool<'a> {
     pub(crate) fn wait_for_event(&self, kind: &str, who: &str) {
         wait::until(&format!("an event {kind} of {who}"), wait::RUN_BOUND, || {
             let told = self.client().run(["events", "--json"]);
-            let told = told.stdout.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let told =
+                told.stdout.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
             let mut told = told.filter(|event| event["kind"] == kind);
-            told.any(|event| event["text"].as_str().is_some_and(|text| text.contains(who))).then_some(())
+            told.any(|event| event["text"].as_str().is_some_and(|text| text.contains(who)))
+                .then_some(())
         });
     }
 
@@ -286,12 +329,21 @@ impl<'a> Pool<'a> {
         let term = |coordinator: &Container<'_>| {
             let log = coordinator.log();
             let led = log.lines().filter(|line| line.contains(" leading "));
-            led.filter_map(|line| line.split(' ').find_map(|word| word.strip_prefix("epoch=")?.parse::<u64>().ok()))
-                .max()
+            led.filter_map(|line| {
+                line.split(' ').find_map(|word| word.strip_prefix("epoch=")?.parse::<u64>().ok())
+            })
+            .max()
         };
         wait::until("a coordinator to lead", wait::START_BOUND, || {
-            let terms = self.coordinators.iter().enumerate().filter_map(|(index, each)| Some((term(each)?, index)));
-            terms.max().map(|(_, index)| index).filter(|index| self.coordinators[*index].is_running())
+            let terms = self
+                .coordinators
+                .iter()
+                .enumerate()
+                .filter_map(|(index, each)| Some((term(each)?, index)));
+            terms
+                .max()
+                .map(|(_, index)| index)
+                .filter(|index| self.coordinators[*index].is_running())
         })
     }
 
@@ -301,7 +353,11 @@ impl<'a> Pool<'a> {
         let id = format!("worker-{index}");
         self.client().run(["drain", &id]).expect_code(0);
         let old = &self.workers[index];
-        let code = wait::until(&format!("{id} to end"), Duration::from_secs(WORKER_GRACE_S as u64), || old.exit_code());
+        let code = wait::until(
+            &format!("{id} to end"),
+            Duration::from_secs(WORKER_GRACE_S as u64),
+            || old.exit_code(),
+        );
         assert_eq!(code, 0, "a drained worker has ended with an error");
         let new = self.start_worker(index, "-new");
         let old = std::mem::replace(&mut self.workers[index], new);
@@ -314,7 +370,8 @@ impl<'a> Pool<'a> {
         self.store.stop(STORE_GRACE_S);
     }
 
-    /// Waits for the job to succeed; checks its bytes, that nothing that was committed was done again, and that nothing is left but its output. Tells what it cost.
+    /// Waits for the job to succeed; checks its bytes, that nothing that was committed was done
+    /// again, and that nothing is left but its output. Tells what it cost.
     #[expect(clippy::print_stdout, reason = "what it cost is wanted, also where all is well")]
     #[track_caller]
     pub(crate) fn finish(&self, cut: &str) {
@@ -322,7 +379,8 @@ impl<'a> Pool<'a> {
         let logs = self.sandbox.path("containers");
         fs::create_dir_all(&logs).expect("a folder can be made");
         for worker in &self.workers {
-            fs::write(logs.join(format!("{}.err", worker.name())), worker.log()).expect("a log can be written");
+            fs::write(logs.join(format!("{}.err", worker.name())), worker.log())
+                .expect("a log can be written");
         }
         let begins = journal::begins_in(&logs);
         let work = Journal::read(&self.nats_url()).work(JOB);
@@ -335,9 +393,12 @@ impl<'a> Pool<'a> {
             assert!(!container.log().contains("panicked at"), "{} panicked", container.name());
         }
         let committed = work.commits.len();
-        let begun = begins.iter().filter(|begin| begin.job == JOB && work.commits.contains_key(&begin.attempt.task));
+        let begun = begins
+            .iter()
+            .filter(|begin| begin.job == JOB && work.commits.contains_key(&begin.attempt.task));
         println!(
-            "cut: {cut}. Of {committed} tasks {} were committed more than once; {} attempts were begun beyond the first of each, {} ended without a result.",
+            "cut: {cut}. Of {committed} tasks {} were committed more than once; {} attempts were \
+                begun beyond the first of each, {} ended without a result.",
             work.repeated_tasks(),
             begun.count().saturating_sub(committed),
             report["retries"],
@@ -354,17 +415,28 @@ fn nats_host(engine: &Engine, index: usize) -> String {
     engine.host(&format!("nats-{index}"))
 }
 
-fn start_nats<'a>(engine: &'a Engine, index: usize, of: usize, network: &Network<'a>) -> Container<'a> {
+fn start_nats<'a>(
+    engine: &'a Engine,
+    index: usize,
+    of: usize,
+    network: &Network<'a>,
+) -> Container<'a> {
     let name = format!("nats-{index}");
     let mut settings = format!(
-        "server_name: {name}\nlisten: \"0.0.0.0:{NATS_PORT}\"\njetstream {{ store_dir: /data, sync_interval: always }}\n"
+        "server_name: {name}\nlisten: \"0.0.0.0:{NATS_PORT}\"\njetstream \
+            {{ store_dir: /data, sync_interval: always }}\n"
     );
     if of > 1 {
-        let routes: Vec<String> =
-            (0..of).map(|other| format!("nats-route://{}:{ROUTE_PORT}", nats_host(engine, other))).collect();
-        settings += &format!("cluster {{ name: tests, listen: \"0.0.0.0:{ROUTE_PORT}\", routes: {routes:?} }}\n");
+        let routes: Vec<String> = (0..of)
+            .map(|other| format!("nats-route://{}:{ROUTE_PORT}", nats_host(engine, other)))
+            .collect();
+        settings += &format!(
+            "cluster {{ name: tests, listen: \"0.0.0.0:{ROUTE_PORT}\", routes: {routes:?} }}\n"
+        );
     }
-    let request = image(NATS).with_cmd(["-c", "/etc/nats.conf"]).with_copy_to("/etc/nats.conf", settings.into_bytes());
+    let request = image(NATS)
+        .with_cmd(["-c", "/etc/nats.conf"])
+        .with_copy_to("/etc/nats.conf", settings.into_bytes());
     engine.start(&name, request, &[network])
 }
 
@@ -390,6 +462,7 @@ fn start_store<'a>(engine: &'a Engine, network: &Network<'a>) -> Container<'a> {
         "-volume.minFreeSpace=1".to_owned(),
         "-volume.preStopSeconds=1".to_owned(),
     ];
-    let request = image(S3).with_cmd(arguments).with_copy_to("/etc/s3.json", s3::identities().into_bytes());
+    let request =
+        image(S3).with_cmd(arguments).with_copy_to("/etc/s3.json", s3::identities().into_bytes());
     engine.start("store", request, &[network])
 }

@@ -15,7 +15,12 @@ fn repeat() -> Policy {
 }
 
 fn attempt(index: u32) -> AttemptId {
-    AttemptId { task: TaskId { phase: Phase::Merge, index }, generation: Generation(0), epoch: Epoch(1), nonce: 0 }
+    AttemptId {
+        task: TaskId { phase: Phase::Merge, index },
+        generation: Generation(0),
+        epoch: Epoch(1),
+        nonce: 0,
+    }
 }
 
 fn key(index: u32) -> Key {
@@ -37,12 +42,20 @@ fn run(epoch: u64, index: u32) -> Input {
 }
 
 fn cancel(epoch: u64, index: u32) -> Input {
-    Input::Cancel(CancelAttempt { epoch: Epoch(epoch), job: key(index).job, attempt: attempt(index) })
+    Input::Cancel(CancelAttempt {
+        epoch: Epoch(epoch),
+        job: key(index).job,
+        attempt: attempt(index),
+    })
 }
 
 fn registered(epoch: u64, asked: &[u32], regranted: &[u32]) -> Input {
     let asked = asked.iter().map(|&index| key(index)).collect();
-    Input::Registered { epoch: Epoch(epoch), asked, regranted: regranted.iter().map(|&index| attempt(index)).collect() }
+    Input::Registered {
+        epoch: Epoch(epoch),
+        asked,
+        regranted: regranted.iter().map(|&index| attempt(index)).collect(),
+    }
 }
 
 fn failed(index: u32) -> Input {
@@ -62,9 +75,8 @@ fn word(effect: &Effect) -> String {
     match effect {
         Effect::AnswerRun(RunReply::Accepted) => "accepted".to_owned(),
         Effect::AnswerRun(RunReply::Busy) => "busy".to_owned(),
-        Effect::AnswerRun(RunReply::Refused { .. }) | Effect::Answer(CommandReply::Refused { .. }) => {
-            "refused".to_owned()
-        }
+        Effect::AnswerRun(RunReply::Refused { .. })
+        | Effect::Answer(CommandReply::Refused { .. }) => "refused".to_owned(),
         Effect::Answer(CommandReply::Done) => "done".to_owned(),
         Effect::Start(run) => format!("start {}", run.attempt.task.index),
         Effect::Proceed(key) => format!("proceed {}", index(key)),
@@ -72,7 +84,11 @@ fn word(effect: &Effect) -> String {
         Effect::CleanUp(key) => format!("clean-up {}", index(key)),
         Effect::Keep(key) => format!("keep {}", index(key)),
         Effect::Send(report) => {
-            let what = if matches!(report.outcome, Outcome::UploadOpened { .. }) { "opened" } else { "outcome" };
+            let what = if matches!(report.outcome, Outcome::UploadOpened { .. }) {
+                "opened"
+            } else {
+                "outcome"
+            };
             format!("send {what} {} e{}", report.attempt.task.index, report.epoch)
         }
         Effect::Register => "register".to_owned(),
@@ -130,17 +146,22 @@ fn a_drained_worker_hands_back_what_it_has_not_finished_within_a_bound() {
     let config = Config::profile(Profile::Production).expect("settings");
     let bound_ms = config.worker.drain_ms;
     let drain = || (Input::Drain(Drain { epoch: Epoch(1) }), "done");
-    let busy = converse(vec![(registered(1, &[], &[]), ""), (run(1, 0), "accepted, start 0"), drain()]);
+    let busy =
+        converse(vec![(registered(1, &[], &[]), ""), (run(1, 0), "accepted, start 0"), drain()]);
     let mut presence = Presence::new("w".parse().expect("id"), &config, 0);
     assert!(presence.end(1000, &busy).is_none() && presence.end(999 + bound_ms, &busy).is_none());
     assert_eq!(presence.end(1000 + bound_ms, &busy), Some(Ok(Exit::Drained)));
     let idle = converse(vec![(registered(1, &[], &[]), ""), drain()]);
-    assert_eq!(Presence::new("w".parse().expect("id"), &config, 0).end(1000, &idle), Some(Ok(Exit::Drained)));
+    assert_eq!(
+        Presence::new("w".parse().expect("id"), &config, 0).end(1000, &idle),
+        Some(Ok(Exit::Drained))
+    );
 }
 
 #[test]
 fn a_worker_that_waits_for_its_store_takes_no_more_and_goes_on_with_what_it_has() {
-    let mut attempts = converse(vec![(registered(1, &[], &[]), ""), (run(1, 0), "accepted, start 0")]);
+    let mut attempts =
+        converse(vec![(registered(1, &[], &[]), ""), (run(1, 0), "accepted, start 0")]);
     let words = |effects: Vec<Effect>| effects.iter().map(word).collect::<Vec<_>>().join(", ");
     attempts.pause(true);
     assert_eq!(words(attempts.step(9, run(1, 1))), "busy");
@@ -213,14 +234,22 @@ fn reports_are_sent_until_acknowledged() {
         (answered(0, None), ""),
         (Input::Tick, ""),
     ]);
-    let mut at = |now_ms, input| attempts.step(now_ms, input).iter().map(word).collect::<Vec<_>>().join(", ");
+    let mut at = |now_ms, input| {
+        attempts.step(now_ms, input).iter().map(word).collect::<Vec<_>>().join(", ")
+    };
     assert_eq!(at(1000, Input::Tick), "send outcome 0 e1");
     assert_eq!(at(1001, answered(0, Some(ReportReply::Later))), "");
     assert_eq!(at(9000, Input::Tick), "send outcome 0 e1");
-    assert_eq!(at(9001, answered(0, Some(ReportReply::Reregister { epoch: Epoch(1) }))), "register");
+    assert_eq!(
+        at(9001, answered(0, Some(ReportReply::Reregister { epoch: Epoch(1) }))),
+        "register"
+    );
     assert_eq!(at(20_000, Input::Tick), "", "not before it is registered again");
     assert_eq!(at(20_001, registered(1, &[0], &[0])), "send outcome 0 e1");
-    assert_eq!(at(20_002, answered(0, Some(ReportReply::Revoked { epoch: Epoch(1) }))), "clean-up 0");
+    assert_eq!(
+        at(20_002, answered(0, Some(ReportReply::Revoked { epoch: Epoch(1) }))),
+        "clean-up 0"
+    );
 }
 
 #[test]
@@ -270,7 +299,10 @@ fn what_cannot_be_sent_fails() {
         (registered(1, &[], &[]), ""),
         (run(1, 0), "accepted, start 0"),
         (failed(0), "send outcome 0 e1"),
-        (Input::Unsendable { key, error: Error::bug("too large") }, "clean-up 0, send outcome 0 e1"),
+        (
+            Input::Unsendable { key, error: Error::bug("too large") },
+            "clean-up 0, send outcome 0 e1",
+        ),
         (answered(0, recorded(1)), "keep 0"),
     ]);
 }

@@ -174,8 +174,13 @@ async fn a_limit_of_the_leader_reaches_every_store() {
 
 #[test]
 fn second_requests_are_late_few_and_off_where_asked() {
-    let hedge =
-        Hedge { quantile_percent: 95, factor_percent: 300, after_min_ms: 50, samples_min: 20, share_percent: 5 };
+    let hedge = Hedge {
+        quantile_percent: 95,
+        factor_percent: 300,
+        after_min_ms: 50,
+        samples_min: 20,
+        share_percent: 5,
+    };
     let mut state = State::default();
     (0..19).for_each(|ms| state.took(ms));
     assert_eq!(state.hedge_after_ms(&hedge), None, "too little is known");
@@ -211,7 +216,11 @@ impl Blobs for Slow {
     }
 
     async fn read(&self, key: &str, range: Range<u64>, access: Access) -> Result<Bytes> {
-        if self.hangs.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+        if self
+            .hangs
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
+            .is_ok()
+        {
             std::future::pending::<()>().await;
         }
         self.inner.read(key, range, access).await
@@ -225,7 +234,13 @@ impl Blobs for Slow {
         self.inner.open_upload(key).await
     }
 
-    async fn upload_part(&self, key: &str, upload: &str, at: PartAt, data: Bytes) -> Result<String> {
+    async fn upload_part(
+        &self,
+        key: &str,
+        upload: &str,
+        at: PartAt,
+        data: Bytes,
+    ) -> Result<String> {
         self.inner.upload_part(key, upload, at, data).await
     }
 

@@ -1,7 +1,9 @@
-//! Malformed records of a split: counted, listed, and where the job asks for it kept as JSON lines in scratch, from where they are committed with their task.
+//! Malformed records of a split: counted, listed, and where the job asks for it kept as JSON lines
+//! in scratch, from where they are committed with their task.
 //!
-//! A record may be longer than memory, so nothing here holds one: bytes go through a hash and, encoded, into an upload. Which records are malformed depends on the input
-//! alone, never on a worker's memory.
+//! A record may be longer than memory, so nothing here holds one: bytes go through a hash and,
+//! encoded, into an upload. Which records are malformed depends on the input alone, never on a
+//! worker's memory.
 
 use muster_common::names;
 use muster_common::plan::BadRecords as Policy;
@@ -53,8 +55,23 @@ struct Open {
 
 impl<'a> BadRecords<'a> {
     /// None yet; `target` is where they would be kept, by parts of `parts`.
-    pub(super) fn new(task: &'a Task, job: &'a Job, target: Object, parts: PartsPlan, budget: Budget) -> Self {
-        Self { task, job, target, parts, budget, open: None, left_out: LeftOut::default(), quarantine: None }
+    pub(super) fn new(
+        task: &'a Task,
+        job: &'a Job,
+        target: Object,
+        parts: PartsPlan,
+        budget: Budget,
+    ) -> Self {
+        Self {
+            task,
+            job,
+            target,
+            parts,
+            budget,
+            open: None,
+            left_out: LeftOut::default(),
+            quarantine: None,
+        }
     }
 
     /// The place of an attempt's quarantined records, below the job's scratch.
@@ -67,11 +84,14 @@ impl<'a> BadRecords<'a> {
         job.plan.bad_records != Policy::Fail
     }
 
-    /// Whether the record that an error blames is to be read to its end and left out. A line that this worker's memory does not hold is read to its end in any case: it may be
-    /// too long for all, and else it can be said how much memory it needs.
+    /// Whether the record that an error blames is to be read to its end and left out. A line that
+    /// this worker's memory does not hold is read to its end in any case: it may be too long for
+    /// all, and else it can be said how much memory it needs.
     pub(super) fn takes(&self, error: &KernelError) -> bool {
         match error {
-            KernelError::BadRecord { .. } | KernelError::RecordTooLong { .. } => Self::is_lenient(self.job),
+            KernelError::BadRecord { .. } | KernelError::RecordTooLong { .. } => {
+                Self::is_lenient(self.job)
+            }
             KernelError::Budget { .. } => matches!(self.job.order.format(), Format::Lines { .. }),
             _ => false,
         }
@@ -83,10 +103,19 @@ impl<'a> BadRecords<'a> {
     }
 
     /// A malformed record begins at `offset` of an object, with the bytes that are held of it.
-    pub(super) fn begin(&mut self, object: u32, offset: u64, held: &[u8], why: KernelError) -> Result<()> {
+    pub(super) fn begin(
+        &mut self,
+        object: u32,
+        offset: u64,
+        held: &[u8],
+        why: KernelError,
+    ) -> Result<()> {
         let reason = match &why {
             KernelError::BadRecord { reason, .. } => reason.to_string(),
-            _ => format!("it is longer than the limit of {} bytes", self.task.context.record_bytes_max),
+            _ => format!(
+                "it is longer than the limit of {} bytes",
+                self.task.context.record_bytes_max
+            ),
         };
         if self.job.plan.bad_records == Policy::Quarantine {
             let quarantine = match self.quarantine.take() {
@@ -95,7 +124,11 @@ impl<'a> BadRecords<'a> {
             };
             let url = &self.task.pinned(self.job, object)?.url;
             let quoted = |text: &str| serde_json::Value::from(text).to_string();
-            let head = format!(r#"{{"object":{},"offset":{offset},"reason":{},"data":""#, quoted(url), quoted(&reason));
+            let head = format!(
+                r#"{{"object":{},"offset":{offset},"reason":{},"data":""#,
+                quoted(url),
+                quoted(&reason)
+            );
             self.quarantine.insert(quarantine).write(head.as_bytes())?;
         }
         let record = BadRecord { object, offset, bytes: 0, reason };
@@ -114,7 +147,8 @@ impl<'a> BadRecords<'a> {
         }
     }
 
-    /// Goes on with the record that is open up to its terminator; what follows that, and nothing where it goes on.
+    /// Goes on with the record that is open up to its terminator; what follows that, and nothing
+    /// where it goes on.
     pub(super) fn pass<'b>(&mut self, bytes: &'b [u8], terminator: u8) -> Result<&'b [u8]> {
         match memchr::memchr(terminator, bytes) {
             Some(end) => {
@@ -140,7 +174,8 @@ impl<'a> BadRecords<'a> {
             }
         }
         tracing::warn!(object = record.object, offset = record.offset, bytes = record.bytes, reason = %record.reason, "left out a malformed record");
-        let bytes = usize::try_from(record.bytes).map_err(|_| Error::bug("a record longer than memory can address"))?;
+        let bytes = usize::try_from(record.bytes)
+            .map_err(|_| Error::bug("a record longer than memory can address"))?;
         self.left_out.sums.add_hashed(bytes, hash.digest());
         if let Some(quarantine) = &mut self.quarantine {
             quarantine.end_data()?;
@@ -158,7 +193,8 @@ impl<'a> BadRecords<'a> {
             Ok(pinned) => &pinned.url,
             Err(error) => return error,
         };
-        let needed = usize::try_from(ChunkSorter::budget_for(&self.job.order, bytes)).unwrap_or(usize::MAX);
+        let needed =
+            usize::try_from(ChunkSorter::budget_for(&self.job.order, bytes)).unwrap_or(usize::MAX);
         let what = format!("{url}: sorting the record of {bytes} bytes at byte {offset}");
         self.budget.needs_memory(&what, needed, |budget| budget.sorter_bytes >= needed)
     }
@@ -183,7 +219,8 @@ struct Quarantine {
 
 impl Quarantine {
     fn open(task: &Task, target: Object, parts: PartsPlan) -> Result<Self> {
-        let upload = Upload { id: open_upload(&task.link, &target, &task.results)?, object: target };
+        let upload =
+            Upload { id: open_upload(&task.link, &target, &task.results)?, object: target };
         let sink = PartSink::new(&task.link, vec![upload.clone()], parts)?;
         Ok(Self { upload, sink, hash: StreamHash::default(), carried: Vec::new() })
     }
@@ -214,8 +251,14 @@ impl Quarantine {
 
     fn finish(self, task: &Task) -> Result<BlobRef> {
         let (Upload { object, id }, link) = (&self.upload, &task.link);
-        let uploaded = self.sink.finish()?.pop().ok_or_else(|| Error::bug("malformed records went nowhere"))?;
-        let complete = || object.store.complete_upload(object.key(), id, &uploaded.tags, uploaded.bytes, false);
+        let uploaded = self
+            .sink
+            .finish()?
+            .pop()
+            .ok_or_else(|| Error::bug("malformed records went nowhere"))?;
+        let complete = || {
+            object.store.complete_upload(object.key(), id, &uploaded.tags, uploaded.bytes, false)
+        };
         link.handle.block_on(link.retry.call(object, complete))?;
         task.results.completed(object);
         Ok(BlobRef { url: object.to_string(), bytes: uploaded.bytes, digest: self.hash.digest() })
@@ -231,7 +274,11 @@ fn base64(bytes: &[u8]) -> Vec<u8> {
         let word = at(0) << 16 | at(1) << 8 | at(2);
         for letter in 0..4 {
             let known = letter <= group.len();
-            text.push(if known { LETTERS[(word >> (18 - 6 * letter) & 63) as usize] } else { b'=' });
+            text.push(if known {
+                LETTERS[(word >> (18 - 6 * letter) & 63) as usize]
+            } else {
+                b'='
+            });
         }
     }
     text

@@ -1,5 +1,6 @@
-//! What an attempt finds out about data that others made: a damaged run, an unreadable input. Such an attempt ends with a report of its own, because another try of the
-//! same would meet with the same; the leader decides what is made anew or left out.
+//! What an attempt finds out about data that others made: a damaged run, an unreadable input. Such
+//! an attempt ends with a report of its own, because another try of the same would meet with the
+//! same; the leader decides what is made anew or left out.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -59,18 +60,24 @@ impl Findings {
         Self { counters, ..Self::default() }
     }
 
-    /// Notes that a committed run is damaged wherever it lies. Gives the error back, with which the attempt ends.
+    /// Notes that a committed run is damaged wherever it lies. Gives the error back, with which the
+    /// attempt ends.
     pub(crate) fn run_damaged(&self, run: &PinnedRun, cause: DamageCause, error: Error) -> Error {
         let named = error.message.contains(&run.url);
         let error = if named { error } else { error.at(format!("the run {}", run.url)) };
         tracing::warn!(run = %run.url, ?cause, %error, "a committed run is damaged");
-        let outcome =
-            Outcome::RunDamaged { split: run.attempt.task.index, run: run.attempt, cause, error: error.clone() };
+        let outcome = Outcome::RunDamaged {
+            split: run.attempt.task.index,
+            run: run.attempt,
+            cause,
+            error: error.clone(),
+        };
         self.note(outcome);
         error
     }
 
-    /// Notes that an input object cannot be read. Gives the error back, with which the attempt ends.
+    /// Notes that an input object cannot be read. Gives the error back, with which the attempt
+    /// ends.
     pub(crate) fn input_unreadable(&self, object: u32, error: Error) -> Error {
         tracing::warn!(object, %error, "an input object cannot be read");
         self.note(Outcome::InputUnreadable { object, error: error.clone() });

@@ -1,5 +1,5 @@
-//! Merges one partition out of every run into an output part. The part's upload is reported when it is opened and left open at the end: the coordinator completes it
-//! with the commit, or aborts it.
+//! Merges one partition out of every run into an output part. The part's upload is reported when it
+//! is opened and left open at the end: the coordinator completes it with the commit, or aborts it.
 
 use std::sync::Arc;
 
@@ -15,8 +15,8 @@ use muster_kernel::run::{Piece, RunIndex};
 use muster_kernel::splitters::Splitter;
 
 use super::runs::{
-    Bounds, MergeMemory, Source, bounds, find_damaged, merge_sources, open_upload, spill_error, to_spill_disk,
-    write_run,
+    Bounds, MergeMemory, Source, bounds, find_damaged, merge_sources, open_upload, spill_error,
+    to_spill_disk, write_run,
 };
 use super::{Counters, Gate, Task, repair};
 use crate::arrival::by_run;
@@ -27,21 +27,30 @@ use crate::transfer::{Object, PartSink, Upload, Uploaded, abandoned};
 /// Indexes that are read side by side.
 const INDEXES_IN_FLIGHT: usize = 8;
 
-pub(super) async fn run(task: &Arc<Task>, splitters: Option<&BlobRef>, runs: &BlobRef, gate: Gate) -> Result<Outcome> {
+pub(super) async fn run(
+    task: &Arc<Task>,
+    splitters: Option<&BlobRef>,
+    runs: &BlobRef,
+    gate: Gate,
+) -> Result<Outcome> {
     let link = task.link.clone();
     let prepared = link.or_cancelled(async {
         let job = task.context.cache.job(&task.run.plan).await?;
         let splitters = task.context.cache.splitters(splitters, job.order.unique()).await?;
         let sources = sources(task, splitters.len(), runs).await?;
         let part = names::part_name(task.run.attempt.task.index, &job.plan.extension);
-        let target = Object::open(&task.stores, job.plan.output.parse::<BlobUrl>()?.join(&part)).await?;
+        let target =
+            Object::open(&task.stores, job.plan.output.parse::<BlobUrl>()?.join(&part)).await?;
         Ok((job, splitters, sources, target, task.spill_root().await?))
     });
     let (job, splitters, sources, target, spill_root) = prepared.await?;
     task.expect_bytes(sources.iter().map(|source| source.piece.len).sum());
     let opening = (task.clone(), target.clone());
-    let upload = tokio::task::spawn_blocking(move || open_upload(&opening.0.link, &opening.1, &opening.0.results));
-    let upload = upload.await.map_err(|e| Error::bug(format!("opening an upload did not end: {e}")))??;
+    let upload = tokio::task::spawn_blocking(move || {
+        open_upload(&opening.0.link, &opening.1, &opening.0.results)
+    });
+    let upload =
+        upload.await.map_err(|e| Error::bug(format!("opening an upload did not end: {e}")))??;
     // Nobody listens any more only when the attempt is being abandoned.
     drop(gate.opened.send(upload.clone()));
     let (open, order) = (upload.clone(), job.order.clone());
@@ -50,7 +59,8 @@ pub(super) async fn run(task: &Arc<Task>, splitters: Option<&BlobRef>, runs: &Bl
         merging.into_part(sources, target, open, lease)
     });
     let (summary, tally, uploaded) = merged.await?;
-    // Before the report: as long as this task is not done its job is not, and nobody sweeps what is written here.
+    // Before the report: as long as this task is not done its job is not, and nobody sweeps what is
+    // written here.
     let repaired = async {
         repair::all(task, &order).await;
         Ok(())
@@ -74,11 +84,16 @@ pub(super) async fn run(task: &Arc<Task>, splitters: Option<&BlobRef>, runs: &Bl
 async fn sources(task: &Task, splitters: usize, runs: &BlobRef) -> Result<Vec<Source>> {
     let partition = task.run.attempt.task.index;
     if partition as usize > splitters {
-        return Err(Error::invalid(format!("there are {splitters} splitters, so no partition {partition}")));
+        return Err(Error::invalid(format!(
+            "there are {splitters} splitters, so no partition {partition}"
+        )));
     }
     let pinned = task.context.cache.runs(runs).await?;
     if pinned.job != task.run.job {
-        return Err(Error::invalid(format!("the runs of job {} are not those of job {}", pinned.job, task.run.job)));
+        return Err(Error::invalid(format!(
+            "the runs of job {} are not those of job {}",
+            pinned.job, task.run.job
+        )));
     }
     let found: Vec<(u32, Source)> = futures::stream::iter(pinned.runs.clone())
         .map(|run| async move {
@@ -88,8 +103,9 @@ async fn sources(task: &Task, splitters: usize, runs: &BlobRef) -> Result<Vec<So
             let piece = index.piece(partition).filter(|_| partitions as usize == splitters + 1);
             let piece = piece.ok_or_else(|| {
                 let (url, expected) = (&run.url, splitters + 1);
-                let error =
-                    Error::corrupt(format!("the run {url} has {partitions} partitions, the job has {expected}"));
+                let error = Error::corrupt(format!(
+                    "the run {url} has {partitions} partitions, the job has {expected}"
+                ));
                 task.link.findings.run_damaged(&run, DamageCause::Writer, error)
             })?;
             Ok::<_, Error>((run.attempt.task.index, Source { copies, piece, run: Some(run) }))
@@ -100,7 +116,8 @@ async fn sources(task: &Task, splitters: usize, runs: &BlobRef) -> Result<Vec<So
     Ok(by_run(found).into_iter().filter(|source| source.piece.len > 0).collect())
 }
 
-/// Opens a committed run: its index, and its copies, the one that gave the index first. An index that does not hold is read once more, then the next copy is asked.
+/// Opens a committed run: its index, and its copies, the one that gave the index first. An index
+/// that does not hold is read once more, then the next copy is asked.
 async fn open_run(task: &Task, run: &PinnedRun) -> Result<(Vec<Object>, Arc<RunIndex>)> {
     let urls = [Some(&run.url), run.replica.as_ref()];
     let mut copies = Vec::new();
@@ -112,7 +129,8 @@ async fn open_run(task: &Task, run: &PinnedRun) -> Result<(Vec<Object>, Arc<RunI
     for turn in 0..=copies.len() {
         let number = match &away {
             _ if turn < copies.len() => turn,
-            // No copy is to be had. One that did not answer in time may be whole: it is waited for as any object is.
+            // No copy is to be had. One that did not answer in time may be whole: it is waited for
+            // as any object is.
             Some((number, _)) if copies[*number].patience.is_some() => *number,
             _ => break,
         };
@@ -126,11 +144,15 @@ async fn open_run(task: &Task, run: &PinnedRun) -> Result<(Vec<Object>, Arc<RunI
                 Ok(index) => {
                     if let Some((_, error)) = first {
                         let count = Counters::count(&task.link.findings.counters.read_again);
-                        tracing::warn!(run = %object, %error, cause = ?DamageCause::Network, count, "the index of a run read well again");
+                        tracing::warn!(run = %object, %error, cause = ?DamageCause::Network, count, "the index of a run read well \
+                            \
+                            \
+                            again");
                     }
                     if number > 0 {
                         let count = Counters::count(&task.link.findings.counters.from_replica);
-                        tracing::warn!(from = %run.url, to = %object, count, "reading a run from its other copy");
+                        tracing::warn!(from = %run.url, to = %object, count, "reading a run from \
+                            its other copy");
                     }
                     copies[number].patience = patience;
                     copies.swap(0, number);
@@ -172,7 +194,8 @@ impl Merging<'_> {
         bounds(self.splitters, self.task.run.attempt.task.index as usize)
     }
 
-    /// Merges in as many rounds as memory asks for. The tally is over all of them: kept in the part, dropped anywhere.
+    /// Merges in as many rounds as memory asks for. The tally is over all of them: kept in the
+    /// part, dropped anywhere.
     fn into_part(
         mut self,
         sources: Vec<Source>,
@@ -180,7 +203,8 @@ impl Merging<'_> {
         upload: String,
         lease: &mut Lease,
     ) -> Result<(PartSummary, Tally, Uploaded)> {
-        let expected = sources.iter().fold(Sums::default(), |sums, source| sums.plus(&source.piece.sums));
+        let expected =
+            sources.iter().fold(Sums::default(), |sums, source| sums.plus(&source.piece.sums));
         let part_bytes = sources.iter().map(|source| source.piece.len).sum();
         let mut level = Level { sources, spilled: false };
         let mut dropped = Sums::default();
@@ -194,7 +218,8 @@ impl Merging<'_> {
         };
         let link = &self.task.link;
         let upload = Upload { object: target, id: upload };
-        let sink = PartSink::new(link, vec![upload], memory.parts)?.counting(Some(&self.task.progress.bytes_written));
+        let sink = PartSink::new(link, vec![upload], memory.parts)?
+            .counting(Some(&self.task.progress.bytes_written));
         let mut out = PartWriter::new(sink, self.job.order.clone());
         let progress = (!level.spilled).then_some(&self.task.progress.bytes_read);
         let merged = merge_sources(
@@ -210,7 +235,10 @@ impl Merging<'_> {
         let (summary, sink) = out.finish()?;
         let uploaded = sink.finish()?.pop().ok_or_else(|| Error::bug("a part went nowhere"))?;
         let tally = Tally { kept: tally.kept, dropped: tally.dropped.plus(&dropped) };
-        if tally.total() != expected || tally.kept != summary.sums || summary.bytes != uploaded.bytes {
+        if tally.total() != expected
+            || tally.kept != summary.sums
+            || summary.bytes != uploaded.bytes
+        {
             let partition = self.task.run.attempt.task.index;
             return Err(Error::bug(format!(
                 "partition {partition} should hold {expected}, but {} were written and {} dropped",
@@ -239,12 +267,29 @@ impl Merging<'_> {
             let (spill, of_group) = to_spill_disk(self.task, &target, bytes, || {
                 let mut of_group = Sums::default();
                 let targets = std::slice::from_ref(&target);
-                let spill = write_run(link, order, targets, memory.parts, &self.task.temporary, None, |out| {
-                    out.begin_partition()?;
-                    let tally = merge_sources(link, order, self.bounds(), group, memory.windows.windows, progress, out);
-                    of_group = tally.map_err(|e| self.blame(e, group, level.spilled, memory))?.dropped;
-                    Ok(())
-                })?;
+                let spill = write_run(
+                    link,
+                    order,
+                    targets,
+                    memory.parts,
+                    &self.task.temporary,
+                    None,
+                    |out| {
+                        out.begin_partition()?;
+                        let tally = merge_sources(
+                            link,
+                            order,
+                            self.bounds(),
+                            group,
+                            memory.windows.windows,
+                            progress,
+                            out,
+                        );
+                        of_group =
+                            tally.map_err(|e| self.blame(e, group, level.spilled, memory))?.dropped;
+                        Ok(())
+                    },
+                )?;
                 Ok((spill, of_group))
             })?;
             dropped.merge(&of_group);
@@ -265,7 +310,14 @@ impl Merging<'_> {
         if spilled {
             return spill_error(error);
         }
-        find_damaged(&self.task.link, &self.job.order, self.bounds(), sources, memory.windows.windows, error)
+        find_damaged(
+            &self.task.link,
+            &self.job.order,
+            self.bounds(),
+            sources,
+            memory.windows.windows,
+            error,
+        )
     }
 }
 
@@ -277,10 +329,18 @@ struct Level {
 }
 
 impl Level {
-    fn memory(&self, lease: &mut Lease, to: &muster_common::store::Scheme, bytes: u64) -> Result<MergeMemory> {
+    fn memory(
+        &self,
+        lease: &mut Lease,
+        to: &muster_common::store::Scheme,
+        bytes: u64,
+    ) -> Result<MergeMemory> {
         let pieces: Vec<Piece> = self.sources.iter().map(|source| source.piece).collect();
-        let from =
-            self.sources.first().and_then(|source| source.copies.first()).map_or(to, |object| object.url.scheme());
+        let from = self
+            .sources
+            .first()
+            .and_then(|source| source.copies.first())
+            .map_or(to, |object| object.url.scheme());
         MergeMemory::of(lease, from, &pieces, to, bytes)
     }
 }

@@ -1,4 +1,5 @@
-//! Makes a copy of a run anew from the other one, so that the next reader finds two again. Best effort: within [`TIMEOUT`], and what fails is logged.
+//! Makes a copy of a run anew from the other one, so that the next reader finds two again. Best
+//! effort: within [`TIMEOUT`], and what fails is logged.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,9 +33,12 @@ pub(super) async fn all(task: &Arc<Task>, order: &Arc<Order>) {
             match Box::pin(mend(task, order, &copy)).await {
                 Ok(()) => {
                     let count = Counters::count(&task.link.findings.counters.repaired);
-                    tracing::info!(run = %copy.bad, from = %copy.good, count, "made a copy of a run anew");
+                    tracing::info!(run = %copy.bad, from = %copy.good, count, "made a copy of a \
+                        run anew");
                 }
-                Err(error) => tracing::warn!(run = %copy.bad, %error, "cannot make a copy of a run anew"),
+                Err(error) => {
+                    tracing::warn!(run = %copy.bad, %error, "cannot make a copy of a run anew")
+                }
             }
         }
     };
@@ -55,11 +59,18 @@ async fn mend(task: &Arc<Task>, order: &Arc<Order>, copy: &BadCopy) -> Result<()
     let mut tags = Vec::new();
     for (index, begin) in (0..).zip((0..run.bytes).step_by(PART_BYTES as usize)) {
         let range = begin..(begin + PART_BYTES).min(run.bytes);
-        let bytes = read(retry, &Span { object: good.clone(), range, access: Access::Once }).await?;
+        let bytes =
+            read(retry, &Span { object: good.clone(), range, access: Access::Once }).await?;
         let at = PartAt { index, offset: begin };
-        tags.push(retry.call(bad, || bad.store.upload_part(bad.key(), &upload, at, bytes.clone())).await?);
+        tags.push(
+            retry
+                .call(bad, || bad.store.upload_part(bad.key(), &upload, at, bytes.clone()))
+                .await?,
+        );
     }
-    retry.call(bad, || bad.store.complete_upload(bad.key(), &upload, &tags, run.bytes, false)).await?;
+    retry
+        .call(bad, || bad.store.complete_upload(bad.key(), &upload, &tags, run.bytes, false))
+        .await?;
     task.temporary.keep(bad);
     let (index, _) = task.context.cache.read_index(run, bad).await.map_err(of_index)?;
     let (link, order, bad) = (task.link.clone(), order.clone(), bad.clone());

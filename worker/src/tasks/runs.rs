@@ -1,4 +1,5 @@
-//! What sort and merge share: writing a run as an object, and merging pieces of runs, in rounds where memory does not allow them all at once.
+//! What sort and merge share: writing a run as an object, and merging pieces of runs, in rounds
+//! where memory does not allow them all at once.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -60,8 +61,8 @@ pub(super) fn bounds(splitters: &[Splitter], partition: usize) -> Bounds<'_> {
     (partition.checked_sub(1).and_then(|below| splitters.get(below)), splitters.get(partition))
 }
 
-/// Writes one run as an object of each of `targets`: opens uploads, lets `fill` write the partitions, completes. Blocking. What was opened stands in `leftovers` from its
-/// first moment.
+/// Writes one run as an object of each of `targets`: opens uploads, lets `fill` write the
+/// partitions, completes. Blocking. What was opened stands in `leftovers` from its first moment.
 pub(super) fn write_run(
     link: &Link,
     order: &Order,
@@ -75,20 +76,27 @@ pub(super) fn write_run(
     for object in targets {
         uploads.push(Upload { object: object.clone(), id: open_upload(link, object, leftovers)? });
     }
-    let mut writer = RunWriter::new(PartSink::new(link, uploads.clone(), plan)?.counting(progress), order.format());
+    let mut writer = RunWriter::new(
+        PartSink::new(link, uploads.clone(), plan)?.counting(progress),
+        order.format(),
+    );
     fill(&mut writer)?;
     let (index, sink) = writer.finish()?;
     for (Upload { object, id }, uploaded) in uploads.iter().zip(sink.finish()?) {
         // Not cut short by a cancel: it must be known whether the object stands.
-        let complete = || object.store.complete_upload(object.key(), id, &uploaded.tags, uploaded.bytes, false);
+        let complete = || {
+            object.store.complete_upload(object.key(), id, &uploaded.tags, uploaded.bytes, false)
+        };
         link.handle.block_on(link.retry.call(object, complete))?;
         leftovers.completed(object);
     }
-    let object = targets.first().ok_or_else(|| Error::bug("a run is to be written nowhere"))?.clone();
+    let object =
+        targets.first().ok_or_else(|| Error::bug("a run is to be written nowhere"))?.clone();
     Ok(RunObject { object, index: Arc::new(index) })
 }
 
-/// Writes a spill of about `bytes`: sees first that the disk has room, and where it is full all the same cleans up and writes once more. Blocking.
+/// Writes a spill of about `bytes`: sees first that the disk has room, and where it is full all the
+/// same cleans up and writes once more. Blocking.
 pub(super) fn to_spill_disk<T>(
     task: &Task,
     target: &Object,
@@ -102,7 +110,8 @@ pub(super) fn to_spill_disk<T>(
     loop {
         match write() {
             Err(error) if full(&error) && policy.allows(tries, 0) => {
-                tracing::warn!(%error, "the disk of the spills is full: cleaning up, then once more");
+                tracing::warn!(%error, "the disk of the spills is full: cleaning up, then once \
+                    more");
                 task.link.handle.block_on(task.temporary.remove(target));
                 spills.clean();
                 tries += 1;
@@ -116,10 +125,12 @@ pub(super) fn to_spill_disk<T>(
     }
 }
 
-/// Opens an upload and notes it. Not cut short by a cancel: an upload that nobody noted would stay for ever.
+/// Opens an upload and notes it. Not cut short by a cancel: an upload that nobody noted would stay
+/// for ever.
 pub(super) fn open_upload(link: &Link, object: &Object, leftovers: &Leftovers) -> Result<String> {
     link.check()?;
-    let upload = link.handle.block_on(link.retry.call(object, || object.store.open_upload(object.key())))?;
+    let upload =
+        link.handle.block_on(link.retry.call(object, || object.store.open_upload(object.key())))?;
     leftovers.opened(object, &upload);
     Ok(upload)
 }
@@ -134,7 +145,8 @@ pub(super) struct MergeMemory {
 }
 
 impl MergeMemory {
-    /// For a merge of `pieces` of `from` into an object of about `object_bytes` of `to`. Takes the whole slot where its I/O share is not enough.
+    /// For a merge of `pieces` of `from` into an object of about `object_bytes` of `to`. Takes the
+    /// whole slot where its I/O share is not enough.
     ///
     /// # Errors
     /// `NeedsMemory` where even two of the pieces hold records that are too long for it.
@@ -145,19 +157,24 @@ impl MergeMemory {
         to: &Scheme,
         object_bytes: u64,
     ) -> Result<Self> {
-        let blocks: Vec<usize> =
-            pieces.iter().map(|piece| piece.block_payload_max as usize + BLOCK_HEADER_BYTES).collect();
+        let blocks: Vec<usize> = pieces
+            .iter()
+            .map(|piece| piece.block_payload_max as usize + BLOCK_HEADER_BYTES)
+            .collect();
         let largest = blocks.iter().copied().max().unwrap_or(0);
         let good = MergePlan::good_bytes(from, &blocks);
         let grown = if largest > LONG_RECORD_BYTES { 2 * largest } else { 0 };
         let memory = lease.memory_for(good.saturating_mul(5) / 3 + grown);
-        let parts = PartsPlan::of(to, object_bytes, memory.saturating_sub(grown) / 5 * 2).with_blocks_of(largest);
+        let parts = PartsPlan::of(to, object_bytes, memory.saturating_sub(grown) / 5 * 2)
+            .with_blocks_of(largest);
         let left = memory.saturating_sub(parts.bytes(largest));
         let windows = MergePlan::of(from, &blocks, left);
         if grown > 0 && windows.least_bytes > left {
             let needed = windows.least_bytes + parts.bytes(largest);
             let what = format!("merging records of up to {largest} bytes");
-            return Err(lease.budget().needs_memory(&what, needed, |budget| budget.slot_bytes >= needed));
+            return Err(lease
+                .budget()
+                .needs_memory(&what, needed, |budget| budget.slot_bytes >= needed));
         }
         Ok(Self { windows, parts, whole_slot: memory > lease.io_bytes() })
     }
@@ -174,13 +191,17 @@ pub(super) fn merge_sources<O: RecordSink<Error = Error>>(
     out: &mut O,
 ) -> Result<Tally> {
     let inputs = sources.iter().map(|source| {
-        Ok(MergeInput { windows: PieceWindows::open(link, source, windows, progress.cloned())?, piece: source.piece })
+        Ok(MergeInput {
+            windows: PieceWindows::open(link, source, windows, progress.cloned())?,
+            piece: source.piece,
+        })
     });
     merge(order, bounds, inputs.collect::<Result<_>>()?, out)
 }
 
-/// The windows of one source, from whichever of its copies holds. What does not hold is read once more before the next copy is tried, so that it can be said whose fault it
-/// was. Only when every copy has failed twice at one place is the run damaged.
+/// The windows of one source, from whichever of its copies holds. What does not hold is read once
+/// more before the next copy is tried, so that it can be said whose fault it was. Only when every
+/// copy has failed twice at one place is the run damaged.
 struct PieceWindows {
     link: Link,
     source: Source,
@@ -214,13 +235,29 @@ const READS_OF_COPY: u32 = 2;
 const TROUBLES_MAX: u32 = 100;
 
 impl PieceWindows {
-    fn open(link: &Link, source: &Source, plan: WindowsPlan, progress: Option<Arc<AtomicU64>>) -> Result<Self> {
+    fn open(
+        link: &Link,
+        source: &Source,
+        plan: WindowsPlan,
+        progress: Option<Arc<AtomicU64>>,
+    ) -> Result<Self> {
         let prefetch = read_copy(link, source, 0, 0, plan, progress.clone())?;
         let (link, source) = (link.clone(), source.clone());
-        Ok(Self { link, source, plan, progress, copy: 0, prefetch, at: 0, trouble: Trouble::default(), troubles: 0 })
+        Ok(Self {
+            link,
+            source,
+            plan,
+            progress,
+            copy: 0,
+            prefetch,
+            at: 0,
+            trouble: Trouble::default(),
+            troubles: 0,
+        })
     }
 
-    /// Decides where to read on after a read from `at` failed or gave what does not hold, and begins there. `false` where nothing is left to try.
+    /// Decides where to read on after a read from `at` failed or gave what does not hold, and
+    /// begins there. `false` where nothing is left to try.
     fn try_again(&mut self, at: u64, reads_of_copy: u32, why: &Error) -> Result<bool> {
         if self.trouble.reads > 0 && self.trouble.at != at {
             self.settle();
@@ -253,14 +290,16 @@ impl PieceWindows {
                 self.link.findings.copy_failed(run, bad, good, why);
             }
         } else {
-            tracing::warn!(run = %self.source.copies[self.copy], error = %why, "reading a piece of a run once more");
+            tracing::warn!(run = %self.source.copies[self.copy], error = %why, "reading a piece of \
+                a run once more");
         }
         self.at = at;
         // Each copy was given its time: now the store is waited for as any other.
         if self.trouble.reads > READS_OF_COPY {
             self.source.copies[self.copy].patience = None;
         }
-        self.prefetch = read_copy(&self.link, &self.source, self.copy, at, self.plan, self.progress.clone())?;
+        self.prefetch =
+            read_copy(&self.link, &self.source, self.copy, at, self.plan, self.progress.clone())?;
         Ok(true)
     }
 
@@ -269,7 +308,8 @@ impl PieceWindows {
         if self.trouble.of_copy > 0 {
             let count = Counters::count(&self.link.findings.counters.read_again);
             let run = &self.source.copies[self.copy];
-            tracing::warn!(%run, cause = ?DamageCause::Network, count, "bytes of a run were damaged on their way, and read well again");
+            tracing::warn!(%run, cause = ?DamageCause::Network, count, "bytes of a run were \
+                damaged on their way, and read well again");
         }
         self.trouble = Trouble::default();
     }
@@ -298,7 +338,11 @@ fn read_copy(
     plan: WindowsPlan,
     progress: Option<Arc<AtomicU64>>,
 ) -> Result<Prefetch> {
-    let object = source.copies.get(copy).ok_or_else(|| Error::bug("a piece of a run that lies nowhere"))?.clone();
+    let object = source
+        .copies
+        .get(copy)
+        .ok_or_else(|| Error::bug("a piece of a run that lies nowhere"))?
+        .clone();
     let range = source.piece.offset + at..source.piece.offset + source.piece.len;
     Ok(Prefetch::of(link, Span { object, range, access: Access::Once }, plan).counting(progress))
 }
@@ -344,7 +388,8 @@ impl Windows for PieceWindows {
     }
 }
 
-/// Merges whole runs, partition by partition, into an open run; returns what `-u` dropped here. Blocking.
+/// Merges whole runs, partition by partition, into an open run; returns what `-u` dropped here.
+/// Blocking.
 pub(super) fn merge_runs(
     link: &Link,
     order: &Order,
@@ -357,7 +402,18 @@ pub(super) fn merge_runs(
     for partition in 0..=splitters.len() {
         out.begin_partition()?;
         let sources = sources_of(runs, partition);
-        dropped.merge(&merge_sources(link, order, bounds(splitters, partition), &sources, windows, None, out)?.dropped);
+        dropped.merge(
+            &merge_sources(
+                link,
+                order,
+                bounds(splitters, partition),
+                &sources,
+                windows,
+                None,
+                out,
+            )?
+            .dropped,
+        );
     }
     out.add_dropped(&dropped);
     Ok(dropped)
@@ -366,13 +422,15 @@ pub(super) fn merge_runs(
 /// The pieces of a partition that hold anything, in the order of their runs.
 fn sources_of(runs: &[RunObject], partition: usize) -> Vec<Source> {
     let pieces = runs.iter().filter_map(|run| {
-        let piece = u32::try_from(partition).ok().and_then(|partition| run.index.piece(partition))?;
+        let piece =
+            u32::try_from(partition).ok().and_then(|partition| run.index.piece(partition))?;
         Some(Source::of_spill(run, piece))
     });
     pieces.filter(|source| source.piece.len > 0).collect()
 }
 
-/// A spill that turns out damaged is this worker's own trouble: another try makes it anew. As `Corrupt` it would blame a committed run.
+/// A spill that turns out damaged is this worker's own trouble: another try makes it anew. As
+/// `Corrupt` it would blame a committed run.
 pub(super) fn spill_error(error: Error) -> Error {
     match error.kind {
         ErrorKind::Corrupt | ErrorKind::NotFound => {
@@ -382,8 +440,9 @@ pub(super) fn spill_error(error: Error) -> Error {
     }
 }
 
-/// After a merge failed with nothing found: reads the sources one by one. One whose blocks all hold, but not together, was written wrong. If all are sound, the bytes were
-/// damaged on their way, and another try helps.
+/// After a merge failed with nothing found: reads the sources one by one. One whose blocks all
+/// hold, but not together, was written wrong. If all are sound, the bytes were damaged on their
+/// way, and another try helps.
 pub(super) fn find_damaged(
     link: &Link,
     order: &Order,
@@ -400,7 +459,8 @@ pub(super) fn find_damaged(
         let alone = std::slice::from_ref(source);
         match merge_sources(link, order, bounds, alone, windows, None, &mut Nowhere) {
             Err(found) if matches!(found.kind, ErrorKind::Corrupt | ErrorKind::Bug) => {
-                let found = Error::corrupt(format!("the run {}: {}", source.place(), found.message));
+                let found =
+                    Error::corrupt(format!("the run {}: {}", source.place(), found.message));
                 return match &source.run {
                     Some(run) => link.findings.run_damaged(run, DamageCause::Writer, found),
                     None => found,
@@ -411,9 +471,10 @@ pub(super) fn find_damaged(
         }
     }
     match error.kind {
-        ErrorKind::Corrupt => {
-            Error::retry(format!("bytes of a run were damaged on their way, but read well again: {}", error.message))
-        }
+        ErrorKind::Corrupt => Error::retry(format!(
+            "bytes of a run were damaged on their way, but read well again: {}",
+            error.message
+        )),
         _ => error,
     }
 }
@@ -437,20 +498,28 @@ pub(super) fn locate(job: &Job, error: KernelError) -> Error {
         | KernelError::Budget { position, .. } => *position,
         _ => return error.into(),
     };
-    // Empty objects share their position with the one that follows: the last of them holds the byte.
+    // Empty objects share their position with the one that follows: the last of them holds the
+    // byte.
     let number = job
         .positions
         .partition_point(|&begin| begin <= position)
         .saturating_sub(1)
         .min(job.plan.objects.len().saturating_sub(1));
-    let (Some(object), Some(begin)) = (job.plan.objects.get(number), job.positions.get(number)) else {
+    let (Some(object), Some(begin)) = (job.plan.objects.get(number), job.positions.get(number))
+    else {
         return error.into();
     };
     let offset = position.saturating_sub(*begin);
     let error = match error {
-        KernelError::BadRecord { reason, .. } => KernelError::BadRecord { position: offset, reason },
-        KernelError::RecordTooLong { limit, .. } => KernelError::RecordTooLong { position: offset, limit },
-        KernelError::Budget { needed, budget, .. } => KernelError::Budget { position: offset, needed, budget },
+        KernelError::BadRecord { reason, .. } => {
+            KernelError::BadRecord { position: offset, reason }
+        }
+        KernelError::RecordTooLong { limit, .. } => {
+            KernelError::RecordTooLong { position: offset, limit }
+        }
+        KernelError::Budget { needed, budget, .. } => {
+            KernelError::Budget { position: offset, needed, budget }
+        }
         other => other,
     };
     Error::from(error).at(&object.url)

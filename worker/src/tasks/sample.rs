@@ -1,4 +1,5 @@
-//! Samples a split: reads small seeded ranges and takes the comparison keys of some records in each. Same plan, same split, same samples.
+//! Samples a split: reads small seeded ranges and takes the comparison keys of some records in
+//! each. Same plan, same split, same samples.
 
 use futures::{StreamExt, TryStreamExt};
 use muster_common::ids::Generation;
@@ -17,9 +18,11 @@ use crate::transfer::{Object, Span, read};
 const WINDOWS: u64 = 16;
 /// Bytes of one range: some hundred records.
 const WINDOW_BYTES: u64 = 16 << 10;
-/// A range without a whole record is widened up to here, then given up; a multiple of this where records have a fixed length.
+/// A range without a whole record is widened up to here, then given up; a multiple of this where
+/// records have a fixed length.
 const WINDOW_BYTES_MAX: u64 = 1 << 20;
-/// Rounds after the first that still read more than the one before: a range grows to 16 MiB at most.
+/// Rounds after the first that still read more than the one before: a range grows to 16 MiB at
+/// most.
 const ROUND_MAX: u32 = 2;
 /// Largest range that records of a fixed length may ask for.
 const FIXED_WINDOW_BYTES_MAX: u64 = 64 << 20;
@@ -37,7 +40,8 @@ pub(super) async fn run(task: &Task) -> Result<Outcome> {
         ^ u64::from(task.run.attempt.task.index).wrapping_mul(0xd134_2543_de82_ef95)
         ^ u64::from(task.run.attempt.generation.0).wrapping_mul(0xa076_1d64_78bd_642f);
     let window_bytes = window_bytes(&job);
-    let in_flight = if window_bytes.max(round.window_bytes_max) > WINDOW_BYTES_MAX { 1 } else { IN_FLIGHT };
+    let in_flight =
+        if window_bytes.max(round.window_bytes_max) > WINDOW_BYTES_MAX { 1 } else { IN_FLIGHT };
     let windows = choose_windows(&split, round.windows, window_bytes, seed);
     task.expect_bytes(windows.iter().map(Interval::len).sum());
     let per_window = round.samples_max.div_ceil(windows.len().max(1) as u64);
@@ -45,8 +49,18 @@ pub(super) async fn run(task: &Task) -> Result<Outcome> {
     let (job_ref, objects_ref, split_ref) = (&job, &objects, &split);
     let found: Vec<Vec<Splitter>> = futures::stream::iter(windows)
         .map(|window| async move {
-            let at = split_ref.iter().position(|interval| interval.object == window.object).unwrap_or_default();
-            sample_window(task, job_ref, &objects_ref[at], window, (per_window, round.window_bytes_max)).await
+            let at = split_ref
+                .iter()
+                .position(|interval| interval.object == window.object)
+                .unwrap_or_default();
+            sample_window(
+                task,
+                job_ref,
+                &objects_ref[at],
+                window,
+                (per_window, round.window_bytes_max),
+            )
+            .await
         })
         .buffered(in_flight)
         .try_collect()
@@ -56,7 +70,8 @@ pub(super) async fn run(task: &Task) -> Result<Outcome> {
     samples.sort_unstable();
     samples.dedup();
     let samples = thin(samples, usize::try_from(round.samples_max).unwrap_or(usize::MAX));
-    let message_bytes: usize = samples.iter().map(|sample| sample.key.len() + SAMPLE_OVERHEAD_BYTES).sum();
+    let message_bytes: usize =
+        samples.iter().map(|sample| sample.key.len() + SAMPLE_OVERHEAD_BYTES).sum();
     if message_bytes <= INLINE_SAMPLES_BYTES_MAX {
         return Ok(Outcome::Sampled { samples });
     }
@@ -67,7 +82,8 @@ pub(super) async fn run(task: &Task) -> Result<Outcome> {
     Ok(Outcome::SampledToScratch { samples })
 }
 
-/// How much is read and taken in one round of sampling: where a round gave too little, the next one looks at more places, and further at each.
+/// How much is read and taken in one round of sampling: where a round gave too little, the next one
+/// looks at more places, and further at each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Round {
     windows: u64,
@@ -86,7 +102,8 @@ impl Round {
     }
 }
 
-/// At most so many of them, evenly spread: every window gives at least one, and there may be more windows than samples are wanted.
+/// At most so many of them, evenly spread: every window gives at least one, and there may be more
+/// windows than samples are wanted.
 fn thin(samples: Vec<Splitter>, samples_max: usize) -> Vec<Splitter> {
     let found = samples.len();
     if found <= samples_max {
@@ -104,7 +121,8 @@ fn window_bytes(job: &Job) -> u64 {
     }
 }
 
-/// One range in each of `count` equal shares of the split, at a seeded place; the whole split where that is no more.
+/// One range in each of `count` equal shares of the split, at a seeded place; the whole split where
+/// that is no more.
 fn choose_windows(split: &[Interval], count: u64, window_bytes: u64, seed: u64) -> Vec<Interval> {
     let total: u64 = split.iter().map(Interval::len).sum();
     if total <= count * WINDOW_BYTES {
@@ -114,7 +132,8 @@ fn choose_windows(split: &[Interval], count: u64, window_bytes: u64, seed: u64) 
     let mut windows: Vec<Interval> = (0..count)
         .filter_map(|share| {
             let (begin, end) = (total / count * share, total / count * (share + 1));
-            let at = begin + split_mix(&mut state) % (end - begin).saturating_sub(window_bytes).max(1);
+            let at =
+                begin + split_mix(&mut state) % (end - begin).saturating_sub(window_bytes).max(1);
             window_at(split, at, window_bytes)
         })
         .collect();
@@ -126,8 +145,13 @@ fn choose_windows(split: &[Interval], count: u64, window_bytes: u64, seed: u64) 
 fn window_at(split: &[Interval], mut at: u64, window_bytes: u64) -> Option<Interval> {
     for interval in split {
         if at < interval.len() {
-            let begin = (interval.begin + at).min(interval.end.saturating_sub(window_bytes).max(interval.begin));
-            return Some(Interval { object: interval.object, begin, end: (begin + window_bytes).min(interval.end) });
+            let begin = (interval.begin + at)
+                .min(interval.end.saturating_sub(window_bytes).max(interval.begin));
+            return Some(Interval {
+                object: interval.object,
+                begin,
+                end: (begin + window_bytes).min(interval.end),
+            });
         }
         at -= interval.len();
     }
@@ -147,8 +171,10 @@ async fn sample_window(
     let bytes_max = widened_max.max(window.len());
     let mut end = window.end;
     loop {
-        let span = Span { object: object.clone(), range: window.begin..end, access: Access::Cached };
-        let bytes = read(&task.link.retry, &span).await.map_err(|e| task.unreadable(window.object, e))?;
+        let span =
+            Span { object: object.clone(), range: window.begin..end, access: Access::Cached };
+        let bytes =
+            read(&task.link.retry, &span).await.map_err(|e| task.unreadable(window.object, e))?;
         let place = SampleWindow {
             position: base + window.begin,
             object_offset: window.begin,
@@ -162,7 +188,9 @@ async fn sample_window(
             }
             return Ok(samples);
         }
-        end = (window.begin + 2 * (end - window.begin)).min(window.begin + bytes_max).min(object_bytes);
+        end = (window.begin + 2 * (end - window.begin))
+            .min(window.begin + bytes_max)
+            .min(object_bytes);
     }
 }
 
@@ -185,11 +213,18 @@ mod tests {
 
     #[test]
     fn no_more_samples_than_are_wanted() {
-        let samples =
-            |count: u64| (0..count).map(|position| Splitter { key: Vec::new(), position }).collect::<Vec<_>>();
-        for (found, wanted, expected) in
-            [(0, 4, 0), (3, 4, 3), (4, 4, 4), (258, 256, 256), (1000, 256, 256), (7, 1, 1), (7, 0, 0)]
-        {
+        let samples = |count: u64| {
+            (0..count).map(|position| Splitter { key: Vec::new(), position }).collect::<Vec<_>>()
+        };
+        for (found, wanted, expected) in [
+            (0, 4, 0),
+            (3, 4, 3),
+            (4, 4, 4),
+            (258, 256, 256),
+            (1000, 256, 256),
+            (7, 1, 1),
+            (7, 0, 0),
+        ] {
             assert_eq!(thin(samples(found), wanted).len(), expected, "{found} of {wanted}");
         }
     }
@@ -207,8 +242,10 @@ mod tests {
         let windows = choose_windows(&split, WINDOWS, WINDOW_BYTES, 7);
         assert_eq!(windows.len() as u64, WINDOWS);
         for window in &windows {
-            let around =
-                split.iter().find(|interval| interval.object == window.object).expect("an interval of the split");
+            let around = split
+                .iter()
+                .find(|interval| interval.object == window.object)
+                .expect("an interval of the split");
             assert!(
                 around.begin <= window.begin
                     && window.end <= around.end

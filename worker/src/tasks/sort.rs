@@ -1,5 +1,6 @@
-//! Sorts a split into a run: records are held and sorted a chunk at a time; a split that is one chunk is written straight to scratch, else every chunk is spilled to
-//! the worker's own disk and the spills are merged into the run.
+//! Sorts a split into a run: records are held and sorted a chunk at a time; a split that is one
+//! chunk is written straight to scratch, else every chunk is spilled to the worker's own disk and
+//! the spills are merged into the run.
 
 use std::sync::Arc;
 
@@ -19,14 +20,17 @@ use muster_kernel::split::Cutter;
 use muster_kernel::splitters::Splitter;
 
 use super::bad_records::{BadRecords, LeftOut};
-use super::runs::{MergeMemory, RunObject, locate, merge_runs, spill_error, to_spill_disk, write_run};
+use super::runs::{
+    MergeMemory, RunObject, locate, merge_runs, spill_error, to_spill_disk, write_run,
+};
 use super::{Task, run_path};
 use crate::cache::Job;
 use crate::memory::{PartsPlan, WindowsPlan};
 use crate::slots::Lease;
 use crate::transfer::{Object, Prefetch, Span, read, windows};
 
-/// First read beyond an interval's end, for the rest of its last line; each further one is twice as long.
+/// First read beyond an interval's end, for the rest of its last line; each further one is twice as
+/// long.
 const OVERRUN_BYTES: u64 = 64 << 10;
 
 pub(super) async fn run(task: &Arc<Task>, splitters: Option<&BlobRef>) -> Result<Outcome> {
@@ -40,9 +44,16 @@ pub(super) async fn run(task: &Arc<Task>, splitters: Option<&BlobRef>) -> Result
     });
     let (job, splitters, objects, targets, spill_root) = prepared.await?;
     task.expect_bytes(task.split(&job)?.iter().map(Interval::len).sum());
-    let quarantine = Object::open(&task.stores, task.scratch_url(&job, &BadRecords::path(task))?).await?;
-    let work =
-        Arc::new(Inputs { job: job.clone(), splitters, objects: objects.clone(), targets, quarantine, spill_root });
+    let quarantine =
+        Object::open(&task.stores, task.scratch_url(&job, &BadRecords::path(task))?).await?;
+    let work = Arc::new(Inputs {
+        job: job.clone(),
+        splitters,
+        objects: objects.clone(),
+        targets,
+        quarantine,
+        spill_root,
+    });
     let memory = link.retry.policy(Trouble::Memory).clone();
     let (mut tries, mut halvings) = (1, task.run.memory_halvings);
     let sorted = loop {
@@ -52,7 +63,8 @@ pub(super) async fn run(task: &Arc<Task>, splitters: Option<&BlobRef>) -> Result
             Err(error) if error.kind == ErrorKind::OutOfMemory && memory.allows(tries, 0) => {
                 tries += 1;
                 halvings = halvings.saturating_add(1);
-                tracing::warn!(%error, halvings, "memory was refused: once more with a chunk of half the size");
+                tracing::warn!(%error, halvings, "memory was refused: once more with a chunk of \
+                    half the size");
                 task.temporary.remove_all().await;
                 task.results.remove_all().await;
                 task.progress.begin_anew();
@@ -69,7 +81,12 @@ pub(super) async fn run(task: &Arc<Task>, splitters: Option<&BlobRef>) -> Result
         sorted => sorted?,
     };
     task.link.or_cancelled(task.check_pinned(&job, &objects)).await?;
-    tracing::info!(bytes = sorted.bytes, records = sorted.kept.records, spills = sorted.spills, "sorted");
+    tracing::info!(
+        bytes = sorted.bytes,
+        records = sorted.kept.records,
+        spills = sorted.spills,
+        "sorted"
+    );
     Ok(Outcome::Sorted(Box::new(sorted)))
 }
 
@@ -105,7 +122,8 @@ impl Inputs {
         };
         let intervals = sorting.consume(&split, &self.objects)?;
         let (run, spills, read, left_out) = sorting.into_run(&self.targets, lease)?;
-        // A sorter that a failed attempt leaves half full is not kept, nor is one that is smaller than it may be.
+        // A sorter that a failed attempt leaves half full is not kept, nor is one that is smaller
+        // than it may be.
         if halvings == 0 {
             lease.keep_sorter(&job.order, sorter);
         }
@@ -113,7 +131,8 @@ impl Inputs {
     }
 }
 
-/// Where the run goes: to scratch, and to the replica store where the job has one. Both stand before the report.
+/// Where the run goes: to scratch, and to the replica store where the job has one. Both stand
+/// before the report.
 async fn targets(task: &Task, job: &Job) -> Result<Vec<Object>> {
     let path = run_path(task);
     let mut targets = vec![Object::open(&task.stores, task.scratch_url(job, &path)?).await?];
@@ -141,9 +160,11 @@ fn sorted_run(
 ) -> Result<SortedRun> {
     let (kept, dropped) = (run.index.kept(), run.index.dropped());
     if kept.plus(&dropped) != sorted {
-        // The next try is elsewhere: where it meets with the same it was no failing memory, and the task runs out of tries.
+        // The next try is elsewhere: where it meets with the same it was no failing memory, and the
+        // task runs out of tries.
         return Err(Error::corrupt(format!(
-            "P1 (conservation) is broken: {} holds {kept} and drops {dropped}, but {sorted} were read; this machine's memory is doubtful",
+            "P1 (conservation) is broken: {} holds {kept} and drops {dropped}, but {sorted} were \
+                read; this machine's memory is doubtful",
             run.object
         )));
     }
@@ -193,7 +214,8 @@ impl Sorting<'_> {
             let object_bytes = self.task.pinned(self.job, interval.object)?.bytes;
             let lenient = BadRecords::is_lenient(self.job);
             let new = if lenient { Cutter::lenient } else { Cutter::new };
-            let cutter = new(self.order().format(), *interval, object_bytes).map_err(|e| Error::from(e).at(object))?;
+            let cutter = new(self.order().format(), *interval, object_bytes)
+                .map_err(|e| Error::from(e).at(object))?;
             spans.push(Span {
                 object: object.clone(),
                 range: cutter.read_from()..interval.end,
@@ -205,8 +227,8 @@ impl Sorting<'_> {
         // Two fifths of the I/O share are for reading; the rest is for the run or the spills.
         let plan = WindowsPlan::scan(scheme, self.io_bytes / 5 * 2);
         let all = spans.clone().into_iter().flat_map(move |span| windows(span, plan.window_bytes));
-        let mut input =
-            Prefetch::new(&self.task.link, all, plan.ahead_bytes).counting(Some(self.task.progress.bytes_read.clone()));
+        let mut input = Prefetch::new(&self.task.link, all, plan.ahead_bytes)
+            .counting(Some(self.task.progress.bytes_read.clone()));
         let mut consumed = Vec::with_capacity(split.len());
         for (mut cutter, span) in cutters.into_iter().zip(spans) {
             let interval = split[consumed.len()];
@@ -227,7 +249,9 @@ impl Sorting<'_> {
         let mut begun = false;
         let mut at = span.range.start;
         while at < span.range.end {
-            let Some(bytes) = input.next_span().map_err(|e| self.task.unreadable(interval.object, e))? else {
+            let Some(bytes) =
+                input.next_span().map_err(|e| self.task.unreadable(interval.object, e))?
+            else {
                 return Err(Error::bug(format!("the windows of {} end at byte {at}", span.object)));
             };
             at += bytes.len() as u64;
@@ -258,17 +282,21 @@ impl Sorting<'_> {
         }
     }
 
-    /// An error of the sorter with its place; where memory is what is short, with how much is needed.
+    /// An error of the sorter with its place; where memory is what is short, with how much is
+    /// needed.
     fn blame(&self, interval: Interval, error: KernelError) -> Error {
         match (error, self.order().format()) {
-            (KernelError::Budget { position, .. }, Format::Fixed { len }) => {
-                self.bad.needs_memory(interval.object, position - self.base(interval), u64::from(*len))
-            }
+            (KernelError::Budget { position, .. }, Format::Fixed { len }) => self.bad.needs_memory(
+                interval.object,
+                position - self.base(interval),
+                u64::from(*len),
+            ),
             (error, _) => locate(self.job, error),
         }
     }
 
-    /// Gives the sorter's open record up as malformed; the global position behind what is held of it.
+    /// Gives the sorter's open record up as malformed; the global position behind what is held of
+    /// it.
     fn leave_out(&mut self, interval: Interval, why: KernelError) -> Result<u64> {
         let (position, held) = self.sorter.open_record();
         let behind = position + held.len() as u64;
@@ -283,7 +311,13 @@ impl Sorting<'_> {
     }
 
     /// Feeds what belongs to the interval's records, spilling as the sorter fills.
-    fn take(&mut self, cutter: &mut Cutter, interval: Interval, bytes: &Bytes, begun: &mut bool) -> Result<()> {
+    fn take(
+        &mut self,
+        cutter: &mut Cutter,
+        interval: Interval,
+        bytes: &Bytes,
+        begun: &mut bool,
+    ) -> Result<()> {
         let cut = cutter.push(bytes);
         let mut rest = &bytes[cut.take];
         // Global position behind `rest`.
@@ -309,7 +343,9 @@ impl Sorting<'_> {
                 }
                 Err(error) if self.bad.takes(&error) => {
                     let behind = self.leave_out(interval, error)?;
-                    let left = usize::try_from(end.saturating_sub(behind)).unwrap_or(usize::MAX).min(rest.len());
+                    let left = usize::try_from(end.saturating_sub(behind))
+                        .unwrap_or(usize::MAX)
+                        .min(rest.len());
                     rest = &rest[rest.len() - left..];
                 }
                 Err(error) => return Err(self.blame(interval, error)),
@@ -338,16 +374,24 @@ impl Sorting<'_> {
         let target = self.next_spill();
         let parts = PartsPlan::of(target.url.scheme(), bytes, self.io_bytes / 5 * 3);
         let task = self.task;
-        let (spilled, input) =
-            to_spill_disk(task, &target, bytes, || self.write_chunk(std::slice::from_ref(&target), parts, false))?;
-        tracing::debug!(object = %spilled.object, bytes = spilled.index.file_bytes(), "spilled a chunk");
+        let (spilled, input) = to_spill_disk(task, &target, bytes, || {
+            self.write_chunk(std::slice::from_ref(&target), parts, false)
+        })?;
+        tracing::debug!(object = %spilled.object, bytes = spilled.index.file_bytes(), "spilled a \
+            chunk");
         self.input.merge(&input);
         self.spills.push(spilled);
         Ok(())
     }
 
-    /// Sorts and writes the chunk that is held, as the run or as a spill; returns its input sums, too. The sorter is empty then.
-    fn write_chunk(&mut self, targets: &[Object], parts: PartsPlan, is_run: bool) -> Result<(RunObject, Sums)> {
+    /// Sorts and writes the chunk that is held, as the run or as a spill; returns its input sums,
+    /// too. The sorter is empty then.
+    fn write_chunk(
+        &mut self,
+        targets: &[Object],
+        parts: PartsPlan,
+        is_run: bool,
+    ) -> Result<(RunObject, Sums)> {
         self.task.link.check()?;
         if let Some(random) = self.task.damaged_memory() {
             self.sorter.flip_bit(random);
@@ -356,17 +400,32 @@ impl Sorting<'_> {
         let chunk = self.sorter.sort();
         let input = chunk.input_sums();
         let progress = is_run.then_some(&self.task.progress.bytes_written);
-        let written = write_run(&self.task.link, &self.job.order, targets, parts, leftovers, progress, |out| {
-            chunk.write(self.splitters, out).map(drop)
-        })?;
+        let written = write_run(
+            &self.task.link,
+            &self.job.order,
+            targets,
+            parts,
+            leftovers,
+            progress,
+            |out| chunk.write(self.splitters, out).map(drop),
+        )?;
         self.sorter.reset();
         Ok((written, input))
     }
 
-    /// Ends the split: the run, how often was spilled, the sums of what was sorted, and what was left out.
-    fn into_run(mut self, targets: &[Object], lease: &mut Lease) -> Result<(RunObject, u32, Sums, LeftOut)> {
+    /// Ends the split: the run, how often was spilled, the sums of what was sorted, and what was
+    /// left out.
+    fn into_run(
+        mut self,
+        targets: &[Object],
+        lease: &mut Lease,
+    ) -> Result<(RunObject, u32, Sums, LeftOut)> {
         if self.spills.is_empty() {
-            let parts = PartsPlan::of(most_demanding(targets), self.sorter.used_bytes() as u64, self.io_bytes);
+            let parts = PartsPlan::of(
+                most_demanding(targets),
+                self.sorter.used_bytes() as u64,
+                self.io_bytes,
+            );
             let (run, input) = self.write_chunk(targets, parts, true)?;
             return Ok((run, 0, input, self.bad.finish()?));
         }
@@ -388,12 +447,17 @@ impl Sorting<'_> {
             }
             let to_disk = self.spill_root.url.scheme().clone();
             let memory = self.merge_memory(lease, &to_disk, run_bytes)?;
-            tracing::info!(spills = self.spills.len(), fan_in = memory.windows.fan_in, "merging spills in rounds");
+            tracing::info!(
+                spills = self.spills.len(),
+                fan_in = memory.windows.fan_in,
+                "merging spills in rounds"
+            );
             let mut merged = Vec::new();
             for begin in (0..self.spills.len()).step_by(memory.windows.fan_in) {
                 let group = begin..(begin + memory.windows.fan_in).min(self.spills.len());
                 let target = self.next_spill();
-                let bytes = self.spills[group.clone()].iter().map(|spill| spill.index.file_bytes()).sum();
+                let bytes =
+                    self.spills[group.clone()].iter().map(|spill| spill.index.file_bytes()).sum();
                 let targets = std::slice::from_ref(&target);
                 let write = || self.merge_group(group.clone(), targets, memory, false);
                 merged.push(to_spill_disk(self.task, &target, bytes, write)?);
@@ -406,11 +470,17 @@ impl Sorting<'_> {
         }
     }
 
-    /// The memory of a merge of the spills. The sorter, which is empty, gives up its own where that is needed.
+    /// The memory of a merge of the spills. The sorter, which is empty, gives up its own where that
+    /// is needed.
     fn merge_memory(&mut self, lease: &mut Lease, to: &Scheme, bytes: u64) -> Result<MergeMemory> {
         // Each spill counts with its largest block.
         let largest = |run: &RunObject| {
-            run.index.pieces().iter().copied().max_by_key(|piece| piece.block_payload_max).unwrap_or_default()
+            run.index
+                .pieces()
+                .iter()
+                .copied()
+                .max_by_key(|piece| piece.block_payload_max)
+                .unwrap_or_default()
         };
         let pieces: Vec<Piece> = self.spills.iter().map(largest).collect();
         let memory = MergeMemory::of(lease, self.spill_root.url.scheme(), &pieces, to, bytes)?;

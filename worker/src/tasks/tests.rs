@@ -1,4 +1,5 @@
-//! Whole small jobs through the task functions: plan, sample, sort, merge, compared with the kernel's oracle; and what happens when something is wrong.
+//! Whole small jobs through the task functions: plan, sample, sort, merge, compared with the
+//! kernel's oracle; and what happens when something is wrong.
 
 use muster_common::adapters::own_files::OwnFiles;
 use muster_common::buffer::BufferPool;
@@ -32,8 +33,13 @@ const AMPLE: Budget = Budget {
     io_bytes: 16 << 20,
 };
 /// Memory that makes every split spill and every merge go in rounds.
-const TINY: Budget =
-    Budget { cache_bytes: 1 << 10, slot_bytes: 320 << 10, sorter_bytes: 32 << 10, io_bytes: 256 << 10, ..AMPLE };
+const TINY: Budget = Budget {
+    cache_bytes: 1 << 10,
+    slot_bytes: 320 << 10,
+    sorter_bytes: 32 << 10,
+    io_bytes: 256 << 10,
+    ..AMPLE
+};
 
 /// A job over a bucket in memory, and the disk of its worker.
 struct World {
@@ -48,10 +54,19 @@ struct World {
 }
 
 impl World {
-    async fn new(spec: SortSpec, objects: &[Vec<u8>], split_bytes: u64, partitions: u32, budget: Budget) -> Self {
+    async fn new(
+        spec: SortSpec,
+        objects: &[Vec<u8>],
+        split_bytes: u64,
+        partitions: u32,
+        budget: Budget,
+    ) -> Self {
         let (bucket, other, disk) =
             (Arc::new(Shaky::default()), Arc::new(Shaky::default()), Arc::new(Shaky::default()));
-        let stores = Stores::new(BufferPool::new(1 << 20), &Config::profile(Profile::Testing).expect("settings").store);
+        let stores = Stores::new(
+            BufferPool::new(1 << 20),
+            &Config::profile(Profile::Testing).expect("settings").store,
+        );
         stores.insert(Scheme::Memory, bucket.clone()).await;
         stores.insert(Scheme::File, disk.clone()).await;
         stores.insert(Scheme::S3 { bucket: "other".to_owned() }, other.clone()).await;
@@ -60,7 +75,11 @@ impl World {
             let key = format!("in/{number:05}");
             bucket.put(&key, object.clone().into()).await.expect("put");
             let meta = bucket.head(&key).await.expect("head");
-            pinned.push(PinnedObject { url: format!("memory:///{key}"), bytes: meta.bytes, version: meta.version });
+            pinned.push(PinnedObject {
+                url: format!("memory:///{key}"),
+                bytes: meta.bytes,
+                version: meta.version,
+            });
         }
         let sizes: Vec<u64> = pinned.iter().map(|object| object.bytes).collect();
         let plan = Plan {
@@ -86,7 +105,8 @@ impl World {
         let spills = Spills::new("file:///spill".parse().expect("url"));
         let context = Arc::new(Context::new(stores.clone(), retry(), budget, 2, spills));
         let plan_url = "memory:///scratch/plan".parse().expect("url");
-        let plan_ref = stores.put_ref(&plan_url, plan.to_bytes().expect("plan")).await.expect("plan");
+        let plan_ref =
+            stores.put_ref(&plan_url, plan.to_bytes().expect("plan")).await.expect("plan");
         Self { context, bucket, other, disk, plan, plan_ref, nonce: 0 }
     }
 
@@ -99,7 +119,8 @@ impl World {
     /// Does to the worker what a SPEC of faults says.
     fn disturb(&mut self, spec: &str) {
         let Context { stores, retry, spills, .. } = &*self.context;
-        let faults = Faults::new(spec.parse().expect("a spec"), "w1", Arc::new(ManualClock::default()));
+        let faults =
+            Faults::new(spec.parse().expect("a spec"), "w1", Arc::new(ManualClock::default()));
         let stores = stores.clone().disturbed(Some(Arc::new(faults)));
         self.context = Arc::new(Context::new(stores, retry.clone(), AMPLE, 2, spills.clone()));
     }
@@ -119,7 +140,8 @@ impl World {
     fn task(&mut self, phase: Phase, index: u32, work: Work) -> (Arc<Task>, CancellationToken) {
         self.nonce += 1;
         let task = TaskId { phase, index };
-        let attempt = AttemptId { task, generation: Generation(0), epoch: Epoch(1), nonce: self.nonce };
+        let attempt =
+            AttemptId { task, generation: Generation(0), epoch: Epoch(1), nonce: self.nonce };
         let run = RunAttempt {
             epoch: Epoch(1),
             incarnation: Incarnation(1),
@@ -158,8 +180,13 @@ impl World {
     async fn sort(&mut self, splitters: &BlobRef) -> Vec<(AttemptId, SortedRun)> {
         let mut runs = Vec::new();
         for index in 0..self.plan.splits.len() as u32 {
-            let (outcome, task) =
-                self.run(Phase::Sort, index, Work::Sort { splitters: Some(splitters.clone()), skip: Vec::new() }).await;
+            let (outcome, task) = self
+                .run(
+                    Phase::Sort,
+                    index,
+                    Work::Sort { splitters: Some(splitters.clone()), skip: Vec::new() },
+                )
+                .await;
             match outcome {
                 Outcome::Sorted(run) => runs.push((task.run.attempt, *run)),
                 other => panic!("{other:?}"),
@@ -182,9 +209,16 @@ impl World {
 
     async fn complete(&self, partition: u32, part: &MergedPart) -> Vec<u8> {
         let key = format!("out/part-{partition:05}.txt");
-        self.bucket.complete_upload(&key, &part.upload, &part.tags, part.bytes, false).await.expect("complete");
-        let bytes =
-            self.bucket.read(&key, 0..part.bytes, muster_common::store::Access::Cached).await.expect("read").to_vec();
+        self.bucket
+            .complete_upload(&key, &part.upload, &part.tags, part.bytes, false)
+            .await
+            .expect("complete");
+        let bytes = self
+            .bucket
+            .read(&key, 0..part.bytes, muster_common::store::Access::Cached)
+            .await
+            .expect("read")
+            .to_vec();
         assert_eq!(muster_common::wire::digest(&bytes), part.checksum);
         bytes
     }
@@ -212,7 +246,9 @@ impl World {
             }
         }
         let runs: Vec<SortedRun> = runs.into_iter().map(|(_, run)| run).collect();
-        let sum = |of: fn(&SortedRun) -> &Sums| runs.iter().fold(Sums::default(), |sums, run| sums.plus(of(run)));
+        let sum = |of: fn(&SortedRun) -> &Sums| {
+            runs.iter().fold(Sums::default(), |sums, run| sums.plus(of(run)))
+        };
         assert_eq!(sum(|run| &run.kept), kept.plus(&dropped));
         let left_out = sum(|run| &run.dropped).plus(&sum(|run| &run.skipped));
         assert_eq!(sum(|run| &run.input), kept.plus(&dropped).plus(&left_out));
@@ -269,7 +305,8 @@ fn random_lines(bytes: usize, seed: u64) -> Vec<u8> {
     let mut state = seed;
     let mut data = Vec::new();
     while data.len() < bytes {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let (key, len) = ((state >> 33) % 5000, (state >> 50) % 90);
         data.extend_from_slice(format!("{key:x}{}\n", "-".repeat(len as usize)).as_bytes());
     }
@@ -277,7 +314,12 @@ fn random_lines(bytes: usize, seed: u64) -> Vec<u8> {
     data
 }
 
-async fn check(spec: SortSpec, objects: &[Vec<u8>], split_bytes: u64, budget: Budget) -> (World, Vec<SortedRun>) {
+async fn check(
+    spec: SortSpec,
+    objects: &[Vec<u8>],
+    split_bytes: u64,
+    budget: Budget,
+) -> (World, Vec<SortedRun>) {
     let expected = sort_reference(&spec, objects).expect("oracle");
     let mut world = World::new(spec, objects, split_bytes, 4, budget).await;
     let (parts, runs) = world.output().await;
@@ -290,7 +332,10 @@ async fn lines_are_sorted_in_ample_memory() {
     let objects = [random_lines(200_000, 1), vec![], random_lines(70, 2), random_lines(150_000, 3)];
     let (world, runs) = check(lines(false), &objects, 64_000, AMPLE).await;
     assert!(runs.len() > 4 && runs.iter().all(|run| run.spills == 0));
-    assert!(runs[0].partition_bytes.len() == 4 && runs[0].partition_bytes.iter().all(|&bytes| bytes > 0));
+    assert!(
+        runs[0].partition_bytes.len() == 4
+            && runs[0].partition_bytes.iter().all(|&bytes| bytes > 0)
+    );
     assert_eq!(world.disk.opened_like(""), 0);
 }
 
@@ -314,7 +359,13 @@ async fn spills_and_rounds_give_the_same_bytes() {
 async fn fixed_records_are_sorted_with_and_without_spills() {
     let object: Vec<u8> = random_lines(200_000, 6).into_iter().take(199_980).collect();
     for budget in [AMPLE, TINY] {
-        check(SortSpec::new(Format::Fixed { len: 60 }), &[object.clone(), object[..60].to_vec()], 50_000, budget).await;
+        check(
+            SortSpec::new(Format::Fixed { len: 60 }),
+            &[object.clone(), object[..60].to_vec()],
+            50_000,
+            budget,
+        )
+        .await;
     }
 }
 
@@ -344,11 +395,16 @@ async fn changed_input_fails_and_is_named() {
     let mut changed = objects[0].clone();
     changed[0] ^= 1;
     world.bucket.put("in/00000", changed.into()).await.expect("put");
-    for work in [Work::Sample { skip: Vec::new() }, Work::Sort { splitters: Some(splitters.clone()), skip: Vec::new() }]
-    {
+    for work in [
+        Work::Sample { skip: Vec::new() },
+        Work::Sort { splitters: Some(splitters.clone()), skip: Vec::new() },
+    ] {
         let error = failure(world.run(Phase::Sort, 0, work).await.0);
         assert_eq!(error.kind, ErrorKind::Invalid);
-        assert!(error.message.starts_with("input changed during the job: memory:///in/00000"), "{error}");
+        assert!(
+            error.message.starts_with("input changed during the job: memory:///in/00000"),
+            "{error}"
+        );
     }
     assert_eq!(world.scratch().await, Vec::<String>::new());
 }
@@ -360,7 +416,9 @@ async fn an_unreadable_input_is_named_and_can_be_left_out() {
     let splitters = world.splitters().await;
     world.bucket.delete("in/00001").await.expect("delete");
     let sort = |skip| Work::Sort { splitters: Some(splitters.clone()), skip };
-    for (phase, work) in [(Phase::Sample, Work::Sample { skip: Vec::new() }), (Phase::Sort, sort(Vec::new()))] {
+    for (phase, work) in
+        [(Phase::Sample, Work::Sample { skip: Vec::new() }), (Phase::Sort, sort(Vec::new()))]
+    {
         match world.run(phase, 0, work).await.0 {
             Outcome::InputUnreadable { object: 1, error } => {
                 assert!(error.message.contains("in/00001"), "{error}");
@@ -369,7 +427,10 @@ async fn an_unreadable_input_is_named_and_can_be_left_out() {
         }
     }
     assert_eq!(world.scratch().await, Vec::<String>::new());
-    assert!(matches!(world.run(Phase::Sample, 0, Work::Sample { skip: vec![1] }).await.0, Outcome::Sampled { .. }));
+    assert!(matches!(
+        world.run(Phase::Sample, 0, Work::Sample { skip: vec![1] }).await.0,
+        Outcome::Sampled { .. }
+    ));
     match world.run(Phase::Sort, 0, sort(vec![1])).await.0 {
         Outcome::Sorted(run) => {
             assert_eq!(tiles(&run.intervals, &[objects[0].len() as u64]), Ok(()));
@@ -387,30 +448,44 @@ async fn an_unreadable_input_is_named_and_can_be_left_out() {
 async fn a_store_that_is_away_is_no_fault_of_the_input() {
     let mut world = World::new(lines(false), &[random_lines(50_000, 8)], 100_000, 1, AMPLE).await;
     world.bucket.failing_reads.store(u32::MAX, Ordering::SeqCst);
-    let error = failure(world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await.0);
+    let error = failure(
+        world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await.0,
+    );
     assert_eq!(error.kind, ErrorKind::Retry);
 }
 
 #[tokio::test]
 async fn a_malformed_record_is_named_with_its_object() {
     let objects = [vec![b'a'; 40], vec![b'b'; 45]];
-    let mut world = World::new(SortSpec::new(Format::Fixed { len: 10 }), &objects, 1000, 1, AMPLE).await;
-    let error = failure(world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await.0);
+    let mut world =
+        World::new(SortSpec::new(Format::Fixed { len: 10 }), &objects, 1000, 1, AMPLE).await;
+    let error = failure(
+        world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await.0,
+    );
     assert_eq!(error.kind, ErrorKind::Invalid);
-    assert!(error.message.contains("memory:///in/00001") && error.message.contains("byte 40"), "{error}");
+    assert!(
+        error.message.contains("memory:///in/00001") && error.message.contains("byte 40"),
+        "{error}"
+    );
 }
 
 /// A malformed record: object, offset, bytes.
 type Malformed = (u32, u64, Vec<u8>);
 
 /// What a naive reader says: the sound records of each object, and the others.
-fn naive(format: &Format, objects: &[Vec<u8>], record_bytes_max: usize) -> (Vec<Vec<u8>>, Vec<Malformed>) {
+fn naive(
+    format: &Format,
+    objects: &[Vec<u8>],
+    record_bytes_max: usize,
+) -> (Vec<Vec<u8>>, Vec<Malformed>) {
     let (mut sound, mut bad) = (Vec::new(), Vec::new());
     for (number, object) in (0..).zip(objects) {
         let mut kept = Vec::new();
         let mut offset = 0;
         let records: Vec<&[u8]> = match *format {
-            Format::Lines { terminator } => object.split_inclusive(|&byte| byte == terminator).collect(),
+            Format::Lines { terminator } => {
+                object.split_inclusive(|&byte| byte == terminator).collect()
+            }
             Format::Fixed { len } => object.chunks(len as usize).collect(),
         };
         for record in records {
@@ -434,7 +509,8 @@ fn naive(format: &Format, objects: &[Vec<u8>], record_bytes_max: usize) -> (Vec<
 
 fn unbase64(text: &str) -> Vec<u8> {
     const LETTERS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let letters: Vec<u32> = text.bytes().filter_map(|b| LETTERS.find(b as char)).map(|at| at as u32).collect();
+    let letters: Vec<u32> =
+        text.bytes().filter_map(|b| LETTERS.find(b as char)).map(|at| at as u32).collect();
     let groups = letters.chunks(4).flat_map(|group| {
         let word = (0..4).fold(0, |word, at| word << 6 | group.get(at).copied().unwrap_or(0));
         word.to_be_bytes()[1..group.len()].to_vec()
@@ -458,7 +534,8 @@ async fn malformed_records_are_left_out_and_kept() {
     let mut unended = with_long(3, &[4001]);
     unended.extend(vec![b'x'; 90_000]);
     let of_lines = [with_long(1, &[4001, 70_000, 4000]), long(5000), unended, vec![]];
-    let of_fixed = [vec![b'b'; 4000], vec![b'a'; 40_017], b"short".to_vec(), random_lines(90_000, 8)];
+    let of_fixed =
+        [vec![b'b'; 4000], vec![b'a'; 40_017], b"short".to_vec(), random_lines(90_000, 8)];
     for (spec, objects, limit) in [
         (lines(false), &of_lines, 4000),
         (lines(true), &of_lines, 4000),
@@ -468,27 +545,41 @@ async fn malformed_records_are_left_out_and_kept() {
             for policy in [BadRecords::Skip, BadRecords::Quarantine] {
                 let mut world = World::new(spec.clone(), objects, 30_000, 3, budget).await;
                 world.replan(|plan| plan.bad_records = policy).await;
-                world.limit(budget, SorterLimits { record_bytes_max: limit, ..SorterLimits::default() });
+                world.limit(
+                    budget,
+                    SorterLimits { record_bytes_max: limit, ..SorterLimits::default() },
+                );
                 let (sound, bad) = naive(&spec.format, objects, limit as usize);
                 let (parts, runs) = world.output().await;
-                assert!(parts.concat() == sort_reference(&spec, &sound).expect("oracle"), "what is sound is sorted");
+                assert!(
+                    parts.concat() == sort_reference(&spec, &sound).expect("oracle"),
+                    "what is sound is sorted"
+                );
                 let mut skipped = Sums::default();
                 bad.iter().for_each(|(_, _, body)| skipped.add(body));
-                assert_eq!(runs.iter().fold(Sums::default(), |sums, run| sums.plus(&run.skipped)), skipped);
+                assert_eq!(
+                    runs.iter().fold(Sums::default(), |sums, run| sums.plus(&run.skipped)),
+                    skipped
+                );
                 let mut listed: Vec<_> = runs
                     .iter()
                     .flat_map(|run| &run.bad_records)
                     .map(|bad| (bad.object, bad.offset, bad.bytes))
                     .collect();
                 listed.sort_unstable();
-                let expected: Vec<_> = bad.iter().map(|(object, at, body)| (*object, *at, body.len() as u64)).collect();
+                let expected: Vec<_> = bad
+                    .iter()
+                    .map(|(object, at, body)| (*object, *at, body.len() as u64))
+                    .collect();
                 assert_eq!(listed, expected);
                 let mut kept = Vec::new();
                 for pointer in runs.iter().filter_map(|run| run.quarantine.as_ref()) {
-                    let text = world.context.stores.get_ref(pointer, 1 << 30).await.expect("quarantine");
+                    let text =
+                        world.context.stores.get_ref(pointer, 1 << 30).await.expect("quarantine");
                     for line in std::str::from_utf8(&text).expect("UTF-8").lines() {
                         let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
-                        let object: u32 = line["object"].as_str().expect("url")[14..].parse().expect("number");
+                        let object: u32 =
+                            line["object"].as_str().expect("url")[14..].parse().expect("number");
                         let data = unbase64(line["data"].as_str().expect("data"));
                         assert_eq!(line["bytes"].as_u64(), Some(data.len() as u64));
                         assert!(line["reason"].as_str().is_some_and(|reason| !reason.is_empty()));
@@ -496,7 +587,10 @@ async fn malformed_records_are_left_out_and_kept() {
                     }
                 }
                 kept.sort_unstable();
-                assert!(kept == if policy == BadRecords::Quarantine { bad } else { vec![] }, "what is kept");
+                assert!(
+                    kept == if policy == BadRecords::Quarantine { bad } else { vec![] },
+                    "what is kept"
+                );
             }
         }
     }
@@ -507,17 +601,22 @@ async fn a_line_that_only_this_workers_memory_does_not_hold_is_not_malformed() {
     let object = [random_lines(10_000, 1), vec![b'x'; 60_000], b"\n".to_vec()].concat();
     let mut world = World::new(lines(false), &[object], 100_000, 1, TINY).await;
     world.replan(|plan| plan.bad_records = BadRecords::Skip).await;
-    let error = failure(world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await.0);
+    let error = failure(
+        world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await.0,
+    );
     let ErrorKind::NeedsMemory { task_bytes } = error.kind else { panic!("{error:?}") };
     assert!(task_bytes > 0 && error.message.contains("memory:///in/00000"), "{error}");
     assert!(
-        error.message.contains("the record of 60073 bytes at byte 9969") && error.message.contains("give --memory"),
+        error.message.contains("the record of 60073 bytes at byte 9969")
+            && error.message.contains("give --memory"),
         "{error}"
     );
     // Records of a fixed length are as long as they are: nothing is read to find out.
     let spec = SortSpec::new(Format::Fixed { len: 70_000 });
     let mut world = World::new(spec, &[vec![b'x'; 140_000]], 140_000, 1, TINY).await;
-    let error = failure(world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await.0);
+    let error = failure(
+        world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await.0,
+    );
     assert!(matches!(error.kind, ErrorKind::NeedsMemory { .. }), "{error:?}");
     assert!(error.message.contains("the record of 70000 bytes at byte 0"), "{error}");
 }
@@ -525,10 +624,13 @@ async fn a_line_that_only_this_workers_memory_does_not_hold_is_not_malformed() {
 #[tokio::test]
 async fn long_records_are_sorted_spilled_and_merged_within_the_budget_or_say_what_they_need() {
     let line = |byte: u8, bytes: usize| [vec![byte; bytes], b"\n".to_vec()].concat();
-    let object = [line(b'c', 3 << 20), random_lines(100_000, 3), line(b'b', 3 << 20), line(b'a', 3 << 20)].concat();
+    let object =
+        [line(b'c', 3 << 20), random_lines(100_000, 3), line(b'b', 3 << 20), line(b'a', 3 << 20)]
+            .concat();
     let budget = Budget { sorter_bytes: 16 << 20, slot_bytes: 32 << 20, ..AMPLE };
     let sort = || Work::Sort { splitters: None, skip: Vec::new() };
-    let mut world = World::new(lines(false), std::slice::from_ref(&object), 1 << 30, 1, budget).await;
+    let mut world =
+        World::new(lines(false), std::slice::from_ref(&object), 1 << 30, 1, budget).await;
     match world.run(Phase::Sort, 0, sort()).await.0 {
         Outcome::Sorted(run) => assert!(run.spills >= 2, "{} spills", run.spills),
         other => panic!("{other:?}"),
@@ -543,7 +645,8 @@ async fn long_records_are_sorted_spilled_and_merged_within_the_budget_or_say_wha
 
 #[tokio::test]
 async fn refused_memory_halves_the_chunk_or_ends_the_attempt_and_says_so() {
-    let mut world = World::new(lines(false), &[random_lines(9_000_000, 1)], 10_000_000, 1, AMPLE).await;
+    let mut world =
+        World::new(lines(false), &[random_lines(9_000_000, 1)], 10_000_000, 1, AMPLE).await;
     let sort = || Work::Sort { splitters: None, skip: Vec::new() };
     world.limit(AMPLE, SorterLimits { grant: |bytes| bytes <= 2 << 20, ..SorterLimits::default() });
     match world.run(Phase::Sort, 0, sort()).await.0 {
@@ -560,10 +663,12 @@ async fn refused_memory_halves_the_chunk_or_ends_the_attempt_and_says_so() {
 #[tokio::test]
 async fn a_leader_can_ask_for_smaller_chunks() {
     let budget = Budget { sorter_bytes: 8 << 20, slot_bytes: 24 << 20, ..AMPLE };
-    let mut world = World::new(lines(false), &[random_lines(4_000_000, 1)], 10_000_000, 1, budget).await;
+    let mut world =
+        World::new(lines(false), &[random_lines(4_000_000, 1)], 10_000_000, 1, budget).await;
     let mut spills = Vec::new();
     for halvings in [0, 2, 9] {
-        let (task, _) = world.task(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() });
+        let (task, _) =
+            world.task(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() });
         let Ok(mut task) = Arc::try_unwrap(task) else { panic!("shared") };
         task.run.memory_halvings = halvings;
         match conclude(&Arc::new(task)).await {
@@ -577,13 +682,18 @@ async fn a_leader_can_ask_for_smaller_chunks() {
 #[tokio::test]
 async fn a_full_spill_disk_is_cleaned_once_then_left_to_another_worker() {
     for failing in [1, u32::MAX] {
-        let mut world = World::new(lines(false), &[random_lines(600_000, 10)], 600_000, 1, TINY).await;
+        let mut world =
+            World::new(lines(false), &[random_lines(600_000, 10)], 600_000, 1, TINY).await;
         world.disk.full_parts.store(failing, Ordering::SeqCst);
-        let outcome = world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await.0;
+        let outcome =
+            world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await.0;
         match (failing, outcome) {
             (1, Outcome::Sorted(run)) => assert!(run.spills > 0),
             (_, Outcome::Failed { error }) => {
-                assert!(failing > 1 && error.kind.is_retryable() && error.message.contains("disk full"), "{error}");
+                assert!(
+                    failing > 1 && error.kind.is_retryable() && error.message.contains("disk full"),
+                    "{error}"
+                );
             }
             (_, other) => panic!("{other:?}"),
         }
@@ -600,7 +710,8 @@ struct Sorted {
 
 impl Sorted {
     async fn new(replica: bool, budget: Budget) -> Self {
-        let mut world = World::new(lines(false), &[random_lines(100_000, 9)], 30_000, 1, budget).await;
+        let mut world =
+            World::new(lines(false), &[random_lines(100_000, 9)], 30_000, 1, budget).await;
         if replica {
             world.replan(|plan| plan.replica = Some("s3://other/scratch".to_owned())).await;
         }
@@ -616,8 +727,12 @@ impl Sorted {
 
     async fn damage(&self, store: &Shaky, key: &str, damage: &Damage) {
         let bytes = store.inner.head(key).await.expect("a run").bytes;
-        let mut bytes =
-            store.inner.read(key, 0..bytes, muster_common::store::Access::Once).await.expect("read").to_vec();
+        let mut bytes = store
+            .inner
+            .read(key, 0..bytes, muster_common::store::Access::Once)
+            .await
+            .expect("read")
+            .to_vec();
         match *damage {
             Damage::Gone => return store.delete(key).await.expect("delete"),
             Damage::Short => bytes.truncate(1000),
@@ -640,7 +755,9 @@ impl Sorted {
     async fn expect_merged(&mut self) {
         let expected = sort_reference(&lines(false), &[random_lines(100_000, 9)]).expect("oracle");
         match self.merge().await {
-            Outcome::Merged(part) => assert!(self.world.complete(0, &part).await == expected, "the part differs"),
+            Outcome::Merged(part) => {
+                assert!(self.world.complete(0, &part).await == expected, "the part differs")
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -705,7 +822,12 @@ async fn a_run_that_is_not_what_was_committed_is_its_writers_fault() {
     // Sound in itself, and of the right length, but another run.
     sorted.runs[1].1 = SortedRun { bytes: other.bytes, ..sorted.runs[1].1.clone() };
     let key = other.url.trim_start_matches("memory:///");
-    let bytes = sorted.world.bucket.read(key, 0..other.bytes, muster_common::store::Access::Once).await.expect("read");
+    let bytes = sorted
+        .world
+        .bucket
+        .read(key, 0..other.bytes, muster_common::store::Access::Once)
+        .await
+        .expect("read");
     sorted.world.bucket.put(&sorted.key(), bytes).await.expect("put");
     let Work::Merge { splitters, .. } = sorted.merge.clone() else { unreachable!() };
     sorted.merge = Work::Merge { splitters, runs: sorted.world.pin(&sorted.runs).await };
@@ -753,7 +875,8 @@ async fn a_store_that_gives_no_answer_is_not_waited_for_where_there_is_a_replica
     // The index is known by now; its pieces are had from the replica all the same.
     sorted.expect_merged().await;
 
-    // With the other away as well, the first is waited for until it answers: here, once the other has been asked.
+    // With the other away as well, the first is waited for until it answers: here, once the other
+    // has been asked.
     sorted.world.other.away.store(true, Ordering::SeqCst);
     let (bucket, counters) = (sorted.world.bucket.clone(), sorted.world.context.counters.clone());
     let asked = counters.from_replica.load(Ordering::Relaxed);
@@ -774,7 +897,9 @@ async fn a_replica_that_is_away_fails_the_sort_for_now() {
         let mut world = sorted.world;
         let standing = (world.scratch().await, world.other.contents().await);
         world.other.away.store(true, Ordering::SeqCst);
-        let error = failure(world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await.0);
+        let error = failure(
+            world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await.0,
+        );
         assert_eq!(error.kind, ErrorKind::Retry, "{error}");
         world.other.away.store(false, Ordering::SeqCst);
         assert_eq!((world.scratch().await, world.other.contents().await), standing);
@@ -833,7 +958,8 @@ async fn a_merge_waits_for_its_upload_to_be_recorded() {
 #[tokio::test]
 async fn results_of_an_attempt_that_does_not_count_go() {
     let mut world = World::new(lines(false), &[random_lines(10_000, 12)], 10_000, 1, AMPLE).await;
-    let (outcome, task) = world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await;
+    let (outcome, task) =
+        world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await;
     assert!(matches!(outcome, Outcome::Sorted(_)));
     assert_eq!(world.scratch().await.len(), 1);
     task.results.remove_all().await;
@@ -874,12 +1000,18 @@ async fn a_plan_leads_a_worker_nowhere_else() {
     ] {
         pin.url = url;
         world.replan(|plan| plan.objects[0] = pin.clone()).await;
-        for (phase, work) in [(Phase::Sample, Work::Sample { skip: Vec::new() }), (Phase::Sort, sort())] {
+        for (phase, work) in
+            [(Phase::Sample, Work::Sample { skip: Vec::new() }), (Phase::Sort, sort())]
+        {
             let error = match world.run(phase, 0, work).await.0 {
                 Outcome::Failed { error } | Outcome::InputUnreadable { error, .. } => error,
                 other => panic!("{}: {other:?}", pin.url),
             };
-            assert!(error.kind == ErrorKind::Invalid && error.message.contains(expected), "{}: {error}", pin.url);
+            assert!(
+                error.kind == ErrorKind::Invalid && error.message.contains(expected),
+                "{}: {error}",
+                pin.url
+            );
         }
     }
     pin.url = a.to_string();
@@ -891,7 +1023,9 @@ async fn a_plan_leads_a_worker_nowhere_else() {
 
 #[tokio::test(start_paused = true)]
 async fn a_job_tries_as_often_as_its_own_settings_say() {
-    for (settings, enough) in [(None, false), (Some("[retry.store]\nattempts_max = 200\ntotal_ms = 0\n"), true)] {
+    for (settings, enough) in
+        [(None, false), (Some("[retry.store]\nattempts_max = 200\ntotal_ms = 0\n"), true)]
+    {
         let spec = SortSpec::new(Format::Fixed { len: 10 });
         let mut world = World::new(spec, &[vec![7; 100]], 100, 2, AMPLE).await;
         world.replan(|plan| plan.settings = settings.map(str::to_owned)).await;
@@ -923,7 +1057,13 @@ async fn what_was_retried_is_told_once_and_to_a_new_leader_again() {
     let retry = world.context.retry_of(&job());
     assert!(world.context.recoveries_news().is_empty());
     let mut fails = true;
-    let call = || std::future::ready(if std::mem::take(&mut fails) { Err(Error::retry("reset")) } else { Ok(()) });
+    let call = || {
+        std::future::ready(if std::mem::take(&mut fails) {
+            Err(Error::retry("reset"))
+        } else {
+            Ok(())
+        })
+    };
     retry.call(&"the store", call).await.expect("the second call succeeds");
     let news = world.context.recoveries_news();
     assert!(news.len() == 1 && news[0].0 == job() && !news[0].1.is_empty(), "{news:?}");
@@ -932,7 +1072,8 @@ async fn what_was_retried_is_told_once_and_to_a_new_leader_again() {
     assert_eq!(world.context.recoveries_news(), news);
 }
 
-/// Before, a task that had read its split was as good as done, while it ordered and wrote for as long again.
+/// Before, a task that had read its split was as good as done, while it ordered and wrote for as
+/// long again.
 #[test]
 fn a_byte_is_done_when_it_is_written() {
     let progress = Progress::default();
@@ -943,7 +1084,8 @@ fn a_byte_is_done_when_it_is_written() {
     };
     assert_eq!(at(50, 0), 0, "of nothing");
     progress.bytes_total.store(100, Ordering::Relaxed);
-    // What is written has an index and a footer, too, and what is read runs on to the end of a line.
+    // What is written has an index and a footer, too, and what is read runs on to the end of a
+    // line.
     assert_eq!([at(0, 0), at(50, 0), at(100, 0), at(110, 60), at(100, 130)], [0, 25, 50, 80, 100]);
     progress.begin_anew();
     assert_eq!(progress.bytes_done(), 0);

@@ -28,7 +28,8 @@ pub(crate) struct Span {
     pub(crate) access: Access,
 }
 
-/// Cuts a range into windows. All cuts lie at multiples of [`ALIGN`] in the object, as direct I/O asks for.
+/// Cuts a range into windows. All cuts lie at multiples of [`ALIGN`] in the object, as direct I/O
+/// asks for.
 pub(crate) fn windows(span: Span, window_bytes: usize) -> impl Iterator<Item = Span> + Send {
     let step = (window_bytes.max(ALIGN) / ALIGN * ALIGN) as u64;
     let Span { object, range, access } = span;
@@ -43,7 +44,8 @@ pub(crate) fn windows(span: Span, window_bytes: usize) -> impl Iterator<Item = S
     })
 }
 
-/// Spans, read in order, a bounded number of bytes ahead. Reading begins when it is made. Use it from a blocking thread; dropping it ends what is in flight.
+/// Spans, read in order, a bounded number of bytes ahead. Reading begins when it is made. Use it
+/// from a blocking thread; dropping it ends what is in flight.
 pub(crate) struct Prefetch {
     link: Link,
     spans: Peekable<Box<dyn Iterator<Item = Span> + Send>>,
@@ -60,7 +62,11 @@ struct Reading {
 
 impl Prefetch {
     /// Reads `spans` with `ahead_bytes` in flight: at least one span, at most [`IN_FLIGHT_MAX`].
-    pub(crate) fn new(link: &Link, spans: impl Iterator<Item = Span> + Send + 'static, ahead_bytes: usize) -> Self {
+    pub(crate) fn new(
+        link: &Link,
+        spans: impl Iterator<Item = Span> + Send + 'static,
+        ahead_bytes: usize,
+    ) -> Self {
         let spans: Box<dyn Iterator<Item = Span> + Send> = Box::new(spans);
         let mut prefetch = Self {
             link: link.clone(),
@@ -95,7 +101,11 @@ impl Prefetch {
         let bytes = self.link.wait(async { joined(reading.task.await) })?;
         self.fill();
         if bytes.len() as u64 != reading.bytes {
-            return Err(Error::corrupt(format!("a read of {} bytes gave {}", reading.bytes, bytes.len())));
+            return Err(Error::corrupt(format!(
+                "a read of {} bytes gave {}",
+                reading.bytes,
+                bytes.len()
+            )));
         }
         if let Some(progress) = &self.progress {
             progress.fetch_add(reading.bytes, Ordering::Relaxed);
@@ -106,7 +116,8 @@ impl Prefetch {
     fn fill(&mut self) {
         while let Some(span) = self.spans.peek() {
             let bytes = span.range.end - span.range.start;
-            let affordable = self.in_flight_bytes + bytes <= self.ahead_bytes && self.in_flight.len() < IN_FLIGHT_MAX;
+            let affordable = self.in_flight_bytes + bytes <= self.ahead_bytes
+                && self.in_flight.len() < IN_FLIGHT_MAX;
             if !affordable && !self.in_flight.is_empty() {
                 return;
             }
@@ -138,6 +149,9 @@ pub(crate) async fn read(retry: &Retry, span: &Span) -> Result<Bytes> {
     let reading = retry.call(object, || object.store.read(object.key(), range.clone(), *access));
     let Some(patience) = object.patience else { return reading.await };
     tokio::time::timeout(patience, reading).await.unwrap_or_else(|_| {
-        Err(Error::retry(format!("{object} was not read within {} ms (store.replica_after_ms)", patience.as_millis())))
+        Err(Error::retry(format!(
+            "{object} was not read within {} ms (store.replica_after_ms)",
+            patience.as_millis()
+        )))
     })
 }

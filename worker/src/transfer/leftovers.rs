@@ -7,9 +7,11 @@ use muster_common::Result;
 
 use super::Object;
 
-/// Bound of one removal with its repeats; what cannot be removed in time stays noted for the next try, and is left to the leader after that.
+/// Bound of one removal with its repeats; what cannot be removed in time stays noted for the next
+/// try, and is left to the leader after that.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(30);
-/// Pause before a removal that failed in passing is tried again, and twice as long each time after that.
+/// Pause before a removal that failed in passing is tried again, and twice as long each time after
+/// that.
 const REMOVAL_PAUSE: Duration = Duration::from_millis(200);
 
 /// Something in a store.
@@ -22,7 +24,8 @@ pub(crate) enum Leftover {
 }
 
 impl Leftover {
-    /// Removes it, however often the store fails in passing: what an attempt leaves after its job was cleaned, nobody else knows.
+    /// Removes it, however often the store fails in passing: what an attempt leaves after its job
+    /// was cleaned, nobody else knows.
     async fn remove(&self) -> Result<()> {
         let mut pause = REMOVAL_PAUSE;
         loop {
@@ -37,7 +40,9 @@ impl Leftover {
     async fn try_removing(&self) -> Result<()> {
         match self {
             Leftover::Object(object) => object.store.delete(object.key()).await,
-            Leftover::Upload(object, upload) => object.store.abort_upload(object.key(), upload).await,
+            Leftover::Upload(object, upload) => {
+                object.store.abort_upload(object.key(), upload).await
+            }
         }
     }
 
@@ -81,7 +86,9 @@ impl Leftovers {
                     tracing::debug!(%object, "removed what an attempt left");
                     continue;
                 }
-                Ok(Err(error)) => tracing::warn!(%object, %error, "cannot remove what an attempt left"),
+                Ok(Err(error)) => {
+                    tracing::warn!(%object, %error, "cannot remove what an attempt left")
+                }
                 Err(_) => tracing::warn!(%object, "removing what an attempt left took too long"),
             }
             self.lock().push(leftover);

@@ -1,4 +1,5 @@
-//! Writes an object as a multipart upload, part by part, while the next part fills; into two stores at once where every run lies twice.
+//! Writes an object as a multipart upload, part by part, while the next part fills; into two stores
+//! at once where every run lies twice.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -34,7 +35,8 @@ pub(crate) struct Uploaded {
     pub(crate) bytes: u64,
 }
 
-/// The kernel's sink over an open upload. Parts are multiples of [`ALIGN`], the last one apart; what is beyond stays for the next.
+/// The kernel's sink over an open upload. Parts are multiples of [`ALIGN`], the last one apart;
+/// what is beyond stays for the next.
 pub(crate) struct PartSink {
     link: Link,
     uploads: Vec<Upload>,
@@ -71,7 +73,8 @@ impl PartSink {
         self
     }
 
-    /// Ships what is left and waits for all parts; what each upload has. An empty object has one empty part.
+    /// Ships what is left and waits for all parts; what each upload has. An empty object has one
+    /// empty part.
     pub(crate) fn finish(mut self) -> Result<Vec<Uploaded>> {
         if !self.buffer.is_empty() || self.next.index == 0 {
             let last = std::mem::replace(&mut self.buffer, self.link.buffers.take(0));
@@ -97,9 +100,12 @@ impl PartSink {
         self.next = PartAt { index: at.index + 1, offset: at.offset + part.len() as u64 };
         let (bytes, part) = (part.len() as u64, Bytes::from(part));
         let write = |upload: &Upload| {
-            let (Upload { object, id }, part, retry) = (upload.clone(), part.clone(), self.link.retry.clone());
+            let (Upload { object, id }, part, retry) =
+                (upload.clone(), part.clone(), self.link.retry.clone());
             AbortOnDropHandle::new(self.link.handle.spawn(async move {
-                retry.call(&object, || object.store.upload_part(object.key(), &id, at, part.clone())).await
+                retry
+                    .call(&object, || object.store.upload_part(object.key(), &id, at, part.clone()))
+                    .await
             }))
         };
         self.in_flight.push_back((bytes, self.uploads.iter().map(write).collect()));

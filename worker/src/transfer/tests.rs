@@ -31,7 +31,12 @@ fn data(bytes: usize) -> Vec<u8> {
 }
 
 /// Writes `data` in pieces of odd sizes and completes the upload.
-async fn write(link: &Link, object: &Object, leftovers: &Leftovers, data: Vec<u8>) -> Result<Uploaded> {
+async fn write(
+    link: &Link,
+    object: &Object,
+    leftovers: &Leftovers,
+    data: Vec<u8>,
+) -> Result<Uploaded> {
     let upload = object.store.open_upload(object.key()).await?;
     leftovers.opened(object, &upload);
     let (link, target, id) = (link.clone(), object.clone(), upload.clone());
@@ -44,7 +49,10 @@ async fn write(link: &Link, object: &Object, leftovers: &Leftovers, data: Vec<u8
         Ok::<_, Error>(sink.finish()?.remove(0))
     });
     let uploaded = written.await.expect("blocking task")?;
-    object.store.complete_upload(object.key(), &upload, &uploaded.tags, uploaded.bytes, false).await?;
+    object
+        .store
+        .complete_upload(object.key(), &upload, &uploaded.tags, uploaded.bytes, false)
+        .await?;
     leftovers.completed(object);
     Ok(uploaded)
 }
@@ -71,16 +79,28 @@ async fn what_is_written_is_read_in_memory_and_on_disk() {
     let plan = WindowsPlan { window_bytes: 32 << 10, ahead_bytes: 96 << 10 };
     for bytes in [0, 1, 4096, 64 << 10, 1_000_003] {
         let path = format!("{}/object-{bytes}", dir.path().display());
-        for object in [object(local.clone(), &path), object(memory.clone(), &format!("memory:///{bytes}"))] {
+        for object in
+            [object(local.clone(), &path), object(memory.clone(), &format!("memory:///{bytes}"))]
+        {
             let data = data(bytes);
-            let uploaded = write(&link, &object, &Leftovers::default(), data.clone()).await.expect("write");
+            let uploaded =
+                write(&link, &object, &Leftovers::default(), data.clone()).await.expect("write");
             assert_eq!(uploaded.bytes, bytes as u64);
-            // Parts carry what is beyond a multiple of the alignment into the next: an object has a few less than by its size.
-            assert!((1..=bytes / PLAN.part_bytes + 1).contains(&uploaded.tags.len()), "{bytes}: {:?}", uploaded.tags);
+            // Parts carry what is beyond a multiple of the alignment into the next: an object has a
+            // few less than by its size.
+            assert!(
+                (1..=bytes / PLAN.part_bytes + 1).contains(&uploaded.tags.len()),
+                "{bytes}: {:?}",
+                uploaded.tags
+            );
             for access in [Access::Cached, Access::Once] {
                 let skip = bytes.min(1);
-                let span = Span { object: object.clone(), range: skip as u64..bytes as u64, access };
-                assert!(read_all(&link, span, plan).await.expect("read") == data[skip..], "{object} {access:?}");
+                let span =
+                    Span { object: object.clone(), range: skip as u64..bytes as u64, access };
+                assert!(
+                    read_all(&link, span, plan).await.expect("read") == data[skip..],
+                    "{object} {access:?}"
+                );
             }
         }
     }
@@ -91,7 +111,11 @@ async fn windows_cut_at_aligned_offsets_and_stay_few() {
     let store = Arc::new(Shaky::default());
     let link = link();
     store.inner.put("a", data(500_000).into()).await.expect("put");
-    let span = Span { object: object(store.clone(), "memory:///a"), range: 5000..500_000, access: Access::Once };
+    let span = Span {
+        object: object(store.clone(), "memory:///a"),
+        range: 5000..500_000,
+        access: Access::Once,
+    };
     let cuts: Vec<_> = windows(span.clone(), 40_000).map(|span| span.range).collect();
     assert_eq!((cuts[0].start, cuts.last().map(|cut| cut.end)), (5000, Some(500_000)));
     assert!(cuts.windows(2).all(|pair| pair[0].end == pair[1].start && pair[0].end % 4096 == 0));
@@ -110,8 +134,13 @@ async fn passing_trouble_is_read_through_and_counted() {
     let link = link();
     store.inner.put("a", data(300_000).into()).await.expect("put");
     store.failing_reads.store(2, Ordering::SeqCst);
-    let span = Span { object: object(store.clone(), "memory:///a"), range: 0..300_000, access: Access::Cached };
-    let all = read_all(&link, span, WindowsPlan { window_bytes: 65_536, ahead_bytes: 65_536 }).await;
+    let span = Span {
+        object: object(store.clone(), "memory:///a"),
+        range: 0..300_000,
+        access: Access::Cached,
+    };
+    let all =
+        read_all(&link, span, WindowsPlan { window_bytes: 65_536, ahead_bytes: 65_536 }).await;
     assert_eq!(all.expect("read"), data(300_000));
     assert_eq!(link.retry.retried(), 2);
 }
@@ -121,8 +150,9 @@ async fn a_failed_upload_is_aborted() {
     let store = Arc::new(Shaky::default());
     let (link, leftovers) = (link(), Leftovers::default());
     store.failing_part.store(3, Ordering::SeqCst);
-    let error =
-        write(&link, &object(store.clone(), "memory:///a"), &leftovers, data(1_000_000)).await.expect_err("full");
+    let error = write(&link, &object(store.clone(), "memory:///a"), &leftovers, data(1_000_000))
+        .await
+        .expect_err("full");
     assert_eq!(error.kind, ErrorKind::Exhausted);
     assert_eq!(error.message, "memory:///a: the store is full");
     assert_eq!(store.inner.open_uploads(), 1);
@@ -140,10 +170,18 @@ async fn what_cannot_be_removed_is_tried_again_and_stays_noted() {
         leftovers.opened(&object, &store.open_upload("a").await.expect("open"));
         store.failing_aborts.store(failing, Ordering::SeqCst);
         leftovers.remove_all().await;
-        assert_eq!((store.inner.open_uploads(), leftovers.is_empty()), (left, left == 0), "{failing} failures");
+        assert_eq!(
+            (store.inner.open_uploads(), leftovers.is_empty()),
+            (left, left == 0),
+            "{failing} failures"
+        );
         store.failing_aborts.store(0, Ordering::SeqCst);
         leftovers.remove_all().await;
-        assert_eq!((store.inner.open_uploads(), leftovers.is_empty()), (0, true), "{failing} failures");
+        assert_eq!(
+            (store.inner.open_uploads(), leftovers.is_empty()),
+            (0, true),
+            "{failing} failures"
+        );
     }
 }
 
@@ -157,8 +195,9 @@ async fn a_cancelled_upload_stops_waiting() {
         tokio::time::sleep(Duration::from_millis(20)).await;
         cancel.cancel();
     });
-    let error =
-        write(&link, &object(store.clone(), "memory:///a"), &leftovers, data(1_000_000)).await.expect_err("cancelled");
+    let error = write(&link, &object(store.clone(), "memory:///a"), &leftovers, data(1_000_000))
+        .await
+        .expect_err("cancelled");
     assert_eq!(error, abandoned());
     leftovers.remove_all().await;
     assert_eq!(store.contents().await, (vec![], 0));
@@ -168,7 +207,9 @@ async fn a_cancelled_upload_stops_waiting() {
 async fn a_completed_object_is_removed_when_it_does_not_count() {
     let store = Arc::new(Shaky::default());
     let (link, leftovers) = (link(), Leftovers::default());
-    write(&link, &object(store.clone(), "memory:///a"), &leftovers, data(100)).await.expect("write");
+    write(&link, &object(store.clone(), "memory:///a"), &leftovers, data(100))
+        .await
+        .expect("write");
     assert_eq!(store.contents().await, (vec!["a".to_owned()], 0));
     leftovers.remove_all().await;
     assert_eq!(store.contents().await, (vec![], 0));

@@ -1,4 +1,5 @@
-//! Tries a bucket as jobs use it, under a name of its own that is removed again, and judges what came of it.
+//! Tries a bucket as jobs use it, under a name of its own that is removed again, and judges what
+//! came of it.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -53,7 +54,11 @@ struct Prober<'a> {
 
 impl Prober<'_> {
     /// One step; later ones that need its value are left out where it fails.
-    async fn step<T>(&mut self, doing: &'static str, call: impl Future<Output = Result<T>>) -> Option<T> {
+    async fn step<T>(
+        &mut self,
+        doing: &'static str,
+        call: impl Future<Output = Result<T>>,
+    ) -> Option<T> {
         let began_ms = self.clock.now_ms();
         let outcome = call.await;
         let took_ms = self.clock.now_ms().saturating_sub(began_ms);
@@ -84,10 +89,12 @@ pub(super) async fn probe(stores: &Stores, bucket: &BlobUrl, clock: &dyn Clock) 
     let whole = try_large(&mut prober, stores, &large).await;
     try_abort(&mut prober, &dropped).await;
     if whole {
-        let listed = prober.step("list", async { store.list(folder.key(), LISTED_MAX).await }).await;
+        let listed =
+            prober.step("list", async { store.list(folder.key(), LISTED_MAX).await }).await;
         if let Some(listed) = listed {
             let seen = listed.iter().filter(|meta| meta.key == small || meta.key == large).count();
-            let missing = Error::corrupt(format!("{seen} of 2 objects that were just written are listed"));
+            let missing =
+                Error::corrupt(format!("{seen} of 2 objects that were just written are listed"));
             let result = if seen == 2 { Ok(0) } else { Err(missing) };
             prober.probe.steps.push(Step { doing: "list what was just written", result });
         }
@@ -100,8 +107,11 @@ pub(super) async fn probe(stores: &Stores, bucket: &BlobUrl, clock: &dyn Clock) 
     drop(store.prune(bucket.join(names::SCRATCH_DIR).key()).await);
     let objects = store.list(folder.key(), LISTED_MAX).await.unwrap_or_default();
     let uploads = store.list_uploads(folder.key(), LISTED_MAX).await.unwrap_or_default();
-    prober.probe.left =
-        objects.into_iter().map(|meta| meta.key).chain(uploads.into_iter().map(|open| open.key)).collect();
+    prober.probe.left = objects
+        .into_iter()
+        .map(|meta| meta.key)
+        .chain(uploads.into_iter().map(|open| open.key))
+        .collect();
     Ok(prober.probe)
 }
 
@@ -120,13 +130,18 @@ async fn try_small(prober: &mut Prober<'_>, key: &str) {
         let result = if meta.bytes == SMALL_BYTES as u64 {
             Ok(0)
         } else {
-            Err(Error::corrupt(format!("{} bytes were written, but {} are there", SMALL_BYTES, meta.bytes)))
+            Err(Error::corrupt(format!(
+                "{} bytes were written, but {} are there",
+                SMALL_BYTES, meta.bytes
+            )))
         };
         prober.probe.steps.push(Step { doing: "look at what was just written", result });
     }
     let middle = 1000..3000_usize;
     let range = middle.start as u64..middle.end as u64;
-    let read = prober.step("read a range", async { store.read(key, range.clone(), Access::Cached).await }).await;
+    let read = prober
+        .step("read a range", async { store.read(key, range.clone(), Access::Cached).await })
+        .await;
     if let Some(read) = read {
         let result = if read == bytes[middle] {
             Ok(0)
@@ -150,7 +165,8 @@ async fn try_small(prober: &mut Prober<'_>, key: &str) {
 /// An upload of two parts; whether it stands at the end.
 async fn try_large(prober: &mut Prober<'_>, stores: &Stores, key: &str) -> bool {
     let store = prober.store.clone();
-    let Some(upload) = prober.step("open an upload", async { store.open_upload(key).await }).await else {
+    let Some(upload) = prober.step("open an upload", async { store.open_upload(key).await }).await
+    else {
         return false;
     };
     let bytes = pattern(LARGE_BYTES);
@@ -170,7 +186,9 @@ async fn try_large(prober: &mut Prober<'_>, stores: &Stores, key: &str) -> bool 
     prober.step("list uploads", async { store.list_uploads(key, LISTED_MAX).await }).await;
     let completed = match &tags {
         Some(tags) => {
-            let complete = async { store.complete_upload(key, &upload, tags, LARGE_BYTES as u64, false).await };
+            let complete = async {
+                store.complete_upload(key, &upload, tags, LARGE_BYTES as u64, false).await
+            };
             prober.step("complete an upload", complete).await.is_some()
         }
         None => false,
@@ -180,11 +198,15 @@ async fn try_large(prober: &mut Prober<'_>, stores: &Stores, key: &str) -> bool 
         return false;
     }
     let range = 0..LARGE_BYTES as u64;
-    let read = prober.step("read", async { store.read(key, range.clone(), Access::Once).await }).await;
+    let read =
+        prober.step("read", async { store.read(key, range.clone(), Access::Once).await }).await;
     prober.probe.read_ms = prober.last_ms();
     if let Some(read) = read {
-        let result =
-            if read == bytes { Ok(0) } else { Err(Error::corrupt("an upload holds other bytes than its parts")) };
+        let result = if read == bytes {
+            Ok(0)
+        } else {
+            Err(Error::corrupt("an upload holds other bytes than its parts"))
+        };
         prober.probe.steps.push(Step { doing: "read the parts that were uploaded", result });
     }
     true
@@ -193,8 +215,15 @@ async fn try_large(prober: &mut Prober<'_>, stores: &Stores, key: &str) -> bool 
 /// An aborted upload must never become whole: that is how a zombie is kept from committing.
 async fn try_abort(prober: &mut Prober<'_>, key: &str) {
     let store = prober.store.clone();
-    let Some(upload) = prober.step("open an upload", async { store.open_upload(key).await }).await else { return };
-    if prober.step("abort an upload", async { store.abort_upload(key, &upload).await }).await.is_none() {
+    let Some(upload) = prober.step("open an upload", async { store.open_upload(key).await }).await
+    else {
+        return;
+    };
+    if prober
+        .step("abort an upload", async { store.abort_upload(key, &upload).await })
+        .await
+        .is_none()
+    {
         return;
     }
     let stands = match store.complete_upload(key, &upload, &["x".to_owned()], 1, false).await {
@@ -238,7 +267,8 @@ pub(super) fn judge(url: &str, probe: &Probe) -> Vec<Finding> {
         findings.push(Finding::ok(CHECK, format!("{url}: {}", done.join(", "))));
     }
     findings.extend(speed(probe));
-    if let Some(ahead_ms) = probe.clock_ahead_ms.filter(|ahead_ms| ahead_ms.unsigned_abs() > 60_000) {
+    if let Some(ahead_ms) = probe.clock_ahead_ms.filter(|ahead_ms| ahead_ms.unsigned_abs() > 60_000)
+    {
         let seen = format!(
             "the store's clock is {} s {} this one",
             ahead_ms.unsigned_abs() / 1000,
@@ -255,7 +285,8 @@ pub(super) fn judge(url: &str, probe: &Probe) -> Vec<Finding> {
         findings.push(Finding::problem(
             "bucket: delete",
             seen,
-            "jobs would leave all their scratch: give this user the right to delete and to abort uploads",
+            "jobs would leave all their scratch: give this user the right to delete and to abort \
+                uploads",
         ));
     }
     findings
@@ -273,7 +304,11 @@ fn speed(probe: &Probe) -> Option<Finding> {
     );
     let slow = latency_ms > LATENCY_SLOW_MS || bytes * 1000 / write_ms.max(read_ms) < RATE_SLOW;
     Some(if slow {
-        Finding::warning(CHECK, seen, "the store will be what jobs wait for: run workers near it, on a faster network")
+        Finding::warning(
+            CHECK,
+            seen,
+            "the store will be what jobs wait for: run workers near it, on a faster network",
+        )
     } else {
         Finding::ok(CHECK, seen)
     })
@@ -282,21 +317,30 @@ fn speed(probe: &Probe) -> Option<Finding> {
 fn advice(doing: &str, error: &Error) -> String {
     match error.kind {
         ErrorKind::Retry => {
-            "the store did not answer or is overloaded: check AWS_ENDPOINT_URL, the network and the store".to_owned()
+            "the store did not answer or is overloaded: check AWS_ENDPOINT_URL, the network and \
+                the store"
+                .to_owned()
         }
         ErrorKind::Corrupt => "jobs cannot rely on this store: use another".to_owned(),
         ErrorKind::Exhausted => "make room in the store".to_owned(),
         ErrorKind::Setup => "mend what is named: no wait helps, and jobs end at once".to_owned(),
         _ => {
             let right = match doing {
-                "write" | "open an upload" | "upload parts" | "complete an upload" => "s3:PutObject",
+                "write"
+                | "open an upload"
+                | "upload parts"
+                | "complete an \
+                    upload" => "s3:PutObject",
                 "look" | "read" | "read a range" => "s3:GetObject",
                 "list" => "s3:ListBucket",
                 "list uploads" => "s3:ListBucketMultipartUploads",
                 "abort an upload" => "s3:AbortMultipartUpload",
                 _ => "s3:DeleteObject",
             };
-            format!("create the bucket, or give this user its rights ({right}, or write access to the folder)")
+            format!(
+                "create the bucket, or give this user its rights ({right}, or write access to \
+                the folder)"
+            )
         }
     }
 }
@@ -312,14 +356,33 @@ mod tests {
     #[tokio::test]
     async fn a_sound_store_passes_and_keeps_nothing() {
         let dir = tempfile::tempdir().expect("dir");
-        let stores =
-            Stores::new(BufferPool::new(16 << 20), &Config::profile(Profile::Testing).expect("settings").store);
-        for bucket in [BlobUrl::from_path(dir.path()).expect("url"), "memory:///b".parse().expect("url")] {
+        let stores = Stores::new(
+            BufferPool::new(16 << 20),
+            &Config::profile(Profile::Testing).expect("settings").store,
+        );
+        for bucket in
+            [BlobUrl::from_path(dir.path()).expect("url"), "memory:///b".parse().expect("url")]
+        {
             let probe = probe(&stores, &bucket, &SystemClock::default()).await.expect("probe");
             let findings = judge(&bucket.to_string(), &probe);
-            assert!(findings.iter().all(|finding| finding.level <= Level::Warning), "{findings:#?}");
-            assert!(findings[0].seen.contains("upload parts") && findings[0].seen.contains("delete"), "{findings:#?}");
-            assert_eq!(stores.open(&bucket).await.expect("store").list(bucket.key(), 10).await.expect("list"), []);
+            assert!(
+                findings.iter().all(|finding| finding.level <= Level::Warning),
+                "{findings:#?}"
+            );
+            assert!(
+                findings[0].seen.contains("upload parts") && findings[0].seen.contains("delete"),
+                "{findings:#?}"
+            );
+            assert_eq!(
+                stores
+                    .open(&bucket)
+                    .await
+                    .expect("store")
+                    .list(bucket.key(), 10)
+                    .await
+                    .expect("list"),
+                []
+            );
         }
         assert_eq!(std::fs::read_dir(dir.path()).expect("dir").count(), 0, "folders are left");
     }
@@ -329,12 +392,17 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let file = dir.path().join("file");
         std::fs::write(&file, "x").expect("file");
-        let stores =
-            Stores::new(BufferPool::new(16 << 20), &Config::profile(Profile::Testing).expect("settings").store);
+        let stores = Stores::new(
+            BufferPool::new(16 << 20),
+            &Config::profile(Profile::Testing).expect("settings").store,
+        );
         let bucket = BlobUrl::from_path(&file).expect("url");
         let probe = probe(&stores, &bucket, &SystemClock::default()).await.expect("probe");
         let findings = judge("x", &probe);
-        assert!(findings.iter().any(|f| f.level == Level::Problem && f.check == "bucket: write"), "{findings:#?}");
+        assert!(
+            findings.iter().any(|f| f.level == Level::Problem && f.check == "bucket: write"),
+            "{findings:#?}"
+        );
     }
 
     #[test]
@@ -352,7 +420,10 @@ mod tests {
         assert_eq!(levels(&probe(10, 9_000, &[])), Some(Level::Warning));
         assert_eq!(levels(&probe(10, 100, &["k"])), Some(Level::Problem));
         let denied = Probe {
-            steps: vec![Step { doing: "list uploads", result: Err(Error::invalid("access denied")) }],
+            steps: vec![Step {
+                doing: "list uploads",
+                result: Err(Error::invalid("access denied")),
+            }],
             ..Probe::default()
         };
         let findings = judge("u", &denied);

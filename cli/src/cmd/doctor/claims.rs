@@ -1,5 +1,6 @@
-//! Who claims an OUTPUT, and what dead runs have left there. Both are seen without NATS: claims lie in OUTPUT itself. To mend is to claim it, as the next run would: so nothing is
-//! removed beside an owner that lives, and nobody begins in the midst of it.
+//! Who claims an OUTPUT, and what dead runs have left there. Both are seen without NATS: claims lie
+//! in OUTPUT itself. To mend is to claim it, as the next run would: so nothing is removed beside an
+//! owner that lives, and nobody begins in the midst of it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -46,18 +47,25 @@ fn claims(config: &Config) -> Result<(Claims, JobId, Said)> {
     };
     let owner = processes::own(true, None);
     let deployment = DEPLOYMENT.parse().map_err(bug)?;
-    let claims = Claims::new(deployment, owner, processes::look, say, Arc::new(clock), config.claim.clone());
+    let claims =
+        Claims::new(deployment, owner, processes::look, say, Arc::new(clock), config.claim.clone());
     Ok((claims, job, said))
 }
 
-/// Looks at the claims, for as long as an owner that lives needs to show it, and at what else lies in the folder of scratch.
+/// Looks at the claims, for as long as an owner that lives needs to show it, and at what else lies
+/// in the folder of scratch.
 ///
 /// # Errors
 /// The store's.
-pub(super) async fn look(stores: &Stores, config: &Config, output: &BlobUrl) -> Result<(Vec<Finding>, Option<Dead>)> {
+pub(super) async fn look(
+    stores: &Stores,
+    config: &Config,
+    output: &BlobUrl,
+) -> Result<(Vec<Finding>, Option<Dead>)> {
     let (claims, job, _) = claims(config)?;
     let found = claims.find(stores, output, &job, config.claim.renew_ms.saturating_mul(3)).await?;
-    let mut findings: Vec<Finding> = found.iter().map(|found| judge(output, found, config)).collect();
+    let mut findings: Vec<Finding> =
+        found.iter().map(|found| judge(output, found, config)).collect();
     if found.is_empty() {
         findings.push(Finding::ok(CHECK, format!("nobody claims {output}")));
     }
@@ -69,22 +77,31 @@ pub(super) async fn look(stores: &Stores, config: &Config, output: &BlobUrl) -> 
 }
 
 fn judge(output: &BlobUrl, found: &Found, config: &Config) -> Finding {
-    let who = found
-        .seen
-        .claim
-        .as_ref()
-        .map_or_else(|| format!("a claim that this version cannot read ({})", found.seen.id), Claim::describe);
+    let who = found.seen.claim.as_ref().map_or_else(
+        || format!("a claim that this version cannot read ({})", found.seen.id),
+        Claim::describe,
+    );
     match found.seen.life {
         Life::Lives => Finding::ok(CHECK, format!("{output} is held by {who}; it is alive")),
         Life::Dead => {
-            let left =
-                if found.size.is_nothing() { "nothing but its claim".to_owned() } else { found.size.to_string() };
-            let advice = "the next run into it removes that; so does muster doctor --output --mend, which asks";
-            Finding::warning(CHECK, format!("{output} was held by {who}, which is dead and has left {left}"), advice)
+            let left = if found.size.is_nothing() {
+                "nothing but its claim".to_owned()
+            } else {
+                found.size.to_string()
+            };
+            let advice = "the next run into it removes that; so does muster doctor --output \
+                --mend, which asks";
+            Finding::warning(
+                CHECK,
+                format!("{output} was held by {who}, which is dead and has left {left}"),
+                advice,
+            )
         }
         Life::Unknown => {
             let bound = config.claim.dead_after_ms;
-            let seen = format!("{output} is claimed by {who}, which has shown no sign of life while it was watched");
+            let seen = format!(
+                "{output} is claimed by {who}, which has shown no sign of life while it was watched"
+            );
             Finding::unknown(
                 CHECK,
                 seen,
@@ -94,17 +111,28 @@ fn judge(output: &BlobUrl, found: &Found, config: &Config) -> Finding {
     }
 }
 
-/// Scratch in an OUTPUT that nobody claims: of a version without claims, or of a job whose clean-up was given up.
+/// Scratch in an OUTPUT that nobody claims: of a version without claims, or of a job whose clean-up
+/// was given up.
 async fn unclaimed(stores: &Stores, output: &BlobUrl) -> Result<Finding> {
     let folder = output.join(names::SCRATCH_DIR);
-    let listed = stores.open(output).await?.list(folder.key(), LISTED_MAX).await.map_err(|e| e.at(&folder))?;
+    let listed = stores
+        .open(output)
+        .await?
+        .list(folder.key(), LISTED_MAX)
+        .await
+        .map_err(|e| e.at(&folder))?;
     if listed.is_empty() {
         return Ok(Finding::ok(LEFT, format!("nothing in {folder}")));
     }
     let bytes = listed.iter().map(|meta| meta.bytes).sum();
-    let seen =
-        format!("{} objects ({}) lie in {folder}, and nobody claims {output}", listed.len(), output::bytes(bytes));
-    let advice = "where a pool keeps its scratch there, muster doctor --bucket beside its coordinator tells whose they are; else an older version, or a clean-up that was given up, has left them";
+    let seen = format!(
+        "{} objects ({}) lie in {folder}, and nobody claims {output}",
+        listed.len(),
+        output::bytes(bytes)
+    );
+    let advice = "where a pool keeps its scratch there, muster doctor --bucket beside its \
+        coordinator tells whose they are; else an older version, or a clean-up that was given up, \
+        has left them";
     Ok(Finding::warning(LEFT, seen, advice))
 }
 

@@ -53,15 +53,27 @@ impl Finding {
         Self::new(check, Level::Ok, seen, "")
     }
 
-    pub(super) fn unknown(check: impl Into<String>, seen: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub(super) fn unknown(
+        check: impl Into<String>,
+        seen: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
         Self::new(check, Level::Unknown, seen, advice)
     }
 
-    pub(super) fn warning(check: impl Into<String>, seen: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub(super) fn warning(
+        check: impl Into<String>,
+        seen: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
         Self::new(check, Level::Warning, seen, advice)
     }
 
-    pub(super) fn problem(check: impl Into<String>, seen: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub(super) fn problem(
+        check: impl Into<String>,
+        seen: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
         Self::new(check, Level::Problem, seen, advice)
     }
 }

@@ -1,4 +1,5 @@
-//! What can be looked at without any NATS: this machine's disk and memory, the store's rights, and an OUTPUT.
+//! What can be looked at without any NATS: this machine's disk and memory, the store's rights, and
+//! an OUTPUT.
 
 use muster_common::clock::SystemClock;
 use muster_common::config::Config;
@@ -10,7 +11,8 @@ use super::finding::Finding;
 use crate::memory::Available;
 use crate::output;
 
-/// Looks at this machine and, where one is named, at an OUTPUT. `nats` says why nothing is seen of a pool.
+/// Looks at this machine and, where one is named, at an OUTPUT. `nats` says why nothing is seen of
+/// a pool.
 pub(super) async fn look(
     stores: &Stores,
     config: &Config,
@@ -26,7 +28,11 @@ pub(super) async fn look(
         memory(&Available::here()),
     ];
     let Some(output) = output else {
-        findings.push(Finding::unknown("output", "not looked at", "name one: --output PATH or URL"));
+        findings.push(Finding::unknown(
+            "output",
+            "not looked at",
+            "name one: --output PATH or URL",
+        ));
         return (findings, None);
     };
     findings.extend(rights(stores, output).await);
@@ -53,15 +59,22 @@ async fn rights(stores: &Stores, output: &BlobUrl) -> Vec<Finding> {
     }
     match bucket::probe(stores, output, &SystemClock::default()).await {
         Ok(probe) => bucket::judge(&output.to_string(), &probe),
-        Err(error) => vec![Finding::problem("output", error.message, "check the AWS_* environment")],
+        Err(error) => {
+            vec![Finding::problem("output", error.message, "check the AWS_* environment")]
+        }
     }
 }
 
 fn memory(available: &Available) -> Finding {
-    let seen = format!("this process may use {} ({})", output::bytes(available.bytes), available.by());
+    let seen =
+        format!("this process may use {} ({})", output::bytes(available.bytes), available.by());
     if available.bytes < crate::local::MEMORY_BYTES_MIN {
         let least = output::bytes(crate::local::MEMORY_BYTES_MIN);
-        return Finding::problem("memory", seen, format!("a run on this machine needs at least {least}"));
+        return Finding::problem(
+            "memory",
+            seen,
+            format!("a run on this machine needs at least {least}"),
+        );
     }
     Finding::ok("memory", seen)
 }

@@ -1,4 +1,5 @@
-//! What figures mean: figures in, findings out. Pure; who gathers them stands in `server.rs`, `bucket.rs` and `mod.rs`.
+//! What figures mean: figures in, findings out. Pure; who gathers them stands in `server.rs`,
+//! `bucket.rs` and `mod.rs`.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +13,8 @@ use super::finding::{Finding, Level};
 use super::server::{Account, Looked, StreamInfo, Sync};
 use crate::output;
 
-/// Shares of a limit, in percent, at which a stream or an account is nearly full, and as good as full.
+/// Shares of a limit, in percent, at which a stream or an account is nearly full, and as good as
+/// full.
 const NEARLY_FULL_PERCENT: u64 = 80;
 const FULL_PERCENT: u64 = 95;
 /// A round trip to NATS beyond this slows every commit.
@@ -47,7 +49,8 @@ pub(super) fn servers(count: usize, away: &[(String, String)]) -> Finding {
     Finding::warning(
         CHECK,
         seen,
-        "jobs go on with the others while most of them are there: start it again, or take it off the list",
+        "jobs go on with the others while most of them are there: start it again, or take it off \
+            the list",
     )
 }
 
@@ -56,7 +59,11 @@ pub(super) fn round_trip(trips_ms: &[u64]) -> Finding {
     let mut sorted = trips_ms.to_vec();
     sorted.sort_unstable();
     let Some(median) = sorted.get(sorted.len() / 2).copied() else {
-        return Finding::unknown("nats-round-trip", "no request was answered", "see the other findings");
+        return Finding::unknown(
+            "nats-round-trip",
+            "no request was answered",
+            "see the other findings",
+        );
     };
     let seen = format!("{median} ms (median of {})", sorted.len());
     if median > ROUND_TRIP_SLOW_MS {
@@ -77,14 +84,22 @@ pub(super) fn account(account: &Looked<Account>) -> Finding {
             return Finding::problem(
                 CHECK,
                 format!("not enabled: {why}"),
-                "enable JetStream on the server and for this account: jetstream { store_dir: ..., sync_interval: always }",
+                "enable JetStream on the server and for this account: jetstream \
+                    { store_dir: ..., sync_interval: always }",
             );
         }
-        Looked::Unknown(why) => return Finding::unknown(CHECK, why, "this user may not ask; a coordinator's user can"),
+        Looked::Unknown(why) => {
+            return Finding::unknown(CHECK, why, "this user may not ask; a coordinator's user can");
+        }
     };
     let used = account.storage;
-    let Some(limit) = u64::try_from(account.limits.max_storage).ok().filter(|limit| *limit > 0) else {
-        let seen = format!("enabled, {} in {} streams, no limit for the account", output::bytes(used), account.streams);
+    let Some(limit) = u64::try_from(account.limits.max_storage).ok().filter(|limit| *limit > 0)
+    else {
+        let seen = format!(
+            "enabled, {} in {} streams, no limit for the account",
+            output::bytes(used),
+            account.streams
+        );
         return Finding::ok(CHECK, seen);
     };
     let percent = percent(used, limit);
@@ -94,7 +109,8 @@ pub(super) fn account(account: &Looked<Account>) -> Finding {
         output::bytes(limit),
         account.streams
     );
-    let advice = "a full account stops commits: raise its storage limit, or remove streams that nobody needs";
+    let advice = "a full account stops commits: raise its storage limit, or remove streams that \
+        nobody needs";
     filled(CHECK, percent, seen, advice)
 }
 
@@ -134,16 +150,22 @@ pub(super) fn stream(name: &str, looked: &Looked<StreamInfo>, wanted: Wanted) ->
             )];
         }
         Looked::Unknown(why) => {
-            return vec![Finding::unknown(check, why, "this user may not ask; a coordinator's user can")];
+            return vec![Finding::unknown(
+                check,
+                why,
+                "this user may not ask; a coordinator's user can",
+            )];
         }
     };
     let mut findings = Vec::new();
-    let mut wrong = |what: String, advice: &str| findings.push(Finding::problem(check.clone(), what, advice));
+    let mut wrong =
+        |what: String, advice: &str| findings.push(Finding::problem(check.clone(), what, advice));
     let config = &info.config;
     if config.storage != "file" {
         wrong(
             format!("keeps its messages in {}", config.storage),
-            "it is lost when the server restarts: make it anew with file storage, while no job runs",
+            "it is lost when the server restarts: make it anew with file storage, while no job \
+                runs",
         );
     }
     if wanted.is_journal && config.discard != "new" {
@@ -153,7 +175,10 @@ pub(super) fn stream(name: &str, looked: &Looked<StreamInfo>, wanted: Wanted) ->
         );
     }
     if wanted.is_journal && config.max_age_ns > 0 {
-        wrong("forgets messages by age".to_owned(), "commits could be forgotten: nats stream edit --max-age 0");
+        wrong(
+            "forgets messages by age".to_owned(),
+            "commits could be forgotten: nats stream edit --max-age 0",
+        );
     }
     if config.persist_mode.as_deref() == Some("async") {
         wrong(
@@ -162,7 +187,8 @@ pub(super) fn stream(name: &str, looked: &Looked<StreamInfo>, wanted: Wanted) ->
         );
     }
     if config.num_replicas < wanted.replicas {
-        let seen = format!("{} replicas, but the settings want {}", config.num_replicas, wanted.replicas);
+        let seen =
+            format!("{} replicas, but the settings want {}", config.num_replicas, wanted.replicas);
         findings.push(Finding::warning(
             check.clone(),
             seen,
@@ -173,7 +199,8 @@ pub(super) fn stream(name: &str, looked: &Looked<StreamInfo>, wanted: Wanted) ->
         findings.push(Finding::warning(
             check.clone(),
             seen,
-            "losing that server stops it: set journal.replicas = 3 and nats stream edit --replicas 3",
+            "losing that server stops it: set journal.replicas = 3 and nats stream edit --replicas \
+                3",
         ));
     }
     findings.extend(quorum(&check, info));
@@ -187,7 +214,8 @@ pub(super) fn stream(name: &str, looked: &Looked<StreamInfo>, wanted: Wanted) ->
                 check,
                 percent,
                 seen,
-                "a full journal refuses jobs and commits: raise its size with nats stream edit --max-bytes",
+                "a full journal refuses jobs and commits: raise its size with nats stream edit \
+                    --max-bytes",
             )
         }
         Some(_) => Finding::ok(check, filled_by),
@@ -209,16 +237,33 @@ fn quorum(check: &str, info: &StreamInfo) -> Option<Finding> {
             "no commit is possible: start the NATS servers that are missing",
         ));
     }
-    let gone: Vec<&str> = cluster.replicas.iter().filter(|peer| peer.offline).map(|peer| peer.name.as_str()).collect();
-    let behind: Vec<&str> =
-        cluster.replicas.iter().filter(|peer| !peer.offline && !peer.current).map(|peer| peer.name.as_str()).collect();
+    let gone: Vec<&str> = cluster
+        .replicas
+        .iter()
+        .filter(|peer| peer.offline)
+        .map(|peer| peer.name.as_str())
+        .collect();
+    let behind: Vec<&str> = cluster
+        .replicas
+        .iter()
+        .filter(|peer| !peer.offline && !peer.current)
+        .map(|peer| peer.name.as_str())
+        .collect();
     if !gone.is_empty() {
         let seen = format!("replicas are offline: {}", gone.join(", "));
-        return Some(Finding::warning(check, seen, "the next loss stops commits: start them again"));
+        return Some(Finding::warning(
+            check,
+            seen,
+            "the next loss stops commits: start them again",
+        ));
     }
     (!behind.is_empty()).then(|| {
         let seen = format!("replicas are behind: {}", behind.join(", "));
-        Finding::warning(check, seen, "they catch up by themselves; if they do not, look at their disks")
+        Finding::warning(
+            check,
+            seen,
+            "they catch up by themselves; if they do not, look at their disks",
+        )
     })
 }
 
@@ -229,12 +274,14 @@ pub(super) fn sync(sync: &Sync) -> Finding {
         Sync::Every(ms) => Finding::problem(
             CHECK,
             format!("the server syncs every {}", output::seconds(*ms)),
-            "commits of that time are lost when the host loses power: set jetstream { sync_interval: always }",
+            "commits of that time are lost when the host loses power: set jetstream \
+                { sync_interval: always }",
         ),
         Sync::Unknown(why) => Finding::unknown(
             CHECK,
             why,
-            "check that the server's settings say jetstream { sync_interval: always }; --monitor HOST:PORT asks its monitoring port",
+            "check that the server's settings say jetstream { sync_interval: always }; --monitor \
+                HOST:PORT asks its monitoring port",
         ),
     }
 }
@@ -257,8 +304,10 @@ pub(super) fn clock(seen: Option<ClockDifference>) -> Finding {
     };
     let sure_ms = ahead_ms.unsigned_abs().saturating_sub(give_or_take_ms);
     let which = if ahead_ms < 0 { "behind" } else { "ahead of" };
-    let seen =
-        format!("the NATS server's clock is {} ms {which} this one (± {give_or_take_ms} ms)", ahead_ms.unsigned_abs());
+    let seen = format!(
+        "the NATS server's clock is {} ms {which} this one (± {give_or_take_ms} ms)",
+        ahead_ms.unsigned_abs()
+    );
     match sure_ms {
         CLOCK_BOUND_MS.. => Finding::problem(
             CHECK,
@@ -268,7 +317,8 @@ pub(super) fn clock(seen: Option<ClockDifference>) -> Finding {
         CLOCK_WARN_MS.. => Finding::warning(
             CHECK,
             seen,
-            "nothing is decided by it, but times of events and logs do not agree: run an NTP client",
+            "nothing is decided by it, but times of events and logs do not agree: run an NTP \
+                client",
         ),
         _ => Finding::ok(CHECK, seen),
     }
@@ -296,7 +346,10 @@ pub(super) fn coordinator(beats: &Beats, answers: Result<usize, &Error>) -> Vec<
     const ANOTHER: &str = "this user may not ask; the user of a client or an operator can";
     if let Some(why) = &beats.deaf {
         return vec![match answers {
-            Ok(jobs) => Finding::ok(CHECK, format!("answers, knows {jobs} jobs; its beat is not this user's to hear")),
+            Ok(jobs) => Finding::ok(
+                CHECK,
+                format!("answers, knows {jobs} jobs; its beat is not this user's to hear"),
+            ),
             Err(error) if refusals::is_refusal(error) => Finding::unknown(CHECK, why, ANOTHER),
             Err(error) => Finding::problem(
                 CHECK,
@@ -313,7 +366,8 @@ pub(super) fn coordinator(beats: &Beats, answers: Result<usize, &Error>) -> Vec<
             "jobs do not move: start one with muster coordinator (workers wait for it)",
         )];
     };
-    let leaders: BTreeSet<(&DeploymentId, u64)> = beats.heard.iter().map(|(id, epoch)| (id, epoch.0)).collect();
+    let leaders: BTreeSet<(&DeploymentId, u64)> =
+        beats.heard.iter().map(|(id, epoch)| (id, epoch.0)).collect();
     let mut findings = Vec::new();
     if leaders.len() > 1 {
         let seen = format!("{} leaders beat: {leaders:?}", leaders.len());
@@ -328,21 +382,27 @@ pub(super) fn coordinator(beats: &Beats, answers: Result<usize, &Error>) -> Vec<
             Finding::warning(
                 CHECK,
                 seen,
-                "an older leader still beats; the journal refuses what it writes, and it steps down by itself",
+                "an older leader still beats; the journal refuses what it writes, and it steps \
+                    down by itself",
             )
         });
     }
     findings.push(match answers {
-        Ok(jobs) => {
-            Finding::ok(CHECK, format!("leads deployment {deployment} in epoch {}, knows {jobs} jobs", epoch.0))
-        }
+        Ok(jobs) => Finding::ok(
+            CHECK,
+            format!("leads deployment {deployment} in epoch {}, knows {jobs} jobs", epoch.0),
+        ),
         Err(error) if refusals::is_refusal(error) => {
-            let seen = format!("leads deployment {deployment} in epoch {}; {}", epoch.0, error.message);
+            let seen =
+                format!("leads deployment {deployment} in epoch {}; {}", epoch.0, error.message);
             Finding::unknown(CHECK, seen, ANOTHER)
         }
         Err(error) => Finding::problem(
             CHECK,
-            format!("beats (deployment {deployment}, epoch {}), but does not answer: {}", epoch.0, error.message),
+            format!(
+                "beats (deployment {deployment}, epoch {}), but does not answer: {}",
+                epoch.0, error.message
+            ),
             "look at its log; it may wait for the journal",
         ),
     });
@@ -358,8 +418,12 @@ pub(super) fn workers(workers: &[WorkerStatus]) -> Finding {
     const CHECK: &str = "workers";
     let shares = super::super::workers::Shares::of(workers);
     let names = |state: &str| {
-        let named: Vec<&str> =
-            workers.iter().filter(|worker| worker.state == state).take(5).map(|worker| worker.id.as_str()).collect();
+        let named: Vec<&str> = workers
+            .iter()
+            .filter(|worker| worker.state == state)
+            .take(5)
+            .map(|worker| worker.id.as_str())
+            .collect();
         named.join(", ")
     };
     if shares.total == shares.failed {
@@ -414,10 +478,18 @@ pub(super) fn disk(path: &str, space: Result<(u64, u64), &str>) -> Finding {
     };
     let seen = format!("{path}: {} of {} free", output::bytes(free), output::bytes(total));
     if free < DISK_BYTES_NONE {
-        return Finding::problem(CHECK, seen, "a worker here cannot spill: make room, or choose another --data-dir");
+        return Finding::problem(
+            CHECK,
+            seen,
+            "a worker here cannot spill: make room, or choose another --data-dir",
+        );
     }
     if free < DISK_BYTES_MIN || percent(free, total) < DISK_PERCENT_MIN {
-        return Finding::warning(CHECK, seen, "a sort task spills what does not fit in memory: make room");
+        return Finding::warning(
+            CHECK,
+            seen,
+            "a sort task spills what does not fit in memory: make room",
+        );
     }
     Finding::ok(CHECK, seen)
 }

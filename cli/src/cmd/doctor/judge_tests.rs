@@ -8,7 +8,10 @@ fn level(findings: &[Finding]) -> Level {
 fn check(findings: &[Finding], expected: Level, word: &str) {
     assert_eq!(level(findings), expected, "{findings:#?}");
     let worst: Vec<_> = findings.iter().filter(|finding| finding.level == expected).collect();
-    assert!(worst.iter().any(|finding| finding.seen.contains(word)), "{word:?} is not said: {worst:#?}");
+    assert!(
+        worst.iter().any(|finding| finding.seen.contains(word)),
+        "{word:?} is not said: {worst:#?}"
+    );
     for finding in findings {
         assert_eq!(
             finding.level == Level::Ok,
@@ -28,7 +31,11 @@ fn versions() {
 fn servers_of_a_list() {
     check(&[servers(3, &[])], Level::Ok, "all 3");
     let away = [("b:4222".to_owned(), "connection refused".to_owned())];
-    check(&[servers(3, &away)], Level::Warning, "1 of 3 do not answer: b:4222 (connection refused)");
+    check(
+        &[servers(3, &away)],
+        Level::Warning,
+        "1 of 3 do not answer: b:4222 (connection refused)",
+    );
 }
 
 #[test]
@@ -79,12 +86,20 @@ fn streams() {
     let wanted = |is_journal| Wanted { replicas: 1, is_journal };
     check(&stream("S", &Looked::Absent(String::new()), wanted(true)), Level::Problem, "not there");
     check(&stream("S", &Looked::Absent(String::new()), wanted(false)), Level::Warning, "not there");
-    check(&stream("S", &Looked::Unknown("denied".to_owned()), wanted(true)), Level::Unknown, "denied");
+    check(
+        &stream("S", &Looked::Unknown("denied".to_owned()), wanted(true)),
+        Level::Unknown,
+        "denied",
+    );
 }
 
 #[test]
 fn quorums() {
-    check(&journal(r#"{"cluster":{"name":"c","leader":"a"}}"#), Level::Warning, "one replica in a cluster");
+    check(
+        &journal(r#"{"cluster":{"name":"c","leader":"a"}}"#),
+        Level::Warning,
+        "one replica in a cluster",
+    );
     let replicas = |leader: &str, b: &str| {
         let text = format!(
             r#"{{"config":{{"num_replicas":3}},"cluster":{{"name":"c","leader":"{leader}","replicas":[{{"name":"b",{b}}},{{"name":"d","current":true}}]}}}}"#
@@ -106,7 +121,8 @@ fn syncs() {
 
 #[test]
 fn clocks() {
-    let at = |ahead_ms, give_or_take_ms| [clock(Some(ClockDifference { ahead_ms, give_or_take_ms }))];
+    let at =
+        |ahead_ms, give_or_take_ms| [clock(Some(ClockDifference { ahead_ms, give_or_take_ms }))];
     check(&at(-5, 1), Level::Ok, "5 ms behind");
     check(&at(3000, 2000), Level::Ok, "3000 ms ahead");
     check(&at(-3000, 10), Level::Warning, "behind");
@@ -128,9 +144,14 @@ fn coordinators() {
     let silent = Error::retry("no answer");
     let refusal = Error::invalid(format!("{}: x", muster_common::adapters::refusals::REFUSES));
     check(&coordinator(&beats(&[("d1", 3)]), Err(&silent)), Level::Problem, "no answer");
-    check(&coordinator(&beats(&[("d1", 3)]), Err(&refusal)), Level::Unknown, "epoch 3; the NATS server refuses");
+    check(
+        &coordinator(&beats(&[("d1", 3)]), Err(&refusal)),
+        Level::Unknown,
+        "epoch 3; the NATS server refuses",
+    );
     let deaf = Beats { deaf: Some("may not".to_owned()), ..Beats::default() };
-    // Who may not hear it may still be answered: what a user may not see is no problem, what does not answer is.
+    // Who may not hear it may still be answered: what a user may not see is no problem, what does
+    // not answer is.
     check(&coordinator(&deaf, Ok(2)), Level::Ok, "knows 2 jobs");
     check(&coordinator(&deaf, Err(&refusal)), Level::Unknown, "may not");
     check(&coordinator(&deaf, Err(&silent)), Level::Problem, "no answer");

@@ -1,5 +1,6 @@
-//! What lies in a bucket below muster's own folder and belongs to nothing that is known. The leader removes what it knows; the rest is found and shown here, and removed only
-//! where somebody says so (P8).
+//! What lies in a bucket below muster's own folder and belongs to nothing that is known. The leader
+//! removes what it knows; the rest is found and shown here, and removed only where somebody says so
+//! (P8).
 
 use std::collections::BTreeMap;
 
@@ -47,10 +48,17 @@ impl Group {
 
     /// What it is, for people.
     pub(super) fn describe(&self, now_unix_ms: u64) -> String {
-        let uploads = if self.uploads > 0 { format!(", {} open uploads", self.uploads) } else { String::new() };
+        let uploads = if self.uploads > 0 {
+            format!(", {} open uploads", self.uploads)
+        } else {
+            String::new()
+        };
         let age = match self.newest_unix_ms {
             0 => String::new(),
-            _ => format!(", last written {} ago", output::seconds(self.age_ms(now_unix_ms) / 1000 * 1000)),
+            _ => format!(
+                ", last written {} ago",
+                output::seconds(self.age_ms(now_unix_ms) / 1000 * 1000)
+            ),
         };
         format!(
             "{SCRATCH_DIR}/{}: {} objects, {}{uploads}{age}",
@@ -87,18 +95,24 @@ pub(super) enum Verdict {
 }
 
 /// Whose a group is, as far as the deployment that leads here knows.
-pub(super) fn verdict(group: &Group, ours: &DeploymentId, known: impl Fn(&JobId) -> Known) -> Verdict {
+pub(super) fn verdict(
+    group: &Group,
+    ours: &DeploymentId,
+    known: impl Fn(&JobId) -> Known,
+) -> Verdict {
     if group.path.split('/').next().is_some_and(|first| first.starts_with(PROBE_PREFIX)) {
         return Verdict::Unknown("an interrupted muster doctor left it");
     }
     match group.owner() {
         None => Verdict::Unknown("it is not named as muster names things"),
-        Some((deployment, _)) if &deployment != ours => {
-            Verdict::Unknown("it is of another deployment, which may be at work elsewhere or be gone")
-        }
+        Some((deployment, _)) if &deployment != ours => Verdict::Unknown(
+            "it is of another deployment, which may be at work elsewhere or be gone",
+        ),
         Some((_, job)) => match known(&job) {
             Known::AtWork => Verdict::Belongs,
-            Known::Cleaned => Verdict::Unknown("its job has ended and was cleaned up; this came later"),
+            Known::Cleaned => {
+                Verdict::Unknown("its job has ended and was cleaned up; this came later")
+            }
             Known::Nothing => Verdict::Unknown("its deployment knows no such job (any more)"),
         },
     }
@@ -112,21 +126,25 @@ pub(super) fn group(root: &str, objects: &[BlobMeta], uploads: &[OpenUpload]) ->
         let first = segments.next().unwrap_or_default();
         match (segments.next(), segments.next()) {
             // Only what has a name below its job's folder is scratch of a job.
-            (Some(second), Some(_)) if !first.starts_with(PROBE_PREFIX) => format!("{first}/{second}"),
+            (Some(second), Some(_)) if !first.starts_with(PROBE_PREFIX) => {
+                format!("{first}/{second}")
+            }
             _ => first.to_owned(),
         }
     };
     let mut groups: BTreeMap<String, Group> = BTreeMap::new();
     for meta in objects {
         let path = path_of(&meta.key);
-        let group = groups.entry(path.clone()).or_insert_with(|| Group { path, ..Group::default() });
+        let group =
+            groups.entry(path.clone()).or_insert_with(|| Group { path, ..Group::default() });
         group.objects += 1;
         group.bytes += meta.bytes;
         group.newest_unix_ms = group.newest_unix_ms.max(meta.modified_unix_ms);
     }
     for open in uploads {
         let path = path_of(&open.key);
-        let group = groups.entry(path.clone()).or_insert_with(|| Group { path, ..Group::default() });
+        let group =
+            groups.entry(path.clone()).or_insert_with(|| Group { path, ..Group::default() });
         group.uploads += 1;
     }
     groups.into_values().collect()
@@ -144,7 +162,8 @@ async fn list(stores: &Stores, below: &BlobUrl) -> Result<(Vec<BlobMeta>, Vec<Op
     Ok((objects, uploads))
 }
 
-/// All groups of a bucket that belong to nothing known. The bucket is listed before the coordinator is asked, so that a job of which anything was listed is known to it.
+/// All groups of a bucket that belong to nothing known. The bucket is listed before the coordinator
+/// is asked, so that a job of which anything was listed is known to it.
 ///
 /// # Errors
 /// The store's or the coordinator's; nothing is decided then.
@@ -191,7 +210,10 @@ pub(super) async fn remove(
     api: &Api,
 ) -> Result<String> {
     if ask(group, ours, api).await? == Verdict::Belongs {
-        return Err(Error::new(ErrorKind::Fenced, format!("{} belongs to a job by now", group.path)));
+        return Err(Error::new(
+            ErrorKind::Fenced,
+            format!("{} belongs to a job by now", group.path),
+        ));
     }
     let below = root(bucket).join(&group.path);
     let store = stores.open(&below).await?;
@@ -201,7 +223,10 @@ pub(super) async fn remove(
         let store = store.clone();
         async move { store.abort_upload(&open.key, &open.upload).await }
     };
-    stream::iter(uploads.into_iter().map(abort)).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+    stream::iter(uploads.into_iter().map(abort))
+        .buffer_unordered(AT_ONCE)
+        .try_collect::<()>()
+        .await?;
     let delete = |key: String| {
         let store = store.clone();
         async move { store.delete(&key).await }
@@ -215,7 +240,12 @@ pub(super) async fn remove(
         store.prune(root(bucket).join(folder).key()).await?;
     }
     store.prune(root(bucket).key()).await?;
-    Ok(format!("{SCRATCH_DIR}/{}: {} objects and {} uploads removed", output::plain(&group.path), counted.1, counted.0))
+    Ok(format!(
+        "{SCRATCH_DIR}/{}: {} objects and {} uploads removed",
+        output::plain(&group.path),
+        counted.1,
+        counted.0
+    ))
 }
 
 /// What leftovers mean.
@@ -256,9 +286,15 @@ mod tests {
             meta("s/_muster/doctor-1/small", 3, 2),
             meta("s/_muster/stray", 4, 2),
         ];
-        let groups = group("s/_muster", &objects, &[open("s/_muster/d1/j1/b.run"), open("s/_muster/d9/j/x")]);
-        let seen: Vec<_> =
-            groups.iter().map(|g| (g.path.as_str(), g.objects, g.bytes, g.uploads, g.newest_unix_ms)).collect();
+        let groups = group(
+            "s/_muster",
+            &objects,
+            &[open("s/_muster/d1/j1/b.run"), open("s/_muster/d9/j/x")],
+        );
+        let seen: Vec<_> = groups
+            .iter()
+            .map(|g| (g.path.as_str(), g.objects, g.bytes, g.uploads, g.newest_unix_ms))
+            .collect();
         assert_eq!(
             seen,
             [
@@ -293,10 +329,21 @@ mod tests {
 
     #[test]
     fn what_is_fresh_is_told_apart() {
-        let group = Group { path: "d2/j".to_owned(), objects: 2, bytes: 3000, uploads: 1, newest_unix_ms: 10_000 };
-        assert_eq!(group.describe(70_500), "_muster/d2/j: 2 objects, 3.00 kB, 1 open uploads, last written 1m ago");
+        let group = Group {
+            path: "d2/j".to_owned(),
+            objects: 2,
+            bytes: 3000,
+            uploads: 1,
+            newest_unix_ms: 10_000,
+        };
+        assert_eq!(
+            group.describe(70_500),
+            "_muster/d2/j: 2 objects, 3.00 kB, 1 open uploads, last written 1m ago"
+        );
         assert!(group.is_recent(70_500, RECENT_MS) && !group.is_recent(70_500, 60_000));
         let advice = |now_unix_ms| judge(&[(group.clone(), "why")], now_unix_ms)[0].advice.clone();
-        assert!(advice(70_500).contains("may be at work") && advice(10 * RECENT_MS).contains("asks"));
+        assert!(
+            advice(70_500).contains("may be at work") && advice(10 * RECENT_MS).contains("asks")
+        );
     }
 }

@@ -1,7 +1,10 @@
-//! `muster doctor`: looks at everything that a deployment stands on, says what is wrong and what to do, and mends what it may.
+//! `muster doctor`: looks at everything that a deployment stands on, says what is wrong and what to
+//! do, and mends what it may.
 //!
-//! `server`, `bucket`, `leftovers` and `uploads` look; `judge` and `rights` say what it means, purely; this file goes through the checks in order, prints, and asks before it mends. It
-//! changes nothing but a probe of its own in the bucket, which it removes, unless `--mend` is given and what is to be mended is confirmed.
+//! `server`, `bucket`, `leftovers` and `uploads` look; `judge` and `rights` say what it means,
+//! purely; this file goes through the checks in order, prints, and asks before it mends. It changes
+//! nothing but a probe of its own in the bucket, which it removes, unless `--mend` is given and
+//! what is to be mended is confirmed.
 
 mod bucket;
 mod claims;
@@ -122,7 +125,12 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<(), Exit> {
 }
 
 /// Looks at what is here, where there is no NATS.
-async fn without_nats(args: &DoctorArgs, config: &Config, output: Option<BlobUrl>, nats: &str) -> Result<(), Exit> {
+async fn without_nats(
+    args: &DoctorArgs,
+    config: &Config,
+    output: Option<BlobUrl>,
+    nats: &str,
+) -> Result<(), Exit> {
     let stores = Stores::new(BufferPool::new(IDLE_BYTES_MAX), &config.store);
     let (mut findings, dead) = here::look(&stores, config, output.as_ref(), nats).await;
     findings.insert(1, disk(args.data_dir.as_deref()));
@@ -151,7 +159,8 @@ fn question_of(dead: &claims::Dead) -> String {
     format!("remove what {} dead owner(s) have left in {}", dead.owners, dead.output)
 }
 
-/// Prints what was mended, and everything where it is to be one object; fails where something is a problem.
+/// Prints what was mended, and everything where it is to be one object; fails where something is a
+/// problem.
 fn report(findings: &[Finding], mended: &[String], args: &DoctorArgs) -> Result<(), Exit> {
     let count = |level| findings.iter().filter(|finding| finding.level == level).count();
     let (problems, warnings) = (count(Level::Problem), count(Level::Warning));
@@ -161,7 +170,9 @@ fn report(findings: &[Finding], mended: &[String], args: &DoctorArgs) -> Result<
         mended.iter().for_each(|what| output::line(&format!("mended   {what}")));
     }
     if problems > 0 {
-        let exit = Exit::failed(format!("{problems} problem(s), {warnings} warning(s); each says what to do"));
+        let exit = Exit::failed(format!(
+            "{problems} problem(s), {warnings} warning(s); each says what to do"
+        ));
         return Err(if args.json { exit.told() } else { exit });
     }
     Ok(())
@@ -210,7 +221,10 @@ impl Patient {
         let mut missing = Vec::new();
         for name in [&journal_stream, &names.events_stream(), &names.dead_letters_stream()] {
             let looked = server::stream(&self.nats, name).await;
-            let wanted = Wanted { replicas: self.config.journal.replicas, is_journal: *name == journal_stream };
+            let wanted = Wanted {
+                replicas: self.config.journal.replicas,
+                is_journal: *name == journal_stream,
+            };
             self.findings.extend(judge::stream(name, &looked, wanted));
             if matches!(looked, Looked::Absent(_)) {
                 missing.push(name.clone());
@@ -256,13 +270,17 @@ impl Patient {
         match bucket::probe(&self.stores, &bucket, &self.clock).await {
             Ok(probe) => self.findings.extend(bucket::judge(&bucket.to_string(), &probe)),
             Err(error) => {
-                self.findings.push(Finding::problem("bucket", error.message, "check the AWS_* environment"));
+                self.findings.push(Finding::problem(
+                    "bucket",
+                    error.message,
+                    "check the AWS_* environment",
+                ));
                 return;
             }
         }
         let Some(ours) = self.ours.clone() else {
-            let advice =
-                "only beside a coordinator whose beat is heard can be told what nobody knows: see what is said of it";
+            let advice = "only beside a coordinator whose beat is heard can be told what nobody \
+                knows: see what is said of it";
             self.findings.push(Finding::unknown("leftovers", "no coordinator is heard of", advice));
             return;
         };
@@ -271,7 +289,9 @@ impl Patient {
                 self.findings.extend(leftovers::judge(&found, self.clock.unix_ms()));
                 self.ailments.extend(found.into_iter().map(|(group, _)| Ailment::Leftover(group)));
             }
-            Err(error) => self.findings.push(Finding::unknown("leftovers", error.message, "look again later")),
+            Err(error) => {
+                self.findings.push(Finding::unknown("leftovers", error.message, "look again later"))
+            }
         }
     }
 
@@ -295,7 +315,8 @@ impl Patient {
                 }
             }
             Err(error) => {
-                let advice = "check the AWS_* environment; the user needs s3:ListBucketMultipartUploads";
+                let advice =
+                    "check the AWS_* environment; the user needs s3:ListBucketMultipartUploads";
                 self.findings.push(Finding::problem("output-uploads", error.message, advice));
             }
         }
@@ -308,13 +329,20 @@ impl Patient {
         for ailment in std::mem::take(&mut self.ailments) {
             let now_unix_ms = self.clock.unix_ms();
             let (question, recent) = match &ailment {
-                Ailment::Streams(names) => (format!("make the stream(s) {}", names.join(", ")), false),
-                Ailment::Dead(dead) => (question_of(dead), false),
-                Ailment::Leftover(group) => {
-                    (format!("remove {}", group.describe(now_unix_ms)), group.is_recent(now_unix_ms, older_than_ms))
+                Ailment::Streams(names) => {
+                    (format!("make the stream(s) {}", names.join(", ")), false)
                 }
+                Ailment::Dead(dead) => (question_of(dead), false),
+                Ailment::Leftover(group) => (
+                    format!("remove {}", group.describe(now_unix_ms)),
+                    group.is_recent(now_unix_ms, older_than_ms),
+                ),
                 Ailment::Uploads(found) => {
-                    let question = format!("abort {} unfinished uploads into {}", found.uploads.len(), found.output);
+                    let question = format!(
+                        "abort {} unfinished uploads into {}",
+                        found.uploads.len(),
+                        found.output
+                    );
                     // Stores do not tell when an upload was opened.
                     (question, older_than_ms > 0)
                 }
@@ -376,7 +404,9 @@ fn disk(data_dir: Option<&Path>) -> Finding {
 async fn confirmed(question: &str, yes: bool, recent: bool) -> Result<bool, String> {
     if yes {
         return if recent {
-            Err("it was written to recently, and somebody may be at work there; --older-than 0s means it".to_owned())
+            Err("it was written to recently, and somebody may be at work there; --older-than 0s \
+                means it"
+                .to_owned())
         } else {
             Ok(true)
         };

@@ -37,7 +37,9 @@ struct Subjects {
 
 impl Subjects {
     fn allows(&self, subject: &str) -> bool {
-        let covered = |patterns: &[String]| patterns.iter().any(|pattern| covers(subject_of(pattern), subject));
+        let covered = |patterns: &[String]| {
+            patterns.iter().any(|pattern| covers(subject_of(pattern), subject))
+        };
         (self.allow.is_empty() || covered(&self.allow)) && !covered(&self.deny)
     }
 }
@@ -49,14 +51,21 @@ fn subject_of(pattern: &str) -> &str {
 
 /// The first of a role's rights that this user lacks, in words.
 fn lacks(permissions: &Permissions, rights: &Rights) -> Option<String> {
-    let denied =
-        |subjects: &Subjects, wanted: &[String]| wanted.iter().find(|wanted| !subjects.allows(wanted)).cloned();
-    let published = denied(&permissions.publish, &rights.publish).map(|subject| format!("may not publish {subject}"));
-    published.or_else(|| denied(&permissions.subscribe, &rights.subscribe).map(|s| format!("may not subscribe {s}")))
+    let denied = |subjects: &Subjects, wanted: &[String]| {
+        wanted.iter().find(|wanted| !subjects.allows(wanted)).cloned()
+    };
+    let published = denied(&permissions.publish, &rights.publish)
+        .map(|subject| format!("may not publish {subject}"));
+    published.or_else(|| {
+        denied(&permissions.subscribe, &rights.subscribe).map(|s| format!("may not subscribe {s}"))
+    })
 }
 
 /// The workers that a user is made for: those whose heartbeats it may publish.
-fn named_workers<'a>(permissions: &'a Permissions, names: &'a Names) -> impl Iterator<Item = WorkerId> + 'a {
+fn named_workers<'a>(
+    permissions: &'a Permissions,
+    names: &'a Names,
+) -> impl Iterator<Item = WorkerId> + 'a {
     let ids = permissions.publish.allow.iter().flat_map(|subject| subject.split('.'));
     ids.filter_map(|token| token.parse().ok())
         .filter(|id: &WorkerId| permissions.publish.allow.contains(&names.heartbeat(id)))
@@ -68,11 +77,14 @@ fn roles(permissions: &Permissions, names: &Names) -> (Vec<String>, Vec<String>)
     for role in [Role::Client, Role::Workers, Role::Coordinator, Role::Operator] {
         let named = named_workers(permissions, names).map(Role::Worker);
         let forms = std::iter::once(role.clone()).chain(named.filter(|_| role == Role::Workers));
-        let looked: Vec<_> = forms.map(|form| (lacks(permissions, &form.rights(names)), form)).collect();
+        let looked: Vec<_> =
+            forms.map(|form| (lacks(permissions, &form.rights(names)), form)).collect();
         match (looked.iter().find(|(lacking, _)| lacking.is_none()), &looked[0].0) {
             (Some((_, Role::Worker(id))), _) => can.push(format!("worker {id}")),
             (Some(_), _) => can.push(role.as_str().to_owned()),
-            (None, why) => cannot.push(format!("{} ({})", role.as_str(), why.as_deref().unwrap_or_default())),
+            (None, why) => {
+                cannot.push(format!("{} ({})", role.as_str(), why.as_deref().unwrap_or_default()))
+            }
         }
     }
     (can, cannot)
@@ -84,21 +96,32 @@ pub(super) fn judge(info: Result<&UserInfo, &str>, names: &Names) -> Finding {
     let info = match info {
         Ok(info) => info,
         Err(why) => {
-            let advice = "the server does not tell this user its rights (it may publish to $SYS.REQ.USER.INFO?); try the commands themselves";
+            let advice = "the server does not tell this user its rights (it may publish to \
+                $SYS.REQ.USER.INFO?); try the commands themselves";
             return Finding::unknown(CHECK, why, advice);
         }
     };
-    let who = if info.user.is_empty() { "this user".to_owned() } else { format!("user {:?}", info.user) };
-    let account = if info.account.is_empty() { String::new() } else { format!(" of account {:?}", info.account) };
+    let who =
+        if info.user.is_empty() { "this user".to_owned() } else { format!("user {:?}", info.user) };
+    let account = if info.account.is_empty() {
+        String::new()
+    } else {
+        format!(" of account {:?}", info.account)
+    };
     let Some(permissions) = &info.permissions else {
         return Finding::ok(CHECK, format!("{who}{account} may do everything there"));
     };
     let (can, cannot) = roles(permissions, names);
     if can.is_empty() {
         let seen = format!("{who}{account} can be neither {}", cannot.join(" nor "));
-        return Finding::problem(CHECK, seen, "give the user the rights of its role on the NATS server");
+        return Finding::problem(
+            CHECK,
+            seen,
+            "give the user the rights of its role on the NATS server",
+        );
     }
-    let not = if cannot.is_empty() { String::new() } else { format!("; not {}", cannot.join(", ")) };
+    let not =
+        if cannot.is_empty() { String::new() } else { format!("; not {}", cannot.join(", ")) };
     Finding::ok(CHECK, format!("{who}{account} can be {}{not}", can.join(", ")))
 }
 
@@ -123,15 +146,25 @@ mod tests {
                 Role::Worker("w1".parse().expect("id")),
                 ["can be worker w1;", "client (may not publish muster.api.submit)"],
             ),
-            (Role::Coordinator, ["can be coordinator;", "client (may not publish muster.api.submit)"]),
+            (
+                Role::Coordinator,
+                ["can be coordinator;", "client (may not publish muster.api.submit)"],
+            ),
             (Role::Client, ["can be client;", "operator (may not publish $JS.API.INFO)"]),
-            (Role::Operator, ["can be client, operator;", "worker (may not publish muster.c.register)"]),
+            (
+                Role::Operator,
+                ["can be client, operator;", "worker (may not publish muster.c.register)"],
+            ),
         ] {
             let Rights { publish, subscribe, .. } = role.rights(&Names::new("muster"));
             let allowed = serde_json::json!({ "publish": { "allow": publish }, "subscribe": { "allow": subscribe } });
             check(&serde_json::json!({ "permissions": allowed }).to_string(), Level::Ok, &words);
         }
-        check(r#"{"permissions":{"publish":{"allow":["x"]}}}"#, Level::Problem, &["neither client"]);
+        check(
+            r#"{"permissions":{"publish":{"allow":["x"]}}}"#,
+            Level::Problem,
+            &["neither client"],
+        );
         check(
             r#"{"permissions":{"publish":{"deny":["muster.journal"]}}}"#,
             Level::Ok,

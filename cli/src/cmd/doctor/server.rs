@@ -1,4 +1,5 @@
-//! Looks at NATS and at the coordinator: plain requests with bounds, whose answers are read leniently. Changes nothing.
+//! Looks at NATS and at the coordinator: plain requests with bounds, whose answers are read
+//! leniently. Changes nothing.
 
 use std::time::Duration;
 
@@ -25,7 +26,8 @@ const MONITOR_BYTES_MAX: u64 = 1 << 20;
 const MONITOR_PORT: u16 = 8222;
 const MONITOR_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A connection to NATS, and what its server refuses it: what this user may not see is told at once from what does not answer.
+/// A connection to NATS, and what its server refuses it: what this user may not see is told at once
+/// from what does not answer.
 #[derive(Debug, Clone)]
 pub(super) struct Nats {
     pub(super) client: Client,
@@ -34,7 +36,11 @@ pub(super) struct Nats {
 
 impl Nats {
     /// What somebody gives, unless the server refuses the subject, or this user's inbox.
-    async fn unless_refused<T>(&self, subject: &str, asking: impl Future<Output = T>) -> Result<T, String> {
+    async fn unless_refused<T>(
+        &self,
+        subject: &str,
+        asking: impl Future<Output = T>,
+    ) -> Result<T, String> {
         tokio::select! {
             biased;
             given = asking => Ok(given),
@@ -161,7 +167,8 @@ async fn ask<T: DeserializeOwned>(nats: &Nats, subject: &str) -> Looked<T> {
         #[serde(default)]
         description: String,
     }
-    let asking = tokio::time::timeout(REQUEST_TIMEOUT, nats.client.request(subject.to_owned(), "".into()));
+    let asking =
+        tokio::time::timeout(REQUEST_TIMEOUT, nats.client.request(subject.to_owned(), "".into()));
     let answered = match nats.unless_refused(subject, asking).await {
         Ok(answered) => answered,
         Err(why) => return Looked::Unknown(why),
@@ -173,13 +180,20 @@ async fn ask<T: DeserializeOwned>(nats: &Nats, subject: &str) -> Looked<T> {
         }
         Ok(Err(e)) => return Looked::Unknown(format!("the request {subject} failed: {e}")),
         Err(_) => {
-            return Looked::Unknown(format!("no answer to {subject} within {} s", REQUEST_TIMEOUT.as_secs()));
+            return Looked::Unknown(format!(
+                "no answer to {subject} within {} s",
+                REQUEST_TIMEOUT.as_secs()
+            ));
         }
     };
     if let Ok(Refusal { error }) = serde_json::from_slice::<Refusal>(&reply.payload) {
         let text = format!("{} (code {})", error.description, error.code);
         // 404: not found; 503: JetStream is not enabled.
-        return if matches!(error.code, 404 | 503) { Looked::Absent(text) } else { Looked::Unknown(text) };
+        return if matches!(error.code, 404 | 503) {
+            Looked::Absent(text)
+        } else {
+            Looked::Unknown(text)
+        };
     }
     match serde_json::from_slice(&reply.payload) {
         Ok(value) => Looked::Seen(value),
@@ -209,8 +223,13 @@ pub(super) async fn rights(nats: &Nats) -> Result<UserInfo, String> {
     }
 }
 
-/// How long requests to JetStream take, and how its clock differs from ours, by the quickest of them.
-pub(super) async fn trips(nats: &Nats, stream_name: &str, clock: &dyn Clock) -> (Vec<u64>, Option<ClockDifference>) {
+/// How long requests to JetStream take, and how its clock differs from ours, by the quickest of
+/// them.
+pub(super) async fn trips(
+    nats: &Nats,
+    stream_name: &str,
+    clock: &dyn Clock,
+) -> (Vec<u64>, Option<ClockDifference>) {
     let (mut trips, mut best): (Vec<u64>, Option<ClockDifference>) = (Vec::new(), None);
     for _ in 0..TRIPS {
         let (began_ms, began_unix_ms) = (clock.now_ms(), clock.unix_ms());
@@ -227,7 +246,8 @@ pub(super) async fn trips(nats: &Nats, stream_name: &str, clock: &dyn Clock) -> 
         trips.push(trip_ms);
         if let Some(server_ms) = unix_ms(&info.ts) {
             let middle_ms = began_unix_ms + trip_ms / 2;
-            let ahead_ms = i64::try_from(i128::from(server_ms) - i128::from(middle_ms)).unwrap_or(i64::MAX);
+            let ahead_ms =
+                i64::try_from(i128::from(server_ms) - i128::from(middle_ms)).unwrap_or(i64::MAX);
             let seen = ClockDifference { ahead_ms, give_or_take_ms: trip_ms / 2 + 1 };
             if best.is_none_or(|best| seen.give_or_take_ms < best.give_or_take_ms) {
                 best = Some(seen);
@@ -242,14 +262,29 @@ fn unix_ms(rfc3339: &str) -> Option<u64> {
     u64::try_from(time.duration_since(std::time::UNIX_EPOCH).ok()?.as_millis()).ok()
 }
 
-/// Listens to the leader's beat until one is heard, and for one interval more, so that a second leader shows.
-pub(super) async fn beats(nats: &Nats, names: &Names, clock: &dyn Clock, interval: Duration, bound: Duration) -> Beats {
+/// Listens to the leader's beat until one is heard, and for one interval more, so that a second
+/// leader shows.
+pub(super) async fn beats(
+    nats: &Nats,
+    names: &Names,
+    clock: &dyn Clock,
+    interval: Duration,
+    bound: Duration,
+) -> Beats {
     let mut beats = Beats::default();
-    let subscribed = tokio::time::timeout(REQUEST_TIMEOUT, nats.client.subscribe(names.leader())).await;
+    let subscribed =
+        tokio::time::timeout(REQUEST_TIMEOUT, nats.client.subscribe(names.leader())).await;
     let mut messages = match subscribed {
         Ok(Ok(messages)) => messages,
-        Ok(Err(e)) => return Beats { deaf: Some(format!("cannot listen to {}: {e}", names.leader())), ..beats },
-        Err(_) => return Beats { deaf: Some(format!("cannot listen to {}", names.leader())), ..beats },
+        Ok(Err(e)) => {
+            return Beats {
+                deaf: Some(format!("cannot listen to {}: {e}", names.leader())),
+                ..beats
+            };
+        }
+        Err(_) => {
+            return Beats { deaf: Some(format!("cannot listen to {}", names.leader())), ..beats };
+        }
     };
     let began_ms = clock.now_ms();
     let mut left = bound;
@@ -261,7 +296,8 @@ pub(super) async fn beats(nats: &Nats, names: &Names, clock: &dyn Clock, interva
             Err(why) => return Beats { deaf: Some(why), ..Beats::default() },
         };
         let Ok(Some(message)) = heard else { break };
-        left = left.saturating_sub(Duration::from_millis(clock.now_ms().saturating_sub(listened_ms)));
+        left =
+            left.saturating_sub(Duration::from_millis(clock.now_ms().saturating_sub(listened_ms)));
         // What cannot be read is not a beat of a version that we know.
         let Ok(beat) = wire::decode::<LeaderBeat>(&message.payload) else { continue };
         if beats.heard.is_empty() {
@@ -273,7 +309,8 @@ pub(super) async fn beats(nats: &Nats, names: &Names, clock: &dyn Clock, interva
     beats
 }
 
-/// The server's sync setting: from its own account of it where this user may ask, else from its monitoring port.
+/// The server's sync setting: from its own account of it where this user may ask, else from its
+/// monitoring port.
 pub(super) async fn sync(nats: &Nats, monitor: Option<&str>, nats_url: &str) -> Sync {
     #[derive(Deserialize)]
     struct Answer {
@@ -292,8 +329,14 @@ pub(super) async fn sync(nats: &Nats, monitor: Option<&str>, nats_url: &str) -> 
     };
     let text = match tokio::time::timeout(MONITOR_TIMEOUT, get(&place, "/varz")).await {
         Ok(Ok(text)) => text,
-        Ok(Err(e)) => return Sync::Unknown(format!("not told to this user, and no monitoring port at {place}: {e}")),
-        Err(_) => return Sync::Unknown(format!("not told to this user, and nothing answers at {place}")),
+        Ok(Err(e)) => {
+            return Sync::Unknown(format!(
+                "not told to this user, and no monitoring port at {place}: {e}"
+            ));
+        }
+        Err(_) => {
+            return Sync::Unknown(format!("not told to this user, and nothing answers at {place}"));
+        }
     };
     sync_of(&text, &nats.client.server_info().server_id, &place)
 }
@@ -354,7 +397,11 @@ fn host_of(urls: &str) -> String {
 /// The body of a plain http answer.
 async fn get(place: &str, path: &str) -> std::io::Result<String> {
     let mut stream = tokio::net::TcpStream::connect(place).await?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {place}\r\nConnection: close\r\n\r\n").as_bytes()).await?;
+    stream
+        .write_all(
+            format!("GET {path} HTTP/1.0\r\nHost: {place}\r\nConnection: close\r\n\r\n").as_bytes(),
+        )
+        .await?;
     let mut answer = Vec::new();
     stream.take(MONITOR_BYTES_MAX).read_to_end(&mut answer).await?;
     let answer = String::from_utf8_lossy(&answer);
@@ -368,8 +415,12 @@ mod tests {
 
     #[test]
     fn the_sync_setting_is_read_of_the_right_server() {
-        let varz = |config: &str| format!(r#"{{"server_id":"A","jetstream":{{"config":{config},"stats":{{}}}}}}"#);
-        let check = |text: &str, expected: &Sync| assert_eq!(&sync_of(text, "A", "h:1"), expected, "{text}");
+        let varz = |config: &str| {
+            format!(r#"{{"server_id":"A","jetstream":{{"config":{config},"stats":{{}}}}}}"#)
+        };
+        let check = |text: &str, expected: &Sync| {
+            assert_eq!(&sync_of(text, "A", "h:1"), expected, "{text}")
+        };
         check(&varz(r#"{"sync_interval":120000000000,"sync_always":true}"#), &Sync::Always);
         check(&varz(r#"{"sync_interval":120000000000}"#), &Sync::Every(120_000));
         for text in [&varz("{}"), r#"{"server_id":"B"}"#, r#"{"server_id":"A"}"#, "<html>"] {

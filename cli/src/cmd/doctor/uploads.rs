@@ -1,5 +1,6 @@
-//! Unfinished uploads into an OUTPUT. They are invisible, cost room, and bear no name that would tell whose they are: a job aborts its own, but one whose opening came so
-//! late that nobody knew of it stays. Found here, and aborted only where somebody says so and no job writes there.
+//! Unfinished uploads into an OUTPUT. They are invisible, cost room, and bear no name that would
+//! tell whose they are: a job aborts its own, but one whose opening came so late that nobody knew
+//! of it stays. Found here, and aborted only where somebody says so and no job writes there.
 
 use futures::{StreamExt, TryStreamExt, stream};
 use muster_common::api::JobStatus;
@@ -36,7 +37,8 @@ pub(super) enum Writer {
     Unknown(String),
 }
 
-/// Looks at an OUTPUT. The store is listed before the coordinator is asked, so that a job of which anything was listed is known to it.
+/// Looks at an OUTPUT. The store is listed before the coordinator is asked, so that a job of which
+/// anything was listed is known to it.
 ///
 /// # Errors
 /// The store's.
@@ -53,7 +55,8 @@ pub(super) async fn find(stores: &Stores, output: &BlobUrl, api: &Api) -> Result
 fn writer(output: &BlobUrl, jobs: &[JobStatus]) -> Writer {
     let writes_there = |job: &&JobStatus| {
         let theirs: Option<BlobUrl> = job.output.parse().ok();
-        !job.cleaned && theirs.is_some_and(|theirs| theirs.contains(output) || output.contains(&theirs))
+        !job.cleaned
+            && theirs.is_some_and(|theirs| theirs.contains(output) || output.contains(&theirs))
     };
     jobs.iter().find(writes_there).map_or(Writer::Nobody, |job| Writer::Job(job.job.to_string()))
 }
@@ -64,14 +67,17 @@ pub(super) fn judge(found: &Found) -> Finding {
     if count == 0 {
         return Finding::ok(CHECK, format!("no unfinished upload into {}", found.output));
     }
-    let some: Vec<String> = found.uploads.iter().take(3).map(|open| output::plain(&open.key).to_string()).collect();
-    let seen = format!("{count} unfinished uploads into {}, like {}", found.output, some.join(", "));
+    let some: Vec<String> =
+        found.uploads.iter().take(3).map(|open| output::plain(&open.key).to_string()).collect();
+    let seen =
+        format!("{count} unfinished uploads into {}, like {}", found.output, some.join(", "));
     match &found.writer {
         Writer::Job(job) => Finding::ok(CHECK, format!("{seen}; job {job} is at work there")),
         Writer::Nobody => Finding::warning(
             CHECK,
             format!("{seen}; no job of this deployment writes there"),
-            "they cost room: muster doctor --mend asks, and aborts them; a bucket rule for incomplete uploads does so by itself",
+            "they cost room: muster doctor --mend asks, and aborts them; a bucket rule for \
+                incomplete uploads does so by itself",
         ),
         Writer::Unknown(why) => Finding::unknown(
             CHECK,
@@ -89,14 +95,22 @@ pub(super) async fn abort(stores: &Stores, found: &Found, api: &Api) -> Result<S
     let output = &found.output;
     match writer(output, &api.jobs().await?) {
         Writer::Nobody => {}
-        other => return Err(Error::new(ErrorKind::Fenced, format!("{output} is written to by now: {other:?}"))),
+        other => {
+            return Err(Error::new(
+                ErrorKind::Fenced,
+                format!("{output} is written to by now: {other:?}"),
+            ));
+        }
     }
     let store = stores.open(output).await?;
     let abort = |open: &OpenUpload| {
         let (store, open) = (store.clone(), open.clone());
         async move { store.abort_upload(&open.key, &open.upload).await }
     };
-    stream::iter(found.uploads.iter().map(abort)).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+    stream::iter(found.uploads.iter().map(abort))
+        .buffer_unordered(AT_ONCE)
+        .try_collect::<()>()
+        .await?;
     Ok(format!("{} unfinished uploads into {output} aborted", found.uploads.len()))
 }
 
@@ -124,7 +138,10 @@ mod tests {
             assert_eq!(&writer(&url("s3://data/out"), jobs), expected);
         };
         check(&[], &Writer::Nobody);
-        check(&[job("a", "s3://data/out", true), job("b", "s3://data/outer", false)], &Writer::Nobody);
+        check(
+            &[job("a", "s3://data/out", true), job("b", "s3://data/outer", false)],
+            &Writer::Nobody,
+        );
         check(&[job("a", "s3://data/out", false)], &Writer::Job("a".to_owned()));
         check(&[job("a", "s3://data/out/deeper", false)], &Writer::Job("a".to_owned()));
         check(&[job("a", "s3://data/", false)], &Writer::Job("a".to_owned()));
@@ -134,14 +151,23 @@ mod tests {
     fn what_nobody_writes_is_told() {
         let check = |count: usize, writer: Writer, expected: Level, word: &str| {
             let open = |at| OpenUpload { key: format!("out/part-{at}"), upload: "u".to_owned() };
-            let found = Found { output: url("s3://data/out"), uploads: (0..count).map(open).collect(), writer };
+            let found = Found {
+                output: url("s3://data/out"),
+                uploads: (0..count).map(open).collect(),
+                writer,
+            };
             let finding = judge(&found);
             assert_eq!(finding.level, expected, "{finding:?}");
             assert!(finding.seen.contains(word), "{finding:?}");
             assert_eq!(finding.level == Level::Ok, finding.advice.is_empty(), "{finding:?}");
         };
         check(0, Writer::Nobody, Level::Ok, "no unfinished upload");
-        check(7, Writer::Nobody, Level::Warning, "7 unfinished uploads into s3://data/out, like out/part-0");
+        check(
+            7,
+            Writer::Nobody,
+            Level::Warning,
+            "7 unfinished uploads into s3://data/out, like out/part-0",
+        );
         check(7, Writer::Job("j".to_owned()), Level::Ok, "job j");
         check(7, Writer::Unknown("no answer".to_owned()), Level::Unknown, "no answer");
     }

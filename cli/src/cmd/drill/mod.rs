@@ -1,7 +1,9 @@
-//! `muster drill`: a pool of real processes on this machine sorts the same data twice, once in peace and once while it is killed, stopped, cut off and fed with faults;
-//! then the proof that both came to the same bytes.
+//! `muster drill`: a pool of real processes on this machine sorts the same data twice, once in
+//! peace and once while it is killed, stopped, cut off and fed with faults; then the proof that
+//! both came to the same bytes.
 //!
-//! What happens follows from the seed and from the progress of the job, not from the clock. Only the processes of the drill inject faults: they get settings of their own.
+//! What happens follows from the seed and from the progress of the job, not from the clock. Only
+//! the processes of the drill inject faults: they get settings of their own.
 
 mod link;
 mod pool;
@@ -47,7 +49,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const APART_MS: u64 = 250;
 /// How long a killed process stays away, in milliseconds.
 const AWAY_MS: u64 = 1500;
-/// How long a job may take before the drill has failed, beyond the time it was asked to take, in milliseconds.
+/// How long a job may take before the drill has failed, beyond the time it was asked to take, in
+/// milliseconds.
 const PATIENCE_MS: u64 = 300_000;
 /// How long a request waits for a leader.
 const API_PATIENCE: Duration = Duration::from_secs(30);
@@ -100,7 +103,8 @@ pub(crate) async fn run(args: DrillArgs) -> Result<(), Exit> {
     let clock = SystemClock::default();
     let seed = args.seed.unwrap_or_else(|| clock.random() % 1_000_000);
     let folder = tempfile::Builder::new().prefix("muster-drill-").tempdir();
-    let folder = folder.map_err(|e| Exit::failed(format!("cannot make a temporary folder: {e}")))?;
+    let folder =
+        folder.map_err(|e| Exit::failed(format!("cannot make a temporary folder: {e}")))?;
     let path = folder.path().to_owned();
     let result = tokio::select! {
         result = Box::pin(Drill { args, seed, clock, path: path.clone() }.run()) => result,
@@ -108,7 +112,10 @@ pub(crate) async fn run(args: DrillArgs) -> Result<(), Exit> {
     };
     if result.is_err() {
         // Its logs tell more than the line below.
-        output::error_line(&format!("muster: the drill's folder stays: {}", folder.keep().display()));
+        output::error_line(&format!(
+            "muster: the drill's folder stays: {}",
+            folder.keep().display()
+        ));
     }
     result
 }
@@ -124,7 +131,9 @@ impl Drill {
     async fn run(self) -> Result<(), Exit> {
         let server = PrivateServer::start(&self.path).await?;
         let base = match &self.args.bucket {
-            Some(bucket) => cmd::blob_url(bucket)?.join(&format!("muster-drill-{:x}", self.clock.random())),
+            Some(bucket) => {
+                cmd::blob_url(bucket)?.join(&format!("muster-drill-{:x}", self.clock.random()))
+            }
             None => BlobUrl::from_path(&self.path)?.join("data"),
         };
         let scratch = base.join("scratch");
@@ -153,7 +162,15 @@ impl Drill {
         ));
         hand.muster(
             "gen",
-            &["gen", "-n", &self.args.records.to_string(), "--files", "4", "-o", &base.join("in").to_string()],
+            &[
+                "gen",
+                "-n",
+                &self.args.records.to_string(),
+                "--files",
+                "4",
+                "-o",
+                &base.join("in").to_string(),
+            ],
         )?;
         let input = proof::verify(&setting, &base.join("in").to_string())?;
         let calm = hand.calm().await?;
@@ -167,7 +184,10 @@ impl Drill {
         pool.stop();
         if shaken.state != JobState::Succeeded {
             let cause = shaken.error.as_deref().unwrap_or("no cause was recorded");
-            return Err(Exit::failed(format!("the job of the drill {}: {cause} (seed {})", shaken.state, self.seed)));
+            return Err(Exit::failed(format!(
+                "the job of the drill {}: {cause} (seed {})",
+                shaken.state, self.seed
+            )));
         }
         let outputs = (base.join("calm"), base.join("shaken"));
         let evidence = Evidence {
@@ -206,24 +226,32 @@ impl Drill {
             remove(&stores, &base).await.map_err(|e| e.at(bucket))?;
         }
         server.stop().await;
-        let failed: Vec<&str> = claims.iter().filter(|claim| !claim.holds).map(|claim| claim.name).collect();
+        let failed: Vec<&str> =
+            claims.iter().filter(|claim| !claim.holds).map(|claim| claim.name).collect();
         if passed {
             Ok(())
         } else {
-            let exit = Exit::failed(format!("the proof does not hold: {} (seed {})", failed.join(", "), self.seed));
+            let exit = Exit::failed(format!(
+                "the proof does not hold: {} (seed {})",
+                failed.join(", "),
+                self.seed
+            ));
             Err(if self.args.json { exit.told() } else { exit })
         }
     }
 
-    /// Settings of all processes: small tasks, patience with what the drill does to them, and leave to inject faults.
+    /// Settings of all processes: small tasks, patience with what the drill does to them, and leave
+    /// to inject faults.
     fn settings_text(&self) -> String {
         let task_bytes = (self.args.records * RECORD_BYTES / TASKS).max(RECORD_BYTES);
         format!(
-            "[job]\nsplit_bytes = {task_bytes}\npartition_bytes = {task_bytes}\n[tasks]\nattempts_max = 30\n[faults]\nenabled = true\n"
+            "[job]\nsplit_bytes = {task_bytes}\npartition_bytes = \
+                {task_bytes}\n[tasks]\nattempts_max = 30\n[faults]\nenabled = true\n"
         )
     }
 
-    /// What the pool injects into itself: passing trouble all the time, and delays that make the job last.
+    /// What the pool injects into itself: passing trouble all the time, and delays that make the
+    /// job last.
     fn faults(&self) -> String {
         let delay_ms = (self.args.seconds * 12).max(1);
         format!(
@@ -265,7 +293,8 @@ impl<'a> Hand<'a> {
     fn submit(&self, job: &str) -> Result<JobId> {
         let (from, to) = (self.base.join("in").to_string(), self.base.join(job).to_string());
         let config = self.setting.config.to_string_lossy().into_owned();
-        let order = ["--format", "fixed:100", "-k", "0:10", "--profile", "testing", "--config", &config];
+        let order =
+            ["--format", "fixed:100", "-k", "0:10", "--profile", "testing", "--config", &config];
         let mut arguments = vec!["sort", &from, "-o", &to, "--detach", "--quiet", "--job-id", job];
         arguments.extend(order);
         self.muster("sort", &arguments)?;
@@ -284,13 +313,16 @@ impl<'a> Hand<'a> {
             }
             let prefix = format!("{name}-worker-");
             let listed = self.api.workers().await?;
-            let up =
-                listed.iter().filter(|worker| worker.id.as_str().starts_with(&prefix) && worker.state == "healthy");
+            let up = listed.iter().filter(|worker| {
+                worker.id.as_str().starts_with(&prefix) && worker.state == "healthy"
+            });
             if up.count() >= workers as usize {
                 return Ok(pool);
             }
             if self.drill.clock.now_ms().saturating_sub(started_ms) > START_MS {
-                return Err(Error::retry(format!("{workers} workers did not register within {START_MS} ms")));
+                return Err(Error::retry(format!(
+                    "{workers} workers did not register within {START_MS} ms"
+                )));
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -305,7 +337,10 @@ impl<'a> Hand<'a> {
         pool.stop();
         match status.state {
             JobState::Succeeded => Ok(status),
-            _ => Err(Error::invalid(format!("even the calm run {}: {:?}", status.state, status.error))),
+            _ => Err(Error::invalid(format!(
+                "even the calm run {}: {:?}",
+                status.state, status.error
+            ))),
         }
     }
 
@@ -320,7 +355,8 @@ impl<'a> Hand<'a> {
         let (api, of) = (self.api.clone(), job.clone());
         let asking = tokio::spawn(async move {
             loop {
-                // A coordinator that is away is what a drill is about; the deeds go by what was said last.
+                // A coordinator that is away is what a drill is about; the deeds go by what was
+                // said last.
                 if let Ok(status) = api.status(&of).await
                     && sender.send(Some(status)).is_err()
                 {
@@ -330,7 +366,10 @@ impl<'a> Hand<'a> {
             }
         });
         Ok(Shaking {
-            deeds: schedule::draw(drill.seed, drill.args.kills, drill.args.workers).into_iter().rev().collect(),
+            deeds: schedule::draw(drill.seed, drill.args.kills, drill.args.workers)
+                .into_iter()
+                .rev()
+                .collect(),
             drill,
             pool,
             events,
@@ -425,7 +464,11 @@ impl Shaking<'_> {
         let now = (thousandths(status), status.state);
         if now.1 != self.progress.1 {
             let at_ms = self.now_ms();
-            self.tell(at_ms, "job", format!("{}, {} attempts beyond the first", status.state, status.retries));
+            self.tell(
+                at_ms,
+                "job",
+                format!("{}, {} attempts beyond the first", status.state, status.retries),
+            );
         }
         if now.0 > self.progress.0 {
             let at_ms = self.now_ms();
@@ -476,7 +519,8 @@ impl Shaking<'_> {
 
     fn undo_due(&mut self) -> Result<()> {
         let now_ms = self.now_ms();
-        let (due, later) = std::mem::take(&mut self.later).into_iter().partition(|(at_ms, ..)| *at_ms <= now_ms);
+        let (due, later) =
+            std::mem::take(&mut self.later).into_iter().partition(|(at_ms, ..)| *at_ms <= now_ms);
         self.later = later;
         self.undo(due)
     }
@@ -501,7 +545,8 @@ impl Shaking<'_> {
         Ok(())
     }
 
-    /// A process that ended by itself (a coordinator that was superseded, a worker that gave up) is started again, as a supervisor would.
+    /// A process that ended by itself (a coordinator that was superseded, a worker that gave up) is
+    /// started again, as a supervisor would.
     fn start_ended(&mut self) -> Result<()> {
         for (who, key) in self.pool.ended() {
             let at_ms = self.now_ms();
@@ -516,7 +561,8 @@ impl Shaking<'_> {
 fn thousandths(status: &JobStatus) -> u32 {
     let share = |from: u32, to: u32| {
         let total = u64::from(status.tasks_total.max(1));
-        from + u32::try_from(u64::from(to - from) * u64::from(status.tasks_done) / total).unwrap_or(0)
+        from + u32::try_from(u64::from(to - from) * u64::from(status.tasks_done) / total)
+            .unwrap_or(0)
     };
     match status.state {
         JobState::Submitted => 0,
@@ -548,18 +594,35 @@ fn print(report: &Report<'_>) {
     for claim in report.proof {
         row(claim.name, &format!("{}{}", if claim.holds { "" } else { "WRONG: " }, claim.text));
     }
-    let deeds: Vec<String> = report.deeds.iter().map(|(what, times)| format!("{times} x {what}")).collect();
+    let deeds: Vec<String> =
+        report.deeds.iter().map(|(what, times)| format!("{times} x {what}")).collect();
     row("done to it", &if deeds.is_empty() { "nothing".to_owned() } else { deeds.join(", ") });
     row("faults", &format!("{} injected by the processes into themselves", report.injected_total));
     row(
         "repeated",
-        &format!("{} attempts beyond the first, {} committed tasks made again", report.retries, report.repeated_tasks),
+        &format!(
+            "{} attempts beyond the first, {} committed tasks made again",
+            report.retries, report.repeated_tasks
+        ),
     );
     for (what, recovery) in report.recovery {
         let mean = recovery.sum_ms / u64::from(recovery.times.max(1));
-        row("recovery", &format!("{what}: the job moved again after {mean} ms, at most {} ms", recovery.longest_ms));
+        row(
+            "recovery",
+            &format!(
+                "{what}: the job moved again after {mean} ms, at most {} ms",
+                recovery.longest_ms
+            ),
+        );
     }
-    row("time", &format!("{} calm, {} shaken", output::seconds(report.calm_ms), output::seconds(report.shaken_ms)));
+    row(
+        "time",
+        &format!(
+            "{} calm, {} shaken",
+            output::seconds(report.calm_ms),
+            output::seconds(report.shaken_ms)
+        ),
+    );
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! The processes of a drill: coordinators and workers, started as a user would, each with a wire of its own to NATS. They die with this process.
+//! The processes of a drill: coordinators and workers, started as a user would, each with a wire of
+//! its own to NATS. They die with this process.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -35,9 +36,14 @@ pub(super) struct Setting {
 impl Setting {
     /// A `muster` command with these settings, connected by `url`.
     pub(super) fn muster(&self, url: &str) -> Result<Command> {
-        let program = std::env::current_exe().map_err(|e| Error::bug(format!("cannot find this program: {e}")))?;
+        let program = std::env::current_exe()
+            .map_err(|e| Error::bug(format!("cannot find this program: {e}")))?;
         let mut command = Command::new(program);
-        command.stdin(Stdio::null()).env("NATS_URL", url).env_remove("NATS_CONTEXT").env_remove("NATS_PASSWORD");
+        command
+            .stdin(Stdio::null())
+            .env("NATS_URL", url)
+            .env_remove("NATS_CONTEXT")
+            .env_remove("NATS_PASSWORD");
         command.env_remove(faults::ENABLE_VARIABLE).env_remove(cmd::NAMESPACE_VARIABLE);
         // A user without a password is a token, as the nats command line has it.
         command.env("NATS_USER", self.nats.token.as_deref().unwrap_or_default());
@@ -60,7 +66,8 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Starts coordinators and workers whose names begin with `name`, which inject `faults` into themselves.
+    /// Starts coordinators and workers whose names begin with `name`, which inject `faults` into
+    /// themselves.
     pub(super) async fn start(
         setting: &Setting,
         name: &str,
@@ -70,7 +77,9 @@ impl Pool {
     ) -> Result<Self> {
         let mut pool = Self { setting: setting.clone(), faults, processes: BTreeMap::new() };
         let server = setting.nats.url.trim_start_matches("nats://").to_owned();
-        let all = (0..coordinators).map(|number| (false, number)).chain((0..workers).map(|number| (true, number)));
+        let all = (0..coordinators)
+            .map(|number| (false, number))
+            .chain((0..workers).map(|number| (true, number)));
         for (is_worker, number) in all {
             let role = if is_worker { "worker" } else { "coordinator" };
             let process = Process {
@@ -90,17 +99,28 @@ impl Pool {
         let mut command = setting.muster(&process.link.url())?;
         let data = setting.folder.join(&process.name);
         if key.0 {
-            command.arg("worker").args(["--id", &process.name, "--threads", "1", "--memory", WORKER_MEMORY]);
+            command.arg("worker").args([
+                "--id",
+                &process.name,
+                "--threads",
+                "1",
+                "--memory",
+                WORKER_MEMORY,
+            ]);
         } else {
             command.args(["coordinator", "--bucket", &setting.bucket]);
         }
         command.arg("--data-dir").arg(data);
-        command.args(["--profile", "testing", "--log-format", "json"]).arg("--config").arg(&setting.config);
+        command
+            .args(["--profile", "testing", "--log-format", "json"])
+            .arg("--config")
+            .arg(&setting.config);
         if let Some(faults) = faults {
             command.args(["--faults", faults]);
         }
         let log = setting.folder.join(format!("{}.log", process.name));
-        let trouble = |e: std::io::Error| Error::invalid(format!("cannot start {}: {e}", process.name));
+        let trouble =
+            |e: std::io::Error| Error::invalid(format!("cannot start {}: {e}", process.name));
         let log = File::options().create(true).append(true).open(log).map_err(trouble)?;
         command.stdout(Stdio::null()).stderr(log);
         end_with_us(&mut command);
@@ -123,7 +143,8 @@ impl Pool {
     /// The newest term that a coordinator says it led.
     fn epoch_of(&self, process: &Process) -> u64 {
         let log = self.setting.folder.join(format!("{}.log", process.name));
-        let leading = |line: Value| (line["message"] == "leading").then(|| line["epoch"].as_u64()).flatten();
+        let leading =
+            |line: Value| (line["message"] == "leading").then(|| line["epoch"].as_u64()).flatten();
         log_lines(&log).filter_map(leading).max().unwrap_or(0)
     }
 
@@ -165,10 +186,12 @@ impl Pool {
 
     /// Who a victim is now, if it is up.
     pub(super) fn resolve(&self, victim: Victim) -> Option<(bool, u32)> {
-        self.find(victim).filter(|key| self.processes.get(key).is_some_and(|process| process.child.is_some()))
+        self.find(victim)
+            .filter(|key| self.processes.get(key).is_some_and(|process| process.child.is_some()))
     }
 
-    /// Processes that have ended by themselves since they were started; they are forgotten, so that they can be started again.
+    /// Processes that have ended by themselves since they were started; they are forgotten, so that
+    /// they can be started again.
     pub(super) fn ended(&mut self) -> Vec<(String, (bool, u32))> {
         let ended = self.processes.iter_mut().filter_map(|(key, process)| {
             let gone = process.child.as_mut()?.try_wait().ok().flatten()?;
@@ -212,8 +235,10 @@ fn end(child: &mut Child) {
 /// The lines of a log in JSON; a last one that is not whole is passed over.
 fn log_lines(path: &Path) -> impl Iterator<Item = Value> + use<> {
     let text = std::fs::read(path).unwrap_or_default();
-    let lines: Vec<Value> =
-        text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    let lines: Vec<Value> = text
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| serde_json::from_slice(line).ok())
+        .collect();
     lines.into_iter()
 }
 
@@ -223,7 +248,8 @@ fn end_with_us(command: &mut Command) {
     // SAFETY: the closure only makes one system call, which is safe between fork and exec.
     unsafe {
         command.pre_exec(|| {
-            rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(std::io::Error::from)
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+                .map_err(std::io::Error::from)
         });
     }
 }

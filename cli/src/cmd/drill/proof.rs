@@ -1,4 +1,5 @@
-//! The proof at the end of a drill: what stands in OUTPUT is what the calm run made of the same input, and nothing else is left.
+//! The proof at the end of a drill: what stands in OUTPUT is what the calm run made of the same
+//! input, and nothing else is left.
 
 use std::process::Stdio;
 
@@ -28,8 +29,9 @@ pub(super) fn verify(setting: &Setting, path: &str) -> Result<Seen> {
     let mut command = setting.muster(&setting.nats.url)?;
     let done = command.args(["verify", path, "--json"]).stderr(Stdio::inherit()).output();
     let done = done.map_err(|e| Error::invalid(format!("cannot run muster verify: {e}")))?;
-    let report: Value = serde_json::from_slice(&done.stdout)
-        .map_err(|e| Error::invalid(format!("muster verify {path} ended with {}: {e}", done.status)))?;
+    let report: Value = serde_json::from_slice(&done.stdout).map_err(|e| {
+        Error::invalid(format!("muster verify {path} ended with {}: {e}", done.status))
+    })?;
     Ok(Seen {
         records: report["records"].as_u64().unwrap_or_default(),
         checksum: report["checksum"].as_str().unwrap_or_default().to_owned(),
@@ -70,7 +72,9 @@ pub(super) fn claims(evidence: &Evidence) -> Vec<Claim> {
     let Evidence { input, calm, shaken, calm_manifest, shaken_manifest, left } = evidence;
     let claim = |name, holds, text: String| Claim { name, holds, text };
     let parts = |manifest: &Manifest| {
-        let of = |part: &muster_common::api::ManifestPart| (part.name.clone(), part.bytes, part.checksum.clone());
+        let of = |part: &muster_common::api::ManifestPart| {
+            (part.name.clone(), part.bytes, part.checksum.clone())
+        };
         manifest.parts.iter().map(of).collect::<Vec<_>>()
     };
     let same = parts(calm_manifest) == parts(shaken_manifest);
@@ -88,7 +92,11 @@ pub(super) fn claims(evidence: &Evidence) -> Vec<Claim> {
         claim(
             "order",
             shaken.in_order && calm.in_order,
-            if shaken.in_order { "ascending over all parts".to_owned() } else { "NOT ascending".to_owned() },
+            if shaken.in_order {
+                "ascending over all parts".to_owned()
+            } else {
+                "NOT ascending".to_owned()
+            },
         ),
         claim(
             "bytes",
@@ -102,17 +110,27 @@ pub(super) fn claims(evidence: &Evidence) -> Vec<Claim> {
         claim(
             "left over",
             left.is_empty(),
-            if left.is_empty() { "nothing in scratch, no open upload".to_owned() } else { left.join(", ") },
+            if left.is_empty() {
+                "nothing in scratch, no open upload".to_owned()
+            } else {
+                left.join(", ")
+            },
         ),
     ]
 }
 
 /// What lies in scratch, and which uploads to the output are open.
-pub(super) async fn left_over(stores: &Stores, scratch: &BlobUrl, output: &BlobUrl) -> Result<Vec<String>> {
+pub(super) async fn left_over(
+    stores: &Stores,
+    scratch: &BlobUrl,
+    output: &BlobUrl,
+) -> Result<Vec<String>> {
     let mut left: Vec<String> = Vec::new();
     let store = stores.open(scratch).await?;
     left.extend(store.list(scratch.key(), LISTED_MAX).await?.into_iter().map(|meta| meta.key));
-    left.extend(store.list_uploads(scratch.key(), LISTED_MAX).await?.into_iter().map(|open| open.key));
+    left.extend(
+        store.list_uploads(scratch.key(), LISTED_MAX).await?.into_iter().map(|open| open.key),
+    );
     let uploads = stores.open(output).await?.list_uploads(output.key(), LISTED_MAX).await?;
     left.extend(uploads.into_iter().map(|open| format!("upload of {}", open.key)));
     Ok(left)

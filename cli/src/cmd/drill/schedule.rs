@@ -1,4 +1,5 @@
-//! What a drill does to its pool, and when: drawn from a seed, tied to the progress of the job and not to the clock, so that every deed falls into it.
+//! What a drill does to its pool, and when: drawn from a seed, tied to the progress of the job and
+//! not to the clock, so that every deed falls into it.
 
 use std::fmt;
 
@@ -7,7 +8,8 @@ pub(super) const WHOLE: u32 = 1000;
 /// Deeds fall between these, in thousandths of the job.
 const FIRST: u32 = 40;
 const LAST: u32 = 900;
-/// How long a stopped or cut-off process stays so, in milliseconds: from a blink to beyond being declared dead.
+/// How long a stopped or cut-off process stays so, in milliseconds: from a blink to beyond being
+/// declared dead.
 const SHORT_MS: u64 = 400;
 const LONG_MS: u64 = 5000;
 
@@ -63,7 +65,8 @@ impl Dice {
     }
 }
 
-/// So many kills, every third of the leader, and half as many stops and cuts each, in the order of their time.
+/// So many kills, every third of the leader, and half as many stops and cuts each, in the order of
+/// their time.
 pub(super) fn draw(seed: u64, kills: u32, workers: u32) -> Vec<Deed> {
     let mut dice = Dice(seed);
     let half = kills.div_ceil(2);
@@ -100,7 +103,9 @@ mod tests {
             assert_eq!(count(|what| *what == What::Kill), 5);
             assert_eq!(count(|what| matches!(what, What::Stop(_))), 3);
             assert_eq!(count(|what| matches!(what, What::Cut(_))), 3);
-            assert!(deeds.iter().any(|deed| deed.victim == Victim::Leader && deed.what == What::Kill));
+            assert!(
+                deeds.iter().any(|deed| deed.victim == Victim::Leader && deed.what == What::Kill)
+            );
             assert!(deeds.is_sorted_by_key(|deed| deed.at));
             assert!(deeds.iter().all(|deed| (FIRST..LAST).contains(&deed.at)));
             assert!(deeds.iter().all(|deed| !matches!(deed.victim, Victim::Worker(3..))));

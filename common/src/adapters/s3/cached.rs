@@ -14,7 +14,8 @@ use super::settings::Keys;
 use crate::clock::Clock;
 use crate::store::Troubles;
 
-/// How long before they expire credentials are fetched anew, in milliseconds; what holds for a short time only, when a quarter of it is left.
+/// How long before they expire credentials are fetched anew, in milliseconds; what holds for a
+/// short time only, when a quarter of it is left.
 const AHEAD_MS: u64 = 300_000;
 /// Pause between tries while the former ones still hold, in milliseconds.
 const AGAIN_MS: u64 = 10_000;
@@ -63,7 +64,14 @@ impl<S: Source> fmt::Debug for Cached<S> {
 impl<S: Source> Cached<S> {
     /// Nothing is fetched yet.
     pub(super) fn new(source: S, clock: Arc<dyn Clock>, store: String, troubles: Troubles) -> Self {
-        Self { source, clock, held: Mutex::new(None), given_before: AtomicBool::new(false), store, troubles }
+        Self {
+            source,
+            clock,
+            held: Mutex::new(None),
+            given_before: AtomicBool::new(false),
+            store,
+            troubles,
+        }
     }
 
     async fn fetch(&self) -> Result<Held, Cause> {
@@ -73,7 +81,10 @@ impl<S: Source> Cached<S> {
         let left_ms = expires_unix_ms.saturating_sub(now_unix_ms);
         if left_ms == 0 {
             let ago_s = (now_unix_ms - expires_unix_ms) / 1000;
-            return Err(Cause::Profile { text: format!("what it gives has expired {ago_s} s ago"), passing: false });
+            return Err(Cause::Profile {
+                text: format!("what it gives has expired {ago_s} s ago"),
+                passing: false,
+            });
         }
         let Keys { id, secret, token } = keys;
         let credential = Arc::new(AwsCredential { key_id: id, secret_key: secret, token });
@@ -112,7 +123,8 @@ impl<S: Source> CredentialProvider for Cached<S> {
             }
             (Err(cause), Some(former)) if self.clock.unix_ms() < former.expires_unix_ms => {
                 let failure = Failure { whom: self.source.whence(), cause, answered_before: true };
-                tracing::warn!(%failure, "credentials that expire soon could not be fetched anew; the former ones hold a little longer");
+                tracing::warn!(%failure, "credentials that expire soon could not be fetched anew; \
+                    the former ones hold a little longer");
                 former.fetch_unix_ms = former.expires_unix_ms.min(self.clock.unix_ms() + AGAIN_MS);
                 Ok(former.credential.clone())
             }
@@ -149,7 +161,10 @@ mod tests {
             }
             let id = format!("key{}", self.given.fetch_add(1, Ordering::Relaxed));
             let expires_unix_ms = self.holds_ms.map(|holds_ms| self.clock.unix_ms() + holds_ms);
-            Ok(Loaded { keys: Keys { id, secret: "hidden".to_owned(), token: None }, expires_unix_ms })
+            Ok(Loaded {
+                keys: Keys { id, secret: "hidden".to_owned(), token: None },
+                expires_unix_ms,
+            })
         }
     }
 
@@ -162,10 +177,16 @@ mod tests {
 
     impl Case {
         fn new(holds_ms: Option<u64>) -> Self {
-            let (clock, broken, troubles) = (Arc::new(ManualClock::default()), Arc::default(), Troubles::default());
-            let source =
-                Numbered { clock: clock.clone(), holds_ms, given: Arc::default(), broken: Arc::clone(&broken) };
-            let cached = Cached::new(source, clock.clone(), "s3://data".to_owned(), troubles.clone());
+            let (clock, broken, troubles) =
+                (Arc::new(ManualClock::default()), Arc::default(), Troubles::default());
+            let source = Numbered {
+                clock: clock.clone(),
+                holds_ms,
+                given: Arc::default(),
+                broken: Arc::clone(&broken),
+            };
+            let cached =
+                Cached::new(source, clock.clone(), "s3://data".to_owned(), troubles.clone());
             Self { clock, broken, cached, troubles }
         }
 
@@ -180,7 +201,8 @@ mod tests {
     #[tokio::test]
     async fn credentials_are_fetched_anew_before_they_expire() {
         let case = Case::new(Some(3_600_000));
-        for (advance_ms, expected) in [(0, "key0"), (3_299_999, "key0"), (1, "key1"), (3_299_999, "key1"), (1, "key2")]
+        for (advance_ms, expected) in
+            [(0, "key0"), (3_299_999, "key0"), (1, "key1"), (3_299_999, "key1"), (1, "key2")]
         {
             case.clock.advance_ms(advance_ms);
             assert_eq!(case.key().await.as_deref(), Ok(expected), "{advance_ms} ms later");
@@ -205,7 +227,11 @@ mod tests {
         assert_eq!(case.key().await.as_deref(), Ok("key0"), "they hold a millisecond more");
         case.clock.advance_ms(1);
         let failure = case.key().await.expect_err("expired");
-        assert_eq!(failure.kind(), crate::error::ErrorKind::Retry, "what has given some may do so again: {failure}");
+        assert_eq!(
+            failure.kind(),
+            crate::error::ErrorKind::Retry,
+            "what has given some may do so again: {failure}"
+        );
         assert_eq!(case.troubles.list().len(), 1, "it is told what is waited for");
         case.broken.store(false, Ordering::Relaxed);
         assert_eq!(case.key().await.as_deref(), Ok("key1"));
@@ -215,7 +241,9 @@ mod tests {
         let failure = never.key().await.expect_err("broken");
         assert_eq!(failure.kind(), crate::error::ErrorKind::Setup);
         assert!(
-            failure.to_string().contains("the AWS profile \"dev\" gives no credentials: it is broken"),
+            failure
+                .to_string()
+                .contains("the AWS profile \"dev\" gives no credentials: it is broken"),
             "{failure}"
         );
         // What has expired when it comes would only be refused by the store.

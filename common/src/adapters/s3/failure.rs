@@ -1,7 +1,10 @@
-//! Why a request of S3 failed: what the transport, or the store's answer, says of it, as a kind and in words for people.
+//! Why a request of S3 failed: what the transport, or the store's answer, says of it, as a kind and
+//! in words for people.
 //!
-//! `object_store` keeps status, code and cause to itself, so [`super::http`] looks at each answer before it does, and sends a [`Failure`] through it, which is found again
-//! among the sources of its error ([`Failure::of`]). What no wait mends (a name that nobody knows, a certificate, credentials, a clock) is [`ErrorKind::Setup`].
+//! `object_store` keeps status, code and cause to itself, so [`super::http`] looks at each answer
+//! before it does, and sends a [`Failure`] through it, which is found again among the sources of
+//! its error ([`Failure::of`]). What no wait mends (a name that nobody knows, a certificate,
+//! credentials, a clock) is [`ErrorKind::Setup`].
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -51,7 +54,8 @@ pub(super) enum Cause {
     Broken { text: String, greeting: bool },
     /// There is nothing to sign requests with.
     NoCredentials { text: String },
-    /// A profile of the AWS tools gives no credentials; `passing` where whom it asks does not answer at present.
+    /// A profile of the AWS tools gives no credentials; `passing` where whom it asks does not
+    /// answer at present.
     Profile { text: String, passing: bool },
     /// The store has answered, but not with what was asked for.
     Answer(Answer),
@@ -107,7 +111,10 @@ impl Answer {
             true => quick_xml::de::from_str(&text).unwrap_or_default(),
             // Whoever answers in HTML or in plain words is no S3, but may say something.
             false if text.trim_start().starts_with('<') => Body::default(),
-            false => Body { message: text.lines().next().unwrap_or_default().to_owned(), ..Body::default() },
+            false => Body {
+                message: text.lines().next().unwrap_or_default().to_owned(),
+                ..Body::default()
+            },
         };
         let plain = |text: &str| -> String {
             let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -119,15 +126,16 @@ impl Answer {
     fn meaning(&self) -> Meaning {
         match self.code.as_str() {
             "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" => Meaning::Expired,
-            "InvalidToken" | "InvalidSecurity" | "InvalidClientTokenId" | "UnrecognizedClientException" => {
-                Meaning::BadToken
-            }
+            "InvalidToken"
+            | "InvalidSecurity"
+            | "InvalidClientTokenId"
+            | "UnrecognizedClientException" => Meaning::BadToken,
             "InvalidAccessKeyId" | "NotSignedUp" => Meaning::UnknownKey,
             "SignatureDoesNotMatch" => Meaning::BadSignature,
             "RequestTimeTooSkewed" | "RequestExpired" => Meaning::Skewed,
-            "AuthorizationHeaderMalformed" | "PermanentRedirect" | "IllegalLocationConstraintException" => {
-                Meaning::Region
-            }
+            "AuthorizationHeaderMalformed"
+            | "PermanentRedirect"
+            | "IllegalLocationConstraintException" => Meaning::Region,
             "NoSuchBucket" => Meaning::NoBucket,
             "NoSuchKey" | "NoSuchUpload" | "NoSuchVersion" => Meaning::NotFound,
             "NotImplemented" | "MethodNotAllowed" => Meaning::NotBuilt,
@@ -137,9 +145,8 @@ impl Answer {
             | "Throttling"
             | "ThrottlingException"
             | "ServiceUnavailable" => Meaning::SlowDown,
-            "RequestTimeout" | "InternalError" | "OperationAborted" | "IncompleteBody" | "BadDigest" => {
-                Meaning::Passing
-            }
+            "RequestTimeout" | "InternalError" | "OperationAborted" | "IncompleteBody"
+            | "BadDigest" => Meaning::Passing,
             _ => self.meaning_of_status(),
         }
     }
@@ -160,13 +167,17 @@ impl Answer {
         }
     }
 
-    /// Whether nothing but the status is known of it, as of an answer to HEAD: another question may tell more.
+    /// Whether nothing but the status is known of it, as of an answer to HEAD: another question may
+    /// tell more.
     pub(super) fn is_mute(&self) -> bool {
-        self.code.is_empty() && self.message.is_empty() && matches!(self.status, 301 | 307 | 400 | 401 | 403)
+        self.code.is_empty()
+            && self.message.is_empty()
+            && matches!(self.status, 301 | 307 | 400 | 401 | 403)
     }
 }
 
-/// Whether a body is an error as S3 writes one, whatever the status: a long call may have begun its answer before it failed.
+/// Whether a body is an error as S3 writes one, whatever the status: a long call may have begun its
+/// answer before it failed.
 pub(super) fn is_error_body(body: &[u8]) -> bool {
     let mut reader = Reader::from_reader(body);
     loop {
@@ -186,7 +197,8 @@ impl Failure {
 
     /// What a caller can do.
     pub(super) fn kind(&self) -> ErrorKind {
-        // A name may go and come back with the machine that bears it, and a peer may break off in the midst of a greeting.
+        // A name may go and come back with the machine that bears it, and a peer may break off in
+        // the midst of a greeting.
         let once = if self.answered_before { ErrorKind::Retry } else { ErrorKind::Setup };
         match &self.cause {
             Cause::Profile { passing: true, .. } => ErrorKind::Retry,
@@ -204,7 +216,9 @@ impl Failure {
                 | Meaning::BadSignature
                 | Meaning::Skewed
                 | Meaning::Region => ErrorKind::Setup,
-                Meaning::Denied | Meaning::NoBucket | Meaning::NotBuilt | Meaning::Refused => ErrorKind::Invalid,
+                Meaning::Denied | Meaning::NoBucket | Meaning::NotBuilt | Meaning::Refused => {
+                    ErrorKind::Invalid
+                }
                 Meaning::NotFound => ErrorKind::NotFound,
                 Meaning::SlowDown => ErrorKind::Throttled,
                 Meaning::Passing => ErrorKind::Retry,
@@ -214,16 +228,20 @@ impl Failure {
 
     /// Whether the store cannot be used at present: what is waited for, and said.
     pub(super) fn is_absence(&self) -> bool {
-        self.kind().is_passing() && !matches!(&self.cause, Cause::Answer(answer) if answer.status < 500)
+        self.kind().is_passing()
+            && !matches!(&self.cause, Cause::Answer(answer) if answer.status < 500)
     }
 
-    /// As what it goes through `object_store`, which repeats what it takes for a request that has done nothing.
+    /// As what it goes through `object_store`, which repeats what it takes for a request that has
+    /// done nothing.
     pub(super) fn into_http(self) -> HttpError {
         let kind = match (&self.cause, self.kind().is_passing()) {
             (_, false) => HttpErrorKind::Unknown,
             (Cause::TimedOut { connecting: false }, _) => HttpErrorKind::Timeout,
             (Cause::Broken { .. }, _) => HttpErrorKind::Interrupted,
-            (Cause::Answer(answer), _) if matches!(answer.status, 409 | 416) => HttpErrorKind::Unknown,
+            (Cause::Answer(answer), _) if matches!(answer.status, 409 | 416) => {
+                HttpErrorKind::Unknown
+            }
             (Cause::Other { .. }, _) => HttpErrorKind::Unknown,
             _ => HttpErrorKind::Connect,
         };
@@ -264,8 +282,11 @@ impl Failure {
     }
 }
 
-/// An error and all that it comes of. An `io::Error` hides the error that it was made of, unless it is asked for it.
-pub(super) fn sources<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+/// An error and all that it comes of. An `io::Error` hides the error that it was made of, unless it
+/// is asked for it.
+pub(super) fn sources<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     fn below<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
         match error.downcast_ref::<io::Error>() {
             Some(io) => io.get_ref().map(|inner| inner as &(dyn StdError + 'static)),
@@ -289,9 +310,11 @@ fn of_io(error: &io::Error) -> Option<Cause> {
     use io::ErrorKind as K;
     let text = || error.to_string();
     match error.kind() {
-        K::ConnectionRefused | K::HostUnreachable | K::NetworkUnreachable | K::AddrNotAvailable | K::NetworkDown => {
-            Some(Cause::Unconnected { text: text() })
-        }
+        K::ConnectionRefused
+        | K::HostUnreachable
+        | K::NetworkUnreachable
+        | K::AddrNotAvailable
+        | K::NetworkDown => Some(Cause::Unconnected { text: text() }),
         K::TimedOut => Some(Cause::TimedOut { connecting: true }),
         K::ConnectionReset | K::ConnectionAborted | K::BrokenPipe | K::UnexpectedEof => {
             Some(Cause::Broken { text: text(), greeting: false })
@@ -306,7 +329,9 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let whom = &self.whom;
         match &self.cause {
-            Cause::NameUnknown { host } => write!(f, "nobody knows the name {host}; is {whom} right?"),
+            Cause::NameUnknown { host } => {
+                write!(f, "nobody knows the name {host}; is {whom} right?")
+            }
             Cause::NamesUnavailable { host, text } => {
                 write!(f, "the name {host} cannot be looked up at present: {text}")
             }
@@ -314,10 +339,18 @@ impl fmt::Display for Failure {
             Cause::TimedOut { connecting: true } => write!(f, "no connection to {whom} in time"),
             Cause::TimedOut { connecting: false } => write!(f, "no answer from {whom} in time"),
             Cause::Tls { text } => {
-                write!(f, "no secure connection to {whom}: {text}; for a certificate of your own set SSL_CERT_FILE")
+                write!(
+                    f,
+                    "no secure connection to {whom}: {text}; for a certificate of your own set \
+                        SSL_CERT_FILE"
+                )
             }
-            Cause::NoTls => write!(f, "{whom} does not speak TLS: is it http:// instead of https://?"),
-            Cause::NoHttp => write!(f, "{whom} does not answer in HTTP: is it https:// instead of http://?"),
+            Cause::NoTls => {
+                write!(f, "{whom} does not speak TLS: is it http:// instead of https://?")
+            }
+            Cause::NoHttp => {
+                write!(f, "{whom} does not answer in HTTP: is it https:// instead of http://?")
+            }
             Cause::Broken { text, greeting: true } => {
                 let other = if whom.starts_with("https") { "http" } else { "https" };
                 write!(f, "{whom} breaks off the connection at once: {text}; is it {other}://?")
@@ -325,8 +358,10 @@ impl fmt::Display for Failure {
             Cause::Broken { text, .. } => write!(f, "the connection to {whom} broke off: {text}"),
             Cause::NoCredentials { text } => write!(
                 f,
-                "no credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set, no AWS profile gives any, and {whom} gives none \
-                 ({text}); set AWS_PROFILE to a profile of ~/.aws/config, or for a public bucket AWS_SKIP_SIGNATURE=true"
+                "no credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set, no AWS \
+                    profile gives any, and {whom} gives none \
+                 ({text}); set AWS_PROFILE to a profile of ~/.aws/config, or for a public bucket \
+                 AWS_SKIP_SIGNATURE=true"
             ),
             Cause::Profile { text, .. } => write!(f, "{whom} gives no credentials: {text}"),
             Cause::Other { text } => write!(f, "a request to {whom} failed: {text}"),
@@ -338,26 +373,48 @@ impl fmt::Display for Failure {
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.meaning() {
-            Meaning::Denied => f.write_str("access denied; check the credentials and the rights of their user: ")?,
-            Meaning::Expired => f.write_str("the session token has expired; get new credentials: ")?,
-            Meaning::BadToken => f.write_str("access denied; the session token (AWS_SESSION_TOKEN) is not valid: ")?,
+            Meaning::Denied => {
+                f.write_str("access denied; check the credentials and the rights of their user: ")?
+            }
+            Meaning::Expired => {
+                f.write_str("the session token has expired; get new credentials: ")?
+            }
+            Meaning::BadToken => {
+                f.write_str("access denied; the session token (AWS_SESSION_TOKEN) is not valid: ")?
+            }
             Meaning::UnknownKey => {
-                f.write_str("access denied; the store does not know this access key (AWS_ACCESS_KEY_ID): ")?;
+                f.write_str(
+                    "access denied; the store does not know this access key (AWS_ACCESS_KEY_ID): ",
+                )?;
             }
             Meaning::BadSignature => {
-                f.write_str("access denied; the secret key (AWS_SECRET_ACCESS_KEY) is not that of the access key: ")?;
+                f.write_str(
+                    "access denied; the secret key (AWS_SECRET_ACCESS_KEY) is not that of \
+                    the access key: ",
+                )?;
             }
             Meaning::Skewed => match self.ahead_s {
                 Some(ahead_s) if ahead_s.unsigned_abs() > 60 => {
-                    let by = humantime::format_duration(std::time::Duration::from_secs(ahead_s.unsigned_abs()));
+                    let by = humantime::format_duration(std::time::Duration::from_secs(
+                        ahead_s.unsigned_abs(),
+                    ));
                     let how = if ahead_s > 0 { "ahead of" } else { "behind" };
-                    write!(f, "the clock of this machine is {by} {how} that of the store; set it: ")?;
+                    write!(
+                        f,
+                        "the clock of this machine is {by} {how} that of the store; set it: "
+                    )?;
                 }
-                _ => f.write_str("the clock of this machine differs from that of the store; set it: ")?,
+                _ => f.write_str(
+                    "the clock of this machine differs from that of the store; set it: ",
+                )?,
             },
             Meaning::Region => match &self.region {
-                Some(region) => write!(f, "the bucket is in the region {region:?}; set AWS_REGION to it: ")?,
-                None => f.write_str("this is not the place of the bucket; check AWS_REGION and AWS_ENDPOINT_URL: ")?,
+                Some(region) => {
+                    write!(f, "the bucket is in the region {region:?}; set AWS_REGION to it: ")?
+                }
+                None => f.write_str(
+                    "this is not the place of the bucket; check AWS_REGION and AWS_ENDPOINT_URL: ",
+                )?,
             },
             Meaning::NoBucket => f.write_str("there is no such bucket: ")?,
             Meaning::NotBuilt => f.write_str("the store does not have this call: ")?,

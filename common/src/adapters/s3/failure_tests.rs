@@ -7,7 +7,8 @@ fn answer(status: u16, body: &str) -> Failure {
 
 fn xml(code: &str, more: &str) -> String {
     format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>Because of\n  that.</Message>{more}<RequestId>4442587FB7D0A2F9</RequestId></Error>"
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>Because \
+            of\n  that.</Message>{more}<RequestId>4442587FB7D0A2F9</RequestId></Error>"
     )
 }
 
@@ -37,7 +38,10 @@ fn answers_are_told_apart_by_code_then_by_status() {
         let failure = answer(status, &xml(code, ""));
         let text = failure.to_string();
         assert_eq!(failure.kind(), kind, "{code}");
-        assert!(text.contains(words) && text.contains(code) && text.contains("Because of that."), "{text}");
+        assert!(
+            text.contains(words) && text.contains(code) && text.contains("Because of that."),
+            "{text}"
+        );
         assert!(!text.contains('<') && !text.contains('\n') && !text.contains("4442587"), "{text}");
     }
     for (status, kind) in [
@@ -57,7 +61,11 @@ fn answers_are_told_apart_by_code_then_by_status() {
             assert!(!failure.to_string().contains('<'), "{failure}");
         }
     }
-    assert!(answer(400, "Client sent an HTTP request to an HTTPS server.\n").to_string().contains("an HTTPS server"));
+    assert!(
+        answer(400, "Client sent an HTTP request to an HTTPS server.\n")
+            .to_string()
+            .contains("an HTTPS server")
+    );
 }
 
 #[test]
@@ -66,8 +74,12 @@ fn where_a_bucket_is_and_what_the_clock_says_is_named() {
     assert!(failure.to_string().contains("\"eu-west-1\"; set AWS_REGION"), "{failure}");
     for (ahead_s, words) in [(7260, "2h 1m ahead of"), (-86_400, "1day behind")] {
         let answer = Answer { ahead_s: Some(ahead_s), ..Answer::new(403, b"") };
-        let failure = Failure { whom: "a".to_owned(), cause: Cause::Answer(answer), answered_before: true };
-        assert!(failure.kind() == ErrorKind::Setup && failure.to_string().contains(words), "{failure}");
+        let failure =
+            Failure { whom: "a".to_owned(), cause: Cause::Answer(answer), answered_before: true };
+        assert!(
+            failure.kind() == ErrorKind::Setup && failure.to_string().contains(words),
+            "{failure}"
+        );
     }
     let answer = Answer { ahead_s: Some(3), ..Answer::new(403, b"") };
     assert!(answer.is_mute() && answer.to_string().contains("access denied"), "{answer}");
@@ -94,15 +106,25 @@ fn the_transport_is_told_by_types() {
     let tls = |error| io::Error::new(io::ErrorKind::InvalidData, error);
     for (error, expected) in [
         (io(io::ErrorKind::ConnectionRefused), Cause::Unconnected { text: "words".to_owned() }),
-        (io(io::ErrorKind::ConnectionReset), Cause::Broken { text: "words".to_owned(), greeting: false }),
+        (
+            io(io::ErrorKind::ConnectionReset),
+            Cause::Broken { text: "words".to_owned(), greeting: false },
+        ),
         (io(io::ErrorKind::TimedOut), Cause::TimedOut { connecting: true }),
-        (tls(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)), Cause::NoTls),
+        (
+            tls(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)),
+            Cause::NoTls,
+        ),
         (io(io::ErrorKind::Other), Cause::Other { text: "words".to_owned() }),
     ] {
         assert_eq!(Failure::of_transport(&error, HttpErrorKind::Unknown), expected);
     }
-    let certificate = tls(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer));
-    assert!(matches!(Failure::of_transport(&certificate, HttpErrorKind::Connect), Cause::Tls { .. }));
+    let certificate =
+        tls(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer));
+    assert!(matches!(
+        Failure::of_transport(&certificate, HttpErrorKind::Connect),
+        Cause::Tls { .. }
+    ));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The http client of one bucket: that of `object_store`, with an eye on each answer.
 //!
-//! What is no success becomes a [`Failure`] here, before `object_store` makes words of it, and what is learnt of the store's absence is told at the first failure, not
-//! when the repeats are over.
+//! What is no success becomes a [`Failure`] here, before `object_store` makes words of it, and what
+//! is learnt of the store's absence is told at the first failure, not when the repeats are over.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,8 @@ use futures::StreamExt;
 use hyper::header::{DATE, HeaderMap};
 use object_store::ClientOptions;
 use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpResponseBody, HttpService, ReqwestConnector,
+    HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpResponseBody, HttpService,
+    ReqwestConnector,
 };
 
 use super::failure::{Answer, Cause, Failure, is_error_body};
@@ -123,8 +124,13 @@ impl HttpService for Shared {
         // An error in a success comes of a long call that failed in the midst.
         let number = if status.is_success() { 500 } else { status.as_u16() };
         let answer = Answer::new(number, &body);
-        let region = parts.headers.get(REGION_HEADER).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let answer = Answer { region: answer.region.or(region), ahead_s: ahead_s(&parts.headers), ..answer };
+        let region = parts
+            .headers
+            .get(REGION_HEADER)
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned);
+        let answer =
+            Answer { region: answer.region.or(region), ahead_s: ahead_s(&parts.headers), ..answer };
         if number < 500 {
             watched.troubles.end(&watched.store);
         }

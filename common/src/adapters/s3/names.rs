@@ -1,5 +1,6 @@
-//! Looks up the names of hosts as the system does, but keeps apart what the system tells apart: a name that nobody knows, and a name server that does not answer.
-//! The standard library makes one text of both.
+//! Looks up the names of hosts as the system does, but keeps apart what the system tells apart: a
+//! name that nobody knows, and a name server that does not answer. The standard library makes one
+//! text of both.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -60,7 +61,8 @@ fn look_up(host: &str) -> Result<Vec<IpAddr>, NameError> {
         let unknown = matches!(error.kind(), LookupErrorKind::NoName | LookupErrorKind::NoData);
         failed(unknown, std::io::Error::from(error).to_string())
     })?;
-    let mut addresses: Vec<IpAddr> = found.filter_map(|info| Some(info.ok()?.sockaddr.ip())).collect();
+    let mut addresses: Vec<IpAddr> =
+        found.filter_map(|info| Some(info.ok()?.sockaddr.ip())).collect();
     if addresses.is_empty() {
         return Err(failed(true, "it has no address".to_owned()));
     }
@@ -70,7 +72,10 @@ fn look_up(host: &str) -> Result<Vec<IpAddr>, NameError> {
     Ok(addresses)
 }
 
-#[expect(clippy::disallowed_methods, reason = "which of equal addresses comes first decides nothing")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "which of equal addresses comes first decides nothing"
+)]
 fn turn(count: usize) -> usize {
     rand::random::<u32>() as usize % count
 }

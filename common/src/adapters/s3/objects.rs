@@ -1,7 +1,10 @@
-//! Calls for keys that `object_store` does not take: with empty segments (`a//b`), a slash at the end, or control characters. One such key would fail its whole listing.
+//! Calls for keys that `object_store` does not take: with empty segments (`a//b`), a slash at the
+//! end, or control characters. One such key would fail its whole listing.
 //!
-//! A key with a segment `.` or `..` cannot be asked for: `reqwest` takes a URL as the URL standard has it, which folds such segments away, `%2e` as well, and the signer of
-//! `object_store` signs what is left. So another object would be read. It takes a transport and a signer of one's own to do better, as boto3 has them.
+//! A key with a segment `.` or `..` cannot be asked for: `reqwest` takes a URL as the URL standard
+//! has it, which folds such segments away, `%2e` as well, and the signer of `object_store` signs
+//! what is left. So another object would be read. It takes a transport and a signer of one's own to
+//! do better, as boto3 has them.
 
 use std::ops::Range;
 
@@ -19,10 +22,12 @@ use super::failure::Failure;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::BlobMeta;
 
-/// Largest page of a listing that is read, in bytes; a thousand keys of 1024 bytes, each byte escaped, take less.
+/// Largest page of a listing that is read, in bytes; a thousand keys of 1024 bytes, each byte
+/// escaped, take less.
 const PAGE_BYTES_MAX: usize = 8 << 20;
 /// What a key has in a URL as it is.
-const IN_PATH: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
+const IN_PATH: AsciiSet =
+    NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
 const IN_QUERY: AsciiSet = IN_PATH.add(b'/');
 
 /// One bucket.
@@ -63,7 +68,8 @@ impl Objects {
         Self { bucket: bucket.to_owned(), base, region, http }
     }
 
-    /// Everything below a prefix, keys as they are; no more than `limit`. Objects without a tag have no version yet. Empty objects whose key ends in a slash mark folders, and are none.
+    /// Everything below a prefix, keys as they are; no more than `limit`. Objects without a tag
+    /// have no version yet. Empty objects whose key ends in a slash mark folders, and are none.
     pub(super) async fn list(
         &self,
         credential: Option<&AwsCredential>,
@@ -73,7 +79,8 @@ impl Objects {
         let place = format!("cannot list s3://{}/{prefix}", self.bucket);
         let (mut found, mut token) = (Vec::new(), String::new());
         loop {
-            let mut url = format!("{}?encoding-type=url&list-type=2&prefix={}", self.base, in_query(prefix));
+            let mut url =
+                format!("{}?encoding-type=url&list-type=2&prefix={}", self.base, in_query(prefix));
             if !token.is_empty() {
                 url = format!("{url}&continuation-token={}", in_query(&token));
             }
@@ -89,10 +96,15 @@ impl Objects {
                 }
             }
             if found.len() as u64 > limit {
-                return Err(Error::invalid(format!("{place}: more than {limit} objects (store.entries_max)")));
+                return Err(Error::invalid(format!(
+                    "{place}: more than {limit} objects (store.entries_max)"
+                )));
             }
             // A server that says "more" without saying where would be asked for ever.
-            if !page.is_truncated || page.next_continuation_token.is_empty() || page.next_continuation_token == token {
+            if !page.is_truncated
+                || page.next_continuation_token.is_empty()
+                || page.next_continuation_token == token
+            {
                 return Ok(found);
             }
             token = page.next_continuation_token;
@@ -100,30 +112,49 @@ impl Objects {
     }
 
     /// Size and version of an object.
-    pub(super) async fn head(&self, credential: Option<&AwsCredential>, key: &str) -> Result<BlobMeta> {
+    pub(super) async fn head(
+        &self,
+        credential: Option<&AwsCredential>,
+        key: &str,
+    ) -> Result<BlobMeta> {
         let place = format!("cannot look at s3://{}/{key}", self.bucket);
-        let response = self.send(credential, Method::HEAD, &self.url_of(key, &place)?, None, &place).await?;
+        let response =
+            self.send(credential, Method::HEAD, &self.url_of(key, &place)?, None, &place).await?;
         let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
         let bytes = text(CONTENT_LENGTH).and_then(|text| text.parse().ok());
-        let bytes = bytes.ok_or_else(|| Error::retry(format!("{place}: the answer has no length")))?;
+        let bytes =
+            bytes.ok_or_else(|| Error::retry(format!("{place}: the answer has no length")))?;
         let modified = text(LAST_MODIFIED).and_then(|text| httpdate::parse_http_date(text).ok());
         let modified = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
         let version = text(ETAG).or(text(LAST_MODIFIED)).unwrap_or_default().to_owned();
-        let modified_unix_ms = modified.and_then(|since| u64::try_from(since.as_millis()).ok()).unwrap_or(0);
+        let modified_unix_ms =
+            modified.and_then(|since| u64::try_from(since.as_millis()).ok()).unwrap_or(0);
         Ok(BlobMeta { key: key.to_owned(), bytes, version, modified_unix_ms })
     }
 
     /// Exactly the bytes of a range, which is not empty.
-    pub(super) async fn read(&self, credential: Option<&AwsCredential>, key: &str, range: Range<u64>) -> Result<Bytes> {
+    pub(super) async fn read(
+        &self,
+        credential: Option<&AwsCredential>,
+        key: &str,
+        range: Range<u64>,
+    ) -> Result<Bytes> {
         let place = format!("cannot read s3://{}/{key}", self.bucket);
         let wanted = range.end - range.start;
         let header = format!("bytes={}-{}", range.start, range.end - 1);
-        let response = match self.send(credential, Method::GET, &self.url_of(key, &place)?, Some(&header), &place).await
+        let response = match self
+            .send(credential, Method::GET, &self.url_of(key, &place)?, Some(&header), &place)
+            .await
         {
             // The object ends before the range, or there is trouble; its size tells.
             Err(error) if matches!(error.kind, ErrorKind::Retry | ErrorKind::Invalid) => {
-                let short = self.head(credential, key).await.is_ok_and(|meta| meta.bytes < range.end);
-                return Err(if short { Error::new(ErrorKind::Corrupt, error.message) } else { error });
+                let short =
+                    self.head(credential, key).await.is_ok_and(|meta| meta.bytes < range.end);
+                return Err(if short {
+                    Error::new(ErrorKind::Corrupt, error.message)
+                } else {
+                    error
+                });
             }
             response => response?,
         };
@@ -133,14 +164,18 @@ impl Objects {
         let body = if whole { Vec::new() } else { body_of(response, most, &place).await? };
         if whole || body.len() != most {
             let seen = body.len();
-            return Err(Error::corrupt(format!("{place}: {seen} bytes came for {header}, not {wanted}")));
+            return Err(Error::corrupt(format!(
+                "{place}: {seen} bytes came for {header}, not {wanted}"
+            )));
         }
         Ok(body.into())
     }
 
     fn url_of(&self, key: &str, place: &str) -> Result<String> {
         if key.split('/').any(|segment| matches!(segment, "." | "..")) {
-            return Err(Error::invalid(format!("{place}: a key with . or .. segments cannot be asked for")));
+            return Err(Error::invalid(format!(
+                "{place}: a key with . or .. segments cannot be asked for"
+            )));
         }
         Ok(format!("{}/{}", self.base, utf8_percent_encode(key, &IN_PATH)))
     }
@@ -156,13 +191,16 @@ impl Objects {
         let failed = |why: String| Error::retry(format!("{place}: {why}"));
         let mut request = HttpRequest::new(HttpRequestBody::empty());
         *request.method_mut() = method;
-        *request.uri_mut() = url.parse().map_err(|e| Error::invalid(format!("{url} is no URL: {e}")))?;
+        *request.uri_mut() =
+            url.parse().map_err(|e| Error::invalid(format!("{url} is no URL: {e}")))?;
         if let Some(range) = range {
-            let value = HeaderValue::from_str(range).map_err(|e| Error::bug(format!("{range}: {e}")))?;
+            let value =
+                HeaderValue::from_str(range).map_err(|e| Error::bug(format!("{range}: {e}")))?;
             request.headers_mut().insert(RANGE, value);
         }
         if let Some(credential) = credential {
-            let signed = AwsAuthorizer::new(credential, "s3", &self.region).try_authorize(&mut request, None);
+            let signed = AwsAuthorizer::new(credential, "s3", &self.region)
+                .try_authorize(&mut request, None);
             signed.map_err(|e| failed(e.to_string()))?;
         }
         self.http.execute(request).await.map_err(|e| match Failure::of(&e) {
@@ -200,16 +238,22 @@ mod tests {
 
     #[test]
     fn keys_come_back_as_they_are() {
-        let text = "<?xml version=\"1.0\"?><ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Name>b</Name><EncodingType>url</EncodingType>\
+        let text = "<?xml version=\"1.0\"?><ListBucketResult \
+            xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Name>b</Name><EncodingType>url</EncodingType>\
                     <IsTruncated>true</IsTruncated><NextContinuationToken>t+/=</NextContinuationToken>\
                     <Contents><Key>in/a%7Fb</Key><Size>3</Size><ETag>&quot;e1&quot;</ETag><LastModified>x</LastModified></Contents>\
                     <Contents><Key>in//c+d%2Be%01</Key><Size>4</Size></Contents></ListBucketResult>";
         let page: Page = quick_xml::de::from_str(text).expect("page");
-        assert!(page.is_truncated && page.encoding_type == "url" && page.next_continuation_token == "t+/=");
+        assert!(
+            page.is_truncated
+                && page.encoding_type == "url"
+                && page.next_continuation_token == "t+/="
+        );
         let keys: Vec<String> = page.contents.iter().map(|entry| unescaped(&entry.key)).collect();
         assert_eq!(keys, ["in/a\x7fb", "in//c d+e\x01"]);
         assert_eq!(page.contents[0].etag, "\"e1\"");
-        let empty: Page = quick_xml::de::from_str("<ListBucketResult></ListBucketResult>").expect("page");
+        let empty: Page =
+            quick_xml::de::from_str("<ListBucketResult></ListBucketResult>").expect("page");
         assert!(empty.contents.is_empty() && !empty.is_truncated);
     }
 

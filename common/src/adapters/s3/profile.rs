@@ -1,7 +1,9 @@
-//! What the files of the AWS tools say (`~/.aws/config`, `~/.aws/credentials`): a profile's credentials, its region and its endpoint.
+//! What the files of the AWS tools say (`~/.aws/config`, `~/.aws/credentials`): a profile's
+//! credentials, its region and its endpoint.
 //!
-//! `aws-config` reads them as those tools do, and asks whom a profile names: a process, SSO, STS, a metadata service. Which files and which profile, bounds, and the words of
-//! what goes wrong are decided here. Nothing of a file's values is shown but names, regions and addresses.
+//! `aws-config` reads them as those tools do, and asks whom a profile names: a process, SSO, STS, a
+//! metadata service. Which files and which profile, bounds, and the words of what goes wrong are
+//! decided here. Nothing of a file's values is shown but names, regions and addresses.
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
@@ -16,10 +18,12 @@ use aws_credential_types::provider::ProvideCredentials;
 use aws_runtime::env_config::file::{EnvConfigFileKind as Kind, EnvConfigFiles};
 use aws_runtime::env_config::property::PropertiesKey;
 use aws_smithy_runtime_api::client::http::{
-    HttpClient as SmithyClient, HttpConnector as SmithyConnector, HttpConnectorFuture, HttpConnectorSettings,
-    SharedHttpConnector,
+    HttpClient as SmithyClient, HttpConnector as SmithyConnector, HttpConnectorFuture,
+    HttpConnectorSettings, SharedHttpConnector,
 };
-use aws_smithy_runtime_api::client::orchestrator::{HttpRequest as SmithyRequest, HttpResponse as SmithyResponse};
+use aws_smithy_runtime_api::client::orchestrator::{
+    HttpRequest as SmithyRequest, HttpResponse as SmithyResponse,
+};
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
@@ -139,9 +143,10 @@ impl Place {
         let named = variables.first(&NAMES)?;
         let home = variables.get("HOME")?.map(Path::new);
         let mut files = Vec::new();
-        for (variable, default, is_credentials) in
-            [("AWS_CONFIG_FILE", "config", false), ("AWS_SHARED_CREDENTIALS_FILE", "credentials", true)]
-        {
+        for (variable, default, is_credentials) in [
+            ("AWS_CONFIG_FILE", "config", false),
+            ("AWS_SHARED_CREDENTIALS_FILE", "credentials", true),
+        ] {
             let (variable, path) = match (variables.get(variable)?, home) {
                 (Some(path), home) => match (path.strip_prefix("~/"), home) {
                     (Some(rest), Some(home)) => (Some(variable), home.join(rest)),
@@ -159,13 +164,20 @@ impl Place {
     fn unknown(&self, sections: Option<&ProfileSet>) -> Error {
         let Self { variable, name, files } = self;
         let paths: Vec<_> = files.iter().map(|file| file.path.display().to_string()).collect();
-        let place = if paths.is_empty() { "any file, for HOME is not set".to_owned() } else { paths.join(" or ") };
+        let place = if paths.is_empty() {
+            "any file, for HOME is not set".to_owned()
+        } else {
+            paths.join(" or ")
+        };
         let mut known: Vec<&str> = sections.into_iter().flat_map(ProfileSet::profiles).collect();
         known.sort_unstable();
         let more = if known.len() > NAMES_TOLD_MAX { ", ..." } else { "" };
         known.truncate(NAMES_TOLD_MAX);
-        let there =
-            if known.is_empty() { "nor any other".to_owned() } else { format!("there are {}{more}", known.join(", ")) };
+        let there = if known.is_empty() {
+            "nor any other".to_owned()
+        } else {
+            format!("there are {}{more}", known.join(", "))
+        };
         let by = variable.unwrap_or("AWS_PROFILE");
         Error::setup(format!("there is no AWS profile {name:?} ({by}) in {place}; {there}"))
     }
@@ -182,8 +194,9 @@ impl Profile {
             let Some(text) = file.read().await? else { continue };
             // Each alone at first: an error of both together does not say which it is.
             let alone = EnvConfigFiles::builder().with_contents(file.kind(), text.as_str()).build();
-            let refuse =
-                |why: String| Error::setup(format!("the AWS tools could not read {}: {why}", file.path.display()));
+            let refuse = |why: String| {
+                Error::setup(format!("the AWS tools could not read {}: {why}", file.path.display()))
+            };
             sections(&alone, &place.name).await.map_err(|error| refuse(super::root(&error)))?;
             (all, any) = (all.with_contents(file.kind(), text), true);
         }
@@ -191,9 +204,15 @@ impl Profile {
             return if place.variable.is_some() { Err(place.unknown(None)) } else { Ok(None) };
         }
         let texts = all.build();
-        let sections = sections(&texts, &place.name).await.map_err(|error| Error::setup(super::root(&error)))?;
+        let sections = sections(&texts, &place.name)
+            .await
+            .map_err(|error| Error::setup(super::root(&error)))?;
         if sections.get_profile(&place.name).is_none() {
-            return if place.variable.is_some() { Err(place.unknown(Some(&sections))) } else { Ok(None) };
+            return if place.variable.is_some() {
+                Err(place.unknown(Some(&sections)))
+            } else {
+                Ok(None)
+            };
         }
         Ok(Some(Self { name: place.name.clone(), sections, texts }))
     }
@@ -249,11 +268,17 @@ impl Profile {
             return None;
         };
         let profile = &self.name;
-        Some(format!("{what}; run: eval \"$(aws configure export-credentials --profile {profile} --format env)\""))
+        Some(format!(
+            "{what}; run: eval \"$(aws configure export-credentials --profile {profile} --format \
+                env)\""
+        ))
     }
 }
 
-async fn sections(texts: &EnvConfigFiles, name: &str) -> Result<ProfileSet, aws_config::profile::ProfileFileLoadError> {
+async fn sections(
+    texts: &EnvConfigFiles,
+    name: &str,
+) -> Result<ProfileSet, aws_config::profile::ProfileFileLoadError> {
     // Files and profile are given: nothing is taken from the environment here.
     let nothing = Env::from_slice(&[]);
     aws_config::profile::load(&Fs::real(), &nothing, texts, Some(Cow::Owned(name.to_owned()))).await
@@ -267,24 +292,34 @@ pub(super) struct ByProfile {
 }
 
 impl ByProfile {
-    /// Asks whom the profile names, in this region where it names none, and by a client with these options.
+    /// Asks whom the profile names, in this region where it names none, and by a client with these
+    /// options.
     ///
     /// # Errors
     /// That of the http client, where it cannot be made.
-    pub(super) fn new(profile: Profile, region: &str, options: ClientOptions) -> object_store::Result<Self> {
+    pub(super) fn new(
+        profile: Profile,
+        region: &str,
+        options: ClientOptions,
+    ) -> object_store::Result<Self> {
         // A metadata service is spoken to in the clear.
         let client = ReqwestConnector::default().connect(&options.with_allow_http(true))?;
-        let config = ProviderConfig::without_region().with_region(Some(Region::new(region.to_owned())));
+        let config =
+            ProviderConfig::without_region().with_region(Some(Region::new(region.to_owned())));
         Ok(Self { profile, config: config.with_http_client(Services { client }) })
     }
 
     fn failed(&self, error: &(dyn StdError + 'static)) -> Cause {
         if let Some(failure) = Failure::of(error) {
-            return Cause::Profile { text: failure.to_string(), passing: failure.kind().is_passing() };
+            return Cause::Profile {
+                text: failure.to_string(),
+                passing: failure.kind().is_passing(),
+            };
         }
         let mut text = match error.source() {
             Some(_) => words(error),
-            None => "its settings lead to none; a role_arn needs a source_profile or a credential_source that has some"
+            None => "its settings lead to none; a role_arn needs a source_profile or a \
+                credential_source that has some"
                 .to_owned(),
         };
         if self.profile.says("sso_session") || self.profile.says("sso_start_url") {
@@ -312,8 +347,9 @@ impl Source for ByProfile {
             .profile_name(&self.profile.name)
             .build();
         let given = tokio::time::timeout(LOAD_TIMEOUT, provider.provide_credentials()).await;
-        let given =
-            given.map_err(|_| refused(format!("whom it asks took longer than {} s", LOAD_TIMEOUT.as_secs())))?;
+        let given = given.map_err(|_| {
+            refused(format!("whom it asks took longer than {} s", LOAD_TIMEOUT.as_secs()))
+        })?;
         let given = given.map_err(|error| self.failed(&error))?;
         let keys = Keys {
             id: given.access_key_id().to_owned(),
@@ -321,13 +357,16 @@ impl Source for ByProfile {
             token: given.session_token().filter(|token| !token.is_empty()).map(str::to_owned),
         };
         keys.check(&self.whence()).map_err(|error| refused(error.message))?;
-        let since = given.expiry().map(|at| at.duration_since(std::time::UNIX_EPOCH).unwrap_or_default());
-        let expires_unix_ms = since.map(|since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+        let since =
+            given.expiry().map(|at| at.duration_since(std::time::UNIX_EPOCH).unwrap_or_default());
+        let expires_unix_ms =
+            since.map(|since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
         Ok(Loaded { keys, expires_unix_ms })
     }
 }
 
-/// What an error says beyond that there is one, in one line of bounded length: part of it may be what a process wrote.
+/// What an error says beyond that there is one, in one line of bounded length: part of it may be
+/// what a process wrote.
 fn words(error: &(dyn StdError + 'static)) -> String {
     let mut told: Vec<String> = Vec::new();
     for source in sources(error).skip(1) {
@@ -349,7 +388,11 @@ struct Services {
 }
 
 impl SmithyClient for Services {
-    fn http_connector(&self, _: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
+    fn http_connector(
+        &self,
+        _: &HttpConnectorSettings,
+        _: &RuntimeComponents,
+    ) -> SharedHttpConnector {
         SharedHttpConnector::new(self.clone())
     }
 }
@@ -361,10 +404,15 @@ impl SmithyConnector for Services {
     }
 }
 
-async fn ask(client: &HttpClient, request: SmithyRequest) -> Result<SmithyResponse, ConnectorError> {
-    let (parts, body) = request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?.into_parts();
+async fn ask(
+    client: &HttpClient,
+    request: SmithyRequest,
+) -> Result<SmithyResponse, ConnectorError> {
+    let (parts, body) =
+        request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?.into_parts();
     let body = body.bytes().map(Bytes::copy_from_slice);
-    let body = body.ok_or_else(|| ConnectorError::user("the body of a request is no bytes".into()))?;
+    let body =
+        body.ok_or_else(|| ConnectorError::user("the body of a request is no bytes".into()))?;
     let host = parts.uri.authority().map(ToString::to_string).unwrap_or_default();
     let whom = format!("{}://{host}", parts.uri.scheme_str().unwrap_or("https"));
     let failed = |error: &HttpError| {
@@ -376,7 +424,10 @@ async fn ask(client: &HttpClient, request: SmithyRequest) -> Result<SmithyRespon
             false => ConnectorError::user(failure.into()),
         }
     };
-    let response = client.execute(HttpRequest::from_parts(parts, body.into())).await.map_err(|error| failed(&error))?;
+    let response = client
+        .execute(HttpRequest::from_parts(parts, body.into()))
+        .await
+        .map_err(|error| failed(&error))?;
     let (parts, body) = response.into_parts();
     let body = http::read(body).await.map_err(|error| failed(&error))?;
     let response = hyper::Response::from_parts(parts, SdkBody::from(body));

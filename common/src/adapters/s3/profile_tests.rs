@@ -36,11 +36,13 @@ impl Home {
         self.read(&[("AWS_PROFILE", name)]).await.expect("it can be read").expect("it is there")
     }
 
-    /// What a profile gives: key, secret and token, or why it gives nothing. No test asks a network.
+    /// What a profile gives: key, secret and token, or why it gives nothing. No test asks a
+    /// network.
     async fn keys(&self, name: &str) -> Result<(String, String, Option<String>), String> {
         super::super::install_tls_provider();
         let options = ClientOptions::new();
-        let source = ByProfile::new(self.profile(name).await, "eu-north-1", options).expect("a client");
+        let source =
+            ByProfile::new(self.profile(name).await, "eu-north-1", options).expect("a client");
         match source.load().await {
             Ok(Loaded { keys: Keys { id, secret, token }, .. }) => Ok((id, secret, token)),
             Err(Cause::Profile { text, passing: false }) => Err(text),
@@ -90,13 +92,21 @@ fn value<'a>(found: &'a Option<(String, &'a str)>) -> Option<&'a str> {
 
 #[tokio::test]
 async fn a_profile_is_read_as_the_aws_tools_read_it() {
-    let home =
-        Home::new(CONFIG, "[dev]\naws_access_key_id = from-credentials\naws_secret_access_key = hidden\n[other]\n");
+    let home = Home::new(
+        CONFIG,
+        "[dev]\naws_access_key_id = from-credentials\naws_secret_access_key = hidden\n[other]\n",
+    );
     let default = home.read(&[]).await.expect("it can be read").expect("it is there");
-    assert_eq!((value(&default.get("region")), value(&default.endpoint())), (Some("eu-west-3"), None));
+    assert_eq!(
+        (value(&default.get("region")), value(&default.endpoint())),
+        (Some("eu-west-3"), None)
+    );
     assert!(!default.gives_credentials(), "a region is none");
     let dev = home.profile("dev").await;
-    assert_eq!((value(&dev.get("region")), value(&dev.endpoint())), (Some("us-west-2"), Some("http://s3:9000")));
+    assert_eq!(
+        (value(&dev.get("region")), value(&dev.endpoint())),
+        (Some("us-west-2"), Some("http://s3:9000"))
+    );
     assert_eq!(value(&home.profile("plain").await.endpoint()), Some("http://plain:9000"));
     assert!(dev.gives_credentials() && !format!("{dev:?}").contains("hidden"));
     let keys = home.keys("dev").await;
@@ -105,9 +115,15 @@ async fn a_profile_is_read_as_the_aws_tools_read_it() {
         Ok(("from-credentials".to_owned(), "hidden".to_owned(), None)),
         "the file of credentials goes first"
     );
-    assert_eq!(home.keys("made").await, Ok(("made".to_owned(), "hidden".to_owned(), Some("t".to_owned()))));
-    let by_default =
-        home.read(&[("AWS_DEFAULT_PROFILE", "plain")]).await.expect("it can be read").expect("it is there");
+    assert_eq!(
+        home.keys("made").await,
+        Ok(("made".to_owned(), "hidden".to_owned(), Some("t".to_owned())))
+    );
+    let by_default = home
+        .read(&[("AWS_DEFAULT_PROFILE", "plain")])
+        .await
+        .expect("it can be read")
+        .expect("it is there");
     assert_eq!(by_default.name, "plain");
     assert!(home.read(&[("AWS_PROFILE", "other")]).await.expect("it is in one file").is_some());
 }
@@ -118,11 +134,17 @@ async fn files_lie_where_the_environment_says() {
     fs::write(home.path("c"), "[profile x]\nregion = elsewhere\n").expect("a file");
     let config = home.path("c");
     for path in [config.as_str(), "~/c"] {
-        let there = home.read(&[("AWS_CONFIG_FILE", path), ("AWS_PROFILE", "x")]).await.expect("it can be read");
+        let there = home
+            .read(&[("AWS_CONFIG_FILE", path), ("AWS_PROFILE", "x")])
+            .await
+            .expect("it can be read");
         assert_eq!(value(&there.expect("it is there").get("region")), Some("elsewhere"), "{path}");
     }
     for nothing in [home.path("absent").as_str(), "/dev/null"] {
-        assert!(home.read(&[("AWS_CONFIG_FILE", nothing)]).await.expect("an empty one").is_none(), "{nothing}");
+        assert!(
+            home.read(&[("AWS_CONFIG_FILE", nothing)]).await.expect("an empty one").is_none(),
+            "{nothing}"
+        );
     }
     let nowhere = Place::of(&Variables(Vec::new())).expect("texts");
     assert!(nowhere.files.is_empty() && Profile::read(&nowhere).await.expect("nothing").is_none());
@@ -134,15 +156,25 @@ async fn files_lie_where_the_environment_says() {
 async fn what_a_file_cannot_say_is_refused_with_its_name() {
     let unknown = |error: Error, words: &[&str]| {
         assert_eq!(error.kind, ErrorKind::Setup);
-        assert!(words.iter().all(|word| error.message.contains(word)) && !error.message.contains("hidden"), "{error}");
+        assert!(
+            words.iter().all(|word| error.message.contains(word))
+                && !error.message.contains("hidden"),
+            "{error}"
+        );
     };
     let home = Home::new(CONFIG, "");
     let error = home.read(&[("AWS_PROFILE", "dve")]).await.expect_err("unknown");
     unknown(
         error,
-        &["no AWS profile \"dve\"", "AWS_PROFILE", ".aws/config", "code, console, default, dev, made, plain"],
+        &[
+            "no AWS profile \"dve\"",
+            "AWS_PROFILE",
+            ".aws/config",
+            "code, console, default, dev, made, plain",
+        ],
     );
-    let error = Home::new("", "").read(&[("AWS_DEFAULT_PROFILE", "a")]).await.expect_err("no files");
+    let error =
+        Home::new("", "").read(&[("AWS_DEFAULT_PROFILE", "a")]).await.expect_err("no files");
     unknown(error, &["no AWS profile \"a\"", "AWS_DEFAULT_PROFILE", "nor any other"]);
     for (text, words) in [
         ("region = a\n", "line 1"),
@@ -157,31 +189,46 @@ async fn what_a_file_cannot_say_is_refused_with_its_name() {
     }
     let odd = home.path("odd");
     fs::write(&odd, b"[default]\nregion = \xff\n").expect("a file");
-    unknown(home.read(&[("AWS_CONFIG_FILE", odd.as_str())]).await.expect_err("no text"), &["AWS_CONFIG_FILE", "UTF-8"]);
+    unknown(
+        home.read(&[("AWS_CONFIG_FILE", odd.as_str())]).await.expect_err("no text"),
+        &["AWS_CONFIG_FILE", "UTF-8"],
+    );
     let folder = home.path(".aws");
-    unknown(home.read(&[("AWS_CONFIG_FILE", folder.as_str())]).await.expect_err("a folder"), &["no regular file"]);
+    unknown(
+        home.read(&[("AWS_CONFIG_FILE", folder.as_str())]).await.expect_err("a folder"),
+        &["no regular file"],
+    );
     let long = home.path("long");
     fs::write(&long, vec![b'#'; FILE_BYTES_MAX as usize + 1]).expect("a file");
-    unknown(home.read(&[("AWS_CONFIG_FILE", long.as_str())]).await.expect_err("long"), &["longer than"]);
+    unknown(
+        home.read(&[("AWS_CONFIG_FILE", long.as_str())]).await.expect_err("long"),
+        &["longer than"],
+    );
 }
 
 #[tokio::test]
 async fn what_gives_no_credentials_says_why_and_what_to_do() {
-    let login = "[profile in]\nsso_session = corp\nsso_account_id = 123456789012\nsso_role_name = r\n\
+    let login = "[profile in]\nsso_session = corp\nsso_account_id = 123456789012\nsso_role_name = \
+        r\n\
                  [profile role]\nrole_arn = arn:aws:iam::123456789012:role/a\nsource_profile = in\n\
-                 [sso-session corp]\nsso_region = eu-west-1\nsso_start_url = https://example.com/start\n\
+                 [sso-session corp]\nsso_region = eu-west-1\nsso_start_url = \
+                 https://example.com/start\n\
                  [profile lone]\nsso_session = absent\nsso_account_id = 1\nsso_role_name = r\n";
     let process = |command: &str| format!("[profile p]\ncredential_process = {command}\n");
     let long = format!("echo {} >&2; exit 3", "x".repeat(2_000));
     for (config, profile, words) in [
         (CONFIG.to_owned(), "twice", vec!["role_arn needs a source_profile"]),
         (
-            CONFIG.replace("source_profile = dev", "source_profile = code").replace("mfa_serial", "other"),
+            CONFIG
+                .replace("source_profile = dev", "source_profile = code")
+                .replace("mfa_serial", "other"),
             "code",
             vec!["role_arn needs"],
         ),
         (
-            "[profile a]\nrole_arn = r\nsource_profile = b\n[profile b]\nrole_arn = r\nsource_profile = a\n".to_owned(),
+            "[profile a]\nrole_arn = r\nsource_profile = b\n[profile b]\nrole_arn = \
+                r\nsource_profile = a\n"
+                .to_owned(),
             "a",
             vec!["loop"],
         ),
@@ -195,22 +242,38 @@ async fn what_gives_no_credentials_says_why_and_what_to_do() {
         (process("/no/such/program"), "p", vec!["exit status: 127", "not found"]),
         (process("echo hidden"), "p", vec!["could not parse"]),
         (
-            process("printf '{\"Version\":2,\"AccessKeyId\":\"hidden\",\"SecretAccessKey\":\"hidden\"}'"),
+            process(
+                "printf '{\"Version\":2,\"AccessKeyId\":\"hidden\",\"SecretAccessKey\":\"hidden\"}'",
+            ),
             "p",
             vec!["version"],
         ),
-        (process("printf '{\"Version\":1,\"AccessKeyId\":\"hidden\"}'"), "p", vec!["SecretAccessKey"]),
         (
-            process("printf '{\"Version\":1,\"AccessKeyId\":\"hid den\",\"SecretAccessKey\":\"hidden\"}'"),
+            process("printf '{\"Version\":1,\"AccessKeyId\":\"hidden\"}'"),
+            "p",
+            vec!["SecretAccessKey"],
+        ),
+        (
+            process(
+                "printf '{\"Version\":1,\"AccessKeyId\":\"hid den\",\"SecretAccessKey\":\"hidden\"}'",
+            ),
             "p",
             vec!["access key"],
         ),
         (process("printf '\\377'"), "p", vec!["UTF-8"]),
         (process("true"), "p", vec!["could not parse"]),
-        ("[profile p]\naws_access_key_id = hidden\n".to_owned(), "p", vec!["aws_secret_access_key"]),
+        (
+            "[profile p]\naws_access_key_id = hidden\n".to_owned(),
+            "p",
+            vec!["aws_secret_access_key"],
+        ),
     ] {
         let why = Home::new(&config, "").keys(profile).await.expect_err("nothing is given");
         assert!(words.iter().all(|word| why.contains(word)), "{profile}: {why}");
-        assert!(!why.contains("hidden") && why.len() < 700 && !why.contains('\n'), "{profile}: {why}");
+        assert!(
+            !why.contains("hidden") && why.len() < 700 && !why.contains('\n'),
+            "{profile}: \
+            {why}"
+        );
     }
 }

@@ -1,6 +1,8 @@
-//! What the environment says of S3, checked before a library sees it: some of them end in a panic over a value that makes no URL or no header.
+//! What the environment says of S3, checked before a library sees it: some of them end in a panic
+//! over a value that makes no URL or no header.
 //!
-//! An empty variable counts as none, as for the AWS tools. A value that cannot work is refused with the variable's name; one that may be a secret is not shown.
+//! An empty variable counts as none, as for the AWS tools. A value that cannot work is refused with
+//! the variable's name; one that may be a secret is not shown.
 
 use object_store::aws::AmazonS3ConfigKey as Key;
 use reqwest::Url;
@@ -20,7 +22,8 @@ const ALL_PROXY: &str = "all_proxy";
 /// The setting of a profile by which the endpoints that it names do not count.
 const PASS_OVER: &str = "ignore_configured_endpoint_urls";
 
-/// What S3 is reached with, as far as the environment says it, and after it a profile of the AWS tools.
+/// What S3 is reached with, as far as the environment says it, and after it a profile of the AWS
+/// tools.
 #[derive(Default)]
 pub(super) struct Settings {
     /// URL of the service without trailing slash.
@@ -80,12 +83,14 @@ impl Variables {
         self.get(name)?.map(|value| check_switch(name, value)).transpose()
     }
 
-    /// Whether something is left open that the files of the AWS tools may say. Where nothing is, they are not looked at.
+    /// Whether something is left open that the files of the AWS tools may say. Where nothing is,
+    /// they are not looked at.
     ///
     /// # Errors
     /// As [`Variables::get`].
     pub(super) fn leave_open(&self) -> Result<bool> {
-        let keys = self.get("AWS_ACCESS_KEY_ID")?.is_some() || self.switch("AWS_SKIP_SIGNATURE")?.unwrap_or(false);
+        let keys = self.get("AWS_ACCESS_KEY_ID")?.is_some()
+            || self.switch("AWS_SKIP_SIGNATURE")?.unwrap_or(false);
         Ok(!keys || self.first(&ENDPOINTS)?.is_none() || self.first(&REGIONS)?.is_none())
     }
 }
@@ -108,12 +113,14 @@ impl Settings {
             Some((name, text)) => Some(check_endpoint(name, text)?),
             None => endpoint_of(variables, profile)?,
         };
-        let region = match (variables.first(&REGIONS)?, profile.and_then(|profile| profile.get("region"))) {
-            (Some((name, text)), _) => Some(check_region(name, text)?),
-            (None, Some((name, text))) => Some(check_region(&name, text)?),
-            (None, None) => None,
-        };
-        let scheme = endpoint.as_deref().map_or("https", |url| url.split("://").next().unwrap_or_default());
+        let region =
+            match (variables.first(&REGIONS)?, profile.and_then(|profile| profile.get("region"))) {
+                (Some((name, text)), _) => Some(check_region(name, text)?),
+                (None, Some((name, text))) => Some(check_region(&name, text)?),
+                (None, None) => None,
+            };
+        let scheme =
+            endpoint.as_deref().map_or("https", |url| url.split("://").next().unwrap_or_default());
         check_proxies(variables, scheme)?;
         let skip_signature = variables.switch("AWS_SKIP_SIGNATURE")?.unwrap_or(false);
         Ok(Self {
@@ -123,7 +130,11 @@ impl Settings {
             skip_signature,
             sign_payload: !variables.switch("AWS_UNSIGNED_PAYLOAD")?.unwrap_or(true),
             virtual_hosted: variables.switch("AWS_VIRTUAL_HOSTED_STYLE_REQUEST")?.unwrap_or(false),
-            credentials: if skip_signature { Vec::new() } else { sources_of_credentials(variables)? },
+            credentials: if skip_signature {
+                Vec::new()
+            } else {
+                sources_of_credentials(variables)?
+            },
             others: others(variables)?,
         })
     }
@@ -139,11 +150,12 @@ impl Settings {
 /// The endpoint that a profile names, unless it is to be passed over.
 fn endpoint_of(variables: &Variables, profile: Option<&Profile>) -> Result<Option<String>> {
     let Some(profile) = profile else { return Ok(None) };
-    let passed_over = match (variables.switch("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")?, profile.get(PASS_OVER)) {
-        (Some(by_variable), _) => by_variable,
-        (None, Some((name, text))) => check_switch(&name, text)?,
-        (None, None) => false,
-    };
+    let passed_over =
+        match (variables.switch("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")?, profile.get(PASS_OVER)) {
+            (Some(by_variable), _) => by_variable,
+            (None, Some((name, text))) => check_switch(&name, text)?,
+            (None, None) => false,
+        };
     match profile.endpoint().filter(|_| !passed_over) {
         Some((name, text)) => check_endpoint(&name, text).map(Some),
         None => Ok(None),
@@ -158,12 +170,15 @@ impl Keys {
     pub(super) fn check(&self, of: &str) -> Result<()> {
         let refuse = |what: &str, why: &str| {
             Err(Error::setup(format!(
-                "the {what} of {of} {why} (it is not shown); was it copied whole, without quotes and line ends?"
+                "the {what} of {of} {why} (it is not shown); was it copied whole, without quotes \
+                    and line ends?"
             )))
         };
-        for (what, text) in
-            [("access key", Some(&self.id)), ("secret key", Some(&self.secret)), ("session token", self.token.as_ref())]
-        {
+        for (what, text) in [
+            ("access key", Some(&self.id)),
+            ("secret key", Some(&self.secret)),
+            ("session token", self.token.as_ref()),
+        ] {
             let Some(text) = text else { continue };
             if text.is_empty() {
                 return refuse(what, "is empty");
@@ -180,13 +195,18 @@ impl Keys {
 }
 
 fn keys(variables: &Variables) -> Result<Option<Keys>> {
-    let (id, secret) = (variables.get("AWS_ACCESS_KEY_ID")?, variables.get("AWS_SECRET_ACCESS_KEY")?);
+    let (id, secret) =
+        (variables.get("AWS_ACCESS_KEY_ID")?, variables.get("AWS_SECRET_ACCESS_KEY")?);
     let token = variables.get("AWS_SESSION_TOKEN")?;
     let (id, secret) = match (id, secret) {
         (None, None) => return Ok(None),
         (Some(id), Some(secret)) => (id.to_owned(), secret.to_owned()),
-        (Some(_), None) => return Err(Error::setup("AWS_ACCESS_KEY_ID is set, but not AWS_SECRET_ACCESS_KEY")),
-        (None, Some(_)) => return Err(Error::setup("AWS_SECRET_ACCESS_KEY is set, but not AWS_ACCESS_KEY_ID")),
+        (Some(_), None) => {
+            return Err(Error::setup("AWS_ACCESS_KEY_ID is set, but not AWS_SECRET_ACCESS_KEY"));
+        }
+        (None, Some(_)) => {
+            return Err(Error::setup("AWS_SECRET_ACCESS_KEY is set, but not AWS_ACCESS_KEY_ID"));
+        }
     };
     let keys = Keys { id, secret, token: token.map(str::to_owned) };
     keys.check("the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN)")?;
@@ -209,7 +229,9 @@ fn sources_of_credentials(variables: &Variables) -> Result<Vec<(Key, String)>> {
     ] {
         let Some(value) = variables.get(name)? else { continue };
         let value = match key {
-            Key::StsEndpoint | Key::ContainerCredentialsFullUri | Key::MetadataEndpoint => check_endpoint(name, value)?,
+            Key::StsEndpoint | Key::ContainerCredentialsFullUri | Key::MetadataEndpoint => {
+                check_endpoint(name, value)?
+            }
             Key::ContainerCredentialsRelativeUri => {
                 check_endpoint(name, &format!("http://169.254.170.2{value}"))?;
                 value.to_owned()
@@ -226,7 +248,10 @@ fn sources_of_credentials(variables: &Variables) -> Result<Vec<(Key, String)>> {
 fn others(variables: &Variables) -> Result<Vec<(Key, String)>> {
     let mut others = Vec::new();
     for (name, _) in &variables.0 {
-        let key = name.starts_with("AWS_").then(|| name.to_ascii_lowercase().parse::<Key>().ok()).flatten();
+        let key = name
+            .starts_with("AWS_")
+            .then(|| name.to_ascii_lowercase().parse::<Key>().ok())
+            .flatten();
         let kept = matches!(
             key,
             Some(
@@ -255,7 +280,8 @@ pub(super) fn check_endpoint(name: &str, text: &str) -> Result<String> {
     let place = text.split_once("://").map_or(text, |(_, rest)| rest);
     if place.split(['/', '?', '#']).next().is_some_and(|place| place.contains('@')) {
         return Err(Error::setup(format!(
-            "{name} has a user or password (not shown): S3 takes AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            "{name} has a user or password (not shown): S3 takes AWS_ACCESS_KEY_ID and \
+                AWS_SECRET_ACCESS_KEY"
         )));
     }
     let refuse = |why: String| Err(Error::setup(format!("{name}={text:?} {why}")));
@@ -293,15 +319,20 @@ pub(super) fn check_region(name: &str, text: &str) -> Result<String> {
     if text.len() <= REGION_BYTES_MAX && text.bytes().all(sound) {
         return Ok(text.to_owned());
     }
-    Err(Error::setup(format!("{name}={text:?} is no region: one is made of a-z A-Z 0-9 - _ . (us-east-1)")))
+    Err(Error::setup(format!(
+        "{name}={text:?} is no region: one is made of a-z A-Z 0-9 - _ . (us-east-1)"
+    )))
 }
 
-/// The http client passes over what it cannot read, and goes out without a proxy: whoever has set one means it.
+/// The http client passes over what it cannot read, and goes out without a proxy: whoever has set
+/// one means it.
 fn check_proxies(variables: &Variables, scheme: &str) -> Result<()> {
-    // In a CGI program HTTP_PROXY is what somebody has sent as a header; the client leaves it alone there.
+    // In a CGI program HTTP_PROXY is what somebody has sent as a header; the client leaves it alone
+    // there.
     let cgi = variables.get("REQUEST_METHOD").is_ok_and(|method| method.is_some());
     let names = if scheme == "http" { HTTP_PROXIES } else { HTTPS_PROXIES };
-    for name in names.into_iter().chain([ALL_PROXY]).filter(|name| !(cgi && *name == "HTTP_PROXY")) {
+    for name in names.into_iter().chain([ALL_PROXY]).filter(|name| !(cgi && *name == "HTTP_PROXY"))
+    {
         let Some(text) = variables.get(name)? else { continue };
         check_proxy(name, text)?;
     }
@@ -310,11 +341,16 @@ fn check_proxies(variables: &Variables, scheme: &str) -> Result<()> {
 
 fn check_proxy(name: &str, text: &str) -> Result<()> {
     // It may hold a password.
-    let refuse = |why: &str| Err(Error::setup(format!("{name} (not shown) {why}: write http://HOST:PORT")));
+    let refuse =
+        |why: &str| Err(Error::setup(format!("{name} (not shown) {why}: write http://HOST:PORT")));
     let (scheme, _) = text.split_once("://").unwrap_or(("http", text));
     if !["http", "https"].contains(&scheme) {
         let known = ["socks4", "socks4a", "socks5", "socks5h"].contains(&scheme);
-        return refuse(if known { "names a SOCKS proxy, which is not built in" } else { "is no URL of a proxy" });
+        return refuse(if known {
+            "names a SOCKS proxy, which is not built in"
+        } else {
+            "is no URL of a proxy"
+        });
     }
     let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     match (Url::parse(&full), text.parse::<hyper::Uri>()) {
@@ -323,7 +359,8 @@ fn check_proxy(name: &str, text: &str) -> Result<()> {
     }
 }
 
-/// Of these variables, the one by whose proxy a URL is asked for, with the proxy's place; for messages.
+/// Of these variables, the one by whose proxy a URL is asked for, with the proxy's place; for
+/// messages.
 pub(super) fn proxy_of(endpoint: &str) -> Option<String> {
     let uri: hyper::Uri = endpoint.parse().ok()?;
     let proxy = hyper_util::client::proxy::matcher::Matcher::from_system().intercept(&uri)?;
@@ -335,7 +372,12 @@ mod tests {
     use super::*;
 
     fn variables(variables: &[(&str, &str)]) -> Variables {
-        Variables(variables.iter().map(|(name, value)| ((*name).to_owned(), Some((*value).to_owned()))).collect())
+        Variables(
+            variables
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), Some((*value).to_owned())))
+                .collect(),
+        )
     }
 
     fn read(set: &[(&str, &str)]) -> Result<Settings> {
@@ -345,11 +387,17 @@ mod tests {
     #[test]
     fn files_are_looked_at_only_for_what_is_open() {
         let open = |set: &[(&str, &str)]| variables(set).leave_open().expect("texts");
-        let all = [("AWS_ACCESS_KEY_ID", "a"), ("AWS_ENDPOINT_URL", "http://s3"), ("AWS_REGION", "eu-1")];
+        let all =
+            [("AWS_ACCESS_KEY_ID", "a"), ("AWS_ENDPOINT_URL", "http://s3"), ("AWS_REGION", "eu-1")];
         assert!(!open(&all));
         assert!(!open(&[("AWS_SKIP_SIGNATURE", "1"), all[1], ("AWS_DEFAULT_REGION", "eu-1")]));
         for left_out in 0..all.len() {
-            let rest: Vec<_> = all.iter().enumerate().filter(|(at, _)| *at != left_out).map(|(_, set)| *set).collect();
+            let rest: Vec<_> = all
+                .iter()
+                .enumerate()
+                .filter(|(at, _)| *at != left_out)
+                .map(|(_, set)| *set)
+                .collect();
             assert!(open(&rest), "{rest:?}");
         }
     }
@@ -379,8 +427,12 @@ mod tests {
             ("http://%zz", "is no URL"),
         ] {
             for name in ENDPOINTS {
-                let error = read(&[(name, text)]).err().unwrap_or_else(|| panic!("{text:?} is taken"));
-                assert!(error.message.contains(words) && error.message.starts_with(name), "{text:?}: {error}");
+                let error =
+                    read(&[(name, text)]).err().unwrap_or_else(|| panic!("{text:?} is taken"));
+                assert!(
+                    error.message.contains(words) && error.message.starts_with(name),
+                    "{text:?}: {error}"
+                );
                 assert!(!error.message.contains("hidden"), "{error}");
             }
         }
@@ -394,19 +446,33 @@ mod tests {
                 Some(expected)
             );
         }
-        let settings = read(&[("AWS_ENDPOINT_URL", ""), ("AWS_REGION", "")]).expect("empty ones count as none");
+        let settings = read(&[("AWS_ENDPOINT_URL", ""), ("AWS_REGION", "")])
+            .expect("empty ones count as none");
         assert!(settings.endpoint.is_none() && settings.region.is_none());
-        let both = read(&[("AWS_ENDPOINT_URL", "http://all"), ("AWS_ENDPOINT_URL_S3", "http://s3")]).expect("settings");
-        assert_eq!(both.endpoint.as_deref(), Some("http://s3"), "the one of the service goes first");
+        let both =
+            read(&[("AWS_ENDPOINT_URL", "http://all"), ("AWS_ENDPOINT_URL_S3", "http://s3")])
+                .expect("settings");
+        assert_eq!(
+            both.endpoint.as_deref(),
+            Some("http://s3"),
+            "the one of the service goes first"
+        );
     }
 
     #[test]
     fn keys_that_make_no_header_are_refused_and_not_shown() {
         let pair = |id, secret, token| {
-            [("AWS_ACCESS_KEY_ID", id), ("AWS_SECRET_ACCESS_KEY", secret), ("AWS_SESSION_TOKEN", token)]
+            [
+                ("AWS_ACCESS_KEY_ID", id),
+                ("AWS_SECRET_ACCESS_KEY", secret),
+                ("AWS_SESSION_TOKEN", token),
+            ]
         };
         assert!(read(&pair("AKIA1", "s/e+c=r", "t/o+k==")).expect("settings").keys.is_some());
-        assert!(read(&pair("", "", "hidden")).expect("settings").keys.is_none(), "a token alone is none");
+        assert!(
+            read(&pair("", "", "hidden")).expect("settings").keys.is_none(),
+            "a token alone is none"
+        );
         for (id, secret, token, words) in [
             ("hidden\n", "s", "", "access key"),
             ("hid/den", "s", "", "access key"),
@@ -423,7 +489,9 @@ mod tests {
             assert!(error.message.contains(words) && !error.message.contains("hidden"), "{error}");
         }
         let no_text =
-            Settings::read(&Variables(vec![("AWS_SECRET_ACCESS_KEY".to_owned(), None)]), None).err().expect("refused");
+            Settings::read(&Variables(vec![("AWS_SECRET_ACCESS_KEY".to_owned(), None)]), None)
+                .err()
+                .expect("refused");
         assert!(no_text.message.contains("AWS_SECRET_ACCESS_KEY is no UTF-8"), "{no_text}");
     }
 
@@ -447,8 +515,12 @@ mod tests {
             ("all_proxy", "socks5://host:1"),
             ("HTTPS_PROXY", "http://me:hidden@ho st"),
         ] {
-            let error = read(&[(name, text)]).err().unwrap_or_else(|| panic!("{name}={text:?} is taken"));
-            assert!(error.message.starts_with(name) && !error.message.contains("hidden"), "{error}");
+            let error =
+                read(&[(name, text)]).err().unwrap_or_else(|| panic!("{name}={text:?} is taken"));
+            assert!(
+                error.message.starts_with(name) && !error.message.contains("hidden"),
+                "{error}"
+            );
         }
         let plain = ("AWS_ENDPOINT_URL", "http://host");
         assert!(read(&[plain, ("HTTPS_PROXY", "::")]).is_ok(), "it is not asked for http");
@@ -457,7 +529,8 @@ mod tests {
         for proxy in ["http://host:3128", "host:3128", "http://me:hidden@host", "https://[::1]:1"] {
             assert!(read(&[("HTTPS_PROXY", proxy), ("NO_PROXY", "%%%,::")]).is_ok(), "{proxy}");
         }
-        let settings = read(&[("AWS_SKIP_SIGNATURE", "True"), ("AWS_UNSIGNED_PAYLOAD", "FALSE")]).expect("settings");
+        let settings = read(&[("AWS_SKIP_SIGNATURE", "True"), ("AWS_UNSIGNED_PAYLOAD", "FALSE")])
+            .expect("settings");
         assert!(settings.skip_signature && settings.sign_payload);
     }
 }

@@ -1,4 +1,5 @@
-//! Lists open multipart uploads, which `object_store` cannot: one signed request a page, with its signer and its http client.
+//! Lists open multipart uploads, which `object_store` cannot: one signed request a page, with its
+//! signer and its http client.
 
 use futures::StreamExt;
 use object_store::aws::{AwsAuthorizer, AwsCredential};
@@ -45,7 +46,8 @@ impl Lister {
         Self { bucket: bucket.to_owned(), base, region, http }
     }
 
-    /// All uploads to keys that are the prefix or lie below it. Without a credential the requests are not signed.
+    /// All uploads to keys that are the prefix or lie below it. Without a credential the requests
+    /// are not signed.
     pub(super) async fn list(
         &self,
         credential: Option<&AwsCredential>,
@@ -53,7 +55,10 @@ impl Lister {
         limit: usize,
     ) -> Result<Vec<OpenUpload>> {
         let inside = |key: &str| {
-            prefix.is_empty() || key.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            prefix.is_empty()
+                || key
+                    .strip_prefix(prefix)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
         let (mut found, mut markers) = (Vec::new(), (String::new(), String::new()));
         loop {
@@ -86,14 +91,21 @@ impl Lister {
         format!("{}?{}", self.base, query.finish().replace('+', "%20"))
     }
 
-    async fn page(&self, credential: Option<&AwsCredential>, prefix: &str, markers: &(String, String)) -> Result<Page> {
+    async fn page(
+        &self,
+        credential: Option<&AwsCredential>,
+        prefix: &str,
+        markers: &(String, String),
+    ) -> Result<Page> {
         let place = format!("cannot list uploads below s3://{}/{prefix}", self.bucket);
         let failed = |why: String| Error::retry(format!("{place}: {why}"));
         let url = self.page_url(prefix, markers);
         let mut request = HttpRequest::new(HttpRequestBody::empty());
-        *request.uri_mut() = url.parse().map_err(|e| Error::invalid(format!("{url} is no URL: {e}")))?;
+        *request.uri_mut() =
+            url.parse().map_err(|e| Error::invalid(format!("{url} is no URL: {e}")))?;
         if let Some(credential) = credential {
-            let signed = AwsAuthorizer::new(credential, "s3", &self.region).try_authorize(&mut request, None);
+            let signed = AwsAuthorizer::new(credential, "s3", &self.region)
+                .try_authorize(&mut request, None);
             signed.map_err(|e| failed(e.to_string()))?;
         }
         let response = self.http.execute(request).await.map_err(|e| match Failure::of(&e) {
@@ -105,7 +117,9 @@ impl Lister {
         while let Some(chunk) = stream.next().await {
             body.extend_from_slice(&chunk.map_err(|e| failed(e.to_string()))?);
             if body.len() > PAGE_BYTES_MAX {
-                return Err(Error::invalid(format!("{place}: the answer exceeds {PAGE_BYTES_MAX} bytes")));
+                return Err(Error::invalid(format!(
+                    "{place}: the answer exceeds {PAGE_BYTES_MAX} bytes"
+                )));
             }
         }
         let text = String::from_utf8_lossy(&body);
@@ -119,14 +133,19 @@ mod tests {
 
     #[test]
     fn pages_are_read() {
-        let text = "<?xml version=\"1.0\"?><ListMultipartUploadsResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Bucket>b</Bucket><IsTruncated>true</IsTruncated>\
+        let text = "<?xml version=\"1.0\"?><ListMultipartUploadsResult \
+            xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Bucket>b</Bucket><IsTruncated>true</IsTruncated>\
                     <NextKeyMarker>k2</NextKeyMarker><NextUploadIdMarker>u2</NextUploadIdMarker><Upload><Key>k1</Key><UploadId>u1</UploadId><Initiated>x</Initiated></Upload>\
                     <Upload><Key>k2</Key><UploadId>u2</UploadId></Upload></ListMultipartUploadsResult>";
         let page: Page = quick_xml::de::from_str(text).expect("page");
         assert!(page.is_truncated);
-        assert_eq!(page.uploads.iter().map(|entry| entry.id.as_str()).collect::<Vec<_>>(), ["u1", "u2"]);
+        assert_eq!(
+            page.uploads.iter().map(|entry| entry.id.as_str()).collect::<Vec<_>>(),
+            ["u1", "u2"]
+        );
         let empty: Page =
-            quick_xml::de::from_str("<ListMultipartUploadsResult></ListMultipartUploadsResult>").expect("page");
+            quick_xml::de::from_str("<ListMultipartUploadsResult></ListMultipartUploadsResult>")
+                .expect("page");
         assert!(empty.uploads.is_empty() && !empty.is_truncated);
     }
 }

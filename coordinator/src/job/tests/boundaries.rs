@@ -32,7 +32,11 @@ fn uneven_boundaries_are_chosen_anew_from_more_samples() {
         of(0) == of(1) && of(0) > 0 && rounds.len() == 2 * of(0),
         "each split once in each of two rounds: {rounds:?}"
     );
-    assert!(world.objects.is_empty(), "what the first round chose is swept: {:?}", world.objects.keys());
+    assert!(
+        world.objects.is_empty(),
+        "what the first round chose is swept: {:?}",
+        world.objects.keys()
+    );
 }
 
 #[test]
@@ -69,5 +73,8 @@ fn a_new_leader_samples_from_the_first_round_again() {
         .filter(|(of, id)| *of == job("j2") && id.task.phase == Phase::Sample)
         .map(|(_, id)| id.generation)
         .collect();
-    assert!(of_second.contains(&Generation(0)) && of_second.contains(&Generation(1)), "{of_second:?}");
+    assert!(
+        of_second.contains(&Generation(0)) && of_second.contains(&Generation(1)),
+        "{of_second:?}"
+    );
 }

@@ -50,7 +50,10 @@ fn a_job_is_cancelled_in_each_phase() {
         world.open_uploads("w1");
         world.cancel("j1");
         assert_eq!(world.settle("j1"), JobState::Cancelled, "{phase}");
-        assert!(world.published.is_empty() && world.uploads.is_empty() && world.objects.is_empty(), "{phase}");
+        assert!(
+            world.published.is_empty() && world.uploads.is_empty() && world.objects.is_empty(),
+            "{phase}"
+        );
         assert!(world.held("w1").is_empty(), "{phase}: the worker still holds an attempt");
     }
 }
@@ -79,7 +82,9 @@ fn a_decided_commit_is_not_cancelled() {
     let refused = world.cancel("j1");
     let (code, text) = world.refusal(refused).expect("refused");
     assert!(code == 409 && text.contains("decided"), "{code} {text}");
-    assert!(world.status("j1").expect("status").waiting_for.is_some_and(|what| what.contains("store")));
+    assert!(
+        world.status("j1").expect("status").waiting_for.is_some_and(|what| what.contains("store"))
+    );
     assert_eq!(world.settle("j1"), JobState::Succeeded);
     let refused = world.cancel("j1");
     assert_eq!(world.refusal(refused).map(|(code, _)| code), Some(409));
@@ -89,7 +94,8 @@ fn a_decided_commit_is_not_cancelled() {
 fn a_job_is_cancelled_while_it_is_planned() {
     let mut world = World::new(config());
     let spec = spec("j1");
-    let effects = world.machine.step(1, Input::Submit { to: ReplyTo(900), spec: Box::new(spec), unix_ms: 0 });
+    let effects =
+        world.machine.step(1, Input::Submit { to: ReplyTo(900), spec: Box::new(spec), unix_ms: 0 });
     assert_eq!(effects.len(), 1);
     world.cancel("j1");
     assert!(world.refusal(ReplyTo(900)).is_some_and(|(_, text)| text.contains("cancelled")));
@@ -100,7 +106,9 @@ fn a_job_is_cancelled_while_it_is_planned() {
 fn the_same_request_is_the_same_job() {
     let mut world = holding(Phase::Sort);
     let again = world.submit(spec("j1"));
-    assert!(matches!(world.replies.get(&again), Some(Reply::Job(status)) if status.state == JobState::Sorting));
+    assert!(
+        matches!(world.replies.get(&again), Some(Reply::Job(status)) if status.state == JobState::Sorting)
+    );
     let mut other = spec("j1");
     other.overwrite = true;
     let other = world.submit(other);
@@ -145,7 +153,10 @@ fn sums_that_do_not_add_up_fail_the_job() {
         assert_eq!(world.settle("j1"), JobState::Failed, "{expected}");
         let error = error_of(&mut world);
         assert!(error.contains(expected), "{expected}: {error}");
-        assert!(world.published.is_empty() && world.uploads.is_empty() && world.objects.is_empty(), "{expected}");
+        assert!(
+            world.published.is_empty() && world.uploads.is_empty() && world.objects.is_empty(),
+            "{expected}"
+        );
     };
     let lose_record = |outcome: &mut Outcome| {
         if let Outcome::Sorted(run) = outcome {
@@ -193,7 +204,8 @@ fn sums_that_do_not_add_up_fail_the_job() {
 
 #[test]
 fn a_gap_between_runs_is_found_at_the_barrier() {
-    // Lines: a run may say that its split's last interval ended early, and only all runs together show the gap.
+    // Lines: a run may say that its split's last interval ended early, and only all runs together
+    // show the gap.
     let mut world = world(2);
     world.lies = |outcome| {
         if let Outcome::Sorted(run) = outcome
@@ -205,7 +217,9 @@ fn a_gap_between_runs_is_found_at_the_barrier() {
         }
     };
     let mut spec = spec("j1");
-    spec.sort = muster_kernel::spec::SortSpec::new(muster_kernel::record::Format::Lines { terminator: b'\n' });
+    spec.sort = muster_kernel::spec::SortSpec::new(muster_kernel::record::Format::Lines {
+        terminator: b'\n',
+    });
     world.submit(spec);
     assert_eq!(world.settle("j1"), JobState::Failed);
     let error = error_of(&mut world);
@@ -268,14 +282,20 @@ fn reports_of_strangers_make_them_register() {
 fn a_report_of_the_wrong_phase_is_not_believed() {
     let mut world = holding(Phase::Sort);
     let run = world.held_run("w1");
-    let to = world.report(&worker("w1"), &job("j1"), run.attempt, Outcome::UploadOpened { upload: "u".to_owned() });
+    let to = world.report(
+        &worker("w1"),
+        &job("j1"),
+        run.attempt,
+        Outcome::UploadOpened { upload: "u".to_owned() },
+    );
     world.pump();
     assert_eq!(reply_to(&world, to), "revoked");
     assert_eq!(world.machine.counters().violations, 1);
     assert_eq!(world.settle_after_finishing("j1"), JobState::Succeeded);
 }
 
-/// As large as a message may be, a report would make a record that no entry holds, and end the leader that believes it.
+/// As large as a message may be, a report would make a record that no entry holds, and end the
+/// leader that believes it.
 #[test]
 fn a_report_that_makes_too_large_a_record_is_refused() {
     let mut world = world(1);
@@ -287,7 +307,10 @@ fn a_report_that_makes_too_large_a_record_is_refused() {
     world.submit(spec("j1"));
     assert_eq!(world.settle("j1"), JobState::Failed);
     let error = error_of(&mut world);
-    assert!(error.contains("cannot be true") && error.contains(&format!("limit is {RECORD_BYTES_MAX}")), "{error}");
+    assert!(
+        error.contains("cannot be true") && error.contains(&format!("limit is {RECORD_BYTES_MAX}")),
+        "{error}"
+    );
     assert!(world.machine.counters().violations >= 4);
 }
 
@@ -297,14 +320,18 @@ fn a_task_that_fails_again_and_again_fails_the_job() {
     world.join("w2", 1);
     world.lies = |outcome| {
         if let Outcome::Sorted(_) = outcome {
-            *outcome = Outcome::Failed { error: Error::new(ErrorKind::Exhausted, "no space left on device") };
+            *outcome = Outcome::Failed {
+                error: Error::new(ErrorKind::Exhausted, "no space left on device"),
+            };
         }
     };
     world.submit(spec("j1"));
     assert_eq!(world.settle("j1"), JobState::Failed);
     let error = error_of(&mut world);
     assert!(
-        error.contains("failed 4 times") && error.contains("worker w1 on host") && error.contains("no space left"),
+        error.contains("failed 4 times")
+            && error.contains("worker w1 on host")
+            && error.contains("no space left"),
         "{error}"
     );
     assert!(error.contains("worker w2"), "another worker is tried: {error}");
@@ -317,7 +344,8 @@ fn a_worker_that_keeps_failing_does_not_use_up_the_tries_while_another_is_busy()
     let mut world = world(1);
     world.join("w2", 1);
     world.hold("w2", &[Phase::Sort]);
-    world.worker_mut("w1").fails = Some(Error::new(ErrorKind::Exhausted, "no space left on device"));
+    world.worker_mut("w1").fails =
+        Some(Error::new(ErrorKind::Exhausted, "no space left on device"));
     world.submit(spec("j1"));
     world.pass(60);
     let status = world.status("j1").expect("status");
@@ -334,7 +362,9 @@ fn an_error_that_repeating_does_not_mend_fails_the_job_at_once() {
     assert_eq!(world.settle("j1"), JobState::Failed);
     let error = error_of(&mut world);
     assert!(
-        error.contains("sample-00000") && error.contains("worker w1") && error.contains("malformed record at byte 7"),
+        error.contains("sample-00000")
+            && error.contains("worker w1")
+            && error.contains("malformed record at byte 7"),
         "{error}"
     );
 }
@@ -358,7 +388,8 @@ fn one_process_for_each_worker_id() {
     let before = world.granted.len();
     world.join("w1", 2);
     assert!(said(&world, "is taken by a live process"), "{:#?}", world.log);
-    // It is silent (it was killed) and suspect: the new one gets in at once, and the tasks go out again.
+    // It is silent (it was killed) and suspect: the new one gets in at once, and the tasks go out
+    // again.
     world.kill("w1");
     world.pass(4);
     assert!(said(&world, "worker-suspect"), "{:#?}", world.log);
@@ -397,7 +428,11 @@ fn a_busy_worker_is_asked_again() {
     world.worker_mut("w1").answers = Some(Ok(RunReply::Busy));
     world.submit(spec("j1"));
     assert_eq!(world.settle("j1"), JobState::Succeeded);
-    assert_eq!(world.status("j1").expect("status").retries, 0, "it never ran, so it does not count");
+    assert_eq!(
+        world.status("j1").expect("status").retries,
+        0,
+        "it never ran, so it does not count"
+    );
 }
 
 #[test]
@@ -426,7 +461,13 @@ fn an_attempt_that_its_worker_forgot_is_lost() {
 fn a_worker_that_leaves_hands_its_attempts_back() {
     let mut world = holding(Phase::Sort);
     world.leave("w1");
-    assert!(world.status("j1").expect("status").waiting_for.is_some_and(|what| what.contains("workers")));
+    assert!(
+        world
+            .status("j1")
+            .expect("status")
+            .waiting_for
+            .is_some_and(|what| what.contains("workers"))
+    );
     world.join("w2", 1);
     assert_eq!(world.settle("j1"), JobState::Succeeded);
     assert_eq!(world.status("j1").expect("status").retries, 0);
@@ -448,7 +489,11 @@ fn an_upload_that_cannot_be_aborted_holds_its_task_back() {
     let mut world = holding(Phase::Merge);
     world.open_uploads("w1");
     world.kill("w1");
-    world.store_fails.entry("abort").or_default().extend([Error::retry("away"), Error::retry("away")]);
+    world
+        .store_fails
+        .entry("abort")
+        .or_default()
+        .extend([Error::retry("away"), Error::retry("away")]);
     world.join("w2", 2);
     world.pass(8);
     let aborts = world.log.iter().filter(|line| line.contains("abort the upload of")).count();
@@ -466,7 +511,10 @@ fn an_upload_that_may_not_be_taken_back_fails_the_job() {
     world.join("w2", 2);
     assert_eq!(world.settle("j1"), JobState::Failed);
     let error = error_of(&mut world);
-    assert!(error.contains("merge-") && error.contains("cannot be taken back: AccessDenied"), "{error}");
+    assert!(
+        error.contains("merge-") && error.contains("cannot be taken back: AccessDenied"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -477,7 +525,10 @@ fn what_could_not_be_removed_is_told_of_an_ended_job() {
     assert_eq!(world.settle("j1"), JobState::Succeeded);
     let status = world.status("j1").expect("status");
     assert!(status.cleaned && status.warnings.len() == 1, "{:?}", status.warnings);
-    assert!(status.warnings[0].contains("not removed") && status.warnings[0].contains("_muster/x (AccessDenied)"));
+    assert!(
+        status.warnings[0].contains("not removed")
+            && status.warnings[0].contains("_muster/x (AccessDenied)")
+    );
 }
 
 #[test]
@@ -491,15 +542,20 @@ fn publishing_is_repeated_while_the_store_is_away() {
 #[test]
 fn a_commit_that_cannot_be_carried_out_ends_with_its_cause() {
     let mut world = world(2);
-    let gone = || Error::new(ErrorKind::NotFound, "file:///out-j1/part-00001.dat: the upload is gone");
+    let gone =
+        || Error::new(ErrorKind::NotFound, "file:///out-j1/part-00001.dat: the upload is gone");
     world.store_fails.entry("publish").or_default().extend((0..20).map(|_| gone()));
     world.submit(spec("j1"));
     assert_eq!(world.settle("j1"), JobState::Failed);
     let error = error_of(&mut world);
-    assert!(error.contains("OUTPUT has no whole result") && error.contains("part-00001"), "{error}");
+    assert!(
+        error.contains("OUTPUT has no whole result") && error.contains("part-00001"),
+        "{error}"
+    );
 }
 
-/// What OUTPUT does not allow is seen before the commit is decided: nothing has changed there, and nothing is left.
+/// What OUTPUT does not allow is seen before the commit is decided: nothing has changed there, and
+/// nothing is left.
 #[test]
 fn a_commit_that_cannot_be_made_visible_is_not_decided() {
     let mut world = world(2);
@@ -510,7 +566,8 @@ fn a_commit_that_cannot_be_made_visible_is_not_decided() {
     let error = error_of(&mut world);
     assert!(error.contains("part-00001") && !error.contains("the commit is decided"), "{error}");
     assert!(world.publications.is_empty() && world.uploads.is_empty() && world.objects.is_empty());
-    let decided = world.journal.iter().any(|(_, entry)| matches!(entry.record, Record::CommitDecided { .. }));
+    let decided =
+        world.journal.iter().any(|(_, entry)| matches!(entry.record, Record::CommitDecided { .. }));
     assert!(!decided, "no record says so");
 }
 
@@ -532,7 +589,11 @@ fn a_commit_that_the_store_refuses_for_too_long_ends_with_its_cause() {
     config.phases.commit_ms = 20_000;
     let mut world = World::new(config);
     world.join("w1", 2);
-    world.store_fails.entry("publish").or_default().extend((0..1000).map(|_| Error::retry("503 of the store")));
+    world
+        .store_fails
+        .entry("publish")
+        .or_default()
+        .extend((0..1000).map(|_| Error::retry("503 of the store")));
     world.submit(spec("j1"));
     world.pass(15);
     assert_eq!(world.status("j1").expect("status").state, JobState::Committing, "it may pass yet");
@@ -541,7 +602,12 @@ fn a_commit_that_the_store_refuses_for_too_long_ends_with_its_cause() {
     for part in ["OUTPUT has no whole result", "phases.commit_ms", "503 of the store"] {
         assert!(error.contains(part), "{part}: {error}");
     }
-    assert!(world.uploads.is_empty() && world.objects.is_empty(), "{:?} {:?}", world.uploads, world.objects);
+    assert!(
+        world.uploads.is_empty() && world.objects.is_empty(),
+        "{:?} {:?}",
+        world.uploads,
+        world.objects
+    );
 }
 
 #[test]
@@ -563,12 +629,18 @@ fn a_clean_up_that_fails_for_too_long_is_given_up_and_its_output_is_free() {
     config.phases.clean_ms = 20_000;
     let mut world = World::new(config);
     world.join("w1", 2);
-    world.store_fails.entry("clean").or_default().extend((0..1000).map(|_| Error::retry("access to /out-j1 denied")));
+    world
+        .store_fails
+        .entry("clean")
+        .or_default()
+        .extend((0..1000).map(|_| Error::retry("access to /out-j1 denied")));
     world.submit(spec("j1"));
     world.pass(15);
     assert!(!world.status("j1").expect("status").cleaned, "it may pass yet");
     assert_eq!(world.settle("j1"), JobState::Succeeded);
-    for part in ["clean-up-given-up", "phases.clean_ms", "access to /out-j1 denied", "doctor --mend"] {
+    for part in
+        ["clean-up-given-up", "phases.clean_ms", "access to /out-j1 denied", "doctor --mend"]
+    {
         assert!(said(&world, part), "{part}: {:#?}", world.log);
     }
     assert!(!said(&world, "unfinished uploads are gone"), "nobody knows that");
@@ -582,7 +654,10 @@ fn a_clean_up_that_fails_for_too_long_is_given_up_and_its_output_is_free() {
 #[test]
 fn a_job_waits_as_its_own_settings_say() {
     let slowly = |kind: &str| {
-        format!("[retry.{kind}]\nstrategy = \"fixed\"\npause_ms = 30000\npause_max_ms = 30000\njitter_percent = 0\n")
+        format!(
+            "[retry.{kind}]\nstrategy = \"fixed\"\npause_ms = 30000\npause_max_ms = \
+                30000\njitter_percent = 0\n"
+        )
     };
     let begin = |kind: &str, step: &'static str| {
         let mut world = world(2);
@@ -596,10 +671,15 @@ fn a_job_waits_as_its_own_settings_say() {
         world.submit(spec);
         world
     };
-    for (kind, step) in [("store", "choose"), ("store", "publish"), ("store", "clean"), ("task", "task")] {
+    for (kind, step) in
+        [("store", "choose"), ("store", "publish"), ("store", "clean"), ("task", "task")]
+    {
         let mut world = begin(kind, step);
         world.pass(28);
-        assert!(!world.status("j1").expect("status").cleaned, "{kind} of {step}: the usual pause is short");
+        assert!(
+            !world.status("j1").expect("status").cleaned,
+            "{kind} of {step}: the usual pause is short"
+        );
         world.pass(8);
         assert_eq!(world.settle("j1"), JobState::Succeeded, "{kind} of {step}");
         assert!(world.now_ms < 50_000, "{kind} of {step}: {} ms", world.now_ms);
@@ -666,7 +746,8 @@ fn a_job_that_is_being_planned_says_which_store_it_waits_for() {
     world.submit(JobSpec { output: "s3://data/out".to_owned(), ..spec("j1") });
     let waits = |world: &mut World| world.status("j1").expect("it is being planned").waiting_for;
     assert_eq!(waits(&mut world), None);
-    let away = |store: &str| Input::StoresAway { away: vec![(store.to_owned(), "refused".to_owned())] };
+    let away =
+        |store: &str| Input::StoresAway { away: vec![(store.to_owned(), "refused".to_owned())] };
     world.feed(away("s3://dat"));
     assert_eq!(waits(&mut world), None, "that of another job");
     world.feed(away("s3://data"));
@@ -678,7 +759,11 @@ fn a_job_that_is_being_planned_says_which_store_it_waits_for() {
 #[test]
 fn what_no_wait_mends_refuses_a_job_at_once() {
     let mut world = world(1);
-    world.store_fails.entry("write").or_default().push_back(Error::setup("nobody knows the name store"));
+    world
+        .store_fails
+        .entry("write")
+        .or_default()
+        .push_back(Error::setup("nobody knows the name store"));
     let to = world.submit(spec("j1"));
     assert_eq!(world.refusal(to), Some((400, "nobody knows the name store".to_owned())));
 }
@@ -693,9 +778,14 @@ fn ended_jobs_are_forgotten_in_order() {
         world.submit(spec(id));
         assert_eq!(world.settle(id), JobState::Succeeded);
     }
-    let known =
-        |world: &World| -> Vec<String> { world.machine.durable().jobs.keys().map(ToString::to_string).collect() };
-    assert_eq!(known(&world), ["a", "b", "c", "d"], "each is swept once more before it is forgotten");
+    let known = |world: &World| -> Vec<String> {
+        world.machine.durable().jobs.keys().map(ToString::to_string).collect()
+    };
+    assert_eq!(
+        known(&world),
+        ["a", "b", "c", "d"],
+        "each is swept once more before it is forgotten"
+    );
     let late_ms = world.config.store.late_sweep_ms;
     world.tick(late_ms);
     world.pass(61);
@@ -784,7 +874,12 @@ fn a_compacted_journal_folds_to_the_same_state() {
             again.push(Entry { epoch: durable.epoch, nonce: 0, record });
         }
         let (compacted, refused) = again.finish();
-        assert_eq!((compacted, refused), (durable.clone(), Vec::new()), "after {}", entry.record.kind());
+        assert_eq!(
+            (compacted, refused),
+            (durable.clone(), Vec::new()),
+            "after {}",
+            entry.record.kind()
+        );
         fold = Fold::from(durable);
     }
 }
@@ -808,8 +903,14 @@ fn illegal_records_are_refused_and_counted() {
     check(&mut durable, Record::JobForgotten { job: job("j1") });
     check(&mut durable, Record::EpochBegan { epoch: Epoch(1), nonce: 0 });
     check(&mut durable, Record::UploadRevoked { job: job("j1"), partition: 0, attempt });
-    check(&mut durable, Record::UploadOpened { job: job("j1"), partition: 0, attempt, upload: "u".to_owned() });
-    check(&mut durable, Record::BoundariesChosen { job: job("j1"), splitters: None, partitions: 1, took_ms: 0 });
+    check(
+        &mut durable,
+        Record::UploadOpened { job: job("j1"), partition: 0, attempt, upload: "u".to_owned() },
+    );
+    check(
+        &mut durable,
+        Record::BoundariesChosen { job: job("j1"), splitters: None, partitions: 1, took_ms: 0 },
+    );
     check(&mut durable, Record::CommitDecided { job: job("nobody"), took_ms: 0, manifest: None });
     assert_eq!(durable, before, "a refused record changes nothing");
     world.feed(Input::Appended { token: 12_345, sequence: 1 });

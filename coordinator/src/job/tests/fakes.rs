@@ -6,8 +6,8 @@ use std::sync::Arc;
 use muster_common::ids::{AttemptId, Epoch, Incarnation, JobId, Phase, WorkerId};
 use muster_common::plan::{PinnedRuns, Plan};
 use muster_common::wire::{
-    AttemptProgress, DamageCause, Health, Heartbeat, HeldAttempt, MergedPart, Outcome, Register, RegisterReply, Report,
-    ReportReply, RunAttempt, RunReply, SortedRun, Work, WorkerState,
+    AttemptProgress, DamageCause, Health, Heartbeat, HeldAttempt, MergedPart, Outcome, Register,
+    RegisterReply, Report, ReportReply, RunAttempt, RunReply, SortedRun, Work, WorkerState,
 };
 use muster_common::{Error, ErrorKind, Result, names};
 use muster_kernel::proof::{Interval, Sums};
@@ -58,7 +58,9 @@ pub(super) fn skipped(run: &RunAttempt) -> Vec<u32> {
 
 /// What a split reads, without objects that are left out.
 fn read(plan: &Plan, split: u32, skip: &[u32]) -> (Vec<Interval>, Sums) {
-    let pieces = plan.splits[split as usize].iter().filter(|piece| skip.binary_search(&piece.object).is_err());
+    let pieces = plan.splits[split as usize]
+        .iter()
+        .filter(|piece| skip.binary_search(&piece.object).is_err());
     let intervals: Vec<Interval> = pieces.copied().collect();
     let bytes = intervals.iter().map(Interval::len).sum();
     (intervals, Sums { records: bytes / RECORD_BYTES, bytes, hash: u64::from(split) + 1 })
@@ -103,7 +105,11 @@ impl World {
     /// What a worker says when it registers.
     pub(super) fn registration(&self, id: &WorkerId) -> Option<Register> {
         let fake = self.workers.get(id)?;
-        let held = fake.held.values().map(|run| HeldAttempt { job: run.job.clone(), attempt: run.attempt }).collect();
+        let held = fake
+            .held
+            .values()
+            .map(|run| HeldAttempt { job: run.job.clone(), attempt: run.attempt })
+            .collect();
         Some(Register {
             worker: id.clone(),
             incarnation: Incarnation(fake.incarnation),
@@ -186,7 +192,9 @@ impl World {
     }
 
     pub(super) fn beat(&mut self, id: &WorkerId, state: WorkerState) {
-        let Some(fake) = self.workers.get_mut(id).filter(|fake| !fake.dead && fake.registered.is_some()) else {
+        let Some(fake) =
+            self.workers.get_mut(id).filter(|fake| !fake.dead && fake.registered.is_some())
+        else {
             return;
         };
         fake.sequence += 1;
@@ -208,7 +216,13 @@ impl World {
     }
 
     /// A worker's report, as it is sent for the first time or again.
-    pub(super) fn report(&mut self, id: &WorkerId, job: &JobId, attempt: AttemptId, mut outcome: Outcome) -> ReplyTo {
+    pub(super) fn report(
+        &mut self,
+        id: &WorkerId,
+        job: &JobId,
+        attempt: AttemptId,
+        mut outcome: Outcome,
+    ) -> ReplyTo {
         (self.lies)(&mut outcome);
         let to = self.ask();
         let Some(fake) = self.workers.get(id) else { return to };
@@ -220,7 +234,8 @@ impl World {
             attempt,
             outcome: outcome.clone(),
         };
-        self.reports.insert(to, Unacknowledged { worker: id.clone(), job: job.clone(), attempt, outcome });
+        self.reports
+            .insert(to, Unacknowledged { worker: id.clone(), job: job.clone(), attempt, outcome });
         self.inbox.push_back(Input::Report { to, report: Box::new(report) });
         to
     }
@@ -278,7 +293,8 @@ impl World {
             Phase::Merge => {
                 let upload = format!("u{}", self.alias(run.attempt));
                 let url = format!("{}/{}", plan.output, names::part_name(index, &plan.extension));
-                // Opened once; and one that is opened after the job's end by a worker that then dies is nobody's to find.
+                // Opened once; and one that is opened after the job's end by a worker that then
+                // dies is nobody's to find.
                 let ended = self.machine.durable().jobs.get(&run.job).is_none_or(|job| job.cleaned);
                 if self.opened.insert(run.attempt) && !ended {
                     self.uploads.insert((url, upload.clone()));
@@ -291,10 +307,14 @@ impl World {
     /// An object of the split that cannot be read.
     fn unreadable(&self, run: &RunAttempt, plan: &Plan) -> Option<Outcome> {
         let skip = skipped(run);
-        let pieces =
-            plan.splits.get(run.attempt.task.index as usize).filter(|_| run.attempt.task.phase != Phase::Merge)?;
-        let object =
-            pieces.iter().map(|piece| piece.object).find(|at| !skip.contains(at) && self.broken.contains_key(at))?;
+        let pieces = plan
+            .splits
+            .get(run.attempt.task.index as usize)
+            .filter(|_| run.attempt.task.phase != Phase::Merge)?;
+        let object = pieces
+            .iter()
+            .map(|piece| piece.object)
+            .find(|at| !skip.contains(at) && self.broken.contains_key(at))?;
         Some(Outcome::InputUnreadable { object, error: self.broken[&object].clone() })
     }
 
@@ -305,12 +325,14 @@ impl World {
             return None;
         }
         let list = PinnedRuns::from_bytes(self.objects.get(&runs.url)?).expect("list of runs");
-        let (split, lost) = (0..).zip(&list.runs).find(|(_, run)| !self.objects.contains_key(&run.url))?;
+        let (split, lost) =
+            (0..).zip(&list.runs).find(|(_, run)| !self.objects.contains_key(&run.url))?;
         let error = Error::new(ErrorKind::NotFound, "no such object");
         Some(Outcome::RunDamaged { split, run: lost.attempt, cause: DamageCause::Store, error })
     }
 
-    /// The part of a partition: the first gets the hash of everything, so that all of them sum to the input.
+    /// The part of a partition: the first gets the hash of everything, so that all of them sum to
+    /// the input.
     pub(super) fn part(&mut self, run: &RunAttempt, upload: String) -> Outcome {
         if let Some(trouble) = self.damaged(run) {
             return trouble;
@@ -321,12 +343,19 @@ impl World {
         let partitions = u64::from(durable.partitions());
         let left_out: Vec<u32> = durable.skipped_objects.keys().copied().collect();
         let splits = durable.submitted.splits;
-        let whole = || (0..splits).fold(Sums::default(), |sum, split| sum.plus(&read(&plan, split, &left_out).1));
+        let whole = || {
+            (0..splits)
+                .fold(Sums::default(), |sum, split| sum.plus(&read(&plan, split, &left_out).1))
+        };
         let total = *self.sums.entry((run.job.clone(), left_out.len())).or_insert_with(whole);
         let share = total.records / partitions;
         let first = total.records - share * (partitions - 1);
         let records = if index == 0 { first } else { share };
-        let kept = Sums { records, bytes: records * RECORD_BYTES, hash: if index == 0 { total.hash } else { 0 } };
+        let kept = Sums {
+            records,
+            bytes: records * RECORD_BYTES,
+            hash: if index == 0 { total.hash } else { 0 },
+        };
         Outcome::Merged(MergedPart {
             upload,
             tags: vec!["t".to_owned()],
@@ -341,16 +370,20 @@ impl World {
 
     pub(super) fn on_report_reply(&mut self, to: ReplyTo, reply: &ReportReply) {
         let Some(report) = self.reports.remove(&to) else { return };
-        let Some(fake) = self.workers.get_mut(&report.worker).filter(|fake| !fake.dead) else { return };
+        let Some(fake) = self.workers.get_mut(&report.worker).filter(|fake| !fake.dead) else {
+            return;
+        };
         match reply {
             ReportReply::Recorded { .. } if self.stop_after.remove(&to) => {}
-            ReportReply::Recorded { .. } => match (&report.outcome, fake.held.get(&report.attempt).cloned()) {
-                (Outcome::UploadOpened { upload }, Some(run)) => {
-                    let merged = self.part(&run, upload.clone());
-                    self.report(&report.worker, &report.job, report.attempt, merged);
+            ReportReply::Recorded { .. } => {
+                match (&report.outcome, fake.held.get(&report.attempt).cloned()) {
+                    (Outcome::UploadOpened { upload }, Some(run)) => {
+                        let merged = self.part(&run, upload.clone());
+                        self.report(&report.worker, &report.job, report.attempt, merged);
+                    }
+                    _ => drop(fake.held.remove(&report.attempt)),
                 }
-                _ => drop(fake.held.remove(&report.attempt)),
-            },
+            }
             ReportReply::Revoked { .. } => self.abandon(&report.worker, &report.attempt),
             // Said again when time has passed.
             ReportReply::Later => {}
@@ -368,7 +401,8 @@ impl World {
             fake.epoch = *epoch;
             fake.registered = Some(*epoch);
             // Only what the leader was asked about: it may have granted more since.
-            let dropped: Vec<AttemptId> = asked.into_iter().filter(|attempt| !regranted.contains(attempt)).collect();
+            let dropped: Vec<AttemptId> =
+                asked.into_iter().filter(|attempt| !regranted.contains(attempt)).collect();
             dropped.iter().for_each(|attempt| self.abandon(&id, attempt));
             let Some(fake) = self.workers.get_mut(&id) else { return };
             let runs: Vec<RunAttempt> = fake.held.values().cloned().collect();
@@ -381,17 +415,25 @@ impl World {
 
     /// Reports again on everything that is done and has not been acknowledged.
     pub(super) fn report_again(&mut self, id: &WorkerId) {
-        let Some(fake) = self.workers.get(id).filter(|fake| !fake.dead && fake.registered.is_some()) else { return };
-        let reported: BTreeSet<AttemptId> = self.reports.values().map(|report| report.attempt).collect();
-        let open =
-            |run: &&RunAttempt| !fake.holds.contains(&run.attempt.task.phase) && !reported.contains(&run.attempt);
+        let Some(fake) =
+            self.workers.get(id).filter(|fake| !fake.dead && fake.registered.is_some())
+        else {
+            return;
+        };
+        let reported: BTreeSet<AttemptId> =
+            self.reports.values().map(|report| report.attempt).collect();
+        let open = |run: &&RunAttempt| {
+            !fake.holds.contains(&run.attempt.task.phase) && !reported.contains(&run.attempt)
+        };
         let runs: Vec<RunAttempt> = fake.held.values().filter(open).cloned().collect();
         runs.iter().for_each(|run| self.work_again(id, run));
     }
 
     /// A worker removes what an attempt made that does not count, as it was told.
     pub(super) fn abandon(&mut self, id: &WorkerId, attempt: &AttemptId) {
-        let Some(run) = self.workers.get_mut(id).and_then(|fake| fake.held.remove(attempt)) else { return };
+        let Some(run) = self.workers.get_mut(id).and_then(|fake| fake.held.remove(attempt)) else {
+            return;
+        };
         let name = names::run_path(&run.attempt);
         self.objects.retain(|url, _| !url.ends_with(&name));
         let upload = format!("u{}", self.alias(*attempt));
@@ -400,7 +442,8 @@ impl World {
 
     /// A re-granted attempt goes on: a merge with a journalled upload reports on its part.
     fn work_again(&mut self, id: &WorkerId, run: &RunAttempt) {
-        let open = self.machine.durable().jobs.get(&run.job).and_then(|job| job.upload(&run.attempt));
+        let open =
+            self.machine.durable().jobs.get(&run.job).and_then(|job| job.upload(&run.attempt));
         match open.map(|upload| upload.upload.clone()) {
             _ if self.committed_part(run).is_some() => {
                 let upload = self.committed_part(run).unwrap_or_default();

@@ -50,8 +50,15 @@ fn many_reports_of_one_loss_are_one_generation() {
     world.pump();
     world.acknowledge_held();
     let durable = &world.machine.durable().jobs[&job("j1")];
-    assert_eq!((durable.generation(1), durable.repeated, durable.runs.len()), (Generation(1), 1, 2));
-    assert_eq!(world.status("j1").expect("status").retries, 0, "a merge that finds a lost run has not failed");
+    assert_eq!(
+        (durable.generation(1), durable.repeated, durable.runs.len()),
+        (Generation(1), 1, 2)
+    );
+    assert_eq!(
+        world.status("j1").expect("status").retries,
+        0,
+        "a merge that finds a lost run has not failed"
+    );
     // The merge of w2 reads the old list, and may say the same after the repair.
     world.hold("w1", &[Phase::Merge]);
     world.finish("w1");
@@ -75,7 +82,13 @@ fn a_run_that_is_lost_again_and_again_fails_the_job() {
     }
     assert_eq!(release(&mut world), JobState::Failed);
     let error = error_of(&mut world);
-    for part in ["sort-00002", "recovery.generations_max 5", "block 3 has another checksum", ".run", "worker w"] {
+    for part in [
+        "sort-00002",
+        "recovery.generations_max 5",
+        "block 3 has another checksum",
+        ".run",
+        "worker w",
+    ] {
         assert!(error.contains(part), "{part}: {error}");
     }
 }
@@ -178,7 +191,10 @@ fn an_unreadable_object_fails_the_job_or_is_left_out() {
     assert!(state == JobState::Failed && error.contains("file:///in/1"), "{error}");
     assert_eq!(check(BadInputs::Skip, ErrorKind::NotFound).0, JobState::Succeeded);
     let (state, retries, error) = check(BadInputs::Skip, ErrorKind::Retry);
-    assert!(state == JobState::Succeeded && retries >= 3, "tried elsewhere first: {retries} {error}");
+    assert!(
+        state == JobState::Succeeded && retries >= 3,
+        "tried elsewhere first: {retries} {error}"
+    );
 }
 
 #[test]
@@ -190,7 +206,10 @@ fn a_job_that_is_being_cancelled_gives_up_no_runs() {
     let mut spec = spec("j1");
     spec.bad_inputs = BadInputs::Skip;
     world.submit(spec);
-    assert!(!world.machine.durable().jobs[&job("j1")].runs.is_empty(), "runs of w1 hold records of the object");
+    assert!(
+        !world.machine.durable().jobs[&job("j1")].runs.is_empty(),
+        "runs of w1 hold records of the object"
+    );
     world.broken.insert(1, Error::new(ErrorKind::NotFound, "gone"));
     world.journal_holds = true;
     world.hold("w2", &[]);
@@ -199,6 +218,10 @@ fn a_job_that_is_being_cancelled_gives_up_no_runs() {
     // The omission stands before the end, and calls for nothing any more.
     world.acknowledge_held();
     assert_eq!(world.settle("j1"), JobState::Cancelled);
-    assert!(world.log.iter().any(|line| line.contains("object-skipped")), "{}", world.log.join("\n"));
+    assert!(
+        world.log.iter().any(|line| line.contains("object-skipped")),
+        "{}",
+        world.log.join("\n")
+    );
     assert_eq!(world.machine.durable().jobs[&job("j1")].repeated, 0);
 }

@@ -1,5 +1,6 @@
-//! The machine's tests: readable conversations with golden output, an exhaustive crash sweep, and single cases. All of them run in [`world`], which checks the
-//! invariants after every step and that folding the journal gives exactly the leader's durable state.
+//! The machine's tests: readable conversations with golden output, an exhaustive crash sweep, and
+//! single cases. All of them run in [`world`], which checks the invariants after every step and
+//! that folding the journal gives exactly the leader's durable state.
 
 mod boundaries;
 mod cases;
@@ -19,7 +20,9 @@ mod world;
 pub(super) fn empty_plan() -> muster_common::plan::Plan {
     muster_common::plan::Plan {
         job: world::job("j1"),
-        sort: muster_kernel::spec::SortSpec::new(muster_kernel::record::Format::Lines { terminator: b'\n' }),
+        sort: muster_kernel::spec::SortSpec::new(muster_kernel::record::Format::Lines {
+            terminator: b'\n',
+        }),
         objects: Vec::new(),
         splits: Vec::new(),
         partitions: 1,

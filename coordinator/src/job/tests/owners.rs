@@ -1,4 +1,5 @@
-//! Inputs that one worker alone can read: who gets their tasks, and what becomes of a job whose owner is away.
+//! Inputs that one worker alone can read: who gets their tasks, and what becomes of a job whose
+//! owner is away.
 
 use muster_common::api::JobState;
 use muster_common::config::Config;
@@ -14,7 +15,11 @@ use crate::job::io::{Input, Listing};
 /// Files of so many records, each of a worker, or of nobody where the name is empty.
 fn files(of: &[(&str, u64)]) -> Listing {
     let object = |(n, (owner, records)): (usize, &(&str, u64))| PinnedObject {
-        url: if owner.is_empty() { format!("file:///in/{n}") } else { format!("worker://{owner}/data/{n}") },
+        url: if owner.is_empty() {
+            format!("file:///in/{n}")
+        } else {
+            format!("worker://{owner}/data/{n}")
+        },
         bytes: records * RECORD_BYTES,
         version: "v".to_owned(),
     };
@@ -32,7 +37,8 @@ fn settled(config: Config) -> World {
     world
 }
 
-/// Two workers that offer `/data`, and one that does not. `w1` has splits 0 and 1, `w2` splits 2 to 4.
+/// Two workers that offer `/data`, and one that does not. `w1` has splits 0 and 1, `w2` splits 2
+/// to 4.
 fn pool() -> World {
     let mut world = settled(config());
     world.join_with("w1", 1, &["/data"]);
@@ -48,7 +54,11 @@ fn sorted_by(world: &World) -> Vec<String> {
 }
 
 fn sorts(attempts: &[AttemptId]) -> Vec<u32> {
-    attempts.iter().filter(|attempt| attempt.task.phase == Phase::Sort).map(|attempt| attempt.task.index).collect()
+    attempts
+        .iter()
+        .filter(|attempt| attempt.task.phase == Phase::Sort)
+        .map(|attempt| attempt.task.index)
+        .collect()
 }
 
 /// A job that is in the midst of sorting: every owner holds what it was given.
@@ -69,7 +79,11 @@ fn waits(world: &mut World) -> String {
 fn tasks_go_to_the_owner_and_merges_to_anybody() {
     let mut world = sorting();
     assert_eq!(world.asked_for_files, [worker("w1"), worker("w2")]);
-    assert!(said(&world, "input-offered: files that workers offer: 1 of w1, 2 of w2"), "{:#?}", world.log);
+    assert!(
+        said(&world, "input-offered: files that workers offer: 1 of w1, 2 of w2"),
+        "{:#?}",
+        world.log
+    );
     assert_eq!((sorts(&world.held("w1")), sorts(&world.held("w2"))), (vec![0], vec![2, 3]));
     assert!(world.held("w3").is_empty(), "it can read nothing of it");
     for id in ["w1", "w2", "w3"] {
@@ -78,7 +92,8 @@ fn tasks_go_to_the_owner_and_merges_to_anybody() {
     world.finish("w1");
     world.finish("w2");
     let plan = world.plans.values().next().expect("plan").clone();
-    let owners: Vec<&str> = (0..plan.splits.len() as u32).filter_map(|split| plan.owner(split)).collect();
+    let owners: Vec<&str> =
+        (0..plan.splits.len() as u32).filter_map(|split| plan.owner(split)).collect();
     assert_eq!(sorted_by(&world), owners);
     assert_eq!(owners, ["w1", "w1", "w2", "w2", "w2"]);
     assert_eq!(world.settle_after_finishing("j1"), JobState::Succeeded);
@@ -108,7 +123,11 @@ fn a_dead_owner_is_waited_for_by_name_and_goes_on_when_it_is_back() {
     world.kill("w2");
     world.pass(9);
     assert!(
-        said(&world, "warning waiting-for-worker: the job waits for worker w2, which alone can read 2 of its inputs"),
+        said(
+            &world,
+            "warning waiting-for-worker: the job waits for worker w2, which alone can read 2 of \
+                its inputs"
+        ),
         "{:#?}",
         world.log
     );
@@ -134,9 +153,12 @@ fn an_owner_that_stays_away_fails_the_job_by_name() {
     world.pass(20);
     assert_eq!(world.settle("j1"), JobState::Failed);
     let error = error_of(&mut world);
-    for part in
-        ["worker w2 was waited for", "it is dead", "worker://w2/data/1 and 1 more", "300000 ms (phases.register_ms)"]
-    {
+    for part in [
+        "worker w2 was waited for",
+        "it is dead",
+        "worker://w2/data/1 and 1 more",
+        "300000 ms (phases.register_ms)",
+    ] {
         assert!(error.contains(part), "{part}: {error}");
     }
 }
@@ -145,7 +167,10 @@ fn an_owner_that_stays_away_fails_the_job_by_name() {
 fn the_bound_is_the_jobs_own_and_does_not_count_what_the_leader_missed() {
     let mut world = pool();
     world.hold("w2", &[Phase::Sort]);
-    world.submit(JobSpec { settings: Some("[phases]\nregister_ms = 20000\n".to_owned()), ..local("j1") });
+    world.submit(JobSpec {
+        settings: Some("[phases]\nregister_ms = 20000\n".to_owned()),
+        ..local("j1")
+    });
     world.kill("w2");
     world.pass(10);
     assert!(said(&world, "waiting-for-worker"), "{:#?}", world.log);
@@ -167,7 +192,11 @@ fn after_its_runs_an_owner_is_not_needed() {
     world.kill("w1");
     world.kill("w2");
     world.pass(20);
-    assert!(!said(&world, "waiting-for-worker") && waits(&mut world).is_empty(), "{:#?}", world.log);
+    assert!(
+        !said(&world, "waiting-for-worker") && waits(&mut world).is_empty(),
+        "{:#?}",
+        world.log
+    );
     world.hold("w3", &[]);
     world.finish("w3");
     assert_eq!(world.settle("j1"), JobState::Succeeded);
@@ -210,7 +239,10 @@ fn a_lost_run_goes_back_to_its_owner() {
     world.pass(330);
     assert_eq!(world.settle_after_finishing("j1"), JobState::Failed);
     let error = error_of(&mut world);
-    assert!(error.contains("worker w2") && error.contains("worker://w2/data/1 and 1 more"), "{error}");
+    assert!(
+        error.contains("worker w2") && error.contains("worker://w2/data/1 and 1 more"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -275,7 +307,10 @@ fn a_new_leader_waits_for_the_owner_too_and_grants_nobody_else() {
     world.pump();
     world.pass(20);
     let text = waits(&mut world);
-    assert!(text.contains("worker w2, which alone can read 2 of its inputs (it has not registered)"), "{text}");
+    assert!(
+        text.contains("worker w2, which alone can read 2 of its inputs (it has not registered)"),
+        "{text}"
+    );
     world.join_with("w2", 2, &["/data"]);
     assert_eq!(world.settle_after_finishing("j1"), JobState::Succeeded);
     assert!(sorted_by_is_gone(&world));
@@ -285,7 +320,8 @@ fn sorted_by_is_gone(world: &World) -> bool {
     world.machine.durable().jobs[&job("j1")].cleaned
 }
 
-/// What a worker holds that it cannot have: it names an attempt of another one's task after a take-over, before the new leader has read the plan.
+/// What a worker holds that it cannot have: it names an attempt of another one's task after a
+/// take-over, before the new leader has read the plan.
 #[test]
 fn an_attempt_at_the_wrong_worker_is_taken_back_when_the_plan_is_there() {
     let mut world = sorting();
@@ -322,13 +358,16 @@ fn an_owner_that_offers_nothing_any_more_is_waited_for_and_named() {
 fn a_file_that_is_not_offered_any_more_fails_the_job() {
     let mut world = sorting();
     let attempt = world.held("w2")[0];
-    let error = Error::invalid("/data/1 is not below the folders that this worker offers (--input-dir)");
+    let error =
+        Error::invalid("/data/1 is not below the folders that this worker offers (--input-dir)");
     world.report(&worker("w2"), &job("j1"), attempt, Outcome::InputUnreadable { object: 1, error });
     world.pump();
     assert_eq!(world.settle_after_finishing("j1"), JobState::Failed);
     let error = error_of(&mut world);
     assert!(
-        error.contains("worker w2") && error.contains("worker://w2/data/1") && error.contains("--input-dir"),
+        error.contains("worker w2")
+            && error.contains("worker://w2/data/1")
+            && error.contains("--input-dir"),
         "{error}"
     );
 }
@@ -351,10 +390,16 @@ fn a_request_is_refused_where_an_offer_would_be_missing() {
     world.kill("w3");
     world.pass(4);
     let (code, text) = refused(&mut world);
-    assert!(code == 503 && text.contains("worker w3") && text.contains("was not heard"), "{code} {text}");
+    assert!(
+        code == 503 && text.contains("worker w3") && text.contains("was not heard"),
+        "{code} {text}"
+    );
     world.pass(5);
     let (code, text) = refused(&mut world);
-    assert!(code == 400 && text.contains("worker w3") && text.contains("muster drain"), "{code} {text}");
+    assert!(
+        code == 400 && text.contains("worker w3") && text.contains("muster drain"),
+        "{code} {text}"
+    );
     let to = world.ask();
     world.feed(Input::Drain { to, worker: worker("w3") });
     world.listing = files(&[("w2", 150)]);
@@ -365,7 +410,10 @@ fn a_request_is_refused_where_an_offer_would_be_missing() {
     world.feed(Input::Drain { to, worker: worker("w2") });
     let to = world.submit(local("j2"));
     let (code, text) = world.refusal(to).expect("refused");
-    assert!(code == 400 && text.contains("worker w2") && text.contains("is draining"), "{code} {text}");
+    assert!(
+        code == 400 && text.contains("worker w2") && text.contains("is draining"),
+        "{code} {text}"
+    );
     let to = world.submit(JobSpec { inputs: vec!["workers:/../x".to_owned()], ..local("j3") });
     assert!(world.refusal(to).is_some_and(|(code, _)| code == 400));
 }
@@ -378,9 +426,15 @@ fn folders_that_cannot_be_are_refused_at_registration() {
         assert_eq!(world.workers[&worker("w1")].registered.is_some(), accepted, "{folders:?}");
     };
     check(&["/data", "/more/data", "/database"], true);
-    for folders in
-        [&["data"][..], &["/"], &["/data/"], &["/data/../etc"], &["/a//b"], &["/data", "/data/sub"], &["/a", "/a"]]
-    {
+    for folders in [
+        &["data"][..],
+        &["/"],
+        &["/data/"],
+        &["/data/../etc"],
+        &["/a//b"],
+        &["/data", "/data/sub"],
+        &["/a", "/a"],
+    ] {
         check(folders, false);
     }
     let many: Vec<String> = (0..65).map(|n| format!("/in/{n}")).collect();

@@ -1,4 +1,5 @@
-//! The pool under watch: silence, hangs, breakers, waves, alerts, limits, and what lists and statuses show of them.
+//! The pool under watch: silence, hangs, breakers, waves, alerts, limits, and what lists and
+//! statuses show of them.
 
 use muster_common::api::{JobState, WorkerStatus};
 use muster_common::config::Config;
@@ -41,7 +42,10 @@ fn a_silent_worker_is_suspect_then_dead_then_back() {
     assert!(said(&world, "worker-suspect") && !said(&world, "worker-lost"));
     world.pass(4);
     let status = listed(&mut world, "w1");
-    assert!(status.state == "failed" && status.cause.is_some_and(|cause| cause.contains("nothing was heard")));
+    assert!(
+        status.state == "failed"
+            && status.cause.is_some_and(|cause| cause.contains("nothing was heard"))
+    );
     assert_eq!(world.settle("j1"), JobState::Succeeded);
     world.wake("w1");
     world.pass(1);
@@ -144,13 +148,20 @@ fn a_job_whose_workers_all_wait_for_a_store_says_so() {
     wait(&mut world, "w1", Some("store s3://b"));
     assert_eq!(waiting(&mut world), None, "the other one works");
     let status = listed(&mut world, "w1");
-    assert_eq!((status.state.as_str(), status.cause.as_deref()), ("degraded", Some("it cannot reach its store")));
+    assert_eq!(
+        (status.state.as_str(), status.cause.as_deref()),
+        ("degraded", Some("it cannot reach its store"))
+    );
     assert_eq!(listed(&mut world, "w2").state, "healthy");
     wait(&mut world, "w2", Some("store s3://b"));
     assert_eq!(waiting(&mut world).as_deref(), Some("store s3://b (all workers)"));
     world.pass(100);
     assert!(!said(&world, "slow-progress"), "the store is the cause, and named");
-    assert_eq!((count(&world, "worker-cut-off"), count(&world, "worker-store-back")), (2, 0), "once for each");
+    assert_eq!(
+        (count(&world, "worker-cut-off"), count(&world, "worker-store-back")),
+        (2, 0),
+        "once for each"
+    );
     wait(&mut world, "w1", Some("storehouse"));
     wait(&mut world, "w2", None);
     assert_eq!(waiting(&mut world), None);
@@ -168,7 +179,10 @@ fn a_job_without_attempts_waits_for_the_store_that_all_workers_wait_for() {
     world.tick(1000);
     world.submit(spec("j1"));
     let status = world.status("j1").expect("status");
-    assert_eq!((status.attempts_running, status.waiting_for.as_deref()), (0, Some("store (all workers)")));
+    assert_eq!(
+        (status.attempts_running, status.waiting_for.as_deref()),
+        (0, Some("store (all workers)"))
+    );
 }
 
 #[test]
@@ -184,7 +198,10 @@ fn a_worker_that_fails_again_and_again_gets_nothing_until_a_trial_succeeds() {
     assert!(said(&world, "breaker-open"), "{:#?}", world.log);
     assert_eq!(count(&world, "warning attempt-failed"), 5);
     let status = listed(&mut world, "w1");
-    assert!(status.state == "failed" && status.cause.is_some_and(|cause| cause.contains("again and again")));
+    assert!(
+        status.state == "failed"
+            && status.cause.is_some_and(|cause| cause.contains("again and again"))
+    );
     // The trial fails: twice as long; the next one succeeds.
     world.pass(6);
     assert_eq!((listed(&mut world, "w1").state.as_str(), world.held("w1").len()), ("degraded", 1));
@@ -226,7 +243,10 @@ fn a_wave_of_losses_is_recovered_from_slowly_and_sheds_new_jobs() {
     }
     let shed = world.submit(spec("j2"));
     let (code, text) = world.refusal(shed).expect("refused");
-    assert!(code == 503 && text.contains("were lost lately") && text.contains("try again in"), "{code} {text}");
+    assert!(
+        code == 503 && text.contains("were lost lately") && text.contains("try again in"),
+        "{code} {text}"
+    );
     let at_first = world.granted.len();
     assert!(said(&world, "partition-suspected"));
     world.pass(40);
@@ -281,7 +301,11 @@ fn workers_cut_off_together_are_a_partition_and_heal() {
         world.wake(&format!("w{n}"));
     }
     world.pass(2);
-    assert!(said(&world, "partition-healed") && !said(&world, "partition-over"), "{:#?}", world.log);
+    assert!(
+        said(&world, "partition-healed") && !said(&world, "partition-over"),
+        "{:#?}",
+        world.log
+    );
     world.feed(Input::Connection { up: false });
     assert!(said(&world, "the coordinator's own connection to NATS is lost"));
 }
@@ -305,7 +329,11 @@ fn too_few_workers_are_waited_for_and_then_named() {
     world.pass(302);
     assert_eq!(world.settle("j2"), JobState::Failed);
     let error = world.status("j2").and_then(|status| status.error).unwrap_or_default();
-    assert!(error.contains("2 workers of at least 3 (pool.min_workers)") && error.contains("register_ms"), "{error}");
+    assert!(
+        error.contains("2 workers of at least 3 (pool.min_workers)")
+            && error.contains("register_ms"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -418,7 +446,8 @@ fn an_outage_of_the_journal_is_told_when_it_is_over() {
     assert!(said(&world, "journal could not be written (still none)"), "{:#?}", world.log);
 }
 
-/// A server of a cluster is named as it goes, and as it comes back, and in between to those who ask for a job.
+/// A server of a cluster is named as it goes, and as it comes back, and in between to those who ask
+/// for a job.
 #[test]
 fn a_server_of_nats_that_is_away_is_named() {
     let mut world = pool(config(), 1, Phase::Sort);
@@ -470,7 +499,9 @@ fn a_drained_worker_that_left_is_shown_until_it_is_forgotten() {
     let mut world = pool(config(), 2, Phase::Sort);
     let to = world.ask();
     world.feed(Input::Drain { to, worker: worker("w2") });
-    assert!(matches!(world.replies.get(&to), Some(Reply::Worker(status)) if status.state == "draining"));
+    assert!(
+        matches!(world.replies.get(&to), Some(Reply::Worker(status)) if status.state == "draining")
+    );
     world.leave("w2");
     assert_eq!(listed(&mut world, "w2").state, "drained");
     world.leave("w1");
@@ -542,7 +573,8 @@ fn what_needs_more_memory_goes_to_a_larger_worker_at_once_or_fails() {
     world.submit(spec("j1"));
     let needs = |world: &mut World, name: &str, task_bytes| {
         let run = world.held_run(name);
-        let error = Error::new(ErrorKind::NeedsMemory { task_bytes }, "a record that needs --memory 3GiB");
+        let error =
+            Error::new(ErrorKind::NeedsMemory { task_bytes }, "a record that needs --memory 3GiB");
         world.report(&worker(name), &job("j1"), run.attempt, Outcome::Failed { error });
         world.pass(12);
     };
@@ -552,7 +584,11 @@ fn what_needs_more_memory_goes_to_a_larger_worker_at_once_or_fails() {
     needs(&mut world, first, 600 * MIB);
     let run = world.held_run("w3");
     assert_eq!(run.memory_halvings, 0, "less at once is no help");
-    assert_eq!(count(&world, "attempt-failed"), 2, "one event and one record: no other small one has tried");
+    assert_eq!(
+        count(&world, "attempt-failed"),
+        2,
+        "one event and one record: no other small one has tried"
+    );
     // So does the next leader decide.
     world.forget_held("w3");
     world.crash();
@@ -574,14 +610,21 @@ fn a_flood_of_refusals_is_told_in_a_few_events_and_counted_exactly() {
         for _ in 0..registrations {
             let (to, sound) = (world.ask(), world.registration(&worker("w1")).expect("a worker"));
             world.feed(Input::Register { to, register: Box::new(Register { slots: 0, ..sound }) });
-            let refused = matches!(world.replies.remove(&to), Some(Reply::Register(RegisterReply::Refused { .. })));
+            let refused = matches!(
+                world.replies.remove(&to),
+                Some(Reply::Register(RegisterReply::Refused { .. }))
+            );
             assert!(refused, "each is answered");
         }
     };
     flood(&mut world, 1000);
     assert_eq!(count(&world, "worker-refused"), 5);
     world.pass(11);
-    assert!(said(&world, "worker-refused: 995 more registrations were refused meanwhile"), "{:#?}", world.log);
+    assert!(
+        said(&world, "worker-refused: 995 more registrations were refused meanwhile"),
+        "{:#?}",
+        world.log
+    );
     world.pass(30);
     assert_eq!(count(&world, "worker-refused"), 6, "nothing more comes of it");
     flood(&mut world, 3);

@@ -1,5 +1,6 @@
-//! Random conversations: workers come, hang, die and wake, the store fails, the coordinator is killed, jobs are cancelled, in an order that a seed decides. Then
-//! everything is healed, and every job must end: succeeded whole, or failed or cancelled with nothing left.
+//! Random conversations: workers come, hang, die and wake, the store fails, the coordinator is
+//! killed, jobs are cancelled, in an order that a seed decides. Then everything is healed, and
+//! every job must end: succeeded whole, or failed or cancelled with nothing left.
 
 use muster_common::api::JobState;
 use muster_common::config::Config;
@@ -37,7 +38,8 @@ fn act(world: &mut World, dice: &mut Dice) {
         }
         14 => world.lose_run(name, dice.below(3) as u32),
         15 if dice.below(3) == 0 => {
-            let error = Error::new(dice.pick(&[ErrorKind::Retry, ErrorKind::NotFound]), "unreadable");
+            let error =
+                Error::new(dice.pick(&[ErrorKind::Retry, ErrorKind::NotFound]), "unreadable");
             world.broken.insert(dice.below(2) as u32, error);
         }
         2 => world.join(id, 1 + dice.below(3) as u32),
@@ -98,11 +100,14 @@ fn check(seed: u64) -> (JobState, Seen) {
     }
     heal(&mut world);
     let mut first = None;
-    for name in JOBS.into_iter().filter(|name| world.specs.contains_key(&job(name))).collect::<Vec<_>>() {
+    for name in
+        JOBS.into_iter().filter(|name| world.specs.contains_key(&job(name))).collect::<Vec<_>>()
+    {
         let state = world.settle(name);
         let output = format!("file:///out-{name}/");
         let parts = world.completed.keys().filter(|url| url.starts_with(&output)).count();
-        let left: Vec<_> = world.uploads.iter().filter(|(url, _)| url.starts_with(&output)).cloned().collect();
+        let left: Vec<_> =
+            world.uploads.iter().filter(|(url, _)| url.starts_with(&output)).cloned().collect();
         match state {
             JobState::Succeeded => assert_eq!(parts, 3, "seed {seed}, {name}"),
             JobState::Cancelled => assert_eq!(parts, 0, "seed {seed}, {name}"),
@@ -116,7 +121,11 @@ fn check(seed: u64) -> (JobState, Seen) {
     }
     assert_eq!(world.machine.counters().illegal, 0, "seed {seed}: illegal transitions");
     let said = |kind: &str| world.log.iter().any(|line| line.contains(kind));
-    let seen = Seen { second: said("speculation-began"), hung: said("attempt-hung"), wave: said("wave-began") };
+    let seen = Seen {
+        second: said("speculation-began"),
+        hung: said("attempt-hung"),
+        wave: said("wave-began"),
+    };
     (first.unwrap_or(JobState::Submitted), seen)
 }
 
@@ -132,8 +141,12 @@ struct Seen {
 fn jobs_end_whatever_happens() {
     let (mut states, seen): (Vec<JobState>, Vec<Seen>) = (0..500).map(check).unzip();
     let count = |what: fn(&Seen) -> bool| seen.iter().filter(|seen| what(seen)).count();
-    let (second, hung, wave) = (count(|seen| seen.second), count(|seen| seen.hung), count(|seen| seen.wave));
-    assert!(second > 10 && hung > 20 && wave > 5, "second attempts {second}, hung ones {hung}, waves {wave}");
+    let (second, hung, wave) =
+        (count(|seen| seen.second), count(|seen| seen.hung), count(|seen| seen.wave));
+    assert!(
+        second > 10 && hung > 20 && wave > 5,
+        "second attempts {second}, hung ones {hung}, waves {wave}"
+    );
     states.sort_unstable();
     states.dedup();
     assert!(

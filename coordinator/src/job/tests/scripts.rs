@@ -1,4 +1,5 @@
-//! Conversations as text. A line that begins with `>` is what happens; below it stands what the machine asks for. `UPDATE_GOLDEN=1` writes what is said now.
+//! Conversations as text. A line that begins with `>` is what happens; below it stands what the
+//! machine asks for. `UPDATE_GOLDEN=1` writes what is said now.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,9 @@ use muster_common::{Error, ErrorKind};
 use super::world::{World, config, spec};
 
 fn check(name: &str) {
-    let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/job/tests/scripts").join(format!("{name}.txt"));
+    let path: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("src/job/tests/scripts")
+        .join(format!("{name}.txt"));
     let golden = std::fs::read_to_string(&path).expect("script");
     let said = play(&golden);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
@@ -51,7 +54,9 @@ fn act(world: &mut World, command: &str) {
             world.submit(spec);
         }
         ["cancel", id] => drop(world.cancel(id)),
-        ["hold", id, phases @ ..] => world.hold(id, &phases.iter().map(|name| phase(name)).collect::<Vec<_>>()),
+        ["hold", id, phases @ ..] => {
+            world.hold(id, &phases.iter().map(|name| phase(name)).collect::<Vec<_>>())
+        }
         ["finish", id] => world.finish(id),
         ["open", id] => world.open_uploads(id),
         ["finish-one", id] => world.finish_one(id),
@@ -64,7 +69,10 @@ fn act(world: &mut World, command: &str) {
         }
         ["lose-run", id, split] => world.lose_run(id, split.parse().expect("split")),
         ["unreadable", object, text @ ..] => {
-            world.broken.insert(object.parse().expect("object"), Error::new(ErrorKind::NotFound, text.join(" ")));
+            world.broken.insert(
+                object.parse().expect("object"),
+                Error::new(ErrorKind::NotFound, text.join(" ")),
+            );
         }
         ["leave", id] => world.leave(id),
         ["restart"] => {
@@ -77,7 +85,11 @@ fn act(world: &mut World, command: &str) {
         }
         ["store-away", kinds @ ..] => {
             for kind in kinds {
-                world.store_fails.entry(kind.to_string().leak()).or_default().push_back(Error::retry("503 SlowDown"));
+                world
+                    .store_fails
+                    .entry(kind.to_string().leak())
+                    .or_default()
+                    .push_back(Error::retry("503 SlowDown"));
             }
         }
         _ => panic!("no such command: {command}"),

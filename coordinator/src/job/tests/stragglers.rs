@@ -25,7 +25,8 @@ fn speculate(world: &mut World, phase: Phase) -> (AttemptId, AttemptId, String) 
     world.pass(20);
     assert!(said(world, "speculation-began"), "{:#?}", world.log);
     let first = world.held_run("w1").attempt;
-    let other = ["w2", "w3"].into_iter().find(|id| !world.held(id).is_empty()).expect("a second attempt");
+    let other =
+        ["w2", "w3"].into_iter().find(|id| !world.held(id).is_empty()).expect("a second attempt");
     (first, world.held_run(other).attempt, other.to_owned())
 }
 
@@ -89,7 +90,8 @@ fn while_one_result_is_on_its_way_the_other_waits() {
 
 #[test]
 fn a_worker_that_dies_leaves_the_other_attempt() {
-    for (phase, dies_first) in [(Phase::Sort, true), (Phase::Merge, true), (Phase::Sort, false), (Phase::Merge, false)]
+    for (phase, dies_first) in
+        [(Phase::Sort, true), (Phase::Merge, true), (Phase::Sort, false), (Phase::Merge, false)]
     {
         let mut world = slow(phase);
         let (_, _, other) = speculate(&mut world, phase);
@@ -98,7 +100,10 @@ fn a_worker_that_dies_leaves_the_other_attempt() {
         world.kill(if dies_first { "w1" } else { &other });
         world.pass(9);
         let status = world.status("j1").expect("status");
-        assert!(status.retries == 1 && (1..=2).contains(&status.attempts_running), "{phase}: {status:?}");
+        assert!(
+            status.retries == 1 && (1..=2).contains(&status.attempts_running),
+            "{phase}: {status:?}"
+        );
         assert_eq!(world.settle_after_finishing("j1"), JobState::Succeeded);
         assert!(world.uploads.is_empty(), "{phase}: {:?}", world.uploads);
     }
@@ -118,7 +123,11 @@ fn both_attempts_go_on_under_the_next_leader() {
             }
             world.crash();
             world.pump();
-            assert_eq!(world.status("j1").expect("status").attempts_running, 2, "{phase}, {uploads} uploads");
+            assert_eq!(
+                world.status("j1").expect("status").attempts_running,
+                2,
+                "{phase}, {uploads} uploads"
+            );
             assert_eq!(world.settle_after_finishing("j1"), JobState::Succeeded);
             assert!(world.uploads.is_empty(), "{phase}: {:?}", world.uploads);
         }
@@ -138,7 +147,11 @@ fn the_coordinator_may_crash_at_any_effect_of_a_race() {
             world.hold(&other, &[]);
             world.finish("w1");
             world.finish(&other);
-            assert_eq!(world.settle_after_finishing("j1"), JobState::Succeeded, "{phase}, effect {at}");
+            assert_eq!(
+                world.settle_after_finishing("j1"),
+                JobState::Succeeded,
+                "{phase}, effect {at}"
+            );
             assert!(world.uploads.is_empty() && world.completed.len() == 3, "{phase}, effect {at}");
             assert_eq!(world.machine.counters().illegal, 0, "{phase}, effect {at}");
         }
@@ -167,7 +180,9 @@ fn a_job_is_cancelled_while_two_attempts_run() {
     world.open_uploads(&other);
     world.cancel("j1");
     assert_eq!(world.settle("j1"), JobState::Cancelled);
-    assert!(world.uploads.is_empty() && world.held("w1").is_empty() && world.held(&other).is_empty());
+    assert!(
+        world.uploads.is_empty() && world.held("w1").is_empty() && world.held(&other).is_empty()
+    );
 }
 
 /// A worker that is slow beside the others is given less.
@@ -193,7 +208,11 @@ fn a_slow_worker_is_degraded_and_gets_less() {
             world.finish("slow");
         }
     }
-    assert!(world.held("slow").len() < 4, "a slow worker uses all of its slots\n{}", world.log.join("\n"));
+    assert!(
+        world.held("slow").len() < 4,
+        "a slow worker uses all of its slots\n{}",
+        world.log.join("\n")
+    );
     world.hold("slow", &[]);
     assert_eq!(world.settle_after_finishing("j1"), JobState::Succeeded);
 }

@@ -1,4 +1,5 @@
-//! The crash-point sweep: one small job; the coordinator is killed before each effect in turn, another takes over, and the job ends as if nothing had happened.
+//! The crash-point sweep: one small job; the coordinator is killed before each effect in turn,
+//! another takes over, and the job ends as if nothing had happened.
 
 use muster_common::api::JobState;
 use muster_common::ids::Phase;
@@ -66,7 +67,8 @@ fn a_crash_while_snapshots_are_written_costs_nothing() {
     }
 }
 
-/// A job of two runs lost while it merges, up to its end; the coordinator is killed before effect `crash_at`.
+/// A job of two runs lost while it merges, up to its end; the coordinator is killed before effect
+/// `crash_at`.
 fn lose_runs(crash_at: Option<u64>) -> World {
     let mut world = begin(1);
     world.hold("w1", &[Phase::Merge]);
@@ -93,7 +95,11 @@ fn a_crash_while_lost_runs_are_made_again_costs_nothing() {
         let mut world = lose_runs(Some(at));
         check_end(&mut world, &format!("crash before effect {at} after the loss"));
         world.crash_at = None;
-        assert_eq!(world.status("j1").expect("status").repeated_tasks, 2, "crash before effect {at}");
+        assert_eq!(
+            world.status("j1").expect("status").repeated_tasks,
+            2,
+            "crash before effect {at}"
+        );
     }
 }
 

@@ -1,4 +1,5 @@
-//! A small world around the machine: a journal, a store and workers that answer at once. Time moves when it is told to.
+//! A small world around the machine: a journal, a store and workers that answer at once. Time moves
+//! when it is told to.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -16,7 +17,8 @@ use muster_kernel::spec::SortSpec;
 use super::fakes::{FakeWorker, Unacknowledged};
 use crate::job::durable::Durable;
 use crate::job::io::{
-    Effect, Input, Listing, ManifestBytes, MeasuredBoundaries, Publication, Reply, ReplyTo, Unremoved,
+    Effect, Input, Listing, ManifestBytes, MeasuredBoundaries, Publication, Reply, ReplyTo,
+    Unremoved,
 };
 use crate::job::{Machine, invariant};
 use crate::journal::fold::Fold;
@@ -32,7 +34,8 @@ pub(super) fn worker(id: &str) -> WorkerId {
     id.parse().expect("worker id")
 }
 
-/// A request over the world's input: 300 records in two objects, splits of 100 records, three partitions.
+/// A request over the world's input: 300 records in two objects, splits of 100 records, three
+/// partitions.
 pub(super) fn spec(id: &str) -> JobSpec {
     JobSpec {
         job: job(id),
@@ -44,7 +47,11 @@ pub(super) fn spec(id: &str) -> JobSpec {
         extension: "dat".to_owned(),
         overwrite: false,
         fsync: false,
-        sizing: Sizing { partitions: Some(3), split_bytes: Some(100 * RECORD_BYTES), ..Sizing::default() },
+        sizing: Sizing {
+            partitions: Some(3),
+            split_bytes: Some(100 * RECORD_BYTES),
+            ..Sizing::default()
+        },
         replica: None,
         bad_records: BadRecords::Fail,
         bad_inputs: BadInputs::Fail,
@@ -321,7 +328,8 @@ impl World {
         }
     }
 
-    /// The coordinator is gone, and with it all that was on its way to it; another one begins. Workers hear of the new epoch and register again.
+    /// The coordinator is gone, and with it all that was on its way to it; another one begins.
+    /// Workers hear of the new epoch and register again.
     pub(super) fn crash(&mut self) {
         self.crashes += 1;
         self.log.push("-- the coordinator is killed; another begins".to_owned());
@@ -361,9 +369,15 @@ impl World {
             Effect::Append { token, record } => {
                 let sequence = self.write(self.machine.epoch(), *record);
                 let ack = Input::Appended { token, sequence };
-                if self.journal_holds { self.held_acks.push_back(ack) } else { self.inbox.push_back(ack) }
+                if self.journal_holds {
+                    self.held_acks.push_back(ack)
+                } else {
+                    self.inbox.push_back(ack)
+                }
             }
-            Effect::PurgeJournal { before } => self.journal.retain(|(sequence, _)| *sequence >= before),
+            Effect::PurgeJournal { before } => {
+                self.journal.retain(|(sequence, _)| *sequence >= before)
+            }
             Effect::Reply { to, reply } => {
                 match &reply {
                     Reply::Report(reply) => self.on_report_reply(to, reply),
@@ -378,9 +392,16 @@ impl World {
                 if answered {
                     self.abandon(&worker, &cancel.attempt);
                 }
-                self.inbox.push_back(Input::CancelAnswered { job: cancel.job, attempt: cancel.attempt, answered });
+                self.inbox.push_back(Input::CancelAnswered {
+                    job: cancel.job,
+                    attempt: cancel.attempt,
+                    answered,
+                });
             }
-            Effect::SendDrain { .. } | Effect::Broadcast { .. } | Effect::Progress(_) | Effect::Event(_) => {}
+            Effect::SendDrain { .. }
+            | Effect::Broadcast { .. }
+            | Effect::Progress(_)
+            | Effect::Event(_) => {}
             Effect::DeadLetter(letter) => self.letters.push(*letter),
             Effect::LimitStores(limits) => self.limits.push(limits.requests_per_s),
             Effect::ListInput { spec, offers, ticket, .. } => {
@@ -405,23 +426,33 @@ impl World {
             _ => "",
         });
         let input = match effect {
-            Effect::WriteObject { url, bytes, ticket } => {
-                Input::ObjectWritten { ticket, result: fails.map(|()| self.put(url.to_string(), bytes)) }
-            }
+            Effect::WriteObject { url, bytes, ticket } => Input::ObjectWritten {
+                ticket,
+                result: fails.map(|()| self.put(url.to_string(), bytes)),
+            },
             Effect::PrepareCommit { publication, url, ticket, .. } => {
-                let ManifestBytes::Made(bytes) = publication.manifest else { panic!("a commit is prepared twice") };
-                Input::ObjectWritten { ticket, result: fails.map(|()| self.put(url.to_string(), bytes)) }
+                let ManifestBytes::Made(bytes) = publication.manifest else {
+                    panic!("a commit is prepared twice")
+                };
+                Input::ObjectWritten {
+                    ticket,
+                    result: fails.map(|()| self.put(url.to_string(), bytes)),
+                }
             }
             Effect::LoadPlan { job, plan } => {
                 let read = |bytes: &Vec<u8>| Plan::from_bytes(bytes).map(Arc::new);
-                let found = self.objects.get(&plan.url).map_or_else(|| Err(Error::corrupt("the plan is gone")), read);
+                let found = self
+                    .objects
+                    .get(&plan.url)
+                    .map_or_else(|| Err(Error::corrupt("the plan is gone")), read);
                 Input::PlanLoaded { job, result: fails.and(found) }
             }
             Effect::LoadSamples { job, attempt, .. } => {
                 Input::SamplesLoaded { job, attempt, result: fails.map(|()| Vec::new()) }
             }
             Effect::ChooseSplitters { job, samples, partitions, unique, url } => {
-                let chosen = crate::job::plan::splitters(samples, partitions, unique).expect("splitters");
+                let chosen =
+                    crate::job::plan::splitters(samples, partitions, unique).expect("splitters");
                 let (partitions, samples) = (chosen.splitters.len() as u32 + 1, chosen.samples);
                 let fullest_percent = self.fullest_percent.pop_front().or(chosen.fullest_percent);
                 let result = fails.map(|()| {
@@ -442,12 +473,18 @@ impl World {
                     ManifestBytes::Stored(pointer) => self.objects[&pointer.url].clone(),
                 };
                 let before = self.manifests.entry(job.clone()).or_insert_with(|| manifest.clone());
-                assert_eq!(String::from_utf8_lossy(before), String::from_utf8_lossy(&manifest), "{job}");
+                assert_eq!(
+                    String::from_utf8_lossy(before),
+                    String::from_utf8_lossy(&manifest),
+                    "{job}"
+                );
                 if fails.is_ok() {
                     self.publications.insert(job.clone(), Publication::clone(&publication));
                     for part in publication.parts {
-                        let open = self.uploads.remove(&(part.url.to_string(), part.upload.clone()));
-                        let before = self.completed.insert(part.url.to_string(), part.upload.clone());
+                        let open =
+                            self.uploads.remove(&(part.url.to_string(), part.upload.clone()));
+                        let before =
+                            self.completed.insert(part.url.to_string(), part.upload.clone());
                         assert!(
                             open || before == Some(part.upload),
                             "{} is completed from an upload that is gone",
@@ -474,13 +511,22 @@ impl World {
             Effect::SweepLate { job, scratch } => {
                 let before = self.objects.len();
                 if fails.is_ok() {
-                    self.objects.retain(|url, _| !scratch.iter().any(|scratch| url.starts_with(&scratch.to_string())));
+                    self.objects.retain(|url, _| {
+                        !scratch.iter().any(|scratch| url.starts_with(&scratch.to_string()))
+                    });
                 }
-                Input::SweptLate { job, result: fails.map(|()| (before - self.objects.len()) as u64) }
+                Input::SweptLate {
+                    job,
+                    result: fails.map(|()| (before - self.objects.len()) as u64),
+                }
             }
             other => panic!("not for the store: {other:?}"),
         };
-        if self.store_holds { self.held_store.push_back(input) } else { self.inbox.push_back(input) }
+        if self.store_holds {
+            self.held_store.push_back(input)
+        } else {
+            self.inbox.push_back(input)
+        }
     }
 
     /// What a job was published with.
@@ -509,17 +555,32 @@ impl World {
         if run.epoch < fake.epoch || run.incarnation != Incarnation(fake.incarnation) {
             let error = Error::invalid("another epoch or life");
             let reply = Ok(RunReply::Refused { error });
-            return self.inbox.push_back(Input::RunAnswered { worker: id.clone(), job, attempt, reply });
+            return self.inbox.push_back(Input::RunAnswered {
+                worker: id.clone(),
+                job,
+                attempt,
+                reply,
+            });
         }
         if let Some(reply) = fake.answers.take() {
-            return self.inbox.push_back(Input::RunAnswered { worker: id.clone(), job, attempt, reply });
+            return self.inbox.push_back(Input::RunAnswered {
+                worker: id.clone(),
+                job,
+                attempt,
+                reply,
+            });
         }
         let first = fake.held.insert(attempt, run.clone()).is_none();
         let holds = fake.holds.contains(&attempt.task.phase);
         if first {
             self.granted.push((job.clone(), attempt));
         }
-        self.inbox.push_back(Input::RunAnswered { worker: id.clone(), job, attempt, reply: Ok(RunReply::Accepted) });
+        self.inbox.push_back(Input::RunAnswered {
+            worker: id.clone(),
+            job,
+            attempt,
+            reply: Ok(RunReply::Accepted),
+        });
         if first && !holds {
             self.work(id, run);
         }

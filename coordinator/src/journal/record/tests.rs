@@ -1,4 +1,5 @@
-//! Golden bytes: journals that exist must stay readable for ever. A test that fails here means that the format has changed: make a new version instead.
+//! Golden bytes: journals that exist must stay readable for ever. A test that fails here means that
+//! the format has changed: make a new version instead.
 
 use muster_common::error::ErrorKind;
 use muster_common::ids::{Epoch, Generation, Phase, TaskId};
@@ -6,13 +7,19 @@ use muster_common::wire::{BadRecord, BlobRef, DamageCause};
 use muster_kernel::proof::{Interval, Sums};
 
 use super::v1::{
-    EntryV1, JobArchivedV1, JobEndedV1, JobSubmittedV1, PartCommittedV1, RecordV1, RunCommittedV1, TotalsV1,
+    EntryV1, JobArchivedV1, JobEndedV1, JobSubmittedV1, PartCommittedV1, RecordV1, RunCommittedV1,
+    TotalsV1,
 };
 use super::v2::{EntryV2, JobHistoryV2, RecordV2};
 use super::*;
 
 fn attempt(phase: Phase, index: u32) -> AttemptId {
-    AttemptId { task: TaskId { phase, index }, generation: Generation(0), epoch: Epoch(3), nonce: 0xabc }
+    AttemptId {
+        task: TaskId { phase, index },
+        generation: Generation(0),
+        epoch: Epoch(3),
+        nonce: 0xabc,
+    }
 }
 
 fn job() -> JobId {
@@ -47,7 +54,13 @@ fn submitted() -> JobSubmittedV1 {
 }
 
 fn ended() -> JobEndedV1 {
-    JobEndedV1 { job: job(), outcome: JobOutcome::Failed, error: Some("why".to_owned()), retries: 2, took_ms: 9 }
+    JobEndedV1 {
+        job: job(),
+        outcome: JobOutcome::Failed,
+        error: Some("why".to_owned()),
+        retries: 2,
+        took_ms: 9,
+    }
 }
 
 /// Every variant of version 1, in its order.
@@ -57,7 +70,12 @@ fn records_v1() -> Vec<RecordV1> {
         RecordV1::DeploymentCreated { deployment: "d1".parse().expect("deployment id") },
         RecordV1::EpochBegan { epoch: Epoch(3), nonce: 300 },
         RecordV1::JobSubmitted(Box::new(submitted())),
-        RecordV1::BoundariesChosen { job: job(), splitters: Some(blob("file:///b")), partitions: 3, took_ms: 1 },
+        RecordV1::BoundariesChosen {
+            job: job(),
+            splitters: Some(blob("file:///b")),
+            partitions: 3,
+            took_ms: 1,
+        },
         RecordV1::RunCommitted(Box::new(RunCommittedV1 {
             job: job(),
             split: 1,
@@ -71,7 +89,12 @@ fn records_v1() -> Vec<RecordV1> {
             intervals: vec![Interval { object: 0, begin: 1, end: 300 }],
         })),
         RecordV1::RunsPinned { job: job(), runs: blob("file:///l"), took_ms: 2 },
-        RecordV1::UploadOpened { job: job(), partition: 2, attempt: attempt(Phase::Merge, 2), upload: "u".to_owned() },
+        RecordV1::UploadOpened {
+            job: job(),
+            partition: 2,
+            attempt: attempt(Phase::Merge, 2),
+            upload: "u".to_owned(),
+        },
         RecordV1::UploadRevoked { job: job(), partition: 2, attempt: attempt(Phase::Merge, 2) },
         RecordV1::PartCommitted(Box::new(PartCommittedV1 {
             job: job(),
@@ -99,11 +122,17 @@ fn records_v1() -> Vec<RecordV1> {
             run_totals: totals,
             part_totals: totals,
         })),
-        RecordV1::Snapshot { id: 5, part: 0, of: 2, records: vec![RecordV1::JobForgotten { job: job() }] },
+        RecordV1::Snapshot {
+            id: 5,
+            part: 0,
+            of: 2,
+            records: vec![RecordV1::JobForgotten { job: job() }],
+        },
     ]
 }
 
-/// Every variant of version 2, in its order: those of version 1 lifted, with what is new filled in, and those that are new.
+/// Every variant of version 2, in its order: those of version 1 lifted, with what is new filled in,
+/// and those that are new.
 fn records_v2() -> Vec<RecordV2> {
     let failed = |index| AttemptFailed {
         job: job(),
@@ -169,13 +198,21 @@ fn records_v3() -> Vec<Record> {
     for record in &mut records {
         match record {
             Record::RunCommitted(run) => {
-                run.bad_records = vec![BadRecord { object: 1, offset: 300, bytes: 4, reason: "no key".to_owned() }];
+                run.bad_records = vec![BadRecord {
+                    object: 1,
+                    offset: 300,
+                    bytes: 4,
+                    reason: "no key".to_owned(),
+                }];
             }
             Record::CommitDecided { manifest, .. } => *manifest = Some(blob("file:///m")),
             _ => {}
         }
     }
-    records.extend([Record::WorkersDone { anew: true, done: vec![(worker(), 300)] }, Record::StillLeads]);
+    records.extend([
+        Record::WorkersDone { anew: true, done: vec![(worker(), 300)] },
+        Record::StillLeads,
+    ]);
     records
 }
 
@@ -194,16 +231,22 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn unhex(line: &str) -> Vec<u8> {
-    (0..line.len() / 2).map(|at| u8::from_str_radix(&line[2 * at..2 * at + 2], 16).expect("hex")).collect()
+    (0..line.len() / 2)
+        .map(|at| u8::from_str_radix(&line[2 * at..2 * at + 2], 16).expect("hex"))
+        .collect()
 }
 
-/// A journal that a former build wrote is read, and means in this version what it meant in that one.
+/// A journal that a former build wrote is read, and means in this version what it meant in that
+/// one.
 #[test]
 fn journals_of_version_1_stay_readable() {
     let golden: Vec<&str> = GOLDEN_V1.lines().collect();
-    let entries: Vec<EntryV1> =
-        records_v1().into_iter().map(|record| EntryV1 { epoch: Epoch(3), nonce: NONCE, record }).collect();
-    let written: Vec<String> = entries.iter().map(|entry| hex(&wire::frame(1, entry).expect("encode"))).collect();
+    let entries: Vec<EntryV1> = records_v1()
+        .into_iter()
+        .map(|record| EntryV1 { epoch: Epoch(3), nonce: NONCE, record })
+        .collect();
+    let written: Vec<String> =
+        entries.iter().map(|entry| hex(&wire::frame(1, entry).expect("encode"))).collect();
     assert_eq!(written, golden);
     for (line, expected) in golden.iter().zip(entries) {
         assert_eq!(decode(&unhex(line)).expect("decode"), Entry::from(expected));
@@ -214,9 +257,12 @@ fn journals_of_version_1_stay_readable() {
 #[test]
 fn journals_of_version_2_stay_readable() {
     let golden: Vec<&str> = GOLDEN_V2.lines().collect();
-    let entries: Vec<EntryV2> =
-        records_v2().into_iter().map(|record| EntryV2 { epoch: Epoch(3), nonce: NONCE, record }).collect();
-    let written: Vec<String> = entries.iter().map(|entry| hex(&wire::frame(2, entry).expect("encode"))).collect();
+    let entries: Vec<EntryV2> = records_v2()
+        .into_iter()
+        .map(|record| EntryV2 { epoch: Epoch(3), nonce: NONCE, record })
+        .collect();
+    let written: Vec<String> =
+        entries.iter().map(|entry| hex(&wire::frame(2, entry).expect("encode"))).collect();
     assert_eq!(written, golden);
     for (line, expected) in golden.iter().zip(entries) {
         let read = decode(&unhex(line)).expect("decode");
@@ -232,15 +278,20 @@ fn journals_of_version_2_stay_readable() {
 fn a_piece_of_version_2_whose_digest_is_wrong_stays_damaged() {
     let records = vec![RecordV2::JobForgotten { job: job() }];
     let piece = RecordV2::Snapshot { id: 1, part: 0, of: 1, digest: digest(&records) + 1, records };
-    let Record::Snapshot { digest: found, records, .. } = Record::from(piece) else { panic!("a piece") };
+    let Record::Snapshot { digest: found, records, .. } = Record::from(piece) else {
+        panic!("a piece")
+    };
     assert_ne!(found, digest(&records));
 }
 
 #[test]
 fn journals_of_version_3_keep_their_bytes() {
-    let entries: Vec<Entry> =
-        records_v3().into_iter().map(|record| Entry { epoch: Epoch(3), nonce: NONCE, record }).collect();
-    let written: Vec<String> = entries.iter().map(|entry| hex(&encode(entry).expect("encode"))).collect();
+    let entries: Vec<Entry> = records_v3()
+        .into_iter()
+        .map(|record| Entry { epoch: Epoch(3), nonce: NONCE, record })
+        .collect();
+    let written: Vec<String> =
+        entries.iter().map(|entry| hex(&encode(entry).expect("encode"))).collect();
     if std::env::var_os("UPDATE_GOLDEN_JOURNAL").is_some() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/journal/record/golden/journal_v3.hex");
         std::fs::write(path, written.join("\n") + "\n").expect("write");
@@ -254,7 +305,8 @@ fn journals_of_version_3_keep_their_bytes() {
 #[test]
 fn what_is_no_entry_is_refused() {
     let sound =
-        encode(&Entry { epoch: Epoch(1), nonce: 1, record: Record::JobCleaned { job: job() } }).expect("encode");
+        encode(&Entry { epoch: Epoch(1), nonce: 1, record: Record::JobCleaned { job: job() } })
+            .expect("encode");
     for end in 0..sound.len() {
         assert!(decode(&sound[..end]).is_err(), "cut at {end}");
     }
@@ -266,7 +318,12 @@ fn what_is_no_entry_is_refused() {
 #[test]
 fn a_record_that_is_too_large_is_a_bug() {
     let upload = "x".repeat(wire::MESSAGE_BYTES_MAX);
-    let record = Record::UploadOpened { job: job(), partition: 0, attempt: attempt(Phase::Merge, 0), upload };
+    let record = Record::UploadOpened {
+        job: job(),
+        partition: 0,
+        attempt: attempt(Phase::Merge, 0),
+        upload,
+    };
     let error = encode(&Entry { epoch: Epoch(1), nonce: 1, record }).expect_err("too large");
     assert!(error.message.contains("upload-opened"), "{error}");
 }
@@ -294,7 +351,10 @@ fn that_a_worker_died_is_a_kind_since_version_3() {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(lifted(ErrorKind::Retry, "worker w1 on h: its worker is dead: nothing heard"), ErrorKind::WorkerDied);
+    assert_eq!(
+        lifted(ErrorKind::Retry, "worker w1 on h: its worker is dead: nothing heard"),
+        ErrorKind::WorkerDied
+    );
     assert_eq!(lifted(ErrorKind::Retry, "worker w1 on h: no connection"), ErrorKind::Retry);
     assert_eq!(lifted(ErrorKind::Corrupt, "its worker is dead"), ErrorKind::Corrupt);
 }

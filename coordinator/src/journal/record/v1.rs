@@ -1,4 +1,5 @@
-//! Version 1 of the journal, frozen: journals that were written with it are read for ever. [`super::v2`] says what each record became.
+//! Version 1 of the journal, frozen: journals that were written with it are read for ever.
+//! [`super::v2`] says what each record became.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +14,8 @@ use super::{JobOutcome, Times};
 pub struct EntryV1 {
     /// The term of the leader that wrote it.
     pub epoch: Epoch,
-    /// Drawn for this entry alone: after a lost acknowledgement the writer knows its own entry by it.
+    /// Drawn for this entry alone: after a lost acknowledgement the writer knows its own entry by
+    /// it.
     pub nonce: u64,
     /// What happened.
     pub record: RecordV1,
@@ -101,7 +103,8 @@ pub enum RecordV1 {
     },
     /// An ended and cleaned job in a snapshot: what stays known of it.
     JobArchived(Box<JobArchivedV1>),
-    /// A piece of a snapshot: the whole state as records. It counts once all pieces stand one after the other.
+    /// A piece of a snapshot: the whole state as records. It counts once all pieces stand one after
+    /// the other.
     Snapshot {
         /// Tells snapshots apart.
         id: u64,

@@ -1,5 +1,6 @@
-//! Version 2 of the journal, frozen: what failed, what was lost and done again, and where runs lie a second time became durable. Every record of version 1 has its
-//! counterpart here; [`super::v3`] says what each of these became, and has what did not change from here.
+//! Version 2 of the journal, frozen: what failed, what was lost and done again, and where runs lie
+//! a second time became durable. Every record of version 1 has its counterpart here; [`super::v3`]
+//! says what each of these became, and has what did not change from here.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +10,8 @@ use muster_common::wire::{BlobRef, DamageCause};
 use muster_kernel::proof::{Interval, Sums};
 
 use super::v1::{
-    EntryV1, JobArchivedV1, JobEndedV1, JobSubmittedV1, PartCommittedV1, RecordV1, RunCommittedV1, TotalsV1,
+    EntryV1, JobArchivedV1, JobEndedV1, JobSubmittedV1, PartCommittedV1, RecordV1, RunCommittedV1,
+    TotalsV1,
 };
 use super::{JobOutcome, Times};
 
@@ -18,7 +20,8 @@ use super::{JobOutcome, Times};
 pub struct EntryV2 {
     /// The term of the leader that wrote it.
     pub epoch: Epoch,
-    /// Drawn for this entry alone: after a lost acknowledgement the writer knows its own entry by it.
+    /// Drawn for this entry alone: after a lost acknowledgement the writer knows its own entry by
+    /// it.
     pub nonce: u64,
     /// What happened.
     pub record: RecordV2,
@@ -121,7 +124,8 @@ pub enum RecordV2 {
     },
     /// An ended and cleaned job in a snapshot: what stays known of it.
     JobArchived(Box<JobArchivedV2>),
-    /// A piece of a snapshot: the whole state as records. It counts once all pieces stand one after the other.
+    /// A piece of a snapshot: the whole state as records. It counts once all pieces stand one after
+    /// the other.
     Snapshot {
         /// Tells snapshots apart.
         id: u64,
@@ -376,7 +380,9 @@ impl From<RecordV1> for RecordV2 {
             RecordV1::UploadOpened { job, partition, attempt, upload } => {
                 Self::UploadOpened { job, partition, attempt, upload }
             }
-            RecordV1::UploadRevoked { job, partition, attempt } => Self::UploadRevoked { job, partition, attempt },
+            RecordV1::UploadRevoked { job, partition, attempt } => {
+                Self::UploadRevoked { job, partition, attempt }
+            }
             RecordV1::PartCommitted(part) => Self::PartCommitted(Box::new((*part).into())),
             RecordV1::CommitDecided { job, took_ms } => Self::CommitDecided { job, took_ms },
             RecordV1::JobEnded(ended) => Self::JobEnded(Box::new((*ended).into())),
@@ -431,7 +437,18 @@ impl From<JobSubmittedV1> for JobSubmittedV2 {
 
 impl From<RunCommittedV1> for RunCommittedV2 {
     fn from(run: RunCommittedV1) -> Self {
-        let RunCommittedV1 { job, split, attempt, url, bytes, index_digest, input, kept, dropped, intervals } = run;
+        let RunCommittedV1 {
+            job,
+            split,
+            attempt,
+            url,
+            bytes,
+            index_digest,
+            input,
+            kept,
+            dropped,
+            intervals,
+        } = run;
         Self {
             job,
             split,
@@ -467,20 +484,50 @@ impl From<PartCommittedV1> for PartCommittedV2 {
             last_key,
         } = part;
         let worker = None;
-        Self { job, partition, attempt, worker, upload, tags, bytes, checksum, kept, dropped, first_key, last_key }
+        Self {
+            job,
+            partition,
+            attempt,
+            worker,
+            upload,
+            tags,
+            bytes,
+            checksum,
+            kept,
+            dropped,
+            first_key,
+            last_key,
+        }
     }
 }
 
 impl From<JobEndedV1> for JobEndedV2 {
     fn from(ended: JobEndedV1) -> Self {
         let JobEndedV1 { job, outcome, error, retries, took_ms } = ended;
-        Self { job, outcome, error, retries, repeated: 0, recoveries: Vec::new(), took_ms, unix_ms: 0 }
+        Self {
+            job,
+            outcome,
+            error,
+            retries,
+            repeated: 0,
+            recoveries: Vec::new(),
+            took_ms,
+            unix_ms: 0,
+        }
     }
 }
 
 impl From<JobArchivedV1> for JobArchivedV2 {
     fn from(archived: JobArchivedV1) -> Self {
-        let JobArchivedV1 { submitted, partitions, commit_decided, ended, times, run_totals, part_totals } = archived;
+        let JobArchivedV1 {
+            submitted,
+            partitions,
+            commit_decided,
+            ended,
+            times,
+            run_totals,
+            part_totals,
+        } = archived;
         Self {
             submitted: submitted.into(),
             partitions,

@@ -1,4 +1,5 @@
-//! Version 3 of the journal: where malformed records stand, where the manifest is, and what a job's troubles come to, in pieces of bounded size, are durable now.
+//! Version 3 of the journal: where malformed records stand, where the manifest is, and what a job's
+//! troubles come to, in pieces of bounded size, are durable now.
 //!
 //! What is not here is as it was in version 2.
 
@@ -13,8 +14,8 @@ use muster_kernel::proof::{Interval, Sums};
 
 use super::v1::EntryV1;
 use super::v2::{
-    AttemptFailedV2, EntryV2, GenerationBeganV2, JobArchivedV2, JobEndedV2, JobHistoryV2, JobSubmittedV2,
-    PartCommittedV2, RecordV2, RunCommittedV2,
+    AttemptFailedV2, EntryV2, GenerationBeganV2, JobArchivedV2, JobEndedV2, JobHistoryV2,
+    JobSubmittedV2, PartCommittedV2, RecordV2, RunCommittedV2,
 };
 
 /// One entry of the journal.
@@ -22,7 +23,8 @@ use super::v2::{
 pub struct EntryV3 {
     /// The term of the leader that wrote it.
     pub epoch: Epoch,
-    /// Drawn for this entry alone: after a lost acknowledgement the writer knows its own entry by it.
+    /// Drawn for this entry alone: after a lost acknowledgement the writer knows its own entry by
+    /// it.
     pub nonce: u64,
     /// What happened.
     pub record: RecordV3,
@@ -110,7 +112,8 @@ pub enum RecordV3 {
         job: JobId,
         /// Milliseconds since the leader began to merge.
         took_ms: u64,
-        /// Where the bytes of `_SUCCESS` are, which whoever publishes writes as they are; none in records of versions 1 and 2.
+        /// Where the bytes of `_SUCCESS` are, which whoever publishes writes as they are; none in
+        /// records of versions 1 and 2.
         manifest: Option<BlobRef>,
     },
     /// Nothing follows for this job but clean-up.
@@ -127,7 +130,8 @@ pub enum RecordV3 {
     },
     /// An ended and cleaned job in a snapshot: what stays known of it.
     JobArchived(Box<JobArchivedV2>),
-    /// A piece of a snapshot: the whole state as records. It counts once all pieces stand one after the other.
+    /// A piece of a snapshot: the whole state as records. It counts once all pieces stand one after
+    /// the other.
     Snapshot {
         /// Tells snapshots apart.
         id: u64,
@@ -141,7 +145,8 @@ pub enum RecordV3 {
         #[serde(deserialize_with = "super::flat")]
         records: Vec<RecordV3>,
     },
-    /// What a snapshot keeps of the work of each worker, or a part of it. It stands after all that it counts.
+    /// What a snapshot keeps of the work of each worker, or a part of it. It stands after all that
+    /// it counts.
     WorkersDone {
         /// Whether it is the first of them: what was counted before does not count.
         anew: bool,
@@ -187,7 +192,8 @@ pub struct RunCommittedV3 {
     pub bad_records: Vec<BadRecord>,
 }
 
-/// See [`RecordV3::JobHistory`]. One job may have several, one after the other, each with other tasks and objects: so each is small, however much there is to say.
+/// See [`RecordV3::JobHistory`]. One job may have several, one after the other, each with other
+/// tasks and objects: so each is small, however much there is to say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobHistoryV3 {
     /// Which job.
@@ -231,15 +237,21 @@ impl From<RecordV2> for RecordV3 {
             RecordV2::RunCommitted(run) => Self::RunCommitted(Box::new((*run).into())),
             RecordV2::AttemptFailed(failed) => Self::AttemptFailed(Box::new(lifted(*failed))),
             RecordV2::GenerationBegan(began) => Self::GenerationBegan(began),
-            RecordV2::ObjectSkipped { job, object, why } => Self::ObjectSkipped { job, object, why },
+            RecordV2::ObjectSkipped { job, object, why } => {
+                Self::ObjectSkipped { job, object, why }
+            }
             RecordV2::JobHistory(history) => Self::JobHistory(Box::new((*history).into())),
             RecordV2::RunsPinned { job, runs, took_ms } => Self::RunsPinned { job, runs, took_ms },
             RecordV2::UploadOpened { job, partition, attempt, upload } => {
                 Self::UploadOpened { job, partition, attempt, upload }
             }
-            RecordV2::UploadRevoked { job, partition, attempt } => Self::UploadRevoked { job, partition, attempt },
+            RecordV2::UploadRevoked { job, partition, attempt } => {
+                Self::UploadRevoked { job, partition, attempt }
+            }
             RecordV2::PartCommitted(part) => Self::PartCommitted(part),
-            RecordV2::CommitDecided { job, took_ms } => Self::CommitDecided { job, took_ms, manifest: None },
+            RecordV2::CommitDecided { job, took_ms } => {
+                Self::CommitDecided { job, took_ms, manifest: None }
+            }
             RecordV2::JobEnded(ended) => Self::JobEnded(ended),
             RecordV2::JobCleaned { job } => Self::JobCleaned { job },
             RecordV2::JobForgotten { job } => Self::JobForgotten { job },
@@ -249,7 +261,13 @@ impl From<RecordV2> for RecordV3 {
                 let records: Vec<Self> = records.into_iter().map(Self::from).collect();
                 let lifted = super::digest(&records);
                 // A piece that was damaged stays one.
-                Self::Snapshot { id, part, of, digest: if sound { lifted } else { !lifted }, records }
+                Self::Snapshot {
+                    id,
+                    part,
+                    of,
+                    digest: if sound { lifted } else { !lifted },
+                    records,
+                }
             }
         }
     }
@@ -301,13 +319,22 @@ impl From<RunCommittedV2> for RunCommittedV3 {
 
 impl From<JobHistoryV2> for JobHistoryV3 {
     fn from(history: JobHistoryV2) -> Self {
-        let JobHistoryV2 { job, retries, repeated, generations, failures, skipped_objects } = history;
+        let JobHistoryV2 { job, retries, repeated, generations, failures, skipped_objects } =
+            history;
         let failures: Vec<AttemptFailedV2> = failures.into_iter().map(lifted).collect();
         let mut tries: BTreeMap<TaskId, u32> = BTreeMap::new();
         for failed in &failures {
             let tries = tries.entry(failed.attempt.task).or_default();
             *tries = tries.saturating_add(1);
         }
-        Self { job, retries, repeated, generations, tries: tries.into_iter().collect(), failures, skipped_objects }
+        Self {
+            job,
+            retries,
+            repeated,
+            generations,
+            tries: tries.into_iter().collect(),
+            failures,
+            skipped_objects,
+        }
     }
 }
