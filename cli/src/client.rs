@@ -167,7 +167,7 @@ impl Api {
     /// calls are harmless to repeat.
     async fn call<Q: Serialize, A: DeserializeOwned>(&self, call: &str, query: &Q) -> Result<A> {
         self.call_telling(call, query, &|_, why| {
-            tracing::warn!(error = why, "waiting for coordinator")
+            tracing::warn!(error = why, "waiting for coordinator");
         })
         .await
     }

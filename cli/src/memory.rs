@@ -430,7 +430,7 @@ mod tests {
                     ));
                 }
                 (Err(why), Err(part)) => {
-                    assert!(why.contains(part) && why.contains("/g/memory.max"), "{why}")
+                    assert!(why.contains(part) && why.contains("/g/memory.max"), "{why}");
                 }
                 (found, expected) => {
                     panic!("{available_mib} {asked:?}: {found:?}, not {expected:?}")

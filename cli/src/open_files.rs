@@ -26,7 +26,7 @@ pub(crate) fn make_room(slots: u32) -> Result<(), Exit> {
         match setrlimit(Resource::Nofile, raised) {
             Ok(()) => limit = wanted,
             Err(error) => {
-                tracing::warn!(limit, wanted, %error, "the limit of open files stays as it is")
+                tracing::warn!(limit, wanted, %error, "the limit of open files stays as it is");
             }
         }
     }

@@ -188,7 +188,7 @@ mod tests {
                 (None, None) => {}
                 (Some(Ok(found)), Some(Ok(expected))) => assert_eq!(found, expected, "{input}"),
                 (Some(Err(error)), Some(Err(part))) => {
-                    assert!(error.message.contains(part), "{input}: {error}")
+                    assert!(error.message.contains(part), "{input}: {error}");
                 }
                 (found, expected) => panic!("{input}: {found:?}, not {expected:?}"),
             };
@@ -216,7 +216,7 @@ mod tests {
             for file in found {
                 let folders = file.match_indices('/').map(|(at, _)| &file[..at]);
                 folders.for_each(|folder| {
-                    assert!(pattern.may_match_below(folder), "{pattern:?} in {folder}")
+                    assert!(pattern.may_match_below(folder), "{pattern:?} in {folder}");
                 });
             }
         };
@@ -244,7 +244,7 @@ mod tests {
             for file in found {
                 let folders = file.match_indices('/').map(|(at, _)| &file[..at]);
                 folders.for_each(|folder| {
-                    assert!(pattern.may_match_below(folder), "{pattern:?} in {folder}")
+                    assert!(pattern.may_match_below(folder), "{pattern:?} in {folder}");
                 });
             }
         };

@@ -255,7 +255,7 @@ mod tests {
         let check = |pattern: &str, objects: &[&str], folders: &[&str], not: &[&str]| {
             let wanted = Wanted::matching("in", pattern, BOUNDS).expect(pattern);
             objects.iter().for_each(|object| {
-                assert!(wanted.means(Path::new(object)), "{pattern} means {object}")
+                assert!(wanted.means(Path::new(object)), "{pattern} means {object}");
             });
             let below =
                 |folder: &str| wanted.may_lie_below(Path::new(folder), folder.split('/').count());
@@ -263,7 +263,7 @@ mod tests {
                 .iter()
                 .for_each(|folder| assert!(below(folder), "{pattern} may lie below {folder}"));
             not.iter().for_each(|folder| {
-                assert!(!below(folder), "{pattern} does not lie below {folder}")
+                assert!(!below(folder), "{pattern} does not lie below {folder}");
             });
         };
         check("*.log", &["a.log", ".log"], &[], &["a", "a.log", "a/b"]);

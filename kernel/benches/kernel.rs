@@ -179,7 +179,7 @@ fn merging(c: &mut Criterion) {
             let runs = runs(&order, &data, k);
             group.throughput(Throughput::Bytes(data.bytes.len() as u64));
             group.bench_function(BenchmarkId::new(data.name, k), |b| {
-                b.iter(|| merged(&order, &runs))
+                b.iter(|| merged(&order, &runs));
             });
         }
     }

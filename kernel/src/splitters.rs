@@ -304,7 +304,7 @@ mod tests {
     #[test]
     fn validate_refuses_what_does_not_ascend() {
         let check = |splitters: &[Splitter], unique, ok| {
-            assert_eq!(validate(splitters, unique).is_ok(), ok)
+            assert_eq!(validate(splitters, unique).is_ok(), ok);
         };
         check(&[splitter("a", 1), splitter("a", 2)], false, true);
         check(&[splitter("a", 1), splitter("a", 2)], true, false);

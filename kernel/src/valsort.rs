@@ -144,7 +144,7 @@ impl Summary {
             match here.last.cmp(&there.first) {
                 std::cmp::Ordering::Less => {}
                 std::cmp::Ordering::Equal => {
-                    self.duplicate_keys = self.duplicate_keys.saturating_add(1)
+                    self.duplicate_keys = self.duplicate_keys.saturating_add(1);
                 }
                 std::cmp::Ordering::Greater => self.note_unordered(border),
             }

@@ -95,7 +95,7 @@ mod tests {
             let (wa, wb) = (Windowing::Variable.window(a, 0), Windowing::Variable.window(b, 0));
             match wa.cmp(&wb) {
                 Ordering::Equal => {
-                    assert!(a == b || !Windowing::Variable.decides(wa, 0), "{a:?} {b:?}")
+                    assert!(a == b || !Windowing::Variable.decides(wa, 0), "{a:?} {b:?}");
                 }
                 unequal => assert_eq!(unequal, a.cmp(b), "{a:?} {b:?}"),
             }

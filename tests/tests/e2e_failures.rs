@@ -158,7 +158,7 @@ fn a_worker_dies_while_the_job_commits() {
     let sandbox = Sandbox::new();
     let s3 = S3Server::start(&sandbox);
     let mut scene = Scene::start(&sandbox, &s3, |pool| {
-        pool.coordinator_gate().hold_after(2, completes_an_upload)
+        pool.coordinator_gate().hold_after(2, completes_an_upload);
     });
     scene
         .pool
@@ -229,7 +229,7 @@ fn the_coordinator_dies_while_the_job_commits() {
     // Two parts are there, the others are open uploads: the new coordinator must complete just
     // those.
     let mut scene = Scene::start(&sandbox, &s3, |pool| {
-        pool.coordinator_gate().hold_after(2, completes_an_upload)
+        pool.coordinator_gate().hold_after(2, completes_an_upload);
     });
     scene
         .pool

@@ -538,7 +538,7 @@ fn a_hostile_worker_changes_no_part() {
     for (_, entry) in journal.entries() {
         match &entry.record {
             Record::UploadOpened { attempt, upload, .. } => {
-                drop(uploads.insert(*attempt, upload.clone()))
+                drop(uploads.insert(*attempt, upload.clone()));
             }
             Record::RunCommitted(of) => run = Some((of.split, of.attempt)),
             Record::PartCommitted(of) => committed.push(of.attempt),

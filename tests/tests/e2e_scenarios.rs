@@ -80,7 +80,7 @@ fn three_of_ten_die_while_sampling(seeds: std::ops::Range<u64>) {
             }
             victims.iter().for_each(|victim| stage.kill_for_good(Member::Worker(*victim)));
             (0..10).for_each(|worker| {
-                stage.weather(Member::Worker(worker), Service::Store, Weather::Calm)
+                stage.weather(Member::Worker(worker), Service::Store, Weather::Calm);
             });
             killed = true;
         });

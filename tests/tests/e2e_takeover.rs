@@ -222,7 +222,7 @@ fn the_leader_is_killed_while_the_job_commits() {
     let sandbox = Sandbox::new();
     let s3 = S3Server::start(&sandbox);
     let mut scene = Scene::start(&sandbox, &s3, "testing", |pool| {
-        pool.coordinator_gate().hold_after(2, completes_an_upload)
+        pool.coordinator_gate().hold_after(2, completes_an_upload);
     });
     scene
         .pool
@@ -292,7 +292,7 @@ fn a_leader_that_was_stopped_while_committing_takes_nothing_away() {
     let sandbox = Sandbox::new();
     let s3 = S3Server::start(&sandbox);
     let mut scene = Scene::start(&sandbox, &s3, "testing", |pool| {
-        pool.coordinator_gate().hold_after(2, completes_an_upload)
+        pool.coordinator_gate().hold_after(2, completes_an_upload);
     });
     scene
         .pool

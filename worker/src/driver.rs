@@ -303,7 +303,7 @@ impl Driver {
                 self.guards.limit(limits.requests_per_s);
             }
             Ok(limits) => {
-                tracing::debug!(epoch = %limits.epoch, "limits of another leader are not heard")
+                tracing::debug!(epoch = %limits.epoch, "limits of another leader are not heard");
             }
             Err(error) => self.unreadable("limit of the stores", message, &error),
         }

@@ -136,7 +136,7 @@ fn remove(path: &Path, of: &str) {
     match std::fs::remove_dir_all(path) {
         Ok(()) => tracing::info!(path = %path.display(), "removed spills of {of}"),
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "cannot remove spills of {of}")
+            tracing::warn!(path = %path.display(), %error, "cannot remove spills of {of}");
         }
     }
 }

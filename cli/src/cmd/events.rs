@@ -135,7 +135,7 @@ mod tests {
             text: text.to_owned(),
         };
         let check = |event: Event, with_job: bool, expected: &str| {
-            assert_eq!(line(&event, with_job), expected)
+            assert_eq!(line(&event, with_job), expected);
         };
         check(
             event(Some("j1"), "sort: 3 tasks"),

@@ -28,7 +28,7 @@ pub(crate) fn run(args: &RightsArgs) -> Result<(), Exit> {
     let role = args.role.map(|role| role_of(role, id));
     match (args.format, role) {
         (RightsFormat::Nats, Some(role)) => {
-            output::text(&role.rights(&names).to_settings("permissions"))
+            output::text(&role.rights(&names).to_settings("permissions"));
         }
         (RightsFormat::Nats, None) => output::text(&rights::all_settings(&args.namespace)),
         (RightsFormat::Json, Some(role)) => output::json(&role.rights(&names)),

@@ -203,7 +203,7 @@ async fn find_inputs(stores: &Stores, paths: &[OsString]) -> Result<Vec<Input>, 
         let store = stores.open(&url).await?;
         match store.head(url.key()).await {
             Ok(meta) if !url.key().ends_with('/') => {
-                inputs.push(Input { store, url, bytes: meta.bytes })
+                inputs.push(Input { store, url, bytes: meta.bytes });
             }
             Err(error) if error.kind != ErrorKind::NotFound => return Err(error.into()),
             Ok(_) | Err(_) => {

@@ -96,7 +96,7 @@ fn a_claim_is_read_as_it_was_written_and_nothing_else_is() {
 fn the_earliest_that_lives_holds_output() {
     let me = claim("m.j", 5);
     let check = |others: &[Seen], expected: Decision| {
-        assert_eq!(decide(&me, others), expected, "{others:?}")
+        assert_eq!(decide(&me, others), expected, "{others:?}");
     };
     check(&[], Decision::Hold);
     check(&[seen("a.j", 4, Life::Lives)], Decision::Refuse(id("a.j")));

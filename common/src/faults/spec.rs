@@ -306,7 +306,7 @@ impl Rule {
             "ms" => self.ms = millis()?,
             "phase" => {
                 self.phase =
-                    Some(parse_phase(value).ok_or_else(|| bad("not one of sample, sort, merge"))?)
+                    Some(parse_phase(value).ok_or_else(|| bad("not one of sample, sort, merge"))?);
             }
             "task" => self.task = Some(small()?),
             "times" => self.times = Some(small()?),

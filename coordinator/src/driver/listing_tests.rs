@@ -63,7 +63,7 @@ async fn check(keys: &[&str], inputs: &[&str], expected: Result<&[&str], &str>) 
             assert_eq!(found, expected, "{inputs:?}");
         }
         (Err(error), Err(expected)) => {
-            assert!(error.message.contains(expected), "{inputs:?}: {error}")
+            assert!(error.message.contains(expected), "{inputs:?}: {error}");
         }
         (found, expected) => panic!("{inputs:?}: {found:?}, not {expected:?}"),
     }
@@ -103,7 +103,10 @@ async fn output_must_be_apart_and_empty() {
             (expected, expected)
         ),
         Err(error) => {
-            assert!(!expected.is_empty() && error.message.contains(expected), "{expected}: {error}")
+            assert!(
+                !expected.is_empty() && error.message.contains(expected),
+                "{expected}: {error}"
+            );
         }
     };
     check(&KEYS, spec(&["memory:///in"], "memory:///in/out", false), "overlaps").await;
@@ -213,7 +216,7 @@ async fn check_files(base: &Path, inputs: &[&str], expected: Result<&[&str], &st
             assert_eq!(found, expected, "{inputs:?}");
         }
         (Err(error), Err(expected)) => {
-            assert!(error.message.contains(expected), "{inputs:?}: {error}")
+            assert!(error.message.contains(expected), "{inputs:?}: {error}");
         }
         (found, expected) => panic!("{inputs:?}: {found:?}, not {expected:?}"),
     }

@@ -391,7 +391,7 @@ async fn what_exists_at_any_worker_is_a_path_and_no_pattern() {
     ) {
         (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{input}"),
         (Err(error), Err(expected)) => {
-            assert!(error.message.contains(expected), "{input}: {error}")
+            assert!(error.message.contains(expected), "{input}: {error}");
         }
         (found, expected) => panic!("{input}: {found:?}, not {expected:?}"),
     };

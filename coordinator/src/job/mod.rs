@@ -318,20 +318,20 @@ impl Machine {
             Input::Heartbeat(heartbeat) => self.heartbeat(*heartbeat),
             Input::Recoveries(recoveries) => self.recoveries_told(*recoveries),
             Input::RunAnswered { worker, job, attempt, reply } => {
-                self.run_answered(&worker, &job, &attempt, reply)
+                self.run_answered(&worker, &job, &attempt, reply);
             }
             Input::CancelAnswered { job, attempt, answered } => {
-                self.cancel_answered(&job, &attempt, answered)
+                self.cancel_answered(&job, &attempt, answered);
             }
             Input::Listed { job, ticket, result } => self.listed(&job, ticket, result),
             Input::ObjectWritten { ticket, result } => self.object_written(ticket, result),
             Input::PlanLoaded { job, result } => self.plan_loaded(&job, result),
             Input::SamplesLoaded { job, attempt, result } => {
-                self.samples_loaded(&job, &attempt, result)
+                self.samples_loaded(&job, &attempt, result);
             }
             Input::SplittersChosen { job, result } => self.splitters_chosen(&job, result),
             Input::UploadAborted { job, attempt, result } => {
-                self.upload_aborted(&job, &attempt, result)
+                self.upload_aborted(&job, &attempt, result);
             }
             Input::Published { job, result } => self.published(&job, result),
             Input::Cleaned { job, result } => self.cleaned(&job, result),
@@ -396,7 +396,7 @@ impl Machine {
             Timer::Resend(job, attempt) => self.resend(&job, &attempt),
             Timer::Requeue(job, phase, index) => self.requeue(&job, phase, index),
             Timer::Unpause(worker) => {
-                drop(self.workers.update(&worker, |worker| worker.paused = false))
+                drop(self.workers.update(&worker, |worker| worker.paused = false));
             }
             Timer::Store(job) => self.retry_store_step(&job),
             Timer::Abort(job, attempt) => self.abort_revoked(&job, &attempt),

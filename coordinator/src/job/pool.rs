@@ -213,7 +213,7 @@ impl Machine {
                 );
             }
             (true, None) => {
-                self.event(None, "info", "worker-store-back", format!("{id} has its store again"))
+                self.event(None, "info", "worker-store-back", format!("{id} has its store again"));
             }
             (true, Some(_)) | (false, None) => {}
         }

@@ -65,9 +65,9 @@ impl Machine {
             .filter(|attempt| attempt.worker == report.worker && active.stage == Stage::Working)
         else {
             return if planted::is(Bug::AcceptSecondCommit) {
-                self.judge(to, report)
+                self.judge(to, report);
             } else {
-                self.revoke(to)
+                self.revoke(to);
             };
         };
         let recording = attempt.recording;
@@ -155,7 +155,7 @@ impl Machine {
                 }
             }
             (Outcome::SampledToScratch { samples }, Phase::Sample) => {
-                self.fetch_samples(to, &job, &attempt, samples)
+                self.fetch_samples(to, &job, &attempt, samples);
             }
             (Outcome::RunDamaged { split, run, cause, error }, Phase::Merge) => {
                 self.answer(to, ReportReply::Recorded { epoch: self.epoch });
@@ -183,7 +183,7 @@ impl Machine {
                 Err(why) => self.violated(to, &job, &attempt, &why),
             },
             (Outcome::UploadOpened { upload }, Phase::Merge) => {
-                self.open_upload(to, &job, &attempt, upload)
+                self.open_upload(to, &job, &attempt, upload);
             }
             (Outcome::Merged(part), Phase::Merge) => match self.check_part(&job, &attempt, &part) {
                 Ok(()) => {

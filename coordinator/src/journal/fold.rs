@@ -48,7 +48,7 @@ impl Fold {
         }
         match entry.record {
             Record::Snapshot { id, part, of, records, .. } => {
-                self.push_piece(id, part, of, records)
+                self.push_piece(id, part, of, records);
             }
             // It says nothing, between the pieces of a snapshot, too.
             Record::StillLeads => {}

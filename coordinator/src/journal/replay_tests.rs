@@ -258,7 +258,7 @@ async fn no_flipped_byte_of_a_snapshot_gives_another_state() {
                 resumed += 1;
             }
             Err(error) => {
-                assert!(matches!(error.kind, ErrorKind::Corrupt | ErrorKind::Invalid), "{error}")
+                assert!(matches!(error.kind, ErrorKind::Corrupt | ErrorKind::Invalid), "{error}");
             }
         }
     }

@@ -146,7 +146,7 @@ fn letters(rest: &mut &[u8], flags: &mut KeyFlags, text: &str) -> Result<bool, K
         match letter {
             b'b' => blanks = true,
             b'a'..=b'z' | b'A'..=b'Z' => {
-                flags.set(char::from(letter)).map_err(|e| refuse(text, &e.to_string()))?
+                flags.set(char::from(letter)).map_err(|e| refuse(text, &e.to_string()))?;
             }
             _ => break,
         }

@@ -36,7 +36,7 @@ fn wish(mut arguments: impl Iterator<Item = String>) -> Result<Wish, String> {
             "--seed" => wish.seed = number()?,
             "--write-seeds" => {
                 wish.write_seeds =
-                    Some(arguments.next().ok_or("--write-seeds needs a folder")?.into())
+                    Some(arguments.next().ok_or("--write-seeds needs a folder")?.into());
             }
             name => {
                 let known = TARGETS.iter().find(|target| target.name == name);

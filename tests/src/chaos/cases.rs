@@ -96,7 +96,11 @@ impl Case {
             ["sort", "--detach", "--json", "--job-id", job].map(str::to_owned).into();
         match self.place {
             Place::Bucket => {
-                arguments.extend([stage.bucket.url(&input), "-o".into(), stage.bucket.url(&output)])
+                arguments.extend([
+                    stage.bucket.url(&input),
+                    "-o".into(),
+                    stage.bucket.url(&output),
+                ]);
             }
             Place::Folder => {
                 arguments.extend([stage.path(&input), "-o".into(), stage.path(&output)]);

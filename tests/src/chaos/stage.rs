@@ -210,7 +210,7 @@ impl<'a> Stage<'a> {
             let due_ms = self.now_ms() + step.lasts_ms;
             match step.fault {
                 Fault::Kill(member) => {
-                    self.nodes.get_mut(&member).expect("a member").start_ms = Some(due_ms)
+                    self.nodes.get_mut(&member).expect("a member").start_ms = Some(due_ms);
                 }
                 Fault::Cut(..) => {}
                 fault => self.heals.push((due_ms, fault)),

@@ -131,10 +131,10 @@ impl Work {
                 self.tasks.extend(tasks(Phase::Merge, *partitions));
             }
             Record::RunCommitted(run) if run.job.as_str() == self.job => {
-                self.commit(at, epoch, run.attempt)
+                self.commit(at, epoch, run.attempt);
             }
             Record::PartCommitted(part) if part.job.as_str() == self.job => {
-                self.commit(at, epoch, part.attempt)
+                self.commit(at, epoch, part.attempt);
             }
             Record::UploadOpened { job, attempt, .. } if job.as_str() == self.job => {
                 let committed = self.commits.get(&attempt.task).and_then(|commits| commits.last());

@@ -307,7 +307,8 @@ impl World {
                 self.elect(at, input);
             }
             Err(error) => {
-                lock(&self.shared).violate(format!("recovery: the journal cannot be read: {error}"))
+                lock(&self.shared)
+                    .violate(format!("recovery: the journal cannot be read: {error}"));
             }
         }
     }
@@ -727,7 +728,7 @@ impl World {
                 );
             }
             (_, Err(error)) => {
-                lock(&self.shared).violate(format!("an answer cannot be encoded: {error}"))
+                lock(&self.shared).violate(format!("an answer cannot be encoded: {error}"));
             }
         }
     }

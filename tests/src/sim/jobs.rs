@@ -57,7 +57,7 @@ fn draw_input(dice: &mut Dice, format: &Format) -> Vec<Vec<u8>> {
         for _ in 0..dice.below(records / objects + 1) {
             match *format {
                 Format::Fixed { len } => {
-                    bytes.extend((0..len).map(|_| b'a' + dice.below(letters) as u8))
+                    bytes.extend((0..len).map(|_| b'a' + dice.below(letters) as u8));
                 }
                 Format::Lines { terminator } => {
                     let length = dice.below(14);

@@ -402,7 +402,7 @@ impl Core {
                 self.after(go_us, Event::StoreApply(op));
             }
             Fate::Refuse => {
-                self.answer_store(op, Err(Error::retry(format!("{key}: 503 SlowDown"))), go_us)
+                self.answer_store(op, Err(Error::retry(format!("{key}: 503 SlowDown"))), go_us);
             }
             Fate::Flip => {
                 self.flips.insert(op);
@@ -497,7 +497,7 @@ impl Core {
                 });
                 match &completed {
                     Ok(Completed::Now) if same && !is_scratch(&key) => {
-                        self.mark("identical overwrite")
+                        self.mark("identical overwrite");
                     }
                     Ok(Completed::Now) => self.rot(&key),
                     Ok(Completed::Unsure) => self.mark("upload gone, object stands"),

@@ -413,7 +413,7 @@ impl World {
             }
             Message::Answer { request, frame } => match life.asked.remove(&request) {
                 Some(Asked::Register(asked)) => {
-                    self.registered(at, asked, wire::decode::<RegisterReply>(&frame))
+                    self.registered(at, asked, wire::decode::<RegisterReply>(&frame));
                 }
                 Some(Asked::Report(key)) => {
                     let reply = wire::decode::<ReportReply>(&frame).ok();
@@ -435,10 +435,10 @@ impl World {
         let Some(life) = self.workers[at].life.as_mut() else { return };
         match life.asked.remove(&request) {
             Some(Asked::Register(asked)) => {
-                self.registered(at, asked, Err(Error::retry("no answer")))
+                self.registered(at, asked, Err(Error::retry("no answer")));
             }
             Some(Asked::Report(key)) => {
-                self.step_worker(at, Input::Answered { key, reply: None }, None)
+                self.step_worker(at, Input::Answered { key, reply: None }, None);
             }
             None => {}
         }

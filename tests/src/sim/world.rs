@@ -437,15 +437,15 @@ impl World {
         match (done, coordinator, worker) {
             (Done::Input(input), Some(at), _) => self.feed(at, *input),
             (Done::Begun(epoch, begun, stalled), Some(at), _) => {
-                self.begun(at, epoch, *begun, stalled)
+                self.begun(at, epoch, *begun, stalled);
             }
             (Done::Read(reading, read, stalled), Some(at), _) => {
-                self.journal_read(at, reading, *read, stalled)
+                self.journal_read(at, reading, *read, stalled);
             }
             (Done::Leads, Some(at), _) => self.leads_still(at),
             (Done::Opened { key, upload }, _, Some(at)) => self.attempt_opened(at, key, upload),
             (Done::Finished { key, outcome }, _, Some(at)) => {
-                self.attempt_finished(at, key, outcome)
+                self.attempt_finished(at, key, outcome);
             }
             (Done::Ask(question), Some(at), _) => self.ask_worker(at, *question),
             (Done::WriterEnded, Some(at), _) => self.writer_ended(at),
@@ -785,7 +785,7 @@ impl World {
             (Act::Slow(_), _) => lock(&self.shared).nodes[node].slow = 20,
             (Act::Pause(..), _) => lock(&self.shared).nodes[node].paused_until_us = now_us + for_us,
             (Act::Isolate(..), Place::Coordinator(_)) => {
-                lock(&self.shared).cut_with_minority(node, now_us + for_us)
+                lock(&self.shared).cut_with_minority(node, now_us + for_us);
             }
             (Act::Cut(_, ways, _), _) => {
                 for way in ways {
@@ -909,7 +909,7 @@ impl World {
                 client.refused = Some(error);
             }
             Reply::Refused { code, .. } if client.accepted && code == RefusalCode::Conflict => {
-                client.cancel_us = None
+                client.cancel_us = None;
             }
             _ => {}
         }

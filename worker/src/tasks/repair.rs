@@ -37,7 +37,7 @@ pub(super) async fn all(task: &Arc<Task>, order: &Arc<Order>) {
                         run anew");
                 }
                 Err(error) => {
-                    tracing::warn!(run = %copy.bad, %error, "cannot make a copy of a run anew")
+                    tracing::warn!(run = %copy.bad, %error, "cannot make a copy of a run anew");
                 }
             }
         }

@@ -756,7 +756,7 @@ impl Sorted {
         let expected = sort_reference(&lines(false), &[random_lines(100_000, 9)]).expect("oracle");
         match self.merge().await {
             Outcome::Merged(part) => {
-                assert!(self.world.complete(0, &part).await == expected, "the part differs")
+                assert!(self.world.complete(0, &part).await == expected, "the part differs");
             }
             other => panic!("{other:?}"),
         }

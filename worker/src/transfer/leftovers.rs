@@ -87,7 +87,7 @@ impl Leftovers {
                     continue;
                 }
                 Ok(Err(error)) => {
-                    tracing::warn!(%object, %error, "cannot remove what an attempt left")
+                    tracing::warn!(%object, %error, "cannot remove what an attempt left");
                 }
                 Err(_) => tracing::warn!(%object, "removing what an attempt left took too long"),
             }

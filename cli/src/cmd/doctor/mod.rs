@@ -290,7 +290,11 @@ impl Patient {
                 self.ailments.extend(found.into_iter().map(|(group, _)| Ailment::Leftover(group)));
             }
             Err(error) => {
-                self.findings.push(Finding::unknown("leftovers", error.message, "look again later"))
+                self.findings.push(Finding::unknown(
+                    "leftovers",
+                    error.message,
+                    "look again later",
+                ));
             }
         }
     }

@@ -83,7 +83,7 @@ fn roles(permissions: &Permissions, names: &Names) -> (Vec<String>, Vec<String>)
             (Some((_, Role::Worker(id))), _) => can.push(format!("worker {id}")),
             (Some(_), _) => can.push(role.as_str().to_owned()),
             (None, why) => {
-                cannot.push(format!("{} ({})", role.as_str(), why.as_deref().unwrap_or_default()))
+                cannot.push(format!("{} ({})", role.as_str(), why.as_deref().unwrap_or_default()));
             }
         }
     }

@@ -419,7 +419,7 @@ mod tests {
             format!(r#"{{"server_id":"A","jetstream":{{"config":{config},"stats":{{}}}}}}"#)
         };
         let check = |text: &str, expected: &Sync| {
-            assert_eq!(&sync_of(text, "A", "h:1"), expected, "{text}")
+            assert_eq!(&sync_of(text, "A", "h:1"), expected, "{text}");
         };
         check(&varz(r#"{"sync_interval":120000000000,"sync_always":true}"#), &Sync::Always);
         check(&varz(r#"{"sync_interval":120000000000}"#), &Sync::Every(120_000));

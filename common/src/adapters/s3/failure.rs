@@ -374,13 +374,13 @@ impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.meaning() {
             Meaning::Denied => {
-                f.write_str("access denied; check the credentials and the rights of their user: ")?
+                f.write_str("access denied; check the credentials and the rights of their user: ")?;
             }
             Meaning::Expired => {
-                f.write_str("the session token has expired; get new credentials: ")?
+                f.write_str("the session token has expired; get new credentials: ")?;
             }
             Meaning::BadToken => {
-                f.write_str("access denied; the session token (AWS_SESSION_TOKEN) is not valid: ")?
+                f.write_str("access denied; the session token (AWS_SESSION_TOKEN) is not valid: ")?;
             }
             Meaning::UnknownKey => {
                 f.write_str(
@@ -410,7 +410,7 @@ impl fmt::Display for Answer {
             },
             Meaning::Region => match &self.region {
                 Some(region) => {
-                    write!(f, "the bucket is in the region {region:?}; set AWS_REGION to it: ")?
+                    write!(f, "the bucket is in the region {region:?}; set AWS_REGION to it: ")?;
                 }
                 None => f.write_str(
                     "this is not the place of the bucket; check AWS_REGION and AWS_ENDPOINT_URL: ",

@@ -55,7 +55,7 @@ fn act(world: &mut World, command: &str) {
         }
         ["cancel", id] => drop(world.cancel(id)),
         ["hold", id, phases @ ..] => {
-            world.hold(id, &phases.iter().map(|name| phase(name)).collect::<Vec<_>>())
+            world.hold(id, &phases.iter().map(|name| phase(name)).collect::<Vec<_>>());
         }
         ["finish", id] => world.finish(id),
         ["open", id] => world.open_uploads(id),

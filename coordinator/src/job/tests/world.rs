@@ -370,13 +370,13 @@ impl World {
                 let sequence = self.write(self.machine.epoch(), *record);
                 let ack = Input::Appended { token, sequence };
                 if self.journal_holds {
-                    self.held_acks.push_back(ack)
+                    self.held_acks.push_back(ack);
                 } else {
-                    self.inbox.push_back(ack)
+                    self.inbox.push_back(ack);
                 }
             }
             Effect::PurgeJournal { before } => {
-                self.journal.retain(|(sequence, _)| *sequence >= before)
+                self.journal.retain(|(sequence, _)| *sequence >= before);
             }
             Effect::Reply { to, reply } => {
                 match &reply {
@@ -523,9 +523,9 @@ impl World {
             other => panic!("not for the store: {other:?}"),
         };
         if self.store_holds {
-            self.held_store.push_back(input)
+            self.held_store.push_back(input);
         } else {
-            self.inbox.push_back(input)
+            self.inbox.push_back(input);
         }
     }
 
