@@ -130,22 +130,37 @@ pub(crate) struct ManArgs {
 #[derive(Debug, Args)]
 pub(crate) struct DrillArgs {
     /// How many records of 100 bytes
-    #[arg(short = 'n', value_name = "RECORDS", default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    #[arg(
+        short = 'n', value_name = "RECORDS", default_value_t = 200_000,
+        value_parser = clap::value_parser!(u64).range(1..=1_000_000_000)
+    )]
     pub(crate) records: u64,
     /// What happens is drawn from this; else from a random one, which is printed
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
     /// How many workers
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(
+        long, value_name = "N", default_value_t = 4,
+        value_parser = clap::value_parser!(u32).range(1..=64)
+    )]
     pub(crate) workers: u32,
     /// How many coordinators; all but one stand by
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=5))]
+    #[arg(
+        long, value_name = "N", default_value_t = 2,
+        value_parser = clap::value_parser!(u32).range(1..=5)
+    )]
     pub(crate) coordinators: u32,
     /// How many processes are killed; half as many are stopped, and as many again cut off
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(0..=100))]
+    #[arg(
+        long, value_name = "N", default_value_t = 4,
+        value_parser = clap::value_parser!(u32).range(0..=100)
+    )]
     pub(crate) kills: u32,
     /// How long the disturbed job should take, about: calls to the store are slowed for it
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(
+        long, value_name = "N", default_value_t = 10,
+        value_parser = clap::value_parser!(u64).range(1..=3600)
+    )]
     pub(crate) seconds: u64,
     /// Where the data lies, like s3://bucket/prefix; else a temporary folder
     #[arg(long, value_name = "URL")]
@@ -225,7 +240,10 @@ pub(crate) struct DoctorArgs {
     pub(crate) yes: bool,
     /// With --yes: leave scratch that was written to within this time, for somebody may be at work
     /// there (uploads into --output have no known time: 0s aborts them)
-    #[arg(long, value_name = "DURATION", default_value = "1h", requires = "mend", value_parser = humantime::parse_duration)]
+    #[arg(
+        long, value_name = "DURATION", default_value = "1h", requires = "mend",
+        value_parser = humantime::parse_duration
+    )]
     pub(crate) older_than: std::time::Duration,
     /// Print one JSON object
     #[arg(long)]
@@ -536,7 +554,10 @@ pub(crate) struct GenArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) files: Option<u32>,
     /// Share of records that take one of 16 hot keys (not in gensort)
-    #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+    #[arg(
+        long, value_name = "PERCENT", default_value_t = 0,
+        value_parser = clap::value_parser!(u8).range(0..=100)
+    )]
     pub(crate) duplicates: u8,
     /// Print one JSON object at the end
     #[arg(long)]

@@ -281,7 +281,9 @@ impl Api {
             }
         };
         tokio::select! {
-            result = self.call_telling("submit", spec, &silent) => result.map_err(|e| said.given_up(e, patience_s)),
+            result = self.call_telling("submit", spec, &silent) => {
+                result.map_err(|e| said.given_up(e, patience_s))
+            }
             never = look => never,
         }
     }

@@ -255,8 +255,8 @@ mod tests {
         assert!(found.by.to_string().contains(by), "{what}: {found:?}");
     }
 
-    const V2: &str = "25 1 0:22 / /proc rw - proc proc rw\n30 24 0:26 / /sys/fs/cgroup rw,nosuid \
-        shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
+    const V2: &str = "25 1 0:22 / /proc rw - proc proc rw\n\
+        30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
     const V1: &str = "31 24 0:27 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n\
         33 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
         36 31 0:32 / /sys/fs/cgroup/memory rw,nosuid shared:14 - cgroup cgroup rw,memory\n\
@@ -326,7 +326,10 @@ mod tests {
 
     #[test]
     fn every_group_up_to_the_root_counts_in_version_1() {
-        let group = "12:cpu,cpuacct:/x\n4:memory:/slurm/uid_1000/job_7/step_0/task_0\n1:name=systemd:/\n0::/init.scope\n";
+        let group = "12:cpu,cpuacct:/x\n\
+                     4:memory:/slurm/uid_1000/job_7/step_0/task_0\n\
+                     1:name=systemd:/\n\
+                     0::/init.scope\n";
         let file = |name: &str| format!("/sys/fs/cgroup/memory/{name}memory.limit_in_bytes");
         let (root, job, task) =
             (file(""), file("slurm/uid_1000/job_7/"), file("slurm/uid_1000/job_7/step_0/task_0/"));

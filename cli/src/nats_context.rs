@@ -181,7 +181,8 @@ mod tests {
     fn contexts() -> tempfile::TempDir {
         let dir = tempfile::tempdir().expect("dir");
         std::fs::create_dir(dir.path().join("context")).expect("dir");
-        let text = r#"{"description":"x","url":"nats://ctx:1","user":"u","password":"p","tls_first":false}"#;
+        let text = r#"{"description":"x","url":"nats://ctx:1",
+            "user":"u","password":"p","tls_first":false}"#;
         std::fs::write(dir.path().join("context/dev.json"), text).expect("file");
         dir
     }

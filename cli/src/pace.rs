@@ -112,11 +112,13 @@ pub(crate) mod tests {
     /// A job that sorts a GB.
     pub(crate) fn status(state: JobState, bytes_done: u64) -> JobStatus {
         let json = serde_json::json!({
-            "job": "j1", "state": state, "phase": "Sort", "tasks_done": 1, "tasks_total": 3, "bytes_done": bytes_done,
-            "bytes_total": 1_000_000_000, "input_bytes": 1_000_000_000, "workers": 2, "attempts_running": 2, "retries": 0,
-            "repeated_tasks": 0, "waiting_for": null, "error": null, "output": "file:///out", "parts": 4, "sums": null, "dropped": null,
-            "times": { "plan_ms": 0, "sample_ms": 0, "sort_ms": 0, "merge_ms": 0, "commit_ms": 0 }, "cleaned": false,
-            "submitted_unix_ms": 0
+            "job": "j1", "state": state, "phase": "Sort", "tasks_done": 1, "tasks_total": 3,
+            "bytes_done": bytes_done, "bytes_total": 1_000_000_000, "input_bytes": 1_000_000_000,
+            "workers": 2, "attempts_running": 2, "retries": 0, "repeated_tasks": 0,
+            "waiting_for": null, "error": null, "output": "file:///out", "parts": 4,
+            "sums": null, "dropped": null,
+            "times": { "plan_ms": 0, "sample_ms": 0, "sort_ms": 0, "merge_ms": 0, "commit_ms": 0 },
+            "cleaned": false, "submitted_unix_ms": 0
         });
         serde_json::from_value(json).expect("a status")
     }

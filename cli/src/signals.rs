@@ -85,7 +85,10 @@ mod tests {
 
     #[test]
     fn ignored_signals_are_read_from_the_kernel() {
-        let status = "Name:\tmuster\nSigBlk:\tffffffffffffffff\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000000001\n";
+        let status = "Name:\tmuster\n\
+                      SigBlk:\tffffffffffffffff\n\
+                      SigIgn:\t0000000000001001\n\
+                      SigCgt:\t0000000000000001\n";
         for (number, expected) in
             [(1, true), (2, false), (13, true), (15, false), (0, false), (65, false), (-1, false)]
         {

@@ -9,8 +9,10 @@
 //! stores differ, are not needed.
 //!
 //! ```text
-//! claim.rs       what a claim says, as bytes          judge.rs      who lives, who holds, what may go: pure
-//! hold.rs        takes, renews, confirms, releases    leftovers.rs  removes what a dead run here has left
+//! claim.rs      what a claim says, as bytes
+//! judge.rs      who lives, who holds, what may go: pure
+//! hold.rs       takes, renews, confirms, releases
+//! leftovers.rs  removes what a dead run here has left
 //! ```
 //!
 //! **Dead or alive.** A run here names its process; whoever is of the same boot and process

@@ -243,37 +243,42 @@ impl Profile {
         match self {
             Profile::Production => "",
             Profile::Development => {
-                "[heartbeat]\ninterval_ms = 500\ndead_after_ms = 4000\n[leader]\nsilence_ms = \
-                    2500\n[tasks]\nregrant_grace_ms = 2000\n\
-                 [detector]\nfloor_ms = 3000\nceiling_ms = 5000\nacceptable_pause_ms = \
-                 1000\ndeviation_min_ms = 50\ngrace_ms = 1000\n\
+                "[heartbeat]\ninterval_ms = 500\ndead_after_ms = 4000\n\
+                 [leader]\nsilence_ms = 2500\n\
+                 [tasks]\nregrant_grace_ms = 2000\n\
+                 [detector]\nfloor_ms = 3000\nceiling_ms = 5000\nacceptable_pause_ms = 1000\n\
+                 deviation_min_ms = 50\ngrace_ms = 1000\n\
                  [breaker]\nopen_ms = 2000\nopen_max_ms = 60000\n\
-                 [speculation]\nruntime_min_ms = 5000\n[alerts]\nraise_ms = 2000\nclear_ms = 5000\n\
-                 [retry.store]\npause_max_ms = 5000\n[retry.throttle]\npause_max_ms = \
-                 10000\n[retry.nats]\npause_max_ms = 5000\n"
+                 [speculation]\nruntime_min_ms = 5000\n\
+                 [alerts]\nraise_ms = 2000\nclear_ms = 5000\n\
+                 [retry.store]\npause_max_ms = 5000\n\
+                 [retry.throttle]\npause_max_ms = 10000\n\
+                 [retry.nats]\npause_max_ms = 5000\n"
             }
             Profile::Testing => {
-                "[heartbeat]\ninterval_ms = 200\ndead_after_ms = 2000\n[leader]\nsilence_ms = \
-                    1000\n[nats]\nrequest_timeout_ms = 2000\nping_interval_ms = 2000\n\
-                 [journal]\nappend_timeout_ms = 3000\n[tasks]\nregrant_grace_ms = \
-                 1000\ncommand_retry_ms = 300\n\
+                "[heartbeat]\ninterval_ms = 200\ndead_after_ms = 2000\n\
+                 [leader]\nsilence_ms = 1000\n\
+                 [nats]\nrequest_timeout_ms = 2000\nping_interval_ms = 2000\n\
+                 [journal]\nappend_timeout_ms = 3000\n\
+                 [tasks]\nregrant_grace_ms = 1000\ncommand_retry_ms = 300\n\
                  [worker]\ncoordinator_wait_ms = 60000\n\
-                 [detector]\nfloor_ms = 1500\nceiling_ms = 2500\nacceptable_pause_ms = \
-                 800\ndeviation_min_ms = 50\ngrace_ms = 500\n\
-                 [breaker]\nopen_ms = 500\nopen_max_ms = 5000\nwindow_ms = 10000\ntrial_ms = \
-                 30000\n\
+                 [detector]\nfloor_ms = 1500\nceiling_ms = 2500\nacceptable_pause_ms = 800\n\
+                 deviation_min_ms = 50\ngrace_ms = 500\n\
+                 [breaker]\nopen_ms = 500\nopen_max_ms = 5000\nwindow_ms = 10000\n\
+                 trial_ms = 30000\n\
                  [speculation]\nruntime_min_ms = 1000\nhang_ms = 15000\n\
-                 [recovery]\nwave_window_ms = 10000\nrate_min_per_s = 10\nstep_ms = 200\ncalm_ms = \
-                 3000\n\
+                 [recovery]\nwave_window_ms = 10000\nrate_min_per_s = 10\nstep_ms = 200\n\
+                 calm_ms = 3000\n\
                  [alerts]\nraise_ms = 400\nclear_ms = 1000\nprogress_stall_ms = 5000\n\
-                 [claim]\nrenew_ms = 400\ndead_after_ms = 4000\n[store]\nrequest_timeout_ms = \
-                 30000\ncall_timeout_ms = 60000\n\
-                 [retry.store]\npause_ms = 50\npause_max_ms = 1000\nattempts_max = \
-                 8\n[retry.throttle]\npause_ms = 100\npause_max_ms = 2000\n\
-                 [retry.nats]\npause_ms = 50\npause_max_ms = 1000\n[retry.abort]\npause_ms = \
-                 50\npause_max_ms = 1000\n\
-                 [retry.task]\npause_ms = 50\npause_max_ms = 1000\n[retry.disk]\npause_ms = \
-                 200\n[retry.input]\npause_ms = 50\n"
+                 [claim]\nrenew_ms = 400\ndead_after_ms = 4000\n\
+                 [store]\nrequest_timeout_ms = 30000\ncall_timeout_ms = 60000\n\
+                 [retry.store]\npause_ms = 50\npause_max_ms = 1000\nattempts_max = 8\n\
+                 [retry.throttle]\npause_ms = 100\npause_max_ms = 2000\n\
+                 [retry.nats]\npause_ms = 50\npause_max_ms = 1000\n\
+                 [retry.abort]\npause_ms = 50\npause_max_ms = 1000\n\
+                 [retry.task]\npause_ms = 50\npause_max_ms = 1000\n\
+                 [retry.disk]\npause_ms = 200\n\
+                 [retry.input]\npause_ms = 50\n"
             }
         }
     }

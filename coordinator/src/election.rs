@@ -1,9 +1,15 @@
 //! Who leads, decided purely: what was heard and the time go in, what to do comes out.
 //!
 //! ```text
-//!   start ──▶ reading ──▶ asking ──nobody answers──▶ beginning ──▶ (a term) ──over──▶ watching
-//!                            │                           ▲
-//!                            └─somebody does─▶ watching ─┴─ silence, or nobody there, or a resignation: poised ──▶ reading
+//!   start ──▶ reading ──▶ asking ──nobody answers──▶ beginning ──▶ (a term)
+//!                            │                           ▲             │
+//!                      somebody does                     │            over
+//!                            ▼                           │             │
+//!                        watching ◀──────────────────────┼─────────────┘
+//!                            │                           │
+//!       silence, or nobody there, or a resignation       │
+//!                            ▼                           │
+//!                         poised ──after a jitter──▶ reading
 //! ```
 //!
 //! Nothing here makes anybody a leader: that is the append of an epoch to the journal, which only

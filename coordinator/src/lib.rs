@@ -2,7 +2,7 @@
 //! and keeps what it decided in a journal that only one leader can write.
 //!
 //! ```text
-//!   NATS, stores, clock ──inputs──▶ driver ──▶ job::Machine (pure) ──effects──▶ driver ──▶ NATS, stores
+//!   NATS, stores, clock ──▶ driver ──inputs──▶ job::Machine (pure) ──effects──▶ driver ──▶ ...
 //!                                                   │    ▲
 //!                                          records  ▼    │ acknowledgements
 //!                                              journal::writer ──▶ ledger (JetStream)
@@ -273,7 +273,12 @@ impl Term {
         }
         let mut machine = job::Machine::new(config.clone(), bucket, replayed.durable)?;
         machine.knows_snapshots(replayed.snapshots);
-        tracing::info!(epoch = machine.epoch().0, deployment = %machine.deployment(), %cause, "leading");
+        tracing::info!(
+            epoch = machine.epoch().0,
+            deployment = %machine.deployment(),
+            %cause,
+            "leading"
+        );
         let claims = claimant.lead(machine.deployment(), &clock, &config);
         let parts = driver::Parts {
             client,

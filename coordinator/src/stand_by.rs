@@ -162,7 +162,8 @@ impl StandBy {
                 read = until(&mut work.reading) => {
                     let read = read?;
                     let found = &read.candidate.replayed().durable;
-                    let input = Input::JournalRead { deployment: found.deployment.clone(), epoch: found.epoch };
+                    let (deployment, epoch) = (found.deployment.clone(), found.epoch);
+                    let input = Input::JournalRead { deployment, epoch };
                     work.read = Some(read);
                     input
                 }

@@ -8,7 +8,10 @@
 //! is still a valid bound; only balance among keys that agree in their first 4 KiB suffers.
 //!
 //! ```text
-//! stored: magic 8 | version u32 | count u32 | per splitter: position u64, key length u32, key | XXH3-64 of all before   (little endian)
+//! stored (little endian):
+//!   magic 8 | version u32 | count u32
+//!   per splitter: position u64 | key length u32 | key
+//!   XXH3-64 of all before
 //! ```
 
 use serde::{Deserialize, Serialize};

@@ -454,13 +454,13 @@ mod tests {
         );
         check(
             "aa",
-            "Records: 2\nChecksum: 1d16f7c86\nDuplicate keys: 1\nSUCCESS - all records are in \
-                order",
+            "Records: 2\nChecksum: 1d16f7c86\nDuplicate keys: 1\n\
+             SUCCESS - all records are in order",
         );
         check(
             "aba",
-            "First unordered record is record 2\nRecords: 3\nChecksum: 2432e6c7f\nERROR - there \
-                are 1 unordered records",
+            "First unordered record is record 2\nRecords: 3\nChecksum: 2432e6c7f\n\
+             ERROR - there are 1 unordered records",
         );
     }
 
@@ -542,8 +542,8 @@ mod tests {
 
         records.sort_unstable();
         let sorted = judge(&records);
-        let expect = "Records: 1000\nChecksum: 1ea6370b955\nDuplicate keys: 0\nSUCCESS - all \
-            records are in order";
+        let expect = "Records: 1000\nChecksum: 1ea6370b955\nDuplicate keys: 0\n\
+                      SUCCESS - all records are in order";
         assert_eq!(sorted.to_string(), expect);
         assert_eq!(
             sorted.ends,

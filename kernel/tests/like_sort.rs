@@ -83,7 +83,11 @@ fn case() -> impl Strategy<Value = (SortSpec, Vec<u8>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 1000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn the_oracle_sorts_as_the_system_does((spec, object) in case()) {

@@ -50,7 +50,11 @@ fn check(spec: &SortSpec, objects: &[Vec<u8>], sizes: Sizes) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 1500,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn lines_come_out_as_the_oracle_says((spec, objects) in lines_case(), sizes in sizes()) {
@@ -58,7 +62,10 @@ proptest! {
     }
 
     #[test]
-    fn fixed_records_come_out_as_the_oracle_says((spec, objects) in fixed_case(), sizes in sizes()) {
+    fn fixed_records_come_out_as_the_oracle_says(
+        (spec, objects) in fixed_case(),
+        sizes in sizes(),
+    ) {
         check(&spec, &objects, sizes);
     }
 }

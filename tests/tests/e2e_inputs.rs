@@ -334,7 +334,8 @@ fn bucket_of_odd_keys(request: &Request) -> Vec<u8> {
                 "200 OK",
                 "",
                 &format!(
-                    "<ListBucketResult><EncodingType>url</EncodingType><IsTruncated>{more}</IsTruncated>{next}{entries}</ListBucketResult>"
+                    "<ListBucketResult><EncodingType>url</EncodingType>\
+                     <IsTruncated>{more}</IsTruncated>{next}{entries}</ListBucketResult>"
                 ),
             )
         }

@@ -114,11 +114,13 @@ fn calls_fail(seeds: std::ops::Range<u64>) {
     for seed in seeds {
         let store = |phase: &str| {
             format!(
-                "store:error,p=0.05{phase};store:lost-ack,p=0.05{phase};store:throttle,p=0.03{phase};store:timeout,p=0.02,ms=300{phase}"
+                "store:error,p=0.05{phase};store:lost-ack,p=0.05{phase};\
+                 store:throttle,p=0.03{phase};store:timeout,p=0.02,ms=300{phase}"
             )
         };
         let bus = "bus:error,p=0.05;bus:drop,p=0.05;bus:lost-ack,p=0.05";
-        let ledger = "ledger.append:error,p=0.05;ledger.append:lost-ack,p=0.05;ledger.append:timeout,p=0.05,ms=300";
+        let ledger = "ledger.append:error,p=0.05;ledger.append:lost-ack,p=0.05;\
+                      ledger.append:timeout,p=0.05,ms=300";
         let workers =
             format!("seed={seed};{};{};{bus}", store(",phase=sort"), store(",phase=merge"));
         let coordinators = format!("seed={seed};{};{bus};{ledger}", store(""));
@@ -342,7 +344,8 @@ fn the_output_disk_is_full(seeds: std::ops::Range<u64>) {
         for bucket in [None, Some(&scratch)] {
             // Not so little that the job is not begun.
             let kib = data.len() as u64 / 1024 * (92 + dice.below(6)) / 100;
-            let script = r#"mount -t tmpfs -o "size=$1k" tmpfs "$2" || exit 99; full=$2; left=$3; shift 3
+            let script = r#"mount -t tmpfs -o "size=$1k" tmpfs "$2" || exit 99
+                full=$2; left=$3; shift 3
                 "$@"; code=$?; find "$full" -type f >"$left"; exit $code"#;
             let mut command: Command = sandbox.clean_command("unshare");
             if !rustix::process::geteuid().is_root() {

@@ -176,7 +176,8 @@ fn nothing_is_signed_where_no_signature_is_wanted() {
                 let entry = |(path, body): (&String, &Vec<u8>)| {
                     let (key, size) = (path.trim_start_matches("/data/"), body.len());
                     format!(
-                        "<Contents><Key>{key}</Key><LastModified>2026-11-28T12:00:00.000Z</LastModified>\
+                        "<Contents><Key>{key}</Key>\
+                         <LastModified>2026-11-28T12:00:00.000Z</LastModified>\
                          <ETag>\"e\"</ETag><Size>{size}</Size></Contents>"
                     )
                 };
@@ -292,10 +293,10 @@ impl Profiles {
 fn a_profile_is_all_that_a_run_needs_and_the_environment_goes_before_it() {
     let profiles = Profiles::new(|endpoint, id, secret| {
         format!(
-            "[profile pool]\nregion = eu-north-1\nendpoint_url = {endpoint}\naws_access_key_id = \
-                {id}\naws_secret_access_key = {secret}\n\
-             [profile wrong]\nendpoint_url = http://127.0.0.1:9\naws_access_key_id = \
-             {id}\naws_secret_access_key = hidden\n\
+            "[profile pool]\nregion = eu-north-1\nendpoint_url = {endpoint}\n\
+             aws_access_key_id = {id}\naws_secret_access_key = {secret}\n\
+             [profile wrong]\nendpoint_url = http://127.0.0.1:9\naws_access_key_id = {id}\n\
+             aws_secret_access_key = hidden\n\
              [default]\nregion = eu-west-3\n"
         )
     });
@@ -333,14 +334,15 @@ fn credentials_come_from_a_process_once_a_run() {
     let profiles = Profiles::new(|endpoint, _, _| {
         format!(
             "[profile pool]\nendpoint_url = {endpoint}\ncredential_process = ./keys\n\
-             [profile broken]\nendpoint_url = {endpoint}\ncredential_process = echo 'nobody is \
-             here' >&2; exit 4\n\
+             [profile broken]\nendpoint_url = {endpoint}\n\
+             credential_process = echo 'nobody is here' >&2; exit 4\n\
              [profile garbage]\nendpoint_url = {endpoint}\ncredential_process = echo hidden\n"
         )
     });
     let (id, secret) = &profiles.key;
     let keys = format!(
-        r#"{{"Version":1,"AccessKeyId":"{id}","SecretAccessKey":"{secret}","Expiration":"2099-01-01T00:00:00Z"}}"#
+        r#"{{"Version":1,"AccessKeyId":"{id}","SecretAccessKey":"{secret}",
+            "Expiration":"2099-01-01T00:00:00Z"}}"#
     );
     let script = profiles
         .sandbox
@@ -363,12 +365,12 @@ fn credentials_come_from_a_login_and_from_a_role() {
     let role = "arn:aws:iam::123456789012:role/r";
     let profiles = Profiles::new(|endpoint, id, secret| {
         format!(
-            "[profile login]\nsso_session = corp\nsso_account_id = 123456789012\nsso_role_name = \
-                r\nservices = here\n\
+            "[profile login]\nsso_session = corp\nsso_account_id = 123456789012\n\
+             sso_role_name = r\nservices = here\n\
              [profile role]\nrole_arn = {role}\nsource_profile = base\nservices = here\n\
              [profile base]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n\
-             [sso-session corp]\nsso_region = eu-west-1\nsso_start_url = \
-             https://example.com/start\n\
+             [sso-session corp]\nsso_region = eu-west-1\n\
+             sso_start_url = https://example.com/start\n\
              [services here]\ns3 =\n  endpoint_url = {endpoint}\n"
         )
     });
@@ -376,19 +378,21 @@ fn credentials_come_from_a_login_and_from_a_role() {
     let service = FakeS3::start(move |request: &Request| match request.line.as_str() {
         line if line.starts_with("GET /federation/credentials?") => {
             let given = format!(
-                r#"{{"roleCredentials":{{"accessKeyId":"{id}","secretAccessKey":"{secret}","sessionToken":"","expiration":4070908800000}}}}"#
+                r#"{{"roleCredentials":{{"accessKeyId":"{id}","secretAccessKey":"{secret}",
+                    "sessionToken":"","expiration":4070908800000}}}}"#
             );
             reply("200 OK", "Content-Type: application/json\r\n", &given)
         }
         _ => {
             let given = format!(
-                "<AccessKeyId>{id}</AccessKeyId><SecretAccessKey>{secret}</SecretAccessKey><SessionToken></SessionToken>\
-                 <Expiration>2099-01-01T00:00:00Z</Expiration>"
+                "<AccessKeyId>{id}</AccessKeyId><SecretAccessKey>{secret}</SecretAccessKey>\
+                 <SessionToken></SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration>"
             );
             let result =
                 format!("<AssumeRoleResult><Credentials>{given}</Credentials></AssumeRoleResult>");
             let body = format!(
-                r#"<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">{result}</AssumeRoleResponse>"#
+                "<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\
+                 {result}</AssumeRoleResponse>"
             );
             reply("200 OK", "Content-Type: text/xml\r\n", &body)
         }
@@ -398,7 +402,8 @@ fn credentials_come_from_a_login_and_from_a_role() {
     let cache = "home/.aws/sso/cache/ee0bfd2552fbd840c02cc48b6e823320543c450f.json";
     let token = |expires: &str| {
         format!(
-            r#"{{"accessToken":"hidden","expiresAt":"{expires}","region":"eu-west-1","startUrl":"https://example.com/start"}}"#
+            r#"{{"accessToken":"hidden","expiresAt":"{expires}","region":"eu-west-1",
+                "startUrl":"https://example.com/start"}}"#
         )
     };
     let login = [("AWS_PROFILE", "login"), ("AWS_ENDPOINT_URL_SSO", endpoint.as_str())];

@@ -396,11 +396,12 @@ fn clients_and_workers_wait_for_a_coordinator() {
 /// grows beyond what a message may be, and another leader reads all of it.
 #[test]
 fn thousands_of_failed_attempts_fit_into_snapshots() {
-    const SETTINGS: &str = "[faults]\nenabled = true\n[journal]\nsnapshot_after = \
-        400\n[tasks]\nattempts_max = 100\n\
-        [retry.task]\npause_ms = 1\npause_max_ms = 2\n[breaker]\nfailures_max = 100000\nvolume_min \
-        = 100000\n\
-        [recovery]\nwave_losses_min = 1000\n";
+    const SETTINGS: &str = "[faults]\nenabled = true\n\
+                            [journal]\nsnapshot_after = 400\n\
+                            [tasks]\nattempts_max = 100\n\
+                            [retry.task]\npause_ms = 1\npause_max_ms = 2\n\
+                            [breaker]\nfailures_max = 100000\nvolume_min = 100000\n\
+                            [recovery]\nwave_losses_min = 1000\n";
     let sandbox = Sandbox::new();
     let data = records(RECORDS, Keys::Random, 3);
     let (input, output) = (sandbox.file("in", &data), sandbox.path("out"));

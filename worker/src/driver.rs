@@ -121,7 +121,13 @@ impl Driver {
         let stores = stores.guarded(guards.clone());
         let spills = spill_folder(&options, incarnation).await?;
         let own_files = offer_input(&stores, &options, clock.clone()).await?;
-        tracing::info!(worker = %options.id, slots = options.threads, memory_bytes = options.memory_bytes, sorter_bytes = budget.sorter_bytes, "worker starts");
+        tracing::info!(
+            worker = %options.id,
+            slots = options.threads,
+            memory_bytes = options.memory_bytes,
+            sorter_bytes = budget.sorter_bytes,
+            "worker starts"
+        );
         Ok(Self {
             requests: Requests::new(
                 client,
@@ -176,7 +182,13 @@ impl Driver {
                 beat = beats.next() => self.on_beat(&beat.ok_or_else(closed)?).await,
                 command = commands.next() => self.on_command(command.ok_or_else(closed)?).await,
                 limits = limits.next() => self.on_limits(&limits.ok_or_else(closed)?),
-                event = self.events.1.recv() => if let Some(event) = event && let Err(error) = self.on_event(event).await { break Err(error) },
+                event = self.events.1.recv() => {
+                    if let Some(event) = event
+                        && let Err(error) = self.on_event(event).await
+                    {
+                        break Err(error);
+                    }
+                }
                 _ = ticks.tick() => self.on_tick().await,
                 () = stop.cancelled(), if !self.presence.is_stopping() => self.on_stop().await,
             }
@@ -257,7 +269,13 @@ impl Driver {
 
     fn start(&mut self, run: RunAttempt) {
         let key = Key { job: run.job.clone(), attempt: run.attempt };
-        tracing::info!(job = %key.job, phase = %run.attempt.task.phase, attempt = %key.attempt, epoch = %run.epoch, "attempt begins");
+        tracing::info!(
+            job = %key.job,
+            phase = %run.attempt.task.phase,
+            attempt = %key.attempt,
+            epoch = %run.epoch,
+            "attempt begins"
+        );
         let (cancel, progress) = (CancellationToken::new(), Arc::new(Progress::default()));
         let task = Arc::new(Task::new(self.context.clone(), run, cancel.clone(), progress.clone()));
         let (proceed, allowed) = oneshot::channel();
@@ -420,7 +438,13 @@ impl Driver {
         };
         if self.attempts.registered() != Some(epoch) {
             self.context.tell_recoveries_anew();
-            tracing::info!(worker = %self.options.id, %epoch, %deployment, regranted = regranted.len(), "registered");
+            tracing::info!(
+                worker = %self.options.id,
+                %epoch,
+                %deployment,
+                regranted = regranted.len(),
+                "registered"
+            );
         }
         if first {
             self.sweep_spills();

@@ -2,7 +2,9 @@
 //! is away, and second requests for reads that take too long.
 //!
 //! ```text
-//! call ──▶ gate (shut? wait, one trial at a time) ──▶ limit (tokens) ──▶ store ──▶ answer: the gate and the limit learn from it
+//! call ──▶ gate (shut? wait, one trial at a time) ──▶ limit (tokens) ──▶ store ──▶ answer
+//!           ▲                                           ▲                            │
+//!           └───────────────────────────────────────────┴──── both learn from it ────┘
 //! ```
 //!
 //! While the gate is shut, waiting costs no tries: the work of the attempts pauses, within
@@ -270,7 +272,11 @@ impl State {
             answer => {
                 self.failures = 0;
                 if let Some(shut) = self.shut.take() {
-                    tracing::info!(store = %name, after_ms = now_ms.saturating_sub(shut.since_ms), "partition healed: the store answers");
+                    tracing::info!(
+                        store = %name,
+                        after_ms = now_ms.saturating_sub(shut.since_ms),
+                        "partition healed: the store answers"
+                    );
                 }
                 self.adapt(now_ms, name, answer == Some(ErrorKind::Throttled));
             }

@@ -4,9 +4,12 @@
 //! The way of an attempt, and where each step lives:
 //!
 //! ```text
-//! command ─▶ driver ─▶ attempt (pure: accept? report? abandon?) ─▶ tasks::{sample, sort, merge} ─▶ outcome ─▶ driver ─▶ report
-//!                                                                    │ transfer: windows in, parts out
-//!                                                                    └ memory, slots: within how many bytes
+//! command ─▶ driver ─▶ attempt (pure: accept? report? abandon?)
+//!                         │
+//!                         ▼
+//!               tasks::{sample, sort, merge} ─▶ outcome ─▶ driver ─▶ report
+//!                 │ transfer: windows in, parts out
+//!                 └ memory, slots: within how many bytes
 //! ```
 //!
 //! A worker commits nothing. It writes only below names that carry its attempt's id, or into

@@ -1,7 +1,10 @@
 //! How a process's memory is divided (P6).
 //!
 //! ```text
-//! --memory = runtime (program, threads, connections) + slack (caches, fragmentation) + buffers (windows that are read, parts that are written) + slots x sorter
+//! --memory = runtime (program, threads, connections)
+//!          + slack (caches, fragmentation)
+//!          + buffers (windows that are read, parts that are written)
+//!          + slots x sorter
 //! slot     = sorter (the chunk that is sorted) + its share of the buffers
 //! ```
 //!

@@ -264,8 +264,14 @@ impl Task {
     /// Runs to the end. A failed or cancelled attempt has removed what it made; of a successful one
     /// [`Task::results`] tell what stands.
     pub(crate) async fn conclude(self: &Arc<Self>, gate: Gate) -> Outcome {
-        let span = tracing::info_span!("attempt", job = %self.run.job, phase = %self.run.attempt.task.phase, task = %self.run.attempt.task,
-            attempt = %self.run.attempt, epoch = %self.run.epoch);
+        let span = tracing::info_span!(
+            "attempt",
+            job = %self.run.job,
+            phase = %self.run.attempt.task.phase,
+            task = %self.run.attempt.task,
+            attempt = %self.run.attempt,
+            epoch = %self.run.epoch
+        );
         async {
             let spills = self.run.attempt.to_string();
             self.context.spills.begin(&spills);

@@ -38,7 +38,12 @@ pub(crate) async fn run(args: CoordinatorArgs) -> Result<(), Exit> {
         bucket.as_ref().map_or_else(|| "below each job's OUTPUT".to_owned(), ToString::to_string);
     let http = args.http.http.map_or_else(|| "none".to_owned(), |address| address.to_string());
     tracing::info!(
-        nats = %settings.public_url(), namespace = config.namespace, profile = ?args.settings.profile, %scratch, %http, "coordinator starts"
+        nats = %settings.public_url(),
+        namespace = config.namespace,
+        profile = ?args.settings.profile,
+        %scratch,
+        %http,
+        "coordinator starts"
     );
     tracing::debug!(?config, "settings");
     let vitals = cmd::watched("coordinator", &args.http, &config).await?;

@@ -280,7 +280,9 @@ async fn leave(api: &Api, job: &JobId, by_keyboard: bool) -> Exit {
             std::io::stdin().lock().read_line(&mut line).map(|_| line)
         });
         cancel = tokio::select! {
-            answer = answer => matches!(answer, Ok(Ok(line)) if line.trim().eq_ignore_ascii_case("y")),
+            answer = answer => {
+                matches!(answer, Ok(Ok(line)) if line.trim().eq_ignore_ascii_case("y"))
+            }
             _ = cmd::end_signal() => false,
         };
     }

@@ -125,7 +125,8 @@ pub(crate) async fn to_end(
                 message = hint => {
                     let Some(message) = message else { hints = None; continue };
                     // A hint that cannot be read is left alone: the next request asks anyway.
-                    let Ok(mut status) = serde_json::from_slice::<JobStatus>(&message.payload) else { continue };
+                    let read = serde_json::from_slice::<JobStatus>(&message.payload);
+                    let Ok(mut status) = read else { continue };
                     left_out.carry(&mut status);
                     progress.update(&status);
                     if over(&status) {

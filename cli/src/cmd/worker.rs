@@ -83,7 +83,13 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
         faults: faults.clone(),
         vitals: vitals.clone(),
     };
-    tracing::info!(worker = %id, nats = %settings.public_url(), memory_bytes = options.memory_bytes, threads = options.threads, "connecting to NATS");
+    tracing::info!(
+        worker = %id,
+        nats = %settings.public_url(),
+        memory_bytes = options.memory_bytes,
+        threads = options.threads,
+        "connecting to NATS"
+    );
     let stores = Stores::new(BufferPool::new(options.budget.buffer_bytes), &config.store);
     let stop = CancellationToken::new();
     let work = async {

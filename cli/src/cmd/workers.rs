@@ -186,7 +186,8 @@ mod tests {
     use super::*;
 
     fn worker(state: &str) -> WorkerStatus {
-        let old = r#"{"id":"w1","state":"STATE","host":"h1","slots":2,"running":1,"memory_bytes":1000000000,"rss_bytes":200000000,"last_heard_ms":120,
+        let old = r#"{"id":"w1","state":"STATE","host":"h1","slots":2,"running":1,
+            "memory_bytes":1000000000,"rss_bytes":200000000,"last_heard_ms":120,
             "tasks_done":7,"program":"0.1.0","labels":[["zone","a"]]}"#;
         serde_json::from_str(&old.replace("STATE", state))
             .expect("what an older coordinator sends is read")

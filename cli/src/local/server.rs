@@ -161,10 +161,11 @@ fn settings_text(folder: &Path, token: &str) -> String {
     let quoted =
         |path: PathBuf| serde_json::Value::from(path.to_string_lossy().into_owned()).to_string();
     format!(
-        "listen: \"127.0.0.1:-1\"\nserver_name: \"muster-local\"\nports_file_dir: {}\nlog_file: \
-            {}\nlogfile_size_limit: 1MB\n\
+        "listen: \"127.0.0.1:-1\"\nserver_name: \"muster-local\"\nports_file_dir: {}\n\
+         log_file: {}\nlogfile_size_limit: 1MB\n\
          authorization {{ token: \"{token}\" }}\n\
-         jetstream {{ store_dir: {}, sync_interval: always, max_file_store: 4GB, max_memory_store: 16MB }}\n",
+         jetstream {{ store_dir: {}, sync_interval: always, \
+         max_file_store: 4GB, max_memory_store: 16MB }}\n",
         quoted(folder.to_path_buf()),
         quoted(folder.join("nats-server.log")),
         quoted(folder.join("jetstream")),

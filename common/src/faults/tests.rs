@@ -109,7 +109,8 @@ async fn damage_touches_scratch_alone() {
 #[tokio::test]
 async fn a_ledger_says_unknown_conflict_or_full() {
     let inner = Arc::new(MemoryLedger::default());
-    let spec = "ledger.append:lost-ack,times=1;ledger.append:error,times=1;ledger.append:full,times=1;ledger.read:error";
+    let spec = "ledger.append:lost-ack,times=1;ledger.append:error,times=1;\
+                ledger.append:full,times=1;ledger.read:error";
     let ledger = FaultyLedger::new(inner.clone(), at_work(spec));
     let append = |expected| ledger.append(expected, Bytes::from_static(b"r"));
     assert!(matches!(append(0).await, Appended::Unknown { .. }));

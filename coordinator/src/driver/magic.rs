@@ -81,7 +81,11 @@ static FORMATS: [Known; 28] = [
     ),
     compressed("bzip2-compressed", "bzip2 -dc", &["bz2", "tbz2"], |head, _| {
         let blocks = [b"\x31\x41\x59\x26\x53\x59", b"\x17\x72\x45\x38\x50\x90"];
-        matches!(head, [b'B', b'Z', b'h', b'1'..=b'9', rest @ ..] if blocks.iter().any(|block| rest.starts_with(*block)))
+        matches!(
+            head,
+            [b'B', b'Z', b'h', b'1'..=b'9', rest @ ..]
+                if blocks.iter().any(|block| rest.starts_with(*block))
+        )
     }),
     compressed("xz-compressed", "xz -dc", &["xz", "txz"], |head, _| {
         head.starts_with(b"\xfd7zXZ\0")
@@ -105,12 +109,13 @@ static FORMATS: [Known; 28] = [
     compressed("snappy-compressed", "snzip -dc", &["sz", "snappy"], |head, _| {
         head.starts_with(b"\xff\x06\0\0sNaPpY")
     }),
-    compressed(
-        "compressed by compress(1)",
-        "gzip -dc",
-        &["z"],
-        |head, _| matches!(head, [0x1f, 0x9d, flags, ..] if (9..=16).contains(&(flags & 0x1f)) && flags & 0x60 == 0),
-    ),
+    compressed("compressed by compress(1)", "gzip -dc", &["z"], |head, _| {
+        matches!(
+            head,
+            [0x1f, 0x9d, flags, ..]
+                if (9..=16).contains(&(flags & 0x1f)) && flags & 0x60 == 0
+        )
+    }),
     // Its format has no magic number.
     compressed("brotli-compressed", "brotli -dc", &["br"], NEVER),
     archive("a tar archive", "tar -xf FILE -C FOLDER", &["tar"], |head, _| is_tar(head)),
@@ -121,11 +126,13 @@ static FORMATS: [Known; 28] = [
         head.starts_with(b"7z\xbc\xaf\x27\x1c")
     }),
     archive("a rar archive", "unrar x FILE", &["rar"], |head, _| head.starts_with(b"Rar!\x1a\x07")),
-    table(
-        "Parquet",
-        &["parquet"],
-        |head, _| matches!(head, [b'P', b'A', b'R', b'1' | b'E', rest @ ..] if rest.first() == Some(&0x15) || !is_text(head)),
-    ),
+    table("Parquet", &["parquet"], |head, _| {
+        matches!(
+            head,
+            [b'P', b'A', b'R', b'1' | b'E', rest @ ..]
+                if rest.first() == Some(&0x15) || !is_text(head)
+        )
+    }),
     table("Avro", &["avro"], |head, _| head.starts_with(b"Obj\x01")),
     table("ORC", &["orc"], |head, _| head.starts_with(b"ORC") && !is_text(head)),
     table("an Arrow file", &["arrow", "feather"], |head, _| {

@@ -366,7 +366,9 @@ impl Driver {
         };
         tokio::select! {
             // A sender that is gone says that nobody can stop us any more, which is a stop too.
-            changed = shutdown.changed() => if changed.is_err() { Woken::Stop } else { Woken::Nothing },
+            changed = shutdown.changed() => {
+                if changed.is_err() { Woken::Stop } else { Woken::Nothing }
+            }
             // The loop looks at it before anything else.
             Ok(()) = self.over.changed() => Woken::Nothing,
             written = self.written.recv() => Woken::Written(written),
@@ -380,7 +382,9 @@ impl Driver {
             message = self.subscriptions.phase.next() => from(Kind::Phase, message),
             message = self.subscriptions.heartbeats.next() => from(Kind::Heartbeat, message),
             message = self.subscriptions.recoveries.next() => from(Kind::Recoveries, message),
-            Some((call, request)) = self.api.requests.recv() => Woken::Call(call, Box::new(request)),
+            Some((call, request)) = self.api.requests.recv() => {
+                Woken::Call(call, Box::new(request))
+            }
             Ok(()) = self.stalled.changed() => {
                 let why = self.stalled.borrow_and_update().clone();
                 Woken::Input(Input::JournalStalled { why })

@@ -31,8 +31,9 @@ use crate::job::plan;
 
 #[test]
 fn a_manifest_accounts_for_what_jobs_make_alone() {
-    let forged = br#"{"job":"j","parts":[{"name":"part-00000.txt","bytes":1},{"name":"../x"},{"name":"photo.jpg"},
-        {"name":"/etc/passwd"},{"name":"part-00001.txt/../../x"}],"quarantine":[{"name":"_quarantine/split-00000.jsonl"},{"name":"_quarantine/x"}]}"#;
+    let forged = br#"{"job":"j","parts":[{"name":"part-00000.txt","bytes":1},{"name":"../x"},
+        {"name":"photo.jpg"},{"name":"/etc/passwd"},{"name":"part-00001.txt/../../x"}],
+        "quarantine":[{"name":"_quarantine/split-00000.jsonl"},{"name":"_quarantine/x"}]}"#;
     let names: Vec<String> = names_of(forged).into_iter().collect();
     assert_eq!(names, ["_SUCCESS", "_quarantine/split-00000.jsonl", "part-00000.txt"]);
     for foreign in [

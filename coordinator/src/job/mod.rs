@@ -4,14 +4,22 @@
 //! Where things are decided:
 //!
 //! ```text
-//! submit.rs    a request becomes a plan            phases.rs    what follows when a phase is complete
-//! schedule.rs  which task goes to which worker     finish.rs    commit, failure, cancel, clean-up
-//! report.rs    what a worker's word is worth       recover.rs   what a new leader makes of the journal
-//! pool.rs      registration, heartbeats            ledger.rs    records out, acknowledgements in
-//! inputs.rs    objects that cannot be read         lineage.rs   runs that are lost, and made anew
-//! watch.rs     silence, hangs, waves, alerts       stragglers.rs  second attempts of slow tasks
-//! owners.rs    inputs that one worker alone can read  boundaries.rs  where partitions begin
-//! figures.rs   what is counted for those who watch   history.rs  troubles: what is kept, what is counted
+//! submit.rs      a request becomes a plan
+//! schedule.rs    which task goes to which worker
+//! report.rs      what a worker's word is worth
+//! phases.rs      what follows when a phase is complete
+//! boundaries.rs  where partitions begin
+//! finish.rs      commit, failure, cancel, clean-up
+//! recover.rs     what a new leader makes of the journal
+//! ledger.rs      records out, acknowledgements in
+//! pool.rs        registration, heartbeats
+//! watch.rs       silence, hangs, waves, alerts
+//! stragglers.rs  second attempts of slow tasks
+//! inputs.rs      objects that cannot be read
+//! owners.rs      inputs that one worker alone can read
+//! lineage.rs     runs that are lost, and made anew
+//! figures.rs     what is counted for those who watch
+//! history.rs     troubles: what is kept, what is counted
 //! ```
 //!
 //! **Persist before tell.** A decision leaves as [`Effect::Append`]. Nothing else happens until

@@ -414,9 +414,12 @@ impl Machine {
     }
 
     fn is_being_revoked(&self, of: &JobId, upload: &AttemptId) -> bool {
-        self.ledger.records().any(
-            |record| matches!(record, Record::UploadRevoked { job, attempt, .. } if job == of && attempt == upload),
-        )
+        self.ledger.records().any(|record| {
+            matches!(
+                record,
+                Record::UploadRevoked { job, attempt, .. } if job == of && attempt == upload
+            )
+        })
     }
 
     pub(super) fn tries(&self, job: &JobId, task: TaskId) -> u32 {

@@ -176,16 +176,19 @@ async fn the_writers_task_keeps_the_order_and_ends_when_fenced() {
         orders.send(Order::Append { token, record: Box::new(forgotten("a")) }).expect("send");
     }
     for expected in 0..10 {
-        assert!(
-            matches!(written.recv().await, Some(Written::Applied { token, sequence }) if token == expected && sequence == expected + 3)
-        );
+        assert!(matches!(
+            written.recv().await,
+            Some(Written::Applied { token, sequence })
+                if token == expected && sequence == expected + 3
+        ));
     }
     let _new = bench.begin().await;
     orders.send(Order::Append { token: 10, record: Box::new(forgotten("b")) }).expect("send");
     orders.send(Order::Append { token: 11, record: Box::new(forgotten("b")) }).expect("send");
-    assert!(
-        matches!(written.recv().await, Some(Written::Stopped { error }) if error.kind == ErrorKind::Fenced)
-    );
+    assert!(matches!(
+        written.recv().await,
+        Some(Written::Stopped { error }) if error.kind == ErrorKind::Fenced
+    ));
     assert!(written.recv().await.is_none());
     task.await.expect("task");
 }

@@ -2,9 +2,11 @@
 //! worker, and one per store.
 //!
 //! ```text
-//!   Closed ──failures in a row, or a rate of failures──▶ Open ──its time is over──▶ HalfOpen ──the trial succeeds──▶ Closed
-//!                                                          ▲                            │
-//!                                                          └──the trial fails, twice the time──┘
+//!   Closed ──failures in a row, or a rate of failures──▶ Open ──its time is over──▶ HalfOpen
+//!      ▲                                                  ▲                          │    │
+//!      │                                                  └──the trial fails, twice──┘    │
+//!      │                                                             the time             │
+//!      └───────────────────────────the trial succeeds─────────────────────────────────────┘
 //! ```
 //!
 //! Every start draws a [`Ticket`], and its outcome counts only in the state in which it was drawn:

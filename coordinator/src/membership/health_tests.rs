@@ -237,25 +237,34 @@ proptest! {
     /// Whatever the figures: raised and cleared take turns for each id, a clearing comes `clear_ms`
     /// after the last bad figure at the earliest, and what is listed is what is raised.
     #[test]
-    fn transitions_take_turns(steps in vec((0u64..20_000, any::<bool>(), 0u64..=100, 0u32..6), 1..200)) {
+    fn transitions_take_turns(
+        steps in vec((0u64..20_000, any::<bool>(), 0u64..=100, 0u32..6), 1..200),
+    ) {
         let (settings, mut alerts) = (settings(), Alerts::new());
         let (mut now, mut up, mut bad_ms) = (0, BTreeMap::new(), 0);
         for (pause, alive, memory, failures) in steps {
             now += pause;
             let liveness = if alive { Liveness::Healthy } else { Liveness::Dead };
-            let used = memory;
             let figures = WorkerFigures {
-                liveness, memory_used_bytes: used, memory_bytes: 100, failures_in_a_row: failures, ..well()
+                liveness,
+                memory_used_bytes: memory,
+                memory_bytes: 100,
+                failures_in_a_row: failures,
+                ..well()
             };
             if !alive {
                 bad_ms = now;
             }
             for transition in alerts.worker(&settings, now, &worker(), &figures) {
                 match transition {
-                    Transition::Raised(alert) => prop_assert!(up.insert(alert.id(), alert).is_none()),
+                    Transition::Raised(alert) => {
+                        prop_assert!(up.insert(alert.id(), alert).is_none());
+                    }
                     Transition::Cleared(alert, lasted_ms) => {
                         prop_assert_eq!(lasted_ms, now - alert.raised_ms);
-                        prop_assert!(alert.rule != Rule::WorkerDown || now >= bad_ms + settings.clear_ms);
+                        prop_assert!(
+                            alert.rule != Rule::WorkerDown || now >= bad_ms + settings.clear_ms
+                        );
                         prop_assert_eq!(up.remove(&alert.id()), Some(alert));
                     }
                 }

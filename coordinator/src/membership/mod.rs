@@ -4,11 +4,12 @@
 //! ```text
 //!   heartbeats, messages ──▶ phi::Detector ───────┐
 //!   own pauses, cut-offs ──▶ absence::Absence ──▶ forgive
-//!   outcomes of attempts ──▶ breaker::Breaker ────┼──▶ health::class, health::Alerts ──▶ events, `muster workers`
-//!   rates of attempts ─────▶ speculation::Speed ──┘
+//!   outcomes of attempts ──▶ breaker::Breaker ────┼──▶ health::class, health::Alerts
+//!   rates of attempts ─────▶ speculation::Speed ──┘    ──▶ events, `muster workers`
 //!                            speculation::Rates ──▶ which attempts get a second one
 //!   answers "slow down" ──▶ limits::Limits ──▶ how much workers may ask of the stores
-//!   losses, recoveries ────▶ ramp::Ramp ──────────▶ when a lost task is given out again; whether new jobs are refused
+//!   losses, recoveries ────▶ ramp::Ramp ──────────▶ when a lost task is given out again;
+//!                                                   whether new jobs are refused
 //! ```
 //!
 //! Nothing here reads a clock, sends, journals or draws: the time comes in as `now_ms`

@@ -313,12 +313,17 @@ proptest! {
                     detector.check(&settings, now)
                 }
             };
-            prop_assert_eq!(change.map(|change| (change.from, change.to)), (before != detector.state()).then(|| (before, detector.state())));
+            let after = detector.state();
+            prop_assert_eq!(
+                change.map(|change| (change.from, change.to)),
+                (before != after).then_some((before, after))
+            );
             prop_assert!(change.is_none_or(|change| change.phi.is_finite()));
         }
         detector.message(&settings, now);
         let (short, long) = (silences.0.min(silences.1), silences.0.max(silences.1));
-        let (less, more) = (detector.phi(&settings, now + short), detector.phi(&settings, now + long));
+        let phi = |silence: u64| detector.phi(&settings, now + silence);
+        let (less, more) = (phi(short), phi(long));
         prop_assert!(less.is_finite() && more.is_finite() && 0.0 <= less && less <= more);
         prop_assert!(detector.phi(&settings, u64::MAX).is_finite());
         let dead_at = |silence: u64| {
@@ -341,10 +346,11 @@ proptest! {
         }
         let last = &all[all.len().saturating_sub(window as usize)..];
         prop_assert_eq!(intervals.sum, last.iter().sum::<u64>());
-        prop_assert_eq!(intervals.squares, last.iter().map(|interval| interval * interval).sum::<u64>());
+        prop_assert_eq!(intervals.squares, last.iter().map(|i| i * i).sum::<u64>());
         let (mean, deviation) = intervals.mean_and_deviation();
         let naive_mean = last.iter().sum::<u64>() as f64 / last.len() as f64;
-        let naive = last.iter().map(|i| (*i as f64 - naive_mean).powi(2)).sum::<f64>() / last.len() as f64;
+        let naive_squares = last.iter().map(|i| (*i as f64 - naive_mean).powi(2)).sum::<f64>();
+        let naive = naive_squares / last.len() as f64;
         prop_assert!((mean - naive_mean).abs() < 1e-6 * (1.0 + mean));
         prop_assert!((deviation - naive.sqrt()).abs() < 1e-6 * (1.0 + deviation));
     }

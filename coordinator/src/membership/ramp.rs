@@ -342,7 +342,10 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig {
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
 
         /// Over any stretch of a wave no more is taken than one second's worth and what the highest
         /// rate of the stretch brings; the rate keeps its bounds.

@@ -104,12 +104,18 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig {
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
 
         /// Compared with a list of everything: at least the last nine tenths count, at most the
         /// whole window.
         #[test]
-        fn counts_lie_between_nine_and_ten_tenths(steps in vec((0u64..400, any::<bool>()), 1..200), later in 0u64..1500) {
+        fn counts_lie_between_nine_and_ten_tenths(
+            steps in vec((0u64..400, any::<bool>()), 1..200),
+            later in 0u64..1500,
+        ) {
             let mut window = Sliding::new(1000);
             let (mut now, mut all) = (0, Vec::new());
             for (step, failed) in steps {
@@ -118,7 +124,9 @@ mod tests {
                 all.push((now, failed));
             }
             now += later;
-            let count = |width: u64| u32::try_from(all.iter().filter(|(at, _)| at + width > now).count()).unwrap();
+            let count = |width: u64| {
+                u32::try_from(all.iter().filter(|(at, _)| at + width > now).count()).unwrap()
+            };
             let totals = window.totals(now);
             prop_assert!((count(900)..=count(1000)).contains(&totals.ended), "{totals:?}");
             prop_assert!(totals.failed <= totals.ended);

@@ -1,8 +1,12 @@
 //! The index and the footer of a run, as bytes and back.
 //!
 //! ```text
-//! index:   partitions u32 | per partition: offset u64, stored u64, block max u32, records u64, bytes u64, hash u64 | dropped: 3 x u64
-//! footer:  magic 8 | version u32 | index bytes u32 | index offset u64 | index checksum u64 | file bytes u64 | footer checksum u64
+//! index:   partitions u32
+//!          per partition: offset u64 | stored u64 | block max u32
+//!                         records u64 | bytes u64 | hash u64
+//!          dropped: 3 x u64
+//! footer:  magic 8 | version u32 | index bytes u32 | index offset u64 | index checksum u64
+//!          file bytes u64 | footer checksum u64
 //! ```
 //!
 //! Little endian throughout. Golden bytes are tested: a change needs a new version.

@@ -91,7 +91,10 @@ fn a_record_that_does_not_fit_alone_is_named() {
         sorter.reset();
         let error = sorter.feed(&line[taken..]).expect_err("it cannot fit");
         assert!(
-            matches!(error, KernelError::Budget { position: 72, budget: 1000, needed } if needed > 1000),
+            matches!(
+                error,
+                KernelError::Budget { position: 72, budget: 1000, needed } if needed > 1000
+            ),
             "{error}"
         );
     }

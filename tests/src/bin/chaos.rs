@@ -14,10 +14,12 @@ const USAGE: &str = "chaos run [--jobs N] [--seed S] [--workers N] [--coordinato
   --jobs N          jobs in all, 200 if not said
   --seed S          seed of the faults, 1 if not said; the same seed strikes in the same order
   --workers N       workers, 4 if not said
-  --coordinators N  coordinators at once, 2 if not said; beside a single one another is started while it does not work
+  --coordinators N  coordinators at once, 2 if not said; beside a single one another is started
+                    while it does not work
   --pause-ms MS     milliseconds between two faults on average, 350 if not said
 
-MUSTER_BIN, MUSTER_NATS_SERVER and MUSTER_S3_SERVER name the programs; the sandbox of a run with violations is kept.";
+MUSTER_BIN, MUSTER_NATS_SERVER and MUSTER_S3_SERVER name the programs; the sandbox of a run with
+violations is kept.";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -59,11 +59,13 @@ pub fn seeds() -> Vec<Vec<u8>> {
         [
             r#"{"job":"j1"}"#,
             r#"{"worker":"w1"}"#,
-            r#"{"unix_ms":1,"epoch":2,"job":null,"severity":"info","kind":"took-over","text":"it"}"#,
-            r#"{"unix_ms":1,"epoch":2,"job":"j1","error":"e","skipped_objects":[{"object":"o","reason":"r"}],"attempts":[]}"#,
+            r#"{"unix_ms":1,"epoch":2,"job":null,
+                "severity":"info","kind":"took-over","text":"it"}"#,
+            r#"{"unix_ms":1,"epoch":2,"job":"j1","error":"e",
+                "skipped_objects":[{"object":"o","reason":"r"}],"attempts":[]}"#,
             "[tasks]\nattempts_max = 3\n",
-            "[retry.store]\npause_ms = 10\npause_max_ms = 18446744073709551615\n[phases]\nsort_ms \
-                = 5\n",
+            "[retry.store]\npause_ms = 10\npause_max_ms = 18446744073709551615\n\
+             [phases]\nsort_ms = 5\n",
             "[retry.store]\nattempts_max = 9223372036854775807\n",
         ]
         .map(|text| text.as_bytes().to_vec()),

@@ -85,7 +85,8 @@ pub fn reply(status: &str, headers: &str, body: &str) -> Reply {
 /// The body of an error, as S3 writes it.
 pub fn error_body(code: &str, message: &str) -> String {
     format!(
-        "<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{message}</Message><RequestId>REQUEST-ID</RequestId></Error>"
+        "<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>{message}</Message>\
+         <RequestId>REQUEST-ID</RequestId></Error>"
     )
 }
 

@@ -251,8 +251,8 @@ impl Nats {
         let hidden = format!(", no_advertise: true, advertise: {NOWHERE:?}");
         let users = format!(
             "accounts {{ ALL: {{ jetstream: enabled, users: [{{ user: all, password: all }}] }}\n\
-             SYS: {{ users: [{{ user: {SYSTEM}, password: {SYSTEM} }}] }} \
-             }}\nsystem_account: SYS\nno_auth_user: all\n"
+             SYS: {{ users: [{{ user: {SYSTEM}, password: {SYSTEM} }}] }} }}\n\
+             system_account: SYS\nno_auth_user: all\n"
         );
         Self::cluster_by(sandbox, (&hidden, &users), |from, to, listens| {
             let relay = ((from == LONE) != (to == LONE)).then(|| Relay::before(listens[to]));

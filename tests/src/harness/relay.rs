@@ -243,8 +243,8 @@ fn refuse_busy(mut client: &TcpStream) -> io::Result<()> {
     let length = BUSY.len();
     write!(
         client,
-        "HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: \
-            {length}\r\nConnection: close\r\n\r\n{BUSY}"
+        "HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: {length}\r\n\
+         Connection: close\r\n\r\n{BUSY}"
     )?;
     client.shutdown(Shutdown::Write)?;
     client.set_read_timeout(Some(DRAIN_BOUND))?;

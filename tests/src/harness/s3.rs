@@ -122,7 +122,13 @@ impl S3Server {
 
 /// Who may do what on a server for tests, as SeaweedFS reads it (`-s3.config`).
 pub fn identities() -> String {
-    let identity = |name: &str, (key, secret): (&str, &str), actions: &[&str]| serde_json::json!({ "name": name, "credentials": [{ "accessKey": key, "secretKey": secret }], "actions": actions });
+    let identity = |name: &str, (key, secret): (&str, &str), actions: &[&str]| {
+        serde_json::json!({
+            "name": name,
+            "credentials": [{ "accessKey": key, "secretKey": secret }],
+            "actions": actions,
+        })
+    };
     serde_json::json!({ "identities": [
         identity("admin", ADMIN, &["Admin", "Read", "Write", "List", "Tagging"]),
         identity("muster", USER, &["Read", "Write", "List"]),

@@ -297,10 +297,10 @@ fn parse_labels(text: &str) -> Result<BTreeMap<String, String>, String> {
 mod tests {
     use super::*;
 
-    const SOUND: &str = "# HELP a_total All of a\n# TYPE a_total counter\na_total{y=\"2\",x=\"1\"} \
-        5\na_total 1\n\n\
-        # HELP h Times\n# TYPE h histogram\nh_bucket{le=\"0.5\"} 1\nh_bucket{le=\"+Inf\"} 2\nh_sum \
-        9.5\nh_count 2\n";
+    const SOUND: &str = "# HELP a_total All of a\n# TYPE a_total counter\n\
+                         a_total{y=\"2\",x=\"1\"} 5\na_total 1\n\n\
+                         # HELP h Times\n# TYPE h histogram\n\
+                         h_bucket{le=\"0.5\"} 1\nh_bucket{le=\"+Inf\"} 2\nh_sum 9.5\nh_count 2\n";
 
     #[test]
     fn a_sound_text_is_read() {

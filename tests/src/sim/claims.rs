@@ -630,15 +630,19 @@ fn manifest(job: &JobId, parts: &[String]) -> Vec<u8> {
     let parts = parts.iter().map(|name| {
         let bytes = content(job.as_str(), name);
         let checksum = format!("{:016x}", muster_common::wire::digest(bytes.as_bytes()));
-        serde_json::json!({ "name": name, "bytes": bytes.len(), "checksum": checksum, "records": 1, "first_key": "", "last_key": "", "hash": "0000000000000000" })
+        serde_json::json!({
+            "name": name, "bytes": bytes.len(), "checksum": checksum, "records": 1,
+            "first_key": "", "last_key": "", "hash": "0000000000000000",
+        })
     });
     let sums = serde_json::json!({ "records": 0, "bytes": 0, "hash": "0000000000000000" });
     let sort = muster_kernel::spec::SortSpec::new(muster_kernel::record::Format::Lines {
         terminator: b'\n',
     });
     let whole = serde_json::json!({
-        "version": 2, "job": job.as_str(), "sort": sort, "parts": parts.collect::<Vec<_>>(), "sums": sums, "input": sums, "dropped": sums,
-        "retries": 0, "repeated_tasks": 0, "times": { "plan_ms": 0, "sample_ms": 0, "sort_ms": 0, "merge_ms": 0, "commit_ms": 0 },
+        "version": 2, "job": job.as_str(), "sort": sort, "parts": parts.collect::<Vec<_>>(),
+        "sums": sums, "input": sums, "dropped": sums, "retries": 0, "repeated_tasks": 0,
+        "times": { "plan_ms": 0, "sample_ms": 0, "sort_ms": 0, "merge_ms": 0, "commit_ms": 0 },
     });
     serde_json::to_vec(&whole).unwrap_or_default()
 }

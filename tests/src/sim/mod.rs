@@ -3,9 +3,10 @@
 //! says. The same seed gives the same run.
 //!
 //! ```text
-//! world (queue, faults, heal) ──▶ coordinator / worker (the program's machines) ──▶ bus, ledger, store (simulated, with faults)
-//!         │                                   ▲                                          │
-//!         └── checker ◀── every entry, call, answer and step                             └─ futures polled by exec
+//! world ──────────────────▶ coordinator / worker ───▶ bus, ledger, store
+//! (queue, faults, heal)     (the program's machines)  (simulated, with faults;
+//!   │                                                  futures polled by exec)
+//!   └── checker ◀── every entry, call, answer and step
 //! ```
 
 #![expect(

@@ -5,8 +5,9 @@
 //! # What it shows.
 //! bug NAME                     planted, it must be found (optional)
 //! coordinators N  |  workers N
-//! job ID [fixed=LEN | lines] [records=N] [keys=N] [splits=N] [partitions=N] [output=NAME] [submit=MS] [cancel=MS] [unique] [overwrite] [bucket] [replica] [torn=N] [skip | quarantine] [owned]
-//!        [skip-inputs] [unreadable=N] [flaky=N] [key=N]
+//! job ID [fixed=LEN | lines] [records=N] [keys=N] [splits=N] [partitions=N] [output=NAME]
+//!        [submit=MS] [cancel=MS] [unique] [overwrite] [bucket] [replica] [torn=N]
+//!        [skip | quarantine] [owned] [skip-inputs] [unreadable=N] [flaky=N] [key=N]
 //! samples N                    of a partition, so that more rounds of sampling are needed
 //! upload KEY                   an upload that somebody else has open there
 //! TRIGGER [#N]: ACTION[; ACTION]...

@@ -423,8 +423,8 @@ fn start_nats<'a>(
 ) -> Container<'a> {
     let name = format!("nats-{index}");
     let mut settings = format!(
-        "server_name: {name}\nlisten: \"0.0.0.0:{NATS_PORT}\"\njetstream \
-            {{ store_dir: /data, sync_interval: always }}\n"
+        "server_name: {name}\nlisten: \"0.0.0.0:{NATS_PORT}\"\n\
+         jetstream {{ store_dir: /data, sync_interval: always }}\n"
     );
     if of > 1 {
         let routes: Vec<String> = (0..of)

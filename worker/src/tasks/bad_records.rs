@@ -173,7 +173,13 @@ impl<'a> BadRecords<'a> {
                 return Err(locate(self.job, KernelError::RecordTooLong { position, limit }));
             }
         }
-        tracing::warn!(object = record.object, offset = record.offset, bytes = record.bytes, reason = %record.reason, "left out a malformed record");
+        tracing::warn!(
+            object = record.object,
+            offset = record.offset,
+            bytes = record.bytes,
+            reason = %record.reason,
+            "left out a malformed record"
+        );
         let bytes = usize::try_from(record.bytes)
             .map_err(|_| Error::bug("a record longer than memory can address"))?;
         self.left_out.sums.add_hashed(bytes, hash.digest());

@@ -144,15 +144,22 @@ async fn open_run(task: &Task, run: &PinnedRun) -> Result<(Vec<Object>, Arc<RunI
                 Ok(index) => {
                     if let Some((_, error)) = first {
                         let count = Counters::count(&task.link.findings.counters.read_again);
-                        tracing::warn!(run = %object, %error, cause = ?DamageCause::Network, count, "the index of a run read well \
-                            \
-                            \
-                            again");
+                        tracing::warn!(
+                            run = %object,
+                            %error,
+                            cause = ?DamageCause::Network,
+                            count,
+                            "the index of a run read well again"
+                        );
                     }
                     if number > 0 {
                         let count = Counters::count(&task.link.findings.counters.from_replica);
-                        tracing::warn!(from = %run.url, to = %object, count, "reading a run from \
-                            its other copy");
+                        tracing::warn!(
+                            from = %run.url,
+                            to = %object,
+                            count,
+                            "reading a run from its other copy"
+                        );
                     }
                     copies[number].patience = patience;
                     copies.swap(0, number);

@@ -60,7 +60,10 @@ fn accounts() {
 }
 
 fn journal(text: &str) -> Vec<Finding> {
-    let base = r#"{"config":{"storage":"file","discard":"new","num_replicas":1,"max_bytes":1000},"state":{"messages":2,"bytes":100}}"#;
+    let base = r#"{
+        "config": {"storage":"file","discard":"new","num_replicas":1,"max_bytes":1000},
+        "state": {"messages":2,"bytes":100}
+    }"#;
     let mut info: serde_json::Value = serde_json::from_str(base).expect("JSON");
     let change: serde_json::Value = serde_json::from_str(text).expect("JSON");
     for (section, fields) in change.as_object().expect("an object") {
@@ -102,7 +105,8 @@ fn quorums() {
     );
     let replicas = |leader: &str, b: &str| {
         let text = format!(
-            r#"{{"config":{{"num_replicas":3}},"cluster":{{"name":"c","leader":"{leader}","replicas":[{{"name":"b",{b}}},{{"name":"d","current":true}}]}}}}"#
+            r#"{{"config":{{"num_replicas":3}},"cluster":{{"name":"c","leader":"{leader}",
+                "replicas":[{{"name":"b",{b}}},{{"name":"d","current":true}}]}}}}"#
         );
         journal(&text)
     };
@@ -162,8 +166,9 @@ fn coordinators() {
 fn pools() {
     let worker = |state: &str, free: u64| {
         let text = format!(
-            r#"{{"id":"w1","state":"{state}","host":"h","slots":1,"running":0,"memory_bytes":1,"rss_bytes":1,"last_heard_ms":1,"tasks_done":0,"program":"x",
-                "labels":[],"disk_free_bytes":{free},"disk_total_bytes":100000000000}}"#
+            r#"{{"id":"w1","state":"{state}","host":"h","slots":1,"running":0,"memory_bytes":1,
+                "rss_bytes":1,"last_heard_ms":1,"tasks_done":0,"program":"x","labels":[],
+                "disk_free_bytes":{free},"disk_total_bytes":100000000000}}"#
         );
         serde_json::from_str::<WorkerStatus>(&text).expect("a worker")
     };

@@ -157,7 +157,10 @@ mod tests {
             ),
         ] {
             let Rights { publish, subscribe, .. } = role.rights(&Names::new("muster"));
-            let allowed = serde_json::json!({ "publish": { "allow": publish }, "subscribe": { "allow": subscribe } });
+            let allowed = serde_json::json!({
+                "publish": { "allow": publish },
+                "subscribe": { "allow": subscribe },
+            });
             check(&serde_json::json!({ "permissions": allowed }).to_string(), Level::Ok, &words);
         }
         check(

@@ -44,7 +44,9 @@ impl Nats {
         tokio::select! {
             biased;
             given = asking => Ok(given),
-            refused = self.refusals.refused(&self.client, |refused| refused == subject) => Err(refused.message),
+            refused = self.refusals.refused(&self.client, |refused| refused == subject) => {
+                Err(refused.message)
+            }
         }
     }
 }

@@ -125,9 +125,12 @@ mod tests {
 
     fn job(id: &str, output: &str, cleaned: bool) -> JobStatus {
         let text = format!(
-            r#"{{"job":"{id}","state":"sorting","phase":null,"tasks_done":0,"tasks_total":0,"bytes_done":0,"bytes_total":0,"input_bytes":0,"workers":0,
-                "attempts_running":0,"retries":0,"repeated_tasks":0,"waiting_for":null,"error":null,"output":"{output}","parts":0,"sums":null,"dropped":null,
-                "times":{{"plan_ms":0,"sample_ms":0,"sort_ms":0,"merge_ms":0,"commit_ms":0}},"cleaned":{cleaned},"submitted_unix_ms":0}}"#
+            r#"{{"job":"{id}","state":"sorting","phase":null,"tasks_done":0,"tasks_total":0,
+                "bytes_done":0,"bytes_total":0,"input_bytes":0,"workers":0,"attempts_running":0,
+                "retries":0,"repeated_tasks":0,"waiting_for":null,"error":null,
+                "output":"{output}","parts":0,"sums":null,"dropped":null,
+                "times":{{"plan_ms":0,"sample_ms":0,"sort_ms":0,"merge_ms":0,"commit_ms":0}},
+                "cleaned":{cleaned},"submitted_unix_ms":0}}"#
         );
         serde_json::from_str(&text).expect("a job")
     }

@@ -245,8 +245,9 @@ impl Drill {
     fn settings_text(&self) -> String {
         let task_bytes = (self.args.records * RECORD_BYTES / TASKS).max(RECORD_BYTES);
         format!(
-            "[job]\nsplit_bytes = {task_bytes}\npartition_bytes = \
-                {task_bytes}\n[tasks]\nattempts_max = 30\n[faults]\nenabled = true\n"
+            "[job]\nsplit_bytes = {task_bytes}\npartition_bytes = {task_bytes}\n\
+             [tasks]\nattempts_max = 30\n\
+             [faults]\nenabled = true\n"
         )
     }
 
@@ -255,8 +256,12 @@ impl Drill {
     fn faults(&self) -> String {
         let delay_ms = (self.args.seconds * 12).max(1);
         format!(
-            "seed={};store.head:delay,ms={delay_ms};store.read:delay,ms={delay_ms};store.part:delay,ms={delay_ms};store:error,p=0.03;store.complete:lost-ack,p=0.05;\
-             store:throttle,p=0.02;store.read:flip,p=0.002;bus.report:lost-ack,p=0.05;bus.report:duplicate,p=0.05;bus.heartbeat:drop,p=0.05;bus.command:error,p=0.03;\
+            "seed={};\
+             store.head:delay,ms={delay_ms};store.read:delay,ms={delay_ms};\
+             store.part:delay,ms={delay_ms};store:error,p=0.03;store.complete:lost-ack,p=0.05;\
+             store:throttle,p=0.02;store.read:flip,p=0.002;\
+             bus.report:lost-ack,p=0.05;bus.report:duplicate,p=0.05;\
+             bus.heartbeat:drop,p=0.05;bus.command:error,p=0.03;\
              ledger.append:lost-ack,p=0.02;task.begin:error,p=0.02;memory:refuse,p=0.01",
             self.seed
         )

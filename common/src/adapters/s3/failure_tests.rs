@@ -7,8 +7,9 @@ fn answer(status: u16, body: &str) -> Failure {
 
 fn xml(code: &str, more: &str) -> String {
     format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>Because \
-            of\n  that.</Message>{more}<RequestId>4442587FB7D0A2F9</RequestId></Error>"
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
+         <Error><Code>{code}</Code><Message>Because of\n  that.</Message>\
+         {more}<RequestId>4442587FB7D0A2F9</RequestId></Error>"
     )
 }
 

@@ -238,11 +238,14 @@ mod tests {
 
     #[test]
     fn keys_come_back_as_they_are() {
-        let text = "<?xml version=\"1.0\"?><ListBucketResult \
-            xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Name>b</Name><EncodingType>url</EncodingType>\
-                    <IsTruncated>true</IsTruncated><NextContinuationToken>t+/=</NextContinuationToken>\
-                    <Contents><Key>in/a%7Fb</Key><Size>3</Size><ETag>&quot;e1&quot;</ETag><LastModified>x</LastModified></Contents>\
-                    <Contents><Key>in//c+d%2Be%01</Key><Size>4</Size></Contents></ListBucketResult>";
+        let text = "<?xml version=\"1.0\"?>\
+                    <ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
+                    <Name>b</Name><EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>\
+                    <NextContinuationToken>t+/=</NextContinuationToken>\
+                    <Contents><Key>in/a%7Fb</Key><Size>3</Size><ETag>&quot;e1&quot;</ETag>\
+                    <LastModified>x</LastModified></Contents>\
+                    <Contents><Key>in//c+d%2Be%01</Key><Size>4</Size></Contents>\
+                    </ListBucketResult>";
         let page: Page = quick_xml::de::from_str(text).expect("page");
         assert!(
             page.is_truncated

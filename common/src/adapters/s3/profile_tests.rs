@@ -67,7 +67,8 @@ aws_secret_access_key = hidden
 endpoint_url = http://plain:9000
 
 [profile made]
-credential_process = printf '%s' '{\"Version\":1,\"AccessKeyId\":\"made\",\"SecretAccessKey\":\"hidden\",\"SessionToken\":\"t\"}'
+credential_process = printf '%s' '{\"Version\":1,\"AccessKeyId\":\"made\",\
+                     \"SecretAccessKey\":\"hidden\",\"SessionToken\":\"t\"}'
 
 [profile twice]
 source_profile = twice
@@ -208,11 +209,11 @@ async fn what_a_file_cannot_say_is_refused_with_its_name() {
 
 #[tokio::test]
 async fn what_gives_no_credentials_says_why_and_what_to_do() {
-    let login = "[profile in]\nsso_session = corp\nsso_account_id = 123456789012\nsso_role_name = \
-        r\n\
+    let login = "[profile in]\nsso_session = corp\nsso_account_id = 123456789012\n\
+                 sso_role_name = r\n\
                  [profile role]\nrole_arn = arn:aws:iam::123456789012:role/a\nsource_profile = in\n\
-                 [sso-session corp]\nsso_region = eu-west-1\nsso_start_url = \
-                 https://example.com/start\n\
+                 [sso-session corp]\nsso_region = eu-west-1\n\
+                 sso_start_url = https://example.com/start\n\
                  [profile lone]\nsso_session = absent\nsso_account_id = 1\nsso_role_name = r\n";
     let process = |command: &str| format!("[profile p]\ncredential_process = {command}\n");
     let long = format!("echo {} >&2; exit 3", "x".repeat(2_000));
@@ -226,8 +227,8 @@ async fn what_gives_no_credentials_says_why_and_what_to_do() {
             vec!["role_arn needs"],
         ),
         (
-            "[profile a]\nrole_arn = r\nsource_profile = b\n[profile b]\nrole_arn = \
-                r\nsource_profile = a\n"
+            "[profile a]\nrole_arn = r\nsource_profile = b\n\
+             [profile b]\nrole_arn = r\nsource_profile = a\n"
                 .to_owned(),
             "a",
             vec!["loop"],
@@ -242,9 +243,7 @@ async fn what_gives_no_credentials_says_why_and_what_to_do() {
         (process("/no/such/program"), "p", vec!["exit status: 127", "not found"]),
         (process("echo hidden"), "p", vec!["could not parse"]),
         (
-            process(
-                "printf '{\"Version\":2,\"AccessKeyId\":\"hidden\",\"SecretAccessKey\":\"hidden\"}'",
-            ),
+            process(r#"printf '{"Version":2,"AccessKeyId":"hidden","SecretAccessKey":"hidden"}'"#),
             "p",
             vec!["version"],
         ),
@@ -254,9 +253,7 @@ async fn what_gives_no_credentials_says_why_and_what_to_do() {
             vec!["SecretAccessKey"],
         ),
         (
-            process(
-                "printf '{\"Version\":1,\"AccessKeyId\":\"hid den\",\"SecretAccessKey\":\"hidden\"}'",
-            ),
+            process(r#"printf '{"Version":1,"AccessKeyId":"hid den","SecretAccessKey":"hidden"}'"#),
             "p",
             vec!["access key"],
         ),

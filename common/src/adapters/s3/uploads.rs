@@ -133,10 +133,13 @@ mod tests {
 
     #[test]
     fn pages_are_read() {
-        let text = "<?xml version=\"1.0\"?><ListMultipartUploadsResult \
-            xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Bucket>b</Bucket><IsTruncated>true</IsTruncated>\
-                    <NextKeyMarker>k2</NextKeyMarker><NextUploadIdMarker>u2</NextUploadIdMarker><Upload><Key>k1</Key><UploadId>u1</UploadId><Initiated>x</Initiated></Upload>\
-                    <Upload><Key>k2</Key><UploadId>u2</UploadId></Upload></ListMultipartUploadsResult>";
+        let text = "<?xml version=\"1.0\"?>\
+                    <ListMultipartUploadsResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
+                    <Bucket>b</Bucket><IsTruncated>true</IsTruncated>\
+                    <NextKeyMarker>k2</NextKeyMarker><NextUploadIdMarker>u2</NextUploadIdMarker>\
+                    <Upload><Key>k1</Key><UploadId>u1</UploadId><Initiated>x</Initiated></Upload>\
+                    <Upload><Key>k2</Key><UploadId>u2</UploadId></Upload>\
+                    </ListMultipartUploadsResult>";
         let page: Page = quick_xml::de::from_str(text).expect("page");
         assert!(page.is_truncated);
         assert_eq!(

@@ -106,9 +106,10 @@ fn a_job_is_cancelled_while_it_is_planned() {
 fn the_same_request_is_the_same_job() {
     let mut world = holding(Phase::Sort);
     let again = world.submit(spec("j1"));
-    assert!(
-        matches!(world.replies.get(&again), Some(Reply::Job(status)) if status.state == JobState::Sorting)
-    );
+    assert!(matches!(
+        world.replies.get(&again),
+        Some(Reply::Job(status)) if status.state == JobState::Sorting
+    ));
     let mut other = spec("j1");
     other.overwrite = true;
     let other = world.submit(other);
@@ -655,8 +656,8 @@ fn a_clean_up_that_fails_for_too_long_is_given_up_and_its_output_is_free() {
 fn a_job_waits_as_its_own_settings_say() {
     let slowly = |kind: &str| {
         format!(
-            "[retry.{kind}]\nstrategy = \"fixed\"\npause_ms = 30000\npause_max_ms = \
-                30000\njitter_percent = 0\n"
+            "[retry.{kind}]\nstrategy = \"fixed\"\npause_ms = 30000\npause_max_ms = 30000\n\
+             jitter_percent = 0\n"
         )
     };
     let begin = |kind: &str, step: &'static str| {
