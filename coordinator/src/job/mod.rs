@@ -404,7 +404,7 @@ impl Machine {
             Timer::Resend(job, attempt) => self.resend(&job, &attempt),
             Timer::Requeue(job, phase, index) => self.requeue(&job, phase, index),
             Timer::Unpause(worker) => {
-                drop(self.workers.update(&worker, |worker| worker.paused = false));
+                self.workers.update(&worker, |worker| worker.paused = false);
             }
             Timer::Store(job) => self.retry_store_step(&job),
             Timer::Abort(job, attempt) => self.abort_revoked(&job, &attempt),
