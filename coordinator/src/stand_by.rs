@@ -310,7 +310,11 @@ async fn subscribe_waiting(client: &Client, subject: &str) -> Subscriber {
         match tokio::time::timeout(SUBSCRIBE_TIMEOUT, client.subscribe(subject.to_owned())).await {
             Ok(Ok(subscriber)) => return subscriber,
             Ok(Err(error)) => {
-                tracing::warn!(%error, subject, "waiting for NATS: it does not take a subscription");
+                tracing::warn!(
+                    %error,
+                    subject,
+                    "waiting for NATS: it does not take a subscription"
+                );
             }
             Err(_) => tracing::warn!(subject, "waiting for NATS: it does not take a subscription"),
         }
