@@ -124,10 +124,10 @@ fn map(bytes: usize) -> *mut u8 {
 unsafe impl GlobalAlloc for Allocator {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as the caller promises.
         if is_large(layout) {
             cut_or_map(layout.size())
         } else {
+            // SAFETY: as the caller promises.
             unsafe { Self::small().alloc(layout) }
         }
     }
@@ -135,10 +135,10 @@ unsafe impl GlobalAlloc for Allocator {
     #[inline]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // Fresh mappings are zero, places in the zone are not.
-        // SAFETY: as the caller promises.
         if is_large(layout) {
             map(layout.size())
         } else {
+            // SAFETY: as the caller promises.
             unsafe { Self::small().alloc_zeroed(layout) }
         }
     }

@@ -173,8 +173,9 @@ impl Held {
         let (from, to) = (round_down(at, HUGE_PAGE), round_up(at + bytes, HUGE_PAGE));
         let (from, to) = (from.max(round_up(begin, HUGE_PAGE)), to.min(round_down(end, HUGE_PAGE)));
         if from < to {
-            // A system that does not take it back keeps it for the next block. SAFETY: the range
-            // lies in a free place, which nobody uses; it reads as anything from here on.
+            // A system that does not take it back keeps it for the next block.
+            // SAFETY: the range lies in a free place, which nobody uses; it reads as anything from
+            // here on.
             let _ = unsafe { madvise((from as *mut u8).cast(), to - from, Advice::LinuxDontNeed) };
         }
     }
