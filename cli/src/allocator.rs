@@ -90,9 +90,9 @@ fn set_up() {
     if arena.is_null() {
         return;
     }
-    // Where the system knows no huge pages it refuses, and there is nothing to forbid. SAFETY: the
-    // mapping was just made and is nobody else's; the advice changes how it is backed, not what it
-    // holds.
+    // Where the system knows no huge pages it refuses, and there is nothing to forbid.
+    // SAFETY: the mapping was just made and is nobody else's; the advice changes how it is backed,
+    // not what it holds.
     let _ = unsafe { madvise(arena.cast(), ARENA_BYTES, Advice::LinuxNoHugepage) };
     // SAFETY: the memory is mapped, zero, of small pages, and given away for good.
     unsafe {

@@ -24,9 +24,9 @@ pub fn advise_huge_pages(memory: &mut [u8]) {
         let whole = &mut memory[skipped..];
         let len = whole.len() / ALIGN * ALIGN;
         if len > 0 {
-            // Systems without huge pages refuse the advice, and do no worse than before. SAFETY:
-            // the range lies within a borrowed slice and begins and ends at pages; this advice
-            // changes how it is backed, not what it holds.
+            // Systems without huge pages refuse the advice, and do no worse than before.
+            // SAFETY: the range lies within a borrowed slice and begins and ends at pages; this
+            // advice changes how it is backed, not what it holds.
             let _ = unsafe {
                 rustix::mm::madvise(
                     whole.as_mut_ptr().cast(),

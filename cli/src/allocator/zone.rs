@@ -140,9 +140,9 @@ impl Held {
                 let _ = unsafe { munmap((at as *mut u8).cast(), bytes) };
             }
         }
-        // Where the system knows no huge pages it refuses, and small ones do. SAFETY: the mapping
-        // was just made and is nobody else's; the advice changes how it is backed, not what it
-        // holds.
+        // Where the system knows no huge pages it refuses, and small ones do.
+        // SAFETY: the mapping was just made and is nobody else's; the advice changes how it is
+        // backed, not what it holds.
         let _ = unsafe { madvise((begin as *mut u8).cast(), REGION_BYTES, Advice::LinuxHugepage) };
         *slot = begin;
         self.count += 1;
