@@ -2,10 +2,10 @@
 //! and keeps what it decided in a journal that only one leader can write.
 //!
 //! ```text
-//!   NATS, stores, clock ──▶ driver ──inputs──▶ job::Machine (pure) ──effects──▶ driver ──▶ ...
-//!                                                   │    ▲
-//!                                          records  ▼    │ acknowledgements
-//!                                              journal::writer ──▶ ledger (JetStream)
+//!   NATS, stores, clock ─inputs─▶ driver ─▶ job::Machine (pure) ─effects─▶ driver ─▶ NATS, stores
+//!                                                │    ▲
+//!                                       records  ▼    │ acknowledgements
+//!                                           journal::writer ──▶ ledger (JetStream)
 //! ```
 //!
 //! [`run`] lasts for the life of a process: it stands by ([`election`]) until nobody else leads,

@@ -5,12 +5,12 @@
 //! The way of the data, and where each step lives:
 //!
 //! ```text
-//! object bytes ─▶ split::Cutter     which records are this split's
-//!              ─▶ sort::ChunkSorter order within a memory budget
-//!              ─▶ run::RunWriter    blocks, index, footer
+//! object bytes ─▶ split::Cutter      which records are this split's
+//!              ─▶ sort::ChunkSorter  order within a memory budget
+//!              ─▶ run::RunWriter     blocks, index, footer
 //!              ─▶ (bucket)
-//!              ─▶ merge::merge      k runs to one partition
-//!              ─▶ part::PartWriter  plain output
+//!              ─▶ merge::merge       k runs to one partition
+//!              ─▶ part::PartWriter   plain output
 //! ```
 //!
 //! [`spec::SortSpec`] says what order is wanted, [`order::Order`] is its compiled form and the only

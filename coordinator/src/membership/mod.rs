@@ -4,8 +4,8 @@
 //! ```text
 //!   heartbeats, messages ──▶ phi::Detector ───────┐
 //!   own pauses, cut-offs ──▶ absence::Absence ──▶ forgive
-//!   outcomes of attempts ──▶ breaker::Breaker ────┼──▶ health::class, health::Alerts
-//!   rates of attempts ─────▶ speculation::Speed ──┘    ──▶ events, `muster workers`
+//!   outcomes of attempts ──▶ breaker::Breaker ────┼──▶ health::class, health::Alerts,
+//!   rates of attempts ─────▶ speculation::Speed ──┘    which events and `muster workers` show
 //!                            speculation::Rates ──▶ which attempts get a second one
 //!   answers "slow down" ──▶ limits::Limits ──▶ how much workers may ask of the stores
 //!   losses, recoveries ────▶ ramp::Ramp ──────────▶ when a lost task is given out again;
