@@ -301,9 +301,14 @@ pub(crate) mod tests {
 
     use async_trait::async_trait;
     use bytes::Bytes;
-    use muster_common::adapters::memory::MemoryLedger;
+    use muster_common::adapters::memory::{MemoryBlobs, MemoryLedger};
+    use muster_common::buffer::BufferPool;
+    use muster_common::claim::Owner;
+    use muster_common::claim::judge::Known;
     use muster_common::clock::ManualClock;
+    use muster_common::config::{Config, Profile};
     use muster_common::ledger::{Appended, Entry};
+    use muster_common::store::{Scheme, Stores};
 
     use super::*;
     use crate::journal::record::{self, Record};
@@ -313,7 +318,7 @@ pub(crate) mod tests {
     /// ends with the test's runtime.
     pub(crate) async fn leading() -> (Fence, Arc<CountingLedger>, Arc<ManualClock>) {
         let ledger = Arc::new(CountingLedger::default());
-        let clock = Arc::new(ManualClock::default());
+        let clock = ledger.clock.clone();
         let (stalled, _) = watch::channel(None);
         let timeout = Duration::from_millis(200);
         for _ in 0..3 {
@@ -344,10 +349,13 @@ pub(crate) mod tests {
         (fence, ledger, clock)
     }
 
-    /// Counts appends, and can be away, or show to readers what was.
+    /// Counts appends, and can be away, slow, or show to readers what was.
     #[derive(Default)]
     pub(crate) struct CountingLedger {
         inner: MemoryLedger,
+        clock: Arc<ManualClock>,
+        /// So long the next append takes.
+        slow_ms: AtomicU64,
         asked: AtomicU32,
         away: AtomicBool,
         /// The entry that reads show as the newest; 0 is the newest.
@@ -394,6 +402,7 @@ pub(crate) mod tests {
             if self.away.load(Ordering::SeqCst) {
                 return Appended::Unknown { why: "away".to_owned() };
             }
+            self.clock.advance_ms(self.slow_ms.swap(0, Ordering::SeqCst));
             self.inner.append(expected_last, bytes).await
         }
 
@@ -431,6 +440,52 @@ pub(crate) mod tests {
             Ok(())
         };
         assert_eq!(fence.ask_both(true, slow).await.expect_err("fenced").kind, ErrorKind::Fenced);
+    }
+
+    /// A claim on OUTPUT that is held, so that it is looked at with each question.
+    async fn held(clock: &Arc<ManualClock>) -> Held {
+        let config = Config::profile(Profile::Testing).expect("settings");
+        let stores = Stores::new(BufferPool::new(0), &config.store);
+        stores.insert(Scheme::Memory, Arc::new(MemoryBlobs::default())).await;
+        let claims = Claims::new(
+            "d1".parse().expect("id"),
+            Owner::default(),
+            |_, _| Known::Unknown,
+            |_| {},
+            clock.clone(),
+            config.claim.clone(),
+        );
+        let (output, job) = ("memory:///out".parse().expect("url"), "j1".parse().expect("id"));
+        claims.confirm(&stores, (&output, &job), None, &()).await.expect("nobody else wants it")
+    }
+
+    /// Somebody else may have taken OUTPUT while the journal was away.
+    #[tokio::test(start_paused = true)]
+    async fn a_claim_is_asked_for_again_after_a_journal_that_was_away() {
+        let (fence, ledger, clock) = leading().await;
+        let fence = fence.holding(held(&clock).await);
+        let asked = AtomicU32::new(0);
+        let claim = |lost_at: u32| {
+            let asked = &asked;
+            move || async move {
+                match asked.fetch_add(1, Ordering::SeqCst) {
+                    number if number == lost_at => Err(Error::invalid("OUTPUT is another's")),
+                    _ => Ok(()),
+                }
+            }
+        };
+        let timeout_ms = fence.shared.timeout_ms;
+        for (slow_ms, expect) in [(0, 1), (timeout_ms, 1), (timeout_ms + 1, 2), (60_000, 2)] {
+            clock.advance_ms(REUSE_MS + 1);
+            ledger.slow_ms.store(slow_ms, Ordering::SeqCst);
+            asked.store(0, Ordering::SeqCst);
+            fence.ask_both(true, claim(u32::MAX)).await.expect("leads and holds");
+            assert_eq!(asked.load(Ordering::SeqCst), expect, "{slow_ms} ms");
+        }
+        ledger.slow_ms.store(timeout_ms + 1, Ordering::SeqCst);
+        asked.store(0, Ordering::SeqCst);
+        let lost = fence.ask_both(true, claim(1)).await.expect_err("it is another's by now");
+        assert_eq!(lost.kind, ErrorKind::Invalid);
     }
 
     #[tokio::test(start_paused = true)]
