@@ -12,6 +12,8 @@ pub const SCRATCH_DIR: &str = "_muster";
 const CLAIMS_DIR: &str = "claims";
 /// What the name of a claim ends with.
 const CLAIM_SUFFIX: &str = ".json";
+/// What the names of plans begin with, below a job's scratch.
+const PLAN_PREFIX: &str = "plan.";
 /// Name of the micro service that is the control API.
 pub const SERVICE: &str = "muster";
 /// The namespace that settings start with.
@@ -369,7 +371,14 @@ pub fn claim_of(name: &str) -> Option<ClaimId> {
 
 /// The plan's object below a job's scratch. The nonce keeps two leaders apart.
 pub fn plan_path(nonce: u64) -> String {
-    format!("plan.{nonce:016x}")
+    format!("{PLAN_PREFIX}{nonce:016x}")
+}
+
+/// Whether a name directly below a job's scratch is that of a plan.
+pub fn is_plan(name: &str) -> bool {
+    name.strip_prefix(PLAN_PREFIX).is_some_and(|nonce| {
+        nonce.len() == 16 && nonce.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    })
 }
 
 /// The splitters' object below a job's scratch.

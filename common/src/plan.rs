@@ -234,6 +234,16 @@ impl Plan {
         self.uploads_before.iter().all(|upload| upload != UPLOADS_UNKNOWN)
     }
 
+    /// The names below OUTPUT of all that a job with so many partitions may make there.
+    pub fn output_names(&self, partitions: u32) -> impl Iterator<Item = String> {
+        use crate::names;
+
+        let parts = (0..partitions).map(|partition| names::part_name(partition, &self.extension));
+        let splits = if self.bad_records == BadRecords::Quarantine { self.splits.len() } else { 0 };
+        let quarantine = (0..u32::try_from(splits).unwrap_or(u32::MAX)).map(names::quarantine_path);
+        parts.chain([names::SUCCESS.to_owned()]).chain(quarantine)
+    }
+
     /// The name of the worker that alone can read a split; none where every worker can.
     pub fn owner(&self, split: u32) -> Option<&str> {
         let piece = self.splits.get(split as usize)?.first()?;

@@ -1,21 +1,26 @@
 //! What a dead run here has left in OUTPUT, and its removal: its scratch, its unfinished uploads,
-//! and parts that appeared before it died.
+//! parts that appeared before it died, and parts of the older result that it was replacing.
 //!
 //! Only what the dead owner's claim names is touched, and only by whoever holds OUTPUT. Its scratch
-//! bears its ids; the temporary names of its uploads begin with its mark; parts must be, byte for
-//! byte, what its manifest says, and no `_SUCCESS` may stand beside them.
+//! bears its ids, and holds its plan. On a file system the temporary names of its uploads begin
+//! with its mark; in a bucket they are those into its parts' names that its plan does not know as
+//! older. Parts that it made must be, byte for byte, what its manifest says, and those that it was
+//! replacing the very versions of its plan; either only where it had begun to publish and no
+//! `_SUCCESS` stands beside them, so that they are neither its result nor the older one's.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use bytesize::ByteSize;
+use futures::{StreamExt, TryStreamExt, stream};
 
 use super::judge::Seen;
 use super::{Claim, ClaimId};
 use crate::api::Manifest;
 use crate::error::{ErrorKind, Result};
 use crate::names;
-use crate::plan::PLAN_BYTES_MAX;
+use crate::plan::{PARTITIONS_MAX, PLAN_BYTES_MAX, Plan};
 use crate::store::{Access, BlobMeta, BlobUrl, Blobs, OpenUpload, Scheme, Stores};
 use crate::wire::{BlobRef, Digester};
 
@@ -23,6 +28,8 @@ use crate::wire::{BlobRef, Digester};
 const LISTED_MAX: usize = 1_000_000;
 /// Bytes of a part that are looked at at once.
 const LOOK_BYTES: u64 = 1 << 20;
+/// Questions to a store that go side by side.
+const AT_ONCE: usize = 16;
 
 /// How much that is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -57,6 +64,7 @@ struct Left {
     scratch: BlobUrl,
     in_scratch: Vec<BlobMeta>,
     uploads: Vec<(OpenUpload, u64)>,
+    /// Of its own result and of the older one.
     parts: Vec<BlobMeta>,
 }
 
@@ -87,10 +95,14 @@ pub async fn remove_dead(stores: &Stores, output: &BlobUrl, seen: &Seen) -> Resu
     let store = stores.open(output).await?;
     let left = find(stores, output, claim).await?;
     let mut removed = Removed::default();
-    // Scratch goes last: the manifest in it says which parts are the dead one's.
+    // Scratch goes last: plan and manifest in it say which parts and uploads are the dead one's.
     for meta in &left.parts {
         store.delete(&meta.key).await.map_err(|e| e.at(output))?;
         removed.add(meta.bytes);
+    }
+    if !left.parts.is_empty() {
+        let quarantine = output.join(names::QUARANTINE_DIR);
+        store.remove_folder(quarantine.key()).await.map_err(|e| e.at(output))?;
     }
     for (open, bytes) in &left.uploads {
         store.abort_upload(&open.key, &open.upload).await.map_err(|e| e.at(output))?;
@@ -110,14 +122,9 @@ async fn find(stores: &Stores, output: &BlobUrl, claim: &Claim) -> Result<Left> 
     // Made of the ids, not read: a claim cannot point elsewhere.
     let scratch = output.join(&names::scratch_path(deployment, job));
     let in_scratch = store.list(scratch.key(), LISTED_MAX).await.map_err(|e| e.at(&scratch))?;
-    let open = match store.list_uploads(output.key(), LISTED_MAX).await {
-        Ok(open) => open,
-        // Stores differ in who may list uploads; a rule of the bucket removes what stays.
-        Err(error) if error.kind == ErrorKind::Invalid => Vec::new(),
-        Err(error) => return Err(error.at(output)),
-    };
+    let plans = plans(&store, claim, &scratch, &in_scratch).await?;
     let mut uploads = Vec::new();
-    for open in open.into_iter().filter(|open| is_marked(output, open, &scratch, &claim.marks)) {
+    for open in uploads_of(&store, output, claim, &scratch, &plans).await? {
         // On a file system an upload is a file beside its target, of that name.
         let beside = open
             .key
@@ -130,14 +137,99 @@ async fn find(stores: &Stores, output: &BlobUrl, claim: &Claim) -> Result<Left> 
         };
         uploads.push((open, bytes));
     }
-    let parts = match &claim.publishing {
-        Some(manifest) => parts(stores, &store, output, &scratch, manifest).await?,
-        None => Vec::new(),
+    let mut parts = match &claim.publishing {
+        Some(manifest) if !is_whole(&store, output).await? => {
+            let mut parts = parts(stores, &store, output, &scratch, manifest).await?;
+            parts.extend(replaced(&store, output, &plans).await?);
+            parts
+        }
+        _ => Vec::new(),
     };
+    parts.sort_unstable_by(|one, other| one.key.cmp(&other.key));
+    parts.dedup_by(|one, other| one.key == other.key);
     let temporary =
         |meta: &BlobMeta| uploads.iter().any(|(open, _)| meta.key.ends_with(&open.upload));
     let in_scratch = in_scratch.into_iter().filter(|meta| !temporary(meta)).collect();
     Ok(Left { scratch, in_scratch, uploads, parts })
+}
+
+/// The plans in the dead one's scratch: one, or two where a leader was followed while it planned.
+/// What cannot be read as a plan of its job says nothing.
+async fn plans(
+    store: &Arc<dyn Blobs>,
+    claim: &Claim,
+    scratch: &BlobUrl,
+    in_scratch: &[BlobMeta],
+) -> Result<Vec<Plan>> {
+    let mut plans = Vec::new();
+    for meta in in_scratch {
+        let name = meta.key.strip_prefix(scratch.key()).and_then(|rest| rest.strip_prefix('/'));
+        if !name.is_some_and(names::is_plan) || meta.bytes > PLAN_BYTES_MAX {
+            continue;
+        }
+        match store.read(&meta.key, 0..meta.bytes, Access::Once).await {
+            Ok(bytes) => plans.extend(Plan::from_bytes(&bytes)),
+            Err(error) if error.kind.is_passing() => return Err(error.at(scratch)),
+            Err(_) => {}
+        }
+    }
+    plans.retain(|plan: &Plan| plan.job == claim.id.job);
+    Ok(plans)
+}
+
+/// The open uploads that are the dead one's. Stores differ in who may list uploads; where this one
+/// may not, a rule of the bucket removes what stays.
+async fn uploads_of(
+    store: &Arc<dyn Blobs>,
+    output: &BlobUrl,
+    claim: &Claim,
+    scratch: &BlobUrl,
+    plans: &[Plan],
+) -> Result<BTreeSet<OpenUpload>> {
+    let mut own = BTreeSet::new();
+    let known = plans.iter().all(Plan::knows_uploads_before);
+    if *output.scheme() != Scheme::File && known {
+        let names =
+            plans.iter().flat_map(|plan| plan.output_names(plan.partitions.min(PARTITIONS_MAX)));
+        own.extend(names.map(|name| output.join(&name).key().to_owned()));
+    }
+    // Some stores list open uploads by the whole key only, so each is asked for.
+    let mut asked = vec![output.key().to_owned()];
+    if matches!(output.scheme(), Scheme::S3 { .. }) {
+        asked.extend(own.iter().cloned());
+    }
+    let ask = |key: String| {
+        let store = store.clone();
+        async move { store.list_uploads(&key, LISTED_MAX).await }
+    };
+    let open = stream::iter(asked.into_iter().map(ask)).buffer_unordered(AT_ONCE).try_fold(
+        BTreeSet::new(),
+        |mut all: BTreeSet<OpenUpload>, some| async move {
+            all.extend(some);
+            Ok(all)
+        },
+    );
+    let mut open = match open.await {
+        Ok(open) => open,
+        Err(error) if error.kind == ErrorKind::Invalid => BTreeSet::new(),
+        Err(error) => return Err(error.at(output)),
+    };
+    let before: BTreeSet<&String> = plans.iter().flat_map(|plan| &plan.uploads_before).collect();
+    open.retain(|open| {
+        is_marked(output, open, scratch, &claim.marks)
+            || own.contains(&open.key) && !before.contains(&open.upload)
+    });
+    Ok(open)
+}
+
+/// Whether OUTPUT is whole: this job's result, or still what stood there before.
+async fn is_whole(store: &Arc<dyn Blobs>, output: &BlobUrl) -> Result<bool> {
+    let success = output.join(names::SUCCESS);
+    match store.head(success.key()).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error.at(&success)),
+    }
 }
 
 /// Whether an upload is the dead one's: into its own scratch, or by its mark.
@@ -157,7 +249,7 @@ fn is_marked(output: &BlobUrl, open: &OpenUpload, scratch: &BlobUrl, marks: &[St
         })
 }
 
-/// Parts that appeared before their job died in the midst of its commit.
+/// Parts and quarantined records that appeared before their job died in the midst of its commit.
 async fn parts(
     stores: &Stores,
     store: &Arc<dyn Blobs>,
@@ -168,28 +260,22 @@ async fn parts(
     let Some(url) = manifest.url.parse::<BlobUrl>().ok().filter(|url| scratch.contains(url)) else {
         return Ok(Vec::new());
     };
-    let success = output.join(names::SUCCESS);
-    match store.head(success.key()).await {
-        // OUTPUT is whole: this job's, or still what stood there before.
-        Ok(_) => return Ok(Vec::new()),
-        Err(error) if error.kind == ErrorKind::NotFound => {}
-        Err(error) => return Err(error.at(&success)),
-    }
     let bytes = match stores.get_ref(manifest, PLAN_BYTES_MAX).await {
         Ok(bytes) => bytes,
         Err(error) if error.kind.is_passing() => return Err(error.at(&url)),
         Err(_) => return Ok(Vec::new()),
     };
     let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) else { return Ok(Vec::new()) };
+    let files = manifest.parts.into_iter().map(|part| (part.name, part.bytes, part.checksum));
+    let kept = manifest.quarantine.into_iter().map(|file| (file.name, file.bytes, file.checksum));
     let mut found = Vec::new();
-    for part in manifest.parts {
-        let extension = part.name.rsplit_once('.').map_or("", |(_, extension)| extension);
-        if part.name.contains('/') || !names::is_output_name(&part.name, extension) {
+    for (name, bytes, checksum) in files.chain(kept) {
+        if !names::is_of_a_job(&name) {
             continue;
         }
-        let url = output.join(&part.name);
+        let url = output.join(&name);
         let meta = match store.head(url.key()).await {
-            Ok(meta) if meta.bytes == part.bytes => meta,
+            Ok(meta) if meta.bytes == bytes => meta,
             Ok(_) => continue,
             Err(error) if error.kind == ErrorKind::NotFound => continue,
             Err(error) => return Err(error.at(&url)),
@@ -202,9 +288,44 @@ async fn parts(
             );
             offset = end;
         }
-        if format!("{:016x}", digest.finish()) == part.checksum {
+        if format!("{:016x}", digest.finish()) == checksum {
             found.push(meta);
         }
     }
     Ok(found)
+}
+
+/// What is left of the older result whose `_SUCCESS` the dead one removed in order to replace it:
+/// nothing else names these any more.
+async fn replaced(
+    store: &Arc<dyn Blobs>,
+    output: &BlobUrl,
+    plans: &[Plan],
+) -> Result<Vec<BlobMeta>> {
+    let mut wanted = BTreeSet::new();
+    for plan in plans {
+        for old in &plan.replaced {
+            // OUTPUT may have had another name when it was planned.
+            let name = old.url.strip_prefix(&plan.output).map(|name| name.trim_matches('/'));
+            if let Some(name) = name.filter(|name| names::is_of_a_job(name)) {
+                wanted.insert((output.join(name).key().to_owned(), old.version.as_str()));
+            }
+        }
+    }
+    let look = |(key, version): (String, &str)| {
+        let (store, version) = (store.clone(), version.to_owned());
+        async move {
+            match store.head(&key).await {
+                Ok(meta) => Ok((meta.version == version).then_some(meta)),
+                // Something that no job makes has taken the place of it.
+                Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Invalid) => {
+                    Ok(None)
+                }
+                Err(error) => Err(error.at(output)),
+            }
+        }
+    };
+    let found: Vec<Option<BlobMeta>> =
+        stream::iter(wanted.into_iter().map(look)).buffer_unordered(AT_ONCE).try_collect().await?;
+    Ok(found.into_iter().flatten().collect())
 }

@@ -3,6 +3,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::FutureExt;
+use muster_kernel::record::Format;
+use muster_kernel::spec::SortSpec;
 
 use super::judge::{Decision, Known, Life, Seen, Watch, decide};
 use super::*;
@@ -11,6 +13,7 @@ use crate::buffer::BufferPool;
 use crate::clock::{Clock, Pause};
 use crate::config::{self, Config, Profile};
 use crate::names;
+use crate::plan::{BadRecords, PinnedObject, Plan};
 use crate::store::{BlobUrl, Blobs, Scheme, Stores};
 
 const DEAD_AFTER_MS: u64 = 4000;
@@ -292,6 +295,99 @@ async fn what_a_dead_run_has_left_goes_and_nothing_else() {
         expected.map(|key| format!("out/{key}")),
         "parts that no manifest names are not touched"
     );
+}
+
+/// The plan of a job that replaces these.
+fn replacing(replaced: Vec<PinnedObject>, uploads_before: Vec<String>) -> Plan {
+    Plan {
+        job: "j1".parse().expect("id"),
+        sort: SortSpec::new(Format::Lines { terminator: b'\n' }),
+        objects: Vec::new(),
+        splits: Vec::new(),
+        partitions: 2,
+        sample_seed: 0,
+        samples_per_split: 1,
+        output: "memory:///out".to_owned(),
+        extension: "txt".to_owned(),
+        scratch: "memory:///out/_muster/d1/j1".to_owned(),
+        replaced,
+        uploads_before,
+        fsync: false,
+        attempts_max: 1,
+        replica: None,
+        bad_records: BadRecords::Fail,
+        settings: None,
+        left_out: Vec::new(),
+    }
+}
+
+/// What stays of a dead run that was about to replace an older result, but for the claim of whoever
+/// follows it: objects below OUTPUT, and open uploads.
+async fn left_of_a_replacement(publishing: bool, whole: bool, plan: bool) -> [Vec<String>; 2] {
+    let bench = Bench::new().await;
+    let store = &bench.store;
+    let put = |key: &str, bytes: &[u8]| {
+        let key = format!("out/{key}");
+        let bytes = bytes.to_vec();
+        async move { store.put(&key, bytes.into()).await.expect("put") }
+    };
+    let mut replaced = Vec::new();
+    for name in ["part-00000.txt", "part-00001.txt", "part-00007.csv", "_SUCCESS", "notes"] {
+        put(name, b"old").await;
+        let (url, key) = (format!("memory:///out/{name}"), format!("out/{name}"));
+        let meta = store.head(&key).await.expect("head");
+        replaced.push(PinnedObject { url, bytes: meta.bytes, version: meta.version });
+    }
+    let older = store.open_upload("out/part-00000.txt").await.expect("open");
+    let dead = bench.claims("d1", true, Known::Gone);
+    bench.take(&dead, "j1").await.expect("nobody is there");
+    let plan = if plan { replacing(replaced, vec![older]).to_bytes() } else { Ok(vec![0; 9]) };
+    put("_muster/d1/j1/plan.0123456789abcdef", &plan.expect("bytes")).await;
+    let kept = bench.output.join("_muster/d1/j1/manifest");
+    let kept = bench.stores.put_ref(&kept, b"not to be read".to_vec()).await.expect("put");
+    let job = "j1".parse().expect("id");
+    let kept = Some(&kept).filter(|_| publishing);
+    dead.confirm(&bench.stores, (&bench.output, &job), kept, &()).await.expect("held");
+    for key in ["out/part-00001.txt", "out/theirs"] {
+        store.open_upload(key).await.expect("open");
+    }
+    // Since then somebody has written this one anew.
+    put("part-00001.txt", b"somebody's").await;
+    if !whole {
+        store.delete("out/_SUCCESS").await.expect("delete");
+    }
+    bench.take(&bench.claims("d2", true, Known::Gone), "j9").await.expect("dead");
+    let mut keys = bench.keys().await;
+    keys.retain(|key| key != "out/_muster/claims/d2.j9.json");
+    let mut open: Vec<String> =
+        store.list_uploads("out", 10).await.expect("list").into_iter().map(|up| up.key).collect();
+    open.sort();
+    [keys, open]
+}
+
+#[tokio::test]
+async fn what_a_dead_run_was_replacing_goes_once_nothing_names_it_any_more() {
+    let check =
+        async |(publishing, whole, plan): (bool, bool, bool), names: &[&str], uploads: &[&str]| {
+            let [keys, open] = left_of_a_replacement(publishing, whole, plan).await;
+            let below = |names: &[&str]| names.iter().map(|name| format!("out/{name}")).collect();
+            let expected: [Vec<String>; 2] = [below(names), below(uploads)];
+            assert_eq!([keys, open], expected, "{publishing} {whole} {plan}");
+        };
+    let (all, whole) = (
+        ["notes", "part-00000.txt", "part-00001.txt", "part-00007.csv"],
+        ["_SUCCESS", "notes", "part-00000.txt", "part-00001.txt", "part-00007.csv"],
+    );
+    let others = ["part-00000.txt", "theirs"];
+    check((true, false, true), &["notes", "part-00001.txt"], &others).await;
+    // The older result stands, or nothing says that it was about to go: somebody has taken its
+    // `_SUCCESS` away.
+    check((true, true, true), &whole, &others).await;
+    check((false, true, true), &whole, &others).await;
+    check((false, false, true), &all, &others).await;
+    // Without a plan nobody knows what was older.
+    let all_uploads = ["part-00000.txt", "part-00001.txt", "theirs"];
+    check((true, false, false), &all, &all_uploads).await;
 }
 
 #[tokio::test]

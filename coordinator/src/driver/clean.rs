@@ -12,7 +12,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use muster_common::ids::JobId;
 use muster_common::names::{self, SCRATCH_DIR};
-use muster_common::plan::{BadRecords, PLAN_BYTES_MAX, Plan};
+use muster_common::plan::{PLAN_BYTES_MAX, Plan};
 use muster_common::planted::{self, Bug};
 use muster_common::store::{BlobUrl, OpenUpload, Scheme, Stores};
 use muster_common::{ErrorKind, Result};
@@ -198,10 +198,7 @@ async fn unknown_uploads(
 /// All that a job may have begun to upload into OUTPUT. Some stores list open uploads by the whole
 /// key only, so each is asked for.
 fn own_objects(output: &BlobUrl, partitions: u32, plan: &Plan) -> impl Iterator<Item = BlobUrl> {
-    let parts = (0..partitions).map(|partition| names::part_name(partition, &plan.extension));
-    let splits = if plan.bad_records == BadRecords::Quarantine { plan.splits.len() } else { 0 };
-    let quarantine = (0..u32::try_from(splits).unwrap_or(u32::MAX)).map(names::quarantine_path);
-    parts.chain([names::SUCCESS.to_owned()]).chain(quarantine).map(|name| output.join(&name))
+    plan.output_names(partitions).map(|name| output.join(&name))
 }
 
 async fn collect(
@@ -275,6 +272,7 @@ fn folders(scratch: &BlobUrl) -> Vec<BlobUrl> {
 
 #[cfg(test)]
 mod tests {
+    use muster_common::plan::BadRecords;
     use muster_kernel::record::Format;
     use muster_kernel::spec::SortSpec;
 
