@@ -159,6 +159,11 @@ impl Claims {
             .clone()
     }
 
+    /// Whether its jobs end with this process: a run here, of which nobody else has a part.
+    pub fn is_run_here(&self) -> bool {
+        self.shared.owner.run_here
+    }
+
     /// Pause between two renewals, in milliseconds.
     pub fn renew_ms(&self) -> u64 {
         self.shared.settings.renew_ms

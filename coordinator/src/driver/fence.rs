@@ -442,19 +442,20 @@ pub(crate) mod tests {
         assert_eq!(fence.ask_both(true, slow).await.expect_err("fenced").kind, ErrorKind::Fenced);
     }
 
+    /// What a pool, or a run here, claims OUTPUTs by.
+    pub(crate) fn claims(clock: &Arc<ManualClock>, run_here: bool) -> Claims {
+        let config = Config::profile(Profile::Testing).expect("settings");
+        let owner = Owner { run_here, ..Owner::default() };
+        let (id, look) = ("d1".parse().expect("id"), |_: &_, _: &_| Known::Unknown);
+        Claims::new(id, owner, look, |_| {}, clock.clone(), config.claim)
+    }
+
     /// A claim on OUTPUT that is held, so that it is looked at with each question.
     async fn held(clock: &Arc<ManualClock>) -> Held {
         let config = Config::profile(Profile::Testing).expect("settings");
         let stores = Stores::new(BufferPool::new(0), &config.store);
         stores.insert(Scheme::Memory, Arc::new(MemoryBlobs::default())).await;
-        let claims = Claims::new(
-            "d1".parse().expect("id"),
-            Owner::default(),
-            |_, _| Known::Unknown,
-            |_| {},
-            clock.clone(),
-            config.claim.clone(),
-        );
+        let claims = claims(clock, false);
         let (output, job) = ("memory:///out".parse().expect("url"), "j1".parse().expect("id"));
         claims.confirm(&stores, (&output, &job), None, &()).await.expect("nobody else wants it")
     }

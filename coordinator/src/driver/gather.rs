@@ -24,14 +24,20 @@ pub(super) struct Expanded {
 }
 
 /// Finds what an INPUT means. What cannot be read may be left out as `bad_inputs` says, an argument
-/// by itself too; one that is not there may not.
+/// by itself too; one that is not there may not. Whose input is seen by nobody else (`run_here`) is
+/// told nothing of others.
 ///
 /// # Errors
 /// `Invalid` or `NotFound`, naming the argument; `Retry` where the store does not answer.
-pub(super) async fn expand(stores: &Stores, text: &str, bad_inputs: BadInputs) -> Result<Expanded> {
+pub(super) async fn expand(
+    stores: &Stores,
+    text: &str,
+    bad_inputs: BadInputs,
+    run_here: bool,
+) -> Result<Expanded> {
     let url: BlobUrl = text.parse().map_err(|e: Error| e.at("INPUT"))?;
     let store = stores.open(&url).await?;
-    let found = Input { stores, store, url: url.clone() }.expand(text).await;
+    let found = Input { stores, store, url: url.clone(), run_here }.expand(text).await;
     match found {
         // Looked at here and now, and cannot be read: what a task would say of it later.
         Err(error)
@@ -64,6 +70,7 @@ struct Input<'a> {
     stores: &'a Stores,
     store: Arc<dyn Blobs>,
     url: BlobUrl,
+    run_here: bool,
 }
 
 impl Input<'_> {
@@ -183,14 +190,16 @@ impl Input<'_> {
     }
 
     fn not_there(&self, why: &str) -> Error {
-        let hint = match self.url.scheme() {
-            Scheme::File => "; in a pool every process must see a path under the same name",
-            _ => "",
+        let seen = match self.url.scheme() {
+            _ if self.run_here => "",
+            Scheme::File => {
+                ", as the coordinator sees it; in a pool every process must see a path under the \
+                    same name"
+            }
+            _ => ", as the coordinator sees it",
         };
-        Error::new(
-            ErrorKind::NotFound,
-            format!("INPUT {} is not there: {why}, as the coordinator sees it{hint}", self.url),
-        )
+        let text = format!("INPUT {} is not there: {why}{seen}", self.url);
+        Error::new(ErrorKind::NotFound, text)
     }
 
     fn at(&self, error: Error) -> Error {

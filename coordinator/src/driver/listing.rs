@@ -6,6 +6,7 @@
 //! the object itself. What workers offer of their own (`workers:/`) has been asked for before
 //! (`offers.rs`): in the order of their ids, then of the paths.
 
+use muster_common::claim::Claims;
 use muster_common::inputs;
 use muster_common::plan::{
     BadInputs, JobSpec, LeftOut, OBJECTS_MAX, PinnedObject, UPLOADS_UNKNOWN, memory_of,
@@ -42,6 +43,7 @@ pub(super) async fn list_input(
     let mut left_out: Vec<LeftOut> = Vec::new();
     let ground = Ground::look(places).await?;
     ground.check_offers(offers).await?;
+    let run_here = fence.claims().is_some_and(Claims::is_run_here);
     for text in &spec.inputs {
         if inputs::of_workers(text).is_some() {
             let found = offered.inputs.get(text);
@@ -52,7 +54,7 @@ pub(super) async fn list_input(
             check_count(stores, &objects)?;
             continue;
         }
-        let expanded = gather::expand(stores, text, spec.bad_inputs).await?;
+        let expanded = gather::expand(stores, text, spec.bad_inputs, run_here).await?;
         let Expanded { objects: found, left_out: odd, url, folder } = expanded;
         let urls = found.iter().map(|meta| url.with_key(meta.key.clone())).collect();
         ground.check_input(folder.as_ref(), urls).await?;

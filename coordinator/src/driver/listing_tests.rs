@@ -10,7 +10,7 @@ use muster_common::store::{Blobs, Scheme};
 use muster_kernel::record::Format;
 use muster_kernel::spec::SortSpec;
 
-use super::super::fence::tests::leading;
+use super::super::fence::tests::{claims, leading};
 use super::*;
 use crate::job::plan;
 
@@ -50,6 +50,31 @@ async fn list(keys: &[&str], spec: &JobSpec) -> Result<Listing> {
     let places = plan::places(spec, None, &"d1".parse().expect("deployment id")).expect("places");
     let (fence, _, _) = leading().await;
     list_input(&stores(keys).await, &fence, spec, &places, (&[], &Offered::default())).await
+}
+
+/// A run here has no coordinator that its user knows of, and nobody who must see the same.
+#[tokio::test]
+async fn a_run_here_reads_nothing_of_a_pool_where_its_input_is_not_there() {
+    for (input, pool) in [
+        ("memory:///none", ", as the coordinator sees it"),
+        (
+            "/none/x",
+            ", as the coordinator sees it; in a pool every process must see a path under \
+            the same name",
+        ),
+    ] {
+        for (run_here, seen) in [(false, pool), (true, "")] {
+            let spec = spec(&[input], "memory:///out", false);
+            let places = plan::places(&spec, None, &"d1".parse().expect("id")).expect("places");
+            let (fence, _, clock) = leading().await;
+            let fence = fence.claiming(claims(&clock, run_here));
+            let (stores, offered) = (stores(&[]).await, Offered::default());
+            let found = list_input(&stores, &fence, &spec, &places, (&[], &offered)).await;
+            let said = found.expect_err("it is not there").message;
+            let end = format!("is not there: neither such an object nor anything below it{seen}");
+            assert!(said.ends_with(&end), "{said}");
+        }
+    }
 }
 
 async fn check(keys: &[&str], inputs: &[&str], expected: Result<&[&str], &str>) {
