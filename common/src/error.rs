@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What can be done about an error.
+/// What can be done about an error. The order of the variants is sent and persisted: none is moved
+/// or changed, and one that is new stands last, in a new version of whatever carries it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ErrorKind {
     /// Passing trouble: the same call may succeed later or elsewhere.
@@ -19,8 +20,7 @@ pub enum ErrorKind {
     NotFound,
     /// A promise of our own code is broken.
     Bug,
-    /// Passing trouble of a kind of its own: a store asks for fewer requests. New variants stand
-    /// last, because the order is on the wire.
+    /// Passing trouble of a kind of its own: a store asks for fewer requests.
     Throttled,
     /// The system refused memory that is this process's to use: less of it at once may do.
     OutOfMemory,
@@ -62,7 +62,8 @@ impl ErrorKind {
     }
 }
 
-/// An error with its kind and one line of what, where and why. It crosses the wire as it is.
+/// An error with its kind and one line of what, where and why. It is sent as it is, and never
+/// changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {

@@ -1,5 +1,6 @@
 //! Identifiers. Each is a type of its own, so that none can stand where another belongs; what comes
-//! from outside is validated on the way in.
+//! from outside is validated on the way in. All of them are persisted and sent as they are: their
+//! fields, and the order of the phases, never change.
 
 use std::fmt;
 use std::str::FromStr;

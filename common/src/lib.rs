@@ -31,3 +31,7 @@ pub mod vitals;
 pub mod wire;
 
 pub use error::{Error, ErrorKind, Result};
+
+/// 1 in builds that play the version after this one, of all that has a version: those with the
+/// feature `next-version`. Else 0.
+pub const NEXT: u8 = cfg!(feature = "next-version") as u8;

@@ -6,18 +6,19 @@ use serde::{Deserialize, Serialize};
 use muster_kernel::proof::Interval;
 use muster_kernel::spec::SortSpec;
 
+use crate::NEXT;
 use crate::error::{Error, Result};
 use crate::ids::{AttemptId, JobId};
-use crate::wire;
+use crate::wire::{self, Message};
 
-pub mod v1;
-pub mod v2;
+#[cfg(any(test, feature = "next-version"))]
+mod next;
 
-/// Newest version byte of [`Plan`] as it is stored. What an older version can say is written as
-/// that, so that workers of the last build read it.
-pub const PLAN_VERSION: u8 = 3;
-/// The same of [`PinnedRuns`].
-pub const RUNS_VERSION: u8 = 2;
+/// The newest version of [`Plan`] and [`PinnedRuns`] as they are stored. What an older version can
+/// say is written in it, so that workers of the last build read it.
+pub const PLAN_VERSION: u8 = 1 + NEXT;
+/// The oldest of them.
+pub const PLAN_VERSION_OLDEST: u8 = 1;
 /// Largest plan or list of runs that is read back, in bytes.
 pub const PLAN_BYTES_MAX: u64 = 256 << 20;
 /// Most input objects of one job.
@@ -82,7 +83,8 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// What becomes of malformed records.
+/// What becomes of malformed records. Plans hold it: variants are added at the end, by a new version
+/// of the plan.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BadRecords {
@@ -122,7 +124,7 @@ pub struct Sizing {
     pub attempts_max: Option<u32>,
 }
 
-/// One input object, as it was when the job was planned.
+/// One input object, as it was when the job was planned. It lies within plans, and never changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinnedObject {
     /// Its blob URL.
@@ -137,7 +139,8 @@ pub struct PinnedObject {
 /// such an id.
 pub const UPLOADS_UNKNOWN: &str = "*";
 
-/// An entry of the input that cannot be read, seen when it was listed.
+/// An entry of the input that cannot be read, seen when it was listed. It lies within plans, and
+/// never changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeftOut {
     /// Its blob URL.
@@ -159,7 +162,8 @@ pub fn memory_of(objects: &[PinnedObject]) -> u64 {
 pub struct Plan {
     /// The job.
     pub job: JobId,
-    /// Format, keys and flags.
+    /// Format, keys and flags: as JSON, as in a [`JobSpec`].
+    #[serde(with = "wire::as_json")]
     pub sort: SortSpec,
     /// The input in order; an index into this list names an object from here on.
     pub objects: Vec<PinnedObject>,
@@ -279,13 +283,7 @@ impl Plan {
     /// # Errors
     /// `Bug` where it cannot be serialised.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        if let Some(old) = v1::PlanV1Ref::of(self) {
-            return wire::frame(1, &old);
-        }
-        match v2::PlanV2Ref::of(self) {
-            Some(old) => wire::frame(2, &old),
-            None => wire::frame(PLAN_VERSION, self),
-        }
+        wire::to_oldest_frame(self, PLAN_VERSION_OLDEST, PLAN_VERSION)
     }
 
     /// Reads a stored plan and checks that its pieces lie within its objects, that its bytes can be
@@ -294,11 +292,8 @@ impl Plan {
     /// # Errors
     /// `Invalid` where it is malformed.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let plan = match bytes.first() {
-            Some(1) => wire::unframe::<v1::PlanV1>(1..=1, bytes)?.into(),
-            Some(2) => wire::unframe::<v2::PlanV2>(2..=2, bytes)?.into(),
-            _ => wire::unframe::<Plan>(1..=PLAN_VERSION, bytes)?,
-        };
+        let plan =
+            Self::from_frame(bytes).map_err(|error| unknown_order(bytes).unwrap_or(error))?;
         for piece in plan.splits.iter().flatten() {
             let object = plan.objects.get(piece.object as usize);
             if !object.is_some_and(|object| piece.begin <= piece.end && piece.end <= object.bytes) {
@@ -337,16 +332,21 @@ impl Plan {
     }
 }
 
+/// Why a plan cannot be read, where it is for its sort specification: postcard's errors have no
+/// words. Plans begin with the job and that.
+fn unknown_order(frame: &[u8]) -> Option<Error> {
+    let ((job, sort), _) = postcard::take_from_bytes::<(JobId, String)>(frame.get(1..)?).ok()?;
+    let error = serde_json::from_str::<SortSpec>(&sort).err()?;
+    Some(Error::invalid(format!("job {job} has an order that this build does not know: {error}")))
+}
+
 impl PinnedRuns {
     /// As stored.
     ///
     /// # Errors
     /// `Bug` where it cannot be serialised.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        match v1::PinnedRunsV1::try_from(self.clone()) {
-            Ok(old) => wire::frame(1, &old),
-            Err(_) => wire::frame(RUNS_VERSION, self),
-        }
+        wire::to_oldest_frame(self, PLAN_VERSION_OLDEST, PLAN_VERSION)
     }
 
     /// Reads a stored list.
@@ -354,26 +354,23 @@ impl PinnedRuns {
     /// # Errors
     /// `Invalid` where it is malformed.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        match bytes.first() {
-            Some(1) => wire::unframe::<v1::PinnedRunsV1>(1..=1, bytes).map(Self::from),
-            _ => wire::unframe(1..=RUNS_VERSION, bytes),
-        }
+        Self::from_frame(bytes)
     }
 }
+
+wire::same_since_1!(PinnedRuns);
+// `next.rs` has two shapes of it.
+#[cfg(not(any(test, feature = "next-version")))]
+wire::same_since_1!(Plan);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden;
 
     #[test]
     fn a_plan_of_more_bytes_than_can_be_counted_is_refused() {
-        let golden = include_str!("golden/v1.txt")
-            .lines()
-            .find_map(|line| line.strip_prefix("plan "))
-            .expect("a plan");
-        let byte = |at: usize| u8::from_str_radix(&golden[at..at + 2], 16).expect("hex");
-        let bytes: Vec<u8> = (0..golden.len()).step_by(2).map(byte).collect();
-        let plan = Plan::from_bytes(&bytes).expect("a plan");
+        let plan = golden::plan();
         let huge = PinnedObject { bytes: u64::MAX, ..plan.objects[0].clone() };
         let whole = Interval { object: 0, begin: 0, end: u64::MAX };
         let check = |objects: &[&PinnedObject], split: Vec<Interval>, sound: bool| {
@@ -385,5 +382,45 @@ mod tests {
         check(&[&huge], vec![whole], true);
         check(&[&huge, &plan.objects[0]], vec![whole], false);
         check(&[&huge], vec![whole, whole], false);
+    }
+
+    /// A build that passed over an option would sort otherwise than was asked for.
+    #[test]
+    fn an_option_that_this_build_does_not_know_is_refused_by_name() {
+        let refused = |plan: &Plan, option: &str, newer: &str| {
+            let mut bytes = plan.to_bytes().expect("encodes");
+            let found = bytes.windows(option.len()).position(|text| text == option.as_bytes());
+            let at = found.expect("an option");
+            bytes[at..at + option.len()].copy_from_slice(newer.as_bytes());
+            let error = Plan::from_bytes(&bytes).expect_err(newer);
+            assert!(error.message.contains(newer.trim_matches('"')), "{newer}: {error}");
+        };
+        let ranges = golden::plan();
+        let lines = Plan { sort: golden::sort(), ..ranges.clone() };
+        for (plan, option, newer) in [
+            (&lines, "\"stable\"", "\"random\""),
+            (&lines, "\"numeric\"", "\"version\""),
+            (&lines, "\"start_field\"", "\"start_newer\""),
+            (&lines, "\"terminator\"", "\"terminates\""),
+            (&lines, "\"Lines\"", "\"Pages\""),
+            (&ranges, "\"offset\"", "\"newest\""),
+            (&ranges, "\"Range\"", "\"Spans\""),
+        ] {
+            refused(plan, option, newer);
+        }
+    }
+
+    #[test]
+    fn what_an_older_version_can_say_is_written_in_it() {
+        let plan = golden::plan();
+        let plans = [
+            (Plan { extension: "txt".into(), ..plan.clone() }, 1),
+            (Plan { extension: next::EXTENSION.into(), ..plan }, 2),
+        ];
+        for (plan, version) in plans {
+            let bytes = wire::to_oldest_frame(&plan, PLAN_VERSION_OLDEST, 2).expect("encodes");
+            assert_eq!(bytes[0], version);
+            assert_eq!(Plan::from_bytes(&bytes), Ok(plan));
+        }
     }
 }

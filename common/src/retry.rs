@@ -179,7 +179,7 @@ impl Policy {
     }
 }
 
-/// What came of trouble of one kind.
+/// What came of trouble of one kind. It is sent as it is, and never changes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recoveries {
     /// Tries beyond the first.

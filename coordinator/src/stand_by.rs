@@ -243,7 +243,7 @@ impl StandBy {
         async move {
             let asked = async {
                 let job: JobId = NO_JOB.parse().map_err(|e| Error::bug(format!("{e}")))?;
-                let question = wire::encode(&PhaseQuery { job })?;
+                let question = wire::encode_for_all(&PhaseQuery { job })?;
                 match client.request(subject, question.into()).await {
                     Ok(reply) => match wire::decode(&reply.payload)? {
                         PhaseReply::Running { epoch, .. } | PhaseReply::Idle { epoch } => {

@@ -11,7 +11,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Records, their bytes without terminators, and the wrapping sum of their hashes.
+/// Records, their bytes without terminators, and the wrapping sum of their hashes. It is persisted
+/// and sent as it is, and never changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sums {
     /// Number of records.
@@ -24,12 +25,9 @@ pub struct Sums {
     pub hash: u64,
 }
 
-/// 64 bits that are a number between programs, and hex digits where people and their tools read. A
-/// number is read in either case.
+/// 64 bits that are a number between programs, and hex digits where people and their tools read.
 mod hex_where_read {
-    use std::fmt;
-
-    use serde::de::{Error, Visitor};
+    use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serializer};
 
     pub(super) fn serialize<S: Serializer>(value: &u64, to: S) -> Result<S::Ok, S::Error> {
@@ -41,31 +39,13 @@ mod hex_where_read {
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
-        if from.is_human_readable() {
-            from.deserialize_any(HexOrNumber)
-        } else {
-            u64::deserialize(from)
+        if !from.is_human_readable() {
+            return u64::deserialize(from);
         }
-    }
-
-    struct HexOrNumber;
-
-    impl Visitor<'_> for HexOrNumber {
-        type Value = u64;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("at most 16 hex digits, or a number")
-        }
-
-        fn visit_u64<E: Error>(self, number: u64) -> Result<u64, E> {
-            Ok(number)
-        }
-
-        fn visit_str<E: Error>(self, text: &str) -> Result<u64, E> {
-            let digits = text.bytes().all(|byte| byte.is_ascii_hexdigit());
-            let value = if digits { u64::from_str_radix(text, 16).ok() } else { None };
-            value.ok_or_else(|| E::custom(format_args!("{text:?} is not at most 16 hex digits")))
-        }
+        let text = String::deserialize(from)?;
+        let digits = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let value = if digits { u64::from_str_radix(&text, 16).ok() } else { None };
+        value.ok_or_else(|| D::Error::custom(format_args!("{text:?} is not at most 16 hex digits")))
     }
 }
 
@@ -170,7 +150,8 @@ impl Tally {
     }
 }
 
-/// A range of bytes of one input object: `begin..end`, counted from the object's start.
+/// A range of bytes of one input object: `begin..end`, counted from the object's start. It is
+/// persisted and sent as it is, and never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Interval {
     /// Number of the object in the pinned listing.

@@ -11,6 +11,7 @@ pub const RECORD_BYTES_MAX: u64 = 1 << 30;
 
 /// How bytes divide into records.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub enum Format {
     /// Records end with `terminator`, which is not part of them; the last one of an object may lack
     /// it.

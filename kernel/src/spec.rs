@@ -1,8 +1,10 @@
 //! What order the user asked for: the record format, the keys and the letters of sort(1). Data
 //! only; [`crate::order::Order`] compiles it.
 //!
-//! Meaning is that of GNU sort 9.1 under `LC_ALL=C`. Types are plain, so that they travel as JSON
-//! and as postcard alike.
+//! Meaning is that of GNU sort 9.1 under `LC_ALL=C`. Types are plain, so that they travel, as JSON:
+//! in requests, plans, the journal and manifests. So a new option is an optional field that is left
+//! out where it says nothing (`#[serde(default, skip_serializing_if = ...)]`), or a new variant at
+//! any place; nothing is renamed, and what a build does not know it refuses by name.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +20,7 @@ pub const KEYS_MAX: usize = 1000;
 /// The wanted order and how records are told apart. Check it with [`SortSpec::validate`] before
 /// use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SortSpec {
     /// How bytes divide into records.
     pub format: Format,
@@ -35,6 +38,7 @@ pub struct SortSpec {
 
 /// One key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub enum KeyDef {
     /// Bytes `offset..offset + len` of a fixed-length record.
     Range {
@@ -49,6 +53,7 @@ pub enum KeyDef {
 
 /// `-k F[.C][LETTERS][,F[.C][LETTERS]]` of sort(1). Fields and characters count from 1.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct FieldKey {
     /// Field in which the key starts, from 1.
     pub start_field: u32,
@@ -65,6 +70,7 @@ pub struct FieldKey {
 
 /// The letters of sort(1) that change how a key compares.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct KeyFlags {
     /// `n`: by numeric value.
     pub numeric: bool,

@@ -33,7 +33,8 @@ const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 16;
 const CHECKSUM_BYTES: usize = 8;
 
-/// A bound between two partitions, and a sample that may become one.
+/// A bound between two partitions, and a sample that may become one. It is sent as it is, and never
+/// changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Splitter {
     // The derived order relies on this order of the fields.

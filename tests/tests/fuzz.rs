@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use muster_tests::fuzz::drive::drive;
 use muster_tests::fuzz::memory::Counting;
-use muster_tests::fuzz::{TARGETS, Target, memory};
+use muster_tests::fuzz::{TARGETS, Target, memory, messages as sent};
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
@@ -41,6 +41,14 @@ macro_rules! targets {
 }
 
 targets!(messages, plans, run_index, run_blocks, splitters, json, journal, keys, names, faults);
+
+/// Unit tests know a version more; this is the build that is handed out.
+#[test]
+fn golden_bytes_are_what_is_sent() {
+    let seeds = sent::seeds();
+    assert!(seeds.len() > 30, "{} golden messages", seeds.len());
+    assert!(seeds.iter().all(|seed| sent::is_message(seed)));
+}
 
 #[test]
 fn libfuzzer_has_every_target() {

@@ -509,13 +509,7 @@ impl Driver {
             settings: self.options.config.shared(),
             inputs: self.own_files.as_ref().map(OwnFiles::folders).unwrap_or_default(),
         };
-        // The old version cannot say what it offers, and a leader that does not know of it would
-        // sort without it.
-        let version = if self.own_files.is_some() {
-            wire::WIRE_VERSION
-        } else {
-            self.presence.wire_version()
-        };
+        let version = self.presence.wire_version();
         let (requests, events) = (self.requests.clone(), self.events.0.clone());
         self.asking.spawn(async move {
             let reply = requests.register(&register, version).await;

@@ -101,11 +101,8 @@ impl Requests {
         self.publish("heartbeat", self.subjects.heartbeat.as_str().into(), heartbeat).await
     }
 
-    /// Tells who listens what was retried for a job. A leader of the last version does not.
+    /// Tells who listens what was retried for a job.
     pub(crate) async fn recoveries(&self, recoveries: &JobRecoveries) -> Result<()> {
-        if self.peer() < WIRE_VERSION {
-            return Ok(());
-        }
         self.publish("recoveries", self.subjects.recoveries.as_str().into(), recoveries).await
     }
 

@@ -18,8 +18,13 @@ const WAITING_MAX: usize = 100_000;
 
 /// Where an answer goes.
 pub(super) enum Asker {
-    /// A worker: postcard to a reply subject.
-    Worker(Subject),
+    /// A worker: postcard to a reply subject, in the version of the question.
+    Worker {
+        /// Where it listens.
+        reply: Subject,
+        /// The version.
+        peer: u8,
+    },
     /// A client of the control API: JSON.
     Client(Box<service::Request>),
 }
@@ -60,7 +65,7 @@ impl Asker {
     /// Sends the answer. One that is lost is asked for again.
     pub(super) async fn answer(self, client: &Client, reply: Reply) {
         let sent = match self {
-            Asker::Worker(subject) => match worker_bytes(reply) {
+            Asker::Worker { reply: subject, peer } => match worker_bytes(peer, reply) {
                 Ok(bytes) => client.publish(subject, bytes.into()).await,
                 Err(error) => return tracing::error!(%error, "an answer could not be encoded"),
             },
@@ -72,11 +77,11 @@ impl Asker {
     }
 }
 
-fn worker_bytes(reply: Reply) -> Result<Vec<u8>> {
+fn worker_bytes(peer: u8, reply: Reply) -> Result<Vec<u8>> {
     match reply {
-        Reply::Register(reply) => wire::encode(&reply),
-        Reply::Report(reply) => wire::encode(&reply),
-        Reply::Phase(reply) => wire::encode(&reply),
+        Reply::Register(reply) => wire::encode_for(peer, &reply),
+        Reply::Report(reply) => wire::encode_for(peer, &reply),
+        Reply::Phase(reply) => wire::encode_for(peer, &reply),
         other => {
             Err(muster_common::Error::bug(format!("a worker was to be answered with {other:?}")))
         }

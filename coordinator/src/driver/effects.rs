@@ -57,8 +57,8 @@ impl Hands {
             Effect::SendRun { worker, peer, run } => self.send_run(worker, peer, &run).await,
             Effect::SendCancel { worker, cancel } => self.send_cancel(&worker, cancel).await,
             Effect::SendDrain { worker, drain } => {
-                let _: Result<CommandReply> =
-                    self.command(&worker, Verb::Drain, wire::WIRE_VERSION, &drain).await;
+                let frame = wire::encode_for_all(&drain);
+                let _: Result<CommandReply> = self.command(&worker, Verb::Drain, frame).await;
                 return None;
             }
             effect @ Effect::ListInput { .. } => {
@@ -66,7 +66,8 @@ impl Hands {
                     let hands = &self;
                     async move {
                         let (page, worker) = (hands.timeouts.page, &offer.worker);
-                        hands.command_within(page, worker, Verb::List, offer.peer, &question).await
+                        let frame = wire::encode_for(offer.peer, &question);
+                        hands.command_within(page, worker, Verb::List, frame).await
                     }
                 };
                 let bound = (&*self.clock, self.timeouts.listing_ms);
@@ -98,37 +99,36 @@ impl Hands {
     }
 
     async fn send_run(&self, worker: WorkerId, peer: u8, run: &RunAttempt) -> Input {
-        let reply: Result<RunReply> = self.command(&worker, Verb::Run, peer, run).await;
+        let frame = wire::encode_for(peer, run);
+        let reply: Result<RunReply> = self.command(&worker, Verb::Run, frame).await;
         Input::RunAnswered { worker, job: run.job.clone(), attempt: run.attempt, reply }
     }
 
     async fn send_cancel(&self, worker: &WorkerId, cancel: CancelAttempt) -> Input {
-        let reply: Result<CommandReply> =
-            self.command(worker, Verb::Cancel, wire::WIRE_VERSION, &cancel).await;
+        let frame = wire::encode_for_all(&cancel);
+        let reply: Result<CommandReply> = self.command(worker, Verb::Cancel, frame).await;
         Input::CancelAnswered { job: cancel.job, attempt: cancel.attempt, answered: reply.is_ok() }
     }
 
-    async fn command<C: Message, R: Message>(
+    async fn command<R: Message>(
         &self,
         worker: &WorkerId,
         verb: Verb,
-        peer: u8,
-        command: &C,
+        frame: Result<Vec<u8>>,
     ) -> Result<R> {
-        self.command_within(self.timeouts.command, worker, verb, peer, command).await
+        self.command_within(self.timeouts.command, worker, verb, frame).await
     }
 
     /// A request to a worker. The bound is ours, not the client's: a request that waits for a
     /// connection would not count its own.
-    async fn command_within<C: Message, R: Message>(
+    async fn command_within<R: Message>(
         &self,
         bound: Duration,
         worker: &WorkerId,
         verb: Verb,
-        peer: u8,
-        command: &C,
+        frame: Result<Vec<u8>>,
     ) -> Result<R> {
-        let bytes = wire::encode_for(peer, command)?;
+        let bytes = frame?;
         let unheard = |why: &str| {
             Error::retry(format!("worker {worker} does not answer: injected fault: {why}"))
         };

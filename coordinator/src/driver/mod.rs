@@ -344,7 +344,7 @@ impl Driver {
                 sequence: beats,
             };
             let resign = async {
-                let bytes = wire::encode(&beat)?;
+                let bytes = wire::encode_for_all(&beat)?;
                 let trouble = |e: String| Error::retry(e);
                 let published = hands.client.publish(hands.names.resigned(), bytes.into()).await;
                 published.map_err(|e| trouble(e.to_string()))?;
@@ -563,7 +563,8 @@ impl Driver {
             Ok(reply) => reply,
             Err(error) => return self.malformed("request", &error),
         };
-        let admit = || self.askers.admit(now_ms, Asker::Worker(reply));
+        let peer = payload.first().copied().unwrap_or(wire::WIRE_VERSION_OLDEST);
+        let admit = || self.askers.admit(now_ms, Asker::Worker { reply, peer });
         let input = match kind {
             Kind::Register => wire::decode::<Register>(&payload).and_then(|register| {
                 speaks_for(&register.worker)?;
@@ -706,7 +707,7 @@ impl Driver {
         subject: String,
         message: &T,
     ) {
-        match wire::encode(message) {
+        match wire::encode_for_all(message) {
             Ok(bytes) => self.publish(word, subject, bytes.into()).await,
             Err(error) => tracing::error!(%error, subject, "a message could not be encoded"),
         }

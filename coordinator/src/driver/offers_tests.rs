@@ -39,7 +39,7 @@ fn offer(id: &str) -> Offer {
     Offer {
         worker: id.parse().expect("id"),
         host: "host".to_owned(),
-        peer: 2,
+        peer: muster_common::wire::WIRE_VERSION,
         folders: vec!["/data".to_owned(), "/more".to_owned()],
     }
 }

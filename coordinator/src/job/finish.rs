@@ -38,7 +38,7 @@ const LATE_SWEEPS_MAX: u32 = 5;
 /// Jobs of former leaders whose scratch a new one looks over.
 const LATE_SWEPT_JOBS_MAX: usize = 100;
 /// Version of the manifest.
-const MANIFEST_VERSION: u32 = 2;
+const MANIFEST_VERSION: u32 = 1;
 
 impl Machine {
     /// The commit is decided: what was made becomes visible.

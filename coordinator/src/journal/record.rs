@@ -227,9 +227,10 @@ pub fn encode(entry: &Entry) -> Result<Vec<u8>> {
 /// `Invalid` where it is malformed, or written by a newer build than this one.
 pub fn decode(bytes: &[u8]) -> Result<Entry> {
     match bytes.first() {
-        Some(1) => wire::unframe::<v1::EntryV1>(1..=1, bytes).map(Entry::from),
-        Some(2) => wire::unframe::<v2::EntryV2>(2..=2, bytes).map(Entry::from),
-        _ => wire::unframe(JOURNAL_VERSION_OLDEST..=JOURNAL_VERSION, bytes),
+        Some(1) => wire::unframe::<v1::EntryV1>(bytes).map(Entry::from),
+        Some(2) => wire::unframe::<v2::EntryV2>(bytes).map(Entry::from),
+        Some(&JOURNAL_VERSION) => wire::unframe(bytes),
+        version => Err(wire::unknown(version, &[JOURNAL_VERSION, 2, JOURNAL_VERSION_OLDEST])),
     }
 }
 

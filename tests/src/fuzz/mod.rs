@@ -51,12 +51,15 @@ fn unhex(hex: &str) -> Option<Vec<u8>> {
     (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok()).collect()
 }
 
-/// The golden bytes of everything that is sent or stored, by name and newest last.
+/// The golden bytes of everything that is sent or stored, by name.
 fn golden() -> impl Iterator<Item = (&'static str, Vec<u8>)> {
     const V1: &str = include_str!("../../../common/src/golden/v1.txt");
-    const V2: &str = include_str!("../../../common/src/golden/v2.txt");
-    const V3: &str = include_str!("../../../common/src/golden/v3.txt");
-    V1.lines().chain(V2.lines()).chain(V3.lines()).filter_map(|line| {
+    lines(V1)
+}
+
+/// Golden lines: a name and the bytes in hex.
+fn lines(golden: &'static str) -> impl Iterator<Item = (&'static str, Vec<u8>)> {
+    golden.lines().filter_map(|line| {
         let (name, hex) = line.split_once(' ')?;
         Some((name, unhex(hex)?))
     })

@@ -632,7 +632,8 @@ fn manifest(job: &JobId, parts: &[String]) -> Vec<u8> {
         let checksum = format!("{:016x}", muster_common::wire::digest(bytes.as_bytes()));
         serde_json::json!({
             "name": name, "bytes": bytes.len(), "checksum": checksum, "records": 1,
-            "first_key": "", "last_key": "", "hash": "0000000000000000",
+            "first_key": "", "last_key": "", "key_encoding": "text",
+            "hash": "0000000000000000",
         })
     });
     let sums = serde_json::json!({ "records": 0, "bytes": 0, "hash": "0000000000000000" });

@@ -120,7 +120,7 @@ impl World {
             labels: Vec::new(),
             draining: false,
             held,
-            wire: 2,
+            wire: muster_common::wire::WIRE_VERSION,
             settings: Vec::new(),
             inputs: fake.inputs.clone(),
         })
