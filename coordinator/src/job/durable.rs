@@ -85,7 +85,7 @@ pub struct DurableJob {
     pub parts: BTreeMap<u32, PartCommitted>,
     /// Whether the commit is decided.
     pub commit_decided: bool,
-    /// Where the bytes of `_SUCCESS` are, once it is.
+    /// Where the bytes of `_SUCCESS` are, once it is and until the job is cleaned.
     pub manifest: Option<BlobRef>,
     /// How it ended.
     pub ended: Option<JobEnded>,
@@ -191,12 +191,12 @@ impl Durable {
             Record::JobHistory(history) => self.job(&history.job)?.apply(record),
             Record::RunCommitted(run) => {
                 self.job(&run.job)?.apply(record)?;
-                self.count_done(run.worker.as_ref());
+                self.count_done(&run.worker);
                 Ok(())
             }
             Record::PartCommitted(part) => {
                 self.job(&part.job)?.apply(record)?;
-                self.count_done(part.worker.as_ref());
+                self.count_done(&part.worker);
                 Ok(())
             }
             Record::WorkersDone { anew, done } => {
@@ -210,8 +210,7 @@ impl Durable {
         }
     }
 
-    fn count_done(&mut self, worker: Option<&WorkerId>) {
-        let Some(worker) = worker else { return };
+    fn count_done(&mut self, worker: &WorkerId) {
         if !self.done.contains_key(worker)
             && self.done.len() >= WORKERS_KEPT
             && let Some(least) =
@@ -350,7 +349,7 @@ impl DurableJob {
             Record::CommitDecided { took_ms, manifest, .. } => {
                 self.step(JobState::Committing)?;
                 self.commit_decided = true;
-                self.manifest.clone_from(manifest);
+                self.manifest = Some(manifest.clone());
                 self.times.merge_ms = *took_ms;
                 Ok(())
             }

@@ -53,15 +53,15 @@ impl Machine {
             active.tasks = None;
             active.repair = None;
         }
-        let Some(plan) = active.plan.clone() else {
+        let (Some(plan), Some(stored)) = (active.plan.clone(), durable.manifest.clone()) else {
             active.stage = Stage::AwaitingPlan;
             return self.touch(job);
         };
         active.stage = Stage::Publishing;
-        let stored = durable.manifest.as_ref().filter(|_| !planted::is(Bug::RemakeManifest));
-        let manifest = match stored {
-            Some(stored) => Ok(ManifestBytes::Stored(stored.clone())),
-            None => manifest_bytes(durable, active, &plan).map(ManifestBytes::Made),
+        let manifest = if planted::is(Bug::RemakeManifest) {
+            manifest_bytes(durable, active, &plan).map(ManifestBytes::Made)
+        } else {
+            Ok(ManifestBytes::Stored(stored))
         };
         match manifest.map(|manifest| publication(durable, active, &plan, manifest)) {
             Ok(publication) => {
@@ -451,8 +451,7 @@ impl Machine {
         let (journal, unix_ms) = (&self.config.journal, self.unix_ms());
         let surplus = closed.len().saturating_sub(journal.ended_jobs_max as usize);
         let age_ms = journal.ended_age_ms;
-        let old =
-            |ended_ms: u64| ended_ms > 0 && age_ms > 0 && unix_ms.saturating_sub(ended_ms) > age_ms;
+        let old = |ended_ms: u64| age_ms > 0 && unix_ms.saturating_sub(ended_ms) > age_ms;
         let gone: Vec<JobId> = (0..)
             .zip(closed)
             .filter(|(at, (_, ended_ms, _))| *at < surplus || old(*ended_ms))

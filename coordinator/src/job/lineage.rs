@@ -52,11 +52,8 @@ impl Machine {
             };
             return self.take_back(job, id, &why);
         };
-        let maker = lost
-            .worker
-            .as_ref()
-            .map_or_else(|| "an unknown worker".to_owned(), |id| format!("worker {id}"));
-        let seen = format!("{}, made by {maker}, {}: {}", lost.url, describe(cause), error.message);
+        let (url, maker, why) = (&lost.url, &lost.worker, describe(cause));
+        let seen = format!("{url}, made by worker {maker}, {why}: {}", error.message);
         let recovery = &active.config.recovery;
         let generations_max = recovery.generations_max;
         let (generation, repeated) = (durable.generation(split).0, durable.repeated);

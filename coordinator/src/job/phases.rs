@@ -200,7 +200,6 @@ impl Machine {
         active.moved(self.now_ms);
         let took_ms = active.merged_ms;
         self.measure_parts(job);
-        let manifest = Some(manifest);
         self.append(
             Record::CommitDecided { job: job.clone(), took_ms, manifest },
             Waiters::default(),

@@ -168,12 +168,9 @@ fn compact_job(id: &JobId, job: &DurableJob, records: &mut Vec<Record>) {
         records.push(Record::UploadOpened { job: id.clone(), partition, attempt, upload });
         records.push(Record::PartCommitted(Box::new(part.clone())));
     }
-    if job.commit_decided {
-        records.push(Record::CommitDecided {
-            job: id.clone(),
-            took_ms: job.times.merge_ms,
-            manifest: job.manifest.clone(),
-        });
+    if let Some(manifest) = job.manifest.clone() {
+        let took_ms = job.times.merge_ms;
+        records.push(Record::CommitDecided { job: id.clone(), took_ms, manifest });
     }
     if let Some(ended) = &job.ended {
         records.push(Record::JobEnded(Box::new(ended.clone())));

@@ -8,7 +8,7 @@ use muster_kernel::proof::{Interval, Sums};
 
 use super::super::record::{
     self, AttemptFailed, Entry, GenerationBegan, JobEnded, JobOutcome, JobSubmitted, PartCommitted,
-    RunCommitted, v2,
+    RunCommitted,
 };
 use super::*;
 use crate::job::durable::{REVOKED_KEPT, WORKERS_KEPT};
@@ -131,7 +131,7 @@ impl Journal {
             job: job(),
             split,
             attempt,
-            worker: Some(worker),
+            worker,
             url: "s3://b/s/run".to_owned(),
             replica: None,
             bytes: 3,
@@ -174,7 +174,7 @@ impl Journal {
             job: job(),
             partition,
             attempt,
-            worker: None,
+            worker: "w".parse().expect("id"),
             upload: "u".repeat(2048),
             tags: vec!["t".repeat(34); 10_000],
             bytes: 1,
@@ -338,40 +338,6 @@ fn what_workers_have_done_outlives_their_jobs() {
     journal.push(&Record::JobCleaned { job: job() });
     journal.push(&Record::JobForgotten { job: job() });
     assert_eq!(journal.durable.done[&worker(many - 1)], 2);
-    journal.check();
-}
-
-/// What the release before wrote as one record is read, and counts the same.
-#[test]
-fn a_history_of_version_2_is_read() {
-    let failed = |index, nonce| AttemptFailed {
-        job: job(),
-        attempt: attempt(Phase::Sort, index, 0, nonce),
-        worker: "w1".parse().expect("id"),
-        kind: ErrorKind::Retry,
-        error: format!("why {nonce}"),
-    };
-    let history = v2::JobHistoryV2 {
-        job: job(),
-        retries: 5,
-        repeated: 1,
-        generations: vec![(3, Generation(1))],
-        failures: vec![failed(0, 1), failed(0, 2), failed(2, 3)],
-        skipped_objects: vec![(7, "gone".to_owned())],
-    };
-    let record = v2::RecordV2::JobHistory(Box::new(history));
-    let mut journal = Journal::of(4, 2, 1);
-    journal.push(&record.into());
-    let job = journal.job();
-    let tries: Vec<(u32, u32)> =
-        job.tries.iter().map(|(task, tries)| (task.index, *tries)).collect();
-    assert_eq!(tries, [(0, 2), (2, 1)]);
-    assert_eq!((job.retries, job.repeated, job.generation(3)), (5, 1, Generation(1)));
-    assert_eq!(
-        job.failures.iter().map(|failure| failure.error.as_str()).collect::<Vec<_>>(),
-        ["why 1", "why 2", "why 3"]
-    );
-    assert_eq!(job.skipped_objects[&7], "gone");
     journal.check();
 }
 

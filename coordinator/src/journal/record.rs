@@ -1,9 +1,10 @@
 //! What the journal holds, byte for byte.
 //!
-//! An entry is framed like every message: a version byte, then postcard. Postcard does not describe
-//! itself, so a version that was ever written never changes: a new need gets a new version, and
-//! [`decode`] lifts what it reads to the newest one, which is all that the rest of the program
-//! knows. Golden bytes of every variant of every version are kept in `golden/`.
+//! An entry is framed by version, like every message ([`muster_common::versions!`] says how a
+//! version is added). One that was ever written never changes: a new need gets a new one, and
+//! [`decode`] lifts what it reads to the newest, which is all that the rest of the program knows.
+//! Entries of every version begin with the epoch ([`super::super::driver`]'s fence reads no more),
+//! and golden bytes of every variant are kept in `golden/`.
 
 use std::cell::Cell;
 
@@ -12,26 +13,23 @@ use serde::{Deserialize, Deserializer, Serialize};
 use muster_common::api::PhaseTimes;
 use muster_common::error::{Error, Result};
 use muster_common::ids::{AttemptId, JobId, WorkerId};
-use muster_common::wire::{self, MergedPart, SortedRun};
+use muster_common::wire::{self, MergedPart, Message, SortedRun};
 
+#[cfg(any(test, feature = "next-version"))]
+mod next;
 pub mod v1;
-pub mod v2;
-pub mod v3;
 
-pub use v2::{
-    AttemptFailedV2 as AttemptFailed, GenerationBeganV2 as GenerationBegan,
-    JobArchivedV2 as JobArchived, JobEndedV2 as JobEnded, JobSubmittedV2 as JobSubmitted,
-    PartCommittedV2 as PartCommitted, RecoveryV2 as Recovery, TotalsV2 as Totals,
-};
-pub use v3::{
-    EntryV3 as Entry, JobHistoryV3 as JobHistory, RecordV3 as Record,
-    RunCommittedV3 as RunCommitted,
+pub use v1::{
+    AttemptFailed, Entry, GenerationBegan, JobArchived, JobEnded, JobHistory, JobOutcome,
+    JobSubmitted, PartCommitted, Record, Recovery, RunCommitted, Times, Totals,
 };
 
-/// The version that this build writes.
-pub const JOURNAL_VERSION: u8 = 3;
-/// The oldest version that this build reads.
-pub const JOURNAL_VERSION_OLDEST: u8 = 1;
+// `next.rs` has two shapes of it.
+#[cfg(not(any(test, feature = "next-version")))]
+muster_common::versions! { Entry: 1 = Entry; }
+
+/// The version that this build writes. It reads all up to it.
+pub const JOURNAL_VERSION: u8 = 1 + muster_common::NEXT;
 
 /// Largest record, as postcard. Whoever makes records of what others say refuses what is larger; so
 /// an entry, and a piece of a snapshot that holds one record, is below the limit of messages.
@@ -39,28 +37,6 @@ pub const RECORD_BYTES_MAX: usize = wire::MESSAGE_BYTES_MAX - 64 * 1024;
 
 /// Most malformed records that a job names one by one, and that one of its runs does.
 pub const PLACES_KEPT: usize = 20;
-
-/// How a job ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum JobOutcome {
-    /// OUTPUT is whole.
-    Succeeded,
-    /// It could not be done.
-    Failed,
-    /// Its user gave it up.
-    Cancelled,
-}
-
-/// Milliseconds spent in each phase.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names are those of PhaseTimes")]
-pub struct Times {
-    pub plan_ms: u64,
-    pub sample_ms: u64,
-    pub sort_ms: u64,
-    pub merge_ms: u64,
-    pub commit_ms: u64,
-}
 
 impl From<PhaseTimes> for Times {
     fn from(times: PhaseTimes) -> Self {
@@ -96,7 +72,7 @@ impl RunCommitted {
         } = run;
         bad_records.sort_by_key(|bad| (bad.object, bad.offset));
         bad_records.truncate(PLACES_KEPT);
-        let (split, worker) = (attempt.task.index, Some(worker));
+        let split = attempt.task.index;
         Self {
             job,
             split,
@@ -121,7 +97,7 @@ impl PartCommitted {
     /// From a worker's report.
     pub fn new(job: JobId, attempt: AttemptId, worker: WorkerId, part: MergedPart) -> Self {
         let MergedPart { upload, tags, bytes, checksum, kept, dropped, first_key, last_key } = part;
-        let (partition, worker) = (attempt.task.index, Some(worker));
+        let partition = attempt.task.index;
         Self {
             job,
             partition,
@@ -210,7 +186,7 @@ pub fn size(record: &Record) -> Result<usize> {
 /// # Errors
 /// `Bug` where it is larger than a message may be: whoever makes records keeps them small.
 pub fn encode(entry: &Entry) -> Result<Vec<u8>> {
-    let bytes = wire::frame(JOURNAL_VERSION, entry)?;
+    let bytes = entry.to_frame(JOURNAL_VERSION)?;
     if bytes.len() > wire::MESSAGE_BYTES_MAX {
         let (kind, limit) = (entry.record.kind(), wire::MESSAGE_BYTES_MAX);
         return Err(Error::bug(format!(
@@ -226,12 +202,7 @@ pub fn encode(entry: &Entry) -> Result<Vec<u8>> {
 /// # Errors
 /// `Invalid` where it is malformed, or written by a newer build than this one.
 pub fn decode(bytes: &[u8]) -> Result<Entry> {
-    match bytes.first() {
-        Some(1) => wire::unframe::<v1::EntryV1>(bytes).map(Entry::from),
-        Some(2) => wire::unframe::<v2::EntryV2>(bytes).map(Entry::from),
-        Some(&JOURNAL_VERSION) => wire::unframe(bytes),
-        version => Err(wire::unknown(version, &[JOURNAL_VERSION, 2, JOURNAL_VERSION_OLDEST])),
-    }
+    Entry::from_frame(bytes)
 }
 
 #[cfg(test)]

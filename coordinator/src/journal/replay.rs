@@ -16,7 +16,7 @@ use muster_common::ids::Epoch;
 use muster_common::{Error, Result, ledger};
 
 use super::fold::Fold;
-use super::record::{self, Entry, JOURNAL_VERSION, Record, v1, v2};
+use super::record::{self, Entry, JOURNAL_VERSION, Record};
 use crate::job::durable::Durable;
 
 /// What a journal comes to.
@@ -48,9 +48,14 @@ enum Seen {
 /// `Invalid` where a newer build wrote one of them; `Corrupt` where a record is damaged or missing
 /// that no snapshot makes up for. The message names its place.
 pub fn replay(entries: Vec<ledger::Entry>) -> Result<Replayed> {
+    replay_up_to(JOURNAL_VERSION, entries)
+}
+
+/// Replays as a build does which knows versions up to `newest`.
+fn replay_up_to(newest: u8, entries: Vec<ledger::Entry>) -> Result<Replayed> {
     let mut seen = Vec::with_capacity(entries.len());
     for entry in entries {
-        seen.push((entry.sequence, see(entry.sequence, &entry.bytes)?));
+        seen.push((entry.sequence, see(newest, entry.sequence, &entry.bytes)?));
     }
     let snapshots = good_snapshots(&seen);
     let begin = match snapshots.last() {
@@ -97,14 +102,14 @@ fn unreadable(sequence: u64, why: &str) -> Error {
     ))
 }
 
-fn see(sequence: u64, bytes: &[u8]) -> Result<Seen> {
+fn see(newest: u8, sequence: u64, bytes: &[u8]) -> Result<Seen> {
     if bytes == ledger::FOREIGN {
         return Ok(Seen::Foreign);
     }
-    if let Some(version) = bytes.first().filter(|version| **version > JOURNAL_VERSION) {
+    if let Some(version) = bytes.first().filter(|version| **version > newest) {
         return Err(Error::invalid(format!(
             "the journal's entry {sequence} was written by a newer build (version {version}, this \
-                one reads up to version {JOURNAL_VERSION}): update this coordinator"
+                one reads up to version {newest}): update this coordinator"
         )));
     }
     Ok(match record::decode(bytes) {
@@ -119,30 +124,14 @@ fn see(sequence: u64, bytes: &[u8]) -> Result<Seen> {
     })
 }
 
-/// Whether bytes that cannot be read begin as a piece of a snapshot does.
+/// Whether bytes that cannot be read begin as a piece of a snapshot does, in every version so far.
 fn is_piece(bytes: &[u8]) -> bool {
-    let Some((version, body)) = bytes.split_first() else { return false };
-    let records = Vec::new();
-    let empty = match version {
-        1 => postcard::to_stdvec(&v1::RecordV1::Snapshot {
-            id: 0,
-            part: 0,
-            of: 0,
-            records: Vec::new(),
-        }),
-        2 => postcard::to_stdvec(&v2::RecordV2::Snapshot {
-            id: 0,
-            part: 0,
-            of: 0,
-            digest: 0,
-            records: Vec::new(),
-        }),
-        _ => postcard::to_stdvec(&Record::Snapshot { id: 0, part: 0, of: 0, digest: 0, records }),
-    };
+    let body = bytes.get(1..).unwrap_or_default();
+    let empty = Record::Snapshot { id: 0, part: 0, of: 0, digest: 0, records: Vec::new() };
     let variant =
         |bytes: &[u8]| postcard::take_from_bytes::<u32>(bytes).ok().map(|(variant, _)| variant);
     let head = postcard::take_from_bytes::<(Epoch, u64, u32, u64, u32, u32)>(body).ok();
-    let expected = empty.ok().and_then(|bytes| variant(&bytes));
+    let expected = postcard::to_stdvec(&empty).ok().and_then(|bytes| variant(&bytes));
     head.is_some_and(|((_, _, found, _, part, of), _)| Some(found) == expected && part < of)
 }
 

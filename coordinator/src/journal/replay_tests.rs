@@ -5,6 +5,7 @@ use muster_common::ErrorKind;
 use muster_common::adapters::memory::MemoryLedger;
 use muster_common::ids::DeploymentId;
 use muster_common::ledger::{Appended, Ledger};
+use muster_common::wire::Message;
 
 use super::super::fold::{compact, snapshot};
 use super::*;
@@ -17,6 +18,8 @@ struct Bench {
     pieces: Vec<Vec<u64>>,
     /// Whether the fence asks after each piece.
     asks: bool,
+    /// In which version it writes.
+    version: u8,
 }
 
 impl Bench {
@@ -26,6 +29,7 @@ impl Bench {
             durable: Durable::default(),
             pieces: Vec::new(),
             asks: false,
+            version: 1,
         };
         let deployment: DeploymentId = "d1".parse().expect("id");
         bench.write(Record::DeploymentCreated { deployment }).await;
@@ -48,7 +52,7 @@ impl Bench {
             self.durable.apply(&entry.record).expect("a sound record");
         }
         let last = self.ledger.last_sequence().await.expect("last");
-        let bytes: Bytes = record::encode(&entry).expect("encode").into();
+        let bytes: Bytes = entry.to_frame(self.version).expect("encode").into();
         match self.ledger.append(last, bytes).await {
             Appended::Applied { sequence } => sequence,
             other => panic!("{other:?}"),
@@ -208,6 +212,35 @@ async fn a_newer_build_is_told_from_damage() {
             "{error}"
         );
     }
+}
+
+/// A build of the next version reads what this one wrote, before and after its own.
+#[tokio::test]
+async fn a_journal_that_an_older_build_began_gives_the_same_state() {
+    let old = Bench::new().await;
+    let replayed = replay_up_to(2, old.entries().await).expect("replay");
+    assert_eq!((replayed.durable, replayed.damage.len()), (old.durable.clone(), 0));
+    let mut bench = Bench { version: 2, ..old };
+    bench.epoch(5).await;
+    let both = bench.entries().await;
+    assert_eq!(both.iter().map(|entry| entry.bytes[0]).max(), Some(2));
+    let replayed = replay_up_to(2, both.clone()).expect("replay");
+    assert_eq!((&replayed.durable, replayed.damage.len()), (&bench.durable, 0));
+    bench.snapshot(13).await;
+    bench.epoch(6).await;
+    let replayed = replay_up_to(2, bench.entries().await).expect("replay");
+    assert_eq!((&replayed.durable, replayed.snapshots.len()), (&bench.durable, 3));
+    // A damaged piece is known as one in either version.
+    for piece in [bench.pieces[1][1], bench.pieces[2][1]] {
+        let replayed = replay_up_to(2, bench.damaged(piece, truncate).await).expect("replay");
+        assert_eq!((&replayed.durable, replayed.damage.len()), (&bench.durable, 1));
+    }
+    let error = replay_up_to(1, both).expect_err("newer");
+    assert!(
+        error.kind == ErrorKind::Invalid
+            && error.message.contains("newer build (version 2, this one reads up to version 1)"),
+        "{error}"
+    );
 }
 
 #[tokio::test]

@@ -83,24 +83,19 @@ fn snapshot(of: &Replayed) -> Vec<Vec<u8>> {
 /// The golden bytes as one journal, its snapshot, and a piece of a snapshot within itself many
 /// times over.
 pub fn seeds() -> Vec<Vec<u8>> {
-    const V1: &str = include_str!("../../../coordinator/src/journal/record/golden/journal_v1.hex");
-    const V2: &str = include_str!("../../../coordinator/src/journal/record/golden/journal_v2.hex");
-    const V3: &str = include_str!("../../../coordinator/src/journal/record/golden/journal_v3.hex");
-    let mut seeds = Vec::new();
-    for golden in [V1, V2, V3] {
-        let entries: Vec<Vec<u8>> = golden.lines().filter_map(super::unhex).collect();
-        seeds.push(joined(&entries));
-        seeds.extend(entries.iter().cloned());
-        // Pieces of snapshots stand alone in the golden bytes; here they follow a beginning.
-        let plain = |bytes: &&Vec<u8>| {
-            !matches!(record::decode(bytes), Ok(Entry { record: Record::Snapshot { .. }, .. }))
-        };
-        let plain: Vec<Vec<u8>> = entries.iter().filter(plain).cloned().collect();
-        seeds.push(joined(&plain));
-        if let Some(state) = replayed(&plain) {
-            seeds.push(joined(&snapshot(&state)));
-            seeds.push(joined(&[plain, snapshot(&state)].concat()));
-        }
+    const V1: &str = include_str!("../../../coordinator/src/journal/record/golden/v1.txt");
+    let entries: Vec<Vec<u8>> = super::lines(V1).map(|(_, bytes)| bytes).collect();
+    let mut seeds = vec![joined(&entries)];
+    seeds.extend(entries.iter().cloned());
+    // Pieces of snapshots stand alone in the golden bytes; here they follow a beginning.
+    let plain = |bytes: &&Vec<u8>| {
+        !matches!(record::decode(bytes), Ok(Entry { record: Record::Snapshot { .. }, .. }))
+    };
+    let plain: Vec<Vec<u8>> = entries.iter().filter(plain).cloned().collect();
+    seeds.push(joined(&plain));
+    if let Some(state) = replayed(&plain) {
+        seeds.push(joined(&snapshot(&state)));
+        seeds.push(joined(&[plain, snapshot(&state)].concat()));
     }
     for (part, of) in [(0, 0), (0, 2), (u32::MAX, 0), (u32::MAX - 1, u32::MAX)] {
         let record = Record::Snapshot {

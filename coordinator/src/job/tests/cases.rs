@@ -3,7 +3,7 @@
 use muster_common::api::JobState;
 use muster_common::ids::{AttemptId, Epoch, Generation, Phase, TaskId};
 use muster_common::plan::JobSpec;
-use muster_common::wire::{Outcome, ReportReply, RunReply};
+use muster_common::wire::{BlobRef, Outcome, ReportReply, RunReply};
 use muster_common::{Error, ErrorKind};
 
 use super::world::{World, config, job, listing, spec, worker};
@@ -899,7 +899,11 @@ fn illegal_records_are_refused_and_counted() {
         epoch: Epoch(1),
         nonce: 1,
     };
-    check(&mut durable, Record::CommitDecided { job: job("j1"), took_ms: 0, manifest: None });
+    let decided = |job| {
+        let manifest = BlobRef { url: "file:///m".to_owned(), bytes: 1, digest: 2 };
+        Record::CommitDecided { job, took_ms: 0, manifest }
+    };
+    check(&mut durable, decided(job("j1")));
     check(&mut durable, Record::JobCleaned { job: job("j1") });
     check(&mut durable, Record::JobForgotten { job: job("j1") });
     check(&mut durable, Record::EpochBegan { epoch: Epoch(1), nonce: 0 });
@@ -912,7 +916,7 @@ fn illegal_records_are_refused_and_counted() {
         &mut durable,
         Record::BoundariesChosen { job: job("j1"), splitters: None, partitions: 1, took_ms: 0 },
     );
-    check(&mut durable, Record::CommitDecided { job: job("nobody"), took_ms: 0, manifest: None });
+    check(&mut durable, decided(job("nobody")));
     assert_eq!(durable, before, "a refused record changes nothing");
     world.feed(Input::Appended { token: 12_345, sequence: 1 });
     assert_eq!(world.machine.counters().violations, 1);

@@ -9,7 +9,7 @@ use muster_kernel::proof::Sums;
 
 use super::world::{World, config, job, listing, spec};
 use crate::journal::fold::{Fold, compact};
-use crate::journal::record::{Entry, Record};
+use crate::journal::record::Entry;
 
 /// What each split of the fakes below leaves out.
 const BAD: Sums = Sums { records: 1, bytes: 10, hash: 1 };
@@ -125,24 +125,6 @@ fn a_take_over_loses_no_malformed_record_and_changes_no_manifest() {
             "crash before effect {at}"
         );
     }
-}
-
-/// A decision that was journalled before manifests were kept is carried out all the same.
-#[test]
-fn a_decision_without_a_manifest_is_carried_out() {
-    let mut world = world();
-    world.store_fails.entry("publish").or_default().push_back(Error::retry("503"));
-    world.submit(spec("j1"));
-    world.manifests.clear();
-    for (_, entry) in &mut world.journal {
-        if let Record::CommitDecided { manifest, .. } = &mut entry.record {
-            assert!(manifest.take().is_some(), "it is journalled with the decision");
-        }
-    }
-    world.checks = false;
-    world.crash();
-    assert_eq!(world.settle("j1"), JobState::Succeeded, "{}", error_of(&mut world));
-    assert_eq!(world.manifest("j1").sums.records, 300);
 }
 
 /// However many runs leave records out, and in whichever order they are committed, the journal's

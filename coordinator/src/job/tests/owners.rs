@@ -50,7 +50,7 @@ fn pool() -> World {
 
 fn sorted_by(world: &World) -> Vec<String> {
     let runs = &world.machine.durable().jobs[&job("j1")].runs;
-    runs.values().map(|run| run.worker.as_ref().expect("worker").to_string()).collect()
+    runs.values().map(|run| run.worker.to_string()).collect()
 }
 
 fn sorts(attempts: &[AttemptId]) -> Vec<u32> {
