@@ -63,19 +63,41 @@ build_release() {
     [ -x "$muster" ] || die "cargo built no $muster"
 }
 
-# build_older [COMMIT]: builds the newest version in the history that speaks the wire version before this one, and exports its path as MUSTER_OLD_BIN.
-build_older() {
-    local newer commit folder
-    newer=$(git -C "$root" log -1 --format=%H -S'WIRE_VERSION: u8 = 2' -- common/src/wire.rs 2>/dev/null) || true
-    commit=$(git -C "$root" rev-parse --verify --quiet "${1:-$newer^}^{commit}") ||
+# build_two [COMMIT]: builds two neighbouring versions and exports their paths as MUSTER_OLD_BIN and MUSTER_NEW_BIN. The newer is this one and the older
+# COMMIT, or else the newest in the history that speaks the wire version before this one. As long as there is none before, the older is this one, and the
+# newer has the version that exists in tests alone.
+build_two() {
+    local version commit="${1:-}" folder
+    folder="$(target_dir)/two"
+    mkdir -p "$folder"
+    version=$(sed -n 's/^pub const WIRE_VERSION: u8 = \([0-9]*\).*/\1/p' "$root/common/src/wire.rs")
+    [ -n "$version" ] || die "common/src/wire.rs does not say which version it speaks"
+    if [ -z "$commit" ] && [ "$version" = 1 ]; then
+        build_of_two newer --features muster-tests/next-version
+        build_of_two older # last: cargo leaves the plain program where tests look for it
+        export MUSTER_OLD_BIN=$folder/older MUSTER_NEW_BIN=$folder/newer
+        return
+    fi
+    [ -n "$commit" ] || commit=$(git -C "$root" log -1 --format=%H -S"WIRE_VERSION: u8 = $version" -- common/src/wire.rs)^
+    commit=$(git -C "$root" rev-parse --verify --quiet "$commit^{commit}") ||
         die "the older version is not in this history (a shallow clone, or none?)"
-    folder="$(target_dir)/older"
     say "building the older version, ${commit:0:12}"
     rm -rf "$folder/source"
     mkdir -p "$folder/source"
     git -C "$root" archive "$commit" | tar -x -C "$folder/source"
     CARGO_TARGET_DIR=$folder/build cargo build --manifest-path "$folder/source/Cargo.toml" --locked --package muster
-    export MUSTER_OLD_BIN=$folder/build/debug/muster
+    cp "$folder/build/debug/muster" "$folder/older"
+    build_of_two newer
+    export MUSTER_OLD_BIN=$folder/older MUSTER_NEW_BIN=$folder/newer
+}
+
+# build_of_two NAME [OPTION...]: one of them, from this tree. With a test, so that its dependencies are those of the tests.
+build_of_two() {
+    local name=$1
+    shift
+    say "building the $name version of the two"
+    cargo build --manifest-path "$root/Cargo.toml" --workspace --bin muster --test e2e_upgrade --locked "$@"
+    cp "$(target_dir)/debug/muster" "$folder/$name"
 }
 
 # concatenated DIRECTORY: the bytes of its parts, in order.

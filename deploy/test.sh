@@ -111,8 +111,8 @@ step "build"
 cargo build --workspace --lib --bins --tests --locked
 
 if $all; then
-    step "the version before this one, for a pool of both"
-    build_older
+    step "two versions, for a pool of both"
+    build_two
     step "examples in the documentation"
     cargo test --workspace --doc --locked --quiet
     step "manifests, units, containers"

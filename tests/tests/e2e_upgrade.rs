@@ -1,4 +1,4 @@
-//! Two versions in one pool: this build and the one before it, which writes the older journal and
+//! Two versions in one pool: a build, and the one before it, which writes the older journal and
 //! speaks the older wire. Run by `deploy/test-upgrade.sh`, which builds both.
 
 use std::time::Duration;
@@ -56,7 +56,7 @@ fn the_coordinator_goes_first(state: &str) {
     let mut scene = Scene::of_the_older(&sandbox, &s3);
     let before = scene.pool.hold_in_the_midst_of("job", state);
     scene.pool.kill_coordinator();
-    scene.pool.program = programs::muster();
+    scene.pool.program = programs::new_muster();
     scene.pool.start_coordinator();
     let after = wait::until("the newer coordinator to know the job", wait::RUN_BOUND, || {
         scene.pool.status("job")
@@ -97,7 +97,7 @@ fn long_the_workers_are_upgraded_first() {
     scene.pool.hold_in_the_midst_of("job", "sorting");
     scene.pool.each_worker_gate(Gate::open);
     scene.pool.slow_workers(DELAY);
-    scene.pool.program = programs::muster();
+    scene.pool.program = programs::new_muster();
     for worker in 0..3 {
         scene.pool.stop_worker(worker, Duration::from_secs(60));
         scene.pool.start_worker(worker);
@@ -114,7 +114,7 @@ fn long_an_older_coordinator_refuses_a_newer_journal() {
     let bucket = s3.bucket(BUCKET);
     let data = records(RECORDS, Keys::Random, 2);
     bucket.put("in", &data);
-    let mut pool = Pool::on_bucket(&sandbox, 3, &s3, BUCKET);
+    let mut pool = Pool::on_bucket_by(programs::new_muster(), &sandbox, 3, &s3, BUCKET);
     pool.slow_workers(DELAY);
     let config = sandbox.small_tasks(SMALL, SMALL);
     let (from, to) = (bucket.url("in"), bucket.url("out"));
@@ -129,7 +129,7 @@ fn long_an_older_coordinator_refuses_a_newer_journal() {
     wait::until("the older coordinator to refuse", wait::RUN_BOUND, || pool.coordinator(0).poll());
     let said = pool.coordinator(0).stderr();
     assert!(said.contains("version"), "{said}");
-    pool.program = programs::muster();
+    pool.program = programs::new_muster();
     pool.start_coordinator();
     Scene { pool, bucket, data, sort }.finish();
 }

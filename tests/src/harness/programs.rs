@@ -32,18 +32,31 @@ pub fn muster() -> PathBuf {
     path
 }
 
-/// A `muster` that speaks the version of wire and journal before this one's: `MUSTER_OLD_BIN`,
-/// which `deploy/test-upgrade.sh` builds from the project's history.
+/// The older of two builds of `muster` whose versions of wire and journal are neighbours:
+/// `MUSTER_OLD_BIN`. `deploy/test-upgrade.sh` builds both.
 ///
 /// # Panics
 /// Where there is none.
 pub fn old_muster() -> PathBuf {
-    let path = env::var_os("MUSTER_OLD_BIN").map(PathBuf::from);
-    let path = path.expect(
-        "MUSTER_OLD_BIN is not set: deploy/test-upgrade.sh builds the older muster and \
-            runs this test with it",
-    );
-    assert!(path.is_file(), "MUSTER_OLD_BIN is {}, which is no file", path.display());
+    one_of_two("MUSTER_OLD_BIN")
+}
+
+/// The newer of the two: `MUSTER_NEW_BIN`.
+///
+/// # Panics
+/// Where there is none.
+pub fn new_muster() -> PathBuf {
+    one_of_two("MUSTER_NEW_BIN")
+}
+
+fn one_of_two(variable: &str) -> PathBuf {
+    let path = env::var_os(variable).map(PathBuf::from).unwrap_or_else(|| {
+        panic!(
+            "{variable} is not set: deploy/test-upgrade.sh builds two neighbouring versions of \
+                muster and runs this test with them"
+        )
+    });
+    assert!(path.is_file(), "{variable} is {}, which is no file", path.display());
     path
 }
 
