@@ -420,7 +420,7 @@ async fn copy(
     };
     let copied = copied.await;
     if copied.is_err() {
-        fence.check().await?;
+        // Nobody else knows this upload: it is this leader's to abort, also when it leads no more.
         writer.abort_upload(to.key(), &upload).await.map_err(|e| e.at(to))?;
     }
     copied
@@ -458,7 +458,7 @@ async fn put(
     };
     let completed = completed.await;
     if completed.is_err() {
-        fence.check().await?;
+        // As in `copy_one`: it is nobody else's.
         store.abort_upload(url.key(), &upload).await?;
     }
     completed

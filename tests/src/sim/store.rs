@@ -131,6 +131,8 @@ pub struct SimStore {
     pub objects: BTreeMap<String, Object>,
     /// Open uploads by id.
     pub uploads: BTreeMap<String, Upload>,
+    /// Which process opened an upload, by id, also of those that are closed.
+    pub openers: BTreeMap<String, (Node, u32)>,
     counter: u64,
     /// Whether the tag of an uploaded object follows from those of its parts, as with AWS, or from
     /// its bytes alone, as with others.
@@ -221,6 +223,7 @@ impl SimStore {
             ops: Ops::default(),
             objects: BTreeMap::new(),
             uploads: BTreeMap::new(),
+            openers: BTreeMap::new(),
             counter: 0,
             tags_of_parts: Dice::of(seed, "tags").below(2) == 0,
             foreign: BTreeSet::new(),
@@ -480,6 +483,7 @@ impl Core {
             Call::Open { key } => {
                 store.counter += 1;
                 let id = format!("upload-{}", store.counter);
+                store.openers.extend(made.by.map(|process| (id.clone(), process)));
                 store.uploads.insert(id.clone(), Upload { key, parts: BTreeMap::new(), made });
                 Ok(Answer::Text(id))
             }
