@@ -83,8 +83,8 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// What becomes of malformed records. Plans hold it: variants are added at the end, by a new version
-/// of the plan.
+/// What becomes of malformed records. Plans hold it: variants are added at the end, by a new
+/// version of the plan.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BadRecords {

@@ -24,7 +24,7 @@ const MIB: usize = 1 << 20;
 
 /// What the runtime, the connections and the program's own structures take (measured: 17 to 25
 /// MiB), and what is held for the moment in which the last merge of one sort gives way to the chunk
-/// of the next (measured with two slots: 10 MiB, because huge pages are shared by blocks of both)...
+/// of the next (measured with two slots: 10 MiB, for blocks of both share huge pages)...
 const RUNTIME_BYTES: usize = 34 * MIB;
 /// ...and what each task at once adds, with the threads that read and write for it.
 const RUNTIME_SLOT_BYTES: usize = 3 * MIB;

@@ -221,7 +221,8 @@ impl Core {
         let Some(epoch) = self.nodes[node].leads.filter(|_| changes) else { return };
         // An upload that it opened itself is known to nobody else, so it may always take it back.
         let process = (node, self.nodes[node].life);
-        if matches!(call, Call::Abort { upload, .. } if self.store.openers.get(upload) == Some(&process))
+        if let Call::Abort { upload, .. } = call
+            && self.store.openers.get(upload) == Some(&process)
         {
             return;
         }
