@@ -19,29 +19,29 @@ const COLUMNS_MAX: usize = 100;
 const FILE_LINES_MAX: usize = 700;
 const FUNCTION_LINES_MAX: usize = 100;
 
-/// Files that are longer, and how long each is.
+/// Files that are longer, and how long each may be: with some room, so that a change of a line is
+/// not one here, too.
 const LONG_FILES: &[(&str, usize)] = &[
-    ("common/src/claim/hold.rs", 768),
-    ("common/src/store.rs", 831),
-    ("common/src/wire.rs", 783),
-    ("coordinator/src/driver/mod.rs", 745),
-    ("coordinator/src/job/tests/cases.rs", 936),
-    ("tests/src/sim/checker.rs", 749),
-    ("tests/src/sim/claims.rs", 901),
-    ("tests/src/sim/coordinator.rs", 882),
-    ("tests/src/sim/store.rs", 723),
-    ("tests/src/sim/tasks.rs", 811),
-    ("tests/src/sim/world.rs", 959),
-    ("worker/src/driver.rs", 717),
-    ("worker/src/tasks/tests.rs", 1092),
+    ("common/src/claim/hold.rs", 800),
+    ("common/src/store.rs", 850),
+    ("coordinator/src/driver/mod.rs", 770),
+    ("coordinator/src/job/tests/cases.rs", 960),
+    ("tests/src/sim/checker.rs", 780),
+    ("tests/src/sim/claims.rs", 920),
+    ("tests/src/sim/coordinator.rs", 900),
+    ("tests/src/sim/store.rs", 750),
+    ("tests/src/sim/tasks.rs", 830),
+    ("tests/src/sim/world.rs", 980),
+    ("worker/src/driver.rs", 730),
+    ("worker/src/tasks/tests.rs", 1110),
 ];
 
-/// Functions that are longer, and how long each is.
+/// Functions that are longer, and how long each may be.
 const LONG_FUNCTIONS: &[(&str, usize)] = &[
-    ("cli/src/cmd/drill/mod.rs: run", 111),
-    ("common/src/golden.rs: new_in_2", 124),
-    ("coordinator/src/job/tests/world.rs: perform_on_store", 115),
-    ("tests/src/sim/world.rs: new", 124),
+    ("cli/src/cmd/drill/mod.rs: run", 115),
+    ("common/src/golden.rs: to_the_leader", 130),
+    ("coordinator/src/job/tests/world.rs: perform_on_store", 120),
+    ("tests/src/sim/world.rs: new", 130),
 ];
 
 /// Files of text that people write.
@@ -119,12 +119,12 @@ fn exceptions_only_shrink() {
     let found = [("a", 9), ("b", 11), ("c", 12), ("d", 13), ("e", 10)];
     let found = found.map(|(what, lines)| (what.to_owned(), lines));
     assert!(beyond(13, &found, &[]).is_empty());
-    let listed = [("b", 11), ("c", 11), ("d", 14), ("e", 11), ("f", 15)];
+    let listed = [("b", 12), ("c", 11), ("d", 15), ("e", 11), ("f", 15)];
     assert_eq!(
         beyond(10, &found, &listed),
         [
             "c: 12 lines, more than the 11 of its exception",
-            "d: 13 lines: let its exception say so, not 14",
+            "d: 13 lines: let its exception say so, not 15",
             "e: no exception is needed",
             "f: no exception is needed",
         ]
@@ -349,7 +349,7 @@ fn function_name(code: &str) -> Option<&str> {
     rest.strip_prefix("fn ")?.split(['(', '<']).next()
 }
 
-/// What is longer than allowed and no exception, and exceptions that do not fit any more.
+/// What is longer than allowed and no exception, and exceptions that allow far more than there is.
 fn beyond(max: usize, found: &[(String, usize)], exceptions: &[(&str, usize)]) -> Vec<String> {
     let exceptions: BTreeMap<&str, usize> = exceptions.iter().copied().collect();
     let mut unused = exceptions.clone();
@@ -363,7 +363,7 @@ fn beyond(max: usize, found: &[(String, usize)], exceptions: &[(&str, usize)]) -
                     "{what}: {lines} lines, more than the {stated} of its exception"
                 ));
             }
-            Some(stated) if stated > lines => {
+            Some(stated) if *stated > lines + max / 10 => {
                 wrong
                     .push(format!("{what}: {lines} lines: let its exception say so, not {stated}"));
             }
