@@ -426,6 +426,7 @@ async fn the_new_success_is_written_only_by_who_has_asked_anew() {
         let error = publish(&bench.stores, &fence, &publication).await.expect_err("fenced");
         assert_eq!(error.kind, ErrorKind::Fenced);
         assert_eq!(bench.keys().await, ["out/part-00000.txt"], "what it was sure of, and no more");
+        assert_eq!(bench.memory.open_uploads(), 0, "nobody else knows the one for it");
     }
 }
 
