@@ -12,8 +12,8 @@ use std::fmt::Write as _;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use muster_kernel::format::Format;
 use muster_kernel::proof::{Interval, Sums};
-use muster_kernel::record::Format;
 use muster_kernel::spec::{FieldKey, KeyDef, KeyFlags, SortSpec};
 use muster_kernel::splitters::Splitter;
 
@@ -130,7 +130,7 @@ pub(crate) fn sort() -> SortSpec {
         keys: vec![KeyDef::Field(field)],
         separator: Some(b','),
         stable: true,
-        ..SortSpec::new(Format::Lines { terminator: b'\n' })
+        ..SortSpec::new(Format::lines(b'\n'))
     }
 }
 
@@ -141,7 +141,7 @@ pub(crate) fn plan() -> Plan {
         job: "j1".parse().expect("id"),
         sort: SortSpec {
             keys: vec![KeyDef::Range { offset: 0, len: 10 }],
-            ..SortSpec::new(Format::Fixed { len: 100 })
+            ..SortSpec::new(Format::fixed(100))
         },
         objects: vec![object.clone()],
         splits: vec![vec![Interval { object: 0, begin: 0, end: 1000 }]],
@@ -390,7 +390,7 @@ fn in_json(lines: &mut Lines) {
         inputs: vec!["s3://bucket/in".into()],
         output: "s3://bucket/out".into(),
         bucket: None,
-        sort: SortSpec::new(Format::Lines { terminator: b'\n' }),
+        sort: SortSpec::new(Format::lines(b'\n')),
         auto_format: true,
         extension: "txt".into(),
         overwrite: false,

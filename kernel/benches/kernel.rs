@@ -10,18 +10,18 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use muster_kernel::error::KernelError;
+use muster_kernel::format::{Format, Frame};
 use muster_kernel::gensort::{Generator, Mode};
 use muster_kernel::merge::{MergeInput, Windows, merge};
 use muster_kernel::order::Order;
 use muster_kernel::part::PartWriter;
 use muster_kernel::proof::{Sums, record_hash};
-use muster_kernel::record::Format;
 use muster_kernel::run::{Piece, RunIndex, RunWriter, Sink};
 use muster_kernel::sort::ChunkSorter;
 use muster_kernel::spec::{KeyDef, SortSpec};
 
 const RECORDS: usize = 1_000_000;
-const LINES: Format = Format::Lines { terminator: b'\n' };
+const LINES: Format = Format::lines(b'\n');
 
 /// A ring of one buffer: what is written is dropped, its sums and length remain with the writer.
 #[derive(Default)]
@@ -117,10 +117,10 @@ fn data() -> Vec<Data> {
     let lines = SortSpec::new(LINES);
     let fixed = SortSpec {
         keys: vec![KeyDef::Range { offset: 0, len: 10 }],
-        ..SortSpec::new(Format::Fixed { len: 100 })
+        ..SortSpec::new(Format::fixed(100))
     };
     let field = SortSpec {
-        keys: vec![KeyDef::parse("2,2", &LINES).expect("a valid key")],
+        keys: vec![LINES.rules().parse_key("2,2").expect("a valid key")],
         ..lines.clone()
     };
     vec![
@@ -144,7 +144,7 @@ fn sorted_run<S: Sink<Error = KernelError>>(
     assert_eq!(sorter.feed(bytes), Ok(bytes.len()), "one chunk");
     assert_eq!(sorter.end_object(), Ok(true));
     let chunk = sorter.sort();
-    let mut writer = RunWriter::new(sink, format);
+    let mut writer = RunWriter::new(sink, format.frame());
     let tally = chunk.write(&[], &mut writer).expect("a sink that takes all");
     assert_eq!(tally.kept, chunk.input_sums());
     let done = writer.finish().expect("a sink that takes all");
@@ -192,9 +192,9 @@ fn runs(order: &Arc<Order>, data: &Data, k: usize) -> Vec<(Vec<u8>, Piece)> {
     let mut runs = Vec::new();
     for left in (1..=k).rev() {
         let share = rest.len() / left;
-        let len = match data.spec.format {
-            Format::Fixed { len } => share - share % len as usize,
-            Format::Lines { terminator } => {
+        let len = match data.spec.format.frame() {
+            Frame::Fixed(len) => share - share % len as usize,
+            Frame::Terminated(terminator) => {
                 share + memchr::memchr(terminator, &rest[share - 1..]).expect("a last terminator")
             }
         };
@@ -289,7 +289,7 @@ fn time_of(phase: &str, sorter: &mut ChunkSorter, data: &Data) -> Duration {
     let fed = start.elapsed();
     let chunk = sorter.sort();
     let sorted = start.elapsed();
-    let mut writer = RunWriter::new(Discard::default(), &data.spec.format);
+    let mut writer = RunWriter::new(Discard::default(), data.spec.format.frame());
     chunk.write(&[], &mut writer).expect("a sink that takes all");
     let written = start.elapsed();
     sorter.reset();

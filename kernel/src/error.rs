@@ -21,7 +21,7 @@ pub enum KernelError {
         /// What is wrong with it.
         reason: BadRecord,
     },
-    /// A record is longer than [`crate::record::RECORD_BYTES_MAX`].
+    /// A record is longer than [`crate::format::RECORD_BYTES_MAX`].
     #[error(
         "the record at byte {position} is longer than the limit of {limit} bytes (is the format or \
             the terminator right?)"

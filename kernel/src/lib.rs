@@ -5,7 +5,7 @@
 //! The way of the data, and where each step lives:
 //!
 //! ```text
-//! object bytes ─▶ split::Cutter      which records are this split's
+//! object bytes ─▶ format::Cutter     which records are this split's
 //!              ─▶ sort::ChunkSorter  order within a memory budget
 //!              ─▶ run::RunWriter     blocks, index, footer
 //!              ─▶ (bucket)
@@ -19,13 +19,13 @@
 //! and of drills.
 
 pub mod error;
+pub mod format;
 pub mod gensort;
 pub mod loser_tree;
 pub mod merge;
 pub mod order;
 pub mod part;
 pub mod proof;
-pub mod record;
 pub mod reference;
 pub mod run;
 pub mod sort;

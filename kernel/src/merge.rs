@@ -11,6 +11,7 @@
 //! one window of bytes for each input, and one block where windows cut blocks.
 
 use crate::error::KernelError;
+use crate::format::frame::{Layout, with_layout};
 use crate::loser_tree::LoserTree;
 use crate::order::Order;
 use crate::proof::{Sums, Tally};
@@ -66,12 +67,15 @@ where
     W: Windows,
     O: RecordSink<Error = W::Error>,
 {
-    let mut merge = Merge::open(order, bounds, inputs)?;
-    while merge.step(out)? {}
-    merge.finish()
+    with_layout!(order.frame(), layout => {
+        let mut merge = Merge::open(layout, order, bounds, inputs)?;
+        while merge.step(out)? {}
+        merge.finish()
+    })
 }
 
-struct Merge<'a, W: Windows> {
+struct Merge<'a, W: Windows, L> {
+    layout: L,
     order: &'a Order,
     bounds: (Option<&'a Splitter>, Option<&'a Splitter>),
     windowing: Windowing,
@@ -90,8 +94,9 @@ struct Last {
     input: usize,
 }
 
-impl<'a, W: Windows> Merge<'a, W> {
+impl<'a, W: Windows, L: Layout> Merge<'a, W, L> {
     fn open(
+        layout: L,
         order: &'a Order,
         bounds: (Option<&'a Splitter>, Option<&'a Splitter>),
         inputs: Vec<MergeInput<W>>,
@@ -104,13 +109,14 @@ impl<'a, W: Windows> Merge<'a, W> {
         let mut cursors = Vec::with_capacity(inputs.len());
         for (number, input) in inputs.into_iter().enumerate() {
             let mut cursor = Cursor::new(number, input, order, shared.to_vec());
-            cursor.advance(order, windowing)?;
+            cursor.advance(layout, order, windowing)?;
             cursors.push(cursor);
         }
         let windows: Vec<u64> = cursors.iter().map(Cursor::window).collect();
         let depth = shared.len();
         let tree = LoserTree::new(&windows, |a, b| is_before(&cursors, windowing, depth, a, b));
         Ok(Self {
+            layout,
             order,
             bounds,
             windowing,
@@ -139,7 +145,7 @@ impl<'a, W: Windows> Merge<'a, W> {
             Some(last) => self.compare_with_last(last, window, cursor)?,
         };
         let stored = cursor.stored();
-        let body_bytes = stored.len() - self.order.format().terminator_len();
+        let body_bytes = stored.len() - L::TRAILER;
         if doubled && self.order.unique() {
             self.tally.dropped.add_hashed(body_bytes, cursor.hash());
         } else {
@@ -147,7 +153,7 @@ impl<'a, W: Windows> Merge<'a, W> {
             self.tally.kept.add_hashed(body_bytes, cursor.hash());
         }
         self.last = Some(Last { window, input });
-        self.cursors[input].advance(self.order, self.windowing)?;
+        self.cursors[input].advance(self.layout, self.order, self.windowing)?;
         let next = self.cursors[input].window();
         let (cursors, windowing, depth) = (&self.cursors, self.windowing, self.depth);
         self.tree.replace(next, |a, b| is_before(cursors, windowing, depth, a, b));

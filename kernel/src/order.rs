@@ -10,33 +10,50 @@
 use crate::encode::{TextRules, complement, push_number, push_open_text, push_text};
 use crate::error::KernelError;
 use crate::fields::FieldFinder;
-use crate::record::Format;
-use crate::spec::{FieldKey, KeyDef, SortSpec};
+use crate::format::{Format, Frame};
+use crate::spec::{FieldKey, SortSpec};
 
 /// A compiled [`SortSpec`].
 #[derive(Clone, Debug)]
 pub struct Order {
     format: Format,
+    frame: Frame,
     unique: bool,
     shape: KeyShape,
 }
 
 /// Where key bytes come from.
 #[derive(Clone, Debug)]
-pub(crate) enum KeyShape {
+pub enum KeyShape {
     /// The whole body of a line.
     Line,
     /// Bytes of a fixed-length record.
-    Range { offset: usize, len: usize },
+    Range {
+        /// First byte, from 0.
+        offset: usize,
+        /// Number of bytes.
+        len: usize,
+    },
     /// Ranges of a fixed-length record one after the other, perhaps complemented; `len` bytes in
     /// all.
-    Ranges { ranges: Vec<(usize, usize)>, reverse: bool },
+    Ranges {
+        /// First byte and number of bytes of each.
+        ranges: Vec<(usize, usize)>,
+        /// Whether the key is complemented, so that it descends.
+        reverse: bool,
+    },
     /// Fields of a line, encoded.
-    Fields { components: Vec<Component>, tail: Tail },
+    Fields {
+        /// In order of weight.
+        components: Vec<Component>,
+        /// What decides between lines whose fields are equal.
+        tail: Tail,
+    },
 }
 
+/// One encoded field of a key.
 #[derive(Clone, Debug)]
-pub(crate) struct Component {
+pub struct Component {
     finder: FieldFinder,
     value: Value,
     reverse: bool,
@@ -50,27 +67,49 @@ enum Value {
 
 /// The last-resort comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Tail {
+pub enum Tail {
+    /// Position alone.
     None,
+    /// The whole line.
     Line,
+    /// The whole line, descending.
     LineReversed,
+}
+
+impl Component {
+    /// The field that `key` names, compared by the letters of `key`.
+    pub(crate) fn new(key: &FieldKey, separator: Option<u8>) -> Self {
+        let flags = &key.flags;
+        let value = match flags.numeric {
+            true => Value::Number,
+            false => Value::Text(TextRules {
+                fold_case: flags.fold_case,
+                dictionary: flags.dictionary,
+                nonprinting: flags.nonprinting,
+            }),
+        };
+        Self { finder: FieldFinder::new(key, separator), value, reverse: flags.reverse }
+    }
 }
 
 impl Order {
     /// Validates and compiles `spec`.
     pub fn new(spec: &SortSpec) -> Result<Self, KernelError> {
         spec.validate()?;
-        let shape = match spec.format {
-            Format::Lines { .. } => lines_shape(spec),
-            Format::Fixed { len } => fixed_shape(spec, len as usize),
-        };
-        Ok(Self { format: spec.format.clone(), unique: spec.unique, shape })
+        let (frame, shape) = (spec.format.frame(), spec.format.rules().key_shape(spec));
+        Ok(Self { format: spec.format.clone(), frame, unique: spec.unique, shape })
     }
 
     /// How bytes divide into records.
     #[inline]
     pub fn format(&self) -> &Format {
         &self.format
+    }
+
+    /// How records lie in runs.
+    #[inline]
+    pub fn frame(&self) -> Frame {
+        self.frame
     }
 
     /// Whether only the first of equal keys is kept (`-u`).
@@ -136,63 +175,6 @@ pub(crate) enum RawKey {
     Range { offset: usize, len: usize },
 }
 
-fn fixed_shape(spec: &SortSpec, record_len: usize) -> KeyShape {
-    let mut ranges: Vec<(usize, usize)> = spec
-        .keys
-        .iter()
-        .filter_map(|key| match *key {
-            KeyDef::Range { offset, len } => Some((offset as usize, len as usize)),
-            KeyDef::Field(_) => None,
-        })
-        .collect();
-    if ranges.is_empty() {
-        ranges.push((0, record_len));
-    }
-    match ranges[..] {
-        [(offset, len)] if !spec.global.reverse => KeyShape::Range { offset, len },
-        _ => KeyShape::Ranges { ranges, reverse: spec.global.reverse },
-    }
-}
-
-fn lines_shape(spec: &SortSpec) -> KeyShape {
-    let mut keys: Vec<FieldKey> = spec
-        .keys
-        .iter()
-        .filter_map(|key| match key {
-            KeyDef::Field(field) => Some(field.inherit(&spec.global)),
-            KeyDef::Range { .. } => None,
-        })
-        .collect();
-    if keys.is_empty() && spec.global.any_but_reverse() {
-        keys.push(FieldKey::whole_line(spec.global));
-    }
-    // Without any key the whole line is compared whatever -s and -u say.
-    let tail = match (spec.stable || spec.unique) && !keys.is_empty() {
-        true => Tail::None,
-        false if spec.global.reverse => Tail::LineReversed,
-        false => Tail::Line,
-    };
-    if keys.is_empty() && tail == Tail::Line {
-        return KeyShape::Line;
-    }
-    let components = keys
-        .iter()
-        .map(|key| Component {
-            finder: FieldFinder::new(key, spec.separator),
-            value: match key.flags.numeric {
-                true => Value::Number,
-                false => Value::Text(TextRules {
-                    fold_case: key.flags.fold_case,
-                    dictionary: key.flags.dictionary,
-                    nonprinting: key.flags.nonprinting,
-                }),
-            },
-            reverse: key.flags.reverse,
-        })
-        .collect();
-    KeyShape::Fields { components, tail }
-}
-
 fn ranges_key(ranges: &[(usize, usize)], reverse: bool, body: &[u8], out: &mut Vec<u8>) {
     out.clear();
     ranges.iter().for_each(|&(offset, len)| out.extend_from_slice(&body[offset..offset + len]));
@@ -242,10 +224,10 @@ fn fields_key(components: &[Component], tail: Tail, body: &[u8], out: &mut Vec<u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::KeyFlags;
+    use crate::spec::{KeyDef, KeyFlags};
 
     fn spec(keys: &[&str]) -> SortSpec {
-        let mut spec = SortSpec::new(Format::Lines { terminator: b'\n' });
+        let mut spec = SortSpec::new(Format::lines(b'\n'));
         spec.keys = keys
             .iter()
             .map(|key| KeyDef::Field(FieldKey::parse(key).expect("a valid key")))
@@ -267,7 +249,7 @@ mod tests {
             b"a,b\0c,d",
             b"b\0c",
         );
-        let mut fixed = SortSpec::new(Format::Fixed { len: 4 });
+        let mut fixed = SortSpec::new(Format::fixed(4));
         check(&fixed, b"abcd", b"abcd");
         fixed.keys = vec![KeyDef::Range { offset: 1, len: 2 }];
         check(&fixed, b"abcd", b"bc");

@@ -36,7 +36,7 @@ pub struct PartSummary {
 pub struct PartWriter<S> {
     sink: S,
     order: Arc<Order>,
-    terminator_len: usize,
+    trailer_len: usize,
     sums: Sums,
     bytes: u64,
     hasher: Xxh3,
@@ -53,7 +53,7 @@ impl<S: Sink> PartWriter<S> {
     pub fn new(sink: S, order: Arc<Order>) -> Self {
         Self {
             sink,
-            terminator_len: order.format().terminator_len(),
+            trailer_len: order.frame().trailer_len(),
             order,
             sums: Sums::default(),
             bytes: 0,
@@ -96,7 +96,7 @@ impl<S: Sink> PartWriter<S> {
         }
         let chunk = &self.sink.buffer()[self.chunk_start..];
         self.hasher.update(chunk);
-        let last = self.order.format().body(&chunk[chunk.len() - self.last_bytes..]);
+        let last = self.order.frame().body(&chunk[chunk.len() - self.last_bytes..]);
         self.last_key = Some(summary_key(&self.order, last));
         self.bytes += self.chunk_bytes as u64;
         self.chunk_bytes = 0;
@@ -125,9 +125,9 @@ impl<S: Sink> RecordSink for PartWriter<S> {
         buffer.extend_from_slice(stored);
         self.chunk_bytes += stored.len();
         self.last_bytes = stored.len();
-        self.sums.add_hashed(stored.len() - self.terminator_len, hash);
+        self.sums.add_hashed(stored.len() - self.trailer_len, hash);
         if self.first_key.is_none() {
-            self.first_key = Some(summary_key(&self.order, self.order.format().body(stored)));
+            self.first_key = Some(summary_key(&self.order, self.order.frame().body(stored)));
         }
         Ok(())
     }
@@ -137,8 +137,8 @@ impl<S: Sink> RecordSink for PartWriter<S> {
 mod tests {
     use super::*;
     use crate::error::KernelError;
+    use crate::format::Format;
     use crate::proof::record_hash;
-    use crate::record::Format;
     use crate::spec::SortSpec;
     use xxhash_rust::xxh3::xxh3_64;
 
@@ -163,8 +163,7 @@ mod tests {
     }
 
     fn check(lines: &[Vec<u8>], first: Option<&[u8]>, last: Option<&[u8]>) {
-        let order =
-            Order::new(&SortSpec::new(Format::Lines { terminator: b'\n' })).expect("a valid spec");
+        let order = Order::new(&SortSpec::new(Format::lines(b'\n'))).expect("a valid spec");
         let mut part = PartWriter::new(Shipped::default(), Arc::new(order));
         let mut sums = Sums::default();
         for line in lines {

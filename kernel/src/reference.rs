@@ -7,7 +7,7 @@
 use std::cmp::Ordering;
 
 use crate::error::KernelError;
-use crate::record::Format;
+use crate::format::{Fixed, Format, Lines};
 use crate::spec::{FieldKey, KeyDef, KeyFlags, SortSpec};
 
 /// Sorts whole objects in memory: the stored bytes of all records, in order.
@@ -18,8 +18,8 @@ pub fn sort_reference(spec: &SortSpec, objects: &[Vec<u8>]) -> Result<Vec<u8>, K
     let mut records = Vec::new();
     for object in objects {
         match spec.format {
-            Format::Lines { terminator } => records.extend(lines(object, terminator)),
-            Format::Fixed { len } => {
+            Format::Lines(Lines { terminator }) => records.extend(lines(object, terminator)),
+            Format::Fixed(Fixed { len }) => {
                 let chunks = object.chunks_exact(len as usize);
                 if !chunks.remainder().is_empty() {
                     return Err(KernelError::corrupt("an object ends within a record"));
@@ -36,7 +36,7 @@ pub fn sort_reference(spec: &SortSpec, objects: &[Vec<u8>]) -> Result<Vec<u8>, K
     let mut sorted = Vec::new();
     for record in records {
         sorted.extend_from_slice(record);
-        if let Format::Lines { terminator } = spec.format {
+        if let Format::Lines(Lines { terminator }) = spec.format {
             sorted.push(terminator);
         }
     }
@@ -81,8 +81,8 @@ fn compare(spec: &SortSpec, a: &[u8], b: &[u8]) -> Ordering {
         }
     }
     let last_resort = match spec.format {
-        Format::Fixed { .. } => !keyed,
-        Format::Lines { .. } => !keyed || !spec.stable && !spec.unique,
+        Format::Fixed(_) => !keyed,
+        Format::Lines(_) => !keyed || !spec.stable && !spec.unique,
     };
     if last_resort { reversed(spec.global.reverse, a.cmp(b)) } else { Ordering::Equal }
 }

@@ -18,10 +18,11 @@ use std::mem::size_of;
 use std::sync::Arc;
 
 use crate::entries::{self, ENCODED_HEADER_BYTES, Keys};
-use crate::error::{BadRecord, KernelError};
+use crate::error::KernelError;
+use crate::format::RECORD_BYTES_MAX;
+use crate::format::frame::{Layout, with_layout};
 use crate::order::{Order, RawKey};
 use crate::proof::{Sums, record_hash};
-use crate::record::{Format, RECORD_BYTES_MAX};
 use crate::slab::{Growth, Slab};
 use crate::window::Windowing;
 
@@ -204,13 +205,11 @@ impl ChunkSorter {
         if found == 0 {
             return Ok(true);
         }
-        match *self.order.format() {
-            Format::Fixed { len } => {
-                let reason = BadRecord::Truncated { found: found as u64, len };
-                Err(KernelError::BadRecord { position: self.open_position(), reason })
-            }
-            Format::Lines { terminator } => Ok(self.feed(&[terminator])? == 1),
-        }
+        let closed_by =
+            self.order.frame().closed_by(found as u64).map_err(|reason| {
+                KernelError::BadRecord { position: self.open_position(), reason }
+            })?;
+        Ok(self.feed(&[closed_by])? == 1)
     }
 
     /// Whether no byte is held, not even of an incomplete record.
@@ -348,10 +347,7 @@ impl ChunkSorter {
         let before = self.slab.bytes_len();
         let step = bytes.len().min(STEP_BYTES).min(self.room());
         self.slab.push_bytes(&bytes[..step]);
-        let scan = match *self.order.format() {
-            Format::Lines { terminator } => self.scan_lines(before, terminator),
-            Format::Fixed { len } => self.scan_fixed(len as usize),
-        };
+        let scan = with_layout!(self.order.frame(), layout => self.scan(before, layout));
         match scan {
             Scan::Done => {
                 let held = self.slab.bytes_len() - self.open;
@@ -361,7 +357,7 @@ impl ChunkSorter {
             // What follows the last record that found room is given back.
             Scan::Full => self.slab.truncate_bytes(before.max(self.open)),
             Scan::TooLong(end) => {
-                self.slab.truncate_bytes(end - self.order.format().terminator_len());
+                self.slab.truncate_bytes(end - self.trailer_len());
                 return Err(self.too_long());
             }
         }
@@ -369,12 +365,11 @@ impl ChunkSorter {
         Ok((taken, if step == 0 { Scan::Full } else { scan }))
     }
 
-    fn scan_lines(&mut self, from: usize, terminator: u8) -> Scan {
-        let end = self.slab.bytes_len();
+    fn scan(&mut self, from: usize, layout: impl Layout) -> Scan {
         let mut at = from;
-        while let Some(found) = memchr::memchr(terminator, &self.slab.bytes()[at..end]) {
-            at += found + 1;
-            if at - self.open > self.record_bytes_max + 1 {
+        while let Some(found) = layout.end(at - self.open, &self.slab.bytes()[at..]) {
+            at += found;
+            if at - self.open > self.record_bytes_max + self.trailer_len() {
                 return Scan::TooLong(at);
             }
             if !self.add_raw(at) {
@@ -384,20 +379,15 @@ impl ChunkSorter {
         Scan::Done
     }
 
-    fn scan_fixed(&mut self, len: usize) -> Scan {
-        while self.slab.bytes_len() - self.open >= len {
-            if !self.add_raw(self.open + len) {
-                return Scan::Full;
-            }
-        }
-        Scan::Done
+    fn trailer_len(&self) -> usize {
+        self.order.frame().trailer_len()
     }
 
     /// Adds the record `open..end` of the data; `false` if there is no room for its entry.
     #[inline(always)]
     fn add_raw(&mut self, end: usize) -> bool {
         let stored = &self.slab.bytes()[self.open..end];
-        let body = self.order.format().body(stored);
+        let body = self.order.frame().body(stored);
         let key = match self.raw {
             Some(RawKey::Range { offset, len }) => &body[offset..offset + len],
             _ => body,
@@ -417,18 +407,9 @@ impl ChunkSorter {
     fn feed_encoded(&mut self, bytes: &[u8]) -> Result<(usize, Scan), KernelError> {
         let before = self.slab.bytes_len();
         let open_len = before - self.open;
-        let (step, complete) = match *self.order.format() {
-            Format::Lines { terminator } => match memchr::memchr(terminator, bytes) {
-                Some(found) => (found + 1, true),
-                None => (bytes.len(), false),
-            },
-            Format::Fixed { len } => {
-                (bytes.len().min(len as usize - open_len), open_len + bytes.len() >= len as usize)
-            }
-        };
-        self.check_length(
-            open_len + step - if complete { self.order.format().terminator_len() } else { 0 },
-        )?;
+        let end = self.order.frame().end(open_len, bytes);
+        let (step, complete) = (end.unwrap_or(bytes.len()), end.is_some());
+        self.check_length(open_len + step - if complete { self.trailer_len() } else { 0 })?;
         self.note_length(open_len + step.min(self.room()));
         let header = if complete { ENCODED_HEADER_BYTES } else { 0 };
         let room = self.room();
@@ -452,7 +433,7 @@ impl ChunkSorter {
         let position = self.open_position();
         let stored = &self.slab.bytes()[self.open..];
         let stored_len = stored.len();
-        let body = self.order.format().body(stored);
+        let body = self.order.frame().body(stored);
         let mut sums = Sums::default();
         sums.add(body);
         self.order.key_into(body, &mut self.scratch);

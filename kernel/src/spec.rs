@@ -9,7 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::KernelError;
-use crate::record::{Format, RECORD_BYTES_MAX};
+use crate::format::Format;
 
 mod parse;
 
@@ -96,7 +96,7 @@ impl KeyFlags {
             || self.nonprinting
     }
 
-    fn check_compatible(&self) -> Result<(), KernelError> {
+    pub(crate) fn check_compatible(&self) -> Result<(), KernelError> {
         if self.numeric && (self.dictionary || self.nonprinting) {
             let other = if self.dictionary { 'd' } else { 'i' };
             return Err(KernelError::InvalidSpec(format!(
@@ -152,60 +152,7 @@ impl SortSpec {
                 self.keys.len()
             )));
         }
-        match self.format {
-            Format::Lines { .. } => self.validate_lines(),
-            Format::Fixed { len } => self.validate_fixed(len),
-        }
-    }
-
-    fn validate_lines(&self) -> Result<(), KernelError> {
-        for (number, key) in (1..).zip(&self.keys) {
-            let KeyDef::Field(field) = key else {
-                return Err(KernelError::InvalidSpec(format!(
-                    "key {number} is OFFSET:LEN, which is for fixed-length records only"
-                )));
-            };
-            let end_is_zero = matches!(field.end, Some((0, _)));
-            if field.start_field == 0 || field.start_char == 0 || end_is_zero {
-                return Err(KernelError::InvalidSpec(format!(
-                    "key {number}: fields and characters count from 1"
-                )));
-            }
-            field.inherit(&self.global).flags.check_compatible()?;
-        }
-        if self.keys.is_empty() { self.global.check_compatible() } else { Ok(()) }
-    }
-
-    fn validate_fixed(&self, len: u32) -> Result<(), KernelError> {
-        let invalid = |message: String| Err(KernelError::InvalidSpec(message));
-        if len == 0 || u64::from(len) > RECORD_BYTES_MAX {
-            return invalid(format!(
-                "the record length {len} is not between 1 and {RECORD_BYTES_MAX}"
-            ));
-        }
-        if self.separator.is_some() {
-            return invalid("a field separator (-t) is for lines only".into());
-        }
-        if self.global.any_but_reverse() {
-            return invalid(
-                "of the letters of sort(1) only r, s and u apply to fixed-length records".into(),
-            );
-        }
-        for (number, key) in (1..).zip(&self.keys) {
-            let KeyDef::Range { offset, len: key_len } = *key else {
-                return invalid(format!(
-                    "key {number} must be OFFSET:LEN for fixed-length records"
-                ));
-            };
-            let end = u64::from(offset) + u64::from(key_len);
-            if key_len == 0 || end > u64::from(len) {
-                return invalid(format!(
-                    "key {number} ({offset}:{key_len}) does not lie within the record of {len} \
-                        bytes"
-                ));
-            }
-        }
-        Ok(())
+        self.format.rules().validate(self)
     }
 }
 
@@ -221,7 +168,7 @@ mod tests {
     fn ranges_must_lie_within_the_record() {
         let spec = |len, ranges: &[(u32, u32)]| SortSpec {
             keys: ranges.iter().map(|&(offset, len)| KeyDef::Range { offset, len }).collect(),
-            ..SortSpec::new(Format::Fixed { len })
+            ..SortSpec::new(Format::fixed(len))
         };
         check(&spec(100, &[]), Ok(()));
         check(&spec(100, &[(0, 10), (90, 10)]), Ok(()));
@@ -242,7 +189,7 @@ mod tests {
 
     #[test]
     fn letters_and_key_kinds_must_fit_the_format() {
-        let lines = SortSpec::new(Format::Lines { terminator: b'\n' });
+        let lines = SortSpec::new(Format::lines(b'\n'));
         let numeric = KeyFlags { numeric: true, ..KeyFlags::default() };
         check(&SortSpec { global: numeric, ..lines.clone() }, Ok(()));
         let both = KeyFlags { dictionary: true, ..numeric };
@@ -255,7 +202,7 @@ mod tests {
             &SortSpec { keys: range, ..lines },
             Err("key 1 is OFFSET:LEN, which is for fixed-length records only"),
         );
-        let fixed = SortSpec::new(Format::Fixed { len: 4 });
+        let fixed = SortSpec::new(Format::fixed(4));
         let message = "of the letters of sort(1) only r, s and u apply to fixed-length records";
         check(&SortSpec { global: numeric, ..fixed.clone() }, Err(message));
         check(

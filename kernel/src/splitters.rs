@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::KernelError;
+use crate::format::SampleWindow;
 use crate::order::Order;
-use crate::record::Format;
 use crate::run::PARTITIONS_MAX;
 
 /// Key bytes that a splitter keeps at most.
@@ -173,17 +173,6 @@ fn take_splitter(rest: &mut &[u8]) -> Option<Splitter> {
     Some(Splitter { key: key.to_vec(), position: u64::from_le_bytes(*position) })
 }
 
-/// Where a window of raw bytes lies, for [`sample`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SampleWindow {
-    /// Global position of the window's first byte.
-    pub position: u64,
-    /// Offset of the window's first byte within its object.
-    pub object_offset: u64,
-    /// Whether the window ends where the object ends.
-    pub at_object_end: bool,
-}
-
 /// Takes at most `records_max` samples, evenly spread over the complete records of a window of raw
 /// bytes. A record that begins before the window is skipped; so is one that ends after it. A window
 /// within one long line gives none.
@@ -193,57 +182,25 @@ pub fn sample(
     window: SampleWindow,
     records_max: usize,
 ) -> Vec<Splitter> {
-    let records = complete_records(order.format(), bytes, window);
+    let records = order.format().rules().complete_records(bytes, window);
     let take = records.len().min(records_max);
     let mut scratch = Vec::new();
     (0..take)
         .map(|number| {
             // In the middle of each of `take` equal shares.
             let at = (2 * number + 1) * records.len() / (2 * take);
-            let (start, end) = records[at];
-            let key = order.key(&bytes[start..end], &mut scratch);
-            Splitter {
-                key: key[..key.len().min(SAMPLE_KEY_MAX)].to_vec(),
-                position: window.position + start as u64,
-            }
+            let record = records[at].clone();
+            let position = window.position + record.start as u64;
+            let key = order.key(&bytes[record], &mut scratch);
+            Splitter { key: key[..key.len().min(SAMPLE_KEY_MAX)].to_vec(), position }
         })
         .collect()
-}
-
-/// Bodies of complete records, as (start, end).
-fn complete_records(format: &Format, bytes: &[u8], window: SampleWindow) -> Vec<(usize, usize)> {
-    match *format {
-        Format::Fixed { len } => {
-            let len = u64::from(len);
-            let skip = (len - window.object_offset % len) % len;
-            let count = (bytes.len() as u64).saturating_sub(skip) / len;
-            (0..count)
-                .map(|number| {
-                    ((skip + number * len) as usize, (skip + (number + 1) * len) as usize)
-                })
-                .collect()
-        }
-        Format::Lines { terminator } => {
-            let mut records = Vec::new();
-            let mut start = if window.object_offset == 0 { Some(0) } else { None };
-            for end in memchr::memchr_iter(terminator, bytes) {
-                if let Some(start) = start {
-                    records.push((start, end));
-                }
-                start = Some(end + 1);
-            }
-            if let Some(start) = start.filter(|&start| window.at_object_end && start < bytes.len())
-            {
-                records.push((start, bytes.len()));
-            }
-            records
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::Format;
     use crate::spec::SortSpec;
 
     fn splitter(key: &str, position: u64) -> Splitter {
@@ -352,14 +309,14 @@ mod tests {
             let expect: Vec<_> = expect.iter().map(|&(key, at)| splitter(key, 1000 + at)).collect();
             assert_eq!(sample(&order, bytes.as_bytes(), window, max), expect);
         };
-        let lines = Format::Lines { terminator: b'\n' };
+        let lines = Format::lines(b'\n');
         check(lines.clone(), "ab\nc\nd", 0, false, 9, &[("ab", 0), ("c", 3)]);
         check(lines.clone(), "ab\nc\nd", 0, true, 9, &[("ab", 0), ("c", 3), ("d", 5)]);
         check(lines.clone(), "ab\nc\nd", 5, false, 9, &[("c", 3)]);
         check(lines.clone(), "ab\nc\nd\n", 0, true, 1, &[("c", 3)]);
         check(lines.clone(), "ab", 5, true, 9, &[]);
         check(lines, "", 0, true, 9, &[]);
-        let fixed = Format::Fixed { len: 3 };
+        let fixed = Format::fixed(3);
         check(fixed.clone(), "abcdefgh", 0, false, 9, &[("abc", 0), ("def", 3)]);
         check(fixed.clone(), "abcdefgh", 4, false, 9, &[("cde", 2), ("fgh", 5)]);
         check(fixed, "a", 1, false, 9, &[]);

@@ -7,7 +7,7 @@ mod specs;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use muster_kernel::record::Format;
+use muster_kernel::format::{Format, Frame};
 use muster_kernel::reference::sort_reference;
 use muster_kernel::spec::{FieldKey, KeyDef, KeyFlags, SortSpec};
 use proptest::prelude::*;
@@ -56,7 +56,7 @@ fn arguments(spec: &SortSpec) -> Vec<String> {
     }
     arguments.extend(spec.stable.then(|| "-s".to_string()));
     arguments.extend(spec.unique.then(|| "-u".to_string()));
-    arguments.extend((spec.format == Format::Lines { terminator: 0 }).then(|| "-z".to_string()));
+    arguments.extend((spec.format == Format::lines(0)).then(|| "-z".to_string()));
     arguments
 }
 
@@ -77,7 +77,9 @@ fn system_sort(arguments: &[String], input: &[u8]) -> Vec<u8> {
 
 fn case() -> impl Strategy<Value = (SortSpec, Vec<u8>)> {
     specs::lines_spec().prop_flat_map(|spec| {
-        let Format::Lines { terminator } = spec.format else { unreachable!("a spec for lines") };
+        let Frame::Terminated(terminator) = spec.format.frame() else {
+            unreachable!("a spec for lines")
+        };
         (Just(spec), specs::lines_object(terminator))
     })
 }

@@ -5,9 +5,9 @@
 mod specs;
 mod support;
 
-use muster_kernel::record::Format;
+use muster_kernel::format::{Format, Frame};
 use muster_kernel::reference::sort_reference;
-use muster_kernel::spec::{KeyDef, SortSpec};
+use muster_kernel::spec::SortSpec;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use support::{Sizes, job};
@@ -27,14 +27,16 @@ fn sizes() -> impl Strategy<Value = Sizes> {
 
 fn lines_case() -> impl Strategy<Value = (SortSpec, Vec<Vec<u8>>)> {
     specs::lines_spec().prop_flat_map(|spec| {
-        let Format::Lines { terminator } = spec.format else { unreachable!("a spec for lines") };
+        let Frame::Terminated(terminator) = spec.format.frame() else {
+            unreachable!("a spec for lines")
+        };
         (Just(spec), vec(specs::lines_object(terminator), 0..5))
     })
 }
 
 fn fixed_case() -> impl Strategy<Value = (SortSpec, Vec<Vec<u8>>)> {
     specs::fixed_spec().prop_flat_map(|spec| {
-        let Format::Fixed { len } = spec.format else {
+        let Frame::Fixed(len) = spec.format.frame() else {
             unreachable!("a spec for fixed-length records")
         };
         (Just(spec), vec(specs::fixed_object(len as usize), 0..5))
@@ -80,8 +82,7 @@ fn a_hot_key_is_divided_and_no_partition_swells() {
         window_step: 999,
         partitions: 10,
     };
-    let outcome = job(&SortSpec::new(Format::Lines { terminator: b'\n' }), &objects, sizes)
-        .expect("a valid case");
+    let outcome = job(&SortSpec::new(Format::lines(b'\n')), &objects, sizes).expect("a valid case");
     let partitions = outcome.runs[0].index.partitions();
     assert_eq!(partitions, 10);
     for partition in 0..partitions {
@@ -109,8 +110,7 @@ fn long_equal_lines_are_not_quadratic() {
         window_step: 3 << 20,
         partitions: 3,
     };
-    let outcome = job(&SortSpec::new(Format::Lines { terminator: b'\n' }), &objects, sizes)
-        .expect("a valid case");
+    let outcome = job(&SortSpec::new(Format::lines(b'\n')), &objects, sizes).expect("a valid case");
     assert_eq!(outcome.output.len(), line.len() * 12);
     assert!(outcome.spills > 1);
 }
@@ -125,7 +125,7 @@ fn nested_prefixes_and_runs_of_equal_keys_are_sorted() {
             format!("2024-01-01T00:00:{:02} same message\n", len % 7).as_bytes(),
         );
     }
-    let spec = SortSpec::new(Format::Lines { terminator: b'\n' });
+    let spec = SortSpec::new(Format::lines(b'\n'));
     let sizes = Sizes {
         split_bytes: 1 << 30,
         budget_bytes: 64 << 20,
@@ -164,8 +164,8 @@ fn a_large_chunk_takes_every_path_of_the_sort() {
         window_step: 9_999,
         partitions: 5,
     };
-    let lines = SortSpec::new(Format::Lines { terminator: b'\n' });
-    let by_number = KeyDef::parse("1,1n", &lines.format).expect("a valid key");
+    let lines = SortSpec::new(Format::lines(b'\n'));
+    let by_number = lines.format.rules().parse_key("1,1n").expect("a valid key");
     check(&lines, std::slice::from_ref(&object), sizes);
     check(&SortSpec { unique: true, ..lines.clone() }, std::slice::from_ref(&object), sizes);
     check(&SortSpec { keys: vec![by_number], ..lines }, &[object], sizes);

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use muster_common::buffer::{BufferPool, Lent, advise_huge_pages, forget};
 use muster_common::{Error, Result};
+use muster_kernel::format::RECORD_BYTES_MAX;
 use muster_kernel::order::Order;
-use muster_kernel::record::RECORD_BYTES_MAX;
 use muster_kernel::sort::ChunkSorter;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -150,7 +150,7 @@ impl Drop for Lease {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use muster_kernel::record::Format;
+    use muster_kernel::format::Format;
     use muster_kernel::spec::SortSpec;
 
     #[tokio::test]
@@ -161,7 +161,7 @@ mod tests {
             SorterLimits::default(),
             BufferPool::new(0),
         ));
-        let order = Arc::new(Order::new(&SortSpec::new(Format::Fixed { len: 4 })).expect("order"));
+        let order = Arc::new(Order::new(&SortSpec::new(Format::fixed(4))).expect("order"));
         let mut lease = slots.lease().await.expect("lease");
         let sorter = lease.take_sorter(&order, 1, 0);
         lease.keep_sorter(&order, sorter);

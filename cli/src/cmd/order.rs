@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use muster_kernel::record::Format;
+use muster_kernel::format::Format;
 use muster_kernel::spec::{KeyDef, KeyFlags, SortSpec};
 
 use crate::args::OrderArgs;
@@ -73,7 +73,7 @@ pub(crate) fn spec(args: &OrderArgs, auto: Format) -> Result<SortSpec, Exit> {
     }
     let format = format(args, auto)?;
     let keys: Result<Vec<KeyDef>, _> =
-        args.keys.iter().map(|text| KeyDef::parse(text, &format)).collect();
+        args.keys.iter().map(|text| format.rules().parse_key(text)).collect();
     let spec = SortSpec {
         keys: keys.map_err(|e| Exit::usage(format!("-k: {e}")))?,
         global: KeyFlags {
@@ -94,30 +94,23 @@ pub(crate) fn spec(args: &OrderArgs, auto: Format) -> Result<SortSpec, Exit> {
 }
 
 fn format(args: &OrderArgs, auto: Format) -> Result<Format, Exit> {
-    let lines = || Format::Lines { terminator: if args.zero { 0 } else { b'\n' } };
+    let terminator = if args.zero { 0 } else { b'\n' };
     match args.format.as_str() {
-        "auto" if matches!(auto, Format::Lines { .. }) => Ok(lines()),
+        "auto" if matches!(auto, Format::Lines(_)) => Ok(Format::lines(terminator)),
         "auto" => Ok(auto),
-        "lines" => Ok(lines()),
         name if LATER_FORMATS.contains(&name) => {
             Err(crate::exit::not_built(&format!("--format {name}")))
         }
         other => {
-            let len = other
-                .strip_prefix("fixed:")
-                .and_then(|len| len.parse().ok())
-                .filter(|len| *len > 0);
-            let len = len.ok_or_else(|| {
-                Exit::usage(format!(
-                    "--format {other:?} is not one of auto, lines, fixed:LEN (LEN in bytes)"
-                ))
+            let format = Format::parse(other, terminator).ok_or_else(|| {
+                Exit::usage(format!("--format {other:?} is not one of auto, {}", Format::NAMES))
             })?;
-            if args.zero {
+            if args.zero && !matches!(format, Format::Lines(_)) {
                 return Err(Exit::usage(
                     "-z (--zero-terminated) is for lines, not for fixed records",
                 ));
             }
-            Ok(Format::Fixed { len })
+            Ok(format)
         }
     }
 }
@@ -157,8 +150,7 @@ mod tests {
         else {
             return Err("not a sort".to_owned());
         };
-        let spec = spec(&args.order, Format::Lines { terminator: b'\n' })
-            .map_err(|exit| format!("{exit:?}"))?;
+        let spec = spec(&args.order, Format::lines(b'\n')).map_err(|exit| format!("{exit:?}"))?;
         sort_reference(&spec, &[LINES.to_vec()]).map_err(|error| error.to_string())
     }
 

@@ -11,7 +11,7 @@ use muster_common::ids::{InvalidId, JobId};
 use muster_common::inputs;
 use muster_common::plan::{BadInputs, BadRecords, JobSpec, Sizing};
 use muster_common::{Error, ErrorKind};
-use muster_kernel::record::Format;
+use muster_kernel::format::Format;
 
 use crate::args::{OnBadInputs, OnBadRecords, SortArgs};
 use crate::client::Api;
@@ -81,14 +81,14 @@ fn job_spec(
     in_pool: bool,
     task_memory_bytes: Option<u64>,
 ) -> Result<JobSpec, Exit> {
-    let sort = order::spec(&args.order, Format::Lines { terminator: b'\n' })?;
+    let sort = order::spec(&args.order, Format::lines(b'\n'))?;
     let inputs: Result<Vec<String>, Exit> =
         args.inputs.iter().map(|text| input(text, in_pool)).collect();
     let job: JobId = match &args.job_id {
         Some(id) => id.parse().map_err(|e: InvalidId| Exit::usage(e.to_string()))?,
         None => new_job_id()?,
     };
-    let extension = if matches!(sort.format, Format::Lines { .. }) { "txt" } else { "bin" };
+    let extension = sort.format.rules().extension();
     let some = |bytes: u64| Some(bytes).filter(|bytes| *bytes > 0);
     Ok(JobSpec {
         job,

@@ -12,11 +12,11 @@ use muster_common::names;
 use muster_common::plan::OBJECTS_MAX;
 use muster_common::store::{Access, BlobUrl, Blobs, Stores};
 use muster_common::{Error, ErrorKind, Result};
+use muster_kernel::format::{Format, Frame, RECORD_BYTES_MAX, Torn};
 use muster_kernel::order::Order;
 use muster_kernel::proof::{Interval, Sums};
-use muster_kernel::record::{Format, RECORD_BYTES_MAX};
 use muster_kernel::spec::{KeyDef, SortSpec};
-use muster_kernel::split::{Cutter, plan_splits};
+use muster_kernel::split::plan_splits;
 use muster_kernel::valsort::{KeyOf, Summary, Validator};
 use serde::Serialize;
 
@@ -30,7 +30,7 @@ const RANGE_BYTES: u64 = 32 << 20;
 /// Bytes of one read.
 const READ_BYTES: u64 = 4 << 20;
 /// gensort's format, the default.
-const GENSORT: Format = Format::Fixed { len: 100 };
+const GENSORT: Format = Format::fixed(100);
 /// Largest manifest that is read.
 const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 const IDLE_BYTES_MAX: usize = 64 << 20;
@@ -123,11 +123,7 @@ enum OrderFrom {
 impl OrderFrom {
     /// What is checked, for who did not say it.
     fn told(self, spec: &SortSpec) -> String {
-        let format = match spec.format {
-            Format::Lines { terminator: 0 } => "lines that end with NUL".to_owned(),
-            Format::Lines { .. } => "lines".to_owned(),
-            Format::Fixed { len } => format!("records of {len} bytes"),
-        };
+        let format = &spec.format;
         match (self, spec.keys.len()) {
             (Self::Default, _) => {
                 format!(
@@ -148,7 +144,7 @@ fn spec(args: &VerifyArgs, manifest: Option<&Manifest>) -> Result<(SortSpec, Ord
         return Ok((manifest.sort.clone(), OrderFrom::Manifest));
     }
     let auto = match manifest {
-        _ if order::is_of_lines(given) => Format::Lines { terminator: b'\n' },
+        _ if order::is_of_lines(given) => Format::lines(b'\n'),
         Some(manifest) => manifest.sort.format.clone(),
         None => GENSORT,
     };
@@ -261,9 +257,9 @@ async fn check_range(
     format: &Format,
     keys: Keys,
 ) -> Result<Checked> {
-    let mut cutter = Cutter::new(format, range, input.bytes)?;
+    let mut cutter = format.cutter(range, input.bytes, Torn::Refused)?;
     let mut work = RangeCheck {
-        format: format.clone(),
+        frame: format.frame(),
         validator: Validator::new(keys),
         sums: Sums::default(),
         partial: Vec::new(),
@@ -284,7 +280,7 @@ async fn check_range(
 
 /// The check of one range, fed window by window.
 struct RangeCheck {
-    format: Format,
+    frame: Frame,
     validator: Validator<Keys>,
     sums: Sums,
     /// A record that the last window cut.
@@ -293,18 +289,14 @@ struct RangeCheck {
 
 impl RangeCheck {
     fn record(&mut self, stored: &[u8]) {
-        let body = self.format.body(stored);
+        let body = self.frame.body(stored);
         self.validator.record(body);
         self.sums.add(body);
     }
 
     fn feed(mut self, mut bytes: &[u8]) -> Result<Self> {
         if !self.partial.is_empty() {
-            let missing = match self.format {
-                Format::Lines { terminator } => memchr::memchr(terminator, bytes).map(|at| at + 1),
-                Format::Fixed { len } => Some(len as usize - self.partial.len())
-                    .filter(|missing| *missing <= bytes.len()),
-            };
+            let missing = self.frame.end(self.partial.len(), bytes);
             let (head, rest) = bytes.split_at(missing.unwrap_or(bytes.len()));
             self.partial.extend_from_slice(head);
             bytes = rest;
@@ -313,7 +305,7 @@ impl RangeCheck {
                 self.record(&whole);
             }
         }
-        while let Some(len) = self.format.stored_len(bytes) {
+        while let Some(len) = self.frame.end(0, bytes) {
             let (stored, rest) = bytes.split_at(len);
             self.record(stored);
             bytes = rest;

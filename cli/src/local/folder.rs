@@ -141,7 +141,7 @@ impl Folder {
 mod tests {
     use super::*;
     use muster_common::plan::{BadInputs, BadRecords, Sizing};
-    use muster_kernel::record::Format;
+    use muster_kernel::format::Format;
     use muster_kernel::spec::SortSpec;
 
     fn spec(job: &str, output: &str) -> JobSpec {
@@ -150,7 +150,7 @@ mod tests {
             inputs: vec!["/in".to_owned()],
             output: output.to_owned(),
             bucket: None,
-            sort: SortSpec::new(Format::Lines { terminator: b'\n' }),
+            sort: SortSpec::new(Format::lines(b'\n')),
             auto_format: false,
             extension: "txt".to_owned(),
             overwrite: false,

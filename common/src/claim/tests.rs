@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::FutureExt;
-use muster_kernel::record::Format;
+use muster_kernel::format::Format;
 use muster_kernel::spec::SortSpec;
 
 use super::judge::{Decision, Known, Life, Seen, Watch, decide};
@@ -301,7 +301,7 @@ async fn what_a_dead_run_has_left_goes_and_nothing_else() {
 fn replacing(replaced: Vec<PinnedObject>, uploads_before: Vec<String>) -> Plan {
     Plan {
         job: "j1".parse().expect("id"),
-        sort: SortSpec::new(Format::Lines { terminator: b'\n' }),
+        sort: SortSpec::new(Format::lines(b'\n')),
         objects: Vec::new(),
         splits: Vec::new(),
         partitions: 2,

@@ -273,7 +273,7 @@ fn folders(scratch: &BlobUrl) -> Vec<BlobUrl> {
 #[cfg(test)]
 mod tests {
     use muster_common::plan::BadRecords;
-    use muster_kernel::record::Format;
+    use muster_kernel::format::Format;
     use muster_kernel::spec::SortSpec;
 
     use super::*;
@@ -281,7 +281,7 @@ mod tests {
     fn plan(splits: usize, bad_records: BadRecords) -> Plan {
         Plan {
             job: "j1".parse().expect("job id"),
-            sort: SortSpec::new(Format::Lines { terminator: b'\n' }),
+            sort: SortSpec::new(Format::lines(b'\n')),
             objects: Vec::new(),
             splits: vec![Vec::new(); splits],
             partitions: 1,

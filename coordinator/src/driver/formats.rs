@@ -8,7 +8,7 @@ use muster_common::inputs::is_text;
 use muster_common::plan::{BadInputs, JobSpec, PinnedObject};
 use muster_common::store::{Access, BlobUrl, Stores, read_whole};
 use muster_common::{Error, Result};
-use muster_kernel::record::Format;
+use muster_kernel::format::Format;
 use muster_kernel::spec::{KeyDef, SortSpec};
 
 use super::magic::{self, HEAD_BYTES, Kind, Known};
@@ -95,7 +95,7 @@ fn means_lines(sort: &SortSpec) -> bool {
     ];
     sort.separator.is_some()
         || letters.into_iter().any(|given| given)
-        || matches!(sort.format, Format::Lines { terminator: 0 })
+        || sort.format == Format::lines(0)
         || sort.keys.iter().any(|key| !matches!(key, KeyDef::Range { .. }))
 }
 
@@ -132,17 +132,14 @@ async fn what(
     Ok(known(format, object, &head))
 }
 
-/// The same by its first bytes. Records of a fixed length may begin with anything, so a few bytes
-/// prove nothing there.
+/// The same by its first bytes.
 pub(super) fn known(format: &Format, object: &PinnedObject, head: &[u8]) -> Option<&'static Known> {
-    let by_content = magic::of(head, object.bytes).filter(|known| match format {
-        Format::Lines { terminator: 0 } => known.kind != Kind::Encoded,
-        Format::Lines { .. } => true,
-        Format::Fixed { .. } => known.kind != Kind::Encoded,
-    });
-    let by_name = || match format {
-        Format::Lines { .. } if !is_text(head) => magic::by_extension(&extension(&object.url)?),
-        _ => None,
+    let rules = format.rules();
+    let by_content = magic::of(head, object.bytes)
+        .filter(|known| known.kind != Kind::Encoded || !rules.takes_wide_text());
+    let by_name = || {
+        let doubtful = rules.is_text() && !is_text(head);
+        doubtful.then(|| magic::by_extension(&extension(&object.url)?)).flatten()
     };
     by_content.or_else(by_name)
 }
@@ -154,7 +151,7 @@ mod tests {
 
     #[test]
     fn lines_are_meant_by_what_only_lines_have() {
-        let lines = || SortSpec::new(Format::Lines { terminator: b'\n' });
+        let lines = || SortSpec::new(Format::lines(b'\n'));
         let check =
             |sort: SortSpec, expected: bool| assert_eq!(means_lines(&sort), expected, "{sort:?}");
         check(lines(), false);
@@ -168,8 +165,8 @@ mod tests {
             true,
         );
         check(SortSpec { separator: Some(b','), ..lines() }, true);
-        check(SortSpec::new(Format::Lines { terminator: 0 }), true);
-        let key = |text: &str| KeyDef::parse(text, &lines().format).expect("key");
+        check(SortSpec::new(Format::lines(0)), true);
+        let key = |text: &str| lines().format.rules().parse_key(text).expect("key");
         check(SortSpec { keys: vec![key("2,2")], ..lines() }, true);
         check(SortSpec { keys: vec![KeyDef::Range { offset: 0, len: 4 }], ..lines() }, false);
     }

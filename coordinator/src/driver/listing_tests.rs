@@ -7,7 +7,7 @@ use muster_common::buffer::BufferPool;
 use muster_common::config::{Config, Profile};
 use muster_common::plan::{BadInputs, BadRecords, Sizing};
 use muster_common::store::{Blobs, Scheme};
-use muster_kernel::record::Format;
+use muster_kernel::format::Format;
 use muster_kernel::spec::SortSpec;
 
 use super::super::fence::tests::{claims, leading};
@@ -33,7 +33,7 @@ fn spec(inputs: &[&str], output: &str, overwrite: bool) -> JobSpec {
         inputs: inputs.iter().map(ToString::to_string).collect(),
         output: output.to_owned(),
         bucket: None,
-        sort: SortSpec::new(Format::Lines { terminator: b'\n' }),
+        sort: SortSpec::new(Format::lines(b'\n')),
         auto_format: false,
         extension: "txt".to_owned(),
         overwrite,

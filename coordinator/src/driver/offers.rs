@@ -22,7 +22,7 @@ use muster_common::wire::{
     HEAD_BYTES_MAX, ListInputs, ListReply, LocalFile, LocalOmitted, NEXT_BYTES_MAX, WHY_BYTES_MAX,
 };
 use muster_common::{Error, ErrorKind, Result, error};
-use muster_kernel::record::Format;
+use muster_kernel::format::Format;
 
 use super::formats;
 use super::gather::join;

@@ -8,7 +8,7 @@ use muster_common::clock::SystemClock;
 use muster_common::config::{Config, Profile};
 use muster_common::plan::{BadInputs, BadRecords, Sizing};
 use muster_common::store::Stores;
-use muster_kernel::record::Format;
+use muster_kernel::format::Format;
 use muster_kernel::spec::SortSpec;
 
 use super::super::fence::tests::leading;
@@ -22,7 +22,7 @@ fn spec(inputs: &[&str]) -> JobSpec {
         inputs: inputs.iter().map(ToString::to_string).collect(),
         output: "memory:///out".to_owned(),
         bucket: None,
-        sort: SortSpec::new(Format::Lines { terminator: b'\n' }),
+        sort: SortSpec::new(Format::lines(b'\n')),
         auto_format: true,
         extension: "txt".to_owned(),
         overwrite: false,

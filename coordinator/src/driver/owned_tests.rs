@@ -17,7 +17,7 @@ use muster_common::buffer::BufferPool;
 use muster_common::config::{Config, Profile};
 use muster_common::plan::{BadInputs, BadRecords, Sizing};
 use muster_common::store::{PartAt, Scheme};
-use muster_kernel::record::Format;
+use muster_kernel::format::Format;
 use muster_kernel::spec::SortSpec;
 
 use super::*;
@@ -286,7 +286,7 @@ fn spec(tree: &Tree, overwrite: bool) -> JobSpec {
         inputs: vec![text(tree.at("in"))],
         output: text(output),
         bucket: None,
-        sort: SortSpec::new(Format::Lines { terminator: b'\n' }),
+        sort: SortSpec::new(Format::lines(b'\n')),
         auto_format: false,
         extension: "txt".to_owned(),
         overwrite,

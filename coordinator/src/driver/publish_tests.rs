@@ -5,7 +5,7 @@ use muster_common::buffer::BufferPool;
 use muster_common::config::{Config, Profile};
 use muster_common::plan::{BadRecords, Plan};
 use muster_common::store::Scheme;
-use muster_kernel::record::Format;
+use muster_kernel::format::Format;
 use muster_kernel::spec::SortSpec;
 
 use super::*;
@@ -97,7 +97,7 @@ async fn publication(bench: &Bench, sync: bool) -> Publication {
 fn plan(uploads_before: Vec<String>) -> Plan {
     Plan {
         job: "j1".parse().expect("job id"),
-        sort: SortSpec::new(Format::Lines { terminator: b'\n' }),
+        sort: SortSpec::new(Format::lines(b'\n')),
         objects: Vec::new(),
         splits: Vec::new(),
         partitions: 1,

@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn an_object_is_read_by_the_splits_that_hold_a_piece_of_it() {
         let check = |sizes: &[u64], split_bytes: u64| {
-            let format = muster_kernel::record::Format::Lines { terminator: b'\n' };
+            let format = muster_kernel::format::Format::lines(b'\n');
             let splits = muster_kernel::split::plan_splits(sizes, &format, split_bytes);
             let plan = Plan { splits, ..crate::job::tests::empty_plan() };
             // Of an empty object there is no piece, so nothing is ever left out of a run.

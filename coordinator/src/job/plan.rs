@@ -12,8 +12,8 @@ use muster_common::planted::{self, Bug};
 use muster_common::store::BlobUrl;
 use muster_common::wire;
 use muster_common::{Error, Result};
+use muster_kernel::format::Format;
 use muster_kernel::proof::Interval;
-use muster_kernel::record::Format;
 use muster_kernel::split::plan_splits;
 use muster_kernel::splitters::{self, Splitter};
 
@@ -142,14 +142,16 @@ pub fn places(
 /// # Errors
 /// `Invalid` where the pinned input does not fit the request, or makes more tasks than are allowed.
 pub fn make(spec: &JobSpec, places: &Places, listing: Listing, config: &Config) -> Result<Plan> {
-    if let (Format::Fixed { len }, BadRecords::Fail) = (&spec.sort.format, spec.bad_records) {
-        let torn =
-            listing.objects.iter().find(|object| object.bytes % u64::from((*len).max(1)) != 0);
-        if let Some(object) = torn {
+    if spec.bad_records == BadRecords::Fail {
+        let rules = spec.sort.format.rules();
+        let mut objects = listing.objects.iter();
+        let torn = objects.find_map(|at| Some((at, rules.check_object(at.bytes).err()?)));
+        if let Some((object, reason)) = torn {
             let (url, bytes) = (&object.url, object.bytes);
             return Err(Error::invalid(format!(
-                "{url} has {bytes} bytes, which is no multiple of the record length {len}; \
-                    --bad-records skip or quarantine leaves the rest of it out"
+                "{url} has {bytes} bytes, which are no {}: {reason}; --bad-records skip or \
+                    quarantine leaves the rest of it out",
+                spec.sort.format
             )));
         }
     }

@@ -13,7 +13,7 @@ fn spec() -> JobSpec {
         inputs: vec!["/in".to_owned()],
         output: "/out".to_owned(),
         bucket: None,
-        sort: SortSpec::new(Format::Fixed { len: 1 }),
+        sort: SortSpec::new(Format::fixed(1)),
         auto_format: false,
         extension: "dat".to_owned(),
         overwrite: false,
@@ -84,11 +84,7 @@ fn what_does_not_fit_is_refused() {
         let error = plan_of(&spec, sizes).expect_err(expected);
         assert!(error.message.contains(expected), "{expected}: {error}");
     };
-    check(
-        |spec| spec.sort.format = Format::Fixed { len: 100 },
-        &[200, 250],
-        "file:///in/1 has 250 bytes",
-    );
+    check(|spec| spec.sort.format = Format::fixed(100), &[200, 250], "file:///in/1 has 250 bytes");
     check(|spec| spec.sizing.split_bytes = Some(1), &[GIB], "sort tasks");
     check(|_| {}, &[u64::MAX, 2], "2^64");
 }
@@ -128,7 +124,7 @@ fn scratch_goes_to_the_jobs_bucket_then_the_coordinators_then_below_output() {
 
 #[test]
 fn consumed_intervals_must_be_the_splits() {
-    let spec = JobSpec { sort: SortSpec::new(Format::Lines { terminator: b'\n' }), ..spec() };
+    let spec = JobSpec { sort: SortSpec::new(Format::lines(b'\n')), ..spec() };
     let spec = JobSpec { sizing: Sizing { split_bytes: Some(100), ..Sizing::default() }, ..spec };
     let plan = plan_of(&spec, &[150, 50]).expect("plan");
     assert_eq!(plan.splits.len(), 2);

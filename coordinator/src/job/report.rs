@@ -11,8 +11,8 @@ use muster_common::store::BlobUrl;
 use muster_common::wire::{
     BadRecord, BlobRef, MergedPart, Outcome, Report, ReportReply, SortedRun,
 };
+use muster_kernel::format::Format;
 use muster_kernel::proof::Sums;
-use muster_kernel::record::Format;
 use muster_kernel::splitters::{SAMPLE_KEY_MAX, Splitter};
 
 use super::Machine;
@@ -353,7 +353,9 @@ impl Machine {
             ));
         }
         let stored = part.kept.bytes.wrapping_add(
-            part.kept.records.wrapping_mul(self.plan_of(job)?.sort.format.terminator_len() as u64),
+            part.kept
+                .records
+                .wrapping_mul(self.plan_of(job)?.sort.format.frame().trailer_len() as u64),
         );
         if stored == part.bytes {
             Ok(())
@@ -463,19 +465,9 @@ fn thin(samples: Vec<Splitter>, bytes_max: u64) -> Vec<Splitter> {
     samples.into_iter().step_by(every).collect()
 }
 
-/// Records and bytes that were read must be those of the bytes that were consumed: exactly for
-/// fixed records; for lines each record has a terminator, but the last of an object need not.
+/// Records and bytes that were read must be those of the bytes that were consumed.
 fn check_sums(format: &Format, input: &Sums, skipped: &Sums, consumed: u64) -> Result<(), String> {
-    let sound = match format {
-        Format::Fixed { len } => {
-            // What was left out may be the torn end of an object.
-            let whole = input.minus(skipped);
-            input.bytes == consumed
-                && whole.records.checked_mul(u64::from(*len)) == Some(whole.bytes)
-        }
-        Format::Lines { .. } => input.bytes <= consumed && consumed - input.bytes <= input.records,
-    };
-    if sound {
+    if format.rules().adds_up(input, skipped, consumed) {
         Ok(())
     } else {
         Err(format!("P1 (conservation): {input} do not make the {consumed} bytes that it consumed"))

@@ -3,6 +3,7 @@
 
 use crate::entries::prefetch;
 use crate::error::KernelError;
+use crate::format::frame::Layout;
 use crate::merge::reader::BlockReader;
 use crate::merge::{MergeInput, Windows};
 use crate::order::{Order, RawKey};
@@ -17,7 +18,7 @@ const PREFETCH_BYTES: usize = 512;
 pub(super) struct Cursor<W: Windows> {
     reader: BlockReader<W>,
     raw: Option<RawKey>,
-    terminator_len: usize,
+    trailer_len: usize,
     /// What every key begins with; windows are taken behind it.
     shared: Vec<u8>,
     /// The current record within the payload.
@@ -43,7 +44,7 @@ impl<W: Windows> Cursor<W> {
         Self {
             reader: BlockReader::new(number, input.windows, input.piece),
             raw: order.raw_key(),
-            terminator_len: order.format().terminator_len(),
+            trailer_len: order.frame().trailer_len(),
             shared,
             start: 0,
             end: 0,
@@ -113,7 +114,7 @@ impl<W: Windows> Cursor<W> {
     #[inline(always)]
     fn key_at<'a>(&'a self, start: usize, end: usize, encoded: &'a [u8]) -> &'a [u8] {
         match self.raw {
-            Some(RawKey::Line) => &self.reader.payload()[start..end - self.terminator_len],
+            Some(RawKey::Line) => &self.reader.payload()[start..end - self.trailer_len],
             Some(RawKey::Range { offset, len }) => {
                 &self.reader.payload()[start + offset..start + offset + len]
             }
@@ -123,7 +124,12 @@ impl<W: Windows> Cursor<W> {
 
     /// Goes to the next record, or to the end.
     #[inline(always)]
-    pub(super) fn advance(&mut self, order: &Order, windowing: Windowing) -> Result<(), W::Error> {
+    pub(super) fn advance(
+        &mut self,
+        layout: impl Layout,
+        order: &Order,
+        windowing: Windowing,
+    ) -> Result<(), W::Error> {
         self.previous = Some((self.start, self.end));
         if self.raw.is_none() {
             std::mem::swap(&mut self.key, &mut self.previous_key);
@@ -133,19 +139,24 @@ impl<W: Windows> Cursor<W> {
             return Ok(());
         }
         self.records_left -= 1;
-        self.load_record(order, windowing)?;
+        self.load_record(layout, order, windowing)?;
         Ok(())
     }
 
     #[inline(always)]
-    fn load_record(&mut self, order: &Order, windowing: Windowing) -> Result<(), KernelError> {
+    fn load_record(
+        &mut self,
+        layout: impl Layout,
+        order: &Order,
+        windowing: Windowing,
+    ) -> Result<(), KernelError> {
         let payload = self.reader.payload();
         prefetch(payload, self.start + PREFETCH_BYTES);
-        let Some(len) = order.format().stored_len(&payload[self.start..]) else {
+        let Some(len) = layout.end(0, &payload[self.start..]) else {
             return Err(self.reader.corrupt("a block holds fewer records than it says"));
         };
         let end = self.start + len;
-        let body = &payload[self.start..end - self.terminator_len];
+        let body = &payload[self.start..end - self.trailer_len];
         let hash = record_hash(body);
         let body_bytes = body.len();
         let key = match self.raw {

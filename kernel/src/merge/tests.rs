@@ -1,11 +1,11 @@
 //! Merges of small pieces: order, doubles, bounds, damage.
 
 use super::*;
-use crate::record::Format;
+use crate::format::Format;
 use crate::run::{RunWriter, Sink};
 use crate::spec::SortSpec;
 
-const LINES: Format = Format::Lines { terminator: b'\n' };
+const LINES: Format = Format::lines(b'\n');
 
 #[derive(Default)]
 struct Keep(Vec<u8>);
@@ -52,7 +52,7 @@ impl Windows for Steps {
 
 /// A piece of the given lines, as they stand.
 fn piece(lines: &str, step: usize) -> MergeInput<Steps> {
-    let mut writer = RunWriter::new(Keep::default(), &LINES);
+    let mut writer = RunWriter::new(Keep::default(), LINES.frame());
     writer.begin_partition().expect("the sink takes all");
     lines
         .split_inclusive('\n')

@@ -15,8 +15,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::blocks::BLOCK_HEADER_BYTES;
 use crate::error::KernelError;
+use crate::format::RECORD_BYTES_MAX;
 use crate::proof::Sums;
-use crate::record::RECORD_BYTES_MAX;
 
 /// Bound on the partitions of a run, and so of a job.
 pub const PARTITIONS_MAX: u32 = 1 << 20;

@@ -1,13 +1,13 @@
 //! Golden bytes, and that no damage goes unnoticed.
 
 use super::*;
+use crate::format::Format;
 use crate::merge::{MergeInput, Windows, merge};
 use crate::order::Order;
 use crate::proof::Sums;
-use crate::record::Format;
 use crate::spec::SortSpec;
 
-const LINES: Format = Format::Lines { terminator: b'\n' };
+const LINES: Format = Format::lines(b'\n');
 
 struct Keep(Vec<u8>);
 
@@ -48,7 +48,7 @@ impl Windows for Whole {
 }
 
 fn write(partitions: &[&[&[u8]]]) -> (RunIndex, Vec<u8>) {
-    let mut writer = RunWriter::new(Keep(Vec::new()), &LINES);
+    let mut writer = RunWriter::new(Keep(Vec::new()), LINES.frame());
     for records in partitions {
         writer.begin_partition().expect("the sink takes all");
         records.iter().for_each(|record| writer.push(record).expect("the sink takes all"));

@@ -6,8 +6,8 @@ use super::RecordSink;
 use super::index::{PARTITIONS_MAX, Piece, RunFooter, RunIndex};
 use crate::blocks::{BLOCK_HEADER_BYTES, BLOCK_PAYLOAD_TARGET, BlockHeader};
 use crate::error::KernelError;
+use crate::format::Frame;
 use crate::proof::{Sums, record_hash};
-use crate::record::Format;
 
 /// Where written bytes go: the writer appends to `buffer`, and the sink ships from it.
 pub trait Sink {
@@ -27,7 +27,7 @@ pub trait Sink {
 #[derive(Debug)]
 pub struct RunWriter<S> {
     sink: S,
-    terminator_len: usize,
+    trailer_len: usize,
     index: RunIndex,
     /// Sums of all partitions before the open one.
     closed: Sums,
@@ -39,11 +39,11 @@ pub struct RunWriter<S> {
 }
 
 impl<S: Sink> RunWriter<S> {
-    /// A writer of records of `format`; the run is appended to what the sink's buffer holds.
-    pub fn new(sink: S, format: &Format) -> Self {
+    /// A writer of records of `frame`; the run is appended to what the sink's buffer holds.
+    pub fn new(sink: S, frame: Frame) -> Self {
         Self {
             sink,
-            terminator_len: format.terminator_len(),
+            trailer_len: frame.trailer_len(),
             index: RunIndex { pieces: Vec::new(), dropped: Sums::default(), file_bytes: 0 },
             closed: Sums::default(),
             offset: 0,
@@ -69,7 +69,7 @@ impl<S: Sink> RunWriter<S> {
     /// If no partition was begun.
     #[inline]
     pub fn push(&mut self, stored: &[u8]) -> Result<(), S::Error> {
-        self.push_hashed(stored, record_hash(&stored[..stored.len() - self.terminator_len]))
+        self.push_hashed(stored, record_hash(&stored[..stored.len() - self.trailer_len]))
     }
 
     #[inline]
@@ -90,7 +90,7 @@ impl<S: Sink> RunWriter<S> {
         self.block_records += 1;
         let piece =
             self.index.pieces.last_mut().expect("a partition is begun before records are pushed");
-        piece.sums.add_hashed(stored.len() - self.terminator_len, hash);
+        piece.sums.add_hashed(stored.len() - self.trailer_len, hash);
         Ok(())
     }
 

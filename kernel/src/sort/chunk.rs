@@ -111,7 +111,7 @@ impl<'a> SortedChunk<'a> {
             }
             let key = self.keys.key(entry);
             if last_key == Some(key) {
-                dropped.add(self.order.format().body(self.keys.record(entry)));
+                dropped.add(self.order.frame().body(self.keys.record(entry)));
             } else {
                 out.push(self.keys.record(entry))?;
                 last_key = Some(key);

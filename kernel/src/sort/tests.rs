@@ -2,9 +2,11 @@
 //! (`tests/whole_path.rs`).
 
 use super::*;
+use crate::error::BadRecord;
+use crate::format::Format;
 use crate::spec::{FieldKey, KeyDef, SortSpec};
 
-const LINES: Format = Format::Lines { terminator: b'\n' };
+const LINES: Format = Format::lines(b'\n');
 
 fn lines_sorter(budget_bytes: usize) -> ChunkSorter {
     ChunkSorter::new(
@@ -117,7 +119,7 @@ fn a_sorter_gives_its_memory_back_and_goes_on() {
 
 #[test]
 fn a_truncated_fixed_record_is_named() {
-    let order = Order::new(&SortSpec::new(Format::Fixed { len: 4 })).expect("a valid spec");
+    let order = Order::new(&SortSpec::new(Format::fixed(4))).expect("a valid spec");
     let mut sorter = ChunkSorter::new(Arc::new(order), 1 << 20);
     sorter.begin(100);
     assert_eq!(sorter.feed(b"bbbbaaaacc"), Ok(10));
@@ -237,7 +239,7 @@ fn long_lines_are_left_out_wherever_reads_and_chunks_end() {
 #[test]
 fn a_torn_record_can_be_left_out() {
     let mut sorter = ChunkSorter::new(
-        Arc::new(Order::new(&SortSpec::new(Format::Fixed { len: 3 })).expect("a valid spec")),
+        Arc::new(Order::new(&SortSpec::new(Format::fixed(3))).expect("a valid spec")),
         1000,
     );
     sorter.begin(0);
@@ -274,7 +276,7 @@ fn a_flipped_bit_of_a_held_record_is_noticed() {
             sorter.flip_bit(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let chunk = sorter.sort();
             let mut sums = Sums::default();
-            chunk.records().for_each(|record| sums.add(LINES.body(record)));
+            chunk.records().for_each(|record| sums.add(LINES.frame().body(record)));
             // A record without its terminator runs into the next: the blocks of the run then hold
             // fewer than they say.
             let terminators = chunk.records().flatten().filter(|byte| **byte == b'\n').count();

@@ -3,17 +3,8 @@
 
 use super::{FieldKey, KeyDef, KeyFlags};
 use crate::error::KernelError;
-use crate::record::Format;
 
 impl KeyDef {
-    /// Reads the argument of one `-k` for records of `format`.
-    pub fn parse(text: &str, format: &Format) -> Result<Self, KernelError> {
-        match format {
-            Format::Lines { .. } => FieldKey::parse(text).map(Self::Field),
-            Format::Fixed { .. } => Self::parse_range(text),
-        }
-    }
-
     /// Reads `OFFSET:LEN`, both in bytes, the offset from 0.
     pub fn parse_range(text: &str) -> Result<Self, KernelError> {
         let number = |part: &str| {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use muster_kernel::error::KernelError;
+use muster_kernel::format::{SampleWindow, Torn};
 use muster_kernel::merge::{MergeInput, Windows, merge};
 use muster_kernel::order::Order;
 use muster_kernel::part::PartWriter;
@@ -13,8 +14,8 @@ use muster_kernel::proof::{Interval, Sums, Tally, tiles};
 use muster_kernel::run::{Piece, RunFooter, RunIndex, RunWriter, Sink};
 use muster_kernel::sort::ChunkSorter;
 use muster_kernel::spec::SortSpec;
-use muster_kernel::split::{Cutter, object_positions, plan_splits};
-use muster_kernel::splitters::{self, SampleWindow, Splitter};
+use muster_kernel::split::{object_positions, plan_splits};
+use muster_kernel::splitters::{self, Splitter};
 
 /// Ships what is flushed.
 #[derive(Debug, Default)]
@@ -185,7 +186,8 @@ impl SortTask<'_> {
         let object = &objects[interval.object as usize];
         let position: u64 =
             objects[..interval.object as usize].iter().map(|object| object.len() as u64).sum();
-        let mut cutter = Cutter::new(self.order.format(), interval, object.len() as u64)?;
+        let mut cutter =
+            self.order.format().cutter(interval, object.len() as u64, Torn::Refused)?;
         let mut rest = &object[cutter.read_from() as usize..];
         let mut begun = false;
         while !cutter.is_done() {
@@ -213,7 +215,7 @@ impl SortTask<'_> {
 
     fn spill(&mut self) -> Result<(), KernelError> {
         assert!(self.sorter.records() > 0);
-        let mut writer = RunWriter::new(Shipped::default(), self.order.format());
+        let mut writer = RunWriter::new(Shipped::default(), self.order.frame());
         let chunk = self.sorter.sort();
         let tally = chunk.write(self.splitters, &mut writer)?;
         assert_eq!(tally.total(), chunk.input_sums());
@@ -231,7 +233,7 @@ impl SortTask<'_> {
         if self.spills.is_empty() || self.sorter.records() > 0 {
             if self.sorter.records() == 0 {
                 self.sorter.reset();
-                let mut writer = RunWriter::new(Shipped::default(), self.order.format());
+                let mut writer = RunWriter::new(Shipped::default(), self.order.frame());
                 self.sorter.sort().write(self.splitters, &mut writer)?;
                 self.spills.push(Run::open(writer.finish()?.1.shipped)?);
             } else {
@@ -243,7 +245,7 @@ impl SortTask<'_> {
         if spills == 1 {
             return Ok((self.spills.remove(0), 1));
         }
-        let mut writer = RunWriter::new(Shipped::default(), self.order.format());
+        let mut writer = RunWriter::new(Shipped::default(), self.order.frame());
         for partition in 0..=self.splitters.len() {
             let bounds = (
                 partition.checked_sub(1).map(|below| &self.splitters[below]),

@@ -2,7 +2,7 @@
 
 #![allow(dead_code)] // Each test file uses what it needs.
 
-use muster_kernel::record::Format;
+use muster_kernel::format::Format;
 use muster_kernel::spec::{FieldKey, KeyDef, KeyFlags, SortSpec};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -44,7 +44,7 @@ pub(crate) fn lines_spec() -> impl Strategy<Value = SortSpec> {
     let terminator = prop_oneof![3 => Just(b'\n'), 1 => Just(0)];
     (terminator, keys, global, separator, any::<bool>(), prop::bool::weighted(0.3)).prop_map(
         |(terminator, keys, global, separator, stable, unique)| SortSpec {
-            format: Format::Lines { terminator },
+            format: Format::lines(terminator),
             keys: keys.into_iter().map(KeyDef::Field).collect(),
             global,
             separator,
@@ -66,7 +66,7 @@ pub(crate) fn fixed_spec() -> impl Strategy<Value = SortSpec> {
                     .collect(),
                 global: KeyFlags { reverse, ..KeyFlags::default() },
                 unique,
-                ..SortSpec::new(Format::Fixed { len })
+                ..SortSpec::new(Format::fixed(len))
             },
         )
     })

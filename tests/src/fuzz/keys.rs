@@ -3,8 +3,8 @@
 //!
 //! An input: an order as JSON, a key as text, and records, each behind its length.
 
+use muster_kernel::format::{Format, Frame};
 use muster_kernel::order::Order;
-use muster_kernel::record::Format;
 use muster_kernel::reference::sort_reference;
 use muster_kernel::spec::{KeyDef, SortSpec};
 
@@ -18,8 +18,8 @@ const FIXED_MAX: u32 = 4096;
 pub fn target(mut data: &[u8]) {
     let (spec, key) = (piece(&mut data), piece(&mut data));
     let parsed = std::str::from_utf8(key).ok();
-    for format in [Format::Lines { terminator: b'\n' }, Format::Fixed { len: 100 }] {
-        if let Some(Ok(key)) = parsed.map(|text| KeyDef::parse(text, &format)) {
+    for format in [Format::lines(b'\n'), Format::fixed(100)] {
+        if let Some(Ok(key)) = parsed.map(|text| format.rules().parse_key(text)) {
             sorted(&SortSpec { keys: vec![key], ..SortSpec::new(format) }, data);
         }
     }
@@ -30,22 +30,22 @@ pub fn target(mut data: &[u8]) {
 
 fn sorted(spec: &SortSpec, bytes: &[u8]) {
     let Ok(order) = Order::new(spec) else { return };
-    let stored = match spec.format {
-        Format::Fixed { len } if len > FIXED_MAX => return,
-        Format::Fixed { len } => bytes[..bytes.len() - bytes.len() % len as usize].to_vec(),
-        Format::Lines { terminator } if bytes.last().is_some_and(|last| *last != terminator) => {
+    let stored = match spec.format.frame() {
+        Frame::Fixed(len) if len > FIXED_MAX => return,
+        Frame::Fixed(len) => bytes[..bytes.len() - bytes.len() % len as usize].to_vec(),
+        Frame::Terminated(terminator) if bytes.last().is_some_and(|last| *last != terminator) => {
             [bytes, &[terminator]].concat()
         }
-        Format::Lines { .. } => bytes.to_vec(),
+        Frame::Terminated(_) => bytes.to_vec(),
     };
     let mut records = Vec::new();
     let mut rest = stored.as_slice();
-    while let Some(len) = order.format().stored_len(rest).filter(|_| !rest.is_empty()) {
+    while let Some(len) = order.frame().end(0, rest).filter(|_| !rest.is_empty()) {
         let (record, behind) = rest.split_at(len);
         let mut scratch = Vec::new();
-        let key = order.key(order.format().body(record), &mut scratch).to_vec();
+        let key = order.key(order.frame().body(record), &mut scratch).to_vec();
         let mut used = b"left over".to_vec();
-        assert_eq!(order.key(order.format().body(record), &mut used), key);
+        assert_eq!(order.key(order.frame().body(record), &mut used), key);
         records.push((key, record));
         rest = behind;
     }
@@ -61,7 +61,7 @@ fn sorted(spec: &SortSpec, bytes: &[u8]) {
 
 /// Orders of each kind, with records to which they matter.
 pub fn seeds() -> Vec<Vec<u8>> {
-    let lines = Format::Lines { terminator: b'\n' };
+    let lines = Format::lines(b'\n');
     let text: &[u8] = b"b 10 x\na 9\n\n  c -1.5,Q\nA 9\nb,10;y\n7\x80\xff\0 3\na 9\n";
     let mut seeds = Vec::new();
     let mut push = |spec: &SortSpec, key: &str, records: &[u8]| {
@@ -82,7 +82,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         "1i,1.9",
         "4294967295.4294967295",
     ] {
-        let parsed = KeyDef::parse(key, &lines).expect("a key");
+        let parsed = lines.rules().parse_key(key).expect("a key");
         let spec = SortSpec { keys: vec![parsed.clone(), parsed], ..SortSpec::new(lines.clone()) };
         push(&spec, key, text);
         push(&SortSpec { separator: Some(b','), unique: true, ..spec.clone() }, key, text);
@@ -90,8 +90,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         reversed.global.reverse = true;
         push(&reversed, key, text);
     }
-    let fixed = Format::Fixed { len: 8 };
-    let key = KeyDef::parse("1:3", &fixed).expect("a key");
+    let fixed = Format::fixed(8);
+    let key = fixed.rules().parse_key("1:3").expect("a key");
     let spec = SortSpec {
         keys: vec![key.clone(), KeyDef::Range { offset: 6, len: 2 }],
         ..SortSpec::new(fixed)

@@ -5,12 +5,12 @@
 //! An input: a byte of choices, the length of windows, then up to four pieces.
 
 use muster_kernel::error::KernelError;
+use muster_kernel::format::Format;
 use muster_kernel::merge::{MergeInput, Windows, merge};
 use muster_kernel::order::Order;
 use muster_kernel::proof::Sums;
-use muster_kernel::record::Format;
 use muster_kernel::run::{BLOCK_HEADER_BYTES, Piece, RecordSink};
-use muster_kernel::spec::{KeyDef, SortSpec};
+use muster_kernel::spec::SortSpec;
 use muster_kernel::splitters::Splitter;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -61,7 +61,7 @@ impl RecordSink for Out<'_> {
     type Error = KernelError;
 
     fn push(&mut self, stored: &[u8], _hash: u64) -> Result<(), KernelError> {
-        let body = self.order.format().body(stored);
+        let body = self.order.frame().body(stored);
         let mut scratch = Vec::new();
         let key = self.order.key(body, &mut scratch);
         if let Some(last) = &self.last {
@@ -104,14 +104,14 @@ pub fn target(mut data: &[u8]) {
 }
 
 fn spec(choices: u8) -> SortSpec {
-    let mut spec = SortSpec::new(Format::Lines { terminator: b'\n' });
+    let mut spec = SortSpec::new(Format::lines(b'\n'));
     if choices & FIXED != 0 {
-        spec = SortSpec::new(Format::Fixed { len: 4 });
+        spec = SortSpec::new(Format::fixed(4));
     }
     spec.unique = choices & UNIQUE != 0;
     if choices & KEYED != 0 {
         let text = if choices & FIXED != 0 { "1:2" } else { "2,2n" };
-        spec.keys = vec![KeyDef::parse(text, &spec.format).expect("a key")];
+        spec.keys = vec![spec.format.rules().parse_key(text).expect("a key")];
     }
     spec
 }
@@ -146,8 +146,8 @@ fn described(bytes: &[u8], format: &Format) -> Piece {
     for (begin, end, _) in blocks(bytes) {
         let mut rest = &bytes[begin..end];
         block_payload_max = block_payload_max.max(u32::try_from(rest.len()).unwrap_or(u32::MAX));
-        while let Some(len) = format.stored_len(rest) {
-            sums.add(format.body(&rest[..len]));
+        while let Some(len) = format.frame().end(0, rest) {
+            sums.add(format.frame().body(&rest[..len]));
             rest = &rest[len..];
         }
     }
@@ -161,8 +161,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for choices in 0..=31 {
         let of_fixed = choices & FIXED != 0;
-        let format =
-            if of_fixed { Format::Fixed { len: 4 } } else { Format::Lines { terminator: b'\n' } };
+        let format = if of_fixed { Format::fixed(4) } else { Format::lines(b'\n') };
         let runs: &[&[&[u8]]] = if of_fixed { &fixed } else { &lines };
         let mut seed = vec![choices, 7 * choices + 1];
         for records in runs {
@@ -177,8 +176,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let blocks: Vec<u8> = [&b"a\nb\n"[..], b"c\n"]
         .iter()
         .flat_map(|records| {
-            run_of(&Format::Lines { terminator: b'\n' }, &[&[records]]).1[..16 + records.len()]
-                .to_vec()
+            run_of(&Format::lines(b'\n'), &[&[records]]).1[..16 + records.len()].to_vec()
         })
         .collect();
     push_piece(&mut seed, &blocks);

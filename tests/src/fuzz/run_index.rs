@@ -3,7 +3,7 @@
 
 use muster_common::wire;
 use muster_kernel::error::KernelError;
-use muster_kernel::record::Format;
+use muster_kernel::format::Format;
 use muster_kernel::run::{RunFooter, RunIndex, RunWriter, Sink};
 
 /// Keeps what is written.
@@ -24,7 +24,7 @@ impl Sink for Keep {
 
 /// A run of stored records, one list a partition.
 pub(super) fn run_of(format: &Format, partitions: &[&[&[u8]]]) -> (RunIndex, Vec<u8>) {
-    let mut writer = RunWriter::new(Keep::default(), format);
+    let mut writer = RunWriter::new(Keep::default(), format.frame());
     for records in partitions {
         writer.begin_partition().expect("the sink takes all");
         records.iter().for_each(|record| writer.push(record).expect("the sink takes all"));
@@ -80,8 +80,8 @@ fn sealed(data: &[u8]) -> Option<Vec<u8>> {
 
 /// Runs of no, one and several partitions.
 pub fn seeds() -> Vec<Vec<u8>> {
-    let lines = Format::Lines { terminator: b'\n' };
-    let fixed = Format::Fixed { len: 4 };
+    let lines = Format::lines(b'\n');
+    let fixed = Format::fixed(4);
     [
         run_of(&lines, &[]),
         run_of(&lines, &[&[b"a\n", b"b\n"]]),

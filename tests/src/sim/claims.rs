@@ -637,9 +637,7 @@ fn manifest(job: &JobId, parts: &[String]) -> Vec<u8> {
         })
     });
     let sums = serde_json::json!({ "records": 0, "bytes": 0, "hash": "0000000000000000" });
-    let sort = muster_kernel::spec::SortSpec::new(muster_kernel::record::Format::Lines {
-        terminator: b'\n',
-    });
+    let sort = muster_kernel::spec::SortSpec::new(muster_kernel::format::Format::lines(b'\n'));
     let whole = serde_json::json!({
         "version": 2, "job": job.as_str(), "sort": sort, "parts": parts.collect::<Vec<_>>(),
         "sums": sums, "input": sums, "dropped": sums, "retries": 0, "repeated_tasks": 0,

@@ -6,7 +6,7 @@ use muster_common::ids::WorkerId;
 use muster_common::plan::{BadInputs, BadRecords, JobSpec, Sizing};
 use muster_common::store::BlobUrl;
 use muster_common::{Error, ErrorKind, names};
-use muster_kernel::record::Format;
+use muster_kernel::format::{Format, Frame};
 use muster_kernel::reference::sort_reference;
 use muster_kernel::spec::{KeyDef, SortSpec};
 
@@ -55,11 +55,11 @@ fn draw_input(dice: &mut Dice, format: &Format) -> Vec<Vec<u8>> {
     for _ in 0..objects {
         let mut bytes = Vec::new();
         for _ in 0..dice.below(records / objects + 1) {
-            match *format {
-                Format::Fixed { len } => {
+            match format.frame() {
+                Frame::Fixed(len) => {
                     bytes.extend((0..len).map(|_| b'a' + dice.below(letters) as u8));
                 }
-                Format::Lines { terminator } => {
+                Frame::Terminated(terminator) => {
                     let length = dice.below(14);
                     bytes.extend((0..length).map(|_| b'a' + dice.below(letters) as u8));
                     bytes.push(terminator);
@@ -131,12 +131,12 @@ pub fn draw_clients(core: &mut Core, seed: u64, workers: &[WorkerId]) -> Vec<Cli
     let mut clients: Vec<Client> = Vec::new();
     for job in 0..jobs {
         let format = if dice.below(2) == 0 {
-            Format::Fixed { len: dice.within(4, 12) as u32 }
+            Format::fixed(dice.within(4, 12) as u32)
         } else {
-            Format::Lines { terminator: b'\n' }
+            Format::lines(b'\n')
         };
         let mut sort = SortSpec::new(format);
-        if let Format::Fixed { .. } = sort.format
+        if let Format::Fixed(_) = sort.format
             && dice.below(2) == 0
         {
             sort.keys =
@@ -192,7 +192,7 @@ pub fn draw_clients(core: &mut Core, seed: u64, workers: &[WorkerId]) -> Vec<Cli
         if overwrite && !again && spec.sizing.partitions == Some(1) {
             place_result(core, &spec, &input, &mut before);
         }
-        if let (Format::Fixed { .. }, true, Some(last)) =
+        if let (Format::Fixed(_), true, Some(last)) =
             (&spec.sort.format, lenient != BadRecords::Fail, input.last_mut())
         {
             last.extend(std::iter::repeat_n(b'!', torn));
@@ -295,7 +295,7 @@ pub fn fixed_client(core: &mut Core) -> Vec<Client> {
         inputs: Vec::new(),
         output: url("out0"),
         bucket: None,
-        sort: SortSpec::new(Format::Fixed { len: 4 }),
+        sort: SortSpec::new(Format::fixed(4)),
         auto_format: false,
         extension: "dat".to_owned(),
         overwrite: false,
@@ -335,11 +335,7 @@ fn script_client(core: &mut Core, number: usize, line: &JobLine) -> Client {
         (half..records).flat_map(record).chain(torn).collect(),
     ];
     let total: u64 = input.iter().map(|object| object.len() as u64).sum();
-    let format = if line.says("lines") {
-        Format::Lines { terminator: b'\n' }
-    } else {
-        Format::Fixed { len: len as u32 }
-    };
+    let format = if line.says("lines") { Format::lines(b'\n') } else { Format::fixed(len as u32) };
     let mut sort = SortSpec::new(format);
     sort.unique = line.says("unique");
     if line.says("key") {

@@ -10,8 +10,8 @@ use muster_common::ids::{AttemptId, Epoch, JobId, TaskId, WorkerId};
 use muster_common::plan::{BadInputs, BadRecords, JobSpec, PinnedRun, PinnedRuns, Plan};
 use muster_common::wire::BlobRef;
 use muster_coordinator::journal::record::{JobSubmitted, PLACES_KEPT, PartCommitted, RunCommitted};
+use muster_kernel::format::{Format, Frame};
 use muster_kernel::proof::{StreamHash, Sums};
-use muster_kernel::record::Format;
 use muster_kernel::reference::sort_reference;
 use muster_kernel::run::{RunFooter, RunIndex};
 
@@ -175,8 +175,8 @@ impl Known {
 
     /// How much of an object is records; the rest is malformed, where that may be left out.
     fn whole_bytes(&self, object: &InputObject) -> usize {
-        match self.spec.sort.format {
-            Format::Fixed { len } if self.spec.bad_records != BadRecords::Fail => {
+        match self.spec.sort.format.frame() {
+            Frame::Fixed(len) if self.spec.bad_records != BadRecords::Fail => {
                 object.bytes.len() / len as usize * len as usize
             }
             _ => object.bytes.len(),
@@ -271,9 +271,9 @@ impl Known {
 
 fn sums_of(format: &Format, stored: &[u8]) -> Sums {
     let mut sums = Sums::default();
-    match *format {
-        Format::Fixed { len } => stored.chunks(len as usize).for_each(|record| sums.add(record)),
-        Format::Lines { terminator } => {
+    match format.frame() {
+        Frame::Fixed(len) => stored.chunks(len as usize).for_each(|record| sums.add(record)),
+        Frame::Terminated(terminator) => {
             let body = stored.strip_suffix(&[terminator]).unwrap_or(stored);
             let lines = body.split(|byte| *byte == terminator).filter(|_| !stored.is_empty());
             lines.for_each(|line| sums.add(line));

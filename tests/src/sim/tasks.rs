@@ -19,14 +19,14 @@ use muster_common::wire::{
 };
 use muster_common::{Error, ErrorKind, Result, names};
 use muster_kernel::error::KernelError;
+use muster_kernel::format::{SampleWindow, Torn};
 use muster_kernel::merge::{MergeInput, Windows, merge};
 use muster_kernel::order::Order;
 use muster_kernel::part::PartWriter;
 use muster_kernel::proof::{Interval, StreamHash, Sums};
 use muster_kernel::run::{Piece, RecordSink, RunFooter, RunIndex, RunWriter, Sink};
 use muster_kernel::sort::ChunkSorter;
-use muster_kernel::split::Cutter;
-use muster_kernel::splitters::{self, SampleWindow, Splitter, sample};
+use muster_kernel::splitters::{self, Splitter, sample};
 use muster_worker::arrival::by_run;
 
 use super::core::{Shared, SimClock};
@@ -417,8 +417,8 @@ impl Attempt {
         let pinned = &job.plan.objects[interval.object as usize];
         let url: BlobUrl = pinned.url.parse()?;
         let lenient = job.plan.bad_records != BadRecords::Fail;
-        let new = if lenient { Cutter::lenient } else { Cutter::new };
-        let mut cutter = new(job.order.format(), interval, pinned.bytes)?;
+        let torn = if lenient { Torn::Taken } else { Torn::Refused };
+        let mut cutter = job.order.format().cutter(interval, pinned.bytes, torn)?;
         let mut at = cutter.read_from();
         let mut begun = false;
         let mut end = interval.end;
@@ -749,7 +749,7 @@ impl<'a> Chunks<'a> {
     }
 
     fn spill(&mut self) -> Result<()> {
-        let mut out = RunWriter::new(Shipped::default(), self.job.order.format());
+        let mut out = RunWriter::new(Shipped::default(), self.job.order.frame());
         let chunk = self.sorter.sort();
         self.input.merge(&chunk.input_sums());
         chunk.write(self.splitters, &mut out)?;
@@ -765,7 +765,7 @@ impl<'a> Chunks<'a> {
         }
         let order = &self.job.order;
         let mut out = Forgetful {
-            out: RunWriter::new(Shipped::default(), order.format()),
+            out: RunWriter::new(Shipped::default(), order.frame()),
             forgets: bad_memory,
         };
         for (index, _) in &self.spills {

@@ -10,8 +10,8 @@ use muster_common::plan::BadRecords as Policy;
 use muster_common::wire::{BadRecord, BlobRef};
 use muster_common::{Error, Result};
 use muster_kernel::error::KernelError;
+use muster_kernel::format::Torn;
 use muster_kernel::proof::{StreamHash, Sums};
-use muster_kernel::record::Format;
 use muster_kernel::run::Sink;
 use muster_kernel::sort::ChunkSorter;
 
@@ -79,9 +79,14 @@ impl<'a> BadRecords<'a> {
         names::bad_records_path(&task.run.attempt)
     }
 
-    /// Whether torn ends of objects are left out rather than refused.
-    pub(super) fn is_lenient(job: &Job) -> bool {
-        job.plan.bad_records != Policy::Fail
+    /// What becomes of torn ends of objects.
+    pub(super) fn torn(job: &Job) -> Torn {
+        if job.plan.bad_records == Policy::Fail { Torn::Refused } else { Torn::Taken }
+    }
+
+    /// Whether malformed records are left out rather than refused.
+    fn is_lenient(&self) -> bool {
+        Self::torn(self.job) == Torn::Taken
     }
 
     /// Whether the record that an error blames is to be read to its end and left out. A line that
@@ -89,10 +94,8 @@ impl<'a> BadRecords<'a> {
     /// all, and else it can be said how much memory it needs.
     pub(super) fn takes(&self, error: &KernelError) -> bool {
         match error {
-            KernelError::BadRecord { .. } | KernelError::RecordTooLong { .. } => {
-                Self::is_lenient(self.job)
-            }
-            KernelError::Budget { .. } => matches!(self.job.order.format(), Format::Lines { .. }),
+            KernelError::BadRecord { .. } | KernelError::RecordTooLong { .. } => self.is_lenient(),
+            KernelError::Budget { .. } => self.job.order.frame().body_len().is_none(),
             _ => false,
         }
     }
@@ -147,14 +150,16 @@ impl<'a> BadRecords<'a> {
         }
     }
 
-    /// Goes on with the record that is open up to its terminator; what follows that, and nothing
-    /// where it goes on.
-    pub(super) fn pass<'b>(&mut self, bytes: &'b [u8], terminator: u8) -> Result<&'b [u8]> {
-        match memchr::memchr(terminator, bytes) {
+    /// Goes on with the record that is open up to its end; what follows that, and nothing where it
+    /// goes on.
+    pub(super) fn pass<'b>(&mut self, bytes: &'b [u8]) -> Result<&'b [u8]> {
+        let frame = self.job.order.frame();
+        let held = self.open.as_ref().map_or(0, |open| open.hash.bytes());
+        match frame.end(usize::try_from(held).unwrap_or(usize::MAX), bytes) {
             Some(end) => {
-                self.push(&bytes[..end])?;
+                self.push(frame.body(&bytes[..end]))?;
                 self.end()?;
-                Ok(&bytes[end + 1..])
+                Ok(&bytes[end..])
             }
             None => self.push(bytes).map(|()| &bytes[bytes.len()..]),
         }
@@ -169,7 +174,7 @@ impl<'a> BadRecords<'a> {
             if record.bytes <= limit {
                 return Err(self.needs_memory(record.object, record.offset, record.bytes));
             }
-            if !Self::is_lenient(self.job) {
+            if !self.is_lenient() {
                 return Err(locate(self.job, KernelError::RecordTooLong { position, limit }));
             }
         }

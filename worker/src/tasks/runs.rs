@@ -78,7 +78,7 @@ pub(super) fn write_run(
     }
     let mut writer = RunWriter::new(
         PartSink::new(link, uploads.clone(), plan)?.counting(progress),
-        order.format(),
+        order.frame(),
     );
     fill(&mut writer)?;
     let (index, sink) = writer.finish()?;

@@ -6,9 +6,9 @@ use muster_common::ids::Generation;
 use muster_common::store::Access;
 use muster_common::wire::{INLINE_SAMPLES_BYTES_MAX, Outcome};
 use muster_common::{Result, names};
+use muster_kernel::format::SampleWindow;
 use muster_kernel::proof::Interval;
-use muster_kernel::record::Format;
-use muster_kernel::splitters::{SampleWindow, Splitter, encode, sample};
+use muster_kernel::splitters::{Splitter, encode, sample};
 
 use super::Task;
 use crate::cache::Job;
@@ -115,10 +115,7 @@ fn thin(samples: Vec<Splitter>, samples_max: usize) -> Vec<Splitter> {
 
 /// Bytes of a range: two records at least, where that is known.
 fn window_bytes(job: &Job) -> u64 {
-    match *job.order.format() {
-        Format::Fixed { len } => (2 * u64::from(len)).clamp(WINDOW_BYTES, FIXED_WINDOW_BYTES_MAX),
-        Format::Lines { .. } => WINDOW_BYTES,
-    }
+    job.order.format().rules().sample_bytes().clamp(WINDOW_BYTES, FIXED_WINDOW_BYTES_MAX)
 }
 
 /// One range in each of `count` equal shares of the split, at a seeded place; the whole split where

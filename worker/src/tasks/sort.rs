@@ -11,12 +11,11 @@ use muster_common::store::{Access, BlobUrl, Scheme};
 use muster_common::wire::{BlobRef, Outcome, SortedRun};
 use muster_common::{Error, ErrorKind, Result};
 use muster_kernel::error::KernelError;
+use muster_kernel::format::Cutter;
 use muster_kernel::order::Order;
 use muster_kernel::proof::{Interval, Sums};
-use muster_kernel::record::Format;
 use muster_kernel::run::Piece;
 use muster_kernel::sort::ChunkSorter;
-use muster_kernel::split::Cutter;
 use muster_kernel::splitters::Splitter;
 
 use super::bad_records::{BadRecords, LeftOut};
@@ -212,10 +211,9 @@ impl Sorting<'_> {
         let mut spans = Vec::with_capacity(split.len());
         for (interval, object) in split.iter().zip(objects) {
             let object_bytes = self.task.pinned(self.job, interval.object)?.bytes;
-            let lenient = BadRecords::is_lenient(self.job);
-            let new = if lenient { Cutter::lenient } else { Cutter::new };
-            let cutter = new(self.order().format(), *interval, object_bytes)
-                .map_err(|e| Error::from(e).at(object))?;
+            let torn = BadRecords::torn(self.job);
+            let cutter = self.order().format().cutter(*interval, object_bytes, torn);
+            let cutter = cutter.map_err(|e| Error::from(e).at(object))?;
             spans.push(Span {
                 object: object.clone(),
                 range: cutter.read_from()..interval.end,
@@ -232,7 +230,7 @@ impl Sorting<'_> {
         let mut consumed = Vec::with_capacity(split.len());
         for (mut cutter, span) in cutters.into_iter().zip(spans) {
             let interval = split[consumed.len()];
-            self.consume_interval(&mut cutter, interval, &span, &mut input)?;
+            self.consume_interval(cutter.as_mut(), interval, &span, &mut input)?;
             let taken = cutter.consumed();
             consumed.push(Interval { object: interval.object, begin: taken.start, end: taken.end });
         }
@@ -241,7 +239,7 @@ impl Sorting<'_> {
 
     fn consume_interval(
         &mut self,
-        cutter: &mut Cutter,
+        cutter: &mut dyn Cutter,
         interval: Interval,
         span: &Span,
         input: &mut Prefetch,
@@ -285,12 +283,10 @@ impl Sorting<'_> {
     /// An error of the sorter with its place; where memory is what is short, with how much is
     /// needed.
     fn blame(&self, interval: Interval, error: KernelError) -> Error {
-        match (error, self.order().format()) {
-            (KernelError::Budget { position, .. }, Format::Fixed { len }) => self.bad.needs_memory(
-                interval.object,
-                position - self.base(interval),
-                u64::from(*len),
-            ),
+        match (error, self.order().frame().body_len()) {
+            (KernelError::Budget { position, .. }, Some(len)) => {
+                self.bad.needs_memory(interval.object, position - self.base(interval), len)
+            }
             (error, _) => locate(self.job, error),
         }
     }
@@ -313,7 +309,7 @@ impl Sorting<'_> {
     /// Feeds what belongs to the interval's records, spilling as the sorter fills.
     fn take(
         &mut self,
-        cutter: &mut Cutter,
+        cutter: &mut dyn Cutter,
         interval: Interval,
         bytes: &Bytes,
         begun: &mut bool,
@@ -328,7 +324,7 @@ impl Sorting<'_> {
         }
         while !rest.is_empty() {
             if self.bad.is_open() {
-                rest = self.bad.pass(rest, self.terminator())?;
+                rest = self.bad.pass(rest)?;
                 if !self.bad.is_open() {
                     self.sorter.begin(end - rest.len() as u64);
                 }
@@ -352,14 +348,6 @@ impl Sorting<'_> {
             }
         }
         Ok(())
-    }
-
-    /// What ends a record that is too long; records of a fixed length never are.
-    fn terminator(&self) -> u8 {
-        match *self.order().format() {
-            Format::Lines { terminator } => terminator,
-            Format::Fixed { .. } => 0,
-        }
     }
 
     /// A new object among this attempt's spills.

@@ -11,8 +11,8 @@ use muster_common::plan::{BadRecords, PinnedObject, PinnedRun, PinnedRuns, Plan}
 use muster_common::store::{Blobs, Scheme};
 use muster_common::wire::{BlobRef, DamageCause, MergedPart, SortedRun};
 use muster_common::{ErrorKind, ids::JobId};
+use muster_kernel::format::{Format, Frame};
 use muster_kernel::proof::{Sums, tiles};
-use muster_kernel::record::Format;
 use muster_kernel::reference::sort_reference;
 use muster_kernel::spec::SortSpec;
 use muster_kernel::split::plan_splits;
@@ -297,7 +297,7 @@ fn failure(outcome: Outcome) -> Error {
 }
 
 fn lines(unique: bool) -> SortSpec {
-    SortSpec { unique, ..SortSpec::new(Format::Lines { terminator: b'\n' }) }
+    SortSpec { unique, ..SortSpec::new(Format::lines(b'\n')) }
 }
 
 /// Lines of many lengths, many doubled; the last one of an object lacks its terminator.
@@ -360,7 +360,7 @@ async fn fixed_records_are_sorted_with_and_without_spills() {
     let object: Vec<u8> = random_lines(200_000, 6).into_iter().take(199_980).collect();
     for budget in [AMPLE, TINY] {
         check(
-            SortSpec::new(Format::Fixed { len: 60 }),
+            SortSpec::new(Format::fixed(60)),
             &[object.clone(), object[..60].to_vec()],
             50_000,
             budget,
@@ -457,8 +457,7 @@ async fn a_store_that_is_away_is_no_fault_of_the_input() {
 #[tokio::test]
 async fn a_malformed_record_is_named_with_its_object() {
     let objects = [vec![b'a'; 40], vec![b'b'; 45]];
-    let mut world =
-        World::new(SortSpec::new(Format::Fixed { len: 10 }), &objects, 1000, 1, AMPLE).await;
+    let mut world = World::new(SortSpec::new(Format::fixed(10)), &objects, 1000, 1, AMPLE).await;
     let error = failure(
         world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await.0,
     );
@@ -482,19 +481,19 @@ fn naive(
     for (number, object) in (0..).zip(objects) {
         let mut kept = Vec::new();
         let mut offset = 0;
-        let records: Vec<&[u8]> = match *format {
-            Format::Lines { terminator } => {
+        let records: Vec<&[u8]> = match format.frame() {
+            Frame::Terminated(terminator) => {
                 object.split_inclusive(|&byte| byte == terminator).collect()
             }
-            Format::Fixed { len } => object.chunks(len as usize).collect(),
+            Frame::Fixed(len) => object.chunks(len as usize).collect(),
         };
         for record in records {
-            let body = if matches!(format, Format::Lines { .. }) {
+            let body = if matches!(format, Format::Lines(_)) {
                 record.strip_suffix(b"\n").unwrap_or(record)
             } else {
                 record
             };
-            let torn = matches!(*format, Format::Fixed { len } if record.len() < len as usize);
+            let torn = matches!(format.frame(), Frame::Fixed(len) if record.len() < len as usize);
             if torn || body.len() > record_bytes_max {
                 bad.push((number, offset, body.to_vec()));
             } else {
@@ -539,7 +538,7 @@ async fn malformed_records_are_left_out_and_kept() {
     for (spec, objects, limit) in [
         (lines(false), &of_lines, 4000),
         (lines(true), &of_lines, 4000),
-        (SortSpec::new(Format::Fixed { len: 100 }), &of_fixed, 1 << 30),
+        (SortSpec::new(Format::fixed(100)), &of_fixed, 1 << 30),
     ] {
         for budget in [AMPLE, TINY] {
             for policy in [BadRecords::Skip, BadRecords::Quarantine] {
@@ -612,7 +611,7 @@ async fn a_line_that_only_this_workers_memory_does_not_hold_is_not_malformed() {
         "{error}"
     );
     // Records of a fixed length are as long as they are: nothing is read to find out.
-    let spec = SortSpec::new(Format::Fixed { len: 70_000 });
+    let spec = SortSpec::new(Format::fixed(70_000));
     let mut world = World::new(spec, &[vec![b'x'; 140_000]], 140_000, 1, TINY).await;
     let error = failure(
         world.run(Phase::Sort, 0, Work::Sort { splitters: None, skip: Vec::new() }).await.0,
@@ -1026,7 +1025,7 @@ async fn a_job_tries_as_often_as_its_own_settings_say() {
     for (settings, enough) in
         [(None, false), (Some("[retry.store]\nattempts_max = 200\ntotal_ms = 0\n"), true)]
     {
-        let spec = SortSpec::new(Format::Fixed { len: 10 });
+        let spec = SortSpec::new(Format::fixed(10));
         let mut world = World::new(spec, &[vec![7; 100]], 100, 2, AMPLE).await;
         world.replan(|plan| plan.settings = settings.map(str::to_owned)).await;
         // The plan itself is read by the worker's own settings.

@@ -140,7 +140,7 @@ fn requests_that_cannot_work_are_refused() {
         "does not lie within the record",
     );
     check(
-        |spec| spec.sort.format = muster_kernel::record::Format::Fixed { len: 7 },
+        |spec| spec.sort.format = muster_kernel::format::Format::fixed(7),
         "no multiple of the record length 7",
     );
 }
@@ -218,9 +218,7 @@ fn a_gap_between_runs_is_found_at_the_barrier() {
         }
     };
     let mut spec = spec("j1");
-    spec.sort = muster_kernel::spec::SortSpec::new(muster_kernel::record::Format::Lines {
-        terminator: b'\n',
-    });
+    spec.sort = muster_kernel::spec::SortSpec::new(muster_kernel::format::Format::lines(b'\n'));
     world.submit(spec);
     assert_eq!(world.settle("j1"), JobState::Failed);
     let error = error_of(&mut world);

@@ -20,9 +20,7 @@ mod world;
 pub(super) fn empty_plan() -> muster_common::plan::Plan {
     muster_common::plan::Plan {
         job: world::job("j1"),
-        sort: muster_kernel::spec::SortSpec::new(muster_kernel::record::Format::Lines {
-            terminator: b'\n',
-        }),
+        sort: muster_kernel::spec::SortSpec::new(muster_kernel::format::Format::lines(b'\n')),
         objects: Vec::new(),
         splits: Vec::new(),
         partitions: 1,

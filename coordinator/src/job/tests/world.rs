@@ -10,8 +10,8 @@ use muster_common::ids::{AttemptId, Epoch, Incarnation, JobId, Phase, WorkerId};
 use muster_common::plan::{BadInputs, BadRecords, JobSpec, PinnedObject, Plan, Sizing};
 use muster_common::wire::{BlobRef, Outcome, RunAttempt, RunReply, WorkerState};
 use muster_common::{Error, Result};
+use muster_kernel::format::Format;
 use muster_kernel::proof::Sums;
-use muster_kernel::record::Format;
 use muster_kernel::spec::SortSpec;
 
 use super::fakes::{FakeWorker, Unacknowledged};
@@ -42,7 +42,7 @@ pub(super) fn spec(id: &str) -> JobSpec {
         inputs: vec!["/in".to_owned()],
         output: format!("/out-{id}"),
         bucket: None,
-        sort: SortSpec::new(Format::Fixed { len: RECORD_BYTES as u32 }),
+        sort: SortSpec::new(Format::fixed(RECORD_BYTES as u32)),
         auto_format: false,
         extension: "dat".to_owned(),
         overwrite: false,
