@@ -586,6 +586,7 @@ impl World {
             if job.state == JobState::Failed
                 && let Some(error) = job.ended.as_ref().and_then(|ended| ended.error.clone())
                 && !self.allowed.allows(&error)
+                && !core.refused_for_a_late_success(&job, &error)
             {
                 core.violate(format!(
                     "liveness: job {} failed without a cause in this run: {error}",
@@ -594,6 +595,18 @@ impl World {
             }
         }
         check_leftovers(core);
+    }
+}
+
+impl Core {
+    /// Whether a job has failed because a deposed leader's late write of the result before it came
+    /// after it was submitted: its own version is not the one that it may replace.
+    fn refused_for_a_late_success(&self, job: &DurableJob, error: &str) -> bool {
+        let success = format!("{}/{}", key_of(&job.submitted.output), names::SUCCESS);
+        let named = format!("{}/{}", job.submitted.output, names::SUCCESS);
+        self.store.changed_late.contains(&success)
+            && error.starts_with(&named)
+            && error.contains("has come into OUTPUT since the job was submitted")
     }
 }
 

@@ -1,8 +1,6 @@
 //! What may go wrong in a run: how often, drawn from the seed. Whole classes are off in some seeds,
 //! so that rare combinations of the others get room.
 
-use muster_common::planted::{self, Bug};
-
 use super::dice::Dice;
 
 /// Chances in a million, unless they say otherwise; all of them are 0 once the run is healed.
@@ -158,11 +156,8 @@ impl Weights {
             weights.events = 1 + dice.below(2 + 2 * level) as u32;
             weights.kinds = (dice.next() as u32 | dice.next() as u32) & 0xf_ffff;
         }
-        // A partition at any moment meets a commit too seldom to show a fence that reads. Drawn in
-        // all searches it also meets, once in thousands of seeds, the late write of a `_SUCCESS`
-        // that ARCHITECTURE.md names: a later job that would replace that result is then refused,
-        // which the checker does not yet take for a cause.
-        if planted::is(Bug::FenceByReading) && dice.below(8) == 0 {
+        // A partition at any moment meets a commit too seldom to show a fence that reads.
+        if dice.below(8) == 0 {
             weights.isolate = some(dice, 100, 300_000);
         }
         weights
