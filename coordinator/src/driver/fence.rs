@@ -33,6 +33,8 @@ use muster_common::planted::{self, Bug};
 use muster_common::{Error, ErrorKind, Result};
 use tokio::sync::{mpsc, watch};
 
+use super::own::OwnUploads;
+
 use crate::journal::record::JOURNAL_VERSION;
 use crate::journal::standing::{Moment, Standing};
 use crate::journal::writer::Order;
@@ -72,6 +74,7 @@ struct Shared {
     /// One question at a time: who waits finds the answer that another one got.
     asking: Mutex<()>,
     over: watch::Sender<Option<Error>>,
+    own: OwnUploads,
 }
 
 impl Fence {
@@ -92,8 +95,18 @@ impl Fence {
     ) -> Self {
         let (over, _) = watch::channel(None);
         let (orders, asking) = (orders.downgrade(), Mutex::new(()));
-        let shared =
-            Arc::new(Shared { ledger, clock, epoch, timeout_ms, standing, orders, asking, over });
+        let own = OwnUploads::default();
+        let shared = Arc::new(Shared {
+            ledger,
+            clock,
+            epoch,
+            timeout_ms,
+            standing,
+            orders,
+            asking,
+            over,
+            own,
+        });
         Self { shared, claims: None, held: None }
     }
 
@@ -107,6 +120,16 @@ impl Fence {
     /// What this leader claims OUTPUTs by.
     pub fn claims(&self) -> Option<&Claims> {
         self.claims.as_ref()
+    }
+
+    /// What this leader has opened and nobody else knows.
+    pub(super) fn own(&self) -> &OwnUploads {
+        &self.shared.own
+    }
+
+    /// The term is over and its tasks are ended: takes back what none but this leader can.
+    pub async fn leave(&self) {
+        self.shared.own.abort_all().await;
     }
 
     /// The same, which also looks at a claim on OUTPUT with each question.

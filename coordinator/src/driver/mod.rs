@@ -51,6 +51,7 @@ mod gather;
 mod listing;
 mod magic;
 mod offers;
+mod own;
 mod owned;
 mod publish;
 mod subscriptions;
@@ -327,6 +328,9 @@ impl Driver {
         let ended = async { while tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(LEAVE_TIMEOUT, ended).await.is_err() {
             tracing::debug!("a store call did not end in time; it is its task's last");
+        }
+        if tokio::time::timeout(LEAVE_TIMEOUT, hands.fence.leave()).await.is_err() {
+            tracing::debug!("a store did not take back an upload in time");
         }
         // What is on its way into the journal arrives before others read it.
         drop(orders);

@@ -379,8 +379,8 @@ async fn copy(
 ) -> Result<()> {
     let source: BlobUrl = from.url.parse()?;
     let (reader, writer) = (stores.open(&source).await?, stores.open(to).await?);
-    let upload = writer.open_upload(to.key()).await.map_err(|e| e.at(to))?;
-    let copied = async {
+    let copied = |upload: String| async {
+        let upload = upload;
         let (mut tags, mut digest, mut offset) = (Vec::new(), Digester::default(), 0);
         while offset < from.bytes {
             let end = from.bytes.min(offset + PIECE_BYTES);
@@ -418,12 +418,7 @@ async fn copy(
             }
         }
     };
-    let copied = copied.await;
-    if copied.is_err() {
-        // Nobody else knows this upload: it is this leader's to abort, also when it leads no more.
-        writer.abort_upload(to.key(), &upload).await.map_err(|e| e.at(to))?;
-    }
-    copied
+    fence.own().write(&writer, to, copied).await
 }
 
 /// Writes the manifest whole, as an upload of one part where it must outlive a power loss. The
@@ -442,13 +437,11 @@ async fn put(
         return store.put(url.key(), bytes.to_vec().into()).await;
     }
     fence.check().await?;
-    let upload = store.open_upload(url.key()).await?;
     let mut buffer = stores.buffers().take(bytes.len());
     buffer.vec_mut().extend_from_slice(bytes);
-    let written =
-        store.upload_part(url.key(), &upload, PartAt { index: 0, offset: 0 }, buffer.into()).await;
-    let completed = async {
-        let tag = written?;
+    let write = |upload: String| async move {
+        let at = PartAt { index: 0, offset: 0 };
+        let tag = store.upload_part(url.key(), &upload, at, buffer.into()).await?;
         fence.check_anew().await?;
         match store.complete_upload(url.key(), &upload, &[tag], bytes.len() as u64, true).await? {
             Completed::Now => Ok(()),
@@ -456,12 +449,7 @@ async fn put(
             Completed::Unsure => Err(Error::retry("its upload is gone; it is written again")),
         }
     };
-    let completed = completed.await;
-    if completed.is_err() {
-        // As in `copy_one`: it is nobody else's.
-        store.abort_upload(url.key(), &upload).await?;
-    }
-    completed
+    fence.own().write(store, url, write).await
 }
 
 /// Deletes objects of one store, a bounded number at once, and says which of them the store refuses

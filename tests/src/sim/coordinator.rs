@@ -187,6 +187,9 @@ impl World {
     fn step_down(&mut self, at: usize, epoch: Epoch, error: &Error) {
         let node = self.coordinators[at].node;
         self.executor.kill(node);
+        if let Some(fence) = self.fence_of(at) {
+            self.executor.spawn(node, async move { fence.leave().await });
+        }
         {
             let core = &mut *lock(&self.shared);
             core.node_line(node, &format!("steps down: {error}"));
