@@ -9,6 +9,8 @@
 
 use std::path::Path;
 
+use muster_kernel::format::magic;
+
 use crate::error::{Error, Result};
 use crate::names;
 use crate::paths;
@@ -144,25 +146,10 @@ pub fn is_plain(text: &str) -> bool {
     !is_wild(text) && unescaped(text) == text
 }
 
-/// Whether the first bytes of a file are UTF-8 without control characters other than those of text.
-/// A character that is cut at the end is none that is wrong.
-pub fn is_text(head: &[u8]) -> bool {
-    let text = match std::str::from_utf8(head) {
-        Ok(text) => text,
-        Err(cut) if cut.error_len().is_none() => {
-            std::str::from_utf8(&head[..cut.valid_up_to()]).unwrap_or_default()
-        }
-        Err(_) => return false,
-    };
-    !text.chars().any(|c| {
-        c.is_control() && !matches!(c, '\n' | '\r' | '\t' | '\x0b' | '\x0c' | '\x1b' | '\x08')
-    })
-}
-
 /// What of a file's first bytes tells what it is. Text is text by a few of them as well, and most
 /// files are, so that a page names as many as it can.
 pub fn telling(mut head: Vec<u8>) -> Vec<u8> {
-    if is_text(&head) {
+    if magic::is_text(&head) {
         head.truncate(TEXT_HEAD_BYTES);
     }
     head
@@ -179,6 +166,48 @@ fn below<'a>(path: &'a str, folder: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A worker shows less of what is text: that must be told in the same way, and stay text.
+    #[test]
+    fn less_of_a_file_tells_as_much() {
+        let utf16: Vec<u8> =
+            "several\r\nlines\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let utf32: Vec<u8> =
+            "several\nlines".chars().flat_map(|c| u32::from(c).to_be_bytes()).collect();
+        let (mut tar, mut text) = ([0_u8; 512], [b'a'; 512]);
+        tar[..5].copy_from_slice(b"name\0");
+        tar[148..156].copy_from_slice(b"000645\0 ");
+        text[148..156].copy_from_slice(b"0141000\n");
+        for head in [
+            &b"\x1f\x8b\x08\0\0\0\0\0\0\x03"[..],
+            b"BZh91AY&SY\x01",
+            b"\x28\xb5\x2f\xfd\x24",
+            b"PK\x03\x04\x14\0\0\0",
+            b"PAR1\x15\0",
+            b"ORC\x0a\x0b\xff\xfe",
+            b"\xff\xfea\0",
+            &utf16,
+            &utf32,
+            &tar,
+            &text,
+            b"",
+            b"plain\n",
+            b"BZh91AY\n",
+            b"PAR1\nPAR2\n",
+            b"ORCA\tgr\xc3",
+            b"a\0b\0",
+            b"gr\xfc\xdfe in latin-1\n",
+        ] {
+            let more = b"and a line that is longer than what is shown\n";
+            for head in [head.to_vec(), [head, more].concat()] {
+                let (bytes, less) = (head.len() as u64, telling(head.clone()));
+                let told = |head: &[u8]| {
+                    (magic::of(head, bytes).map(|known| known.what), magic::is_text(head))
+                };
+                assert_eq!(told(&less), told(&head), "{head:?}");
+            }
+        }
+    }
 
     #[test]
     fn only_what_begins_with_workers_is_meant() {

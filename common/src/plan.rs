@@ -225,6 +225,13 @@ pub struct PinnedRun {
 }
 
 impl PinnedObject {
+    /// The units that splits of it tile and its records have places in: bytes, as long as every
+    /// format is read by ranges of bytes. A format of which that is not so (row groups, what is
+    /// compressed as a whole) pins their number here.
+    pub fn units(&self) -> u64 {
+        self.bytes
+    }
+
     /// The name of the worker that alone can read it; none where every process can.
     pub fn owner(&self) -> Option<&str> {
         self.url.strip_prefix("worker://")?.split('/').next()
@@ -254,13 +261,13 @@ impl Plan {
         self.objects.get(piece.object as usize)?.owner()
     }
 
-    /// The global position of each object's first byte, and the input's size as last element.
+    /// The global position of each object's first unit, and the number of all as last element.
     pub fn positions(&self) -> Vec<u64> {
         let mut positions = Vec::with_capacity(self.objects.len() + 1);
         let mut next = 0;
         for object in &self.objects {
             positions.push(next);
-            next += object.bytes;
+            next += object.units();
         }
         positions.push(next);
         positions
@@ -296,7 +303,8 @@ impl Plan {
             Self::from_frame(bytes).map_err(|error| unknown_order(bytes).unwrap_or(error))?;
         for piece in plan.splits.iter().flatten() {
             let object = plan.objects.get(piece.object as usize);
-            if !object.is_some_and(|object| piece.begin <= piece.end && piece.end <= object.bytes) {
+            if !object.is_some_and(|object| piece.begin <= piece.end && piece.end <= object.units())
+            {
                 return Err(Error::invalid(format!(
                     "the plan of job {} names bytes that its objects do not have",
                     plan.job
@@ -304,7 +312,8 @@ impl Plan {
             }
         }
         // Sizes are summed up from here on without another look.
-        let all = plan.objects.iter().try_fold(0_u64, |sum, object| sum.checked_add(object.bytes));
+        let all =
+            plan.objects.iter().try_fold(0_u64, |sum, object| sum.checked_add(object.units()));
         let split = |pieces: &Vec<Interval>| {
             pieces
                 .iter()

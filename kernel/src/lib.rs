@@ -28,6 +28,7 @@ pub mod part;
 pub mod proof;
 pub mod reference;
 pub mod run;
+pub mod select;
 pub mod sort;
 pub mod spec;
 pub mod split;

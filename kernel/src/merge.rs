@@ -16,6 +16,7 @@ use crate::loser_tree::LoserTree;
 use crate::order::Order;
 use crate::proof::{Sums, Tally};
 use crate::run::{Piece, RecordSink};
+use crate::select::Picker;
 use crate::splitters::Splitter;
 use crate::window::{Windowing, common_len};
 
@@ -83,6 +84,7 @@ struct Merge<'a, W: Windows, L> {
     depth: usize,
     cursors: Vec<Cursor<W>>,
     tree: LoserTree,
+    picker: Picker,
     /// The record that was pushed last: the one before the current of this cursor.
     last: Option<Last>,
     tally: Tally,
@@ -123,14 +125,18 @@ impl<'a, W: Windows, L: Layout> Merge<'a, W, L> {
             depth,
             cursors,
             tree,
+            picker: order.select().picker(),
             last: None,
             tally: Tally::default(),
         })
     }
 
-    /// Emits one record; `false` when all inputs have ended.
+    /// Emits one record; `false` when all inputs have ended, or nothing more is kept.
     #[inline(always)]
     fn step<O: RecordSink<Error = W::Error>>(&mut self, out: &mut O) -> Result<bool, W::Error> {
+        if self.picker.is_done() {
+            return Ok(false);
+        }
         let input = self.tree.winner() as usize;
         let window = self.tree.winner_window();
         let Some(cursor) = self.cursors.get(input).filter(|cursor| !cursor.ended()) else {
@@ -146,11 +152,11 @@ impl<'a, W: Windows, L: Layout> Merge<'a, W, L> {
         };
         let stored = cursor.stored();
         let body_bytes = stored.len() - L::TRAILER;
-        if doubled && self.order.unique() {
-            self.tally.dropped.add_hashed(body_bytes, cursor.hash());
-        } else {
+        if self.picker.keeps(doubled) {
             out.push(stored, cursor.hash())?;
             self.tally.kept.add_hashed(body_bytes, cursor.hash());
+        } else {
+            self.tally.dropped.add_hashed(body_bytes, cursor.hash());
         }
         self.last = Some(Last { window, input });
         self.cursors[input].advance(self.layout, self.order, self.windowing)?;
@@ -209,10 +215,18 @@ impl<'a, W: Windows, L: Layout> Merge<'a, W, L> {
         Ok(())
     }
 
-    fn finish(self) -> Result<Tally, W::Error> {
+    fn finish(mut self) -> Result<Tally, W::Error> {
         self.check_upper()?;
-        let expected =
-            self.cursors.iter().fold(Sums::default(), |sums, cursor| sums.plus(&cursor.sums()));
+        let sum = |of: fn(&Cursor<W>) -> Sums| {
+            self.cursors.iter().fold(Sums::default(), |sums, cursor| sums.plus(&of(cursor)))
+        };
+        if self.picker.is_done() {
+            // Of what was not read the indexes say how much it is.
+            let unread = sum(Cursor::sums_of_piece).minus(&self.tally.total());
+            self.tally.dropped.merge(&unread);
+            return Ok(self.tally);
+        }
+        let expected = sum(Cursor::sums);
         if self.tally.total() != expected {
             let what = "the merged pieces".to_string();
             return Err(

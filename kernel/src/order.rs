@@ -11,6 +11,7 @@ use crate::encode::{TextRules, complement, push_number, push_open_text, push_tex
 use crate::error::KernelError;
 use crate::fields::FieldFinder;
 use crate::format::{Format, Frame};
+use crate::select::Select;
 use crate::spec::{FieldKey, SortSpec};
 
 /// A compiled [`SortSpec`].
@@ -18,7 +19,7 @@ use crate::spec::{FieldKey, SortSpec};
 pub struct Order {
     format: Format,
     frame: Frame,
-    unique: bool,
+    select: Select,
     shape: KeyShape,
 }
 
@@ -97,7 +98,7 @@ impl Order {
     pub fn new(spec: &SortSpec) -> Result<Self, KernelError> {
         spec.validate()?;
         let (frame, shape) = (spec.format.frame(), spec.format.rules().key_shape(spec));
-        Ok(Self { format: spec.format.clone(), frame, unique: spec.unique, shape })
+        Ok(Self { format: spec.format.clone(), frame, select: spec.select(), shape })
     }
 
     /// How bytes divide into records.
@@ -112,10 +113,10 @@ impl Order {
         self.frame
     }
 
-    /// Whether only the first of equal keys is kept (`-u`).
+    /// Which records are kept.
     #[inline]
-    pub fn unique(&self) -> bool {
-        self.unique
+    pub fn select(&self) -> Select {
+        self.select
     }
 
     /// The comparison key of a record body (the record without its terminator). It borrows from the

@@ -150,25 +150,26 @@ impl Tally {
     }
 }
 
-/// A range of bytes of one input object: `begin..end`, counted from the object's start. It is
-/// persisted and sent as it is, and never changes.
+/// A range of one input object: `begin..end`, counted from the object's start in the units that
+/// splits of it tile, which are bytes for the formats of today. It is persisted and sent as it is,
+/// and never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Interval {
     /// Number of the object in the pinned listing.
     pub object: u32,
-    /// First byte.
+    /// First unit.
     pub begin: u64,
-    /// One past the last byte.
+    /// One past the last.
     pub end: u64,
 }
 
 impl Interval {
-    /// Bytes in the interval.
+    /// Units in the interval.
     pub fn len(&self) -> u64 {
         self.end.saturating_sub(self.begin)
     }
 
-    /// Whether it holds no bytes.
+    /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
         self.end <= self.begin
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::KernelError;
 use crate::format::Format;
+use crate::select::Select;
 
 mod parse;
 
@@ -141,6 +142,11 @@ impl SortSpec {
             stable: false,
             unique: false,
         }
+    }
+
+    /// Which records of the order are kept.
+    pub fn select(&self) -> Select {
+        Select { distinct: self.unique, first: None }
     }
 
     /// Checks that everything fits together. The error is [`KernelError::InvalidSpec`] and names

@@ -85,7 +85,7 @@ pub(crate) fn shortages(
         data,
         input_bytes,
         spill_bytes: spills.min(input_bytes),
-        may_shrink: spec.sort.unique,
+        may_shrink: !spec.sort.select().keeps_all(),
     };
     judge(&places, look)
 }

@@ -4,29 +4,20 @@
 
 use futures::{StreamExt, stream};
 
-use muster_common::inputs::is_text;
 use muster_common::plan::{BadInputs, JobSpec, PinnedObject};
 use muster_common::store::{Access, BlobUrl, Stores, read_whole};
+use muster_common::wire::HEAD_BYTES_MAX;
 use muster_common::{Error, Result};
 use muster_kernel::format::Format;
+use muster_kernel::format::magic::{self, Kind, Known};
 use muster_kernel::spec::{KeyDef, SortSpec};
 
-use super::magic::{self, HEAD_BYTES, Kind, Known};
 use super::offers::Offered;
 
 /// Objects of which the first bytes are read; of more, so many that are spread over all of them.
 /// Names are looked at in all.
 const HEADS_MAX: usize = 10_000;
 const HEADS_AT_ONCE: usize = 32;
-
-/// Extensions of text, in lower case, whose records are not always lines.
-const TEXT: [(&str, &str); 5] = [
-    ("csv", "CSV"),
-    ("tsv", "TSV"),
-    ("jsonl", "JSON lines"),
-    ("ndjson", "JSON lines"),
-    ("json", "JSON"),
-];
 
 /// Looks at names and first bytes, and gives what there is to warn of. One that cannot be read is
 /// passed over where such objects may be left out: the task that reads it says so in the journal.
@@ -41,7 +32,9 @@ pub(super) async fn look(
 ) -> Result<Vec<String>> {
     let auto = spec.auto_format;
     if auto && !means_lines(&spec.sort) {
-        let other = objects.iter().find_map(|object| Some((object, text_by_name(&object.url)?)));
+        let other = objects
+            .iter()
+            .find_map(|object| Some((object, magic::text_by_extension(&extension(&object.url)?)?)));
         if let Some((object, what)) = other {
             return Err(Error::invalid(format!(
                 "INPUT {} is {what} by its name, which is not built yet; to sort its lines as they \
@@ -104,11 +97,6 @@ fn extension(url: &str) -> Option<String> {
     Some(name.rsplit_once('.')?.1.to_ascii_lowercase())
 }
 
-fn text_by_name(url: &str) -> Option<&'static str> {
-    let extension = extension(url)?;
-    TEXT.iter().find(|(known, _)| *known == extension).map(|(_, what)| *what)
-}
-
 /// Those that are not empty, or so many of them.
 fn to_look_at(objects: &[PinnedObject]) -> impl Iterator<Item = &PinnedObject> {
     let every = objects.len().div_ceil(HEADS_MAX).max(1);
@@ -127,7 +115,7 @@ async fn what(
     }
     let url: BlobUrl = object.url.parse()?;
     let store = stores.open(&url).await?;
-    let start = 0..object.bytes.min(HEAD_BYTES);
+    let start = 0..object.bytes.min(HEAD_BYTES_MAX as u64);
     let head = read_whole(|| store.read(url.key(), start.clone(), Access::Cached)).await?;
     Ok(known(format, object, &head))
 }
@@ -138,7 +126,7 @@ pub(super) fn known(format: &Format, object: &PinnedObject, head: &[u8]) -> Opti
     let by_content = magic::of(head, object.bytes)
         .filter(|known| known.kind != Kind::Encoded || !rules.takes_wide_text());
     let by_name = || {
-        let doubtful = rules.is_text() && !is_text(head);
+        let doubtful = rules.is_text() && !magic::is_text(head);
         doubtful.then(|| magic::by_extension(&extension(&object.url)?)).flatten()
     };
     by_content.or_else(by_name)

@@ -49,7 +49,6 @@ pub(crate) mod fence;
 mod formats;
 mod gather;
 mod listing;
-mod magic;
 mod offers;
 mod own;
 mod owned;

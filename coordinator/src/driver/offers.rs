@@ -23,10 +23,10 @@ use muster_common::wire::{
 };
 use muster_common::{Error, ErrorKind, Result, error};
 use muster_kernel::format::Format;
+use muster_kernel::format::magic::Known;
 
 use super::formats;
 use super::gather::join;
-use super::magic::Known;
 use crate::job::io::Offer;
 
 /// Workers that are asked side by side.

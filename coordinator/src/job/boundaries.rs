@@ -46,7 +46,7 @@ impl Machine {
         active.writing += 1;
         let url = active.scratch.join(&names::splitters_path(self.epoch, nonce));
         let samples = active.samples.clone();
-        let (partitions, unique) = (plan.partitions, plan.sort.unique);
+        let (partitions, unique) = (plan.partitions, plan.sort.select().distinct);
         self.out.push(Effect::ChooseSplitters {
             job: job.clone(),
             samples,

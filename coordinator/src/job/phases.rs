@@ -370,7 +370,7 @@ pub(super) fn check_runs(durable: &DurableJob, plan: &Plan) -> Result<()> {
     let read =
         |at: u32, bytes: u64| if durable.skipped_objects.contains_key(&at) { 0 } else { bytes };
     let sizes: Vec<u64> =
-        (0..).zip(&plan.objects).map(|(at, object)| read(at, object.bytes)).collect();
+        (0..).zip(&plan.objects).map(|(at, object)| read(at, object.units())).collect();
     let intervals: Vec<Interval> =
         durable.runs.values().flat_map(|run| run.intervals.iter().copied()).collect();
     let tiles =

@@ -209,7 +209,7 @@ fn split_by_owner(
     let mut splits = Vec::new();
     let mut base = 0_u32;
     for group in listing.objects.chunk_by(|a, b| a.owner() == b.owner()) {
-        let sizes: Vec<u64> = group.iter().map(|object| object.bytes).collect();
+        let sizes: Vec<u64> = group.iter().map(|object| object.units()).collect();
         for mut split in plan_splits(&sizes, format, split_bytes) {
             split.iter_mut().for_each(|piece| piece.object += base);
             splits.push(split);
@@ -320,7 +320,7 @@ pub fn check_intervals(plan: &Plan, split: u32, intervals: &[Interval]) -> Resul
             .or_insert(piece.begin);
     }
     for interval in intervals {
-        let size = plan.objects.get(interval.object as usize).map_or(0, |object| object.bytes);
+        let size = plan.objects.get(interval.object as usize).map_or(0, |object| object.units());
         let begins = first.get(&interval.object).is_some_and(|begin| *begin <= interval.begin);
         if !begins || interval.begin > interval.end || interval.end > size {
             let Interval { object, begin, end } = interval;

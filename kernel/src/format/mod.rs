@@ -22,6 +22,7 @@ use crate::spec::{KeyDef, SortSpec};
 mod fixed;
 pub(crate) mod frame;
 mod lines;
+pub mod magic;
 
 pub use fixed::Fixed;
 pub use frame::Frame;

@@ -6,6 +6,7 @@ use crate::error::KernelError;
 use crate::order::Order;
 use crate::proof::{Sums, Tally};
 use crate::run::{RunWriter, Sink};
+use crate::select::Picker;
 use crate::sort::Segment;
 use crate::splitters::Splitter;
 
@@ -51,6 +52,7 @@ impl<'a> SortedChunk<'a> {
     ) -> Result<Tally, S::Error> {
         let before = out.written();
         let mut dropped = Sums::default();
+        let mut picker = self.order.select().picker();
         let mut begin = 0;
         for number in 0..=splitters.len() {
             let end = match splitters.get(number) {
@@ -62,9 +64,12 @@ impl<'a> SortedChunk<'a> {
                 None => self.entries.len(),
             };
             out.begin_partition()?;
-            match self.order.unique() {
-                true => self.write_first_of_equals(begin..end, out, &mut dropped)?,
-                false => self.write_all(begin..end, out)?,
+            if picker.compares() {
+                self.write_chosen(begin..end, &mut picker, out, &mut dropped)?;
+            } else {
+                let kept = begin + picker.take(end - begin);
+                self.write_all(begin..kept, out)?;
+                self.drop_all(kept..end, &mut dropped);
             }
             begin = end;
         }
@@ -97,9 +102,18 @@ impl<'a> SortedChunk<'a> {
         Ok(())
     }
 
-    fn write_first_of_equals<S: Sink>(
+    /// They are read all the same: what was fed must be here (P1).
+    fn drop_all(&self, range: std::ops::Range<usize>, dropped: &mut Sums) {
+        let frame = self.order.frame();
+        for &entry in &self.entries[range] {
+            dropped.add(frame.body(self.keys.record(entry)));
+        }
+    }
+
+    fn write_chosen<S: Sink>(
         &self,
         range: std::ops::Range<usize>,
+        picker: &mut Picker,
         out: &mut RunWriter<S>,
         dropped: &mut Sums,
     ) -> Result<(), S::Error> {
@@ -110,11 +124,11 @@ impl<'a> SortedChunk<'a> {
                 self.keys.prefetch(ahead);
             }
             let key = self.keys.key(entry);
-            if last_key == Some(key) {
-                dropped.add(self.order.frame().body(self.keys.record(entry)));
-            } else {
+            if picker.keeps(last_key == Some(key)) {
                 out.push(self.keys.record(entry))?;
                 last_key = Some(key);
+            } else {
+                dropped.add(self.order.frame().body(self.keys.record(entry)));
             }
         }
         Ok(())

@@ -163,8 +163,8 @@ pub(crate) fn choose_splitters(order: &Order, objects: &[Vec<u8>], sizes: Sizes)
         let window = SampleWindow { position, object_offset: 0, at_object_end: true };
         samples.extend(splitters::sample(order, object, window, 50));
     }
-    let chosen = splitters::choose(samples, sizes.partitions, order.unique());
-    assert_eq!(splitters::validate(&chosen, order.unique()), Ok(()));
+    let chosen = splitters::choose(samples, sizes.partitions, order.select().distinct);
+    assert_eq!(splitters::validate(&chosen, order.select().distinct), Ok(()));
     splitters::decode(&splitters::encode(&chosen)).expect("what was encoded")
 }
 

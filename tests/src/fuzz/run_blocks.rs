@@ -66,7 +66,7 @@ impl RecordSink for Out<'_> {
         let key = self.order.key(body, &mut scratch);
         if let Some(last) = &self.last {
             assert!(last.as_slice() <= key, "keys ascend");
-            assert!(!self.order.unique() || last.as_slice() < key, "equal keys come once");
+            assert!(!self.order.select().distinct || last.as_slice() < key, "equal keys come once");
         }
         self.last = Some(key.to_vec());
         self.sums.add(body);

@@ -317,7 +317,7 @@ impl Attempt {
     async fn sort(&self, splitters: Option<&BlobRef>) -> Result<Outcome> {
         let prepared = async {
             let job = self.job().await?;
-            let splitters = self.splitters(splitters, job.order.unique()).await?;
+            let splitters = self.splitters(splitters, job.order.select().distinct).await?;
             self.check_pinned(&job).await?;
             Ok((job, splitters))
         };
@@ -506,7 +506,7 @@ impl Attempt {
         let index = self.run.attempt.task.index;
         let prepared = async {
             let job = self.job().await?;
-            let splitters = self.splitters(splitters, job.order.unique()).await?;
+            let splitters = self.splitters(splitters, job.order.select().distinct).await?;
             let pinned = PinnedRuns::from_bytes(&self.fetch(runs).await?)?;
             lock(&self.shared).check_merge_begins(&self.run.job, &self.run.attempt, runs, &pinned);
             let runs = pinned.runs.iter().skip(usize::from(planted::is(Bug::LeaveOutRun)));

@@ -36,7 +36,8 @@ pub(super) async fn run(
     let link = task.link.clone();
     let prepared = link.or_cancelled(async {
         let job = task.context.cache.job(&task.run.plan).await?;
-        let splitters = task.context.cache.splitters(splitters, job.order.unique()).await?;
+        let splitters =
+            task.context.cache.splitters(splitters, job.order.select().distinct).await?;
         let sources = sources(task, splitters.len(), runs).await?;
         let part = names::part_name(task.run.attempt.task.index, &job.plan.extension);
         let target =

@@ -36,7 +36,8 @@ pub(super) async fn run(task: &Arc<Task>, splitters: Option<&BlobRef>) -> Result
     let link = task.link.clone();
     let prepared = link.or_cancelled(async {
         let job = task.context.cache.job(&task.run.plan).await?;
-        let splitters = task.context.cache.splitters(splitters, job.order.unique()).await?;
+        let splitters =
+            task.context.cache.splitters(splitters, job.order.select().distinct).await?;
         let objects = task.pinned_objects(&job).await?;
         let targets = targets(task, &job).await?;
         Ok((job, splitters, objects, targets, task.spill_root().await?))
