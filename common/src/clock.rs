@@ -22,6 +22,19 @@ pub trait Clock: Send + Sync + 'static {
     }
 }
 
+/// What comes of something within so many milliseconds of a clock; nothing where it takes longer.
+pub async fn within<T>(
+    clock: &dyn Clock,
+    bound_ms: u64,
+    something: impl Future<Output = T>,
+) -> Option<T> {
+    let something = std::pin::pin!(something);
+    match futures::future::select(something, clock.pause(bound_ms)).await {
+        futures::future::Either::Left((came, _)) => Some(came),
+        futures::future::Either::Right(_) => None,
+    }
+}
+
 /// The machine's own clock and generator.
 #[derive(Debug)]
 pub struct SystemClock {

@@ -43,12 +43,14 @@ pub enum Bug {
     NeverConfirm,
     /// What runs have written is removed before one's turn has come, beside owners that live.
     CleanBesideOwners,
+    /// A merge decides ties between runs backwards.
+    TiesBackwards,
     /// A leader that is to change a store reads who leads, where it ought to append.
     FenceByReading,
 }
 
 /// All of them, by name.
-pub const BUGS: [(&str, Bug); 16] = [
+pub const BUGS: [(&str, Bug); 17] = [
     ("skip the epoch check", Bug::SkipEpochCheck),
     ("accept the second commit", Bug::AcceptSecondCommit),
     ("trust a listing", Bug::TrustListing),
@@ -62,6 +64,7 @@ pub const BUGS: [(&str, Bug); 16] = [
     ("give owned input to anybody", Bug::GrantAnywhere),
     ("leave out a run of the list", Bug::LeaveOutRun),
     ("take runs as they arrive", Bug::RunsAsTheyArrive),
+    ("decide ties of a merge backwards", Bug::TiesBackwards),
     ("remove the old _SUCCESS late", Bug::RemoveSuccessLate),
     ("make the manifest anew", Bug::RemakeManifest),
     ("fence by reading", Bug::FenceByReading),

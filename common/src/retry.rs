@@ -321,6 +321,11 @@ impl Retry {
         Ok(())
     }
 
+    /// The clock by which it waits.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
     /// What was counted so far.
     pub fn stats(&self) -> RecoveryStats {
         self.counts.lock().clone()

@@ -30,9 +30,7 @@ const LONG_FILES: &[(&str, usize)] = &[
     ("tests/src/sim/claims.rs", 920),
     ("tests/src/sim/coordinator.rs", 900),
     ("tests/src/sim/store.rs", 750),
-    ("tests/src/sim/tasks.rs", 830),
     ("tests/src/sim/world.rs", 980),
-    ("worker/src/driver.rs", 730),
     ("worker/src/tasks/tests.rs", 1110),
 ];
 

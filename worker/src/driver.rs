@@ -3,9 +3,7 @@
 //! to ask for admission again and when to end, in [`crate::presence`]. Nothing in the loop waits
 //! for the network: requests are tasks, and come back as events.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::{Client, Message, Subject};
@@ -20,25 +18,25 @@ use muster_common::retry::{RecoveryStats, Retry};
 use muster_common::store::{BlobUrl, Layer, Scheme, Stores};
 use muster_common::telemetry::Bounded;
 use muster_common::wire::{
-    self, AttemptProgress, Health, Heartbeat, JobRecoveries, LeaderBeat, ListInputs, ListReply,
-    Outcome, Recovered, Register, RegisterReply, Report, ReportReply, RunAttempt, StoreLimits,
-    WorkerState,
+    self, Health, Heartbeat, JobRecoveries, LeaderBeat, ListInputs, ListReply, Outcome, Recovered,
+    Register, RegisterReply, Report, ReportReply, RunAttempt, StoreLimits, WorkerState,
 };
 use muster_common::{Error, ErrorKind, Result};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use crate::at_work::AtWork;
 use crate::attempt::{Attempts, Effect, Input, Key};
+use crate::crew::Tokio;
 use crate::guard::Guards;
 use crate::health::{Gauge, Reading};
 use crate::metrics::{Meters, Seen};
 use crate::presence::{Admitted, Presence};
 use crate::requests::{Asking, Requests};
 use crate::spills::Spills;
-use crate::tasks::{Context, Gate, Progress, Task};
-use crate::transfer::Leftovers;
+use crate::tasks::Context;
 use crate::{Exit, WorkerOptions};
 
 /// How often the loop looks at the time.
@@ -52,18 +50,16 @@ const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What comes back from tasks.
 enum Event {
-    Opened { key: Key, upload: String },
-    Finished { key: Key, outcome: Outcome },
-    Reported { key: Key, reply: Result<ReportReply> },
-    Registered { asked: Vec<Key>, reply: Result<RegisterReply> },
-}
-
-/// An attempt as the loop knows it, until it is kept or cleaned up.
-struct Work {
-    cancel: CancellationToken,
-    proceed: Option<oneshot::Sender<()>>,
-    progress: Arc<Progress>,
-    results: Leftovers,
+    /// From an attempt: that its upload is open, or that it has ended.
+    Attempt(Input),
+    Reported {
+        key: Key,
+        reply: Result<ReportReply>,
+    },
+    Registered {
+        asked: Vec<Key>,
+        reply: Result<RegisterReply>,
+    },
 }
 
 /// A worker at work.
@@ -73,10 +69,9 @@ pub(crate) struct Driver {
     requests: Requests,
     names: Names,
     incarnation: Incarnation,
-    context: Arc<Context>,
     guards: Arc<Guards>,
     attempts: Attempts,
-    work: HashMap<Key, Work>,
+    work: AtWork,
     tasks: JoinSet<()>,
     /// Requests to the coordinator that wait for their answer.
     asking: JoinSet<()>,
@@ -87,8 +82,6 @@ pub(crate) struct Driver {
     /// thread and memory.
     own_files: Option<OwnFiles>,
     listing: Arc<Semaphore>,
-    /// Input bytes that attempts did which have ended.
-    bytes_ended: u64,
     /// Where somebody watches this process.
     meters: Option<Meters>,
     /// What is logged of messages that cannot be read.
@@ -128,6 +121,11 @@ impl Driver {
             sorter_bytes = budget.sorter_bytes,
             "worker starts"
         );
+        let crew = Arc::new(Tokio::current());
+        let spills = Spills::new(spills);
+        let context = Context::new(crew, stores, retry, budget, options.threads, spills)
+            .sharing(options.jobs.clone())
+            .waiting_for_copies(config.store.replica_after_ms);
         Ok(Self {
             requests: Requests::new(
                 client,
@@ -136,11 +134,6 @@ impl Driver {
                 options.faults.clone(),
             ),
             names,
-            context: Arc::new(
-                Context::new(stores, retry, budget, options.threads, Spills::new(spills))
-                    .sharing(options.jobs.clone())
-                    .waiting_for_copies(Duration::from_millis(config.store.replica_after_ms)),
-            ),
             guards,
             attempts: Attempts::new(
                 options.id.clone(),
@@ -148,7 +141,7 @@ impl Driver {
                 options.threads.max(1),
                 config.retry.nats.clone(),
             ),
-            work: HashMap::new(),
+            work: AtWork::new(context),
             tasks: JoinSet::new(),
             asking: JoinSet::new(),
             events: mpsc::channel(EVENTS_MAX),
@@ -160,7 +153,6 @@ impl Driver {
             ),
             own_files,
             listing: Arc::new(Semaphore::new(LISTINGS_AT_ONCE)),
-            bytes_ended: 0,
             meters,
             bounded: Bounded::default(),
             incarnation,
@@ -229,35 +221,20 @@ impl Driver {
             Effect::AnswerRun(answer) => self.answer(reply, &answer).await,
             Effect::Answer(answer) => self.answer(reply, &answer).await,
             Effect::Start(run) => self.start(*run),
-            Effect::Proceed(key) => {
-                if let Some(proceed) = self.work.get_mut(&key).and_then(|work| work.proceed.take())
-                {
-                    // Refused only by an attempt that has failed meanwhile, which says so itself.
-                    let _ = proceed.send(());
-                }
-            }
+            Effect::Proceed(key) => self.work.proceed(&key),
             Effect::Abandon(key) => {
                 tracing::info!(job = %key.job, attempt = %key.attempt, "abandoning an attempt");
-                if let Some(work) = self.work.get(&key) {
-                    work.cancel.cancel();
-                }
+                self.work.abandon(&key);
             }
             Effect::CleanUp(key) => {
-                if let Some(work) = self.forget(&key) {
-                    self.tasks.spawn(async move { work.results.remove_all().await });
+                if let Some(removal) = self.work.clean_up(&key) {
+                    self.tasks.spawn(removal);
                 }
             }
-            Effect::Keep(key) => drop(self.forget(&key)),
+            Effect::Keep(key) => self.work.keep(&key),
             Effect::Send(report) => self.send(*report),
             Effect::Register => self.presence.register_now(self.clock.now_ms()),
         }
-    }
-
-    /// Takes an attempt off the list of what runs or is held.
-    fn forget(&mut self, key: &Key) -> Option<Work> {
-        let work = self.work.remove(key)?;
-        self.bytes_ended = self.bytes_ended.saturating_add(work.progress.bytes_done());
-        Some(work)
     }
 
     async fn answer<T: wire::Message>(&self, reply: Option<&Subject>, message: &T) {
@@ -268,20 +245,20 @@ impl Driver {
     }
 
     fn start(&mut self, run: RunAttempt) {
-        let key = Key { job: run.job.clone(), attempt: run.attempt };
         tracing::info!(
-            job = %key.job,
+            job = %run.job,
             phase = %run.attempt.task.phase,
-            attempt = %key.attempt,
+            attempt = %run.attempt,
             epoch = %run.epoch,
             "attempt begins"
         );
-        let (cancel, progress) = (CancellationToken::new(), Arc::new(Progress::default()));
-        let task = Arc::new(Task::new(self.context.clone(), run, cancel.clone(), progress.clone()));
-        let (proceed, allowed) = oneshot::channel();
-        let work = Work { cancel, proceed: Some(proceed), progress, results: task.results.clone() };
-        self.work.insert(key.clone(), work);
-        self.tasks.spawn(attend(task, key, allowed, self.events.0.clone()));
+        let events = self.events.0.clone();
+        let tell = move |input| {
+            let events = events.clone();
+            // The loop has ended if nobody receives.
+            async move { drop(events.send(Event::Attempt(input)).await) }
+        };
+        self.tasks.spawn(self.work.begin(run, None, tell));
     }
 
     fn send(&mut self, report: Report) {
@@ -403,15 +380,16 @@ impl Driver {
 
     async fn on_event(&mut self, event: Event) -> Result<()> {
         match event {
-            Event::Opened { key, upload } => self.step(Input::Opened { key, upload }, None).await,
-            Event::Finished { key, outcome } => {
-                if let Outcome::Failed { .. } = outcome {
-                    self.gauge.failed(self.clock.now_ms());
+            Event::Attempt(input) => {
+                if let Input::Finished { outcome, .. } = &input {
+                    if let Outcome::Failed { .. } = outcome {
+                        self.gauge.failed(self.clock.now_ms());
+                    }
+                    if let Some(meters) = &self.meters {
+                        meters.ended(outcome);
+                    }
                 }
-                if let Some(meters) = &self.meters {
-                    meters.ended(&outcome);
-                }
-                self.step(Input::Finished { key, outcome }, None).await;
+                self.step(input, None).await;
             }
             Event::Reported { key, reply: Ok(reply) } => {
                 self.presence.heard(self.clock.now_ms());
@@ -437,7 +415,7 @@ impl Driver {
             return Ok(());
         };
         if self.attempts.registered() != Some(epoch) {
-            self.context.tell_recoveries_anew();
+            self.work.context().tell_recoveries_anew();
             tracing::info!(
                 worker = %self.options.id,
                 %epoch,
@@ -520,15 +498,7 @@ impl Driver {
     async fn heartbeat(&mut self, state: WorkerState) {
         let Some(epoch) = self.attempts.registered() else { return };
         let health = self.health();
-        let attempts = self.attempts.running().filter_map(|key| {
-            let progress = &self.work.get(key)?.progress;
-            Some(AttemptProgress {
-                job: key.job.clone(),
-                attempt: key.attempt,
-                bytes_done: progress.bytes_done(),
-                bytes_total: progress.bytes_total.load(Ordering::Relaxed),
-            })
-        });
+        let attempts = self.attempts.running().filter_map(|key| self.work.progress(key));
         let heartbeat = Heartbeat {
             worker: self.options.id.clone(),
             incarnation: self.incarnation,
@@ -559,18 +529,17 @@ impl Driver {
                 .map(|(trouble, counts)| Recovered { trouble: trouble.name().to_owned(), counts })
                 .collect(),
         };
-        self.context.recoveries_news().into_iter().map(message).collect()
+        self.work.context().recoveries_news().into_iter().map(message).collect()
     }
 
     fn reading(&self) -> Reading {
-        let done = |work: &Work| work.progress.bytes_done();
-        let running = self.work.values().map(done).fold(0, u64::saturating_add);
+        let context = self.work.context();
         Reading {
-            bytes_done: self.bytes_ended.saturating_add(running),
-            running: self.work.len(),
-            store_retries: self.context.retry.retried(),
+            bytes_done: self.work.bytes_done(),
+            running: self.work.keys().len(),
+            store_retries: context.retry.retried(),
             throttled: self.guards.throttled(),
-            mended: self.context.counters.mended(self.guards.hedged()),
+            mended: context.mended(self.guards.hedged()),
             ..Reading::take(self.clock.now_ms(), &self.options.data_dir)
         }
     }
@@ -595,8 +564,8 @@ impl Driver {
         let cleaned = async {
             while !self.attempts.is_idle() {
                 let Some(event) = self.events.1.recv().await else { return };
-                if let Event::Finished { key, outcome } = event {
-                    self.step(Input::Finished { key, outcome }, None).await;
+                if let Event::Attempt(input @ Input::Finished { .. }) = event {
+                    self.step(input, None).await;
                 }
             }
         };
@@ -619,7 +588,7 @@ impl Driver {
     /// Removes what earlier lives of this worker left on its disk. Only once it is registered:
     /// until then another process might live under its id.
     fn sweep_spills(&mut self) {
-        let spills = self.context.spills.clone();
+        let spills = self.work.context().spills.clone();
         spills.is_alone();
         self.tasks.spawn(async move {
             // It can fail only by a panic, which has been reported then.
@@ -629,12 +598,8 @@ impl Driver {
 
     async fn sweep_own_spills(&self) {
         let pruned = async {
-            self.context
-                .stores
-                .open(&self.context.spills.root)
-                .await?
-                .prune(self.context.spills.root.key())
-                .await
+            let Context { stores, spills, .. } = self.work.context();
+            stores.open(&spills.root).await?.prune(spills.root.key()).await
         };
         if let Err(error) = pruned.await {
             tracing::debug!(%error, "cannot remove the folder of spills");
@@ -649,25 +614,6 @@ async fn tell_recoveries(requests: &Requests, recoveries: Vec<JobRecoveries>) {
             tracing::debug!(%error, job = %message.job, "what was retried was not told");
         }
     }
-}
-
-/// Runs an attempt and tells the loop what becomes of it.
-async fn attend(
-    task: Arc<Task>,
-    key: Key,
-    proceed: oneshot::Receiver<()>,
-    events: mpsc::Sender<Event>,
-) {
-    let (opened, mut announced) = oneshot::channel();
-    let mut conclusion = Box::pin(task.conclude(Gate { opened, proceed }));
-    let outcome = tokio::select! {
-        Ok(upload) = &mut announced => {
-            drop(events.send(Event::Opened { key: key.clone(), upload }).await);
-            conclusion.await
-        }
-        outcome = &mut conclusion => outcome,
-    };
-    drop(events.send(Event::Finished { key, outcome }).await);
 }
 
 /// The folders that this worker offers as input, put where its attempts find them.

@@ -5,11 +5,12 @@
 //!
 //! ```text
 //! command ─▶ driver ─▶ attempt (pure: accept? report? abandon?)
-//!                         │
+//!                         │ at_work: begin, go on, end, remove
 //!                         ▼
 //!               tasks::{sample, sort, merge} ─▶ outcome ─▶ driver ─▶ report
 //!                 │ transfer: windows in, parts out
-//!                 └ memory, slots: within how many bytes
+//!                 │ memory, slots: within how many bytes
+//!                 └ crew: on which threads
 //! ```
 //!
 //! A worker commits nothing. It writes only below names that carry its attempt's id, or into
@@ -17,8 +18,10 @@
 //! journal.
 
 pub mod arrival;
+pub mod at_work;
 pub mod attempt;
 mod cache;
+pub mod crew;
 mod driver;
 mod guard;
 mod health;
@@ -47,6 +50,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use cache::Jobs;
 pub use memory::Budget;
+pub use spills::Spills;
+pub use tasks::Context;
 
 /// Who a worker is and what it may use.
 #[derive(Debug, Clone)]

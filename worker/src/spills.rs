@@ -17,7 +17,7 @@ const SPARE_PERCENT: u64 = 20;
 
 /// The folder. Clones share it.
 #[derive(Clone)]
-pub(crate) struct Spills {
+pub struct Spills {
     /// Where spills go: used by nothing else.
     pub(crate) root: BlobUrl,
     shared: Arc<Shared>,
@@ -48,7 +48,7 @@ struct Shared {
 
 impl Spills {
     /// A folder that nobody uses yet.
-    pub(crate) fn new(root: BlobUrl) -> Self {
+    pub fn new(root: BlobUrl) -> Self {
         Self::measured(root, free_bytes)
     }
 

@@ -18,7 +18,6 @@ use std::collections::{BTreeSet, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use muster_common::faults::Scope;
@@ -26,7 +25,7 @@ use muster_common::ids::JobId;
 use muster_common::names;
 use muster_common::retry::{RecoveryStats, Retry};
 use muster_common::store::{BlobUrl, Stores};
-use muster_common::wire::{Outcome, RunAttempt, Work};
+use muster_common::wire::{Mended, Outcome, RunAttempt, Work};
 use muster_common::{Error, ErrorKind, Result};
 use muster_kernel::proof::Interval;
 use tokio::sync::{Semaphore, oneshot};
@@ -34,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::cache::{Cache, Job, Jobs};
+use crate::crew::Crew;
 use crate::memory::Budget;
 use crate::slots::{Slots, SorterLimits};
 use crate::spills::Spills;
@@ -47,8 +47,8 @@ const JOBS_COUNTED_MAX: usize = 64;
 const REPAIRS_KNOWN_MAX: usize = 1024;
 /// Objects that are looked at side by side.
 const HEADS_IN_FLIGHT: usize = 16;
-/// How long one copy of a run is waited for unless settings say otherwise.
-const REPLICA_AFTER: Duration = Duration::from_secs(10);
+/// How long one copy of a run is waited for unless settings say otherwise, in milliseconds.
+const REPLICA_AFTER_MS: u64 = 10_000;
 /// Files that are read side by side for each attempt.
 const DISK_READS_PER_SLOT: usize = 4;
 
@@ -61,7 +61,8 @@ struct JobRetry {
 }
 
 /// What all attempts of a worker share.
-pub(crate) struct Context {
+pub struct Context {
+    crew: Arc<dyn Crew>,
     pub(crate) stores: Stores,
     pub(crate) retry: Retry,
     pub(crate) cache: Cache,
@@ -76,23 +77,25 @@ pub(crate) struct Context {
     repaired: Mutex<VecDeque<String>>,
     disk: Arc<Semaphore>,
     /// How long one copy of a run is waited for where there is another.
-    pub(crate) replica_after: Duration,
+    pub(crate) replica_after_ms: u64,
 }
 
 impl Context {
     /// The context of a worker with this much memory.
-    pub(crate) fn new(
+    pub fn new(
+        crew: Arc<dyn Crew>,
         stores: Stores,
         retry: Retry,
         budget: Budget,
         slots: u32,
         spills: Spills,
     ) -> Self {
-        Self::limited(stores, retry, budget, slots, spills, SorterLimits::default())
+        Self::limited(crew, stores, retry, budget, slots, spills, SorterLimits::default())
     }
 
     /// The same with other limits.
     pub(crate) fn limited(
+        crew: Arc<dyn Crew>,
         stores: Stores,
         retry: Retry,
         budget: Budget,
@@ -105,6 +108,7 @@ impl Context {
         let slots = Arc::new(Slots::new(budget, slots, limits, stores.buffers().clone()));
         let record_bytes_max = limits.record_bytes_max;
         Self {
+            crew,
             stores,
             retry,
             cache,
@@ -115,7 +119,7 @@ impl Context {
             counters: Arc::default(),
             repaired: Mutex::default(),
             disk,
-            replica_after: REPLICA_AFTER,
+            replica_after_ms: REPLICA_AFTER_MS,
         }
     }
 
@@ -126,8 +130,9 @@ impl Context {
     }
 
     /// The same with another patience with the copies of runs.
-    pub(crate) fn waiting_for_copies(mut self, replica_after: Duration) -> Self {
-        self.replica_after = replica_after;
+    #[must_use]
+    pub fn waiting_for_copies(mut self, replica_after_ms: u64) -> Self {
+        self.replica_after_ms = replica_after_ms;
         self
     }
 
@@ -176,6 +181,11 @@ impl Context {
         news.collect()
     }
 
+    /// What went wrong on the way and was mended, for people.
+    pub fn mended(&self, hedged_reads: u64) -> Mended {
+        self.counters.mended(hedged_reads)
+    }
+
     /// A new leader knows nothing of what the former one was told.
     pub(crate) fn tell_recoveries_anew(&self) {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -194,15 +204,20 @@ pub(crate) struct Progress {
     pub(crate) bytes_read: Arc<AtomicU64>,
     /// What stands of the run, or of the part.
     pub(crate) bytes_written: Arc<AtomicU64>,
-    pub(crate) bytes_total: AtomicU64,
+    bytes_total: AtomicU64,
 }
 
 impl Progress {
     /// A byte is done when it is written; to have read it is half of that.
     pub(crate) fn bytes_done(&self) -> u64 {
-        let total = self.bytes_total.load(Ordering::Relaxed);
+        let total = self.bytes_total();
         let so_far = |bytes: &AtomicU64| bytes.load(Ordering::Relaxed).min(total);
         so_far(&self.bytes_read).midpoint(so_far(&self.bytes_written))
+    }
+
+    /// What is to be done in all; 0 until that is known.
+    pub(crate) fn bytes_total(&self) -> u64 {
+        self.bytes_total.load(Ordering::Relaxed)
     }
 
     /// All of it is to be done once more.
@@ -234,7 +249,7 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    /// An attempt, ready to run in the current runtime.
+    /// An attempt, ready to run.
     pub(crate) fn new(
         context: Arc<Context>,
         run: RunAttempt,
@@ -242,7 +257,7 @@ impl Task {
         progress: Arc<Progress>,
     ) -> Self {
         let link = Link {
-            handle: tokio::runtime::Handle::current(),
+            crew: context.crew.clone(),
             cancel,
             retry: context.retry_of(&run.job),
             buffers: context.stores.buffers().clone(),
@@ -250,15 +265,9 @@ impl Task {
             findings: Findings::new(context.counters.clone()),
         };
         let stores = context.stores.of_attempt(scope(&run));
-        Self {
-            context,
-            stores,
-            run,
-            link,
-            progress,
-            results: Leftovers::default(),
-            temporary: Leftovers::default(),
-        }
+        let leftovers = || Leftovers::new(context.retry.clock().clone());
+        let (results, temporary) = (leftovers(), leftovers());
+        Self { context, stores, run, link, progress, results, temporary }
     }
 
     /// Runs to the end. A failed or cancelled attempt has removed what it made; of a successful one
@@ -349,17 +358,13 @@ impl Task {
         let task = self.clone();
         let mut lease = self.link.or_cancelled(self.context.slots.lease()).await?;
         let span = tracing::Span::current();
-        let joined =
-            tokio::task::spawn_blocking(move || span.in_scope(|| work(&task, &mut lease))).await;
-        joined.map_err(|e| {
-            Error::bug(format!("the work of attempt {} did not end: {e}", self.run.attempt))
-        })?
+        self.link.compute(move || span.in_scope(|| work(&task, &mut lease))).await
     }
 
     /// Whether a record that is held is to be damaged on purpose. Blocking.
-    fn damaged_memory(&self) -> Option<u64> {
-        let faults = self.stores.faults()?;
-        self.link.handle.block_on(faults.damages_memory(scope(&self.run)))
+    fn damaged_memory(&self) -> Result<Option<u64>> {
+        let Some(faults) = self.stores.faults() else { return Ok(None) };
+        self.link.wait(async { Ok(faults.damages_memory(scope(&self.run)).await) })
     }
 
     /// The n-th spill of this attempt, in a store that is only this worker's.

@@ -12,12 +12,11 @@ use muster_common::clock::{Clock, Pause};
 use super::bus::Message;
 use super::dice::Dice;
 use super::exec::lock;
-use super::faults::{Reach, Weights};
+use super::faults::{Harm, Reach, Weights};
 use super::ledger::SimLedger;
 use super::oracle::Oracle;
 use super::script::{Act, Action, Fate, Happens, Script};
 use super::store::SimStore;
-use super::tasks::Harm;
 use super::trace::Trace;
 
 /// A process: its place in the list of all.

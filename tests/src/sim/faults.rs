@@ -1,6 +1,11 @@
 //! What may go wrong in a run: how often, drawn from the seed. Whole classes are off in some seeds,
 //! so that rare combinations of the others get room.
 
+use std::sync::Arc;
+
+use muster_common::clock::Clock;
+use muster_common::faults::{FaultPlan, Faults};
+
 use super::dice::Dice;
 
 /// Chances in a million, unless they say otherwise; all of them are 0 once the run is healed.
@@ -177,6 +182,33 @@ impl Weights {
             .map(|(_, kind)| kind)
             .collect();
         if chosen.is_empty() { KINDS.to_vec() } else { chosen }
+    }
+}
+
+/// Damage that an attempt's own machine does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Harm {
+    /// Memory is refused.
+    pub exhausts: bool,
+    /// A record changes after it was counted.
+    pub bad_memory: bool,
+    /// The end of the split is never read.
+    pub torn_split: bool,
+}
+
+impl Harm {
+    /// What is injected into the attempt; what is torn off its split is torn off its order.
+    pub fn faults(self, clock: Arc<dyn Clock>) -> Option<Arc<Faults>> {
+        let mut plan = FaultPlan { seed: clock.random(), rules: Vec::new() };
+        for (is, rule) in [
+            // Once, so that half of the memory is tried; or each time.
+            (self.exhausts && plan.seed.is_multiple_of(2), "memory.alloc:refuse,times=1"),
+            (self.exhausts && !plan.seed.is_multiple_of(2), "memory.alloc:refuse"),
+            (self.bad_memory, "memory.hold:flip,times=1"),
+        ] {
+            plan.rules.extend(rule.parse().ok().filter(|_| is));
+        }
+        (!plan.rules.is_empty()).then(|| Arc::new(Faults::new(plan, "w", clock)))
     }
 }
 

@@ -1,6 +1,6 @@
-//! The deterministic simulation: real machines, real journal writer, real kernel and real work with
-//! the stores, in one thread with one queue of events; everything that may fail, fails as a seed
-//! says. The same seed gives the same run.
+//! The deterministic simulation: real machines, real journal writer, real tasks and real work with
+//! the stores, one thing at a time with one queue of events; everything that may fail, fails as a
+//! seed says. The same seed gives the same run.
 //!
 //! ```text
 //! world ──────────────────▶ coordinator / worker ───▶ bus, ledger, store
@@ -19,6 +19,7 @@ pub mod checker;
 pub mod claims;
 pub mod coordinator;
 pub mod core;
+pub mod crew;
 pub mod dice;
 pub mod exec;
 pub mod faults;
@@ -31,7 +32,6 @@ pub mod resign;
 pub mod script;
 pub mod store;
 pub mod sweep;
-pub mod tasks;
 pub mod trace;
 pub mod worker;
 pub mod world;

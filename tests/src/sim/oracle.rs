@@ -8,7 +8,7 @@ use muster_common::ErrorKind;
 use muster_common::api::Manifest;
 use muster_common::ids::{AttemptId, Epoch, JobId, TaskId, WorkerId};
 use muster_common::plan::{BadInputs, BadRecords, JobSpec, PinnedRun, PinnedRuns, Plan};
-use muster_common::wire::BlobRef;
+use muster_common::wire::{BlobRef, RunAttempt, Work};
 use muster_coordinator::journal::record::{JobSubmitted, PLACES_KEPT, PartCommitted, RunCommitted};
 use muster_kernel::format::{Format, Frame};
 use muster_kernel::proof::{StreamHash, Sums};
@@ -46,6 +46,7 @@ struct Committed {
 /// A list of runs that was pinned.
 #[derive(Debug)]
 struct List {
+    digest: u64,
     runs: BTreeMap<u32, PinnedRun>,
     /// What each partition of it holds, as far as that is known.
     partitions: Option<Vec<Sums>>,
@@ -417,7 +418,9 @@ impl Core {
         let partitions = known.partitions_of(&listed);
         let before = known.lists.values().find_map(|list| list.partitions.clone());
         let uneven = before.zip(partitions.clone()).is_some_and(|(before, now)| before != now);
-        known.lists.insert(runs.url.clone(), List { runs: listed, partitions });
+        known
+            .lists
+            .insert(runs.url.clone(), List { digest: runs.digest, runs: listed, partitions });
         known.newest_list.clone_from(&runs.url);
         if let Some(wrong) = wrong {
             self.violate(wrong);
@@ -433,21 +436,12 @@ impl Core {
         }
     }
 
-    /// A merge has read its list: it must be one that was pinned, as it was pinned.
-    pub(super) fn check_merge_begins(
-        &mut self,
-        job: &JobId,
-        attempt: &AttemptId,
-        list: &BlobRef,
-        read: &PinnedRuns,
-    ) {
+    /// A merge begins: its list must be one that was pinned.
+    pub(super) fn check_merge_begins(&mut self, job: &JobId, attempt: &AttemptId, list: &BlobRef) {
         let Some(known) = self.oracle.jobs.get_mut(job) else { return };
-        let same = known.lists.get(&list.url).is_some_and(|list| {
-            list.runs.len() == read.runs.len()
-                && read.runs.iter().all(|run| list.runs.get(&run.attempt.task.index) == Some(run))
-        });
+        let pinned = known.lists.get(&list.url).is_some_and(|known| known.digest == list.digest);
         known.merges.insert(*attempt, list.url.clone());
-        if !same {
+        if !pinned {
             self.violate(format!(
                 "data: {attempt} of {job} merges a list that was not pinned: {}",
                 list.url
@@ -455,24 +449,28 @@ impl Core {
         }
     }
 
-    /// A merge reads from a run: it must be the one that its list pins for the split, or that one's
-    /// replica.
-    pub(super) fn check_run_read(
-        &mut self,
-        job: &JobId,
-        attempt: &AttemptId,
-        split: u32,
-        url: &str,
-    ) {
+    /// A merge reads from a run: it must be one that its list pins, or that one's replica.
+    pub(super) fn check_run_read(&mut self, job: &JobId, attempt: &AttemptId, url: &str) {
         let Some(known) = self.oracle.jobs.get(job) else { return };
         let list = known.merges.get(attempt).and_then(|list| known.lists.get(list));
-        let run = list.and_then(|list| list.runs.get(&split));
-        if run.is_none_or(|run| run.url != url && run.replica.as_deref() != Some(url)) {
+        let is = |run: &PinnedRun| run.url == url || run.replica.as_deref() == Some(url);
+        if !list.is_some_and(|list| list.runs.values().any(is)) {
             self.violate(format!(
-                "data: {attempt} of {job} reads {url}, which its list does not pin for split \
-                    {split}"
+                "data: {attempt} of {job} reads {url}, which its list does not pin"
             ));
         }
+    }
+
+    /// Takes the last object off the order of a sort, as a worker does that leaves out the end of
+    /// its split.
+    pub(super) fn tear(&mut self, run: &mut RunAttempt) {
+        let Work::Sort { skip, .. } = &mut run.work else { return };
+        let plan = self.oracle.jobs.get(&run.job).and_then(|known| known.plan.as_ref());
+        let split = plan.and_then(|plan| plan.splits.get(run.attempt.task.index as usize));
+        let mut objects = split.into_iter().flatten().map(|interval| interval.object);
+        let Some(last) = objects.rfind(|object| !skip.contains(object)) else { return };
+        skip.push(last);
+        self.mark("input torn");
     }
 
     /// A part is committed: it holds what the runs of the one list hold that its merge has read.

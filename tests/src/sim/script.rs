@@ -32,7 +32,7 @@
 use std::collections::BTreeMap;
 
 use super::core::{MS, Node, Way};
-use super::tasks::Harm;
+use super::faults::Harm;
 
 /// A script.
 #[derive(Debug, Clone, Default)]

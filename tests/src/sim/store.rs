@@ -10,14 +10,15 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use muster_common::etag;
-use muster_common::ids::WorkerId;
+use muster_common::ids::{Phase, WorkerId};
 use muster_common::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
 use muster_common::survey::{Survey, Wanted};
 use muster_common::{Error, ErrorKind, Result};
 
 use super::core::{Core, Event, MS, Node, Ops, S, Shared, Way};
 use super::dice::Dice;
-use super::exec::lock;
+use super::exec::{behalf, lock};
+use super::jobs::url;
 use super::script::{Fate, Happens};
 
 /// After so long a caller gives up.
@@ -344,6 +345,11 @@ fn meta(key: &str, object: &Object) -> BlobMeta {
 impl Core {
     fn begin_store(&mut self, node: Node, call: Call) -> u64 {
         let (key, verb) = (call.key().to_owned(), call.verb());
+        if let (Call::Read { .. }, true, Some(of)) = (&call, is_run(&key), behalf())
+            && of.attempt.task.phase == Phase::Merge
+        {
+            self.check_run_read(&of.job, &of.attempt, &url(&key));
+        }
         let reads = matches!(call, Call::Read { .. });
         self.check_authority(node, &call);
         let far_us = self.isolates(node, call.changes() && !is_scratch(&key));
@@ -678,6 +684,8 @@ impl Blobs for StorePort {
         bytes: Bytes,
     ) -> Result<String> {
         let (key, upload) = (key.to_owned(), upload.to_owned());
+        // Of its own: what comes is a part of a large buffer.
+        let bytes = Bytes::copy_from_slice(&bytes);
         match self.call(Call::Part { key, upload, index: at.index, bytes }).await? {
             Answer::Text(tag) => Ok(tag),
             other => bug(&other),

@@ -1,27 +1,33 @@
-//! A worker process in the simulation: the program's own machines ([`Attempts`], [`Presence`])
-//! between the simulated bus and the attempts' work.
+//! A worker process in the simulation: the program's own machines ([`Attempts`], [`Presence`]) and
+//! tasks ([`AtWork`]), between the simulated bus, clock and store.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
+use futures::FutureExt;
+
+use muster_common::adapters::memory::MemoryBlobs;
+use muster_common::buffer::BufferPool;
 use muster_common::ids::{Incarnation, WorkerId};
 use muster_common::names::Verb;
-use muster_common::store::Stores;
+use muster_common::retry::Retry;
+use muster_common::store::{BlobUrl, Scheme, Stores};
 use muster_common::wire::{
-    self, AttemptProgress, Health, Heartbeat, LeaderBeat, Outcome, Register, RegisterReply, Report,
-    ReportReply, RunAttempt, WorkerState,
+    self, Health, Heartbeat, LeaderBeat, Outcome, Register, RegisterReply, Report, ReportReply,
+    RunAttempt, Work, WorkerState,
 };
 use muster_common::{Error, Result};
+use muster_worker::at_work::AtWork;
 use muster_worker::attempt::{Attempts, Effect, Input, Key};
 use muster_worker::presence::{Admitted, Presence};
+use muster_worker::{Budget, Context, Spills};
 
 use super::bus::Message;
 use super::core::{Event, MS, Node, S, SimClock};
 use super::exec::lock;
+use super::faults::Harm;
 use super::jobs::OFFERED;
 use super::script::Happens;
-use super::tasks::{Attempt, Harm, Signals, remove_all};
 use super::world::{Done, World};
 
 /// How often its loop looks at the time, in microseconds.
@@ -30,6 +36,10 @@ const TICK_US: u64 = 50 * MS;
 const RESTART_US: u64 = 2 * S;
 /// How long a leaving worker waits for its attempts to end.
 const LEAVE_US: u64 = 5 * S;
+
+/// Memory of a worker's windows and parts: for all at once, or so little that merges go in rounds.
+const IO_BYTES: usize = 1 << 30;
+const LITTLE_IO_MIB: u64 = 16;
 
 /// What a request was about.
 enum Asked {
@@ -43,11 +53,12 @@ pub struct Life {
     /// What it holds.
     pub attempts: Attempts,
     presence: Presence,
-    work: BTreeMap<Key, Arc<Signals>>,
+    work: AtWork,
+    /// Reads of replicas so far.
+    from_replica: u64,
     asked: BTreeMap<u64, Asked>,
     /// It ends now; until then it waits for its attempts.
     leaving_until_us: Option<u64>,
-    spills: usize,
 }
 
 /// A worker.
@@ -77,17 +88,18 @@ impl Worker {
 impl World {
     /// Starts a worker's process.
     pub fn start_worker(&mut self, at: usize) {
-        let worker = &mut self.workers[at];
+        let worker = &self.workers[at];
         if worker.life.is_some() || worker.gone {
             return;
         }
+        let Some(context) = self.context_of(at) else { return };
+        let worker = &mut self.workers[at];
         let core = &mut *lock(&self.shared);
         let info = &mut core.nodes[worker.node];
         info.up = true;
         info.life += 1;
         let life = info.life;
         let incarnation = Incarnation(info.dice.next());
-        let spills = 2 << info.dice.within(10, 15);
         let now_ms = core.local_ms(worker.node);
         core.node_line(worker.node, &"starts");
         core.after(0, Event::Tick { node: worker.node, life });
@@ -100,12 +112,39 @@ impl World {
                 self.config.retry.nats.clone(),
             ),
             presence: Presence::new(worker.id.clone(), &self.config, now_ms),
-            work: BTreeMap::new(),
+            work: AtWork::new(context),
+            from_replica: 0,
             asked: BTreeMap::new(),
             leaving_until_us: None,
-            spills,
         });
         worker.stops = false;
+    }
+
+    /// What the tasks of a new life share. The disk for its spills is its own, and gone with it.
+    fn context_of(&self, at: usize) -> Option<Context> {
+        let Worker { node, slots, .. } = self.workers[at];
+        let (sorter_bytes, io_bytes) = {
+            let dice = &mut lock(&self.shared).nodes[node].dice;
+            let little = ((LITTLE_IO_MIB + dice.below(8)) as usize) << 20;
+            (2 << dice.within(10, 15), dice.pick(&[IO_BYTES as u64, little as u64]) as usize)
+        };
+        let budget = Budget {
+            memory_bytes: 1 << 30,
+            beside_bytes: 0,
+            slots,
+            cache_bytes: 1 << 20,
+            buffer_bytes: 1 << 30,
+            slot_bytes: sorter_bytes + io_bytes,
+            sorter_bytes,
+            io_bytes,
+        };
+        let clock = Arc::new(SimClock { shared: self.shared.clone(), node });
+        let retry = Retry::new(self.config.retry.clone(), clock);
+        let stores = self.stores[node].clone();
+        stores.insert(Scheme::Memory, Arc::new(MemoryBlobs::default())).now_or_never()?;
+        let spills = Spills::new("memory:///spill".parse::<BlobUrl>().ok()?);
+        let context = Context::new(self.executor.crew(node), stores, retry, budget, slots, spills);
+        Some(context.waiting_for_copies(self.config.store.replica_after_ms))
     }
 
     /// The process is gone, from one moment to the next.
@@ -198,47 +237,26 @@ impl World {
     fn carry_out_worker(&mut self, at: usize, effect: Effect, reply: Option<(Node, u64)>) {
         let node = self.workers[at].node;
         let now_ms = lock(&self.shared).local_ms(node);
+        let Some(life) = self.workers[at].life.as_mut() else { return };
         match effect {
             Effect::AnswerRun(answer) => self.answer_command(node, reply, wire::encode(&answer)),
             Effect::Answer(answer) => self.answer_command(node, reply, wire::encode(&answer)),
             Effect::Start(run) => self.start_attempt(at, *run),
-            Effect::Proceed(key) => {
-                if let Some(signals) = self.signals(at, &key) {
-                    signals.proceed.set();
-                }
-            }
+            Effect::Proceed(key) => life.work.proceed(&key),
             Effect::Abandon(key) => {
+                life.work.abandon(&key);
                 lock(&self.shared)
                     .node_line(node, &format!("abandons {} of {}", key.attempt, key.job));
-                if let Some(signals) = self.signals(at, &key) {
-                    signals.cancelled.set();
-                }
             }
             Effect::CleanUp(key) => {
-                let Some(life) = self.workers[at].life.as_mut() else { return };
-                if let Some(signals) = life.work.remove(&key) {
-                    let stores = self.stores[node].clone();
-                    let clock = SimClock { shared: self.shared.clone(), node };
-                    self.executor
-                        .spawn(node, async move { remove_all(&stores, &clock, &signals).await });
+                if let Some(removal) = life.work.clean_up(&key) {
+                    self.executor.spawn(node, removal);
                 }
             }
-            Effect::Keep(key) => {
-                if let Some(life) = self.workers[at].life.as_mut() {
-                    life.work.remove(&key);
-                }
-            }
+            Effect::Keep(key) => life.work.keep(&key),
             Effect::Send(report) => self.send_report(at, &report),
-            Effect::Register => {
-                if let Some(life) = self.workers[at].life.as_mut() {
-                    life.presence.register_now(now_ms);
-                }
-            }
+            Effect::Register => life.presence.register_now(now_ms),
         }
-    }
-
-    fn signals(&self, at: usize, key: &Key) -> Option<Arc<Signals>> {
-        self.workers[at].life.as_ref()?.work.get(key).cloned()
     }
 
     fn answer_command(&mut self, node: Node, reply: Option<(Node, u64)>, frame: Result<Vec<u8>>) {
@@ -247,14 +265,11 @@ impl World {
         }
     }
 
-    fn start_attempt(&mut self, at: usize, run: RunAttempt) {
+    fn start_attempt(&mut self, at: usize, mut run: RunAttempt) {
         let node = self.workers[at].node;
         let Some(life) = self.workers[at].life.as_mut() else { return };
         let key = Key { job: run.job.clone(), attempt: run.attempt };
-        let signals = Arc::new(Signals::default());
-        life.work.insert(key.clone(), signals.clone());
-        let running = life.work.len();
-        let sorter_bytes = life.spills;
+        let running = life.work.keys().len() + 1;
         let harm = {
             let core = &mut *lock(&self.shared);
             core.node_line(node, &format!("begins {} of {}", key.attempt, key.job));
@@ -271,33 +286,51 @@ impl World {
             if harm.bad_memory {
                 core.mark("bad memory");
             }
+            if harm.torn_split {
+                core.tear(&mut run);
+            }
+            if let Work::Merge { runs, .. } = &run.work {
+                core.check_merge_begins(&run.job, &run.attempt, runs);
+            }
             if running > 64 {
                 core.violate(format!("bounds: a worker runs {running} attempts"));
             }
             harm
         };
-        let (stores, shared) = (self.stores[node].clone(), self.shared.clone());
-        let clock = Arc::new(SimClock { shared: shared.clone(), node });
-        let attempt = Attempt { stores, clock, shared, run, signals, sorter_bytes, harm };
-        let (done, of) = (self.done.clone(), key.clone());
-        self.executor.spawn(node, async move {
-            let opened =
-                |upload| lock(&done).push_back((node, Done::Opened { key: of.clone(), upload }));
-            let outcome = attempt.conclude(opened).await;
-            lock(&done).push_back((node, Done::Finished { key, outcome }));
-        });
+        let faults = harm.faults(Arc::new(SimClock { shared: self.shared.clone(), node }));
+        let done = self.done.clone();
+        let tell = move |told| {
+            lock(&done).push_back((node, Done::Attempt(told)));
+            std::future::ready(())
+        };
+        let work = life.work.begin(run, faults, tell);
+        self.executor.spawn_for(node, Some(Arc::new(key)), work);
     }
 
-    pub(super) fn attempt_opened(&mut self, at: usize, key: Key, upload: String) {
-        self.step_worker(at, Input::Opened { key, upload }, None);
-    }
-
-    pub(super) fn attempt_finished(&mut self, at: usize, key: Key, outcome: Outcome) {
-        if let Outcome::Failed { error } = &outcome {
-            let node = self.workers[at].node;
-            lock(&self.shared).node_line(node, &format!("{} fails: {error}", key.attempt));
+    /// An attempt has opened its upload, or has ended.
+    pub(super) fn attempt_tells(&mut self, at: usize, told: Input) {
+        let node = self.workers[at].node;
+        let Some(life) = self.workers[at].life.as_mut() else { return };
+        let from_replica = life.work.context().mended(0).from_replica;
+        let before = std::mem::replace(&mut life.from_replica, from_replica);
+        let mark = |is: bool, mark| {
+            if is {
+                lock(&self.shared).mark(mark);
+            }
+        };
+        mark(from_replica > before, "replica fall-back");
+        match &told {
+            Input::Finished { key, outcome: Outcome::Failed { error } } => {
+                let line = format!("{} fails: {error}", key.attempt);
+                lock(&self.shared).node_line(node, &line);
+            }
+            Input::Finished { outcome: Outcome::Sorted(run), .. } => {
+                mark(run.spills > 0, "spill");
+                mark(run.quarantine.is_some(), "quarantine");
+            }
+            _ => {}
         }
-        self.step_worker(at, Input::Finished { key, outcome }, None);
+        self.step_worker(at, told, None);
     }
 
     fn request(&mut self, at: usize, asked: Asked) -> u64 {
@@ -353,24 +386,13 @@ impl World {
         let (id, node) = (self.workers[at].id.clone(), self.workers[at].node);
         let Some(life) = self.workers[at].life.as_mut() else { return };
         let Some(epoch) = life.attempts.registered() else { return };
-        let progress = |key: &Key| {
-            let signals = life.work.get(key)?;
-            let bytes_done = signals.bytes_done.load(Ordering::Relaxed);
-            let bytes_total = signals.bytes_total.load(Ordering::Relaxed);
-            Some(AttemptProgress {
-                job: key.job.clone(),
-                attempt: key.attempt,
-                bytes_done,
-                bytes_total,
-            })
-        };
         let heartbeat = Heartbeat {
             worker: id,
             incarnation: life.incarnation,
             epoch,
             sequence: life.presence.next_sequence(),
             state,
-            attempts: life.attempts.running().filter_map(progress).collect(),
+            attempts: life.attempts.running().filter_map(|key| life.work.progress(key)).collect(),
             health: Health::default(),
         };
         if let Ok(frame) = wire::encode(&heartbeat) {
@@ -476,13 +498,18 @@ impl World {
     }
 }
 
+thread_local! {
+    /// Buffers of all processes.
+    static BUFFERS: BufferPool = BufferPool::new(64 << 20);
+}
+
 /// A process's stores: its own connection to the one store, and a worker's own disk.
 pub async fn own_stores(
     shared: super::core::Shared,
     node: Node,
     limits: &muster_common::config::Store,
 ) -> Stores {
-    let stores = Stores::new(muster_common::buffer::BufferPool::new(1 << 20), limits);
+    let stores = Stores::new(BUFFERS.with(Clone::clone), limits);
     let scheme = muster_common::store::Scheme::S3 { bucket: super::world::BUCKET.to_owned() };
     let name = lock(&shared).nodes[node].name.clone();
     let port =

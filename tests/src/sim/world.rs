@@ -14,11 +14,11 @@ use muster_common::config::{Config, Profile};
 use muster_common::ids::{Epoch, JobId, WorkerId};
 use muster_common::plan::BadInputs;
 use muster_common::store::Stores;
-use muster_common::wire::{Outcome, Report};
+use muster_common::wire::Report;
 use muster_common::{ErrorKind, Result};
 use muster_coordinator::job::io::{Input, RefusalCode, Reply, ReplyTo};
 use muster_coordinator::journal::writer::{Candidate, JournalWriter, Replayed};
-use muster_worker::attempt::Key;
+use muster_worker::attempt;
 
 use super::bus::Message;
 use super::coordinator::{Coordinator, Role};
@@ -54,12 +54,8 @@ pub enum Done {
     Read(u64, Box<Result<Candidate>>, watch::Receiver<Option<String>>),
     /// A leader that was stopped has asked, and leads still.
     Leads,
-    /// A merge has opened its upload.
-    #[expect(missing_docs, reason = "an attempt and its upload")]
-    Opened { key: Key, upload: String },
-    /// An attempt has ended.
-    #[expect(missing_docs, reason = "an attempt and what came of it")]
-    Finished { key: Key, outcome: Outcome },
+    /// An attempt has opened its upload, or has ended.
+    Attempt(attempt::Input),
     /// A leader asks a worker which files it offers.
     Ask(Box<Question>),
     /// A leader's last record is written, or refused.
@@ -443,10 +439,7 @@ impl World {
                 self.journal_read(at, reading, *read, stalled);
             }
             (Done::Leads, Some(at), _) => self.leads_still(at),
-            (Done::Opened { key, upload }, _, Some(at)) => self.attempt_opened(at, key, upload),
-            (Done::Finished { key, outcome }, _, Some(at)) => {
-                self.attempt_finished(at, key, outcome);
-            }
+            (Done::Attempt(told), _, Some(at)) => self.attempt_tells(at, told),
             (Done::Ask(question), Some(at), _) => self.ask_worker(at, *question),
             (Done::WriterEnded, Some(at), _) => self.writer_ended(at),
             _ => {}

@@ -34,7 +34,7 @@ pub(super) struct LeftOut {
     pub(super) quarantine: Option<BlobRef>,
 }
 
-/// The malformed records of a split, as they come. Lives on a blocking thread.
+/// The malformed records of a split, as they come. Lives on a thread that computes.
 pub(super) struct BadRecords<'a> {
     task: &'a Task,
     job: &'a Job,
@@ -230,8 +230,8 @@ struct Quarantine {
 
 impl Quarantine {
     fn open(task: &Task, target: Object, parts: PartsPlan) -> Result<Self> {
-        let upload =
-            Upload { id: open_upload(&task.link, &target, &task.results)?, object: target };
+        let id = task.link.wait_out(open_upload(&task.link, &target, &task.results))?;
+        let upload = Upload { id, object: target };
         let sink = PartSink::new(&task.link, vec![upload.clone()], parts)?;
         Ok(Self { upload, sink, hash: StreamHash::default(), carried: Vec::new() })
     }
@@ -270,7 +270,7 @@ impl Quarantine {
         let complete = || {
             object.store.complete_upload(object.key(), id, &uploaded.tags, uploaded.bytes, false)
         };
-        link.handle.block_on(link.retry.call(object, complete))?;
+        link.wait_out(link.retry.call(object, complete))?;
         task.results.completed(object);
         Ok(BlobRef { url: object.to_string(), bytes: uploaded.bytes, digest: self.hash.digest() })
     }

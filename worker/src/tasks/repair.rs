@@ -1,11 +1,11 @@
 //! Makes a copy of a run anew from the other one, so that the next reader finds two again. Best
-//! effort: within [`TIMEOUT`], and what fails is logged.
+//! effort: within [`TIMEOUT_MS`], and what fails is logged.
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use muster_common::Result;
+use muster_common::clock;
 use muster_common::store::{Access, PartAt};
-use muster_common::{Error, Result};
 use muster_kernel::order::Order;
 use muster_kernel::run::RunIndex;
 
@@ -16,8 +16,8 @@ use crate::cache::IndexError;
 use crate::memory::WindowsPlan;
 use crate::transfer::{Span, read};
 
-/// Bound of all repairs of one attempt, whose report waits for them.
-const TIMEOUT: Duration = Duration::from_secs(30);
+/// Bound of all repairs of one attempt, whose report waits for them, in milliseconds.
+const TIMEOUT_MS: u64 = 30_000;
 /// Bytes that are copied at once: the smallest part that every store takes.
 const PART_BYTES: u64 = 5 << 20;
 /// Memory with which a new copy is read back.
@@ -42,7 +42,7 @@ pub(super) async fn all(task: &Arc<Task>, order: &Arc<Order>) {
             }
         }
     };
-    if tokio::time::timeout(TIMEOUT, repairs).await.is_err() {
+    if clock::within(&**task.link.retry.clock(), TIMEOUT_MS, repairs).await.is_none() {
         tracing::warn!("making copies of runs anew took too long");
     }
 }
@@ -74,14 +74,15 @@ async fn mend(task: &Arc<Task>, order: &Arc<Order>, copy: &BadCopy) -> Result<()
     task.temporary.keep(bad);
     let (index, _) = task.context.cache.read_index(run, bad).await.map_err(of_index)?;
     let (link, order, bad) = (task.link.clone(), order.clone(), bad.clone());
-    let checked = tokio::task::spawn_blocking(move || {
+    let reader = link.clone();
+    let checked = link.compute(move || {
         let windows = WindowsPlan::scan(bad.url.scheme(), CHECK_BYTES);
         let pieces = RunIndex::pieces(&index).iter().filter(|piece| piece.len > 0);
         for &piece in pieces {
             let source = Source { copies: vec![bad.clone()], piece, run: None };
-            merge_sources(&link, &order, (None, None), &[source], windows, None, &mut Nowhere)?;
+            merge_sources(&reader, &order, (None, None), &[source], windows, None, &mut Nowhere)?;
         }
         Ok(())
     });
-    checked.await.map_err(|e| Error::bug(format!("reading a new copy back did not end: {e}")))?
+    checked.await
 }

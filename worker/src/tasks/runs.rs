@@ -74,7 +74,8 @@ pub(super) fn write_run(
 ) -> Result<RunObject> {
     let mut uploads = Vec::with_capacity(targets.len());
     for object in targets {
-        uploads.push(Upload { object: object.clone(), id: open_upload(link, object, leftovers)? });
+        let id = link.wait_out(open_upload(link, object, leftovers))?;
+        uploads.push(Upload { object: object.clone(), id });
     }
     let mut writer = RunWriter::new(
         PartSink::new(link, uploads.clone(), plan)?.counting(progress),
@@ -87,7 +88,7 @@ pub(super) fn write_run(
         let complete = || {
             object.store.complete_upload(object.key(), id, &uploaded.tags, uploaded.bytes, false)
         };
-        link.handle.block_on(link.retry.call(object, complete))?;
+        link.wait_out(link.retry.call(object, complete))?;
         leftovers.completed(object);
     }
     let object =
@@ -112,7 +113,10 @@ pub(super) fn to_spill_disk<T>(
             Err(error) if full(&error) && policy.allows(tries, 0) => {
                 tracing::warn!(%error, "the disk of the spills is full: cleaning up, then once \
                     more");
-                task.link.handle.block_on(task.temporary.remove(target));
+                task.link.wait_out(async {
+                    task.temporary.remove(target).await;
+                    Ok(())
+                })?;
                 spills.clean();
                 tries += 1;
             }
@@ -127,10 +131,13 @@ pub(super) fn to_spill_disk<T>(
 
 /// Opens an upload and notes it. Not cut short by a cancel: an upload that nobody noted would stay
 /// for ever.
-pub(super) fn open_upload(link: &Link, object: &Object, leftovers: &Leftovers) -> Result<String> {
+pub(super) async fn open_upload(
+    link: &Link,
+    object: &Object,
+    leftovers: &Leftovers,
+) -> Result<String> {
     link.check()?;
-    let upload =
-        link.handle.block_on(link.retry.call(object, || object.store.open_upload(object.key())))?;
+    let upload = link.retry.call(object, || object.store.open_upload(object.key())).await?;
     leftovers.opened(object, &upload);
     Ok(upload)
 }
@@ -296,7 +303,7 @@ impl PieceWindows {
         self.at = at;
         // Each copy was given its time: now the store is waited for as any other.
         if self.trouble.reads > READS_OF_COPY {
-            self.source.copies[self.copy].patience = None;
+            self.source.copies[self.copy].patience_ms = None;
         }
         self.prefetch =
             read_copy(&self.link, &self.source, self.copy, at, self.plan, self.progress.clone())?;

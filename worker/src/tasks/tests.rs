@@ -19,6 +19,7 @@ use muster_kernel::split::plan_splits;
 use muster_kernel::splitters::{Splitter, choose};
 
 use super::*;
+use crate::crew::Tokio;
 use crate::testing::{Shaky, retry};
 
 /// Memory that holds every split of these tests at once.
@@ -103,7 +104,7 @@ impl World {
             left_out: Vec::new(),
         };
         let spills = Spills::new("file:///spill".parse().expect("url"));
-        let context = Arc::new(Context::new(stores.clone(), retry(), budget, 2, spills));
+        let context = Arc::new(Context::new(crew(), stores.clone(), retry(), budget, 2, spills));
         let plan_url = "memory:///scratch/plan".parse().expect("url");
         let plan_ref =
             stores.put_ref(&plan_url, plan.to_bytes().expect("plan")).await.expect("plan");
@@ -122,14 +123,15 @@ impl World {
         let faults =
             Faults::new(spec.parse().expect("a spec"), "w1", Arc::new(ManualClock::default()));
         let stores = stores.clone().disturbed(Some(Arc::new(faults)));
-        self.context = Arc::new(Context::new(stores, retry.clone(), AMPLE, 2, spills.clone()));
+        self.context =
+            Arc::new(Context::new(crew(), stores, retry.clone(), AMPLE, 2, spills.clone()));
     }
 
     /// Gives the worker other limits.
     fn limit(&mut self, budget: Budget, limits: SorterLimits) {
         let Context { stores, retry, spills, .. } = &*self.context;
         let (stores, retry, spills) = (stores.clone(), retry.clone(), spills.clone());
-        self.context = Arc::new(Context::limited(stores, retry, budget, 2, spills, limits));
+        self.context = Arc::new(Context::limited(crew(), stores, retry, budget, 2, spills, limits));
     }
 
     async fn put(&self, name: &str, bytes: Vec<u8>) -> BlobRef {
@@ -266,6 +268,10 @@ impl World {
             .filter(|key| key.ends_with(".run") || key.starts_with("out/"))
             .collect()
     }
+}
+
+fn crew() -> Arc<dyn Crew> {
+    Arc::new(Tokio::current())
 }
 
 fn job() -> JobId {
@@ -863,10 +869,10 @@ async fn with_a_replica_no_single_damage_is_felt() {
 
 #[tokio::test]
 async fn a_store_that_gives_no_answer_is_not_waited_for_where_there_is_a_replica() {
-    let after = std::time::Duration::from_millis(20);
+    let after_ms = 20;
     let mut sorted = Sorted::new(true, AMPLE).await;
     let context = Arc::get_mut(&mut sorted.world.context).expect("nobody else holds it");
-    context.replica_after = after;
+    context.replica_after_ms = after_ms;
     sorted.world.bucket.hanging_runs.store(true, Ordering::SeqCst);
     sorted.expect_merged().await;
     assert!(sorted.world.context.counters.from_replica.load(Ordering::Relaxed) >= 1);
@@ -881,7 +887,7 @@ async fn a_store_that_gives_no_answer_is_not_waited_for_where_there_is_a_replica
     let asked = counters.from_replica.load(Ordering::Relaxed);
     let answers = tokio::spawn(async move {
         while counters.from_replica.load(Ordering::Relaxed) == asked {
-            tokio::time::sleep(after / 10).await;
+            tokio::time::sleep(std::time::Duration::from_millis(after_ms / 10)).await;
         }
         bucket.hanging_runs.store(false, Ordering::SeqCst);
     });

@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use muster_common::buffer::ALIGN;
+use muster_common::clock;
 use muster_common::retry::Retry;
 use muster_common::store::Access;
 use muster_common::{Error, Result};
 use muster_kernel::merge::Windows;
-use tokio_util::task::AbortOnDropHandle;
 
-use super::{Link, Object, joined};
+use super::{Begun, Link, Object};
 use crate::memory::WindowsPlan;
 
 /// Ranges in flight at most, however small they are.
@@ -45,7 +45,7 @@ pub(crate) fn windows(span: Span, window_bytes: usize) -> impl Iterator<Item = S
 }
 
 /// Spans, read in order, a bounded number of bytes ahead. Reading begins when it is made. Use it
-/// from a blocking thread; dropping it ends what is in flight.
+/// from a thread that computes; dropping it ends what is in flight.
 pub(crate) struct Prefetch {
     link: Link,
     spans: Peekable<Box<dyn Iterator<Item = Span> + Send>>,
@@ -57,7 +57,7 @@ pub(crate) struct Prefetch {
 
 struct Reading {
     bytes: u64,
-    task: AbortOnDropHandle<Result<Bytes>>,
+    task: Begun<Bytes>,
 }
 
 impl Prefetch {
@@ -98,7 +98,7 @@ impl Prefetch {
         self.fill();
         let Some(reading) = self.in_flight.pop_front() else { return Ok(None) };
         self.in_flight_bytes -= reading.bytes;
-        let bytes = self.link.wait(async { joined(reading.task.await) })?;
+        let bytes = self.link.wait(reading.task.ended())?;
         self.fill();
         if bytes.len() as u64 != reading.bytes {
             return Err(Error::corrupt(format!(
@@ -123,12 +123,12 @@ impl Prefetch {
             }
             let Some(span) = self.spans.next() else { return };
             let (retry, disk) = (self.link.retry.clone(), self.link.disk.clone());
-            let task = self.link.handle.spawn(async move {
+            let task = self.link.begin(async move {
                 let on_disk = span.object.url.scheme().is_on_disk();
                 let _turn = if on_disk { disk.acquire().await.ok() } else { None };
                 read(&retry, &span).await
             });
-            self.in_flight.push_back(Reading { bytes, task: AbortOnDropHandle::new(task) });
+            self.in_flight.push_back(Reading { bytes, task });
             self.in_flight_bytes += bytes;
         }
     }
@@ -147,11 +147,10 @@ impl Windows for Prefetch {
 pub(crate) async fn read(retry: &Retry, span: &Span) -> Result<Bytes> {
     let Span { object, range, access } = span;
     let reading = retry.call(object, || object.store.read(object.key(), range.clone(), *access));
-    let Some(patience) = object.patience else { return reading.await };
-    tokio::time::timeout(patience, reading).await.unwrap_or_else(|_| {
+    let Some(patience_ms) = object.patience_ms else { return reading.await };
+    clock::within(&**retry.clock(), patience_ms, reading).await.unwrap_or_else(|| {
         Err(Error::retry(format!(
-            "{object} was not read within {} ms (store.replica_after_ms)",
-            patience.as_millis()
+            "{object} was not read within {patience_ms} ms (store.replica_after_ms)"
         )))
     })
 }

@@ -1,18 +1,18 @@
 //! What an attempt has put into stores and may have to take back.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use muster_common::Result;
+use muster_common::clock::{self, Clock};
 
 use super::Object;
 
 /// Bound of one removal with its repeats; what cannot be removed in time stays noted for the next
-/// try, and is left to the leader after that.
-const REMOVAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// try, and is left to the leader after that. In milliseconds.
+const REMOVAL_TIMEOUT_MS: u64 = 30_000;
 /// Pause before a removal that failed in passing is tried again, and twice as long each time after
-/// that.
-const REMOVAL_PAUSE: Duration = Duration::from_millis(200);
+/// that. In milliseconds.
+const REMOVAL_PAUSE_MS: u64 = 200;
 
 /// Something in a store.
 #[derive(Clone)]
@@ -26,14 +26,14 @@ pub(crate) enum Leftover {
 impl Leftover {
     /// Removes it, however often the store fails in passing: what an attempt leaves after its job
     /// was cleaned, nobody else knows.
-    async fn remove(&self) -> Result<()> {
-        let mut pause = REMOVAL_PAUSE;
+    async fn remove(&self, clock: &dyn Clock) -> Result<()> {
+        let mut pause_ms = REMOVAL_PAUSE_MS;
         loop {
             match self.try_removing().await {
-                Err(error) if error.kind.is_passing() => tokio::time::sleep(pause).await,
+                Err(error) if error.kind.is_passing() => clock.pause(pause_ms).await,
                 removed => return removed,
             }
-            pause = pause.saturating_mul(2);
+            pause_ms = pause_ms.saturating_mul(2);
         }
     }
 
@@ -54,12 +54,18 @@ impl Leftover {
 }
 
 /// The list of an attempt's leftovers. Clones share it.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Leftovers {
+    clock: Arc<dyn Clock>,
     list: Arc<Mutex<Vec<Leftover>>>,
 }
 
 impl Leftovers {
+    /// Nothing yet; `clock` says how long removing it may take.
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
+        Self { clock, list: Arc::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Vec<Leftover>> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -81,15 +87,16 @@ impl Leftovers {
         let list = std::mem::take(&mut *self.lock());
         for leftover in list {
             let object = leftover.object();
-            match tokio::time::timeout(REMOVAL_TIMEOUT, leftover.remove()).await {
-                Ok(Ok(())) => {
+            let removal = leftover.remove(&*self.clock);
+            match clock::within(&*self.clock, REMOVAL_TIMEOUT_MS, removal).await {
+                Some(Ok(())) => {
                     tracing::debug!(%object, "removed what an attempt left");
                     continue;
                 }
-                Ok(Err(error)) => {
+                Some(Err(error)) => {
                     tracing::warn!(%object, %error, "cannot remove what an attempt left");
                 }
-                Err(_) => tracing::warn!(%object, "removing what an attempt left took too long"),
+                None => tracing::warn!(%object, "removing what an attempt left took too long"),
             }
             self.lock().push(leftover);
         }
@@ -99,7 +106,7 @@ impl Leftovers {
     pub(crate) async fn remove(&self, object: &Object) {
         let of_object: Vec<Leftover> =
             self.lock().extract_if(.., |leftover| leftover.object().url == object.url).collect();
-        let removed = Self { list: Arc::new(Mutex::new(of_object)) };
+        let removed = Self { clock: self.clock.clone(), list: Arc::new(Mutex::new(of_object)) };
         removed.remove_all().await;
         self.lock().append(&mut removed.lock());
     }

@@ -10,9 +10,8 @@ use muster_common::buffer::{ALIGN, Buffer};
 use muster_common::store::PartAt;
 use muster_common::{Error, Result};
 use muster_kernel::run::Sink;
-use tokio_util::task::AbortOnDropHandle;
 
-use super::{Link, Object, joined};
+use super::{Begun, Link, Object};
 use crate::memory::{PART_SLACK_BYTES, PartsPlan};
 
 /// Most parts of one object (S3's own limit).
@@ -44,7 +43,7 @@ pub(crate) struct PartSink {
     buffer: Buffer,
     next: PartAt,
     /// Of each part its length and its writes, one for each upload.
-    in_flight: VecDeque<(u64, Vec<AbortOnDropHandle<Result<String>>>)>,
+    in_flight: VecDeque<(u64, Vec<Begun<String>>)>,
     /// By upload.
     tags: Vec<Vec<String>>,
     /// Whom it tells how many bytes stand.
@@ -102,11 +101,11 @@ impl PartSink {
         let write = |upload: &Upload| {
             let (Upload { object, id }, part, retry) =
                 (upload.clone(), part.clone(), self.link.retry.clone());
-            AbortOnDropHandle::new(self.link.handle.spawn(async move {
+            self.link.begin(async move {
                 retry
                     .call(&object, || object.store.upload_part(object.key(), &id, at, part.clone()))
                     .await
-            }))
+            })
         };
         self.in_flight.push_back((bytes, self.uploads.iter().map(write).collect()));
         Ok(())
@@ -115,7 +114,7 @@ impl PartSink {
     fn settle_one(&mut self) -> Result<()> {
         let Some((bytes, writes)) = self.in_flight.pop_front() else { return Ok(()) };
         for (tags, task) in self.tags.iter_mut().zip(writes) {
-            tags.push(self.link.wait(async { joined(task.await) })?);
+            tags.push(self.link.wait(task.ended())?);
         }
         if let Some(progress) = &self.progress {
             progress.fetch_add(bytes, Ordering::Relaxed);

@@ -2,10 +2,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use muster_common::adapters::local::LocalBlobs;
+use muster_common::clock::ManualClock;
 use muster_common::store::Access;
 use muster_kernel::run::Sink;
 
 use super::*;
+use crate::crew::Tokio;
 use crate::memory::{PartsPlan, WindowsPlan};
 use crate::testing::{Shaky, retry};
 
@@ -13,7 +15,7 @@ const PLAN: PartsPlan = PartsPlan { part_bytes: 64 << 10, in_flight: 2 };
 
 fn link() -> Link {
     Link {
-        handle: tokio::runtime::Handle::current(),
+        crew: Arc::new(Tokio::current()),
         cancel: CancellationToken::new(),
         retry: retry(),
         buffers: BufferPool::new(1 << 20),
@@ -22,8 +24,12 @@ fn link() -> Link {
     }
 }
 
+fn leftovers() -> Leftovers {
+    Leftovers::new(Arc::new(ManualClock::default()))
+}
+
 fn object(store: Arc<dyn Blobs>, url: &str) -> Object {
-    Object { store, url: Arc::new(url.parse().expect("url")), patience: None }
+    Object { store, url: Arc::new(url.parse().expect("url")), patience_ms: None }
 }
 
 fn data(bytes: usize) -> Vec<u8> {
@@ -83,8 +89,7 @@ async fn what_is_written_is_read_in_memory_and_on_disk() {
             [object(local.clone(), &path), object(memory.clone(), &format!("memory:///{bytes}"))]
         {
             let data = data(bytes);
-            let uploaded =
-                write(&link, &object, &Leftovers::default(), data.clone()).await.expect("write");
+            let uploaded = write(&link, &object, &leftovers(), data.clone()).await.expect("write");
             assert_eq!(uploaded.bytes, bytes as u64);
             // Parts carry what is beyond a multiple of the alignment into the next: an object has a
             // few less than by its size.
@@ -148,7 +153,7 @@ async fn passing_trouble_is_read_through_and_counted() {
 #[tokio::test]
 async fn a_failed_upload_is_aborted() {
     let store = Arc::new(Shaky::default());
-    let (link, leftovers) = (link(), Leftovers::default());
+    let (link, leftovers) = (link(), leftovers());
     store.failing_part.store(3, Ordering::SeqCst);
     let error = write(&link, &object(store.clone(), "memory:///a"), &leftovers, data(1_000_000))
         .await
@@ -165,7 +170,7 @@ async fn a_failed_upload_is_aborted() {
 async fn what_cannot_be_removed_is_tried_again_and_stays_noted() {
     for (failing, left) in [(5, 0), (1000, 1)] {
         let store = Arc::new(Shaky::default());
-        let leftovers = Leftovers::default();
+        let leftovers = leftovers();
         let object = object(store.clone(), "memory:///a");
         leftovers.opened(&object, &store.open_upload("a").await.expect("open"));
         store.failing_aborts.store(failing, Ordering::SeqCst);
@@ -188,7 +193,7 @@ async fn what_cannot_be_removed_is_tried_again_and_stays_noted() {
 #[tokio::test]
 async fn a_cancelled_upload_stops_waiting() {
     let store = Arc::new(Shaky::default());
-    let (link, leftovers) = (link(), Leftovers::default());
+    let (link, leftovers) = (link(), leftovers());
     store.hanging_part.store(1, Ordering::SeqCst);
     let cancel = link.cancel.clone();
     tokio::spawn(async move {
@@ -206,7 +211,7 @@ async fn a_cancelled_upload_stops_waiting() {
 #[tokio::test]
 async fn a_completed_object_is_removed_when_it_does_not_count() {
     let store = Arc::new(Shaky::default());
-    let (link, leftovers) = (link(), Leftovers::default());
+    let (link, leftovers) = (link(), leftovers());
     write(&link, &object(store.clone(), "memory:///a"), &leftovers, data(100))
         .await
         .expect("write");
