@@ -437,10 +437,11 @@ fn sources_of(runs: &[RunObject], partition: usize) -> Vec<Source> {
 }
 
 /// A spill that turns out damaged is this worker's own trouble: another try makes it anew. As
-/// `Corrupt` it would blame a committed run.
+/// `Corrupt` it would blame a committed run. One that is out of order may be so by failing memory,
+/// before its checksums were made; where it is our own bug, the task runs out of tries.
 pub(super) fn spill_error(error: Error) -> Error {
     match error.kind {
-        ErrorKind::Corrupt | ErrorKind::NotFound => {
+        ErrorKind::Corrupt | ErrorKind::NotFound | ErrorKind::Bug => {
             Error::retry(format!("a spill on the worker's disk is damaged: {}", error.message))
         }
         _ => error,

@@ -19,7 +19,6 @@ use muster_kernel::split::plan_splits;
 use muster_kernel::splitters::{Splitter, choose};
 
 use super::*;
-use crate::crew::Tokio;
 use crate::testing::{Shaky, retry};
 
 /// Memory that holds every split of these tests at once.
@@ -118,13 +117,13 @@ impl World {
     }
 
     /// Does to the worker what a SPEC of faults says.
-    fn disturb(&mut self, spec: &str) {
+    fn disturb(&mut self, budget: Budget, spec: &str) {
         let Context { stores, retry, spills, .. } = &*self.context;
         let faults =
             Faults::new(spec.parse().expect("a spec"), "w1", Arc::new(ManualClock::default()));
         let stores = stores.clone().disturbed(Some(Arc::new(faults)));
         self.context =
-            Arc::new(Context::new(crew(), stores, retry.clone(), AMPLE, 2, spills.clone()));
+            Arc::new(Context::new(crew(), stores, retry.clone(), budget, 2, spills.clone()));
     }
 
     /// Gives the worker other limits.
@@ -271,7 +270,7 @@ impl World {
 }
 
 fn crew() -> Arc<dyn Crew> {
-    Arc::new(Tokio::current())
+    Arc::new(crate::crew::Tokio::current())
 }
 
 fn job() -> JobId {
@@ -1046,7 +1045,7 @@ async fn a_job_tries_as_often_as_its_own_settings_say() {
 async fn a_record_that_memory_damaged_before_its_checksum_costs_a_try() {
     let objects = [random_lines(50_000, 1)];
     let mut world = World::new(lines(false), &objects, 1 << 20, 1, AMPLE).await;
-    world.disturb("seed=3;memory.hold:flip,times=1");
+    world.disturb(AMPLE, "seed=3;memory.hold:flip,times=1");
     let sort = || Work::Sort { splitters: None, skip: Vec::new() };
     let (outcome, _) = world.run(Phase::Sort, 0, sort()).await;
     let Outcome::Failed { error } = outcome else { panic!("{outcome:?}") };
@@ -1054,6 +1053,19 @@ async fn a_record_that_memory_damaged_before_its_checksum_costs_a_try() {
     assert!(!world.scratch().await.iter().any(|name| name.ends_with(".run")), "no run stands");
     let (outcome, _) = world.run(Phase::Sort, 0, sort()).await;
     assert!(matches!(outcome, Outcome::Sorted(_)), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_record_that_memory_damaged_in_a_spill_costs_a_try() {
+    let objects = [random_lines(100_000, 1)];
+    for seed in 0..20 {
+        let mut world = World::new(lines(false), &objects, 1 << 20, 1, TINY).await;
+        world.disturb(TINY, &format!("seed={seed};memory.hold:flip,times=1"));
+        let sort = Work::Sort { splitters: None, skip: Vec::new() };
+        let (outcome, _) = world.run(Phase::Sort, 0, sort).await;
+        let Outcome::Failed { error } = outcome else { panic!("{outcome:?}") };
+        assert!(error.kind.is_retryable(), "another try may help: {error}");
+    }
 }
 
 #[tokio::test]
