@@ -44,7 +44,6 @@ mod driver;
 pub mod election;
 pub mod job;
 pub mod journal;
-pub mod membership;
 mod metrics;
 mod outbox;
 mod stand_by;

@@ -13,9 +13,9 @@ use tokio::time::Instant;
 use muster_common::ids::Epoch;
 use muster_common::vitals::{Excuse, Family, Following, Labels, Role, Vitals, value};
 
-use crate::job::figures::{CODES, Figures, PHASES, STATES, TROUBLES, Tally, TaskCounts};
+use crate::job::pool::policies::health::{Class, Rule};
+use crate::job::view::figures::{CODES, Figures, PHASES, STATES, TROUBLES, Tally, TaskCounts};
 use crate::job::{Counters, Machine};
-use crate::membership::health::{Class, Rule};
 
 /// Pause between two looks at the machine's figures, in milliseconds.
 const LOOK_MS: u64 = 500;

@@ -21,8 +21,8 @@ use muster_kernel::splitters::{self, Splitter};
 
 use super::fence::Fence;
 use super::{clean, listing, offers, publish};
+use crate::job::flow::plan::{self, Chosen};
 use crate::job::io::{Effect, Input, MeasuredBoundaries, Offer};
-use crate::job::plan::{self, Chosen};
 
 /// Largest object of samples that is read back, in bytes.
 const SAMPLES_BYTES_MAX: u64 = 64 << 20;

@@ -12,7 +12,7 @@ use muster_kernel::spec::SortSpec;
 
 use super::super::fence::tests::{claims, leading};
 use super::*;
-use crate::job::plan;
+use crate::job::flow::plan;
 
 async fn stores(keys: &[&str]) -> Stores {
     let stores = Stores::new(

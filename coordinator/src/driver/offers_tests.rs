@@ -14,7 +14,7 @@ use muster_kernel::spec::SortSpec;
 use super::super::fence::tests::leading;
 use super::super::listing::list_input;
 use super::*;
-use crate::job::plan;
+use crate::job::flow::plan;
 
 fn spec(inputs: &[&str]) -> JobSpec {
     JobSpec {

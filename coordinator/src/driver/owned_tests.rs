@@ -26,8 +26,8 @@ use crate::driver::fence;
 use crate::driver::listing::list_input;
 use crate::driver::offers::Offered;
 use crate::driver::publish::{prepare, publish};
+use crate::job::flow::plan;
 use crate::job::io::{Leftovers, ManifestBytes, Publication, PublishedPart};
-use crate::job::plan;
 
 #[test]
 fn a_manifest_accounts_for_what_jobs_make_alone() {

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use muster_common::api::JobState;
 use muster_common::ids::{AttemptId, JobId, Phase, WorkerId};
 
-use super::active::{Active, Attempt, PhaseTasks, Recording, Stage, TaskState};
-use super::durable::DurableJob;
-use super::{Machine, overlap};
+use crate::job::flow::active::{Active, Stage};
+use crate::job::ledger::durable::DurableJob;
+use crate::job::tasks::table::{Attempt, PhaseTasks, Recording, TaskState};
+use crate::job::{Machine, overlap};
 
 /// Checks everything.
 ///

@@ -18,7 +18,7 @@ use muster_common::wire::{
 use muster_common::{Error, Result};
 use muster_kernel::splitters::Splitter;
 
-use super::durable::Upload;
+use super::ledger::durable::Upload;
 use crate::journal::record::Record;
 
 /// Somebody who waits for an answer; the driver knows who.
@@ -542,7 +542,7 @@ pub enum Effect {
         /// Where they are.
         samples: BlobRef,
     },
-    /// Choose splitters ([`super::plan::splitters`]) and write them.
+    /// Choose splitters ([`super::flow::plan::splitters`]) and write them.
     ChooseSplitters {
         /// Which job.
         job: JobId,

@@ -1,31 +1,21 @@
 //! The job machine: facts and the time go in, effects come out. It opens no socket, reads no clock
 //! and draws nothing at random, so a conversation with it is the same every time it is held.
 //!
-//! Where things are decided:
+//! Its rooms:
 //!
 //! ```text
-//! submit.rs      a request becomes a plan
-//! schedule.rs    which task goes to which worker
-//! report.rs      what a worker's word is worth
-//! phases.rs      what follows when a phase is complete
-//! boundaries.rs  where partitions begin
-//! finish.rs      commit, failure, cancel, clean-up
-//! recover.rs     what a new leader makes of the journal
-//! ledger.rs      records out, acknowledgements in
-//! pool.rs        registration, heartbeats
-//! watch.rs       silence, hangs, waves, alerts
-//! stragglers.rs  second attempts of slow tasks
-//! inputs.rs      objects that cannot be read
-//! owners.rs      inputs that one worker alone can read
-//! lineage.rs     runs that are lost, and made anew
-//! figures.rs     what is counted for those who watch
-//! history.rs     troubles: what is kept, what is counted
+//! law      what may follow what
+//! ledger/  what the journal says; records out, acknowledgements in
+//! pool/    members, silence, owners, stragglers, and the policies behind them
+//! tasks/   grants, attempts, reports, lineage
+//! flow/    submit, stages, barriers, commit, end, clean-up, take-over
+//! view/    status, figures, alerts, letters, recoveries: what people see
 //! ```
 //!
 //! **Persist before tell.** A decision leaves as [`Effect::Append`]. Nothing else happens until
-//! [`Input::Appended`] is back; then the record is folded into [`durable::Durable`], by the same
-//! function that replays the journal, and what follows from it goes out. What only this leader
-//! knows ([`active`], [`workers`]) may be lost at any time.
+//! [`Input::Appended`] is back; then the record is folded into [`ledger::durable::Durable`], by the
+//! same function that replays the journal, and what follows from it goes out. What only this leader
+//! knows (tasks, workers) may be lost at any time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -37,43 +27,27 @@ use muster_common::quiet::Quiet;
 use muster_common::store::BlobUrl;
 use muster_common::{Error, Result};
 
-mod active;
-mod boundaries;
-pub mod durable;
-pub mod figures;
-mod finish;
-pub mod history;
-mod inputs;
+pub mod flow;
 pub mod invariant;
 pub mod io;
-mod ledger;
-mod letters;
-mod lineage;
-mod owners;
-mod phases;
-pub mod plan;
-mod pool;
-mod recover;
-mod recoveries;
-mod report;
-mod schedule;
-pub mod state;
-mod status;
-mod stragglers;
-mod submit;
+pub mod law;
+pub mod ledger;
+pub mod pool;
+mod tasks;
 #[cfg(test)]
 mod tests;
-mod watch;
-mod workers;
+pub mod view;
 
-use active::{Active, Stage};
-use durable::{Durable, DurableJob};
+use flow::active::{Active, Stage};
+use flow::submit;
 use io::{Effect, Input, RefusalCode, Reply, ReplyTo};
-
-use crate::membership::absence::Absence;
-use crate::membership::health::Alerts;
-use crate::membership::limits::Limits;
-use crate::membership::ramp::Ramp;
+use ledger::durable::{Durable, DurableJob};
+use pool::policies::absence::Absence;
+use pool::policies::health::Alerts;
+use pool::policies::limits::Limits;
+use pool::policies::ramp::Ramp;
+use pool::{members, watch};
+use view::figures;
 
 /// Most jobs that run at once.
 pub const JOBS_MAX: usize = 1000;
@@ -103,7 +77,7 @@ pub struct Machine {
     ledger: ledger::Pending,
     planning: BTreeMap<JobId, submit::Planning>,
     active: BTreeMap<JobId, Active>,
-    workers: workers::Workers,
+    workers: members::Workers,
     /// Jobs with a task that can be granted, those with the fewest running attempts first, then in
     /// order of submission.
     runnable: BTreeSet<(u32, u64, JobId)>,
@@ -231,7 +205,7 @@ impl Machine {
             ledger: ledger::Pending::default(),
             planning: BTreeMap::new(),
             active: BTreeMap::new(),
-            workers: workers::Workers::default(),
+            workers: members::Workers::default(),
             runnable: BTreeSet::new(),
             timers: BTreeSet::new(),
             grace_until_ms: None,

@@ -8,7 +8,7 @@ use muster_common::ids::{Epoch, JobId, WorkerId};
 use muster_common::{Error, Result};
 
 use super::record::{self, Entry, JobArchived, RECORD_BYTES_MAX, Record, digest};
-use crate::job::durable::{Durable, DurableJob};
+use crate::job::ledger::durable::{Durable, DurableJob};
 
 /// Size of one piece of a snapshot, in bytes as encoded; a single record that is larger, up to
 /// [`RECORD_BYTES_MAX`], stands alone.

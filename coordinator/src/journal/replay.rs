@@ -17,7 +17,7 @@ use muster_common::{Error, Result, ledger};
 
 use super::fold::Fold;
 use super::record::{self, Entry, JOURNAL_VERSION, Record};
-use crate::job::durable::Durable;
+use crate::job::ledger::durable::Durable;
 
 /// What a journal comes to.
 #[derive(Debug)]

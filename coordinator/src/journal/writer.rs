@@ -28,7 +28,7 @@ use super::record::{self, Entry, Record};
 pub use super::replay::Replayed;
 use super::replay::replay;
 use super::standing::{Moment, Standing};
-use crate::job::durable::Durable;
+use crate::job::ledger::durable::Durable;
 
 /// Longest pause between tries, in milliseconds.
 const BACKOFF_MS_MAX: u64 = 2000;

@@ -6,8 +6,8 @@ use muster_common::ids::{Epoch, JobId, Phase, TaskId, WorkerId};
 use muster_common::names;
 use muster_common::store::BlobUrl;
 use muster_common::wire::{Outcome, Report, RunAttempt};
-use muster_coordinator::job::durable::DurableJob;
 use muster_coordinator::job::io::Reply;
+use muster_coordinator::job::ledger::durable::DurableJob;
 use muster_coordinator::journal::record::{
     GenerationBegan, JobEnded, JobOutcome, PartCommitted, Record, RunCommitted,
 };

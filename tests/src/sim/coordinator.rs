@@ -16,8 +16,8 @@ use muster_common::wire::{
 use muster_common::{Error, Result};
 use muster_coordinator::Fence;
 use muster_coordinator::election::{self, Answer, Cause, Election, Settings, Sign};
-use muster_coordinator::job::durable::DurableJob;
 use muster_coordinator::job::io::{Effect, Input, Reply, ReplyTo};
+use muster_coordinator::job::ledger::durable::DurableJob;
 use muster_coordinator::job::{Machine, invariant};
 use muster_coordinator::journal::writer::{Candidate, JournalWriter, Order, Replayed, Written};
 

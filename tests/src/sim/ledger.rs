@@ -13,7 +13,7 @@ use bytes::Bytes;
 use muster_common::ids::Epoch;
 use muster_common::ledger::{Appended, Entry, Ledger};
 use muster_common::{Error, Result};
-use muster_coordinator::job::durable::Durable;
+use muster_coordinator::job::ledger::durable::Durable;
 use muster_coordinator::journal::fold::Fold;
 use muster_coordinator::journal::record::{self, Record};
 

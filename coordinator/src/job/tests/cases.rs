@@ -847,7 +847,9 @@ fn waiting_for_the_store_does_not_count_towards_giving_up_a_commit() {
     let mut world = world(2);
     let fails = world.store_fails.entry("publish").or_default();
     fails.extend((0..10).map(|_| Error::retry("503")));
-    fails.extend((1..crate::job::phases::HOPELESS_TRIES_MAX).map(|_| Error::corrupt("flipped")));
+    fails.extend(
+        (1..crate::job::flow::stages::HOPELESS_TRIES_MAX).map(|_| Error::corrupt("flipped")),
+    );
     world.submit(spec("j1"));
     assert_eq!(world.settle("j1"), JobState::Succeeded);
 }
@@ -888,7 +890,7 @@ fn illegal_records_are_refused_and_counted() {
     let mut world = holding(Phase::Sort);
     let mut durable = world.machine.durable().clone();
     let before = durable.clone();
-    let check = |durable: &mut crate::job::durable::Durable, record: Record| {
+    let check = |durable: &mut crate::job::ledger::durable::Durable, record: Record| {
         assert!(durable.apply(&record).is_err(), "{record:?}");
     };
     let attempt = AttemptId {

@@ -15,11 +15,11 @@ use muster_kernel::proof::Sums;
 use muster_kernel::spec::SortSpec;
 
 use super::fakes::{FakeWorker, Unacknowledged};
-use crate::job::durable::Durable;
 use crate::job::io::{
     Effect, Input, Listing, ManifestBytes, MeasuredBoundaries, Publication, Reply, ReplyTo,
     Unremoved,
 };
+use crate::job::ledger::durable::Durable;
 use crate::job::{Machine, invariant};
 use crate::journal::fold::Fold;
 use crate::journal::record::{self, Entry, Record};
@@ -451,8 +451,8 @@ impl World {
                 Input::SamplesLoaded { job, attempt, result: fails.map(|()| Vec::new()) }
             }
             Effect::ChooseSplitters { job, samples, partitions, unique, url } => {
-                let chosen =
-                    crate::job::plan::splitters(samples, partitions, unique).expect("splitters");
+                let chosen = crate::job::flow::plan::splitters(samples, partitions, unique)
+                    .expect("splitters");
                 let (partitions, samples) = (chosen.splitters.len() as u32 + 1, chosen.samples);
                 let fullest_percent = self.fullest_percent.pop_front().or(chosen.fullest_percent);
                 let result = fails.map(|()| {

@@ -1,0 +1,147 @@
+//! What must hold between two stages: runs tile the input and sum to it, parts sum to the runs and
+//! follow one another.
+
+use muster_common::ids::JobId;
+use muster_common::plan::{PLAN_BYTES_MAX, PinnedRun, PinnedRuns, Plan};
+use muster_common::planted::{self, Bug};
+use muster_common::wire::BlobRef;
+use muster_common::{Error, Result, names};
+use muster_kernel::proof::{self, Interval};
+
+use crate::job::Machine;
+use crate::job::flow::active::Stage;
+use crate::job::io::Effect;
+use crate::job::ledger::Waiters;
+use crate::job::ledger::durable::DurableJob;
+use crate::job::tasks::lineage::RepairStep;
+use crate::journal::record::Record;
+
+impl Machine {
+    /// The shuffle barrier: the runs tile the input and sum to it; only then they are pinned.
+    pub(crate) fn pin_runs(&mut self, job: &JobId, plan: &Plan) {
+        let Some(durable) = self.durable.jobs.get(job) else { return };
+        let pinned = check_runs(durable, plan).and_then(|()| pinned_runs(job, durable));
+        let nonce = self.nonces.next();
+        match (pinned, self.active.get_mut(job)) {
+            (Ok(bytes), Some(active)) => {
+                active.stage = Stage::PinningRuns;
+                active.writing += 1;
+                let url = active.scratch.join(&names::runs_path(self.epoch, nonce));
+                let ticket = self.tickets.issue(job);
+                self.out.push(Effect::WriteObject { url, bytes, ticket });
+            }
+            (Err(error), _) => self.fail(job, error),
+            (Ok(_), None) => {}
+        }
+    }
+
+    pub(crate) fn object_written(&mut self, ticket: u64, result: Result<BlobRef>) {
+        let Some(job) = self.tickets.redeem(ticket) else { return };
+        if self.plan_written(&job, ticket, &result) {
+            return;
+        }
+        self.wrote(&job);
+        let Some(active) = self.active.get_mut(&job) else { return };
+        let works = active.stage == Stage::Working;
+        // A job that is about to end needs no list any more: its record would come after that of
+        // the end.
+        let again = active
+            .repair
+            .as_mut()
+            .filter(|repair| works && repair.step == RepairStep::Pinning(ticket));
+        let prepares = active.stage == Stage::PreparingCommit;
+        if again.is_none() && active.stage != Stage::PinningRuns && !prepares {
+            return;
+        }
+        match result {
+            Ok(manifest) if prepares => self.decide(&job, manifest),
+            Ok(runs) => {
+                match again {
+                    Some(repair) => repair.step = RepairStep::Recording,
+                    None => active.stage = Stage::Deciding,
+                }
+                active.moved(self.now_ms);
+                let took_ms = active.elapsed_ms(self.now_ms);
+                self.append(Record::RunsPinned { job, runs, took_ms }, Waiters::default());
+            }
+            Err(error) => self.store_trouble(&job, error),
+        }
+    }
+}
+
+/// P1 at the sort barrier: what the tasks consumed tiles every object, and what they wrote and
+/// dropped sums to what they read.
+pub(crate) fn check_runs(durable: &DurableJob, plan: &Plan) -> Result<()> {
+    let broken = |what: String| {
+        Error::corrupt(format!("P1 (conservation) is broken at the sort barrier: {what}"))
+    };
+    // Of an object that is left out nothing may have been read.
+    let read =
+        |at: u32, bytes: u64| if durable.skipped_objects.contains_key(&at) { 0 } else { bytes };
+    let sizes: Vec<u64> =
+        (0..).zip(&plan.objects).map(|(at, object)| read(at, object.units())).collect();
+    let intervals: Vec<Interval> =
+        durable.runs.values().flat_map(|run| run.intervals.iter().copied()).collect();
+    let tiles =
+        if planted::is(Bug::DropTiling) { Ok(()) } else { proof::tiles(&intervals, &sizes) };
+    tiles.map_err(|why| {
+        let named = plan.objects.iter().enumerate().find(|(at, _)| {
+            why.contains(&format!("object {at} ")) || why.ends_with(&format!("object {at}"))
+        });
+        broken(named.map_or(why.clone(), |(_, object)| format!("{why} ({})", object.url)))
+    })?;
+    let totals = &durable.run_totals;
+    let out = totals.kept.plus(&totals.dropped).plus(&totals.skipped);
+    if out == totals.input || planted::is(Bug::DropSums) {
+        Ok(())
+    } else {
+        Err(broken(format!("read {}, but wrote, dropped and skipped {out}", totals.input)))
+    }
+}
+
+pub(crate) fn pinned_runs(job: &JobId, durable: &DurableJob) -> Result<Vec<u8>> {
+    let runs = durable.runs.values().map(|run| PinnedRun {
+        attempt: run.attempt,
+        url: run.url.clone(),
+        replica: run.replica.clone(),
+        bytes: run.bytes,
+        index_digest: run.index_digest,
+    });
+    let bytes = PinnedRuns { job: job.clone(), runs: runs.collect() }.to_bytes()?;
+    if bytes.len() as u64 > PLAN_BYTES_MAX {
+        return Err(Error::exhausted(format!(
+            "the list of runs has {} bytes, the limit is {PLAN_BYTES_MAX}",
+            bytes.len()
+        )));
+    }
+    Ok(bytes)
+}
+
+/// P1 and P2 at the end: the parts hold what the runs held, less what they dropped, and each begins
+/// at or after the end of the one before.
+pub(crate) fn check_parts(durable: &DurableJob) -> Result<()> {
+    let (held, totals) = (durable.run_totals.kept, &durable.part_totals);
+    let out = totals.kept.plus(&totals.dropped);
+    if out != held && !planted::is(Bug::DropSums) {
+        let text = format!(
+            "P1 (conservation) is broken at the commit: the runs hold {held}, but the parts hold \
+                and dropped {out}"
+        );
+        return Err(Error::corrupt(text));
+    }
+    let mut before: Option<(u32, &[u8])> = None;
+    for part in durable.parts.values().filter(|part| part.kept.records > 0) {
+        if let Some((partition, last)) =
+            before.filter(|(_, last)| *last > part.first_key.as_slice())
+        {
+            let text = format!(
+                "P2 (order) is broken: part {partition} ends with {last:02x?}, part {} begins \
+                    before it",
+                part.partition
+            );
+            return Err(Error::corrupt(text));
+        }
+        before = Some((part.partition, &part.last_key));
+    }
+    Ok(())
+}

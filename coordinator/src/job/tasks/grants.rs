@@ -1,0 +1,292 @@
+//! Which task goes to which worker.
+//!
+//! Fair: the next task is that of the job with the fewest running attempts, earlier jobs first. It
+//! goes to the worker with the most room that has not failed it yet; one whose input a single
+//! worker can read goes to that worker alone (`pool/owners.rs`). An attempt is only this leader's word:
+//! it is not journalled, and lost with the leader unless its worker still holds it.
+
+use muster_common::Result;
+use muster_common::ids::{AttemptId, Generation, JobId, Phase, TaskId, WorkerId};
+use muster_common::wire::{RunAttempt, RunReply, Work};
+
+use crate::job::flow::active::Active;
+use crate::job::io::Effect;
+use crate::job::ledger::Waiters;
+use crate::job::ledger::durable::DurableJob;
+use crate::job::pool::members::Worker;
+use crate::job::tasks::attempts::TakenBack;
+use crate::job::tasks::table::{Attempt, History};
+use crate::job::{Machine, Timer};
+use crate::journal::record::Record;
+
+/// Orders to run one attempt that may go unanswered before it is taken back.
+const SENT_MAX: u32 = 10;
+/// First pause of a worker that says it is busy, in milliseconds: most likely it is about to read
+/// the acknowledgement that frees its slot.
+const BUSY_PAUSE_MS: u64 = 10;
+
+/// What is left out of a task's own split: nobody needs to know of the rest, and it may be much.
+fn skipped_of(durable: &DurableJob, active: &Active, task: TaskId) -> Vec<u32> {
+    let split = active.plan.as_ref().and_then(|plan| plan.splits.get(task.index as usize));
+    if task.phase == Phase::Merge || durable.skipped_objects.is_empty() {
+        return Vec::new();
+    }
+    let objects = split.into_iter().flatten().map(|piece| piece.object);
+    let mut skip: Vec<u32> =
+        objects.filter(|object| durable.skipped_objects.contains_key(object)).collect();
+    skip.dedup();
+    skip
+}
+
+impl Machine {
+    /// Puts a job into, or out of, the order of those with something to grant.
+    pub(crate) fn touch(&mut self, job: &JobId) {
+        let Some(active) = self.active.get_mut(job) else { return };
+        let after = active.may_run().then(|| active.running());
+        let before = std::mem::replace(&mut active.runnable, after);
+        if before != after {
+            let order = active.order;
+            before.map(|running| self.runnable.remove(&(running, order, job.clone())));
+            after.map(|running| self.runnable.insert((running, order, job.clone())));
+        }
+    }
+
+    /// Grants what can be granted.
+    pub(crate) fn schedule(&mut self) {
+        if self.too_few().is_some() {
+            return;
+        }
+        while let Some((job, task, worker)) = self.next_grant() {
+            if !self.revoke_before_grant(&job, task) {
+                self.grant(&job, task, &worker);
+            }
+        }
+    }
+
+    /// The first task, in the order of fairness, that a worker with room may have.
+    fn next_grant(&self) -> Option<(JobId, TaskId, WorkerId)> {
+        self.workers.free().next()?;
+        self.runnable.iter().find_map(|(_, _, job)| {
+            let active = self.active.get(job)?;
+            let tasks = active.granted_from()?;
+            // A slot of theirs is the only one that such tasks can have.
+            let owned = self.next_owned(active);
+            let next = owned.or_else(|| {
+                active.owners.free_tasks(tasks).find_map(|index| {
+                    Some((index, self.worker_for(active.attempts_max, tasks.history.get(&index))?))
+                })
+            });
+            next.map(|(index, worker)| (job.clone(), tasks.task(index), worker.clone()))
+        })
+    }
+
+    /// A worker with room that has not failed the task; else any, as long as half of the task's
+    /// tries are left. After that the task waits for one that has not failed it, where there is
+    /// one: a worker whose own disk is full would use up all tries while the others are busy.
+    fn worker_for(&self, attempts_max: u32, history: Option<&History>) -> Option<&WorkerId> {
+        let first = self.workers.free().next()?;
+        let Some(History { tries, tried, needs_bytes, .. }) = history else { return Some(first) };
+        if *needs_bytes > 0 {
+            // The others would only say again that it is too much for them.
+            let suits = |id: &&WorkerId| {
+                self.workers.get(id).is_some_and(|worker| worker.task_bytes() >= *needs_bytes)
+            };
+            return self.workers.free().find(suits);
+        }
+        let fresh =
+            self.workers.free().take(tried.len() + 1).find(|worker| !tried.contains(worker));
+        let untried = |(id, worker): (&WorkerId, &Worker)| {
+            worker.is_alive() && worker.takes_part() && !tried.contains(id)
+        };
+        let wait = *tries >= attempts_max.div_ceil(2) && self.workers.iter().any(untried);
+        fresh.or(if wait { None } else { Some(first) })
+    }
+
+    /// A merge task may have an upload left of an attempt that nobody holds any more. It is revoked
+    /// before the task is granted again.
+    fn revoke_before_grant(&mut self, job: &JobId, task: TaskId) -> bool {
+        if task.phase != Phase::Merge {
+            return false;
+        }
+        let open =
+            self.durable.jobs.get(job).and_then(|durable| durable.uploads_of(task.index).next());
+        let Some(attempt) = open.map(|upload| upload.attempt) else { return false };
+        if let Some(tasks) =
+            self.active.get_mut(job).and_then(|active| active.tasks_of_mut(task.phase))
+        {
+            tasks.revoke(task.index, attempt);
+        }
+        self.touch(job);
+        // A rival's dismissal may have asked for it already, and the task waits for that.
+        if !self.is_being_revoked(job, &attempt) {
+            self.append(
+                Record::UploadRevoked { job: job.clone(), partition: task.index, attempt },
+                Waiters::default(),
+            );
+        }
+        true
+    }
+
+    /// Gives a task that waits to a worker, or a second attempt of one that runs.
+    pub(crate) fn grant(&mut self, job: &JobId, task: TaskId, worker: &WorkerId) {
+        let generation = self.generation(job, task);
+        let id = AttemptId { task, generation, epoch: self.epoch, nonce: self.nonces.next() };
+        let ticket = self.begin_with(worker);
+        self.tally.attempts_begun[task.phase as usize] += 1;
+        let fair_ms = self.fair_ms();
+        let Some(active) = self.active.get_mut(job) else { return };
+        let Some(tasks) = active.tasks_of_mut(task.phase) else { return };
+        tasks.start(Attempt {
+            id,
+            worker: worker.clone(),
+            accepted: false,
+            sent: 0,
+            seen_ms: self.now_ms,
+            began_ms: fair_ms,
+            progress_ms: fair_ms,
+            bytes_done: 0,
+            bytes_total: 0,
+            ticket,
+            upload: None,
+            recording: None,
+        });
+        self.workers.update(worker, |known| known.attempts.insert((job.clone(), id)));
+        self.touch(job);
+        self.send_run(job, &id);
+    }
+
+    /// The generation in which a task is to be done now.
+    pub(crate) fn generation(&self, job: &JobId, task: TaskId) -> Generation {
+        let durable = self.durable.jobs.get(job);
+        match task.phase {
+            Phase::Sample => self.sampling_generation(job),
+            Phase::Sort => durable.map_or(Generation(0), |durable| durable.generation(task.index)),
+            Phase::Merge => Generation(0),
+        }
+    }
+
+    /// Sends the order to run an attempt that is under way.
+    fn send_run(&mut self, job: &JobId, id: &AttemptId) {
+        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
+        else {
+            return;
+        };
+        let splitters = durable.boundaries.as_ref().and_then(|chosen| chosen.splitters.clone());
+        let skip = skipped_of(durable, active, id.task);
+        let work = match (id.task.phase, &durable.runs_pinned) {
+            (Phase::Sample, _) => Work::Sample { skip },
+            (Phase::Sort, _) => Work::Sort { splitters, skip },
+            (Phase::Merge, Some(runs)) => Work::Merge { splitters, runs: runs.clone() },
+            (Phase::Merge, None) => return,
+        };
+        let plan = durable.submitted.plan.clone();
+        let tasks = active.tasks_of(id.task.phase);
+        let history = tasks.and_then(|tasks| tasks.history.get(&id.task.index));
+        let memory_halvings = history.map_or(0, |history| history.halvings);
+        let Some(attempt) = active.attempt_mut(id) else { return };
+        attempt.sent += 1;
+        let worker = attempt.worker.clone();
+        let Some((incarnation, peer)) =
+            self.workers.get(&worker).map(|known| (known.info.incarnation, known.info.wire))
+        else {
+            return;
+        };
+        let run = RunAttempt {
+            epoch: self.epoch,
+            incarnation,
+            job: job.clone(),
+            attempt: *id,
+            plan,
+            work,
+            memory_halvings,
+        };
+        self.out.push(Effect::SendRun { worker, peer, run: Box::new(run) });
+    }
+
+    pub(crate) fn run_answered(
+        &mut self,
+        worker: &WorkerId,
+        job: &JobId,
+        id: &AttemptId,
+        reply: Result<RunReply>,
+    ) {
+        let now_ms = self.now_ms;
+        let attempt = self
+            .active
+            .get_mut(job)
+            .and_then(|active| active.attempt_mut(id))
+            .filter(|attempt| attempt.worker == *worker);
+        match (reply, attempt) {
+            (Ok(RunReply::Accepted), Some(attempt)) => {
+                attempt.accepted = true;
+                attempt.seen_ms = now_ms;
+                self.workers.update(worker, |known| known.busy = 0);
+                if let Some(active) = self.active.get_mut(job) {
+                    active.moved_ms = now_ms;
+                    active.news = true;
+                }
+            }
+            // Taken back in the meantime: unless its result stands, nobody is to work on it.
+            (Ok(RunReply::Accepted), None) => self.cancel_attempt(worker, job, id),
+            (Ok(RunReply::Busy), Some(attempt)) if !attempt.accepted => {
+                self.pause(worker);
+                self.take_back(job, id, &TakenBack::HandedBack);
+            }
+            (Ok(RunReply::Refused { error }), Some(attempt)) if !attempt.accepted => {
+                self.counters.violations += 1;
+                self.event(
+                    Some(job),
+                    "warning",
+                    "order-refused",
+                    format!("worker {worker} refused {id}: {error}"),
+                );
+                self.pause(worker);
+                self.take_back(job, id, &TakenBack::HandedBack);
+            }
+            (Err(_), Some(attempt)) if !attempt.accepted => {
+                let pause_ms = self.config.tasks.command_retry_ms;
+                self.after(pause_ms, Timer::Resend(job.clone(), *id));
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn resend(&mut self, job: &JobId, id: &AttemptId) {
+        let Some(attempt) = self
+            .active
+            .get(job)
+            .and_then(|active| active.attempt(id))
+            .filter(|attempt| !attempt.accepted)
+        else {
+            return;
+        };
+        if attempt.recording.is_some() {
+            return;
+        }
+        if attempt.sent < SENT_MAX {
+            return self.send_run(job, id);
+        }
+        let worker = attempt.worker.clone();
+        self.event(
+            Some(job),
+            "warning",
+            "order-unanswered",
+            format!("worker {worker} has not answered {SENT_MAX} orders to run {id}"),
+        );
+        self.pause(&worker);
+        self.take_back(job, id, &TakenBack::HandedBack);
+    }
+
+    /// Gives a worker that cannot take more a short rest, longer each time.
+    fn pause(&mut self, worker: &WorkerId) {
+        let longest_ms = self.config.tasks.command_retry_ms;
+        let pause_ms = self.workers.update(worker, |known| {
+            known.paused = true;
+            known.busy = known.busy.saturating_add(1);
+            (BUSY_PAUSE_MS << known.busy.min(16)).min(longest_ms)
+        });
+        if let Some(pause_ms) = pause_ms {
+            self.after(pause_ms, Timer::Unpause(worker.clone()));
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! What the machine counts for those who watch it: how things stand ([`Figures`]), and how often
+//! something has happened under this leader ([`Tally`]). Numbers alone: who shows them, and how, is
+//! the adapter's business (`metrics.rs`). Nothing is decided by them.
+
+use std::collections::BTreeMap;
+
+use muster_common::api::JobState;
+use muster_common::ids::Phase;
+
+use crate::job::Machine;
+use crate::job::flow::active::{Active, Stage};
+use crate::job::io::RefusalCode;
+use crate::job::pool::policies::breaker::State;
+use crate::job::pool::policies::health::{Class, Rule};
+use crate::job::tasks::table::PhaseTasks;
+
+/// All states of a job, in their order.
+pub const STATES: [JobState; 8] = [
+    JobState::Submitted,
+    JobState::Sampling,
+    JobState::Sorting,
+    JobState::Merging,
+    JobState::Committing,
+    JobState::Succeeded,
+    JobState::Failed,
+    JobState::Cancelled,
+];
+
+/// All phases, in their order; [`Tally`] counts some things by it.
+pub const PHASES: [Phase; 3] = [Phase::Sample, Phase::Sort, Phase::Merge];
+
+/// The kinds of trouble that recoveries are counted by.
+pub const TROUBLES: [&str; 5] =
+    ["worker-lost", "attempt-failed", "run-damaged", "input-unreadable", "store-trouble"];
+
+/// Codes with which clients are refused.
+pub const CODES: [RefusalCode; 4] =
+    [RefusalCode::BadRequest, RefusalCode::Unknown, RefusalCode::Conflict, RefusalCode::Later];
+
+/// How often something has happened since this leader's term began.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Attempts that were given out, by phase.
+    pub attempts_begun: [u64; 3],
+    /// Second attempts of slow tasks among them, by phase.
+    pub speculations: [u64; 3],
+    /// Attempts that failed, by phase.
+    pub attempts_failed: [u64; 3],
+    /// Attempts that were lost with their worker, or hung, by phase.
+    pub attempts_lost: [u64; 3],
+    /// Tasks that were committed, by phase.
+    pub tasks_committed: [u64; 3],
+    /// Committed tasks that had to be done anew, because what they made was lost.
+    pub tasks_repeated: u64,
+    /// Pieces of committed runs that were looked at for records of input objects that are left out.
+    pub intervals_looked_at: u64,
+    /// Workers that were taken for dead.
+    pub workers_lost: u64,
+    /// Registrations that were refused.
+    pub workers_refused: u64,
+    /// Requests of clients that were refused, in the order of [`CODES`].
+    pub requests_refused: [u64; CODES.len()],
+    /// Jobs that ended: succeeded, failed, cancelled.
+    pub jobs_ended: [u64; 3],
+    /// Input records of jobs that succeeded.
+    pub records_sorted: u64,
+    /// Input bytes of jobs that succeeded.
+    pub bytes_sorted: u64,
+    /// Troubles of ended jobs that were got over, in the order of [`TROUBLES`].
+    pub recovered: [u64; TROUBLES.len()],
+    /// Troubles of ended jobs that were not.
+    pub given_up: [u64; TROUBLES.len()],
+    /// Alerts that were raised.
+    pub alerts_raised: BTreeMap<Rule, u64>,
+}
+
+/// Tasks of one phase, over all jobs that are in it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TaskCounts {
+    /// They wait for a worker.
+    pub queued: u32,
+    /// They wait for something else: a pause after a failure, or an upload that is being revoked.
+    pub delayed: u32,
+    /// An attempt, or two, are under way.
+    pub running: u32,
+    /// They are committed.
+    pub done: u32,
+}
+
+/// How things stand.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Known jobs, ended ones included, in the order of [`STATES`].
+    pub jobs: [u32; STATES.len()],
+    /// Tasks, in the order of [`PHASES`].
+    pub tasks: [TaskCounts; 3],
+    /// Living workers that are healthy, degraded or failed (their breaker is open).
+    pub workers: BTreeMap<Class, u32>,
+    /// Living workers that take no more.
+    pub workers_draining: u32,
+    /// Workers that are taken for dead and not forgotten yet.
+    pub workers_dead: u32,
+    /// Living workers whose breaker is open, and half open.
+    pub breakers: [u32; 2],
+    /// Attempts that the living workers which take part can run at once.
+    pub slots: u32,
+    /// Of them, those that could be given an attempt now.
+    pub slots_free: u32,
+    /// Tasks that are not under way: what more workers could begin with.
+    pub backlog_tasks: u32,
+    /// See [`wanted`].
+    pub workers_wanted: u32,
+    /// Records on their way into the journal.
+    pub journal_waiting: u32,
+    /// Whether the journal takes nothing at the moment.
+    pub journal_stalled: bool,
+    /// Requests a second that all workers together may make of stores that throttle; none without a
+    /// limit.
+    pub store_limit_per_s: Option<u32>,
+    /// Alerts that are raised now.
+    pub alerts: BTreeMap<Rule, u32>,
+}
+
+/// What [`wanted`] looks at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Demand {
+    /// Whether any job needs workers.
+    pub at_work: bool,
+    /// Whether one of them is between two phases, or still being planned.
+    pub between: bool,
+    /// Tasks of the phases at hand that are not committed.
+    pub open: u32,
+    /// Workers that live and take part.
+    pub there: u32,
+    /// Their slots.
+    pub slots: u32,
+    /// The least number of workers with which anything is given out.
+    pub least: u32,
+}
+
+/// How many workers there should be, for something that adds and removes them: those that the open
+/// tasks keep busy, by the slots that a worker of this pool has on average (one where there is
+/// none). 0 without a job at work. A job between two phases holds the pool as it is: it would be
+/// sent away just before it is needed.
+pub fn wanted(demand: Demand) -> u32 {
+    if !demand.at_work {
+        return 0;
+    }
+    let slots_each = demand.slots.checked_div(demand.there).unwrap_or(1).max(1);
+    let busy = demand.open.div_ceil(slots_each);
+    let held = if demand.between { demand.there } else { 0 };
+    busy.max(held).max(demand.least).max(1)
+}
+
+impl Tally {
+    pub(crate) fn recoveries(&mut self, recoveries: &[crate::journal::record::Recovery]) {
+        for recovery in recoveries {
+            if let Some(at) = TROUBLES.iter().position(|kind| *kind == recovery.kind) {
+                self.recovered[at] += u64::from(recovery.recovered);
+                self.given_up[at] += u64::from(recovery.given_up);
+            }
+        }
+    }
+}
+
+impl PhaseTasks {
+    fn counts(&self) -> TaskCounts {
+        let queued = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
+        let running = self.running.saturating_sub(self.seconds);
+        let others = queued.saturating_add(running).saturating_add(self.done);
+        TaskCounts {
+            queued,
+            delayed: self.total().saturating_sub(others),
+            running,
+            done: self.done,
+        }
+    }
+}
+
+impl Machine {
+    /// How often something has happened under this leader.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// How things stand now. Takes time with the number of workers and jobs, not with that of
+    /// tasks.
+    pub fn figures(&self) -> Figures {
+        let mut figures = Figures {
+            journal_waiting: self.ledger.waiting(),
+            journal_stalled: self.journal_stalled.is_some(),
+            store_limit_per_s: self.limits.rate_per_s(),
+            slots: self.workers.slots(),
+            ..Figures::default()
+        };
+        self.count_jobs(&mut figures);
+        self.count_workers(&mut figures);
+        for alert in self.alerts.raised() {
+            *figures.alerts.entry(alert.rule).or_default() += 1;
+        }
+        figures
+    }
+
+    fn count_jobs(&self, figures: &mut Figures) {
+        let planning =
+            self.planning.keys().filter(|job| !self.durable.jobs.contains_key(*job)).count();
+        let mut count = |state: JobState| {
+            let at = STATES.iter().position(|known| *known == state).unwrap_or(0);
+            figures.jobs[at] += 1;
+        };
+        (0..planning).for_each(|_| count(JobState::Submitted));
+        self.durable.jobs.values().for_each(|job| count(job.state));
+        let counts = self.workers.counts();
+        let mut demand = Demand {
+            at_work: planning > 0,
+            between: planning > 0,
+            open: 0,
+            there: counts.there,
+            slots: figures.slots,
+            least: self.config.pool.min_workers,
+        };
+        for (job, active) in &self.active {
+            let state = self.durable.jobs.get(job).map(|durable| durable.state);
+            if state.is_some_and(|state| state < JobState::Committing) {
+                demand.at_work = true;
+                demand.between |= active.stage != Stage::Working || active.tasks.is_none();
+            }
+            figures.take_tasks(active, &mut demand);
+        }
+        figures.workers_wanted = wanted(demand);
+    }
+
+    fn count_workers(&self, figures: &mut Figures) {
+        for (_, worker) in self.workers.iter().filter(|(_, worker)| !worker.left) {
+            if !worker.is_alive() {
+                figures.workers_dead += 1;
+                continue;
+            }
+            *figures.workers.entry(worker.class(&self.config)).or_default() += 1;
+            figures.workers_draining += u32::from(worker.draining);
+            match worker.breaker.state() {
+                State::Closed => {}
+                State::Open { .. } => figures.breakers[0] += 1,
+                State::HalfOpen => figures.breakers[1] += 1,
+            }
+            figures.slots_free = figures.slots_free.saturating_add(worker.free_slots());
+        }
+    }
+}
+
+impl Figures {
+    fn take_tasks(&mut self, active: &Active, demand: &mut Demand) {
+        for tasks in active.all_tasks() {
+            let (counts, sum) = (tasks.counts(), &mut self.tasks[tasks.phase as usize]);
+            sum.queued += counts.queued;
+            sum.delayed += counts.delayed;
+            sum.running += counts.running;
+            sum.done += counts.done;
+            let idle = counts.queued.saturating_add(counts.delayed);
+            self.backlog_tasks = self.backlog_tasks.saturating_add(idle);
+            demand.open = demand.open.saturating_add(idle).saturating_add(counts.running);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_workers_are_wanted_as_there_is_work_for() {
+        let check = |(at_work, between): (bool, bool), open, (there, slots), least, expected| {
+            let demand = Demand { at_work, between, open, there, slots, least };
+            assert_eq!(wanted(demand), expected, "{demand:?}");
+        };
+        check((false, false), 0, (5, 10), 3, 0);
+        check((true, false), 100, (5, 10), 0, 50);
+        check((true, false), 101, (5, 10), 0, 51);
+        // Nobody is there yet: one slot each is assumed until the first of them says more.
+        check((true, false), 7, (0, 0), 0, 7);
+        check((true, false), 0, (0, 0), 0, 1);
+        check((true, false), 2, (5, 20), 3, 3);
+        check((true, true), 0, (5, 10), 0, 5);
+        check((true, true), 100, (5, 10), 0, 50);
+        check((true, false), u32::MAX, (1, 1), 0, u32::MAX);
+    }
+
+    #[test]
+    fn places_in_the_lists_are_those_of_the_counts() {
+        for (at, phase) in PHASES.into_iter().enumerate() {
+            assert_eq!(phase as usize, at);
+        }
+        for (at, code) in CODES.into_iter().enumerate() {
+            assert_eq!(code as usize, at);
+        }
+        assert!(STATES.is_sorted());
+    }
+}
