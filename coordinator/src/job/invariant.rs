@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use muster_common::api::JobState;
 use muster_common::ids::{AttemptId, JobId, Phase, WorkerId};
 
-use crate::job::flow::active::{Active, Stage};
+use crate::job::flow::active::Active;
+use crate::job::flow::table::Stage;
+use crate::job::law::{Step, steps_of};
 use crate::job::ledger::durable::DurableJob;
 use crate::job::tasks::table::{Attempt, PhaseTasks, Recording, TaskState};
 use crate::job::{Machine, overlap};
@@ -15,7 +17,7 @@ use crate::job::{Machine, overlap};
 /// # Errors
 /// Says what does not hold.
 pub fn check(machine: &Machine) -> Result<(), String> {
-    machine.workers.check()?;
+    machine.pool.workers().check()?;
     check_claims(machine)?;
     let mut running: BTreeMap<WorkerId, BTreeSet<(JobId, AttemptId)>> = BTreeMap::new();
     for (id, active) in &machine.active {
@@ -72,25 +74,21 @@ fn check_claims(machine: &Machine) -> Result<(), String> {
 }
 
 fn check_state(id: &JobId, durable: &DurableJob, active: &Active) -> Result<(), String> {
-    let ended = durable.state.is_terminal();
-    let after_the_end = matches!(active.stage, Stage::Stopping | Stage::Cleaning | Stage::Closing);
-    if ended != after_the_end {
-        return Err(format!("job {id} is {} and in stage {:?}", durable.state, active.stage));
+    if let Some(why) = active.broken() {
+        return Err(format!("job {id}: {why}"));
     }
-    if (active.stage == Stage::Ending) != active.ending.is_some() {
+    if !steps_of(durable.state).contains(&active.step()) {
+        return Err(format!("job {id} is {} and at step {:?}", durable.state, active.step()));
+    }
+    if (active.step() == Step::Ending) != active.ending().is_some() {
         return Err(format!(
-            "job {id} is in stage {:?}, but the record of its end says otherwise",
-            active.stage
+            "job {id} is at step {:?}, but the record of its end says otherwise",
+            active.step()
         ));
     }
     let phase = active.tasks.as_ref().map(|tasks| tasks.phase);
-    let expected = match durable.state {
-        JobState::Sampling => Some(Phase::Sample),
-        JobState::Sorting => Some(Phase::Sort),
-        JobState::Merging => Some(Phase::Merge),
-        _ => None,
-    };
-    let lagging = active.stage == Stage::Ending;
+    let expected = Stage::at(durable.state).map(|stage| stage.phase);
+    let lagging = active.step() == Step::Ending;
     if phase != expected && !lagging {
         return Err(format!("job {id} is {} and has tasks of {phase:?}", durable.state));
     }
@@ -135,8 +133,7 @@ fn check_tasks(id: &JobId, durable: &DurableJob, tasks: &PhaseTasks) -> Result<(
     for (index, state) in (0..).zip(&tasks.states) {
         let committed = match tasks.phase {
             Phase::Sample => matches!(state, TaskState::Done),
-            Phase::Sort => durable.runs.contains_key(&index),
-            Phase::Merge => durable.parts.contains_key(&index),
+            phase => (Stage::of(phase).committed)(durable, index),
         };
         if committed != matches!(state, TaskState::Done) {
             return Err(format!(
@@ -259,7 +256,8 @@ fn check_slots(
     for (id, attempts) in running {
         for (job, attempt) in attempts {
             let known = machine
-                .workers
+                .pool
+                .workers()
                 .get(id)
                 .is_some_and(|worker| worker.attempts.contains(&(job.clone(), *attempt)));
             if !known && !recording(job, attempt) {
@@ -267,7 +265,7 @@ fn check_slots(
             }
         }
     }
-    for (id, worker) in machine.workers.iter() {
+    for (id, worker) in machine.pool.workers().iter() {
         let none = BTreeSet::new();
         let theirs = running.get(id).unwrap_or(&none);
         if let Some((job, attempt)) = worker.attempts.difference(theirs).next() {

@@ -23,7 +23,6 @@ use std::sync::Arc;
 use muster_common::api::Event;
 use muster_common::config::Config;
 use muster_common::ids::{AttemptId, DeploymentId, Epoch, JobId, Phase, WorkerId};
-use muster_common::quiet::Quiet;
 use muster_common::store::BlobUrl;
 use muster_common::{Error, Result};
 
@@ -32,22 +31,23 @@ pub mod invariant;
 pub mod io;
 pub mod law;
 pub mod ledger;
+mod outages;
 pub mod pool;
 mod tasks;
 #[cfg(test)]
 mod tests;
 pub mod view;
 
-use flow::active::{Active, Stage};
+use flow::active::Active;
 use flow::submit;
 use io::{Effect, Input, RefusalCode, Reply, ReplyTo};
+use law::Step;
 use ledger::durable::{Durable, DurableJob};
+use outages::Outages;
+use pool::Pool;
 use pool::policies::absence::Absence;
-use pool::policies::health::Alerts;
-use pool::policies::limits::Limits;
-use pool::policies::ramp::Ramp;
-use pool::{members, watch};
-use view::figures;
+use view::View;
+use view::figures::Counted;
 
 /// Most jobs that run at once.
 pub const JOBS_MAX: usize = 1000;
@@ -66,18 +66,15 @@ pub struct Machine {
     now_ms: u64,
     /// The Unix time of the machine's zero, for people.
     unix_zero_ms: u64,
-    connected: bool,
     absence: Option<Absence>,
     /// How much time has been forgiven so far: the leader was not there.
     forgiven_ms: u64,
-    journal_stalled: Option<String>,
-    /// Stores that do not answer the leader, and why.
-    stores_away: Vec<(String, String)>,
     durable: Durable,
     ledger: ledger::Pending,
     planning: BTreeMap<JobId, submit::Planning>,
     active: BTreeMap<JobId, Active>,
-    workers: members::Workers,
+    outages: Outages,
+    pool: Pool,
     /// Jobs with a task that can be granted, those with the fewest running attempts first, then in
     /// order of submission.
     runnable: BTreeSet<(u32, u64, JobId)>,
@@ -89,23 +86,11 @@ pub struct Machine {
     /// Cleaned jobs whose scratch is to be swept once more, and how often that has failed. Until it
     /// has ended they are not forgotten, so that nobody takes their names.
     sweeping: BTreeMap<JobId, u32>,
-    /// What was to be said of jobs that are history now.
-    warned: BTreeMap<JobId, Vec<String>>,
     next_order: u64,
     /// When ended jobs are looked through for old ones.
     retention_due_ms: u64,
-    /// Since when the pool is too small to work.
-    too_few_since_ms: Option<u64>,
-    watch: watch::Watch,
-    ramp: Ramp,
-    alerts: Alerts,
-    limits: Limits,
     counters: Counters,
-    tally: figures::Tally,
-    /// What is told of workers that are refused: each may ask as often as it likes.
-    refusals: Quiet,
-    /// Jobs whose progress is to be published at the end of this step.
-    urgent: BTreeSet<JobId>,
+    view: View,
     out: Vec<Effect>,
 }
 
@@ -196,34 +181,24 @@ impl Machine {
             jitter: Nonces(!durable.nonce),
             now_ms: 0,
             unix_zero_ms: 0,
-            connected: true,
             absence: None,
             forgiven_ms: 0,
-            journal_stalled: None,
-            stores_away: Vec::new(),
             durable,
             ledger: ledger::Pending::default(),
             planning: BTreeMap::new(),
             active: BTreeMap::new(),
-            workers: members::Workers::default(),
+            outages: Outages::none(),
+            pool: Pool::new(),
             runnable: BTreeSet::new(),
             timers: BTreeSet::new(),
             grace_until_ms: None,
             led_since_ms: 0,
             tickets: Tickets::default(),
             sweeping: BTreeMap::new(),
-            warned: BTreeMap::new(),
             next_order,
             retention_due_ms: 0,
-            too_few_since_ms: None,
-            watch: watch::Watch::default(),
-            ramp: Ramp::new(),
-            alerts: Alerts::new(),
-            limits: Limits::default(),
             counters: Counters::default(),
-            tally: figures::Tally::default(),
-            refusals: Quiet::default(),
-            urgent: BTreeSet::new(),
+            view: View::new(),
             out: Vec::new(),
         })
     }
@@ -246,7 +221,7 @@ impl Machine {
     /// The jobs that have not ended, or are just ending, with their OUTPUTs.
     pub fn outputs(&self) -> Vec<(JobId, BlobUrl)> {
         let works = |active: &Active| {
-            !matches!(active.stage, Stage::Stopping | Stage::Cleaning | Stage::Closing)
+            !matches!(active.step(), Step::Stopping | Step::Cleaning | Step::Closing)
         };
         self.active
             .iter()
@@ -284,9 +259,9 @@ impl Machine {
             Input::Tick => self.tick(),
             Input::Connection { up } => self.connection(up),
             Input::JournalStalled { why } => self.journal_stalls(why),
-            Input::StoresAway { away } => self.stores_away = away,
+            Input::StoresAway { away } => self.outages.stores(away),
             Input::NatsServers { away } => self.nats_servers(away),
-            Input::JournalRoom { used_percent } => self.watch.journal_used_percent = used_percent,
+            Input::JournalRoom { used_percent } => self.outages.journal_room(used_percent),
             Input::Appended { token, sequence } => self.appended(token, sequence),
             Input::Submit { to, spec, unix_ms } => self.submit(to, *spec, unix_ms),
             Input::AskStatus { to, job } => self.ask_status(to, &job),
@@ -338,15 +313,10 @@ impl Machine {
             return;
         }
         self.forgiven_ms = self.forgiven_ms.saturating_add(missed_ms);
-        self.workers.forgive(now_ms, missed_ms);
+        self.pool.forgive(now_ms, missed_ms);
         for job in self.active.values_mut() {
-            job.moved_ms = job.moved_ms.saturating_add(missed_ms).min(now_ms);
-            job.owners.forgive(now_ms, missed_ms);
-            job.failing_ms =
-                job.failing_ms.map(|since| since.saturating_add(missed_ms).min(now_ms));
+            job.forgive(now_ms, missed_ms);
         }
-        self.too_few_since_ms =
-            self.too_few_since_ms.map(|since| since.saturating_add(missed_ms).min(now_ms));
     }
 
     /// A clock that stands still while the leader is away: progress is measured by it.
@@ -366,6 +336,7 @@ impl Machine {
         self.watch_pool();
         self.watch_owners();
         self.watch_phases();
+        self.tell_broken();
         if self.now_ms >= self.retention_due_ms {
             self.forget_old();
         }
@@ -377,9 +348,7 @@ impl Machine {
             Timer::GraceEnds => self.end_grace(),
             Timer::Resend(job, attempt) => self.resend(&job, &attempt),
             Timer::Requeue(job, phase, index) => self.requeue(&job, phase, index),
-            Timer::Unpause(worker) => {
-                self.workers.update(&worker, |worker| worker.paused = false);
-            }
+            Timer::Unpause(worker) => self.pool.unpause(&worker),
             Timer::Store(job) => self.retry_store_step(&job),
             Timer::Abort(job, attempt) => self.abort_revoked(&job, &attempt),
             Timer::LetGo(job) => self.stop_waiting(&job),
@@ -401,7 +370,7 @@ impl Machine {
     }
 
     fn refuse(&mut self, to: ReplyTo, code: RefusalCode, error: Error) {
-        self.tally.requests_refused[code as usize] += 1;
+        self.view.count(Counted::RequestRefused(code));
         self.reply(to, Reply::Refused { code, error });
     }
 
@@ -421,6 +390,11 @@ impl Machine {
     fn both(&self, job: &JobId) -> Option<(&DurableJob, &Active)> {
         Some((self.durable.jobs.get(job)?, self.active.get(job)?))
     }
+}
+
+/// A time since when something is so, where the leader itself was away for a while.
+fn forgiven(since_ms: u64, now_ms: u64, missed_ms: u64) -> u64 {
+    since_ms.saturating_add(missed_ms).min(now_ms)
 }
 
 /// Two OUTPUTs that are one, or lie in one another.

@@ -2,7 +2,7 @@
 //! and what it waits for. All of it is lost with the leader, and made again from the journal by the
 //! next one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use muster_common::Result;
@@ -14,11 +14,13 @@ use muster_kernel::splitters::Splitter;
 
 use serde::Deserialize;
 
+use crate::job::forgiven;
+use crate::job::law::{Broken, RepairStep, Step};
 use crate::job::ledger::durable::DurableJob;
 use crate::job::pool::owners::Owners;
 use crate::job::tasks::lineage::Repair;
 use crate::job::tasks::table::{Attempt, PhaseTasks};
-use crate::job::view::recoveries::Recoveries;
+use crate::job::view::Told;
 
 /// What the machine needs of a request while its job runs. Fields that a newer build wrote are left
 /// alone; a request that cannot be read asks for nothing special.
@@ -47,34 +49,6 @@ pub(crate) fn settings_of(job: &DurableJob, config: &Config) -> Config {
     Asked::of(&job.submitted.spec_json).settings(config)
 }
 
-/// What happens to a job at the moment. One thing at a time: whoever starts the next step sets the
-/// stage, so no effect goes out twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stage {
-    /// Tasks of a phase run.
-    Working,
-    /// Splitters are chosen and written.
-    Choosing,
-    /// The list of runs is written.
-    PinningRuns,
-    /// OUTPUT is looked at, and the manifest is written to scratch.
-    PreparingCommit,
-    /// The record that ends a phase is on its way.
-    Deciding,
-    /// The commit is decided and waits for the plan.
-    AwaitingPlan,
-    /// The commit is made visible.
-    Publishing,
-    /// The record of the end is on its way.
-    Ending,
-    /// Ended; workers are told to let go.
-    Stopping,
-    /// Ended; scratch and uploads are removed.
-    Cleaning,
-    /// The record that nothing is left is on its way.
-    Closing,
-}
-
 /// A job that has not ended, or is not cleaned.
 #[derive(Debug)]
 pub(crate) struct Active {
@@ -88,7 +62,10 @@ pub(crate) struct Active {
     pub overwrite: bool,
     /// The coordinator's settings with those of the job over them.
     pub config: Arc<Config>,
-    pub stage: Stage,
+    step: Step,
+    broken: Broken,
+    /// What people are told of it.
+    pub told: Told,
     /// None until it is read back after a take-over.
     pub plan: Option<Arc<Plan>>,
     /// Who alone can read which splits of the plan.
@@ -102,12 +79,7 @@ pub(crate) struct Active {
     /// Objects whose omission is on its way into the journal.
     pub skipping: BTreeSet<u32>,
     /// How long merging had lasted when the manifest was made, which says so.
-    pub merged_ms: u64,
-    /// When this leader heard of failed attempts.
-    pub failed_unix_ms: BTreeMap<AttemptId, u64>,
-    pub recoveries: Recoveries,
-    /// What was told when the job was planned.
-    pub warnings: Vec<String>,
+    merged_ms: u64,
     /// Merges under way that may read an older list of runs than the journal has.
     pub older_list: BTreeSet<AttemptId>,
     /// Merges whose worker died, and whose uploads are being revoked.
@@ -120,34 +92,31 @@ pub(crate) struct Active {
     /// How often the samples were too few or too uneven: the generation of the sample tasks.
     pub sampling_round: u32,
     /// Ended, and these workers have not confirmed that they let go.
-    pub letting_go: BTreeSet<AttemptId>,
+    letting_go: BTreeSet<AttemptId>,
     /// Objects of its own that the coordinator is writing to scratch.
-    pub writing: u32,
+    writing: u32,
     /// The record of the end, while it is on its way.
-    pub ending: Option<u64>,
+    ending: Option<u64>,
     /// When the phase, or the step after it, began.
-    pub began_ms: u64,
+    began_ms: u64,
     /// How long the phase had lasted when this leader took over.
-    pub before_ms: u64,
+    before_ms: u64,
     /// When anything last moved.
-    pub moved_ms: u64,
+    moved_ms: u64,
     /// Tries of the store step at hand.
-    pub tries: u32,
+    tries: u32,
     /// Those of them that failed in a way that does not pass.
-    pub hopeless: u32,
+    hopeless: u32,
     /// Since when it fails.
-    pub failing_ms: Option<u64>,
+    failing_ms: Option<u64>,
     /// The clean-up was given up: what it leaves is for `doctor`.
-    pub given_up: bool,
+    given_up: bool,
     /// What the store step at hand waits for.
-    pub trouble: Option<String>,
-    /// When progress was last published, and whether there is news.
-    pub published_ms: u64,
-    pub news: bool,
+    trouble: Option<String>,
     /// Second attempts that were given out.
-    pub speculations: u32,
+    speculations: u32,
     /// Attempts that failed since one succeeded.
-    pub failures_in_a_row: u32,
+    failures_in_a_row: u32,
 }
 
 impl Active {
@@ -169,7 +138,9 @@ impl Active {
             bad_inputs: asked.bad_inputs,
             overwrite: asked.overwrite,
             config: Arc::new(asked.settings(config)),
-            stage: Stage::Working,
+            step: Step::Working,
+            broken: Broken::default(),
+            told: Told::of(job, now_ms),
             plan,
             owners,
             tasks: None,
@@ -177,9 +148,6 @@ impl Active {
             losing: BTreeSet::new(),
             skipping: BTreeSet::new(),
             merged_ms: 0,
-            failed_unix_ms: BTreeMap::new(),
-            recoveries: Recoveries::of(job, now_ms),
-            warnings: Vec::new(),
             older_list: BTreeSet::new(),
             bereaved: BTreeSet::new(),
             runnable: None,
@@ -197,11 +165,40 @@ impl Active {
             given_up: false,
             hopeless: 0,
             trouble: None,
-            published_ms: 0,
-            news: false,
             speculations: 0,
             failures_in_a_row: 0,
         })
+    }
+
+    /// What happens to it at the moment.
+    pub(crate) fn step(&self) -> Step {
+        self.step
+    }
+
+    /// Whoever starts the next step says so here, and nowhere else.
+    pub(crate) fn advance(&mut self, to: Step) {
+        self.broken.check(self.step, to);
+        self.step = to;
+    }
+
+    /// The same of a repair, where there is one.
+    pub(crate) fn advance_repair(&mut self, to: RepairStep) {
+        if let Some(repair) = &mut self.repair {
+            self.broken.check(repair.step, to);
+            repair.step = to;
+        }
+    }
+
+    /// A step against the law, of the job or of one of its tasks.
+    pub(crate) fn broken(&self) -> Option<&str> {
+        self.broken.why().or_else(|| self.all_tasks().find_map(|tasks| tasks.broken.why()))
+    }
+
+    /// The same, to be told once.
+    pub(crate) fn take_broken(&mut self) -> Option<String> {
+        let repair = self.repair.as_mut().map(|repair| &mut repair.tasks);
+        let mut tasks = self.tasks.iter_mut().chain(repair);
+        self.broken.take().or_else(|| tasks.find_map(|tasks| tasks.broken.take()))
     }
 
     /// Ended, and nobody writes to its scratch any more, as far as is known.
@@ -241,7 +238,7 @@ impl Active {
     pub(crate) fn may_run(&self) -> bool {
         let waiting = self.granted_from().is_some_and(|tasks| !tasks.queue.is_empty());
         waiting
-            && self.stage == Stage::Working
+            && self.step == Step::Working
             && !self.held_back
             && self.plan.is_some()
             && !self.awaits_loss()
@@ -267,30 +264,157 @@ impl Active {
         self.before_ms.saturating_add(now_ms.saturating_sub(self.began_ms))
     }
 
+    /// For how long something has been so, while the phase, or the step after it, lasted.
+    pub(crate) fn meanwhile_ms(&self, now_ms: u64, since_ms: u64) -> u64 {
+        now_ms.saturating_sub(since_ms.max(self.began_ms))
+    }
+
+    /// Milliseconds since anything last moved.
+    pub(crate) fn idle_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.moved_ms)
+    }
+
+    /// It was begun under a former leader, and the phase at hand had lasted so long by now. Nothing
+    /// is granted before workers had time to register again.
+    pub(crate) fn taken_over(&mut self, before_ms: u64, held_back: bool) {
+        self.before_ms = before_ms;
+        self.held_back = held_back;
+    }
+
     /// A phase, or the step after it, begins under this leader.
     pub(crate) fn begins(&mut self, now_ms: u64) {
         self.began_ms = now_ms;
-        if self.stage == Stage::Deciding {
+        if self.step == Step::Deciding {
             self.before_ms = 0;
             // Nobody can hold an attempt of a phase that begins only now.
             self.held_back = false;
         }
     }
 
-    /// The step with the store at hand failed once more: for how long it does by now, in
-    /// milliseconds.
-    pub(crate) fn failed_again(&mut self, now_ms: u64) -> u64 {
-        self.tries = self.tries.saturating_add(1);
-        now_ms.saturating_sub(*self.failing_ms.get_or_insert(now_ms))
+    /// Merging has lasted as long as the manifest is going to say.
+    pub(crate) fn merged(&mut self, now_ms: u64) {
+        self.merged_ms = self.elapsed_ms(now_ms);
+    }
+
+    pub(crate) fn merged_ms(&self) -> u64 {
+        self.merged_ms
+    }
+
+    /// An attempt gets on.
+    pub(crate) fn stirs(&mut self, now_ms: u64) {
+        self.moved_ms = now_ms;
+        self.told.news();
     }
 
     /// A step with the store went well, or another one begins.
     pub(crate) fn moved(&mut self, now_ms: u64) {
-        self.moved_ms = now_ms;
         (self.tries, self.hopeless) = (0, 0);
         self.failing_ms = None;
-        self.recoveries.store_mended(now_ms);
+        self.told.recoveries.store_mended(now_ms);
         self.trouble = None;
-        self.news = true;
+        self.stirs(now_ms);
+    }
+
+    /// The leader itself was not there: that time counts against nobody.
+    pub(crate) fn forgive(&mut self, now_ms: u64, missed_ms: u64) {
+        self.moved_ms = forgiven(self.moved_ms, now_ms, missed_ms);
+        self.failing_ms = self.failing_ms.map(|since_ms| forgiven(since_ms, now_ms, missed_ms));
+        self.owners.forgive(now_ms, missed_ms);
+    }
+
+    /// The step with the store at hand failed once more: for how long it does by now, in
+    /// milliseconds, and how often in a way that does not pass.
+    pub(crate) fn store_failed(&mut self, now_ms: u64, passing: bool) -> (u64, u32) {
+        self.tries = self.tries.saturating_add(1);
+        self.hopeless += u32::from(!passing);
+        (now_ms.saturating_sub(*self.failing_ms.get_or_insert(now_ms)), self.hopeless)
+    }
+
+    /// It is tried again after a pause, in milliseconds; and whether that is told, the first time.
+    pub(crate) fn try_again(&mut self, why: String, jitter: u64) -> (u64, bool) {
+        self.trouble = Some(why);
+        (self.config.retry.store.pause_ms(self.tries, jitter), self.tries == 1)
+    }
+
+    /// What the store step at hand waits for.
+    pub(crate) fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    /// An upload waits for the store.
+    pub(crate) fn waits(&mut self, why: String) {
+        self.trouble = Some(why);
+    }
+
+    /// An attempt failed, or was lost.
+    pub(crate) fn attempt_failed(&mut self) {
+        self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
+    }
+
+    pub(crate) fn attempt_succeeded(&mut self) {
+        self.failures_in_a_row = 0;
+    }
+
+    /// Attempts that failed since one succeeded.
+    pub(crate) fn failures_in_a_row(&self) -> u32 {
+        self.failures_in_a_row
+    }
+
+    pub(crate) fn second_began(&mut self) {
+        self.speculations = self.speculations.saturating_add(1);
+    }
+
+    /// Second attempts that were given out.
+    pub(crate) fn speculations(&self) -> u32 {
+        self.speculations
+    }
+
+    /// The record of the end, while it is on its way.
+    pub(crate) fn ending(&self) -> Option<u64> {
+        self.ending
+    }
+
+    pub(crate) fn ends(&mut self, token: Option<u64>) {
+        self.ending = token;
+    }
+
+    /// An object of the coordinator's own is on its way to scratch.
+    pub(crate) fn writes(&mut self) {
+        self.writing += 1;
+    }
+
+    /// It is there, or is not.
+    pub(crate) fn wrote(&mut self) {
+        self.writing = self.writing.saturating_sub(1);
+    }
+
+    /// Ended: these attempts have to let go; nothing else of the stage counts any more.
+    pub(crate) fn drop_tasks(&mut self) {
+        self.letting_go = self.running_attempts().map(|attempt| attempt.id).collect();
+        self.tasks = None;
+        self.repair = None;
+        self.losing.clear();
+        self.skipping.clear();
+    }
+
+    /// One has; whether it was the last that was waited for.
+    pub(crate) fn let_go(&mut self, attempt: &AttemptId) -> bool {
+        self.letting_go.remove(attempt) && self.is_quiet()
+    }
+
+    /// Nobody is waited for any more.
+    pub(crate) fn stop_waiting(&mut self) {
+        self.letting_go.clear();
+    }
+
+    /// The clean-up is over; what it leaves is for `doctor`.
+    pub(crate) fn cleaned(&mut self, now_ms: u64, given_up: bool) {
+        self.given_up = given_up;
+        self.advance(Step::Closing);
+        self.moved(now_ms);
+    }
+
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.given_up
     }
 }

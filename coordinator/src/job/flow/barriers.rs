@@ -9,11 +9,10 @@ use muster_common::{Error, Result, names};
 use muster_kernel::proof::{self, Interval};
 
 use crate::job::Machine;
-use crate::job::flow::active::Stage;
 use crate::job::io::Effect;
+use crate::job::law::{RepairStep, Step};
 use crate::job::ledger::Waiters;
 use crate::job::ledger::durable::DurableJob;
-use crate::job::tasks::lineage::RepairStep;
 use crate::journal::record::Record;
 
 impl Machine {
@@ -24,8 +23,8 @@ impl Machine {
         let nonce = self.nonces.next();
         match (pinned, self.active.get_mut(job)) {
             (Ok(bytes), Some(active)) => {
-                active.stage = Stage::PinningRuns;
-                active.writing += 1;
+                active.advance(Step::PinningRuns);
+                active.writes();
                 let url = active.scratch.join(&names::runs_path(self.epoch, nonce));
                 let ticket = self.tickets.issue(job);
                 self.out.push(Effect::WriteObject { url, bytes, ticket });
@@ -42,23 +41,23 @@ impl Machine {
         }
         self.wrote(&job);
         let Some(active) = self.active.get_mut(&job) else { return };
-        let works = active.stage == Stage::Working;
+        let works = active.step() == Step::Working;
         // A job that is about to end needs no list any more: its record would come after that of
         // the end.
-        let again = active
-            .repair
-            .as_mut()
-            .filter(|repair| works && repair.step == RepairStep::Pinning(ticket));
-        let prepares = active.stage == Stage::PreparingCommit;
-        if again.is_none() && active.stage != Stage::PinningRuns && !prepares {
+        let again = active.repair.as_ref().is_some_and(|repair| {
+            works && repair.step == RepairStep::Pinning && repair.ticket == ticket
+        });
+        let prepares = active.step() == Step::PreparingCommit;
+        if !again && active.step() != Step::PinningRuns && !prepares {
             return;
         }
         match result {
             Ok(manifest) if prepares => self.decide(&job, manifest),
             Ok(runs) => {
-                match again {
-                    Some(repair) => repair.step = RepairStep::Recording,
-                    None => active.stage = Stage::Deciding,
+                if again {
+                    active.advance_repair(RepairStep::Recording);
+                } else {
+                    active.advance(Step::Deciding);
                 }
                 active.moved(self.now_ms);
                 let took_ms = active.elapsed_ms(self.now_ms);

@@ -12,8 +12,8 @@ use muster_common::wire::Broadcast;
 use muster_common::{Error, Result, names};
 
 use crate::job::Machine;
-use crate::job::flow::active::Stage;
 use crate::job::io::{Effect, MeasuredBoundaries};
+use crate::job::law::Step;
 use crate::job::ledger::Waiters;
 use crate::job::tasks::table::PhaseTasks;
 use crate::journal::record::Record;
@@ -28,7 +28,7 @@ impl Machine {
     /// One partition needs no splitters.
     pub(crate) fn skip_sampling(&mut self, job: &JobId) {
         let Some(active) = self.active.get_mut(job) else { return };
-        active.stage = Stage::Deciding;
+        active.advance(Step::Deciding);
         self.append(
             Record::BoundariesChosen {
                 job: job.clone(),
@@ -43,8 +43,8 @@ impl Machine {
     pub(crate) fn choose_splitters(&mut self, job: &JobId, plan: &Plan) {
         let nonce = self.nonces.next();
         let Some(active) = self.active.get_mut(job) else { return };
-        active.stage = Stage::Choosing;
-        active.writing += 1;
+        active.advance(Step::Choosing);
+        active.writes();
         let url = active.scratch.join(&names::splitters_path(self.epoch, nonce));
         let samples = active.samples.clone();
         let (partitions, unique) = (plan.partitions, plan.sort.select().distinct);
@@ -60,7 +60,7 @@ impl Machine {
     pub(crate) fn splitters_chosen(&mut self, job: &JobId, result: Result<MeasuredBoundaries>) {
         self.wrote(job);
         let Some(active) =
-            self.active.get_mut(job).filter(|active| active.stage == Stage::Choosing)
+            self.active.get_mut(job).filter(|active| active.step() == Step::Choosing)
         else {
             return;
         };
@@ -78,7 +78,7 @@ impl Machine {
                 self.fail(job, Error::exhausted(text));
             }
             doubt => {
-                active.stage = Stage::Deciding;
+                active.advance(Step::Deciding);
                 active.samples = Vec::new();
                 active.moved(self.now_ms);
                 let took_ms = active.elapsed_ms(self.now_ms);
@@ -103,7 +103,7 @@ impl Machine {
         active.sampling_round += 1;
         let round = active.sampling_round + 1;
         active.tasks = Some(PhaseTasks::new(Phase::Sample, splits, |_| false));
-        active.stage = Stage::Working;
+        active.advance(Step::Working);
         active.moved(self.now_ms);
         self.event(
             Some(job),
@@ -113,7 +113,7 @@ impl Machine {
         );
         let broadcast = Broadcast::PhaseBegins { epoch: self.epoch, phase: Phase::Sample };
         self.out.push(Effect::Broadcast { job: job.clone(), broadcast });
-        self.urgent.insert(job.clone());
+        self.view.is_urgent(job);
         self.touch(job);
         self.advance(job);
     }

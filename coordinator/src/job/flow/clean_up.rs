@@ -6,8 +6,9 @@ use muster_common::ids::JobId;
 use muster_common::store::BlobUrl;
 use muster_common::{Error, Result, names};
 
-use crate::job::flow::active::{Active, Stage, settings_of};
+use crate::job::flow::active::{Active, settings_of};
 use crate::job::io::{Effect, Leftovers, Unremoved};
+use crate::job::law::Step;
 use crate::job::ledger::Waiters;
 use crate::job::ledger::durable::DurableJob;
 use crate::job::pool::policies::health::Subject;
@@ -29,35 +30,32 @@ impl Machine {
         else {
             return;
         };
-        active.stage = Stage::Cleaning;
-        active.letting_go.clear();
+        active.advance(Step::Cleaning);
+        active.stop_waiting();
         let leftovers = leftovers(durable, active);
         self.out.push(Effect::CleanUp { job: job.clone(), leftovers: Box::new(leftovers) });
     }
 
     pub(crate) fn cleaned(&mut self, job: &JobId, result: Result<Unremoved>) {
         let Some(active) =
-            self.active.get_mut(job).filter(|active| active.stage == Stage::Cleaning)
+            self.active.get_mut(job).filter(|active| active.step() == Step::Cleaning)
         else {
             return;
         };
         match result {
             Ok(unremoved) => {
-                active.stage = Stage::Closing;
-                active.given_up = unremoved.count > 0;
-                active.moved(self.now_ms);
+                active.cleaned(self.now_ms, unremoved.count > 0);
                 self.warn_of(job, &unremoved);
                 self.append(Record::JobCleaned { job: job.clone() }, Waiters::default());
             }
             Err(error) => {
-                let (lasted_ms, limit_ms) =
-                    (active.failed_again(self.now_ms), active.config.phases.clean_ms);
+                let (lasted_ms, _) = active.store_failed(self.now_ms, true);
+                let limit_ms = active.config.phases.clean_ms;
                 if lasted_ms > limit_ms {
                     return self.give_up_cleaning(job, lasted_ms, &error);
                 }
-                active.trouble = Some(error.message.clone());
-                let pause_ms = active.config.retry.store.pause_ms(active.tries, self.jitter.next());
-                if active.tries == 1 {
+                let (pause_ms, told) = active.try_again(error.message.clone(), self.jitter.next());
+                if told {
                     self.event(Some(job), "warning", "clean-up-failed", error.message);
                 }
                 self.after(pause_ms, Timer::Store(job.clone()));
@@ -70,7 +68,7 @@ impl Machine {
         let Some(warning) = unremoved.warning() else { return };
         self.event(Some(job), "warning", "not-removed", warning.clone());
         if let Some(active) = self.active.get_mut(job) {
-            active.warnings.push(warning);
+            active.told.warn(warning);
         }
     }
 
@@ -79,15 +77,13 @@ impl Machine {
     fn give_up_cleaning(&mut self, job: &JobId, lasted_ms: u64, error: &Error) {
         let Some(active) = self.active.get_mut(job) else { return };
         let (limit_ms, scratch) = (active.config.phases.clean_ms, active.scratch.clone());
-        active.given_up = true;
-        active.stage = Stage::Closing;
-        active.moved(self.now_ms);
+        active.cleaned(self.now_ms, true);
         let text = format!(
             "it failed for {lasted_ms} ms, the limit is {limit_ms} ms (phases.clean_ms): {}; what \
                 is left, in {scratch} and as open uploads, `muster doctor --mend` finds",
             error.message
         );
-        active.warnings.push(format!("the clean-up was given up: {text}"));
+        active.told.warn(format!("the clean-up was given up: {text}"));
         self.event(Some(job), "error", "clean-up-given-up", text);
         self.append(Record::JobCleaned { job: job.clone() }, Waiters::default());
     }
@@ -96,15 +92,15 @@ impl Machine {
     /// kept.
     pub(crate) fn closed(&mut self, job: &JobId) {
         let active = self.active.remove(job);
-        let given_up = active.as_ref().is_some_and(|active| active.given_up);
-        if let Some(active) = active.filter(|active| !active.warnings.is_empty()) {
-            self.warned.insert(job.clone(), active.warnings);
+        let given_up = active.as_ref().is_some_and(Active::is_given_up);
+        if let Some(active) = active {
+            self.view.keep_warnings(job, active.told);
         }
         self.forget_alerts(&Subject::Job(job.clone()));
         if !given_up {
             self.event(Some(job), "info", "job-cleaned", "scratch and unfinished uploads are gone");
         }
-        self.urgent.insert(job.clone());
+        self.view.is_urgent(job);
         self.will_sweep_late(job.clone());
         self.forget_old();
     }
@@ -207,7 +203,7 @@ impl Machine {
             .map(|(_, (_, _, job))| job)
             .collect();
         for job in gone {
-            self.warned.remove(&job);
+            self.view.forget_job(&job);
             self.append(Record::JobForgotten { job }, Waiters::default());
         }
     }

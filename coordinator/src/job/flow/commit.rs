@@ -14,9 +14,10 @@ use muster_common::{Error, Result, names};
 use muster_kernel::proof::Sums;
 use muster_kernel::splitters::SAMPLE_KEY_MAX;
 
-use crate::job::flow::active::{Active, Stage};
+use crate::job::flow::active::Active;
 use crate::job::flow::barriers::check_parts;
 use crate::job::io::{Effect, ManifestBytes, Publication, PublishedPart, Unremoved};
+use crate::job::law::Step;
 use crate::job::ledger::Waiters;
 use crate::job::ledger::durable::DurableJob;
 use crate::job::view::status::{bad_places, recoveries, skipped_objects};
@@ -33,17 +34,17 @@ impl Machine {
         else {
             return;
         };
-        self.urgent.insert(job.clone());
-        if active.stage != Stage::Publishing {
+        self.view.is_urgent(job);
+        if active.step() != Step::Publishing {
             active.begins(self.now_ms);
             active.tasks = None;
             active.repair = None;
         }
         let (Some(plan), Some(stored)) = (active.plan.clone(), durable.manifest.clone()) else {
-            active.stage = Stage::AwaitingPlan;
+            active.advance(Step::AwaitingPlan);
             return self.touch(job);
         };
-        active.stage = Stage::Publishing;
+        active.advance(Step::Publishing);
         let manifest = if planted::is(Bug::RemakeManifest) {
             manifest_bytes(durable, active, &plan).map(ManifestBytes::Made)
         } else {
@@ -61,7 +62,7 @@ impl Machine {
 
     pub(crate) fn published(&mut self, job: &JobId, result: Result<Unremoved>) {
         let Some(active) =
-            self.active.get_mut(job).filter(|active| active.stage == Stage::Publishing)
+            self.active.get_mut(job).filter(|active| active.step() == Step::Publishing)
         else {
             return;
         };
@@ -90,14 +91,14 @@ impl Machine {
         else {
             return;
         };
-        active.merged_ms = active.elapsed_ms(self.now_ms);
+        active.merged(self.now_ms);
         let manifest = check_parts(durable).and_then(|()| manifest_bytes(durable, active, plan));
         let manifest = match manifest {
             Ok(manifest) => ManifestBytes::Made(manifest),
             Err(error) => return self.fail(job, error),
         };
-        active.stage = Stage::PreparingCommit;
-        active.writing += 1;
+        active.advance(Step::PreparingCommit);
+        active.writes();
         let publication = Box::new(publication(durable, active, plan, manifest));
         let url = active.scratch.join(&names::manifest_path(self.epoch, self.nonces.next()));
         let ticket = self.tickets.issue(job);
@@ -106,9 +107,9 @@ impl Machine {
 
     pub(crate) fn decide(&mut self, job: &JobId, manifest: BlobRef) {
         let Some(active) = self.active.get_mut(job) else { return };
-        active.stage = Stage::Deciding;
+        active.advance(Step::Deciding);
         active.moved(self.now_ms);
-        let took_ms = active.merged_ms;
+        let took_ms = active.merged_ms();
         self.measure_parts(job);
         self.append(
             Record::CommitDecided { job: job.clone(), took_ms, manifest },
@@ -197,7 +198,7 @@ fn manifest(durable: &DurableJob, active: &Active, plan: &SharedPlan) -> Manifes
         repeated_tasks: durable.repeated,
         // The record of the decision says the same.
         times: PhaseTimes {
-            merge_ms: active.merged_ms.max(durable.times.merge_ms),
+            merge_ms: active.merged_ms().max(durable.times.merge_ms),
             ..durable.times
         },
         skipped: durable.run_totals.skipped,

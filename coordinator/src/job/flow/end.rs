@@ -6,12 +6,13 @@ use muster_common::ids::{AttemptId, JobId};
 use muster_common::wire::{Broadcast, CancelAttempt};
 use muster_common::{Error, ErrorKind};
 
-use crate::job::flow::active::{Active, Stage};
+use crate::job::flow::active::Active;
 use crate::job::io::{Effect, RefusalCode, ReplyTo};
+use crate::job::law::{Step, allowed};
 use crate::job::ledger::Waiters;
 use crate::job::ledger::durable::end_state;
 use crate::job::tasks::table::Attempt;
-use crate::job::{Machine, Timer, law};
+use crate::job::{Machine, Timer};
 use crate::journal::record::{JobEnded, JobOutcome, Record};
 
 /// Pause between the last worker's word that it lets go and the clean-up, in milliseconds: it
@@ -31,8 +32,8 @@ impl Machine {
 
     fn is_past_failing(&self, job: &JobId) -> bool {
         let Some((durable, active)) = self.both(job) else { return true };
-        let deciding = active.stage == Stage::Deciding && durable.state == JobState::Merging;
-        durable.commit_decided || deciding || active.ending.is_some() || durable.ended.is_some()
+        let deciding = active.step() == Step::Deciding && durable.state == JobState::Merging;
+        durable.commit_decided || deciding || active.ending().is_some() || durable.ended.is_some()
     }
 
     pub(crate) fn end(
@@ -46,12 +47,12 @@ impl Machine {
         else {
             return;
         };
-        if !law::allowed(durable.state, end_state(outcome)) {
+        if !allowed(durable.state, end_state(outcome)) {
             self.counters.illegal += 1;
             let text = format!("job {job} cannot go from {} to {:?}", durable.state, outcome);
             return self.event(Some(job), "error", "illegal-transition", text);
         }
-        active.stage = Stage::Ending;
+        active.advance(Step::Ending);
         let took_ms = if durable.commit_decided { active.elapsed_ms(self.now_ms) } else { 0 };
         // What a worker said may be longer than an error of our own.
         let error = error.map(|error| Error::new(error.kind, error.message).message);
@@ -61,13 +62,13 @@ impl Machine {
             error,
             retries: durable.retries,
             repeated: durable.repeated,
-            recoveries: active.recoveries.sum(outcome == JobOutcome::Failed),
+            recoveries: active.told.recoveries.sum(outcome == JobOutcome::Failed),
             took_ms,
             unix_ms: self.unix_ms(),
         };
         let token = self.append(Record::JobEnded(Box::new(record)), waiters);
         if let Some(active) = self.active.get_mut(job) {
-            active.ending = Some(token);
+            active.ends(Some(token));
         }
         self.touch(job);
     }
@@ -90,7 +91,7 @@ impl Machine {
             let text = format!("job {job} has {} already", durable.state);
             return self.refuse(to, RefusalCode::Conflict, Error::invalid(text));
         }
-        if let Some(token) = self.active.get(job).and_then(|active| active.ending) {
+        if let Some(token) = self.active.get(job).and_then(Active::ending) {
             if let Some(dropped) = self.wait_for_record(token, to) {
                 self.ask_status(dropped, job);
             }
@@ -107,7 +108,7 @@ impl Machine {
     pub(crate) fn ended(&mut self, ended: &JobEnded, waiters: Waiters) {
         let job = &ended.job;
         if let Some(active) = self.active.get_mut(job) {
-            active.ending = None;
+            active.ends(None);
             active.moved(self.now_ms);
         }
         let (severity, text) = match (&ended.outcome, &ended.error) {
@@ -118,7 +119,7 @@ impl Machine {
             }
         };
         self.event(Some(job), severity, "job-ended", text);
-        self.count_end(ended);
+        self.view.ended(ended, self.durable.jobs.get(job));
         self.out.push(Effect::Broadcast {
             job: job.clone(),
             broadcast: Broadcast::Ended { epoch: self.epoch },
@@ -126,45 +127,23 @@ impl Machine {
         for to in waiters.into_vec() {
             self.ask_status(to, job);
         }
-        self.urgent.insert(job.clone());
+        self.view.is_urgent(job);
         self.stop(job);
-    }
-
-    fn count_end(&mut self, ended: &JobEnded) {
-        let tally = &mut self.tally;
-        let how = match ended.outcome {
-            JobOutcome::Succeeded => 0,
-            JobOutcome::Failed => 1,
-            JobOutcome::Cancelled => 2,
-        };
-        tally.jobs_ended[how] += 1;
-        tally.recoveries(&ended.recoveries);
-        if let Some(durable) =
-            self.durable.jobs.get(&ended.job).filter(|_| ended.outcome == JobOutcome::Succeeded)
-        {
-            tally.records_sorted =
-                tally.records_sorted.saturating_add(durable.run_totals.input.records);
-            tally.bytes_sorted = tally.bytes_sorted.saturating_add(durable.submitted.input_bytes);
-        }
     }
 
     /// Tells workers to let go of an ended job, and waits for them within a bound: what they write
     /// after the clean-up would stay.
     pub(crate) fn stop(&mut self, job: &JobId) {
         let Some(active) = self.active.get_mut(job) else { return };
-        active.stage = Stage::Stopping;
+        active.advance(Step::Stopping);
         let running: Vec<(AttemptId, muster_common::ids::WorkerId)> = active
             .running_attempts()
             .map(|Attempt { id, worker, .. }| (*id, worker.clone()))
             .collect();
-        active.tasks = None;
-        active.repair = None;
-        active.losing.clear();
-        active.skipping.clear();
-        active.letting_go = running.iter().map(|(attempt, _)| *attempt).collect();
+        active.drop_tasks();
         let epoch = self.epoch;
         for (attempt, worker) in running {
-            self.workers.update(&worker, |known| known.attempts.remove(&(job.clone(), attempt)));
+            self.pool.take_from(&worker, job, attempt);
             self.out.push(Effect::SendCancel {
                 worker,
                 cancel: CancelAttempt { epoch, job: job.clone(), attempt },
@@ -180,11 +159,11 @@ impl Machine {
 
     pub(crate) fn cancel_answered(&mut self, job: &JobId, attempt: &AttemptId, answered: bool) {
         let Some(active) =
-            self.active.get_mut(job).filter(|active| active.stage == Stage::Stopping && answered)
+            self.active.get_mut(job).filter(|active| active.step() == Step::Stopping && answered)
         else {
             return;
         };
-        if active.letting_go.remove(attempt) && active.is_quiet() {
+        if active.let_go(attempt) {
             self.after(LET_GO_MS, Timer::LetGo(job.clone()));
         }
     }
@@ -192,14 +171,14 @@ impl Machine {
     /// An object of the coordinator's own is written, or is not.
     pub(crate) fn wrote(&mut self, job: &JobId) {
         let Some(active) = self.active.get_mut(job) else { return };
-        active.writing = active.writing.saturating_sub(1);
-        if active.stage == Stage::Stopping && active.is_quiet() {
+        active.wrote();
+        if active.step() == Step::Stopping && active.is_quiet() {
             self.after(LET_GO_MS, Timer::LetGo(job.clone()));
         }
     }
 
     pub(crate) fn stop_waiting(&mut self, job: &JobId) {
-        if self.active.get(job).is_some_and(|active| active.stage == Stage::Stopping) {
+        if self.active.get(job).is_some_and(|active| active.step() == Step::Stopping) {
             self.clean_up(job);
         }
     }

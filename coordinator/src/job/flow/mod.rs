@@ -10,4 +10,5 @@ mod end;
 pub mod plan;
 pub(crate) mod stages;
 pub(crate) mod submit;
+pub(crate) mod table;
 mod take_over;

@@ -5,9 +5,10 @@ use muster_common::ids::{JobId, Phase};
 use muster_common::wire::Broadcast;
 use muster_common::{Error, ErrorKind, Result};
 
-use crate::job::flow::active::Stage;
+use crate::job::flow::active::Active;
+use crate::job::flow::table::Stage;
 use crate::job::io::Effect;
-use crate::job::tasks::table::PhaseTasks;
+use crate::job::law::Step;
 use crate::job::{Machine, SharedPlan, Timer};
 
 /// Tries of a store step that meets trouble which will not pass, where giving up is worse than
@@ -20,39 +21,27 @@ impl Machine {
         let Some(state) = self.durable.jobs.get(job).map(|durable| durable.state) else { return };
         match state {
             JobState::Submitted => self.skip_sampling(job),
-            JobState::Sampling => self.begin_phase(job, Phase::Sample),
-            JobState::Sorting => self.begin_phase(job, Phase::Sort),
-            JobState::Merging => self.begin_phase(job, Phase::Merge),
+            JobState::Sampling | JobState::Sorting | JobState::Merging => self.begin_stage(job),
             JobState::Committing => self.publish(job),
             JobState::Succeeded | JobState::Failed | JobState::Cancelled => self.stop(job),
         }
     }
 
-    pub(crate) fn begin_phase(&mut self, job: &JobId, phase: Phase) {
+    fn begin_stage(&mut self, job: &JobId) {
         let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
         else {
             return;
         };
-        if active.ending.is_some() {
+        let Some(stage) = Stage::at(durable.state).filter(|_| active.ending().is_none()) else {
             return;
-        }
-        let tasks = match phase {
-            Phase::Sample => PhaseTasks::new(phase, durable.submitted.splits, |_| false),
-            Phase::Sort => PhaseTasks::new(phase, durable.submitted.splits, |at| {
-                durable.runs.contains_key(&at)
-            }),
-            Phase::Merge => {
-                PhaseTasks::new(phase, durable.partitions(), |at| durable.parts.contains_key(&at))
-            }
         };
-        let tasks = tasks.recall(durable);
+        let (phase, tasks) = (stage.phase, stage.open(durable));
         let (done, total) = (tasks.done, tasks.total());
-        let stale = durable.runs_stale;
         active.begins(self.now_ms);
         active.tasks = Some(tasks);
         active.samples = Vec::new();
         active.sampling_round = 0;
-        active.stage = Stage::Working;
+        active.advance(Step::Working);
         active.moved(self.now_ms);
         let again =
             if done > 0 { format!(", {done} of which are committed") } else { String::new() };
@@ -61,23 +50,17 @@ impl Machine {
             job: job.clone(),
             broadcast: Broadcast::PhaseBegins { epoch: self.epoch, phase },
         });
-        self.urgent.insert(job.clone());
-        if phase == Phase::Merge {
-            self.abort_revoked_again(job);
-            if stale {
-                self.begin_repair(job);
-            }
-        } else if phase == Phase::Sort {
-            self.give_up_skipped(job);
-        }
+        self.view.is_urgent(job);
+        (stage.begun)(self, job);
         self.touch(job);
         self.advance(job);
     }
 
     /// Uploads that a former leader revoked may still be open: it could have died before it aborted
-    /// them.
-    fn abort_revoked_again(&mut self, job: &JobId) {
+    /// them. And it may have left a repair to be done.
+    pub(crate) fn begin_merging(&mut self, job: &JobId) {
         let Some(durable) = self.durable.jobs.get(job) else { return };
+        let stale = durable.runs_stale;
         let open = |partition: u32| {
             durable.parts.contains_key(&partition) || durable.uploads_of(partition).next().is_some()
         };
@@ -88,6 +71,9 @@ impl Machine {
                 tasks.revoke(upload.partition, upload.attempt);
             }
             self.abort_revoked(job, &upload.attempt);
+        }
+        if stale {
+            self.begin_repair(job);
         }
     }
 
@@ -103,16 +89,12 @@ impl Machine {
         if active.awaits_loss() || active.repair.is_some() {
             return;
         }
-        let (Stage::Working, Some(phase), Some(plan)) =
-            (active.stage, complete, active.plan.clone())
+        let (Step::Working, Some(phase), Some(plan)) =
+            (active.step(), complete, active.plan.clone())
         else {
             return;
         };
-        match phase {
-            Phase::Sample => self.choose_splitters(job, &plan),
-            Phase::Sort => self.pin_runs(job, &plan),
-            Phase::Merge => self.prepare_commit(job, &plan),
-        }
+        (Stage::of(phase).barrier)(self, job, &plan);
     }
 
     pub(crate) fn load_plan(&mut self, job: &JobId) {
@@ -133,12 +115,12 @@ impl Machine {
         match result {
             Ok(plan) if fits(&plan) => {
                 active.moved(self.now_ms);
-                let stage = active.stage;
+                let stage = active.step();
                 if let Err(error) = self.adopt_plan(job, plan) {
                     return self.store_trouble(job, error);
                 }
                 self.touch(job);
-                if stage == Stage::AwaitingPlan { self.publish(job) } else { self.advance(job) }
+                if stage == Step::AwaitingPlan { self.publish(job) } else { self.advance(job) }
             }
             Ok(_) => self.store_trouble(
                 job,
@@ -156,17 +138,15 @@ impl Machine {
         let Some((durable, _)) = self.both(job) else { return };
         let decided = durable.commit_decided && durable.ended.is_none();
         let Some(active) = self.active.get_mut(job) else { return };
-        let (lasted_ms, limit_ms) =
-            (active.failed_again(self.now_ms), active.config.phases.commit_ms);
+        let limit_ms = active.config.phases.commit_ms;
         let passing = error.kind.is_passing() || (decided && error.kind == ErrorKind::Exhausted);
+        let (lasted_ms, hopeless) = active.store_failed(self.now_ms, passing);
         let too_long = decided && lasted_ms > limit_ms;
-        active.hopeless += u32::from(!passing);
-        if !too_long && (passing || (decided && active.hopeless < HOPELESS_TRIES_MAX)) {
-            let pause_ms = active.config.retry.store.pause_ms(active.tries, self.jitter.next());
-            active.recoveries.store_trouble(self.now_ms);
-            active.trouble = Some(error.message.clone());
-            active.news = true;
-            if active.tries == 1 {
+        if !too_long && (passing || (decided && hopeless < HOPELESS_TRIES_MAX)) {
+            let (pause_ms, told) = active.try_again(error.message.clone(), self.jitter.next());
+            active.told.recoveries.store_trouble(self.now_ms);
+            active.told.news();
+            if told {
                 self.event(Some(job), "warning", "store-trouble", error.message);
             }
             self.after(pause_ms, Timer::Store(job.clone()));
@@ -192,29 +172,26 @@ impl Machine {
     pub(crate) fn retry_store_step(&mut self, job: &JobId) {
         let Some(active) = self.active.get(job) else { return };
         let Some(plan) = active.plan.clone() else {
-            return match active.stage {
-                Stage::Cleaning => self.clean_up(job),
+            return match active.step() {
+                Step::Cleaning => self.clean_up(job),
                 _ => self.load_plan(job),
             };
         };
-        match active.stage {
-            Stage::Choosing => self.choose_splitters(job, &plan),
-            Stage::PinningRuns => self.pin_runs(job, &plan),
-            Stage::PreparingCommit => self.prepare_commit(job, &plan),
-            Stage::Publishing => self.publish(job),
-            Stage::Cleaning => self.clean_up(job),
-            Stage::Working => self.retry_pinning(job),
-            Stage::Deciding
-            | Stage::AwaitingPlan
-            | Stage::Ending
-            | Stage::Stopping
-            | Stage::Closing => {}
+        match active.step() {
+            Step::Choosing => self.choose_splitters(job, &plan),
+            Step::PinningRuns => self.pin_runs(job, &plan),
+            Step::PreparingCommit => self.prepare_commit(job, &plan),
+            Step::Publishing => self.publish(job),
+            Step::Cleaning => self.clean_up(job),
+            Step::Working => self.retry_pinning(job),
+            Step::Deciding | Step::AwaitingPlan | Step::Ending | Step::Stopping | Step::Closing => {
+            }
         }
     }
 
     /// Fails jobs whose phase has not moved for too long (P7).
     pub(crate) fn watch_phases(&mut self) {
-        if !self.connected {
+        if !self.outages.is_connected() {
             return;
         }
         let stalled: Vec<(JobId, Error)> =
@@ -224,36 +201,42 @@ impl Machine {
         }
     }
 
+    /// Tells of steps against the law: bugs of ours, which only people can do something about.
+    pub(crate) fn tell_broken(&mut self) {
+        let broken =
+            |(job, active): (&JobId, &mut Active)| Some((job.clone(), active.take_broken()?));
+        for (job, why) in self.active.iter_mut().filter_map(broken).collect::<Vec<_>>() {
+            self.counters.illegal += 1;
+            self.event(Some(&job), "error", "illegal-transition", why);
+        }
+    }
+
     fn stalled(&self, job: &JobId) -> Option<Error> {
         let (durable, active) = self.both(job)?;
-        let steps = [Stage::Working, Stage::Choosing, Stage::PinningRuns, Stage::PreparingCommit];
-        if !steps.contains(&active.stage) {
+        let steps = [Step::Working, Step::Choosing, Step::PinningRuns, Step::PreparingCommit];
+        if !steps.contains(&active.step()) {
             return None;
         }
         if let Some(error) = self.owner_overdue(active) {
             return Some(error);
         }
         let phases = &active.config.phases;
-        let (setting, limit_ms) = match durable.state {
-            JobState::Sorting if active.stage == Stage::PinningRuns => {
-                ("phases.shuffle_ms", phases.shuffle_ms)
-            }
-            JobState::Sorting => ("phases.sort_ms", phases.sort_ms),
-            JobState::Merging => ("phases.merge_ms", phases.merge_ms),
-            _ => ("phases.sample_ms", phases.sample_ms),
-        };
+        let stage = Stage::at(durable.state).unwrap_or(Stage::of(Phase::Sample));
+        let (setting, limit_ms) = (stage.still_ms)(phases, active.step());
         let alone_ms = self
-            .too_few_since_ms
-            .map_or(0, |since| self.now_ms.saturating_sub(since.max(active.began_ms)));
-        let still_ms = self.now_ms.saturating_sub(active.moved_ms);
+            .pool
+            .too_few_since_ms()
+            .map_or(0, |since_ms| active.meanwhile_ms(self.now_ms, since_ms));
+        let still_ms = active.idle_ms(self.now_ms);
         let state = durable.state;
         let trouble =
-            active.trouble.as_ref().map(|trouble| format!(" (it waits for the store: {trouble})"));
+            active.trouble().map(|trouble| format!(" (it waits for the store: {trouble})"));
         let trouble = trouble
             .or_else(|| Some(format!(" (it waits for {})", self.waiting_for_owner(active)?)));
         let trouble = trouble.unwrap_or_default();
         if alone_ms > phases.register_ms {
-            let (few, limit_ms) = (self.too_few().unwrap_or_default(), phases.register_ms);
+            let (few, limit_ms) =
+                (self.pool.too_few(&self.config).unwrap_or_default(), phases.register_ms);
             Some(Error::exhausted(format!(
                 "{few} for {alone_ms} ms while {state}; the limit is {limit_ms} ms \
                     (phases.register_ms)"

@@ -79,13 +79,13 @@ impl Machine {
     /// Checks all that can be checked without a look at the stores.
     fn admit(&self, spec: &JobSpec) -> Result<(Places, Vec<Offer>), (RefusalCode, Error)> {
         let bad = |error| (RefusalCode::BadRequest, error);
-        if let Some(why) = &self.journal_stalled {
+        if let Some(why) = self.outages.journal_stalled() {
             return Err((
                 RefusalCode::Later,
                 Error::retry(format!("no new jobs while the journal is not written: {why}")),
             ));
         }
-        if let Some(shed) = self.ramp.shed(&self.config.recovery, self.now_ms) {
+        if let Some(shed) = self.pool.shed(&self.config, self.now_ms) {
             return Err((RefusalCode::Later, Error::retry(shed.to_string())));
         }
         if self.planning.len() + self.active.len() >= JOBS_MAX {
@@ -241,7 +241,10 @@ impl Machine {
         let known = planning.map(|planning| (planning.plan, planning.waiters, planning.warnings));
         let (plan, late, warnings) = known.unwrap_or_default();
         match Active::new(durable, plan, &self.config, self.now_ms) {
-            Ok(active) => drop(self.active.insert(job.clone(), Active { warnings, ..active })),
+            Ok(mut active) => {
+                warnings.into_iter().for_each(|warning| active.told.warn(warning));
+                self.active.insert(job.clone(), active);
+            }
             Err(error) => self.event(Some(job), "error", "record-refused", error.message),
         }
         let (splits, bytes) = (submitted.splits, submitted.input_bytes);
@@ -288,7 +291,8 @@ impl Machine {
             url.strip_prefix(store).is_some_and(|rest| rest.starts_with('/'))
         };
         let (store, why) = self
-            .stores_away
+            .outages
+            .stores_away()
             .iter()
             .find(|(store, _)| places.clone().any(|url| lies_in(store, url)))?;
         Some(format!("store {store}: {why}"))
@@ -304,13 +308,17 @@ impl Machine {
             bytes_done: 0,
             bytes_total: 0,
             input_bytes: planning.plan.as_ref().map_or(0, |plan| plan.input_bytes()),
-            workers: self.workers.counts().alive,
+            workers: self.pool.workers().counts().alive,
             attempts_running: 0,
             retries: 0,
             repeated_tasks: 0,
             speculations: 0,
             alerts: Vec::new(),
-            waiting_for: self.journal_stalled.clone().or_else(|| self.store_of(&planning.spec)),
+            waiting_for: self
+                .outages
+                .journal_stalled()
+                .map(str::to_owned)
+                .or_else(|| self.store_of(&planning.spec)),
             error: None,
             output: planning.places.output.to_string(),
             parts: 0,

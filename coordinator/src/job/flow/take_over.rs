@@ -6,7 +6,8 @@ use muster_common::api::PhaseTimes;
 use muster_common::ids::{AttemptId, JobId, Phase, WorkerId};
 use muster_common::wire::HeldAttempt;
 
-use crate::job::flow::active::{Active, Stage};
+use crate::job::flow::active::Active;
+use crate::job::law::Step;
 use crate::job::ledger::durable::DurableJob;
 use crate::job::tasks::table::{Attempt, TaskState};
 use crate::job::{Machine, Timer};
@@ -28,10 +29,10 @@ impl Machine {
             let terminal = durable.state.is_terminal();
             let before_ms = in_phase_ms(durable, unix_ms);
             match Active::new(durable, None, &self.config, self.now_ms) {
-                Ok(active) => {
+                Ok(mut active) => {
                     held_back |= !terminal;
-                    self.active
-                        .insert(job.clone(), Active { held_back: !terminal, before_ms, ..active });
+                    active.taken_over(before_ms, !terminal);
+                    self.active.insert(job.clone(), active);
                 }
                 Err(error) => self.event(Some(job), "error", "record-refused", error.message),
             }
@@ -62,7 +63,7 @@ impl Machine {
         for job in jobs {
             if let Some(active) = self.active.get_mut(&job) {
                 active.held_back = false;
-                active.news = true;
+                active.told.news();
             }
             self.touch(&job);
         }
@@ -92,7 +93,7 @@ impl Machine {
         else {
             return false;
         };
-        if active.stage != Stage::Working || id.epoch > self.epoch || id.generation != generation {
+        if active.step() != Step::Working || id.epoch > self.epoch || id.generation != generation {
             return false;
         }
         if active.owners.of_task(id.task).is_some_and(|owner| owner != worker) {
@@ -103,7 +104,8 @@ impl Machine {
         }
         let Some(tasks) = active.tasks_of_mut(id.task.phase) else { return false };
         let room = self
-            .workers
+            .pool
+            .workers()
             .get(worker)
             .is_some_and(|known| known.attempts.len() < known.info.slots as usize);
         let index = id.task.index;
@@ -142,7 +144,7 @@ impl Machine {
         if id.task.phase == Phase::Merge {
             active.older_list.insert(*id);
         }
-        self.workers.update(worker, |known| known.attempts.insert((job.clone(), *id)));
+        self.pool.give(worker, job, *id);
         self.touch(job);
         true
     }

@@ -281,6 +281,11 @@ impl DurableJob {
             .map_or(self.submitted.partitions, |boundaries| boundaries.partitions)
     }
 
+    /// Where the splitters are; none where there is one partition.
+    pub fn splitters(&self) -> Option<BlobRef> {
+        self.boundaries.as_ref()?.splitters.clone()
+    }
+
     /// The open upload of an attempt.
     pub fn upload(&self, attempt: &AttemptId) -> Option<&Upload> {
         self.uploads

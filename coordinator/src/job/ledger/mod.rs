@@ -5,12 +5,13 @@ pub mod history;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use muster_common::ids::{JobId, Phase, TaskId};
+use muster_common::ids::{JobId, TaskId};
 use muster_common::wire::{Broadcast, ReportReply};
 
 use crate::job::Machine;
 use crate::job::io::{Effect, Reply, ReplyTo};
 use crate::job::tasks::table::TaskState;
+use crate::job::view::figures::Counted;
 use crate::journal::fold;
 use crate::journal::record::Record;
 
@@ -200,7 +201,7 @@ impl Machine {
             Record::BoundariesChosen { job, splitters, .. } => {
                 let broadcast = Broadcast::Boundaries { epoch: self.epoch, splitters };
                 self.out.push(Effect::Broadcast { job: job.clone(), broadcast });
-                self.begin_phase(&job, Phase::Sort);
+                self.enter(&job);
             }
             Record::RunCommitted(run) => {
                 self.commit_task(&run.job, &run.attempt);
@@ -257,10 +258,10 @@ impl Machine {
         let Some(tasks) = active.tasks_of_mut(task.phase) else { return };
         let Some(done) = tasks.stop(attempt, TaskState::Done) else { return };
         active.older_list.remove(attempt);
-        active.recoveries.mended(task, self.now_ms);
+        active.told.recoveries.mended(task, self.now_ms);
         active.moved(self.now_ms);
         self.succeed_with(job, &done);
-        self.tally.tasks_committed[task.phase as usize] += 1;
+        self.view.count(Counted::TaskCommitted(task.phase));
         self.touch(job);
     }
 }

@@ -11,12 +11,13 @@ use muster_common::wire::{
 use muster_common::{Error, ErrorKind};
 
 use crate::job::Machine;
-use crate::job::flow::active::Stage;
 use crate::job::io::{Effect, RefusalCode, Reply, ReplyTo};
+use crate::job::law::Step;
 use crate::job::pool::members;
 use crate::job::pool::policies::health::Subject;
 use crate::job::pool::policies::phi::Liveness;
 use crate::job::tasks::attempts::TakenBack;
+use crate::job::view::figures::Counted;
 
 /// The event that says that a worker was not admitted.
 const WORKER_REFUSED: &str = "worker-refused";
@@ -32,9 +33,9 @@ impl Machine {
         match self.admit_worker(register) {
             Ok(reply) => self.reply(to, Reply::Register(reply)),
             Err(error) => {
-                self.tally.workers_refused += 1;
+                self.view.count(Counted::WorkerRefused);
                 self.tell_refusals();
-                if self.refusals.tells(self.now_ms, WORKER_REFUSED) {
+                if self.view.tells(self.now_ms, WORKER_REFUSED) {
                     self.event(None, "warning", WORKER_REFUSED, error.message.clone());
                 }
                 self.reply(to, Reply::Register(RegisterReply::Refused { error }));
@@ -44,7 +45,7 @@ impl Machine {
 
     /// How many refusals were not told one by one, where the time for that has come.
     pub(crate) fn tell_refusals(&mut self) {
-        for (kind, suppressed) in self.refusals.over(self.now_ms) {
+        for (kind, suppressed) in self.view.untold(self.now_ms) {
             self.event(
                 None,
                 "warning",
@@ -59,7 +60,7 @@ impl Machine {
         let id = register.worker.clone();
         let interval_ms = self.config.heartbeat.interval_ms;
         let held = register.held.clone();
-        let same_life = match self.workers.get(&id) {
+        let same_life = match self.pool.workers.get(&id) {
             None => false,
             Some(known) if known.info.incarnation == register.incarnation => true,
             Some(known) => {
@@ -82,7 +83,7 @@ impl Machine {
             let draining = register.draining;
             self.heard(&id);
             let (config, now_ms) = (&self.config, self.now_ms);
-            self.workers.update(&id, |worker| {
+            self.pool.workers.update(&id, |worker| {
                 worker.left = false;
                 worker.draining |= draining;
                 worker.info.slots =
@@ -94,7 +95,7 @@ impl Machine {
                 "{id} on {} with {} slots and {} bytes of memory",
                 register.host, register.slots, register.memory_bytes
             );
-            self.workers.admit(register, self.now_ms, &self.config)?;
+            self.pool.workers.admit(register, self.now_ms, &self.config)?;
             // Whatever was raised was about a process that is gone.
             self.forget_alerts(&Subject::Worker(id.clone()));
             self.event(None, "info", "worker-joined", text);
@@ -104,7 +105,8 @@ impl Machine {
         };
         let regranted: Vec<AttemptId> =
             held.iter().filter(|held| goes_on(held)).map(|held| held.attempt).collect();
-        let heartbeat_ms = self.workers.get(&id).map_or(interval_ms, |worker| worker.heartbeat_ms);
+        let heartbeat_ms =
+            self.pool.workers.get(&id).map_or(interval_ms, |worker| worker.heartbeat_ms);
         Ok(RegisterReply::Accepted {
             deployment: self.deployment.clone(),
             epoch: self.epoch,
@@ -117,7 +119,7 @@ impl Machine {
     fn drop_unheld(&mut self, id: &WorkerId, register: &Register) {
         let held: BTreeSet<(JobId, AttemptId)> =
             register.held.iter().map(|held| (held.job.clone(), held.attempt)).collect();
-        let Some(worker) = self.workers.get(id) else { return };
+        let Some(worker) = self.pool.workers.get(id) else { return };
         let unheld: Vec<(JobId, AttemptId)> = worker.attempts.difference(&held).cloned().collect();
         for (job, attempt) in unheld {
             let accepted = self
@@ -134,14 +136,16 @@ impl Machine {
     /// Any message is a sign of life.
     pub(crate) fn heard(&mut self, id: &WorkerId) {
         let (settings, now_ms) = (&self.config.detector, self.now_ms);
-        let change = self.workers.update(id, |worker| worker.detector.message(settings, now_ms));
+        let change =
+            self.pool.workers.update(id, |worker| worker.detector.message(settings, now_ms));
         change.flatten().iter().for_each(|change| self.liveness_changed(id, change));
     }
 
     /// A heartbeat with a new sequence also says how regular they are.
     fn beats(&mut self, id: &WorkerId) {
         let (settings, now_ms) = (&self.config.detector, self.now_ms);
-        let change = self.workers.update(id, |worker| worker.detector.heartbeat(settings, now_ms));
+        let change =
+            self.pool.workers.update(id, |worker| worker.detector.heartbeat(settings, now_ms));
         change.flatten().iter().for_each(|change| self.liveness_changed(id, change));
     }
 
@@ -149,6 +153,7 @@ impl Machine {
         let Heartbeat { worker: id, incarnation, epoch, sequence, state, attempts, health } =
             heartbeat;
         let known = self
+            .pool
             .workers
             .get(&id)
             .filter(|worker| worker.info.incarnation == incarnation && !worker.left);
@@ -161,7 +166,7 @@ impl Machine {
             return self.heard(&id);
         }
         self.beats(&id);
-        let news = self.workers.update(&id, |worker| {
+        let news = self.pool.workers.update(&id, |worker| {
             worker.sequence = Some(sequence);
             let waited = worker.waits_for_store().is_some();
             let before = std::mem::replace(&mut worker.health, health).throttled;
@@ -173,7 +178,7 @@ impl Machine {
             (was_draining, more, waited, waits)
         });
         let (was_draining, more, waited, waits) = news.unwrap_or_default();
-        self.limits.throttled(more);
+        self.pool.limits.throttled(more);
         self.store_heard_of(&id, waited, waits.as_deref());
         match state {
             WorkerState::Leaving => return self.left(&id),
@@ -188,6 +193,7 @@ impl Machine {
     /// either.
     pub(crate) fn recoveries_told(&mut self, told: JobRecoveries) {
         let known = self
+            .pool
             .workers
             .get(&told.worker)
             .filter(|worker| worker.info.incarnation == told.incarnation);
@@ -196,8 +202,8 @@ impl Machine {
             return;
         }
         if let Some(active) = self.active.get_mut(&told.job) {
-            active.recoveries.told_by(told.worker, told.incarnation, &told.kinds);
-            active.news = true;
+            active.told.recoveries.told_by(told.worker, told.incarnation, &told.kinds);
+            active.told.news();
         }
     }
 
@@ -240,9 +246,8 @@ impl Machine {
                 let fair_ms = self.now_ms.saturating_sub(self.forgiven_ms);
                 let tasks = active.tasks_of_mut(attempt.task.phase);
                 if tasks.is_some_and(|tasks| tasks.set_progress(attempt, bytes_done, fair_ms)) {
-                    active.moved_ms = self.now_ms;
-                    active.news = true;
-                    self.ramp.succeeded();
+                    active.stirs(self.now_ms);
+                    self.pool.ramp.succeeded();
                 }
             } else if cancelled < CANCELS_MAX {
                 cancelled += 1;
@@ -253,7 +258,7 @@ impl Machine {
 
     /// An attempt that its worker accepted, but has not spoken of for a while, is lost.
     fn find_missing(&mut self, id: &WorkerId, attempts: &[AttemptProgress]) {
-        let Some(worker) = self.workers.get(id) else { return };
+        let Some(worker) = self.pool.workers.get(id) else { return };
         // One that is done is in no heartbeat, and its report may wait for an answer that was lost
         // before it is sent again.
         let limit_ms =
@@ -288,7 +293,7 @@ impl Machine {
     fn left(&mut self, id: &WorkerId) {
         self.take_all_back(id, &TakenBack::HandedBack);
         let (settings, now_ms) = (&self.config.detector, self.now_ms);
-        self.workers.update(id, |worker| {
+        self.pool.workers.update(id, |worker| {
             worker.left = true;
             worker.detector.declare_dead(settings, now_ms);
         });
@@ -303,6 +308,7 @@ impl Machine {
 
     pub(crate) fn take_all_back(&mut self, id: &WorkerId, why: &TakenBack) {
         let attempts: Vec<(JobId, AttemptId)> = self
+            .pool
             .workers
             .get(id)
             .map(|worker| worker.attempts.iter().cloned().collect())
@@ -311,11 +317,11 @@ impl Machine {
             self.take_back(&job, &attempt, why);
         }
         // Those whose result is on its way into the journal do not need the worker any more.
-        self.workers.update(id, |worker| worker.attempts.clear());
+        self.pool.workers.update(id, |worker| worker.attempts.clear());
     }
 
     pub(crate) fn drain(&mut self, to: ReplyTo, id: &WorkerId) {
-        if self.workers.update(id, |worker| worker.draining = true).is_none() {
+        if self.pool.workers.update(id, |worker| worker.draining = true).is_none() {
             return self.refuse(
                 to,
                 RefusalCode::Unknown,
@@ -323,7 +329,7 @@ impl Machine {
             );
         }
         self.send_drain(id);
-        if let Some(worker) = self.workers.get(id) {
+        if let Some(worker) = self.pool.workers.get(id) {
             let status = self.worker_status(worker);
             self.reply(to, Reply::Worker(Box::new(status)));
         }
@@ -335,7 +341,7 @@ impl Machine {
 
     pub(crate) fn ask_phase(&mut self, to: ReplyTo, job: &JobId) {
         let epoch = self.epoch;
-        let active = self.active.get(job).filter(|active| active.stage == Stage::Working);
+        let active = self.active.get(job).filter(|active| active.step() == Step::Working);
         let reply = match active.and_then(|active| active.tasks.as_ref()) {
             Some(tasks) => PhaseReply::Running { epoch, phase: tasks.phase },
             None => PhaseReply::Idle { epoch },

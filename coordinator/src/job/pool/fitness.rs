@@ -36,7 +36,7 @@ impl Machine {
     /// An attempt is about to be given to a worker: its breaker counts it.
     pub(crate) fn begin_with(&mut self, id: &WorkerId) -> Option<Ticket> {
         let (config, now_ms) = (&self.config, self.now_ms);
-        let (ticket, change) = self.workers.update(id, |worker| {
+        let (ticket, change) = self.pool.workers.update(id, |worker| {
             let begun = worker.breaker.begin(&config.breaker, now_ms);
             worker.look(config, now_ms);
             begun
@@ -53,7 +53,7 @@ impl Machine {
             TakenBack::Died(_) | TakenBack::HandedBack => false,
         };
         let (config, now_ms) = (&self.config, self.now_ms);
-        let change = self.workers.update(&attempt.worker, |worker| {
+        let change = self.pool.workers.update(&attempt.worker, |worker| {
             let change = match attempt.ticket {
                 Some(ticket) if fault => worker.breaker.failed(&config.breaker, now_ms, ticket),
                 Some(ticket) => {
@@ -73,12 +73,12 @@ impl Machine {
             return;
         }
         if let Some(active) = self.active.get_mut(job) {
-            active.failures_in_a_row = active.failures_in_a_row.saturating_add(1);
+            active.attempt_failed();
             let tasks = active.tasks_of(attempt.id.task.phase);
             let again =
                 tasks.is_some_and(|tasks| tasks.history.contains_key(&attempt.id.task.index));
             if again {
-                self.ramp.failed();
+                self.pool.ramp.failed();
             }
         }
     }
@@ -89,16 +89,16 @@ impl Machine {
         let said = attempt.bytes_total.max(attempt.bytes_done);
         let bytes = if said > 0 { said } else { self.size_of(job, attempt.id.task) };
         let Some(active) = self.active.get_mut(job) else { return };
-        active.failures_in_a_row = 0;
+        active.attempt_succeeded();
         let pace = active.tasks_of_mut(attempt.id.task.phase).and_then(|tasks| {
             if bytes > 0 {
                 tasks.rates.finished(bytes, elapsed_ms);
             }
             tasks.pace
         });
-        self.ramp.succeeded();
+        self.pool.ramp.succeeded();
         let (config, now_ms) = (&self.config, self.now_ms);
-        let change = self.workers.update(&attempt.worker, |worker| {
+        let change = self.pool.workers.update(&attempt.worker, |worker| {
             worker.attempts.remove(&(job.clone(), attempt.id));
             worker.ended.record(now_ms, 1, 0);
             if let Some(pace) = pace.filter(|_| bytes > 0) {

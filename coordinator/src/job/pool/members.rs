@@ -271,7 +271,7 @@ impl Workers {
     }
 
     /// Changes a worker and keeps the order of those with room.
-    pub(crate) fn update<R>(
+    pub(super) fn update<R>(
         &mut self,
         id: &WorkerId,
         change: impl FnOnce(&mut Worker) -> R,
@@ -291,7 +291,7 @@ impl Workers {
 
     /// Takes a new worker, or a new life of a known one, in. What it held before must have been
     /// taken back.
-    pub(crate) fn admit(&mut self, register: Register, now_ms: u64, config: &Config) -> Result<()> {
+    pub(super) fn admit(&mut self, register: Register, now_ms: u64, config: &Config) -> Result<()> {
         self.remove(&register.worker);
         if self.all.len() >= WORKERS_MAX {
             let dead = self.all.iter().filter(|(_, worker)| !worker.is_alive());
@@ -330,21 +330,21 @@ impl Workers {
         Ok(())
     }
 
-    pub(crate) fn remove(&mut self, id: &WorkerId) {
+    pub(super) fn remove(&mut self, id: &WorkerId) {
         let Some(worker) = self.all.remove(id) else { return };
         self.counts.take_away(&worker);
         worker.room.map(|room| self.free.remove(&(Reverse(room), id.clone())));
     }
 
     /// The leader was not there for a while: nobody's silence counts for that time.
-    pub(crate) fn forgive(&mut self, now_ms: u64, gap_ms: u64) {
+    pub(super) fn forgive(&mut self, now_ms: u64, gap_ms: u64) {
         for worker in self.all.values_mut() {
             worker.detector.forgive(now_ms, gap_ms);
         }
     }
 
     /// What silence, breakers and speed mean now: those that have changed.
-    pub(crate) fn look(&mut self, config: &Config, now_ms: u64) -> Vec<(WorkerId, Look)> {
+    pub(super) fn look(&mut self, config: &Config, now_ms: u64) -> Vec<(WorkerId, Look)> {
         let mut changed = Vec::new();
         for (id, worker) in &mut self.all {
             self.counts.take_away(worker);
@@ -371,7 +371,7 @@ impl Workers {
     }
 
     /// Forgets those that have left, or are dead, for long.
-    pub(crate) fn forget(&mut self, now_ms: u64, forget_ms: u64) -> Vec<WorkerId> {
+    pub(super) fn forget(&mut self, now_ms: u64, forget_ms: u64) -> Vec<WorkerId> {
         let gone =
             |worker: &Worker| !worker.is_alive() && worker.detector.silence_ms(now_ms) >= forget_ms;
         let gone: Vec<WorkerId> =

@@ -14,8 +14,10 @@ use muster_common::plan::{JobSpec, PinnedObject, Plan};
 use muster_common::planted::{self, Bug};
 use muster_common::{Error, Result, inputs};
 
-use crate::job::flow::active::{Active, Stage};
+use crate::job::flow::active::Active;
+use crate::job::forgiven;
 use crate::job::io::{Listing, Offer, RefusalCode};
+use crate::job::law::Step;
 use crate::job::pool::members::Worker;
 use crate::job::tasks::attempts::TakenBack;
 use crate::job::tasks::table::{PhaseTasks, TaskState};
@@ -106,9 +108,9 @@ impl Owners {
 
     /// The leader itself was not there: that time counts against nobody.
     pub(crate) fn forgive(&mut self, now_ms: u64, missed_ms: u64) {
-        self.absent
-            .values_mut()
-            .for_each(|since| *since = since.saturating_add(missed_ms).min(now_ms));
+        for since_ms in self.absent.values_mut() {
+            *since_ms = forgiven(*since_ms, now_ms, missed_ms);
+        }
     }
 
     /// The owner that has been waited for longest, and since when.
@@ -153,7 +155,8 @@ impl Machine {
             return Err((RefusalCode::Later, Error::retry(text)));
         }
         let mut offers = Vec::new();
-        for (id, worker) in self.workers.iter().filter(|(_, worker)| !worker.info.inputs.is_empty())
+        for (id, worker) in
+            self.pool.workers.iter().filter(|(_, worker)| !worker.info.inputs.is_empty())
         {
             if worker.left || (worker.draining && !worker.is_alive()) {
                 continue;
@@ -236,12 +239,12 @@ impl Machine {
     pub(crate) fn next_owned<'a>(&self, active: &'a Active) -> Option<(u32, &'a WorkerId)> {
         let tasks = active.granted_from()?;
         let offers = |owner: &WorkerId| {
-            self.workers.get(owner).is_some_and(|worker| !worker.info.inputs.is_empty())
+            self.pool.workers.get(owner).is_some_and(|worker| !worker.info.inputs.is_empty())
         };
         active
             .owners
             .owned_tasks(tasks)
-            .find(|(_, owner)| self.workers.has_room(owner) && offers(owner))
+            .find(|(_, owner)| self.pool.workers.has_room(owner) && offers(owner))
     }
 
     /// Whether tasks wait that any worker could do.
@@ -260,7 +263,7 @@ impl Machine {
         for (job, active) in
             self.active.iter_mut().filter(|(_, active)| !active.owners.groups.is_empty())
         {
-            let works = active.stage == Stage::Working && !active.held_back;
+            let works = active.step() == Step::Working && !active.held_back;
             let tasks =
                 active.repair.as_ref().map(|repair| &repair.tasks).or(active.tasks.as_ref());
             let waiting: Vec<WorkerId> = match tasks.filter(|_| works) {
@@ -269,7 +272,7 @@ impl Machine {
                 }
                 None => Vec::new(),
             };
-            let workers = &self.workers;
+            let workers = &self.pool.workers;
             active
                 .owners
                 .absent
@@ -278,7 +281,7 @@ impl Machine {
                 let Some(why) = why_absent(workers.get(&owner), now_ms) else { continue };
                 if let Entry::Vacant(entry) = active.owners.absent.entry(owner.clone()) {
                     entry.insert(now_ms);
-                    active.news = true;
+                    active.told.news();
                     began.push((job.clone(), owner, why));
                 }
             }
@@ -302,7 +305,7 @@ impl Machine {
     }
 
     fn owner_text(&self, active: &Active, owner: &WorkerId) -> Option<String> {
-        let why = why_absent(self.workers.get(owner), self.now_ms)?;
+        let why = why_absent(self.pool.workers.get(owner), self.now_ms)?;
         let (count, _) = unread(active, owner)?;
         Some(format!("worker {owner}, which alone can read {count} of its inputs ({why})"))
     }
@@ -313,7 +316,7 @@ impl Machine {
         let (owner, since_ms) = active.owners.longest_absent()?;
         let waited_ms = self.now_ms.saturating_sub(since_ms);
         let (count, first) = unread(active, owner).filter(|_| waited_ms > limit_ms)?;
-        let why = why_absent(self.workers.get(owner), self.now_ms)?;
+        let why = why_absent(self.pool.workers.get(owner), self.now_ms)?;
         let more = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
         Some(Error::exhausted(format!(
             "worker {owner} was waited for {waited_ms} ms ({why}), and no other can read \

@@ -7,22 +7,26 @@
 
 use muster_common::ids::{AttemptId, JobId, Phase, TaskId, WorkerId};
 
-use crate::job::flow::active::{Active, Stage};
+use crate::job::flow::active::Active;
+use crate::job::law::Step;
 use crate::job::ledger::durable::DurableJob;
 use crate::job::pool::policies::speculation::Running;
 use crate::job::tasks::attempts::TakenBack;
 use crate::job::tasks::table::{Attempt, PhaseTasks, TaskState};
+use crate::job::view::figures::Counted;
 use crate::job::{Machine, SharedPlan};
 
 impl Machine {
     /// Looks for stragglers and gives them a second attempt.
     pub(crate) fn speculate(&mut self) {
-        let slots = self.workers.slots();
+        let slots = self.pool.workers.slots();
         let seconds = |active: &Active| active.all_tasks().map(|tasks| tasks.seconds).sum::<u32>();
         let mut speculating: u32 = self.active.values().map(seconds).sum();
-        let all_wait =
-            self.journal_stalled.is_some() || self.limits.rate_per_s().is_some() || !self.connected;
-        let may_begin = !self.free_tasks_wait() && !all_wait && self.too_few().is_none();
+        let all_wait = self.outages.journal_stalled().is_some()
+            || self.pool.limits.rate_per_s().is_some()
+            || !self.outages.is_connected();
+        let may_begin =
+            !self.free_tasks_wait() && !all_wait && self.pool.too_few(&self.config).is_none();
         let jobs: Vec<JobId> = self.active.keys().cloned().collect();
         for job in jobs {
             let chosen = self.stragglers(&job, slots, speculating);
@@ -41,10 +45,10 @@ impl Machine {
         };
         // While runs are missing no merge begins, not even a second one.
         let repaired = active.repair.is_some() || active.awaits_loss();
-        if active.stage != Stage::Working || active.held_back || repaired {
+        if active.step() != Step::Working || active.held_back || repaired {
             return Vec::new();
         }
-        let (plan, calm) = (active.plan.clone(), active.trouble.is_none());
+        let (plan, calm) = (active.plan.clone(), active.trouble().is_none());
         let settings = &active.config.speculation.clone();
         let Some(tasks) = active.tasks.as_mut() else { return Vec::new() };
         let size = |task: TaskId| task_bytes(durable, plan.as_ref(), task);
@@ -62,8 +66,8 @@ impl Machine {
     fn begin_second(&mut self, job: &JobId, id: &AttemptId) -> bool {
         let Some(worker) = self.second_worker(job, id) else { return false };
         let Some(active) = self.active.get_mut(job) else { return false };
-        active.speculations = active.speculations.saturating_add(1);
-        self.tally.speculations[id.task.phase as usize] += 1;
+        active.second_began();
+        self.view.count(Counted::SecondBegan(id.task.phase));
         let first =
             active.attempt(id).map(|attempt| attempt.worker.to_string()).unwrap_or_default();
         let text = format!(
@@ -87,9 +91,9 @@ impl Machine {
         let tried = history.map(|history| history.tried.as_slice()).unwrap_or_default();
         let needs_bytes = history.map_or(0, |history| history.needs_bytes);
         let suits = move |id: &WorkerId| {
-            self.workers.get(id).is_some_and(|worker| worker.task_bytes() >= needs_bytes)
+            self.pool.workers.get(id).is_some_and(|worker| worker.task_bytes() >= needs_bytes)
         };
-        let others = || self.workers.free().filter(|worker| *worker != first && suits(worker));
+        let others = || self.pool.workers.free().filter(|worker| *worker != first && suits(worker));
         others()
             .take(tried.len() + 1)
             .find(|worker| !tried.contains(worker))
@@ -106,16 +110,19 @@ impl Machine {
     /// Takes back attempts whose worker is heard while they do not get on. Where the journal or a
     /// store keeps everybody waiting, that is nobody's fault.
     pub(crate) fn find_hung(&mut self) {
-        if self.journal_stalled.is_some() || !self.connected || self.limits.rate_per_s().is_some() {
+        if self.outages.journal_stalled().is_some()
+            || !self.outages.is_connected()
+            || self.pool.limits.rate_per_s().is_some()
+        {
             return;
         }
         let mut hung: Vec<(WorkerId, JobId, AttemptId, u64)> = Vec::new();
-        for (id, worker) in self.workers.iter() {
+        for (id, worker) in self.pool.workers.iter() {
             if !worker.is_alive() || worker.health.waiting_for.is_some() {
                 continue;
             }
             for (job, attempt) in &worker.attempts {
-                let Some(active) = self.active.get(job).filter(|active| active.trouble.is_none())
+                let Some(active) = self.active.get(job).filter(|active| active.trouble().is_none())
                 else {
                     continue;
                 };

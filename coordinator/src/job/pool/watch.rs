@@ -4,9 +4,7 @@
 //! The policies are in [`super::policies`]; here they are asked, and what they say becomes events
 //! and attempts taken back. All of it is this leader's memory.
 
-use std::collections::VecDeque;
-
-use muster_common::ids::{JobId, Phase, WorkerId};
+use muster_common::ids::WorkerId;
 use muster_common::wire::StoreLimits;
 
 use crate::job::Machine;
@@ -18,6 +16,7 @@ use crate::job::pool::policies::health::{self, Subject};
 use crate::job::pool::policies::phi::{self, Liveness};
 use crate::job::pool::policies::ramp;
 use crate::job::tasks::attempts::TakenBack;
+use crate::job::view::figures::Counted;
 
 /// Pause between two looks at what need not be looked at with every tick, in milliseconds.
 const LOOK_MS: u64 = 1000;
@@ -32,79 +31,49 @@ const PARTITION_CEILINGS: u64 = 3;
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     looked_ms: u64,
-    /// Tasks whose worker died in a wave: they are given out again at a bounded rate.
-    pub limited: VecDeque<(JobId, Phase, u32)>,
     /// How many had fallen silent together, while they have not come back.
     partition: Option<u32>,
     /// What all living workers wait for, where that is a store.
     all_wait_for: Option<String>,
-    /// Times in a row that the journal's writer could not write.
-    pub journal_failures: u32,
-    /// How full the journal's stream was when it was last asked.
-    pub journal_used_percent: u32,
-    /// Since when the journal cannot be written.
-    outage_since_ms: Option<u64>,
-    /// NATS servers that do not answer, and why.
-    pub servers_away: Vec<(String, String)>,
 }
-
-/// Shortest outage of the journal that people are told of, in milliseconds.
-const OUTAGE_MS_MIN: u64 = 1000;
 
 impl Machine {
     /// Looks at everybody's silence, and at all that follows from time alone.
     pub(crate) fn watch_pool(&mut self) {
-        for (id, Look { liveness, breaker }) in self.workers.look(&self.config, self.now_ms) {
+        for (id, Look { liveness, breaker }) in self.pool.workers.look(&self.config, self.now_ms) {
             breaker.iter().for_each(|change| self.breaker_changed(&id, change));
             liveness.iter().for_each(|change| self.liveness_changed(&id, change));
         }
-        if let Some(change) = self.ramp.poll(&self.config.recovery, self.now_ms) {
+        if let Some(change) = self.pool.ramp.poll(&self.config.recovery, self.now_ms) {
             self.ramp_changed(&change);
         }
         self.give_out_limited();
-        self.too_few_since_ms = match self.too_few() {
-            Some(_) => self.too_few_since_ms.or(Some(self.now_ms)),
+        self.pool.too_few_since_ms = match self.pool.too_few(&self.config) {
+            Some(_) => self.pool.too_few_since_ms.or(Some(self.now_ms)),
             None => None,
         };
         self.limit_stores();
-        if self.now_ms.saturating_sub(self.watch.looked_ms) >= LOOK_MS {
-            self.watch.looked_ms = self.now_ms;
+        if self.now_ms.saturating_sub(self.pool.watch.looked_ms) >= LOOK_MS {
+            self.pool.watch.looked_ms = self.now_ms;
             self.find_hung();
             self.speculate();
             self.watch_partition();
-            self.watch.all_wait_for = store_of_all(self.workers.iter().map(|(_, worker)| worker));
+            self.pool.watch.all_wait_for =
+                store_of_all(self.pool.workers.iter().map(|(_, worker)| worker));
             self.watch_health();
-            for id in self.workers.forget(self.now_ms, self.config.pool.forget_ms) {
+            for id in self.pool.workers.forget(self.now_ms, self.config.pool.forget_ms) {
                 self.forget_alerts(&Subject::Worker(id));
             }
         }
     }
 
-    /// Why the pool is too small to work, with numbers.
-    pub(crate) fn too_few(&self) -> Option<String> {
-        let (pool, counts) = (&self.config.pool, self.workers.counts());
-        let share = u64::from(counts.there) * 100;
-        if counts.alive == 0 {
-            Some("no worker".to_owned())
-        } else if counts.there < pool.min_workers {
-            Some(format!(
-                "{} workers of at least {} (pool.min_workers)",
-                counts.there, pool.min_workers
-            ))
-        } else if share < u64::from(counts.part) * u64::from(pool.min_alive_percent) {
-            Some(format!(
-                "{} of {} workers live, {} % should (pool.min_alive_percent)",
-                counts.there, counts.part, pool.min_alive_percent
-            ))
-        } else {
-            None
-        }
-    }
-
     pub(crate) fn liveness_changed(&mut self, id: &WorkerId, change: &phi::Change) {
         let silence_ms = change.silence_ms;
-        let critical =
-            self.workers.get(id).is_some_and(|worker| health::is_critical(&worker.info.labels));
+        let critical = self
+            .pool
+            .workers
+            .get(id)
+            .is_some_and(|worker| health::is_critical(&worker.info.labels));
         match (change.from, change.to) {
             (_, Liveness::Suspect) => {
                 let text =
@@ -117,9 +86,10 @@ impl Machine {
                     "nothing was heard of {id} for {silence_ms} ms; what it ran goes to others"
                 );
                 self.event(None, severity, "worker-lost", text);
-                self.tally.workers_lost += 1;
-                let alive = self.workers.counts().alive;
-                if let Some(change) = self.ramp.lost(&self.config.recovery, self.now_ms, alive) {
+                self.view.count(Counted::WorkerLost);
+                let alive = self.pool.workers.counts().alive;
+                if let Some(change) = self.pool.ramp.lost(&self.config.recovery, self.now_ms, alive)
+                {
                     self.ramp_changed(&change);
                 }
                 self.take_all_back(
@@ -168,10 +138,12 @@ impl Machine {
 
     /// Shares what a store that throttles can bear among the workers.
     fn limit_stores(&mut self) {
-        let alive = self.workers.counts().alive;
-        let Some(say) = self.limits.poll(&self.config.limits, self.now_ms, alive) else { return };
+        let alive = self.pool.workers.counts().alive;
+        let Some(say) = self.pool.limits.poll(&self.config.limits, self.now_ms, alive) else {
+            return;
+        };
         if say.turned {
-            let (severity, kind, text) = match self.limits.rate_per_s() {
+            let (severity, kind, text) = match self.pool.limits.rate_per_s() {
                 Some(rate) => (
                     "warning",
                     "store-throttles",
@@ -190,8 +162,8 @@ impl Machine {
     }
 
     fn give_out_limited(&mut self) {
-        while !self.watch.limited.is_empty() && self.ramp.take(self.now_ms) {
-            if let Some((job, phase, index)) = self.watch.limited.pop_front() {
+        while !self.pool.limited.is_empty() && self.pool.ramp.take(self.now_ms) {
+            if let Some((job, phase, index)) = self.pool.limited.pop_front() {
                 self.requeue(&job, phase, index);
             }
         }
@@ -206,14 +178,16 @@ impl Machine {
             Liveness::Healthy | Liveness::Rejoined => false,
         };
         let count = self
+            .pool
             .workers
             .iter()
             .filter(|(_, worker)| worker.takes_part() && cut_off(worker))
             .count();
-        let (silent, part) = (u32::try_from(count).unwrap_or(u32::MAX), self.workers.counts().part);
-        match self.watch.partition {
+        let (silent, part) =
+            (u32::try_from(count).unwrap_or(u32::MAX), self.pool.workers.counts().part);
+        match self.pool.watch.partition {
             None if silent >= PARTITION_MIN && silent.saturating_mul(2) >= part => {
-                self.watch.partition = Some(silent);
+                self.pool.watch.partition = Some(silent);
                 let text = format!(
                     "{silent} of {part} workers fell silent together: they, or the coordinator, \
                         may be cut off from NATS"
@@ -221,8 +195,8 @@ impl Machine {
                 self.event(None, "warning", "partition-suspected", text);
             }
             Some(before) if silent == 0 => {
-                self.watch.partition = None;
-                let there = self.workers.counts().there;
+                self.pool.watch.partition = None;
+                let there = self.pool.workers.counts().there;
                 let text = format!(
                     "{there} of {part} workers are heard, after {before} had fallen silent together"
                 );
@@ -234,85 +208,19 @@ impl Machine {
                 };
                 self.event(None, severity, kind, text);
             }
-            Some(before) => self.watch.partition = Some(before.max(silent)),
+            Some(before) => self.pool.watch.partition = Some(before.max(silent)),
             None => {}
         }
-    }
-
-    pub(crate) fn connection(&mut self, up: bool) {
-        if up == self.connected {
-            return;
-        }
-        self.connected = up;
-        if up {
-            self.event(
-                None,
-                "info",
-                "partition-healed",
-                "the coordinator's connection to NATS stands again",
-            );
-        } else {
-            let text = "the coordinator's own connection to NATS is lost; nobody's silence counts \
-                until it is back";
-            self.event(None, "warning", "partition-suspected", text);
-        }
-    }
-
-    pub(crate) fn journal_stalls(&mut self, why: Option<String>) {
-        self.watch.journal_failures =
-            if why.is_some() { self.watch.journal_failures.saturating_add(1) } else { 0 };
-        let before = std::mem::replace(&mut self.journal_stalled, why);
-        match (before, &self.journal_stalled) {
-            (None, Some(_)) => self.watch.outage_since_ms = Some(self.now_ms),
-            (Some(why), None) => self.tell_outage(&why),
-            _ => {}
-        }
-    }
-
-    fn tell_outage(&mut self, why: &str) {
-        let since_ms = self.watch.outage_since_ms.take().unwrap_or(self.now_ms);
-        let lasted_ms = self.now_ms.saturating_sub(since_ms);
-        if lasted_ms >= OUTAGE_MS_MIN {
-            let text = format!(
-                "for {lasted_ms} ms the journal could not be written ({why}); nothing was committed"
-            );
-            self.event(None, "warning", "journal-back", text);
-        }
-    }
-
-    /// The servers of a NATS cluster that do not answer: each is named as it goes, and as it comes
-    /// back.
-    pub(crate) fn nats_servers(&mut self, away: Vec<(String, String)>) {
-        let before = std::mem::take(&mut self.watch.servers_away);
-        let is_in =
-            |list: &[(String, String)], server: &str| list.iter().any(|(known, _)| known == server);
-        for (server, why) in away.iter().filter(|(server, _)| !is_in(&before, server)) {
-            self.event(
-                None,
-                "warning",
-                "nats-server-away",
-                format!("the NATS server {server} does not answer: {why}"),
-            );
-        }
-        for (server, _) in before.iter().filter(|(server, _)| !is_in(&away, server)) {
-            self.event(
-                None,
-                "info",
-                "nats-server-back",
-                format!("the NATS server {server} answers again"),
-            );
-        }
-        self.watch.servers_away = away;
     }
 
     /// The store that keeps all workers of a job waiting: those that are at work on it, or where
     /// there is none, all that live.
     pub(crate) fn all_wait_for(&self, active: &Active) -> Option<String> {
         if active.running() == 0 {
-            return self.watch.all_wait_for.clone();
+            return self.pool.watch.all_wait_for.clone();
         }
         store_of_all(
-            active.running_attempts().filter_map(|attempt| self.workers.get(&attempt.worker)),
+            active.running_attempts().filter_map(|attempt| self.pool.workers.get(&attempt.worker)),
         )
     }
 }

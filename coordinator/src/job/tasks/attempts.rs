@@ -1,17 +1,15 @@
 //! What becomes of an attempt that ends without a result, and of its task: tried again, at once or
 //! after a pause, once its upload is gone; or given up.
 
-use std::collections::BTreeSet;
-
 use muster_common::ids::{AttemptId, JobId, Phase, TaskId, WorkerId};
 use muster_common::wire::CancelAttempt;
 use muster_common::{Error, ErrorKind, Result};
 
 use crate::job::io::Effect;
 use crate::job::ledger::Waiters;
-use crate::job::ledger::history::FAILURES_KEPT;
 use crate::job::pool::members::Worker;
 use crate::job::tasks::table::{Recording, TaskState};
+use crate::job::view::figures::Counted;
 use crate::job::view::letters::causes;
 use crate::job::{Machine, Timer};
 use crate::journal::record::{AttemptFailed, Record};
@@ -63,7 +61,7 @@ impl Machine {
         let limited = matches!(why, TakenBack::Died(_))
             && alone
             && !has_upload
-            && !self.ramp.take(self.now_ms);
+            && !self.pool.admits_lost(self.now_ms);
         let delayed = alone && matches!(why, TakenBack::Failed(_));
         let next = match (has_upload, delayed || limited) {
             (true, _) => TaskState::Revoking(*id),
@@ -71,12 +69,12 @@ impl Machine {
             (false, false) => TaskState::Waiting,
         };
         let Some(attempt) = tasks.stop(id, next) else { return };
-        active.news = true;
+        active.told.news();
         active.older_list.remove(id);
         if has_upload && alone && matches!(why, TakenBack::Died(_)) {
             active.bereaved.insert(*id);
         }
-        self.workers.update(&attempt.worker, |worker| worker.attempts.remove(&(job.clone(), *id)));
+        self.pool.take_from(&attempt.worker, job, *id);
         self.end_with(job, &attempt, why);
         let exhausted = self.remember(job, id, &attempt.worker, why);
         if has_upload {
@@ -92,7 +90,7 @@ impl Machine {
             let pause_ms = retry.task.pause_ms(tries, self.jitter.next());
             self.after(pause_ms, Timer::Requeue(job.clone(), phase, index));
         } else if limited {
-            self.watch.limited.push_back((job.clone(), id.task.phase, id.task.index));
+            self.pool.defer_lost(job, id.task.phase, id.task.index);
         }
         self.touch(job);
         // While another attempt goes on, the tries of the task are not used up.
@@ -165,23 +163,22 @@ impl Machine {
         };
         let (word, counted) = match why {
             TakenBack::Died(_) | TakenBack::Lost(_) => {
-                ("worker-lost", &mut self.tally.attempts_lost)
+                ("worker-lost", Counted::AttemptLost(task.phase))
             }
-            _ => ("attempt-failed", &mut self.tally.attempts_failed),
+            _ => ("attempt-failed", Counted::AttemptFailed(task.phase)),
         };
-        counted[task.phase as usize] += 1;
-        let host =
-            self.workers.get(worker).map(|known| known.info.host.clone()).unwrap_or_default();
+        self.view.count(counted);
+        let host = self
+            .pool
+            .workers()
+            .get(worker)
+            .map(|known| known.info.host.clone())
+            .unwrap_or_default();
         let (now_ms, unix_ms) = (self.now_ms, self.unix_ms());
         let active = self.active.get_mut(job)?;
         let attempts_max = active.attempts_max;
-        active.recoveries.trouble(task, word, now_ms);
-        if active.failed_unix_ms.len() >= 2 * FAILURES_KEPT {
-            let kept: BTreeSet<AttemptId> =
-                self.durable.jobs.get(job)?.failures.iter().map(|known| known.attempt).collect();
-            active.failed_unix_ms.retain(|attempt, _| kept.contains(attempt));
-        }
-        active.failed_unix_ms.insert(*attempt, unix_ms);
+        active.told.recoveries.trouble(task, word, now_ms);
+        active.told.failed(*attempt, unix_ms, self.durable.jobs.get(job)?);
         let history = active.tasks_of_mut(task.phase)?.history.entry(task.index).or_default();
         history.tries += 1;
         history.heed_memory(task.phase, kind);
@@ -194,7 +191,7 @@ impl Machine {
             history.errors.push(named.clone());
         }
         let (tries, errors) = (history.tries, causes(&history.errors));
-        if active.ending.is_none() {
+        if active.ending().is_none() {
             // Nobody waits for this record: it is there for the next leader, and for people.
             let error = muster_common::Error::new(kind, cut_to_line(&named)).message;
             let failed = AttemptFailed {
@@ -237,7 +234,7 @@ impl Machine {
         let has = |worker: &Worker| {
             worker.is_alive() && worker.takes_part() && worker.task_bytes() >= task_bytes
         };
-        self.workers.iter().any(|(_, worker)| has(worker))
+        self.pool.workers().iter().any(|(_, worker)| has(worker))
     }
 
     pub(crate) fn requeue(&mut self, job: &JobId, phase: Phase, index: u32) {
@@ -276,9 +273,9 @@ impl Machine {
             Ok(()) if awaited => {
                 let (phase, index) = (attempt.task.phase, attempt.task.index);
                 // Its upload had to go first; from here on it is a lost task like any other.
-                if active.bereaved.remove(attempt) && !self.ramp.take(self.now_ms) {
+                if active.bereaved.remove(attempt) && !self.pool.admits_lost(self.now_ms) {
                     active.tasks_of_mut(phase).into_iter().for_each(|tasks| tasks.delay(index));
-                    self.watch.limited.push_back((job.clone(), phase, index));
+                    self.pool.defer_lost(job, phase, index);
                 } else {
                     self.requeue(job, phase, index);
                 }
@@ -297,7 +294,7 @@ impl Machine {
             }
             Err(error) => {
                 if awaited {
-                    active.trouble = Some(error.message);
+                    active.waits(error.message);
                 }
                 let pause_ms = active.config.retry.abort.pause_ms(tries + 1, self.jitter.next());
                 self.after(pause_ms, Timer::Abort(job.clone(), *attempt));

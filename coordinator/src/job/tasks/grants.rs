@@ -2,28 +2,27 @@
 //!
 //! Fair: the next task is that of the job with the fewest running attempts, earlier jobs first. It
 //! goes to the worker with the most room that has not failed it yet; one whose input a single
-//! worker can read goes to that worker alone (`pool/owners.rs`). An attempt is only this leader's word:
-//! it is not journalled, and lost with the leader unless its worker still holds it.
+//! worker can read goes to that worker alone (`pool/owners.rs`). An attempt is only this leader's
+//! word: it is not journalled, and lost with the leader unless its worker still holds it.
 
 use muster_common::Result;
 use muster_common::ids::{AttemptId, Generation, JobId, Phase, TaskId, WorkerId};
-use muster_common::wire::{RunAttempt, RunReply, Work};
+use muster_common::wire::{RunAttempt, RunReply};
 
 use crate::job::flow::active::Active;
+use crate::job::flow::table::Stage;
 use crate::job::io::Effect;
 use crate::job::ledger::Waiters;
 use crate::job::ledger::durable::DurableJob;
 use crate::job::pool::members::Worker;
 use crate::job::tasks::attempts::TakenBack;
 use crate::job::tasks::table::{Attempt, History};
+use crate::job::view::figures::Counted;
 use crate::job::{Machine, Timer};
 use crate::journal::record::Record;
 
 /// Orders to run one attempt that may go unanswered before it is taken back.
 const SENT_MAX: u32 = 10;
-/// First pause of a worker that says it is busy, in milliseconds: most likely it is about to read
-/// the acknowledgement that frees its slot.
-const BUSY_PAUSE_MS: u64 = 10;
 
 /// What is left out of a task's own split: nobody needs to know of the rest, and it may be much.
 fn skipped_of(durable: &DurableJob, active: &Active, task: TaskId) -> Vec<u32> {
@@ -53,7 +52,7 @@ impl Machine {
 
     /// Grants what can be granted.
     pub(crate) fn schedule(&mut self) {
-        if self.too_few().is_some() {
+        if self.pool.too_few(&self.config).is_some() {
             return;
         }
         while let Some((job, task, worker)) = self.next_grant() {
@@ -65,7 +64,7 @@ impl Machine {
 
     /// The first task, in the order of fairness, that a worker with room may have.
     fn next_grant(&self) -> Option<(JobId, TaskId, WorkerId)> {
-        self.workers.free().next()?;
+        self.pool.workers().free().next()?;
         self.runnable.iter().find_map(|(_, _, job)| {
             let active = self.active.get(job)?;
             let tasks = active.granted_from()?;
@@ -84,21 +83,24 @@ impl Machine {
     /// tries are left. After that the task waits for one that has not failed it, where there is
     /// one: a worker whose own disk is full would use up all tries while the others are busy.
     fn worker_for(&self, attempts_max: u32, history: Option<&History>) -> Option<&WorkerId> {
-        let first = self.workers.free().next()?;
+        let first = self.pool.workers().free().next()?;
         let Some(History { tries, tried, needs_bytes, .. }) = history else { return Some(first) };
         if *needs_bytes > 0 {
             // The others would only say again that it is too much for them.
             let suits = |id: &&WorkerId| {
-                self.workers.get(id).is_some_and(|worker| worker.task_bytes() >= *needs_bytes)
+                self.pool
+                    .workers()
+                    .get(id)
+                    .is_some_and(|worker| worker.task_bytes() >= *needs_bytes)
             };
-            return self.workers.free().find(suits);
+            return self.pool.workers().free().find(suits);
         }
         let fresh =
-            self.workers.free().take(tried.len() + 1).find(|worker| !tried.contains(worker));
+            self.pool.workers().free().take(tried.len() + 1).find(|worker| !tried.contains(worker));
         let untried = |(id, worker): (&WorkerId, &Worker)| {
             worker.is_alive() && worker.takes_part() && !tried.contains(id)
         };
-        let wait = *tries >= attempts_max.div_ceil(2) && self.workers.iter().any(untried);
+        let wait = *tries >= attempts_max.div_ceil(2) && self.pool.workers().iter().any(untried);
         fresh.or(if wait { None } else { Some(first) })
     }
 
@@ -132,7 +134,7 @@ impl Machine {
         let generation = self.generation(job, task);
         let id = AttemptId { task, generation, epoch: self.epoch, nonce: self.nonces.next() };
         let ticket = self.begin_with(worker);
-        self.tally.attempts_begun[task.phase as usize] += 1;
+        self.view.count(Counted::AttemptBegan(task.phase));
         let fair_ms = self.fair_ms();
         let Some(active) = self.active.get_mut(job) else { return };
         let Some(tasks) = active.tasks_of_mut(task.phase) else { return };
@@ -150,7 +152,7 @@ impl Machine {
             upload: None,
             recording: None,
         });
-        self.workers.update(worker, |known| known.attempts.insert((job.clone(), id)));
+        self.pool.give(worker, job, id);
         self.touch(job);
         self.send_run(job, &id);
     }
@@ -171,14 +173,8 @@ impl Machine {
         else {
             return;
         };
-        let splitters = durable.boundaries.as_ref().and_then(|chosen| chosen.splitters.clone());
         let skip = skipped_of(durable, active, id.task);
-        let work = match (id.task.phase, &durable.runs_pinned) {
-            (Phase::Sample, _) => Work::Sample { skip },
-            (Phase::Sort, _) => Work::Sort { splitters, skip },
-            (Phase::Merge, Some(runs)) => Work::Merge { splitters, runs: runs.clone() },
-            (Phase::Merge, None) => return,
-        };
+        let Some(work) = (Stage::of(id.task.phase).work)(durable, skip) else { return };
         let plan = durable.submitted.plan.clone();
         let tasks = active.tasks_of(id.task.phase);
         let history = tasks.and_then(|tasks| tasks.history.get(&id.task.index));
@@ -187,7 +183,7 @@ impl Machine {
         attempt.sent += 1;
         let worker = attempt.worker.clone();
         let Some((incarnation, peer)) =
-            self.workers.get(&worker).map(|known| (known.info.incarnation, known.info.wire))
+            self.pool.workers().get(&worker).map(|known| (known.info.incarnation, known.info.wire))
         else {
             return;
         };
@@ -220,10 +216,9 @@ impl Machine {
             (Ok(RunReply::Accepted), Some(attempt)) => {
                 attempt.accepted = true;
                 attempt.seen_ms = now_ms;
-                self.workers.update(worker, |known| known.busy = 0);
+                self.pool.accepted(worker);
                 if let Some(active) = self.active.get_mut(job) {
-                    active.moved_ms = now_ms;
-                    active.news = true;
+                    active.stirs(now_ms);
                 }
             }
             // Taken back in the meantime: unless its result stands, nobody is to work on it.
@@ -280,11 +275,7 @@ impl Machine {
     /// Gives a worker that cannot take more a short rest, longer each time.
     fn pause(&mut self, worker: &WorkerId) {
         let longest_ms = self.config.tasks.command_retry_ms;
-        let pause_ms = self.workers.update(worker, |known| {
-            known.paused = true;
-            known.busy = known.busy.saturating_add(1);
-            (BUSY_PAUSE_MS << known.busy.min(16)).min(longest_ms)
-        });
+        let pause_ms = self.pool.pause(worker, longest_ms);
         if let Some(pause_ms) = pause_ms {
             self.after(pause_ms, Timer::Unpause(worker.clone()));
         }

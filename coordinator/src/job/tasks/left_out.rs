@@ -19,6 +19,7 @@ use crate::job::Machine;
 use crate::job::io::Listing;
 use crate::job::ledger::Waiters;
 use crate::job::tasks::attempts::{TakenBack, cut_to_line};
+use crate::job::view::figures::Counted;
 use crate::journal::record::Record;
 
 /// Most objects that one job leaves out.
@@ -64,8 +65,12 @@ impl Machine {
             );
             return self.fail(job, Error::exhausted(text));
         }
-        let host =
-            self.workers.get(worker).map(|known| known.info.host.clone()).unwrap_or_default();
+        let host = self
+            .pool
+            .workers()
+            .get(worker)
+            .map(|known| known.info.host.clone())
+            .unwrap_or_default();
         let why = cut_to_line(&format!("worker {worker} on {host}: {}", error.message));
         if let Some(active) = self.active.get_mut(job) {
             active.skipping.insert(object);
@@ -139,7 +144,7 @@ impl Machine {
             })
         };
         let in_vain: Vec<u32> = splits.into_iter().filter(|split| in_vain(split)).collect();
-        self.tally.intervals_looked_at += looked_at;
+        self.view.count(Counted::IntervalsLookedAt(looked_at));
         for split in in_vain {
             self.lose_run(
                 job,

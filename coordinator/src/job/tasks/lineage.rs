@@ -14,12 +14,14 @@ use muster_common::ids::{AttemptId, Generation, JobId, Phase, TaskId};
 use muster_common::wire::DamageCause;
 use muster_kernel::proof::Sums;
 
-use crate::job::flow::active::Stage;
 use crate::job::flow::barriers::{check_runs, pinned_runs};
+use crate::job::flow::table::Stage;
 use crate::job::io::Effect;
+use crate::job::law::{RepairStep, Step};
 use crate::job::ledger::Waiters;
 use crate::job::tasks::attempts::{TakenBack, cut_to_line};
 use crate::job::tasks::table::PhaseTasks;
+use crate::job::view::figures::Counted;
 use crate::job::{Machine, SharedPlan};
 use crate::journal::record::{GenerationBegan, Record};
 
@@ -85,7 +87,7 @@ impl Machine {
         let Some(run) = durable.runs.get(&split) else { return };
         // A job that is about to end needs no run any more: the record would come after that of the
         // end.
-        if active.ending.is_some() || !active.losing.insert(split) {
+        if active.ending().is_some() || !active.losing.insert(split) {
             return;
         }
         let began = GenerationBegan {
@@ -97,7 +99,7 @@ impl Machine {
             why: cut_to_line(why),
         };
         let sums = (run.input, run.kept.plus(&run.dropped));
-        active.recoveries.trouble(
+        active.told.recoveries.trouble(
             TaskId { phase: Phase::Sort, index: split },
             "run-damaged",
             self.now_ms,
@@ -121,12 +123,10 @@ impl Machine {
             return;
         };
         if active.repair.is_none() {
-            let tasks = PhaseTasks::new(Phase::Sort, durable.submitted.splits, |at| {
-                durable.runs.contains_key(&at)
-            });
             active.repair = Some(Repair {
-                tasks: tasks.recall(durable),
+                tasks: Stage::of(Phase::Sort).open(durable),
                 step: RepairStep::Sorting,
+                ticket: 0,
                 sums: std::collections::BTreeMap::new(),
             });
         }
@@ -136,11 +136,9 @@ impl Machine {
     pub(crate) fn run_is_lost(&mut self, began: &GenerationBegan) {
         let GenerationBegan { job, split, generation, why, .. } = began;
         let Some(active) = self.active.get_mut(job) else { return };
-        self.tally.tasks_repeated += 1;
+        self.view.count(Counted::TaskRepeated);
         active.losing.remove(split);
-        if let Some(repair) = &mut active.repair {
-            repair.step = RepairStep::Sorting;
-        }
+        active.advance_repair(RepairStep::Sorting);
         if let Some(tasks) = active.tasks_of_mut(Phase::Sort) {
             tasks.reopen(*split);
         }
@@ -163,7 +161,7 @@ impl Machine {
         else {
             return;
         };
-        let whole = active.stage == Stage::Working && !active.awaits_loss();
+        let whole = active.step() == Step::Working && !active.awaits_loss();
         let Some(repair) =
             active.repair.as_mut().filter(|repair| whole && repair.tasks.is_complete())
         else {
@@ -175,8 +173,9 @@ impl Machine {
         match check_runs(durable, plan).and_then(|()| pinned_runs(job, durable)) {
             Ok(bytes) => {
                 let ticket = self.tickets.issue(job);
-                repair.step = RepairStep::Pinning(ticket);
-                active.writing += 1;
+                repair.ticket = ticket;
+                active.advance_repair(RepairStep::Pinning);
+                active.writes();
                 let url = active
                     .scratch
                     .join(&muster_common::names::runs_path(self.epoch, self.nonces.next()));
@@ -189,10 +188,8 @@ impl Machine {
     /// The new list could not be written: it is tried again.
     pub(crate) fn retry_pinning(&mut self, job: &JobId) {
         let Some(active) = self.active.get_mut(job) else { return };
-        if let Some(repair) =
-            active.repair.as_mut().filter(|repair| matches!(repair.step, RepairStep::Pinning(_)))
-        {
-            repair.step = RepairStep::Sorting;
+        if active.repair.as_ref().is_some_and(|repair| repair.step == RepairStep::Pinning) {
+            active.advance_repair(RepairStep::Sorting);
             self.advance(job);
         }
     }
@@ -201,7 +198,7 @@ impl Machine {
     pub(crate) fn runs_stand_pinned(&mut self, job: &JobId) {
         let Some(active) = self.active.get_mut(job) else { return };
         if active.tasks.as_ref().is_none_or(|tasks| tasks.phase != Phase::Merge) {
-            return self.begin_phase(job, Phase::Merge);
+            return self.enter(job);
         }
         let older = active
             .tasks
@@ -210,9 +207,10 @@ impl Machine {
             .map(|attempt| attempt.id)
             .collect();
         active.older_list = older;
-        match active.repair.as_mut().filter(|_| !active.losing.is_empty()) {
-            Some(repair) => repair.step = RepairStep::Sorting,
-            None => active.repair = None,
+        if active.losing.is_empty() {
+            active.repair = None;
+        } else {
+            active.advance_repair(RepairStep::Sorting);
         }
         active.moved(self.now_ms);
         self.event(
@@ -231,19 +229,11 @@ impl Machine {
 pub(crate) struct Repair {
     /// All sort tasks; those whose run stands are done.
     pub tasks: PhaseTasks,
+    /// Changes by [`Active::advance_repair`] alone.
     pub step: RepairStep,
+    /// Under which the new list of runs is written.
+    pub ticket: u64,
     /// What lost runs summed to, input first, as far as this leader has seen them: their successors
     /// must too.
     pub sums: BTreeMap<u32, (Sums, Sums)>,
-}
-
-/// How far a repair is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum RepairStep {
-    /// Runs are made.
-    Sorting,
-    /// The new list of runs is written, under this ticket.
-    Pinning(u64),
-    /// Its record is on its way.
-    Recording,
 }

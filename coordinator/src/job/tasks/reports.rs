@@ -9,16 +9,17 @@ use muster_common::store::BlobUrl;
 use muster_common::wire::{
     BadRecord, BlobRef, MergedPart, Outcome, Report, ReportReply, SortedRun,
 };
-use muster_common::{Error, names};
+use muster_common::{Error, ErrorKind, names};
 use muster_kernel::format::Format;
 use muster_kernel::proof::Sums;
 use muster_kernel::splitters::{SAMPLE_KEY_MAX, Splitter};
 
 use crate::job::Machine;
-use crate::job::flow::active::Stage;
 use crate::job::flow::boundaries::samples_max;
 use crate::job::flow::plan::check_intervals;
+use crate::job::flow::table::Stage;
 use crate::job::io::{Effect, Reply, ReplyTo};
+use crate::job::law::Step;
 use crate::job::ledger::Waiters;
 use crate::job::tasks::attempts::TakenBack;
 use crate::job::tasks::lineage::Damage;
@@ -40,7 +41,8 @@ impl Machine {
     pub(crate) fn report(&mut self, to: ReplyTo, report: Report) {
         let epoch = self.epoch;
         let known = self
-            .workers
+            .pool
+            .workers()
             .get(&report.worker)
             .is_some_and(|known| known.info.incarnation == report.incarnation && !known.left);
         if report.epoch != epoch || !known {
@@ -59,12 +61,12 @@ impl Machine {
             // here.
             attempt.seen_ms = now_ms;
         }
-        if active.ending.is_some() || (active.plan.is_none() && active.attempt(id).is_some()) {
+        if active.ending().is_some() || (active.plan.is_none() && active.attempt(id).is_some()) {
             return self.answer(to, ReportReply::Later);
         }
         let Some(attempt) = active
             .attempt(id)
-            .filter(|attempt| attempt.worker == report.worker && active.stage == Stage::Working)
+            .filter(|attempt| attempt.worker == report.worker && active.step() == Step::Working)
         else {
             return if planted::is(Bug::AcceptSecondCommit) {
                 self.judge(to, report);
@@ -136,76 +138,89 @@ impl Machine {
 
     /// A first report on an attempt under way.
     fn judge(&mut self, to: ReplyTo, report: Report) {
+        let Report { job, attempt, outcome, .. } = &report;
+        let Outcome::Failed { error } = outcome else {
+            return (Stage::of(attempt.task.phase).judge)(self, to, report);
+        };
+        let why = match error.kind {
+            ErrorKind::Fenced => TakenBack::HandedBack,
+            _ => TakenBack::Failed(error.clone()),
+        };
+        self.note(to);
+        self.take_back(job, attempt, &why);
+    }
+
+    /// What is said is taken in, and needs no record that it would have to wait for.
+    fn note(&mut self, to: ReplyTo) {
+        self.answer(to, ReportReply::Recorded { epoch: self.epoch });
+    }
+
+    pub(crate) fn judge_samples(&mut self, to: ReplyTo, report: Report) {
         let Report { worker, job, attempt, outcome, .. } = report;
-        match (outcome, attempt.task.phase) {
-            (Outcome::Failed { error }, _) => {
-                self.answer(to, ReportReply::Recorded { epoch: self.epoch });
-                let why = if error.kind == muster_common::ErrorKind::Fenced {
-                    TakenBack::HandedBack
-                } else {
-                    TakenBack::Failed(error)
-                };
-                self.take_back(&job, &attempt, &why);
-            }
-            (Outcome::Sampled { samples }, Phase::Sample) => {
-                match self.take_samples(&job, &attempt, samples) {
-                    Ok(()) => {
-                        self.answer(to, ReportReply::Recorded { epoch: self.epoch });
-                        self.advance(&job);
-                    }
-                    Err(why) => self.violated(to, &job, &attempt, &why),
+        match outcome {
+            Outcome::Sampled { samples } => match self.take_samples(&job, &attempt, samples) {
+                Ok(()) => {
+                    self.note(to);
+                    self.advance(&job);
                 }
-            }
-            (Outcome::SampledToScratch { samples }, Phase::Sample) => {
+                Err(why) => self.violated(to, &job, &attempt, &why),
+            },
+            Outcome::SampledToScratch { samples } => {
                 self.fetch_samples(to, &job, &attempt, samples);
             }
-            (Outcome::RunDamaged { split, run, cause, error }, Phase::Merge) => {
-                self.answer(to, ReportReply::Recorded { epoch: self.epoch });
-                self.run_damaged(&job, &attempt, Damage { split, run, cause, error });
-            }
-            (Outcome::InputUnreadable { object, error }, Phase::Sample | Phase::Sort) => {
-                self.answer(to, ReportReply::Recorded { epoch: self.epoch });
+            Outcome::InputUnreadable { object, error } => {
+                self.note(to);
                 self.input_unreadable(&job, &attempt, &worker, (object, error));
             }
-            (Outcome::Sorted(run), Phase::Sort) if self.holds_skipped(&job, &run) => {
+            _ => self.out_of_place(to, &job, &attempt),
+        }
+    }
+
+    pub(crate) fn judge_run(&mut self, to: ReplyTo, report: Report) {
+        let Report { worker, job, attempt, outcome, .. } = report;
+        match outcome {
+            Outcome::InputUnreadable { object, error } => {
+                self.note(to);
+                self.input_unreadable(&job, &attempt, &worker, (object, error));
+            }
+            Outcome::Sorted(run) if self.holds_skipped(&job, &run) => {
                 self.answer(to, ReportReply::Revoked { epoch: self.epoch });
                 self.take_back(&job, &attempt, &TakenBack::HandedBack);
             }
-            (Outcome::Sorted(run), Phase::Sort) => match self.check_run(&job, &attempt, &run) {
+            Outcome::Sorted(run) => match self.check_run(&job, &attempt, &run) {
                 Ok(()) => {
                     self.tell_bad_records(&job, &run);
-                    let record = Record::RunCommitted(Box::new(RunCommitted::new(
-                        job.clone(),
-                        attempt,
-                        worker,
-                        *run,
-                    )));
-                    self.record_result(to, &job, &attempt, record);
+                    let run = RunCommitted::new(job.clone(), attempt, worker, *run);
+                    self.record_result(to, &job, &attempt, Record::RunCommitted(Box::new(run)));
                 }
                 Err(why) => self.violated(to, &job, &attempt, &why),
             },
-            (Outcome::UploadOpened { upload }, Phase::Merge) => {
-                self.open_upload(to, &job, &attempt, upload);
-            }
-            (Outcome::Merged(part), Phase::Merge) => match self.check_part(&job, &attempt, &part) {
-                Ok(()) => {
-                    let record = Record::PartCommitted(Box::new(PartCommitted::new(
-                        job.clone(),
-                        attempt,
-                        worker,
-                        part,
-                    )));
-                    self.record_result(to, &job, &attempt, record);
-                }
-                Err(why) => self.violated(to, &job, &attempt, &why),
-            },
-            (_, phase) => self.violated(
-                to,
-                &job,
-                &attempt,
-                &format!("the report is not one of the {phase} phase"),
-            ),
+            _ => self.out_of_place(to, &job, &attempt),
         }
+    }
+
+    pub(crate) fn judge_part(&mut self, to: ReplyTo, report: Report) {
+        let Report { worker, job, attempt, outcome, .. } = report;
+        match outcome {
+            Outcome::RunDamaged { split, run, cause, error } => {
+                self.note(to);
+                self.run_damaged(&job, &attempt, Damage { split, run, cause, error });
+            }
+            Outcome::UploadOpened { upload } => self.open_upload(to, &job, &attempt, upload),
+            Outcome::Merged(part) => match self.check_part(&job, &attempt, &part) {
+                Ok(()) => {
+                    let part = PartCommitted::new(job.clone(), attempt, worker, part);
+                    self.record_result(to, &job, &attempt, Record::PartCommitted(Box::new(part)));
+                }
+                Err(why) => self.violated(to, &job, &attempt, &why),
+            },
+            _ => self.out_of_place(to, &job, &attempt),
+        }
+    }
+
+    fn out_of_place(&mut self, to: ReplyTo, job: &JobId, attempt: &AttemptId) {
+        let why = format!("the report is not one of the {} phase", attempt.task.phase);
+        self.violated(to, job, attempt, &why);
     }
 
     /// A report that cannot be true: the attempt is not believed, and another one is made.
@@ -231,9 +246,12 @@ impl Machine {
         }
         self.dismiss_rivals(job, id);
         let token = self.append(record, Waiters::one(to));
-        if let Some(attempt) = self.active.get_mut(job).and_then(|active| active.attempt_mut(id)) {
-            attempt.recording = Some(Recording::Journal(token));
-        }
+        self.result_is_here(job, id, Recording::Journal(token));
+    }
+
+    fn result_is_here(&mut self, job: &JobId, id: &AttemptId, how: Recording) {
+        let tasks = self.active.get_mut(job).and_then(|active| active.tasks_of_mut(id.task.phase));
+        tasks.into_iter().for_each(|tasks| tasks.result_is_here(id, how));
     }
 
     fn plan_of(&self, job: &JobId) -> Result<&Plan, String> {
@@ -401,9 +419,7 @@ impl Machine {
         if expected.as_deref() != Some(&samples.url) {
             return self.violated(to, job, id, &format!("samples at {}", samples.url));
         }
-        if let Some(attempt) = self.active.get_mut(job).and_then(|active| active.attempt_mut(id)) {
-            attempt.recording = Some(Recording::Samples);
-        }
+        self.result_is_here(job, id, Recording::Samples);
         self.answer(to, ReportReply::Recorded { epoch: self.epoch });
         self.out.push(Effect::LoadSamples { job: job.clone(), attempt: *id, samples });
     }
@@ -450,7 +466,7 @@ impl Machine {
         else {
             return Ok(());
         };
-        active.recoveries.mended(id.task, self.now_ms);
+        active.told.recoveries.mended(id.task, self.now_ms);
         active.samples.extend(thin(samples, SAMPLES_BYTES_MAX / splits));
         active.moved(self.now_ms);
         self.succeed_with(job, &done);

@@ -1,11 +1,12 @@
-//! The tasks of one phase: where each stands, its attempts under way, and what went wrong with it so
-//! far. It lives as long as the phase, under one leader.
+//! The tasks of one phase: where each stands, its attempts under way, and what went wrong with it
+//! so far. It lives as long as the phase, under one leader.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use muster_common::ErrorKind;
 use muster_common::ids::{AttemptId, Phase, TaskId, WorkerId};
 
+use crate::job::law::{Broken, ResultKind, TaskKind};
 use crate::job::ledger::durable::DurableJob;
 use crate::job::pool::policies::breaker::Ticket;
 use crate::job::pool::policies::speculation::{Pace, Rates};
@@ -32,6 +33,7 @@ pub(crate) struct PhaseTasks {
     /// How fast the finished attempts were, and what is usual now.
     pub rates: Rates,
     pub pace: Option<Pace>,
+    pub broken: Broken,
 }
 
 /// Where a task stands.
@@ -137,6 +139,7 @@ impl PhaseTasks {
             history: BTreeMap::new(),
             rates: Rates::default(),
             pace: None,
+            broken: Broken::default(),
         }
     }
 
@@ -207,7 +210,6 @@ impl PhaseTasks {
     /// A waiting task gets an attempt, or one that runs a second.
     pub(crate) fn start(&mut self, attempt: Attempt) {
         let index = attempt.id.task.index;
-        self.queue.remove(&index);
         self.running += 1;
         if let Some(TaskState::Running { second, .. }) = self.states.get_mut(index as usize) {
             self.seconds += 1;
@@ -221,37 +223,27 @@ impl PhaseTasks {
     /// then the task runs.
     pub(crate) fn stop(&mut self, id: &AttemptId, next: TaskState) -> Option<Attempt> {
         self.attempt(id)?;
-        let slot = self.states.get_mut(id.task.index as usize)?;
-        let TaskState::Running { first, second } = std::mem::replace(slot, next) else {
-            return None;
-        };
-        let attempt = match second {
-            Some(second) => {
-                let (ended, goes_on) =
-                    if first.id == *id { (first, second) } else { (second, first) };
-                *slot = TaskState::Running { first: goes_on, second: None };
+        let attempt = match self.states.get_mut(id.task.index as usize)? {
+            TaskState::Running { first, second: second @ Some(_) } => {
                 self.seconds -= 1;
-                ended
+                let other = second.take()?;
+                if other.id == *id { other } else { std::mem::replace(first, other) }
             }
-            None => first,
+            _ => match self.put(id.task.index, next)? {
+                TaskState::Running { first, .. } => first,
+                _ => return None,
+            },
         };
         self.running -= 1;
         self.running_bytes = self.running_bytes.saturating_sub(attempt.bytes_done);
-        match slot {
-            TaskState::Done => self.done += 1,
-            TaskState::Waiting => drop(self.queue.insert(id.task.index)),
-            _ => {}
-        }
         Some(*attempt)
     }
 
     /// The result of a task is lost: it waits again.
     pub(crate) fn reopen(&mut self, index: u32) {
         if matches!(self.states.get(index as usize), Some(TaskState::Done)) {
-            self.done -= 1;
             self.history.remove(&index);
             self.put(index, TaskState::Waiting);
-            self.queue.insert(index);
         }
     }
 
@@ -262,7 +254,6 @@ impl PhaseTasks {
             Some(TaskState::Delayed | TaskState::Revoking(_))
         ) {
             self.put(index, TaskState::Waiting);
-            self.queue.insert(index);
         }
     }
 
@@ -275,14 +266,37 @@ impl PhaseTasks {
 
     /// A waiting task's former upload must go first.
     pub(crate) fn revoke(&mut self, index: u32, attempt: AttemptId) {
-        self.queue.remove(&index);
         self.put(index, TaskState::Revoking(attempt));
     }
 
-    fn put(&mut self, index: u32, state: TaskState) {
-        if let Some(slot) = self.states.get_mut(index as usize) {
-            *slot = state;
+    /// Moves a task on, and gives where it stood; the one place where that changes.
+    fn put(&mut self, index: u32, state: TaskState) -> Option<TaskState> {
+        let slot = self.states.get_mut(index as usize)?;
+        let (from, to) = (slot.kind(), state.kind());
+        self.broken.check(from, to);
+        match from {
+            TaskKind::Waiting => drop(self.queue.remove(&index)),
+            TaskKind::Done => self.done -= 1,
+            _ => {}
         }
+        match to {
+            TaskKind::Waiting => drop(self.queue.insert(index)),
+            TaskKind::Done => self.done += 1,
+            _ => {}
+        }
+        Some(std::mem::replace(slot, state))
+    }
+
+    /// The result of an attempt is here, and on its way into the journal.
+    pub(crate) fn result_is_here(&mut self, id: &AttemptId, how: Recording) {
+        let Some(attempt) = self.attempt_mut(id) else { return };
+        let before = attempt.recording.replace(how);
+        let kind = |recording: Option<Recording>| match recording {
+            None => ResultKind::Awaited,
+            Some(Recording::Samples) => ResultKind::Read,
+            Some(Recording::Journal(_)) => ResultKind::Recorded,
+        };
+        self.broken.check(kind(before), kind(Some(how)));
     }
 
     pub(crate) fn set_progress(&mut self, id: &AttemptId, bytes_done: u64, fair_ms: u64) -> bool {
@@ -301,6 +315,16 @@ impl PhaseTasks {
 }
 
 impl TaskState {
+    fn kind(&self) -> TaskKind {
+        match self {
+            TaskState::Waiting => TaskKind::Waiting,
+            TaskState::Delayed => TaskKind::Delayed,
+            TaskState::Running { .. } => TaskKind::Running,
+            TaskState::Revoking(_) => TaskKind::Revoking,
+            TaskState::Done => TaskKind::Done,
+        }
+    }
+
     /// The attempts under way.
     pub(crate) fn attempts(&self) -> impl Iterator<Item = &Attempt> {
         let (first, second) = match self {

@@ -7,23 +7,25 @@ use muster_common::api::WorkerStatus;
 use muster_common::ids::{JobId, Phase};
 
 use crate::job::Machine;
-use crate::job::flow::active::{Active, Stage};
+use crate::job::flow::active::Active;
 use crate::job::flow::plan;
+use crate::job::law::Step;
 use crate::job::pool::members::Worker;
 use crate::job::pool::policies::health::{
     Alert, DeploymentFigures, JobFigures, Rule, Subject, Transition,
 };
+use crate::job::view::figures::Counted;
 
 impl Machine {
     /// Gives all figures to the rules; what is raised or cleared becomes an event.
     pub(crate) fn watch_health(&mut self) {
-        let mut transitions = Vec::new();
         let deployment = self.deployment_figures();
         let (settings, now_ms) = (&self.config.alerts, self.now_ms);
-        transitions.extend(self.alerts.deployment(settings, now_ms, &deployment));
-        for (id, worker) in self.workers.iter().filter(|(_, worker)| !worker.left) {
+        let alerts = &mut self.view.alerts;
+        let mut transitions = alerts.deployment(settings, now_ms, &deployment);
+        for (id, worker) in self.pool.workers().iter().filter(|(_, worker)| !worker.left) {
             let figures = worker.figures(&self.config, now_ms, spill_bytes(&self.active, worker));
-            transitions.extend(self.alerts.worker(settings, now_ms, id, &figures));
+            transitions.extend(alerts.worker(settings, now_ms, id, &figures));
         }
         let jobs: Vec<(JobId, JobFigures)> = self
             .active
@@ -31,7 +33,7 @@ impl Machine {
             .map(|(job, active)| (job.clone(), self.job_figures(job, active)))
             .collect();
         for (job, figures) in jobs {
-            transitions.extend(self.alerts.job(settings, now_ms, &job, &figures));
+            transitions.extend(self.view.alerts.job(settings, now_ms, &job, &figures));
         }
         self.tell_alerts(transitions);
     }
@@ -42,11 +44,11 @@ impl Machine {
         let tasks_waiting: usize = self.active.values().map(waiting).sum();
         DeploymentFigures {
             journal_write_ms: self.ledger.slowest_ms(self.now_ms),
-            journal_failures_in_a_row: self.watch.journal_failures,
-            journal_used_percent: self.watch.journal_used_percent,
+            journal_failures_in_a_row: self.outages.journal_failures(),
+            journal_used_percent: self.outages.journal_used_percent(),
             journal_waiting: self.ledger.waiting(),
             tasks_waiting: u32::try_from(tasks_waiting).unwrap_or(u32::MAX),
-            slots: self.workers.slots(),
+            slots: self.pool.workers().slots(),
         }
     }
 
@@ -56,21 +58,21 @@ impl Machine {
             .jobs
             .get(job)
             .is_some_and(|durable| self.waiting_for(durable, Some(active)).is_some());
-        let works = active.stage == Stage::Working && !waits;
-        let idle_ms = if works { self.now_ms.saturating_sub(active.moved_ms) } else { 0 };
-        JobFigures { idle_ms, failures_in_a_row: active.failures_in_a_row }
+        let works = active.step() == Step::Working && !waits;
+        let idle_ms = if works { active.idle_ms(self.now_ms) } else { 0 };
+        JobFigures { idle_ms, failures_in_a_row: active.failures_in_a_row() }
     }
 
     /// Somebody is gone: what was raised about them is cleared.
     pub(crate) fn forget_alerts(&mut self, subject: &Subject) {
-        let cleared = self.alerts.forget(self.now_ms, subject);
+        let cleared = self.view.alerts.forget(self.now_ms, subject);
         self.tell_alerts(cleared);
     }
 
     fn tell_alerts(&mut self, transitions: Vec<Transition>) {
         for transition in transitions {
             if let Transition::Raised(alert) = &transition {
-                *self.tally.alerts_raised.entry(alert.rule).or_default() += 1;
+                self.view.count(Counted::AlertRaised(alert.rule));
             }
             let (alert, severity, kind, text) = match &transition {
                 Transition::Raised(alert) => {
@@ -93,9 +95,9 @@ impl Machine {
             Subject::Job(known) => known == job,
             Subject::Worker(_) => false,
         };
-        let raised = self.alerts.raised().filter(|alert| about(&alert.subject));
+        let raised = self.view.raised().filter(|alert| about(&alert.subject));
         let servers =
-            self.watch.servers_away.iter().map(|(server, _)| format!("nats-server-away {server}"));
+            self.outages.servers_away().map(|server| format!("nats-server-away {server}"));
         raised.map(|alert| alert.rule.as_str().to_owned()).chain(servers).collect()
     }
 
@@ -105,7 +107,7 @@ impl Machine {
         // The alert stays raised for a while, lest it comes and goes; of one that is heard of again
         // it says nothing any more.
         let holds = |alert: &&Alert| alert.rule != Rule::WorkerDown || !worker.is_alive();
-        let raised = self.alerts.raised().filter(|alert| about(&alert.subject)).filter(holds);
+        let raised = self.view.raised().filter(|alert| about(&alert.subject)).filter(holds);
         let alerts = raised.map(|alert| alert.rule.as_str().to_owned()).collect();
         let done = self.durable.done.get(&worker.info.worker).copied().unwrap_or(0);
         let tasks_done = u32::try_from(done).unwrap_or(u32::MAX);

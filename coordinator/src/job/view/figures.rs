@@ -8,11 +8,14 @@ use muster_common::api::JobState;
 use muster_common::ids::Phase;
 
 use crate::job::Machine;
-use crate::job::flow::active::{Active, Stage};
+use crate::job::flow::active::Active;
 use crate::job::io::RefusalCode;
+use crate::job::law::Step;
+use crate::job::ledger::durable::DurableJob;
 use crate::job::pool::policies::breaker::State;
 use crate::job::pool::policies::health::{Class, Rule};
 use crate::job::tasks::table::PhaseTasks;
+use crate::journal::record::{JobEnded, JobOutcome, Recovery};
 
 /// All states of a job, in their order.
 pub const STATES: [JobState; 8] = [
@@ -152,8 +155,57 @@ pub fn wanted(demand: Demand) -> u32 {
     busy.max(held).max(demand.least).max(1)
 }
 
+/// Something that has happened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Counted {
+    AttemptBegan(Phase),
+    SecondBegan(Phase),
+    AttemptFailed(Phase),
+    AttemptLost(Phase),
+    TaskCommitted(Phase),
+    TaskRepeated,
+    IntervalsLookedAt(u64),
+    WorkerLost,
+    WorkerRefused,
+    RequestRefused(RefusalCode),
+    AlertRaised(Rule),
+}
+
 impl Tally {
-    pub(crate) fn recoveries(&mut self, recoveries: &[crate::journal::record::Recovery]) {
+    /// Counts it.
+    pub(super) fn count(&mut self, what: Counted) {
+        let (count, by) = match what {
+            Counted::AttemptBegan(phase) => (&mut self.attempts_begun[phase as usize], 1),
+            Counted::SecondBegan(phase) => (&mut self.speculations[phase as usize], 1),
+            Counted::AttemptFailed(phase) => (&mut self.attempts_failed[phase as usize], 1),
+            Counted::AttemptLost(phase) => (&mut self.attempts_lost[phase as usize], 1),
+            Counted::TaskCommitted(phase) => (&mut self.tasks_committed[phase as usize], 1),
+            Counted::TaskRepeated => (&mut self.tasks_repeated, 1),
+            Counted::IntervalsLookedAt(count) => (&mut self.intervals_looked_at, count),
+            Counted::WorkerLost => (&mut self.workers_lost, 1),
+            Counted::WorkerRefused => (&mut self.workers_refused, 1),
+            Counted::RequestRefused(code) => (&mut self.requests_refused[code as usize], 1),
+            Counted::AlertRaised(rule) => (self.alerts_raised.entry(rule).or_default(), 1),
+        };
+        *count = count.saturating_add(by);
+    }
+
+    /// A job has ended.
+    pub(super) fn ended(&mut self, ended: &JobEnded, job: Option<&DurableJob>) {
+        let how = match ended.outcome {
+            JobOutcome::Succeeded => 0,
+            JobOutcome::Failed => 1,
+            JobOutcome::Cancelled => 2,
+        };
+        self.jobs_ended[how] += 1;
+        self.recoveries(&ended.recoveries);
+        if let Some(job) = job.filter(|_| ended.outcome == JobOutcome::Succeeded) {
+            self.records_sorted = self.records_sorted.saturating_add(job.run_totals.input.records);
+            self.bytes_sorted = self.bytes_sorted.saturating_add(job.submitted.input_bytes);
+        }
+    }
+
+    fn recoveries(&mut self, recoveries: &[Recovery]) {
         for recovery in recoveries {
             if let Some(at) = TROUBLES.iter().position(|kind| *kind == recovery.kind) {
                 self.recovered[at] += u64::from(recovery.recovered);
@@ -180,7 +232,7 @@ impl PhaseTasks {
 impl Machine {
     /// How often something has happened under this leader.
     pub fn tally(&self) -> &Tally {
-        &self.tally
+        self.view.tally()
     }
 
     /// How things stand now. Takes time with the number of workers and jobs, not with that of
@@ -188,14 +240,14 @@ impl Machine {
     pub fn figures(&self) -> Figures {
         let mut figures = Figures {
             journal_waiting: self.ledger.waiting(),
-            journal_stalled: self.journal_stalled.is_some(),
-            store_limit_per_s: self.limits.rate_per_s(),
-            slots: self.workers.slots(),
+            journal_stalled: self.outages.journal_stalled().is_some(),
+            store_limit_per_s: self.pool.store_limit_per_s(),
+            slots: self.pool.workers().slots(),
             ..Figures::default()
         };
         self.count_jobs(&mut figures);
         self.count_workers(&mut figures);
-        for alert in self.alerts.raised() {
+        for alert in self.view.raised() {
             *figures.alerts.entry(alert.rule).or_default() += 1;
         }
         figures
@@ -210,7 +262,7 @@ impl Machine {
         };
         (0..planning).for_each(|_| count(JobState::Submitted));
         self.durable.jobs.values().for_each(|job| count(job.state));
-        let counts = self.workers.counts();
+        let counts = self.pool.workers().counts();
         let mut demand = Demand {
             at_work: planning > 0,
             between: planning > 0,
@@ -223,7 +275,7 @@ impl Machine {
             let state = self.durable.jobs.get(job).map(|durable| durable.state);
             if state.is_some_and(|state| state < JobState::Committing) {
                 demand.at_work = true;
-                demand.between |= active.stage != Stage::Working || active.tasks.is_none();
+                demand.between |= active.step() != Step::Working || active.tasks.is_none();
             }
             figures.take_tasks(active, &mut demand);
         }
@@ -231,7 +283,7 @@ impl Machine {
     }
 
     fn count_workers(&self, figures: &mut Figures) {
-        for (_, worker) in self.workers.iter().filter(|(_, worker)| !worker.left) {
+        for (_, worker) in self.pool.workers().iter().filter(|(_, worker)| !worker.left) {
             if !worker.is_alive() {
                 figures.workers_dead += 1;
                 continue;

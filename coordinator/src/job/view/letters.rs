@@ -56,7 +56,7 @@ impl Machine {
             worker: failure.worker.clone(),
             kind: format!("{:?}", failure.kind).to_lowercase(),
             error: failure.error.clone(),
-            unix_ms: active.failed_unix_ms.get(&failure.attempt).copied(),
+            unix_ms: active.told.failed_at(&failure.attempt),
         };
         let on_its_way: Vec<Failure> = self
             .ledger

@@ -11,6 +11,7 @@ use muster_common::ids::{Incarnation, Phase, TaskId, WorkerId};
 use muster_common::retry::{RecoveryStats, Trouble};
 use muster_common::wire::Recovered;
 
+use crate::job::flow::table::Stage;
 use crate::job::ledger::durable::DurableJob;
 use crate::journal::record::Recovery;
 
@@ -35,12 +36,7 @@ impl Recoveries {
         let mut recoveries = Self::default();
         for (task, tries) in &job.tries {
             (0..*tries).for_each(|_| recoveries.trouble(*task, "attempt-failed", now_ms));
-            let committed = match task.phase {
-                Phase::Sample => job.boundaries.is_some(),
-                Phase::Sort => job.runs.contains_key(&task.index),
-                Phase::Merge => job.parts.contains_key(&task.index),
-            };
-            if committed {
+            if (Stage::of(task.phase).committed)(job, task.index) {
                 recoveries.mended(*task, now_ms);
             }
         }

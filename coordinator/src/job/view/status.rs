@@ -1,22 +1,22 @@
 //! What people see: status, progress, the list of workers.
 
 use muster_common::api::{BadPlace, JobState, JobStatus, Recovery, SkippedObject};
-use muster_common::ids::{JobId, Phase};
+use muster_common::ids::JobId;
 use muster_common::plan::LeftOut;
 use muster_common::wire::BadRecord;
 use muster_common::{Error, ErrorKind};
 
 use crate::job::Machine;
-use crate::job::flow::active::{Active, Stage};
+use crate::job::flow::active::Active;
 use crate::job::flow::commit::dropped;
+use crate::job::flow::table::Stage;
 use crate::job::io::{Effect, RefusalCode, Reply, ReplyTo};
+use crate::job::law::Step;
 use crate::job::ledger::durable::DurableJob;
 use crate::job::tasks::table::PhaseTasks;
 use crate::job::view::recoveries::shown;
 use crate::journal::record::PLACES_KEPT;
 
-/// Pause between two publications of a job's progress, in milliseconds.
-const PROGRESS_MS: u64 = 500;
 /// Most input objects that a status names as left out.
 const SKIPPED_SHOWN: usize = 20;
 /// Most entries of a list that is sent in one message.
@@ -65,7 +65,7 @@ impl Machine {
 
     pub(crate) fn ask_workers(&mut self, to: ReplyTo) {
         let mut workers: Vec<_> =
-            self.workers.iter().map(|(_, worker)| (!worker.is_alive(), worker)).collect();
+            self.pool.workers().iter().map(|(_, worker)| (!worker.is_alive(), worker)).collect();
         workers.sort_by_key(|(dead, _)| *dead);
         let list = workers
             .into_iter()
@@ -100,11 +100,11 @@ impl Machine {
             bytes_done,
             bytes_total,
             input_bytes: durable.submitted.input_bytes,
-            workers: self.workers.counts().alive,
+            workers: self.pool.workers().counts().alive,
             attempts_running: active.map_or(0, Active::running),
             retries: durable.retries,
             repeated_tasks: durable.repeated,
-            speculations: active.map_or(0, |active| active.speculations),
+            speculations: active.map_or(0, Active::speculations),
             alerts: self.alerts_of(job),
             waiting_for: self.waiting_for(durable, active),
             error: durable.ended.as_ref().and_then(|ended| ended.error.clone()),
@@ -120,11 +120,10 @@ impl Machine {
             skipped_objects: skipped_objects(durable, active, SKIPPED_SHOWN),
             skipped_objects_total: skipped_objects_total(durable, active),
             recoveries: recoveries(durable, active),
-            warnings: active
-                .map(|active| &active.warnings)
-                .or_else(|| self.warned.get(job))
-                .cloned()
-                .unwrap_or_default(),
+            warnings: match active {
+                Some(active) => active.told.warnings().to_vec(),
+                None => self.view.warnings_of(job),
+            },
         })
     }
 
@@ -134,14 +133,14 @@ impl Machine {
         active: Option<&Active>,
     ) -> Option<String> {
         let active = active?;
-        if let Some(why) = &self.journal_stalled {
+        if let Some(why) = self.outages.journal_stalled() {
             return Some(format!("journal: {why}"));
         }
-        if let Some(trouble) = &active.trouble {
+        if let Some(trouble) = active.trouble() {
             return Some(format!("store: {trouble}"));
         }
-        let needs_workers = !durable.state.is_terminal() && active.stage == Stage::Working;
-        if let Some(few) = self.too_few().filter(|_| needs_workers) {
+        let needs_workers = !durable.state.is_terminal() && active.step() == Step::Working;
+        if let Some(few) = self.pool.too_few(&self.config).filter(|_| needs_workers) {
             return Some(format!("workers ({few})"));
         }
         if let Some(owner) = self.waiting_for_owner(active).filter(|_| needs_workers) {
@@ -151,7 +150,7 @@ impl Machine {
             return Some(format!("{what} (all workers)"));
         }
         if let Some(rate) =
-            self.limits.rate_per_s().filter(|_| needs_workers && active.running() > 0)
+            self.pool.store_limit_per_s().filter(|_| needs_workers && active.running() > 0)
         {
             return Some(format!("store: it asks for fewer requests; {rate} a second are allowed"));
         }
@@ -163,16 +162,14 @@ impl Machine {
 
     /// Publishes the progress of jobs that have changed their state in this step.
     pub(crate) fn publish_urgent(&mut self) {
-        for job in std::mem::take(&mut self.urgent) {
+        for job in self.view.take_urgent() {
             self.publish_progress(&job);
         }
     }
 
     /// Publishes what is new, not more often than people can read.
     pub(crate) fn publish_news(&mut self) {
-        let due = |active: &Active| {
-            active.news && self.now_ms.saturating_sub(active.published_ms) >= PROGRESS_MS
-        };
+        let due = |active: &Active| active.told.is_due(self.now_ms);
         let jobs: Vec<JobId> = self
             .active
             .iter()
@@ -187,8 +184,7 @@ impl Machine {
     fn publish_progress(&mut self, job: &JobId) {
         let Some(status) = self.status(job) else { return };
         if let Some(active) = self.active.get_mut(job) {
-            active.news = false;
-            active.published_ms = self.now_ms;
+            active.told.published(self.now_ms);
         }
         self.out.push(Effect::Progress(Box::new(status)));
     }
@@ -243,40 +239,14 @@ pub(crate) fn bad_places(durable: &DurableJob, active: Option<&Active>) -> Vec<B
 pub(crate) fn recoveries(durable: &DurableJob, active: Option<&Active>) -> Vec<Recovery> {
     match (&durable.ended, active) {
         (Some(ended), _) => ended.recoveries.iter().map(shown).collect(),
-        (None, Some(active)) => active.recoveries.sum(false).iter().map(shown).collect(),
+        (None, Some(active)) => active.told.recoveries.sum(false).iter().map(shown).collect(),
         (None, None) => Vec::new(),
     }
 }
 
-/// Bytes done and bytes in all of the phase at hand. Sampling reads too little to count.
+/// Bytes done and bytes in all of the phase at hand.
 fn bytes(durable: &DurableJob, active: Option<&Active>) -> (u64, u64) {
     let Some(tasks) = active.and_then(|active| active.tasks.as_ref()) else { return (0, 0) };
-    let (done, total) = match tasks.phase {
-        Phase::Sample => return (0, 0),
-        Phase::Sort => {
-            let read = durable.runs.values().fold(0_u64, |sum, run| {
-                run.intervals.iter().fold(sum, |sum, piece| sum.saturating_add(piece.len()))
-            });
-            (read, durable.submitted.input_bytes)
-        }
-        Phase::Merge => {
-            let dropped = durable.part_totals.dropped.bytes;
-            let bodies = durable.run_totals.kept.bytes;
-            let written = durable.part_totals.kept.bytes;
-            // Terminators are in what workers report, not in sums: the runs' own length is the
-            // nearest total.
-            let scale = durable.run_totals.bytes.max(bodies).saturating_sub(bodies);
-            let share = if bodies == 0 {
-                0
-            } else {
-                u64::try_from(u128::from(scale) * u128::from(written) / u128::from(bodies))
-                    .unwrap_or(0)
-            };
-            (
-                written.saturating_add(dropped).saturating_add(share),
-                durable.run_totals.bytes.max(bodies),
-            )
-        }
-    };
+    let (done, total) = (Stage::of(tasks.phase).bytes)(durable);
     (done.saturating_add(tasks.running_bytes).min(total), total)
 }
