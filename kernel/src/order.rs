@@ -7,6 +7,8 @@
 //! is never reversed and not part of the key. Fixed-length records have no last resort: key, then
 //! position.
 
+use std::borrow::Cow;
+
 use crate::encode::{TextRules, complement, push_number, push_open_text, push_text};
 use crate::error::KernelError;
 use crate::fields::FieldFinder;
@@ -117,6 +119,18 @@ impl Order {
     #[inline]
     pub fn select(&self) -> Select {
         self.select
+    }
+
+    /// The same order for records that come after `kept` others: where the first so many are kept,
+    /// these keep what is left of them.
+    pub fn after(&self, kept: u64) -> Cow<'_, Self> {
+        match self.select.first {
+            None => Cow::Borrowed(self),
+            Some(first) => {
+                let select = Select { first: Some(first.saturating_sub(kept)), ..self.select };
+                Cow::Owned(Self { select, ..self.clone() })
+            }
+        }
     }
 
     /// The comparison key of a record body (the record without its terminator). It borrows from the

@@ -33,6 +33,8 @@ pub fn sort_reference(spec: &SortSpec, objects: &[Vec<u8>]) -> Result<Vec<u8>, K
     if spec.unique {
         records.dedup_by(|later, first| compare(spec, first, later).is_eq());
     }
+    let first = spec.select().first.and_then(|first| usize::try_from(first).ok());
+    records.truncate(first.unwrap_or(usize::MAX));
     let mut sorted = Vec::new();
     for record in records {
         sorted.extend_from_slice(record);

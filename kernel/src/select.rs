@@ -50,12 +50,6 @@ impl Picker {
         taken as usize
     }
 
-    /// So many were kept elsewhere, of records that come before these.
-    #[must_use]
-    pub fn after(self, kept: u64) -> Self {
-        Self { left: self.left.saturating_sub(kept), ..self }
-    }
-
     /// Whether nothing more is kept.
     #[inline(always)]
     pub fn is_done(self) -> bool {
@@ -83,11 +77,10 @@ mod tests {
     }
 
     #[test]
-    fn a_picker_counts_what_was_kept_before() {
-        let ten = Select { distinct: false, first: Some(10) }.picker();
-        let mut rest = ten.after(7);
-        assert_eq!((rest.take(2), rest.take(9), rest.is_done()), (2, 1, true));
-        assert!(ten.after(12).is_done());
-        assert!(!Select::default().picker().after(u64::MAX - 1).is_done());
+    fn a_picker_takes_no_more_than_is_left() {
+        let mut picker = Select { distinct: false, first: Some(10) }.picker();
+        assert_eq!((picker.take(7), picker.is_done()), (7, false));
+        assert_eq!((picker.take(9), picker.is_done()), (3, true));
+        assert_eq!(Select::default().picker().take(5), 5);
     }
 }

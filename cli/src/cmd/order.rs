@@ -87,7 +87,7 @@ pub(crate) fn spec(args: &OrderArgs, auto: Format) -> Result<SortSpec, Exit> {
         separator: args.separator.as_deref().map(separator).transpose()?,
         stable: args.stable,
         unique: args.unique,
-        format,
+        ..SortSpec::new(format)
     };
     spec.validate().map_err(|e| Exit::usage(e.to_string()))?;
     Ok(spec)

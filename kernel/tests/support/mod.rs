@@ -254,7 +254,8 @@ impl SortTask<'_> {
             let inputs =
                 self.spills.iter().map(|run| run.input(partition as u32, window_step)).collect();
             writer.begin_partition()?;
-            let tally = merge(self.order, bounds, inputs, &mut writer)?;
+            let order = self.order.after(writer.written().records);
+            let tally = merge(&order, bounds, inputs, &mut writer)?;
             assert_eq!(writer.partition_sums(), tally.kept);
             writer.add_dropped(&tally.dropped);
         }

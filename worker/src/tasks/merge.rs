@@ -7,9 +7,10 @@ use futures::{StreamExt, TryStreamExt};
 use muster_common::names;
 use muster_common::plan::PinnedRun;
 use muster_common::planted::{self, Bug};
-use muster_common::store::BlobUrl;
+use muster_common::store::{BlobUrl, Scheme};
 use muster_common::wire::{BlobRef, DamageCause, MergedPart, Outcome};
 use muster_common::{Error, Result};
+use muster_kernel::order::Order;
 use muster_kernel::part::{PartSummary, PartWriter};
 use muster_kernel::proof::{Sums, Tally};
 use muster_kernel::run::{Piece, RunIndex};
@@ -21,7 +22,7 @@ use super::runs::{
 };
 use super::{Counters, Gate, Task, repair};
 use crate::arrival::by_run;
-use crate::cache::{IndexError, Job};
+use crate::cache::IndexError;
 use crate::slots::Lease;
 use crate::transfer::{Object, PartSink, Upload, Uploaded, abandoned};
 
@@ -52,7 +53,10 @@ pub(super) async fn run(
     drop(gate.opened.send(upload.clone()));
     let (open, order) = (upload.clone(), job.order.clone());
     let merged = task.on_cpu(move |task, lease| {
-        let merging = Merging { task, job: &job, splitters: &splitters, spill_root, rounds: 0 };
+        let partition = task.run.attempt.task.index;
+        let order = job.order.clone();
+        let merging =
+            Merging { task, order, partition, splitters: &splitters, spill_root, rounds: 0 };
         merging.into_part(sources, target, open, lease)
     });
     let (summary, tally, uploaded) = merged.await?;
@@ -188,7 +192,8 @@ async fn open_run(task: &Task, run: &PinnedRun) -> Result<(Vec<Object>, Arc<RunI
 /// A partition on its way to a part. Lives on a thread that computes.
 struct Merging<'a> {
     task: &'a Task,
-    job: &'a Job,
+    order: Arc<Order>,
+    partition: u32,
     splitters: &'a [Splitter],
     spill_root: Object,
     rounds: u32,
@@ -196,7 +201,7 @@ struct Merging<'a> {
 
 impl Merging<'_> {
     fn bounds(&self) -> Bounds<'_> {
-        bounds(self.splitters, self.task.run.attempt.task.index as usize)
+        bounds(self.splitters, self.partition as usize)
     }
 
     /// Merges in as many rounds as memory asks for. The tally is over all of them: kept in the
@@ -210,29 +215,16 @@ impl Merging<'_> {
     ) -> Result<(PartSummary, Tally, Uploaded)> {
         let expected =
             sources.iter().fold(Sums::default(), |sums, source| sums.plus(&source.piece.sums));
-        let part_bytes = sources.iter().map(|source| source.piece.len).sum();
-        let mut level = Level { sources, spilled: false };
-        let mut dropped = Sums::default();
-        let memory = loop {
-            let memory = level.memory(lease, target.url.scheme(), part_bytes)?;
-            if level.sources.len() <= memory.windows.fan_in {
-                break memory;
-            }
-            let memory = level.memory(lease, self.spill_root.url.scheme(), part_bytes)?;
-            level = self.round(&level, memory, &mut dropped)?;
-        };
-        if planted::is(Bug::TiesBackwards) {
-            level.sources.reverse();
-        }
+        let (level, memory, dropped) = self.narrow(sources, target.url.scheme(), lease)?;
         let link = &self.task.link;
         let upload = Upload { object: target, id: upload };
         let sink = PartSink::new(link, vec![upload], memory.parts)?
             .counting(Some(&self.task.progress.bytes_written));
-        let mut out = PartWriter::new(sink, self.job.order.clone());
+        let mut out = PartWriter::new(sink, self.order.clone());
         let progress = (!level.spilled).then_some(&self.task.progress.bytes_read);
         let merged = merge_sources(
             link,
-            &self.job.order,
+            &self.order,
             self.bounds(),
             &level.sources,
             memory.windows.windows,
@@ -247,13 +239,37 @@ impl Merging<'_> {
             || tally.kept != summary.sums
             || summary.bytes != uploaded.bytes
         {
-            let partition = self.task.run.attempt.task.index;
+            let partition = self.partition;
             return Err(Error::bug(format!(
                 "partition {partition} should hold {expected}, but {} were written and {} dropped",
                 summary.sums, tally.dropped
             )));
         }
         Ok((summary, tally, uploaded))
+    }
+
+    /// Merges in rounds until so few are left as memory allows at once for an object of `to`; with
+    /// what was dropped on the way.
+    fn narrow(
+        &mut self,
+        sources: Vec<Source>,
+        to: &Scheme,
+        lease: &mut Lease,
+    ) -> Result<(Level, MergeMemory, Sums)> {
+        let bytes = sources.iter().map(|source| source.piece.len).sum();
+        let mut level = Level { sources, spilled: false };
+        let mut dropped = Sums::default();
+        loop {
+            let memory = level.memory(lease, to, bytes)?;
+            if level.sources.len() <= memory.windows.fan_in {
+                if planted::is(Bug::TiesBackwards) {
+                    level.sources.reverse();
+                }
+                return Ok((level, memory, dropped));
+            }
+            let memory = level.memory(lease, self.spill_root.url.scheme(), bytes)?;
+            level = self.round(&level, memory, &mut dropped)?;
+        }
     }
 
     /// Merges groups of sources into spills of one partition each.
@@ -265,7 +281,7 @@ impl Merging<'_> {
             round = self.rounds,
             "merging in rounds"
         );
-        let (link, order) = (&self.task.link, &self.job.order);
+        let (link, order) = (&self.task.link, &self.order);
         let progress = (!level.spilled).then_some(&self.task.progress.bytes_read);
         let mut merged = Vec::new();
         for (number, group) in level.sources.chunks(memory.windows.fan_in).enumerate() {
@@ -320,7 +336,7 @@ impl Merging<'_> {
         }
         find_damaged(
             &self.task.link,
-            &self.job.order,
+            &self.order,
             self.bounds(),
             sources,
             memory.windows.windows,
@@ -337,12 +353,7 @@ struct Level {
 }
 
 impl Level {
-    fn memory(
-        &self,
-        lease: &mut Lease,
-        to: &muster_common::store::Scheme,
-        bytes: u64,
-    ) -> Result<MergeMemory> {
+    fn memory(&self, lease: &mut Lease, to: &Scheme, bytes: u64) -> Result<MergeMemory> {
         let pieces: Vec<Piece> = self.sources.iter().map(|source| source.piece).collect();
         let from = self
             .sources

@@ -395,7 +395,7 @@ impl Windows for PieceWindows {
     }
 }
 
-/// Merges whole runs, partition by partition, into an open run; returns what `-u` dropped here.
+/// Merges whole runs, partition by partition, into an open run; returns what was dropped here.
 /// Blocking.
 pub(super) fn merge_runs(
     link: &Link,
@@ -412,7 +412,7 @@ pub(super) fn merge_runs(
         dropped.merge(
             &merge_sources(
                 link,
-                order,
+                &order.after(out.written().records),
                 bounds(splitters, partition),
                 &sources,
                 windows,
