@@ -397,6 +397,9 @@ pub(crate) struct SortArgs {
     #[command(flatten)]
     pub(crate) place: PlaceArgs,
 
+    /// Keep only the first N of the order; with -u the first N of what that keeps
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) top: Option<u64>,
     /// How many output parts to aim for; else by the size of the input
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) partitions: Option<u32>,

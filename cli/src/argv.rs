@@ -31,7 +31,7 @@ const fn elsewhere(short: Option<u8>, long: &'static str, advice: &'static str) 
 const VERIFY: &str = "whether data is in order tells muster verify PATH..., with the same -k, -t \
     and letters and --format lines (exit code 1 where it is not)";
 
-const ELSEWHERE: [Elsewhere; 14] = [
+const ELSEWHERE: [Elsewhere; 13] = [
     elsewhere(Some(b'c'), "check", VERIFY),
     elsewhere(Some(b'C'), "check=quiet", VERIFY),
     elsewhere(
@@ -57,11 +57,6 @@ const ELSEWHERE: [Elsewhere; 14] = [
         "header",
         "a first line is sorted like any other: cut it off before (tail -n +2 FILE) and put it in \
             front afterwards",
-    ),
-    elsewhere(
-        None,
-        "top",
-        "everything is sorted; the first N lines are: cat OUTPUT/part-* | head -n N",
     ),
     elsewhere(None, "compress-program", "what is kept meanwhile is not compressed: leave it out"),
     elsewhere(None, "batch-size", "how much is merged at once follows from --memory: leave it out"),
@@ -358,7 +353,6 @@ mod tests {
             ("muster sort --temporary-directory=/x a", "TMPDIR"),
             ("muster sort --parallel=4 a", "--parallel: use --threads N"),
             ("muster sort --header a", "tail -n +2"),
-            ("muster sort --top 5 a", "head -n N"),
             ("muster sort -t: -t, a", "incompatible tabs"),
             ("muster sort +1 -2 a", "+1 -2: keys are written with -k, this one as -k 2,2"),
             ("muster sort +1.2n -3.1 a", "as -k 2.3n,4.1"),

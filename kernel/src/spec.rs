@@ -35,6 +35,10 @@ pub struct SortSpec {
     pub stable: bool,
     /// `-u`: only the first of records with equal keys is kept.
     pub unique: bool,
+    /// `--top`: no more than so many are kept, the first of the order; all of them, where it says
+    /// nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top: Option<u64>,
 }
 
 /// One key.
@@ -141,12 +145,13 @@ impl SortSpec {
             separator: None,
             stable: false,
             unique: false,
+            top: None,
         }
     }
 
     /// Which records of the order are kept.
     pub fn select(&self) -> Select {
-        Select { distinct: self.unique, first: None }
+        Select { distinct: self.unique, first: self.top }
     }
 
     /// Checks that everything fits together. The error is [`KernelError::InvalidSpec`] and names

@@ -222,6 +222,37 @@ fn a_hot_key_spans_parts() {
     assert!(parts.iter().all(|parts| *parts >= 12), "{parts:?}");
 }
 
+/// The first of the order, wherever parts and chunks are cut: within the first part, at a bound,
+/// over several parts, beyond the end; of equal keys, too, which of them are first is decided.
+#[test]
+fn the_first_so_many_are_kept() {
+    let sandbox = Sandbox::new();
+    let config = sandbox.small_tasks(16 << 10, 8 << 10);
+    let inputs =
+        [sandbox.file("log", log_lines(3_000, 21)), sandbox.file("words", words(3_000, 22))];
+    let check = |options: &[&str], top: usize| {
+        let mut arguments: Vec<&str> = inputs.iter().map(|path| arg(path)).collect();
+        let count = top.to_string();
+        arguments.extend(["--config", arg(&config), "--partitions", "5", "--top", &count]);
+        arguments.extend(options);
+        let output = sandbox.path("out");
+        let (_, result) = sandbox.sort_here(&output, arguments);
+        let all = oracle::gnu_sort(options, &inputs);
+        let first: Vec<u8> =
+            all.split_inclusive(|byte| *byte == b'\n').take(top).flatten().copied().collect();
+        result.assert_is(&first);
+        assert_eq!(result.parts.len(), 5, "as many parts as were asked for");
+        std::fs::remove_dir_all(output).expect("an output can be removed");
+    };
+    for top in [1, 700, 5_000, 1_000_000] {
+        check(&[], top);
+        check(&["-u", "-k2,2"], top);
+    }
+    check(&["-r"], 2_000);
+    check(&["-s", "-k2,2", "-r"], 2_000);
+    check(&["-u", "-f", "-r"], 2_000);
+}
+
 #[test]
 fn long_hundreds_of_megabytes_of_text() {
     let files = [("log", log_lines(3_000_000, 14)), ("words", words(5_000_000, 15))];

@@ -81,7 +81,8 @@ fn job_spec(
     in_pool: bool,
     task_memory_bytes: Option<u64>,
 ) -> Result<JobSpec, Exit> {
-    let sort = order::spec(&args.order, Format::lines(b'\n'))?;
+    let mut sort = order::spec(&args.order, Format::lines(b'\n'))?;
+    sort.top = args.top;
     let inputs: Result<Vec<String>, Exit> =
         args.inputs.iter().map(|text| input(text, in_pool)).collect();
     let job: JobId = match &args.job_id {

@@ -145,7 +145,7 @@ pub(crate) fn job(
         let inputs =
             outcome.runs.iter().map(|run| run.input(partition as u32, sizes.window_step)).collect();
         let mut part = PartWriter::new(Shipped::default(), order.clone());
-        let tally = merge(&order, bounds, inputs, &mut part)?;
+        let tally = merge(&order.after(outcome.tally.kept.records), bounds, inputs, &mut part)?;
         let (summary, sink) = part.finish()?;
         assert_eq!(summary.sums, tally.kept);
         outcome.tally.kept.merge(&tally.kept);

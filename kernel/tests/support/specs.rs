@@ -42,30 +42,38 @@ pub(crate) fn lines_spec() -> impl Strategy<Value = SortSpec> {
     let global = prop_oneof![Just(KeyFlags::default()), flags()];
     let separator = prop::option::of(select(vec![b',', b'a', b'0', b' ']));
     let terminator = prop_oneof![3 => Just(b'\n'), 1 => Just(0)];
-    (terminator, keys, global, separator, any::<bool>(), prop::bool::weighted(0.3)).prop_map(
-        |(terminator, keys, global, separator, stable, unique)| SortSpec {
+    let (stable, unique) = (any::<bool>(), prop::bool::weighted(0.3));
+    (terminator, keys, global, separator, stable, unique, top()).prop_map(
+        |(terminator, keys, global, separator, stable, unique, top)| SortSpec {
             format: Format::lines(terminator),
             keys: keys.into_iter().map(KeyDef::Field).collect(),
             global,
             separator,
             stable,
             unique,
+            top,
         },
     )
+}
+
+/// Mostly all records, else the first few.
+fn top() -> impl Strategy<Value = Option<u64>> {
+    prop::option::weighted(0.25, 1..40u64)
 }
 
 /// All options for fixed-length records.
 pub(crate) fn fixed_spec() -> impl Strategy<Value = SortSpec> {
     (1..24u32).prop_flat_map(|len| {
         let range = (0..len).prop_flat_map(move |offset| (Just(offset), 1..=len - offset));
-        (vec(range, 0..3), any::<bool>(), any::<bool>()).prop_map(
-            move |(ranges, reverse, unique)| SortSpec {
+        (vec(range, 0..3), any::<bool>(), any::<bool>(), top()).prop_map(
+            move |(ranges, reverse, unique, top)| SortSpec {
                 keys: ranges
                     .into_iter()
                     .map(|(offset, len)| KeyDef::Range { offset, len })
                     .collect(),
                 global: KeyFlags { reverse, ..KeyFlags::default() },
                 unique,
+                top,
                 ..SortSpec::new(Format::fixed(len))
             },
         )

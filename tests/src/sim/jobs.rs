@@ -143,6 +143,7 @@ pub fn draw_clients(core: &mut Core, seed: u64, workers: &[WorkerId]) -> Vec<Cli
                 vec![KeyDef::Range { offset: dice.below(2) as u32, len: dice.within(1, 2) as u32 }];
         }
         sort.unique = dice.below(3) == 0;
+        sort.top = (dice.below(6) == 0).then(|| dice.within(1, 20));
         let mut input = draw_input(&mut dice, &sort.format);
         let lenient = dice.pick(&[
             BadRecords::Fail,

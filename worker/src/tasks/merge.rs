@@ -17,8 +17,8 @@ use muster_kernel::run::{Piece, RunIndex};
 use muster_kernel::splitters::Splitter;
 
 use super::runs::{
-    Bounds, MergeMemory, Source, bounds, find_damaged, merge_sources, open_upload, spill_error,
-    to_spill_disk, write_run,
+    Bounds, MergeMemory, Nowhere, Source, bounds, find_damaged, merge_sources, open_upload,
+    spill_error, to_spill_disk, write_run,
 };
 use super::{Counters, Gate, Task, repair};
 use crate::arrival::by_run;
@@ -40,13 +40,20 @@ pub(super) async fn run(
         let job = task.context.cache.job(&task.run.plan).await?;
         let splitters =
             task.context.cache.splitters(splitters, job.order.select().distinct).await?;
-        let sources = sources(task, splitters.len(), runs).await?;
+        let partition = task.run.attempt.task.index;
+        let sources = sources(task, splitters.len(), runs, partition).await?;
+        let mut before = Vec::new();
+        if job.order.select().first.is_some() {
+            for partition in 0..partition {
+                before.push(self::sources(task, splitters.len(), runs, partition).await?);
+            }
+        }
         let part = names::part_name(task.run.attempt.task.index, &job.plan.extension);
         let target =
             Object::open(&task.stores, job.plan.output.parse::<BlobUrl>()?.join(&part)).await?;
-        Ok((job, splitters, sources, target, task.spill_root().await?))
+        Ok((job, splitters, (before, sources), target, task.spill_root().await?))
     });
-    let (job, splitters, sources, target, spill_root) = prepared.await?;
+    let (job, splitters, (before, sources), target, spill_root) = prepared.await?;
     task.expect_bytes(sources.iter().map(|source| source.piece.len).sum());
     let upload = open_upload(&link, &target, &task.results).await?;
     // Nobody listens any more only when the attempt is being abandoned.
@@ -55,8 +62,9 @@ pub(super) async fn run(
     let merged = task.on_cpu(move |task, lease| {
         let partition = task.run.attempt.task.index;
         let order = job.order.clone();
-        let merging =
+        let mut merging =
             Merging { task, order, partition, splitters: &splitters, spill_root, rounds: 0 };
+        merging.leave_to_earlier(before, lease)?;
         merging.into_part(sources, target, open, lease)
     });
     let (summary, tally, uploaded) = merged.await?;
@@ -81,9 +89,13 @@ pub(super) async fn run(
     }))
 }
 
-/// The pieces of this partition that hold anything, in the order of their runs.
-async fn sources(task: &Task, splitters: usize, runs: &BlobRef) -> Result<Vec<Source>> {
-    let partition = task.run.attempt.task.index;
+/// The pieces of a partition that hold anything, in the order of their runs.
+async fn sources(
+    task: &Task,
+    splitters: usize,
+    runs: &BlobRef,
+    partition: u32,
+) -> Result<Vec<Source>> {
     if partition as usize > splitters {
         return Err(Error::invalid(format!(
             "there are {splitters} splitters, so no partition {partition}"
@@ -246,6 +258,33 @@ impl Merging<'_> {
             )));
         }
         Ok((summary, tally, uploaded))
+    }
+
+    /// Where the first so many records are kept (`--top`): this partition keeps what the earlier
+    /// ones leave of them. How many those keep is told by the runs' indexes, and under `-u`, where
+    /// it depends on which keys of different runs are equal, by merging them to nowhere: no run
+    /// holds more than is kept in all. So each merge finds out by itself, and none waits for
+    /// another.
+    fn leave_to_earlier(&mut self, before: Vec<Vec<Source>>, lease: &mut Lease) -> Result<()> {
+        let own = self.partition;
+        for (partition, sources) in (0..).zip(before) {
+            let kept = if self.order.select().distinct {
+                self.partition = partition;
+                let to = self.spill_root.url.scheme().clone();
+                let (level, memory, _) = self.narrow(sources, &to, lease)?;
+                let (link, windows) = (&self.task.link, memory.windows.windows);
+                let (bounds, sources) = (self.bounds(), &level.sources);
+                merge_sources(link, &self.order, bounds, sources, windows, None, &mut Nowhere)
+                    .map_err(|e| self.blame(e, sources, level.spilled, memory))?
+                    .kept
+                    .records
+            } else {
+                sources.iter().map(|source| source.piece.sums.records).sum()
+            };
+            self.order = Arc::new(self.order.after(kept).into_owned());
+        }
+        self.partition = own;
+        Ok(())
     }
 
     /// Merges in rounds until so few are left as memory allows at once for an object of `to`; with
