@@ -24,7 +24,8 @@ const QUEUED_MAX: usize = 256;
 
 /// The calls, by their last token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Call {
+#[expect(missing_docs, reason = "their names say it")]
+pub enum Call {
     Submit,
     Status,
     Jobs,

@@ -48,6 +48,8 @@ mod metrics;
 mod outbox;
 mod stand_by;
 
+pub use api::Call;
+pub use driver::door::{Door, Kind, Letter, Outgoing};
 pub use driver::effects::{carry_out_listing, carry_out_on_stores};
 pub use driver::fence::Fence;
 

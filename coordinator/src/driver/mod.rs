@@ -30,20 +30,18 @@ use muster_common::claim::Claims;
 use muster_common::clock::Clock;
 use muster_common::config::Config;
 use muster_common::faults;
-use muster_common::ids::{JobId, WorkerId};
+use muster_common::ids::JobId;
 use muster_common::ledger::Ledger;
 use muster_common::names::Names;
 use muster_common::store::Stores;
 use muster_common::telemetry::Bounded;
-use muster_common::wire::{
-    self, Heartbeat, JobRecoveries, LeaderBeat, PhaseQuery, Register, Report,
-};
+use muster_common::wire::{self, LeaderBeat};
 use muster_common::{Error, Result};
 
 mod apart;
-mod asker;
 mod claims;
 mod clean;
+pub(crate) mod door;
 pub(crate) mod effects;
 pub(crate) mod fence;
 mod formats;
@@ -58,11 +56,11 @@ mod subscriptions;
 use crate::api::{self, ControlApi};
 use crate::election::Cause;
 use crate::job::Machine;
-use crate::job::io::{Effect, Input, RefusalCode};
+use crate::job::io::{Effect, Input};
 use crate::journal::writer::{JournalWriter, Order, Written};
 use crate::metrics::Meters;
 use crate::outbox::Outbox;
-use asker::{Asker, Askers};
+use door::{Door, Kind, Letter, Outgoing};
 use effects::{Hands, Timeouts};
 use fence::Fence;
 pub(crate) use subscriptions::Subscriptions;
@@ -109,7 +107,7 @@ pub(crate) struct Driver {
     clock: Arc<dyn Clock>,
     config: Config,
     hands: Hands,
-    askers: Askers,
+    door: Door<Box<async_nats::service::Request>>,
     tasks: JoinSet<Option<Input>>,
     writer: JoinSet<()>,
     /// Unbounded here, bounded by what it holds: at most one record for each attempt under way and
@@ -150,15 +148,6 @@ enum Woken {
     Clock,
     Stop,
     Nothing,
-}
-
-#[derive(Clone, Copy)]
-enum Kind {
-    Register,
-    Report,
-    Phase,
-    Heartbeat,
-    Recoveries,
 }
 
 impl Driver {
@@ -203,10 +192,10 @@ impl Driver {
         let config_silence_ms = config.leader.silence_ms;
         Ok(Self {
             machine,
+            door: Door::new(names.clone()),
             hands: Hands { client, names, stores, timeouts, clock: clock.clone(), fence },
             clock,
             config,
-            askers: Askers::default(),
             tasks: JoinSet::new(),
             writer: writers,
             orders,
@@ -478,7 +467,7 @@ impl Driver {
             || self.machine.next_due_ms().is_some_and(|due_ms| now_ms >= due_ms)
         {
             self.tick_due_ms = now_ms + TICK_MS;
-            self.askers.expire(now_ms);
+            self.door.expire(now_ms);
             self.bounded.look(now_ms);
             let up = self.hands.client.connection_state() == State::Connected;
             if up != self.connected {
@@ -542,49 +531,10 @@ impl Driver {
 
     async fn message(&mut self, kind: Kind, message: Message) -> Result<()> {
         let Message { subject, reply, payload, .. } = message;
-        let now_ms = self.clock.now_ms();
-        let names = &self.hands.names;
-        let speaks_for = |worker: &WorkerId| subscriptions::check_sender(names, &subject, worker);
-        // What is only told has nobody to answer to.
-        let told = match kind {
-            Kind::Heartbeat => Some(wire::decode::<Heartbeat>(&payload).and_then(|heartbeat| {
-                speaks_for(&heartbeat.worker)?;
-                Ok(Input::Heartbeat(Box::new(heartbeat)))
-            })),
-            Kind::Recoveries => Some(wire::decode::<JobRecoveries>(&payload).and_then(|told| {
-                speaks_for(&told.worker)?;
-                Ok(Input::Recoveries(Box::new(told)))
-            })),
-            Kind::Register | Kind::Report | Kind::Phase => None,
-        };
-        match told {
-            Some(Ok(input)) => return self.feed(input).await,
-            Some(Err(error)) => return self.malformed("message of a worker", &error),
-            None => {}
-        }
-        let reply = match subscriptions::check_reply(names, reply) {
-            Ok(reply) => reply,
-            Err(error) => return self.malformed("request", &error),
-        };
-        let peer = payload.first().copied().unwrap_or(wire::WIRE_VERSION_OLDEST);
-        let admit = || self.askers.admit(now_ms, Asker::Worker { reply, peer });
-        let input = match kind {
-            Kind::Register => wire::decode::<Register>(&payload).and_then(|register| {
-                speaks_for(&register.worker)?;
-                Ok(Input::Register { to: admit(), register: Box::new(register) })
-            }),
-            Kind::Report => wire::decode::<Report>(&payload).and_then(|report| {
-                speaks_for(&report.worker)?;
-                Ok(Input::Report { to: admit(), report: Box::new(report) })
-            }),
-            Kind::Phase | Kind::Heartbeat | Kind::Recoveries => {
-                wire::decode::<PhaseQuery>(&payload)
-                    .map(|query| Input::AskPhase { to: admit(), query })
-            }
-        };
-        match input {
+        let letter = Letter { subject: &subject, reply: reply.as_ref(), payload: &payload };
+        match self.door.hear(self.clock.now_ms(), kind, letter) {
             Ok(input) => self.feed(input).await,
-            Err(error) => self.malformed("request", &error),
+            Err(error) => self.malformed(kind.name(), &error),
         }
     }
 
@@ -599,19 +549,13 @@ impl Driver {
     }
 
     async fn call(&mut self, call: api::Call, request: async_nats::service::Request) -> Result<()> {
-        if let Err(error) =
-            subscriptions::check_reply(&self.hands.names, request.message.reply.clone())
-        {
-            return self.malformed("request", &error);
-        }
-        let body = request.message.payload.clone();
-        let to = self.askers.admit(self.clock.now_ms(), Asker::Client(Box::new(request)));
-        match api::parse(call, &body, to, self.clock.unix_ms()) {
-            Ok(input) => self.feed(input).await,
-            Err(error) => {
-                let reply = crate::job::io::Reply::Refused { code: RefusalCode::BadRequest, error };
-                self.perform(Effect::Reply { to, reply }).await
-            }
+        let async_nats::Message { subject, reply, payload, .. } = request.message.clone();
+        let letter = Letter { subject: &subject, reply: reply.as_ref(), payload: &payload };
+        let now = (self.clock.now_ms(), self.clock.unix_ms());
+        match self.door.call(now, call, letter, Box::new(request)) {
+            Ok(Ok(input)) => self.feed(input).await,
+            Ok(Err(refusal)) => self.perform(refusal).await,
+            Err(error) => self.malformed("request", &error),
         }
     }
 
@@ -644,12 +588,9 @@ impl Driver {
                     self.hands.fate("answer").await,
                     faults::Message::Deliver | faults::Message::Twice
                 );
-                if let Some(asker) = self.askers.take(to).filter(|_| !lost) {
-                    let _ = tokio::time::timeout(
-                        PUBLISH_TIMEOUT,
-                        asker.answer(&self.hands.client, reply),
-                    )
-                    .await;
+                if let Some(answer) = self.door.answer(to, reply).filter(|_| !lost) {
+                    let sent = send(&self.hands.client, answer);
+                    let _ = tokio::time::timeout(PUBLISH_TIMEOUT, sent).await;
                 }
                 Ok(())
             }
@@ -745,5 +686,19 @@ impl Driver {
             Ok(Err(error)) => tracing::debug!(%error, "a hint was not sent"),
             Err(_) => tracing::debug!("a hint was not sent in time"),
         }
+    }
+}
+
+/// Sends an answer. One that is lost is asked for again.
+async fn send(client: &Client, answer: Outgoing<Box<async_nats::service::Request>>) {
+    let sent = match answer {
+        Outgoing::Worker(subject, Ok(frame)) => client.publish(subject, frame.into()).await,
+        Outgoing::Worker(_, Err(error)) => {
+            return tracing::error!(%error, "an answer could not be encoded");
+        }
+        Outgoing::Client(request, body) => request.respond(body).await,
+    };
+    if let Err(error) = sent {
+        tracing::debug!(%error, "an answer was not sent");
     }
 }

@@ -1,10 +1,8 @@
-//! What a leader listens to, and nobody else; and whether a message may say what it says: in whose
-//! name it comes, and where its answer is to go.
+//! What a leader listens to, and nobody else.
 
-use async_nats::{Client, Subject, Subscriber};
+use async_nats::{Client, Subscriber};
 use futures::stream::{self, Select};
 
-use muster_common::ids::WorkerId;
 use muster_common::names::{self, Names};
 use muster_common::{Error, Result};
 
@@ -49,69 +47,5 @@ async fn subscribe(client: &Client, subject: String) -> Result<Subscriber> {
         Ok(Ok(subscriber)) => Ok(subscriber),
         Ok(Err(error)) => Err(Error::retry(format!("cannot subscribe to {subject}: {error}"))),
         Err(_) => Err(Error::retry(format!("cannot subscribe to {subject} within 10 s"))),
-    }
-}
-
-/// Whether a message on a subject may speak for a worker. One that names a worker speaks for that
-/// one alone: NATS lets a worker with a user of its own publish no other.
-///
-/// # Errors
-/// `Invalid` where it may not.
-pub(super) fn check_sender(names: &Names, subject: &str, worker: &WorkerId) -> Result<()> {
-    let requests = [names.register(), names.samples(), names.report()];
-    let may = requests
-        .iter()
-        .any(|shared| subject == shared || subject == names::of_worker(shared, worker));
-    if may || subject == names.heartbeat(worker) || subject == names.recoveries(worker) {
-        return Ok(());
-    }
-    Err(Error::invalid(format!("a message on {subject} speaks for worker {worker}")))
-}
-
-/// Where an answer goes.
-///
-/// # Errors
-/// `Invalid` where nobody waits for one, or where it would go to what only a coordinator may write.
-pub(super) fn check_reply(names: &Names, reply: Option<Subject>) -> Result<Subject> {
-    let reply = reply.ok_or_else(|| Error::invalid("it has no reply subject"))?;
-    if names.may_answer(&reply) {
-        return Ok(reply);
-    }
-    Err(Error::invalid(format!("its answer would go to {reply}, which is for nobody to choose")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_subject_that_names_a_worker_speaks_for_it_alone() {
-        let names = Names::new("muster");
-        let worker: WorkerId = "w1".parse().expect("id");
-        for (subject, expected) in [
-            ("muster.c.register", true),
-            ("muster.c.report", true),
-            ("muster.c.samples.w1", true),
-            ("muster.c.register.w2", false),
-            ("muster.w.w1.hb", true),
-            ("muster.w.w2.hb", false),
-            ("muster.w.w1.rec", true),
-            ("muster.w.w2.rec", false),
-            ("muster.w.w1.cmd.run", false),
-            ("other.c.report", false),
-        ] {
-            assert_eq!(check_sender(&names, subject, &worker).is_ok(), expected, "{subject}");
-        }
-    }
-
-    #[test]
-    fn answers_go_to_inboxes() {
-        let names = Names::new("muster");
-        let check = |reply: Option<&str>| {
-            check_reply(&names, reply.map(Subject::from)).map_err(|e| e.message)
-        };
-        assert!(check(Some("_INBOX.a.b")).is_ok());
-        assert!(check(None).is_err_and(|error| error.contains("no reply subject")));
-        assert!(check(Some("muster.journal")).is_err_and(|error| error.contains("muster.journal")));
     }
 }

@@ -1,9 +1,11 @@
 //! The simulated bus: what NATS does with messages, and what may become of them on the way.
 
-use muster_common::ids::{Epoch, JobId, WorkerId};
-use muster_common::names::Verb;
-use muster_common::plan::JobSpec;
-use muster_coordinator::job::io::Reply;
+use async_nats::Subject;
+use bytes::Bytes;
+
+use muster_common::ids::WorkerId;
+use muster_common::names::{Names, Verb};
+use muster_coordinator::{Call, Kind};
 
 use super::core::{Core, Event, MS, Node, S, Way};
 use super::script::{Fate, Happens};
@@ -18,16 +20,20 @@ pub enum Message {
     Beat(Vec<u8>),
     /// The last beat of a leader that resigns.
     Resigned(Vec<u8>),
-    Heartbeat(Vec<u8>),
-    Register {
-        from: Node,
-        request: u64,
+    /// To whoever leads, from a worker or a stand-by.
+    Letter {
+        kind: Kind,
+        subject: String,
+        reply: Option<Subject>,
         frame: Vec<u8>,
     },
-    Report {
+    /// A client's call to whoever leads; `from` and `request` stand for its reply subject.
+    Call {
         from: Node,
         request: u64,
-        frame: Vec<u8>,
+        call: Call,
+        reply: Subject,
+        body: Vec<u8>,
     },
     Command {
         from: Node,
@@ -36,44 +42,32 @@ pub enum Message {
         verb: Verb,
         frame: Vec<u8>,
     },
-    /// An answer to a worker's request, or to a command.
+    /// An answer to a letter, or to a command.
     Answer {
         request: u64,
         frame: Vec<u8>,
     },
-    Submit {
-        from: Node,
-        request: u64,
-        spec: Box<JobSpec>,
-    },
-    Cancel {
-        from: Node,
-        request: u64,
-        job: JobId,
-    },
-    Status {
-        from: Node,
-        request: u64,
-        job: JobId,
-    },
-    Drain {
-        from: Node,
-        request: u64,
-        worker: WorkerId,
-    },
-    /// A stand-by's question, and its answer.
-    WhoLeads {
-        from: Node,
+    /// Nobody listens on the subject of a letter.
+    NoResponders {
         request: u64,
     },
-    Leads {
+    /// The answer to a call: JSON, or an error's code and text.
+    CallAnswer {
         request: u64,
-        epoch: Epoch,
+        body: Result<Bytes, (usize, String)>,
     },
-    ApiAnswer {
-        request: u64,
-        reply: Box<Reply>,
-    },
+}
+
+/// Where an answer to a process's request goes.
+pub fn inbox(names: &Names, role: &str, from: Node, request: u64) -> Subject {
+    format!("{}.{from}.{request}", names.inbox(role)).into()
+}
+
+/// Whose request an answer's subject means.
+pub fn asker(reply: &Subject) -> Option<(Node, u64)> {
+    let mut tokens = reply.rsplit('.');
+    let request = tokens.next()?.parse().ok()?;
+    Some((tokens.next()?.parse().ok()?, request))
 }
 
 impl Core {
@@ -87,7 +81,7 @@ impl Core {
         if lost || self.is_cut(from, Way::NatsOut) {
             return;
         }
-        if let Message::Register { .. } = &message
+        if let Message::Letter { kind: Kind::Register, .. } = &message
             && let (Some(fate), _) = self.meets(Happens::Register, from)
         {
             if let Fate::DelayUs(delay_us) = fate {

@@ -11,17 +11,17 @@ use tokio::sync::{mpsc, watch};
 use muster_common::ids::{AttemptId, Epoch, JobId, WorkerId};
 use muster_common::names::Verb;
 use muster_common::wire::{
-    self, CommandReply, Heartbeat, LeaderBeat, Outcome, Register, Report, ReportReply, RunReply,
+    self, CommandReply, LeaderBeat, Outcome, PhaseQuery, PhaseReply, Report, ReportReply, RunReply,
 };
 use muster_common::{Error, Result};
-use muster_coordinator::Fence;
 use muster_coordinator::election::{self, Answer, Cause, Election, Settings, Sign};
 use muster_coordinator::job::io::{Effect, Input, Reply, ReplyTo};
 use muster_coordinator::job::ledger::durable::DurableJob;
 use muster_coordinator::job::{Machine, invariant};
 use muster_coordinator::journal::writer::{Candidate, JournalWriter, Order, Replayed, Written};
+use muster_coordinator::{Door, Fence, Kind, Letter, Outgoing};
 
-use super::bus::Message;
+use super::bus::{self, Message};
 use super::core::{Event, MS, Node, SimClock, Way};
 use super::exec::lock;
 use super::inputs::Asking;
@@ -29,18 +29,14 @@ use super::ledger::LedgerPort;
 use super::resign::Leaving;
 use super::world::{Done, World};
 
+/// The job that a stand-by asks for, which there is not.
+const WHO_LEADS: &str = "who-leads";
 /// Longest pause between two looks at the clock, in microseconds.
 const TICK_US: u64 = 100 * MS;
 /// The same, of one that stands by: several in the time that counts as a pause.
 const STAND_BY_TICK_US: u64 = 30 * MS;
 /// Most effects of one step.
 const EFFECTS_MAX: usize = 10_000;
-
-/// Who waits for an answer.
-enum Asker {
-    Worker(Node, u64),
-    Client(Node, u64),
-}
 
 /// What a command was about.
 pub(super) enum Command {
@@ -65,8 +61,8 @@ pub struct Leader {
     /// The future that writes.
     pub writer: u64,
     stalled: watch::Receiver<Option<String>>,
-    askers: BTreeMap<ReplyTo, Asker>,
-    next_asker: u64,
+    /// Clients are answered by node and number of their request.
+    door: Door<(Node, u64)>,
     commands: BTreeMap<u64, Command>,
     /// Records that were asked for and are not acknowledged.
     pub unacknowledged: usize,
@@ -266,10 +262,15 @@ impl World {
             core.after(bound_us, Event::Unanswered { node, life, request });
         }
         if nobody && !self.is_cut_off(node) {
-            let answer = Message::Leads { request, epoch: Epoch(0) };
+            let answer = Message::NoResponders { request };
             lock(&self.shared).after(2 * MS, Event::Deliver { to: node, message: answer });
         } else {
-            self.send_to_leaders(node, &Message::WhoLeads { from: node, request });
+            let query = WHO_LEADS.parse().ok().map(|job| PhaseQuery { job });
+            let frame = query.and_then(|query| wire::encode_for_all(&query).ok());
+            let Some(frame) = frame else { return };
+            let reply = Some(bus::inbox(&self.names, "coordinator", node, request));
+            let (kind, subject) = (Kind::Phase, self.names.phase());
+            self.send_to_leaders(node, &Message::Letter { kind, subject, reply, frame });
         }
     }
 
@@ -423,14 +424,14 @@ impl World {
             core.nodes[node].leads = Some(machine.epoch());
             core.fence_us = timeout_ms * MS;
         }
+        let names = self.names.clone();
         self.coordinators[at].role = Some(Role::Leads(Box::new(Leader {
             machine,
             orders,
             written,
             writer,
             stalled,
-            askers: BTreeMap::new(),
-            next_asker: 0,
+            door: Door::new(names),
             commands: BTreeMap::new(),
             unacknowledged: 0,
             beat_due_ms: 0,
@@ -561,6 +562,7 @@ impl World {
             return;
         }
         leader.tick_due_ms = now_ms + TICK_US / MS;
+        leader.door.expire(now_ms);
         if up != leader.connected {
             leader.connected = up;
             if up {
@@ -709,39 +711,24 @@ impl World {
     fn reply(&mut self, at: usize, to: ReplyTo, reply: Reply) {
         let node = self.coordinators[at].node;
         self.check_report_reply(node, to, &reply);
-        let Some(asker) = self.leader_mut(at).and_then(|leader| leader.askers.remove(&to)) else {
-            return;
+        self.check_api_answer(&reply);
+        let Some(leader) = self.leader_mut(at) else { return };
+        let (to, answer) = match leader.door.answer(to, reply) {
+            Some(Outgoing::Worker(subject, Ok(frame))) => match bus::asker(&subject) {
+                Some((to, request)) => (to, Message::Answer { request, frame }),
+                None => return,
+            },
+            Some(Outgoing::Worker(_, Err(error))) => {
+                let what = format!("an answer cannot be encoded: {error}");
+                return lock(&self.shared).violate(what);
+            }
+            Some(Outgoing::Client((to, request), body)) => {
+                let body = body.map_err(|error| (error.code, error.status));
+                (to, Message::CallAnswer { request, body })
+            }
+            None => return,
         };
-        let frame = match &reply {
-            Reply::Register(reply) => wire::encode(reply),
-            Reply::Report(reply) => wire::encode(reply),
-            Reply::Phase(reply) => wire::encode(reply),
-            _ => Ok(Vec::new()),
-        };
-        match (asker, frame) {
-            (Asker::Worker(to, request), Ok(frame)) => {
-                lock(&self.shared).send(node, to, Message::Answer { request, frame });
-            }
-            (Asker::Client(to, request), _) => {
-                self.check_api_answer(&reply);
-                lock(&self.shared).send(
-                    node,
-                    to,
-                    Message::ApiAnswer { request, reply: Box::new(reply) },
-                );
-            }
-            (_, Err(error)) => {
-                lock(&self.shared).violate(format!("an answer cannot be encoded: {error}"));
-            }
-        }
-    }
-
-    fn admit(&mut self, at: usize, asker: Asker) -> Option<ReplyTo> {
-        let leader = self.leader_mut(at)?;
-        leader.next_asker += 1;
-        let to = ReplyTo(leader.next_asker);
-        leader.askers.insert(to, asker);
-        Some(to)
+        lock(&self.shared).send(node, to, answer);
     }
 
     pub(super) fn coordinator_hears(&mut self, at: usize, message: Message) {
@@ -758,14 +745,19 @@ impl World {
                 return;
             }
             Message::Resigned(frame) => return self.hears_resignation(at, frame),
-            Message::Leads { request, epoch } => {
-                if self.coordinators[at].question == Some(*request) {
-                    self.coordinators[at].question = None;
-                    let answer =
-                        if *epoch == Epoch(0) { Answer::Nobody } else { Answer::Leads(*epoch) };
-                    self.elect(at, election::Input::Asked(answer));
-                }
-                return;
+            Message::NoResponders { request } => {
+                return self.who_leads(at, *request, Answer::Nobody);
+            }
+            Message::Answer { request, frame }
+                if self.coordinators[at].question == Some(*request) =>
+            {
+                let answer = match wire::decode(frame) {
+                    Ok(PhaseReply::Running { epoch, .. } | PhaseReply::Idle { epoch }) => {
+                        Answer::Leads(epoch)
+                    }
+                    Err(_) => Answer::Silence,
+                };
+                return self.who_leads(at, *request, answer);
             }
             _ => {}
         }
@@ -773,53 +765,47 @@ impl World {
             return;
         }
         let Some(leader) = self.leader_mut(at) else { return };
-        if let Message::WhoLeads { from, request } = message {
-            let epoch = leader.machine.epoch();
-            return lock(&self.shared).send(node, from, Message::Leads { request, epoch });
-        }
-        let unix_ms = 1_700_000_000_000 + now_ms;
         let input = match message {
-            Message::Heartbeat(frame) => {
-                wire::decode::<Heartbeat>(&frame).ok().map(|h| Input::Heartbeat(Box::new(h)))
+            Message::Letter { kind, subject, reply, frame } => {
+                let letter = Letter { subject: &subject, reply: reply.as_ref(), payload: &frame };
+                leader.door.hear(now_ms, kind, letter)
             }
-            Message::Register { from, request, frame } => {
-                wire::decode::<Register>(&frame).ok().and_then(|register| {
-                    let to = self.admit(at, Asker::Worker(from, request))?;
-                    Some(Input::Register { to, register: Box::new(register) })
-                })
+            Message::Call { from, request, call, reply, body } => {
+                let now = (now_ms, 1_700_000_000_000 + now_ms);
+                let letter = Letter { subject: "", reply: Some(&reply), payload: &body };
+                match leader.door.call(now, call, letter, (from, request)) {
+                    Ok(Err(refusal)) => return self.perform(at, refusal),
+                    Ok(Ok(input)) => Ok(input),
+                    Err(error) => Err(error),
+                }
             }
-            Message::Report { from, request, frame } => {
-                wire::decode(&frame).ok().and_then(|report| {
-                    let to = self.admit(at, Asker::Worker(from, request))?;
-                    let report: Box<Report> = Box::new(report);
-                    self.note_race(&report);
-                    self.reports.insert((node, to), report.clone());
-                    Some(Input::Report { to, report })
-                })
+            Message::Answer { request, frame } => {
+                if let Some(input) = self.command_answered(at, request, Some(&frame)) {
+                    self.feed(at, input);
+                }
+                return;
             }
-            Message::Answer { request, frame } => self.command_answered(at, request, Some(&frame)),
-            Message::Submit { from, request, spec } => {
-                let to = self.admit(at, Asker::Client(from, request));
-                to.map(|to| Input::Submit { to, spec, unix_ms })
-            }
-            Message::Cancel { from, request, job } => {
-                self.admit(at, Asker::Client(from, request)).map(|to| Input::Cancel { to, job })
-            }
-            Message::Status { from, request, job } => {
-                self.admit(at, Asker::Client(from, request)).map(|to| Input::AskStatus { to, job })
-            }
-            Message::Drain { from, request, worker } => {
-                self.admit(at, Asker::Client(from, request)).map(|to| Input::Drain { to, worker })
-            }
-            Message::Beat(_)
-            | Message::Resigned(_)
-            | Message::Command { .. }
-            | Message::ApiAnswer { .. }
-            | Message::WhoLeads { .. }
-            | Message::Leads { .. } => None,
+            _ => return,
         };
-        if let Some(input) = input {
-            self.feed(at, input);
+        match input {
+            Ok(input) => {
+                if let Input::Report { to, report } = &input {
+                    self.note_race(report);
+                    self.reports.insert((node, *to), report.clone());
+                }
+                self.feed(at, input);
+            }
+            Err(error) => {
+                lock(&self.shared).violate(format!("a message is passed over: {error}"));
+            }
+        }
+    }
+
+    /// What has come of a stand-by's question.
+    fn who_leads(&mut self, at: usize, request: u64, answer: Answer) {
+        if self.coordinators[at].question == Some(request) {
+            self.coordinators[at].question = None;
+            self.elect(at, election::Input::Asked(answer));
         }
     }
 
@@ -845,8 +831,7 @@ impl World {
             return;
         }
         if self.coordinators[at].question == Some(request) {
-            self.coordinators[at].question = None;
-            return self.elect(at, election::Input::Asked(Answer::Silence));
+            return self.who_leads(at, request, Answer::Silence);
         }
         if let Some(input) = self.command_answered(at, request, None) {
             self.feed(at, input);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use muster_common::ids::WorkerId;
 use muster_common::plan::{BadInputs, BadRecords, JobSpec, Sizing};
 use muster_common::store::BlobUrl;
-use muster_common::{Error, ErrorKind, names};
+use muster_common::{ErrorKind, names};
 use muster_kernel::format::{Format, Frame};
 use muster_kernel::reference::sort_reference;
 use muster_kernel::spec::{KeyDef, SortSpec};
@@ -36,7 +36,7 @@ pub struct Client {
     /// Whether the job is known.
     pub accepted: bool,
     /// Why there is none.
-    pub refused: Option<Error>,
+    pub refused: Option<String>,
     /// Its last request.
     pub request: u64,
 }

@@ -9,7 +9,7 @@ use futures::FutureExt;
 use muster_common::adapters::memory::MemoryBlobs;
 use muster_common::buffer::BufferPool;
 use muster_common::ids::{Incarnation, WorkerId};
-use muster_common::names::Verb;
+use muster_common::names::{self, Verb};
 use muster_common::retry::Retry;
 use muster_common::store::{BlobUrl, Scheme, Stores};
 use muster_common::wire::{
@@ -17,12 +17,13 @@ use muster_common::wire::{
     RunAttempt, Work, WorkerState,
 };
 use muster_common::{Error, Result};
+use muster_coordinator::Kind;
 use muster_worker::at_work::AtWork;
 use muster_worker::attempt::{Attempts, Effect, Input, Key};
 use muster_worker::presence::{Admitted, Presence};
 use muster_worker::{Budget, Context, Spills};
 
-use super::bus::Message;
+use super::bus::{self, Message};
 use super::core::{Event, MS, Node, S, SimClock};
 use super::exec::lock;
 use super::faults::Harm;
@@ -82,6 +83,15 @@ impl Worker {
     /// A worker that is not started.
     pub fn new(node: Node, id: WorkerId, slots: u32) -> Self {
         Self { node, id, slots, life: None, gone: false, stops: false, offers: false }
+    }
+
+    /// The subject on which it asks: every other has a user of its own, and asks under its id.
+    fn form(&self, subject: &str) -> String {
+        if self.node.is_multiple_of(2) {
+            names::of_worker(subject, &self.id)
+        } else {
+            subject.to_owned()
+        }
     }
 }
 
@@ -367,23 +377,37 @@ impl World {
             inputs: self.workers[at].offers.then(|| OFFERED.to_owned()).into_iter().collect(),
         };
         let request = self.request(at, Asked::Register(asked));
-        let from = self.workers[at].node;
-        if let Ok(frame) = wire::encode(&register) {
-            self.send_to_leaders(from, &Message::Register { from, request, frame });
-        }
+        let subject = self.workers[at].form(&self.names.register());
+        self.send_letter(at, Kind::Register, subject, Some(request), wire::encode(&register));
     }
 
     fn send_report(&mut self, at: usize, report: &Report) {
         let key = Key { job: report.job.clone(), attempt: report.attempt };
         let request = self.request(at, Asked::Report(key));
+        let samples =
+            matches!(report.outcome, Outcome::Sampled { .. } | Outcome::SampledToScratch { .. });
+        let shared = if samples { self.names.samples() } else { self.names.report() };
+        let subject = self.workers[at].form(&shared);
+        self.send_letter(at, Kind::Report, subject, Some(request), wire::encode(report));
+    }
+
+    fn send_letter(
+        &mut self,
+        at: usize,
+        kind: Kind,
+        subject: String,
+        request: Option<u64>,
+        frame: Result<Vec<u8>>,
+    ) {
         let from = self.workers[at].node;
-        if let Ok(frame) = wire::encode(report) {
-            self.send_to_leaders(from, &Message::Report { from, request, frame });
+        let reply = request.map(|request| bus::inbox(&self.names, "worker", from, request));
+        if let Ok(frame) = frame {
+            self.send_to_leaders(from, &Message::Letter { kind, subject, reply, frame });
         }
     }
 
     fn beat(&mut self, at: usize, state: WorkerState) {
-        let (id, node) = (self.workers[at].id.clone(), self.workers[at].node);
+        let id = self.workers[at].id.clone();
         let Some(life) = self.workers[at].life.as_mut() else { return };
         let Some(epoch) = life.attempts.registered() else { return };
         let heartbeat = Heartbeat {
@@ -395,9 +419,8 @@ impl World {
             attempts: life.attempts.running().filter_map(|key| life.work.progress(key)).collect(),
             health: Health::default(),
         };
-        if let Ok(frame) = wire::encode(&heartbeat) {
-            self.send_to_leaders(node, &Message::Heartbeat(frame));
-        }
+        let subject = self.names.heartbeat(&heartbeat.worker);
+        self.send_letter(at, Kind::Heartbeat, subject, None, wire::encode(&heartbeat));
     }
 
     pub(super) fn worker_hears(&mut self, at: usize, message: Message) {

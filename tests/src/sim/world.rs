@@ -8,19 +8,23 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use futures::FutureExt;
+use serde::Serialize;
 use tokio::sync::watch;
 
+use muster_common::api::{JobQuery, JobStatus, WorkerQuery};
 use muster_common::config::{Config, Profile};
 use muster_common::ids::{Epoch, JobId, WorkerId};
+use muster_common::names::Names;
 use muster_common::plan::BadInputs;
 use muster_common::store::Stores;
 use muster_common::wire::Report;
 use muster_common::{ErrorKind, Result};
-use muster_coordinator::job::io::{Input, RefusalCode, Reply, ReplyTo};
+use muster_coordinator::Call;
+use muster_coordinator::job::io::{Input, RefusalCode, ReplyTo};
 use muster_coordinator::journal::writer::{Candidate, JournalWriter, Replayed};
 use muster_worker::attempt;
 
-use super::bus::Message;
+use super::bus::{self, Message};
 use super::coordinator::{Coordinator, Role};
 use super::core::{Core, Event, MS, Node, S, Shared, Way};
 use super::dice::Dice;
@@ -159,6 +163,8 @@ pub struct World {
     pub shared: Shared,
     /// The settings of all processes.
     pub config: Config,
+    /// The subjects of the deployment.
+    pub names: Names,
     /// Their futures.
     pub executor: Executor,
     /// The coordinators.
@@ -319,6 +325,7 @@ impl World {
             .collect();
         let mut world = Self {
             shared,
+            names: Names::new(&config.namespace),
             config,
             executor: Executor::default(),
             coordinators: world_coordinators,
@@ -715,7 +722,19 @@ impl World {
         self.requests += 1;
         let (request, from, worker) =
             (self.requests, self.client_node, self.workers[worker].id.clone());
-        self.send_to_leaders(from, &Message::Drain { from, request, worker });
+        self.call(from, request, Call::Drain, &WorkerQuery { worker });
+    }
+
+    fn call(&mut self, from: Node, request: u64, call: Call, body: &impl Serialize) {
+        let reply = bus::inbox(&self.names, "client", from, request);
+        match serde_json::to_vec(body) {
+            Ok(body) => {
+                self.send_to_leaders(from, &Message::Call { from, request, call, reply, body });
+            }
+            Err(error) => {
+                lock(&self.shared).violate(format!("a call cannot be written: {error}"));
+            }
+        }
     }
 
     /// Does what a script says.
@@ -874,37 +893,40 @@ impl World {
         self.requests += 1;
         let request = self.requests;
         let id = client.spec.job.clone();
-        let message = match (client.accepted, cancels) {
-            (false, _) => Message::Submit { from, request, spec: Box::new(client.spec.clone()) },
-            (true, true) => Message::Cancel { from, request, job: id },
-            (true, false) => Message::Status { from, request, job: id },
-        };
+        match (client.accepted, cancels) {
+            (false, _) => self.call(from, request, Call::Submit, &client.spec.clone()),
+            (true, true) => self.call(from, request, Call::Cancel, &JobQuery { job: id }),
+            (true, false) => self.call(from, request, Call::Status, &JobQuery { job: id }),
+        }
         self.clients[job].request = request;
-        self.send_to_leaders(from, &message);
         let pause_us = if self.clients[job].accepted { 2 * S } else { S };
         lock(&self.shared).after(pause_us, Event::Client { job });
     }
 
     fn client_hears(&mut self, message: Message) {
-        let Message::ApiAnswer { request, reply } = message else { return };
+        let Message::CallAnswer { request, body } = message else { return };
         let Some(client) = self.clients.iter_mut().find(|client| client.request == request) else {
             return;
         };
-        match *reply {
-            Reply::Job(status) => {
+        let is = |code: usize, of: RefusalCode| code == of.number();
+        match body.map(|body| serde_json::from_slice::<JobStatus>(&body)) {
+            Ok(Ok(status)) => {
                 client.accepted = true;
                 if status.state.is_terminal() {
                     client.cancel_us = None;
                 }
             }
-            Reply::Refused { code: RefusalCode::BadRequest, error } if !client.accepted => {
-                lock(&self.shared).line(&"client", &format!("is refused: {error}"));
-                client.refused = Some(error);
+            Ok(Err(error)) => {
+                lock(&self.shared).violate(format!("an answer cannot be read: {error}"));
             }
-            Reply::Refused { code, .. } if client.accepted && code == RefusalCode::Conflict => {
+            Err((code, text)) if is(code, RefusalCode::BadRequest) && !client.accepted => {
+                lock(&self.shared).line(&"client", &format!("is refused: {text}"));
+                client.refused = Some(text);
+            }
+            Err((code, _)) if is(code, RefusalCode::Conflict) && client.accepted => {
                 client.cancel_us = None;
             }
-            _ => {}
+            Err(_) => {}
         }
     }
 

@@ -397,7 +397,10 @@ impl Sorting<'_> {
             parts,
             leftovers,
             progress,
-            |out| chunk.write(self.splitters, out).map(drop),
+            |out| match chunk.write(self.splitters, out) {
+                Err(e) if e.kind == ErrorKind::Corrupt && planted::is(Bug::DropSums) => Ok(()),
+                written => written.map(drop),
+            },
         )?;
         self.sorter.reset();
         Ok((written, input))
