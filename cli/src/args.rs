@@ -340,7 +340,8 @@ pub(crate) struct WorkerArgs {
     /// Tasks at once; else one a core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: Option<u32>,
-    /// A label of this worker, for people and for placement
+    /// A label of this worker, for people; with critical=true what is wrong with it is an error,
+    /// not a warning
     #[arg(long = "label", value_name = "K=V", value_parser = parse_label)]
     pub(crate) labels: Vec<(String, String)>,
     /// A folder that this worker alone can read: `muster sort workers:/` reads what lies in it. May
@@ -360,9 +361,6 @@ pub(crate) struct WorkerArgs {
 pub(crate) struct CoordinatorArgs {
     #[command(flatten)]
     pub(crate) nats: NatsArgs,
-    /// Reserved: the coordinator keeps everything in its journal and in scratch
-    #[arg(long, value_name = "DIR")]
-    pub(crate) data_dir: Option<PathBuf>,
     /// Where scratch goes for jobs that do not say it themselves, like s3://bucket/prefix
     #[arg(long, value_name = "URL")]
     pub(crate) bucket: Option<String>,
