@@ -14,7 +14,8 @@ use muster_common::ids::Epoch;
 use muster_common::vitals::{Excuse, Family, Following, Labels, Role, Vitals, value};
 
 use crate::job::pool::policies::health::{Class, Rule};
-use crate::job::view::figures::{CODES, Figures, PHASES, STATES, TROUBLES, Tally, TaskCounts};
+use crate::job::view::figures::{Figures, STATES, TaskCounts};
+use crate::job::view::tally::{CODES, PHASES, TROUBLES, Tally};
 use crate::job::{Counters, Machine};
 
 /// Pause between two looks at the machine's figures, in milliseconds.

@@ -20,16 +20,17 @@ pub fn check(machine: &Machine) -> Result<(), String> {
     machine.pool.workers().check()?;
     check_claims(machine)?;
     let mut running: BTreeMap<WorkerId, BTreeSet<(JobId, AttemptId)>> = BTreeMap::new();
-    for (id, active) in &machine.active {
+    for (id, active) in machine.jobs.at_work() {
         let durable = machine
-            .durable
             .jobs
-            .get(id)
+            .known(id)
             .ok_or_else(|| format!("job {id} is active, but not in the journal"))?;
         check_state(id, durable, active)?;
         check_runnable(machine, id, active)?;
-        check_repair(id, durable, active)?;
-        for tasks in active.all_tasks() {
+        let merging = durable.state == JobState::Merging && active.tasks.stage().is_some();
+        let repair = active.tasks.check_repair(merging, durable.runs_stale);
+        repair.map_err(|why| format!("job {id}, which is {}: {why}", durable.state))?;
+        for tasks in active.tasks.all() {
             check_tasks(id, durable, tasks)?;
             for attempt in tasks.running_attempts() {
                 if let Some(owner) =
@@ -45,9 +46,9 @@ pub fn check(machine: &Machine) -> Result<(), String> {
             }
         }
     }
-    for (id, durable) in &machine.durable.jobs {
+    for (id, durable) in &machine.jobs.durable().jobs {
         check_sums(id, durable)?;
-        if !durable.cleaned && !machine.active.contains_key(id) {
+        if !durable.cleaned && !machine.jobs.at_work().contains_key(id) {
             return Err(format!("job {id} is not cleaned, but nobody looks after it"));
         }
     }
@@ -59,9 +60,9 @@ fn check_claims(machine: &Machine) -> Result<(), String> {
     let planning = machine
         .planning
         .iter()
-        .filter(|(job, _)| !machine.active.contains_key(*job))
+        .filter(|(job, _)| !machine.jobs.at_work().contains_key(*job))
         .map(|(job, planning)| (job, &planning.places.output));
-    let active = machine.active.iter().map(|(job, active)| (job, &active.output));
+    let active = machine.jobs.at_work().iter().map(|(job, active)| (job, &active.output));
     let claims: Vec<_> = planning.chain(active).collect();
     for (at, (job, output)) in claims.iter().enumerate() {
         if let Some((other, _)) =
@@ -86,7 +87,7 @@ fn check_state(id: &JobId, durable: &DurableJob, active: &Active) -> Result<(), 
             active.step()
         ));
     }
-    let phase = active.tasks.as_ref().map(|tasks| tasks.phase);
+    let phase = active.tasks.stage().map(|tasks| tasks.phase);
     let expected = Stage::at(durable.state).map(|stage| stage.phase);
     let lagging = active.step() == Step::Ending;
     if phase != expected && !lagging {
@@ -95,29 +96,12 @@ fn check_state(id: &JobId, durable: &DurableJob, active: &Active) -> Result<(), 
     Ok(())
 }
 
-/// A job that merges while runs are missing, or newer than their list, is being repaired.
-fn check_repair(id: &JobId, durable: &DurableJob, active: &Active) -> Result<(), String> {
-    let merging = durable.state == JobState::Merging && active.tasks.is_some();
-    let needed = merging && (durable.runs_stale || !active.losing.is_empty());
-    match (&active.repair, needed) {
-        (Some(repair), _) if !merging || repair.tasks.phase != Phase::Sort => {
-            Err(format!("job {id} is {} and is being repaired", durable.state))
-        }
-        (None, true) | (Some(_), false) => Err(format!(
-            "job {id}: repair needed: {needed}, under way: {}, losses on their way: {:?}",
-            active.repair.is_some(),
-            active.losing
-        )),
-        _ => Ok(()),
-    }
-}
-
 fn check_runnable(machine: &Machine, id: &JobId, active: &Active) -> Result<(), String> {
     let may_run = active.may_run();
-    let listed = active
-        .runnable
-        .is_some_and(|running| machine.runnable.contains(&(running, active.order, id.clone())));
-    if may_run != listed || (may_run && active.runnable != Some(active.running())) {
+    let listed = active.runnable.is_some_and(|running| {
+        machine.jobs.runnable().contains(&(running, active.order, id.clone()))
+    });
+    if may_run != listed || (may_run && active.runnable != Some(active.tasks.running())) {
         return Err(format!(
             "job {id} may run: {may_run}, is listed: {listed} as {:?}",
             active.runnable
@@ -250,7 +234,7 @@ fn check_slots(
     running: &BTreeMap<WorkerId, BTreeSet<(JobId, AttemptId)>>,
 ) -> Result<(), String> {
     let recording = |job: &JobId, attempt: &AttemptId| {
-        let attempt = machine.active.get(job).and_then(|active| active.attempt(attempt));
+        let attempt = machine.jobs.attempt(job, attempt);
         attempt.is_some_and(|attempt| matches!(attempt.recording, Some(Recording::Journal(_))))
     };
     for (id, attempts) in running {

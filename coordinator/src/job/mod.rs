@@ -39,15 +39,16 @@ mod tests;
 pub mod view;
 
 use flow::active::Active;
+use flow::jobs::Jobs;
 use flow::submit;
 use io::{Effect, Input, RefusalCode, Reply, ReplyTo};
 use law::Step;
-use ledger::durable::{Durable, DurableJob};
+use ledger::durable::Durable;
 use outages::Outages;
 use pool::Pool;
 use pool::policies::absence::Absence;
 use view::View;
-use view::figures::Counted;
+use view::tally::Counted;
 
 /// Most jobs that run at once.
 pub const JOBS_MAX: usize = 1000;
@@ -69,15 +70,11 @@ pub struct Machine {
     absence: Option<Absence>,
     /// How much time has been forgiven so far: the leader was not there.
     forgiven_ms: u64,
-    durable: Durable,
+    jobs: Jobs,
     ledger: ledger::Pending,
     planning: BTreeMap<JobId, submit::Planning>,
-    active: BTreeMap<JobId, Active>,
     outages: Outages,
     pool: Pool,
-    /// Jobs with a task that can be granted, those with the fewest running attempts first, then in
-    /// order of submission.
-    runnable: BTreeSet<(u32, u64, JobId)>,
     timers: BTreeSet<(u64, Timer)>,
     grace_until_ms: Option<u64>,
     /// When this leader began.
@@ -183,13 +180,11 @@ impl Machine {
             unix_zero_ms: 0,
             absence: None,
             forgiven_ms: 0,
-            durable,
+            jobs: Jobs::new(durable),
             ledger: ledger::Pending::default(),
             planning: BTreeMap::new(),
-            active: BTreeMap::new(),
             outages: Outages::none(),
             pool: Pool::new(),
-            runnable: BTreeSet::new(),
             timers: BTreeSet::new(),
             grace_until_ms: None,
             led_since_ms: 0,
@@ -215,7 +210,7 @@ impl Machine {
 
     /// What the journal says.
     pub fn durable(&self) -> &Durable {
-        &self.durable
+        self.jobs.durable()
     }
 
     /// The jobs that have not ended, or are just ending, with their OUTPUTs.
@@ -223,7 +218,8 @@ impl Machine {
         let works = |active: &Active| {
             !matches!(active.step(), Step::Stopping | Step::Cleaning | Step::Closing)
         };
-        self.active
+        self.jobs
+            .at_work()
             .iter()
             .filter(|(_, job)| works(job))
             .map(|(id, job)| (id.clone(), job.output.clone()))
@@ -232,7 +228,7 @@ impl Machine {
 
     /// Whether the journal knows a job.
     pub fn knows(&self, job: &JobId) -> bool {
-        self.durable.jobs.contains_key(job)
+        self.jobs.durable().jobs.contains_key(job)
     }
 
     /// Whether a job is being planned.
@@ -314,7 +310,7 @@ impl Machine {
         }
         self.forgiven_ms = self.forgiven_ms.saturating_add(missed_ms);
         self.pool.forgive(now_ms, missed_ms);
-        for job in self.active.values_mut() {
+        for (_, job) in self.jobs.at_work_mut() {
             job.forgive(now_ms, missed_ms);
         }
     }
@@ -384,11 +380,6 @@ impl Machine {
             text: Error::bug(text).message,
         };
         self.out.push(Effect::Event(event));
-    }
-
-    /// Both sides of a job: what the journal says, and what this leader knows.
-    fn both(&self, job: &JobId) -> Option<(&DurableJob, &Active)> {
-        Some((self.durable.jobs.get(job)?, self.active.get(job)?))
     }
 }
 

@@ -79,12 +79,8 @@ impl Machine {
         }
         self.outages.connected = up;
         if up {
-            self.event(
-                None,
-                "info",
-                "partition-healed",
-                "the coordinator's connection to NATS stands again",
-            );
+            let text = "the coordinator's connection to NATS stands again";
+            self.event(None, "info", "partition-healed", text);
         } else {
             let text = "the coordinator's own connection to NATS is lost; nobody's silence counts \
                 until it is back";
@@ -121,20 +117,12 @@ impl Machine {
         let is_in =
             |list: &[(String, String)], server: &str| list.iter().any(|(known, _)| known == server);
         for (server, why) in away.iter().filter(|(server, _)| !is_in(&before, server)) {
-            self.event(
-                None,
-                "warning",
-                "nats-server-away",
-                format!("the NATS server {server} does not answer: {why}"),
-            );
+            let text = format!("the NATS server {server} does not answer: {why}");
+            self.event(None, "warning", "nats-server-away", text);
         }
         for (server, _) in before.iter().filter(|(server, _)| !is_in(&away, server)) {
-            self.event(
-                None,
-                "info",
-                "nats-server-back",
-                format!("the NATS server {server} answers again"),
-            );
+            let text = format!("the NATS server {server} answers again");
+            self.event(None, "info", "nats-server-back", text);
         }
         self.outages.servers_away = away;
     }

@@ -11,8 +11,8 @@ use super::super::record::{
     RunCommitted,
 };
 use super::*;
+use crate::job::ledger::durable::FAILURES_KEPT;
 use crate::job::ledger::durable::{REVOKED_KEPT, WORKERS_KEPT};
-use crate::job::ledger::history::FAILURES_KEPT;
 
 /// SplitMix64.
 struct Dice(u64);

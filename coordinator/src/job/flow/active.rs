@@ -7,19 +7,17 @@ use std::sync::Arc;
 
 use muster_common::Result;
 use muster_common::config::Config;
-use muster_common::ids::{AttemptId, Phase};
+use muster_common::ids::AttemptId;
 use muster_common::plan::{BadInputs, Plan};
 use muster_common::store::BlobUrl;
-use muster_kernel::splitters::Splitter;
 
 use serde::Deserialize;
 
 use crate::job::forgiven;
-use crate::job::law::{Broken, RepairStep, Step};
+use crate::job::law::{Broken, Step};
 use crate::job::ledger::durable::DurableJob;
 use crate::job::pool::owners::Owners;
-use crate::job::tasks::lineage::Repair;
-use crate::job::tasks::table::{Attempt, PhaseTasks};
+use crate::job::tasks::Tasks;
 use crate::job::view::Told;
 
 /// What the machine needs of a request while its job runs. Fields that a newer build wrote are left
@@ -70,37 +68,23 @@ pub(crate) struct Active {
     pub plan: Option<Arc<Plan>>,
     /// Who alone can read which splits of the plan.
     pub owners: Owners,
-    /// None while no phase is at hand.
-    pub tasks: Option<PhaseTasks>,
-    /// Lost runs that are made again while the job merges.
-    pub repair: Option<Repair>,
-    /// Splits whose loss is on its way into the journal.
-    pub losing: BTreeSet<u32>,
-    /// Objects whose omission is on its way into the journal.
-    pub skipping: BTreeSet<u32>,
+    pub tasks: Tasks,
     /// How long merging had lasted when the manifest was made, which says so.
-    merged_ms: u64,
-    /// Merges under way that may read an older list of runs than the journal has.
-    pub older_list: BTreeSet<AttemptId>,
-    /// Merges whose worker died, and whose uploads are being revoked.
-    pub bereaved: BTreeSet<AttemptId>,
+    pub(super) merged_ms: u64,
     /// Its place in the machine's order of runnable jobs, while it has one.
     pub runnable: Option<u32>,
     /// Taken over: nothing is granted before workers had time to register again.
     pub held_back: bool,
-    pub samples: Vec<Splitter>,
-    /// How often the samples were too few or too uneven: the generation of the sample tasks.
-    pub sampling_round: u32,
     /// Ended, and these workers have not confirmed that they let go.
-    letting_go: BTreeSet<AttemptId>,
+    pub(super) letting_go: BTreeSet<AttemptId>,
     /// Objects of its own that the coordinator is writing to scratch.
-    writing: u32,
+    pub(super) writing: u32,
     /// The record of the end, while it is on its way.
-    ending: Option<u64>,
+    pub(super) ending: Option<u64>,
     /// When the phase, or the step after it, began.
     began_ms: u64,
     /// How long the phase had lasted when this leader took over.
-    before_ms: u64,
+    pub(super) before_ms: u64,
     /// When anything last moved.
     moved_ms: u64,
     /// Tries of the store step at hand.
@@ -110,7 +94,7 @@ pub(crate) struct Active {
     /// Since when it fails.
     failing_ms: Option<u64>,
     /// The clean-up was given up: what it leaves is for `doctor`.
-    given_up: bool,
+    pub(super) given_up: bool,
     /// What the store step at hand waits for.
     trouble: Option<String>,
     /// Second attempts that were given out.
@@ -143,17 +127,10 @@ impl Active {
             told: Told::of(job, now_ms),
             plan,
             owners,
-            tasks: None,
-            repair: None,
-            losing: BTreeSet::new(),
-            skipping: BTreeSet::new(),
+            tasks: Tasks::default(),
             merged_ms: 0,
-            older_list: BTreeSet::new(),
-            bereaved: BTreeSet::new(),
             runnable: None,
             held_back: false,
-            samples: Vec::new(),
-            sampling_round: 0,
             letting_go: BTreeSet::new(),
             writing: 0,
             ending: None,
@@ -181,24 +158,22 @@ impl Active {
         self.step = to;
     }
 
-    /// The same of a repair, where there is one.
-    pub(crate) fn advance_repair(&mut self, to: RepairStep) {
-        if let Some(repair) = &mut self.repair {
-            self.broken.check(repair.step, to);
-            repair.step = to;
+    /// The list of runs is written, under a ticket: of the stage, or of a repair.
+    pub(super) fn pins_runs(&mut self, ticket: u64) {
+        self.writing += 1;
+        if !self.tasks.pins_repair(ticket) {
+            self.advance(Step::PinningRuns);
         }
     }
 
     /// A step against the law, of the job or of one of its tasks.
     pub(crate) fn broken(&self) -> Option<&str> {
-        self.broken.why().or_else(|| self.all_tasks().find_map(|tasks| tasks.broken.why()))
+        self.broken.why().or_else(|| self.tasks.broken())
     }
 
     /// The same, to be told once.
-    pub(crate) fn take_broken(&mut self) -> Option<String> {
-        let repair = self.repair.as_mut().map(|repair| &mut repair.tasks);
-        let mut tasks = self.tasks.iter_mut().chain(repair);
-        self.broken.take().or_else(|| tasks.find_map(|tasks| tasks.broken.take()))
+    pub(super) fn take_broken(&mut self) -> Option<String> {
+        self.broken.take().or_else(|| self.tasks.take_broken())
     }
 
     /// Ended, and nobody writes to its scratch any more, as far as is known.
@@ -206,57 +181,14 @@ impl Active {
         self.letting_go.is_empty() && self.writing == 0
     }
 
-    pub(crate) fn running(&self) -> u32 {
-        self.all_tasks().map(|tasks| tasks.running).sum()
-    }
-
-    pub(crate) fn running_attempts(&self) -> impl Iterator<Item = &Attempt> {
-        self.all_tasks().flat_map(PhaseTasks::running_attempts)
-    }
-
-    /// The tasks of the phase at hand, and those of a repair beside it.
-    pub(crate) fn all_tasks(&self) -> impl Iterator<Item = &PhaseTasks> {
-        self.tasks.iter().chain(self.repair.iter().map(|repair| &repair.tasks))
-    }
-
-    /// Those of them that are of one phase.
-    pub(crate) fn tasks_of(&self, phase: Phase) -> Option<&PhaseTasks> {
-        self.all_tasks().find(|tasks| tasks.phase == phase)
-    }
-
-    pub(crate) fn tasks_of_mut(&mut self, phase: Phase) -> Option<&mut PhaseTasks> {
-        let repair = self.repair.as_mut().map(|repair| &mut repair.tasks);
-        self.tasks.iter_mut().chain(repair).find(|tasks| tasks.phase == phase)
-    }
-
-    /// The tasks that are granted at the moment: no merge begins while runs are missing.
-    pub(crate) fn granted_from(&self) -> Option<&PhaseTasks> {
-        self.repair.as_ref().map(|repair| &repair.tasks).or(self.tasks.as_ref())
-    }
-
     /// Whether it has something to grant.
     pub(crate) fn may_run(&self) -> bool {
-        let waiting = self.granted_from().is_some_and(|tasks| !tasks.queue.is_empty());
+        let waiting = self.tasks.granted_from().is_some_and(|tasks| !tasks.queue.is_empty());
         waiting
             && self.step == Step::Working
             && !self.held_back
             && self.plan.is_some()
-            && !self.awaits_loss()
-    }
-
-    /// Whether the record of a loss or of an omission is on its way: what is to be done next
-    /// depends on it.
-    pub(crate) fn awaits_loss(&self) -> bool {
-        !self.losing.is_empty() || !self.skipping.is_empty()
-    }
-
-    /// The attempt under way for a task, if it is this one.
-    pub(crate) fn attempt_mut(&mut self, attempt: &AttemptId) -> Option<&mut Attempt> {
-        self.tasks_of_mut(attempt.task.phase)?.attempt_mut(attempt)
-    }
-
-    pub(crate) fn attempt(&self, attempt: &AttemptId) -> Option<&Attempt> {
-        self.tasks_of(attempt.task.phase)?.attempt(attempt)
+            && !self.tasks.awaits_loss()
     }
 
     /// Milliseconds since the phase, or the step after it, began, under whichever leader.
@@ -274,13 +206,6 @@ impl Active {
         now_ms.saturating_sub(self.moved_ms)
     }
 
-    /// It was begun under a former leader, and the phase at hand had lasted so long by now. Nothing
-    /// is granted before workers had time to register again.
-    pub(crate) fn taken_over(&mut self, before_ms: u64, held_back: bool) {
-        self.before_ms = before_ms;
-        self.held_back = held_back;
-    }
-
     /// A phase, or the step after it, begins under this leader.
     pub(crate) fn begins(&mut self, now_ms: u64) {
         self.began_ms = now_ms;
@@ -289,15 +214,6 @@ impl Active {
             // Nobody can hold an attempt of a phase that begins only now.
             self.held_back = false;
         }
-    }
-
-    /// Merging has lasted as long as the manifest is going to say.
-    pub(crate) fn merged(&mut self, now_ms: u64) {
-        self.merged_ms = self.elapsed_ms(now_ms);
-    }
-
-    pub(crate) fn merged_ms(&self) -> u64 {
-        self.merged_ms
     }
 
     /// An attempt gets on.
@@ -374,47 +290,10 @@ impl Active {
         self.ending
     }
 
-    pub(crate) fn ends(&mut self, token: Option<u64>) {
-        self.ending = token;
-    }
-
-    /// An object of the coordinator's own is on its way to scratch.
-    pub(crate) fn writes(&mut self) {
-        self.writing += 1;
-    }
-
-    /// It is there, or is not.
-    pub(crate) fn wrote(&mut self) {
-        self.writing = self.writing.saturating_sub(1);
-    }
-
-    /// Ended: these attempts have to let go; nothing else of the stage counts any more.
-    pub(crate) fn drop_tasks(&mut self) {
-        self.letting_go = self.running_attempts().map(|attempt| attempt.id).collect();
-        self.tasks = None;
-        self.repair = None;
-        self.losing.clear();
-        self.skipping.clear();
-    }
-
-    /// One has; whether it was the last that was waited for.
-    pub(crate) fn let_go(&mut self, attempt: &AttemptId) -> bool {
-        self.letting_go.remove(attempt) && self.is_quiet()
-    }
-
-    /// Nobody is waited for any more.
-    pub(crate) fn stop_waiting(&mut self) {
-        self.letting_go.clear();
-    }
-
     /// The clean-up is over; what it leaves is for `doctor`.
     pub(crate) fn cleaned(&mut self, now_ms: u64, given_up: bool) {
         self.given_up = given_up;
         self.advance(Step::Closing);
         self.moved(now_ms);
-    }
-
-    pub(crate) fn is_given_up(&self) -> bool {
-        self.given_up
     }
 }

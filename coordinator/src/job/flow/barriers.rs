@@ -11,26 +11,23 @@ use muster_kernel::proof::{self, Interval};
 use crate::job::Machine;
 use crate::job::io::Effect;
 use crate::job::law::{RepairStep, Step};
-use crate::job::ledger::Waiters;
 use crate::job::ledger::durable::DurableJob;
 use crate::journal::record::Record;
 
 impl Machine {
-    /// The shuffle barrier: the runs tile the input and sum to it; only then they are pinned.
+    /// The shuffle barrier: the runs tile the input and sum to it; only then they are pinned. A
+    /// repair comes to it again.
     pub(crate) fn pin_runs(&mut self, job: &JobId, plan: &Plan) {
-        let Some(durable) = self.durable.jobs.get(job) else { return };
-        let pinned = check_runs(durable, plan).and_then(|()| pinned_runs(job, durable));
         let nonce = self.nonces.next();
-        match (pinned, self.active.get_mut(job)) {
-            (Ok(bytes), Some(active)) => {
-                active.advance(Step::PinningRuns);
-                active.writes();
-                let url = active.scratch.join(&names::runs_path(self.epoch, nonce));
+        let Some((durable, active)) = self.jobs.both_mut(job) else { return };
+        match check_runs(durable, plan).and_then(|()| pinned_runs(job, durable)) {
+            Ok(bytes) => {
                 let ticket = self.tickets.issue(job);
+                active.pins_runs(ticket);
+                let url = active.scratch.join(&names::runs_path(self.epoch, nonce));
                 self.out.push(Effect::WriteObject { url, bytes, ticket });
             }
-            (Err(error), _) => self.fail(job, error),
-            (Ok(_), None) => {}
+            Err(error) => self.fail(job, error),
         }
     }
 
@@ -40,13 +37,11 @@ impl Machine {
             return;
         }
         self.wrote(&job);
-        let Some(active) = self.active.get_mut(&job) else { return };
+        let Some(active) = self.jobs.active_mut(&job) else { return };
         let works = active.step() == Step::Working;
         // A job that is about to end needs no list any more: its record would come after that of
         // the end.
-        let again = active.repair.as_ref().is_some_and(|repair| {
-            works && repair.step == RepairStep::Pinning && repair.ticket == ticket
-        });
+        let again = works && active.tasks.awaits_list(ticket);
         let prepares = active.step() == Step::PreparingCommit;
         if !again && active.step() != Step::PinningRuns && !prepares {
             return;
@@ -55,13 +50,13 @@ impl Machine {
             Ok(manifest) if prepares => self.decide(&job, manifest),
             Ok(runs) => {
                 if again {
-                    active.advance_repair(RepairStep::Recording);
+                    active.tasks.advance_repair(RepairStep::Recording);
                 } else {
                     active.advance(Step::Deciding);
                 }
                 active.moved(self.now_ms);
                 let took_ms = active.elapsed_ms(self.now_ms);
-                self.append(Record::RunsPinned { job, runs, took_ms }, Waiters::default());
+                self.record(Record::RunsPinned { job, runs, took_ms });
             }
             Err(error) => self.store_trouble(&job, error),
         }

@@ -14,7 +14,6 @@ use muster_common::{Error, Result, names};
 use crate::job::Machine;
 use crate::job::io::{Effect, MeasuredBoundaries};
 use crate::job::law::Step;
-use crate::job::ledger::Waiters;
 use crate::job::tasks::table::PhaseTasks;
 use crate::journal::record::Record;
 
@@ -27,26 +26,23 @@ const MORE: u32 = 2;
 impl Machine {
     /// One partition needs no splitters.
     pub(crate) fn skip_sampling(&mut self, job: &JobId) {
-        let Some(active) = self.active.get_mut(job) else { return };
+        let Some(active) = self.jobs.active_mut(job) else { return };
         active.advance(Step::Deciding);
-        self.append(
-            Record::BoundariesChosen {
-                job: job.clone(),
-                splitters: None,
-                partitions: 1,
-                took_ms: 0,
-            },
-            Waiters::default(),
-        );
+        self.record(Record::BoundariesChosen {
+            job: job.clone(),
+            splitters: None,
+            partitions: 1,
+            took_ms: 0,
+        });
     }
 
     pub(crate) fn choose_splitters(&mut self, job: &JobId, plan: &Plan) {
         let nonce = self.nonces.next();
-        let Some(active) = self.active.get_mut(job) else { return };
+        let Some(active) = self.jobs.active_mut(job) else { return };
         active.advance(Step::Choosing);
-        active.writes();
+        active.writing += 1;
         let url = active.scratch.join(&names::splitters_path(self.epoch, nonce));
-        let samples = active.samples.clone();
+        let samples = active.tasks.samples().to_vec();
         let (partitions, unique) = (plan.partitions, plan.sort.select().distinct);
         self.out.push(Effect::ChooseSplitters {
             job: job.clone(),
@@ -60,7 +56,7 @@ impl Machine {
     pub(crate) fn splitters_chosen(&mut self, job: &JobId, result: Result<MeasuredBoundaries>) {
         self.wrote(job);
         let Some(active) =
-            self.active.get_mut(job).filter(|active| active.step() == Step::Choosing)
+            self.jobs.active_mut(job).filter(|active| active.step() == Step::Choosing)
         else {
             return;
         };
@@ -70,7 +66,7 @@ impl Machine {
         };
         let Some(plan) = active.plan.clone() else { return };
         let rounds_max = active.config.sizes.sampling_rounds_max;
-        let last = active.sampling_round + 1 >= rounds_max;
+        let last = active.tasks.sampling_round() + 1 >= rounds_max;
         match Doubt::about(&chosen, plan.input_bytes(), plan.partitions, &active.config.sizes) {
             Some(doubt) if !last => self.sample_again(job, &doubt.text()),
             Some(doubt @ Doubt::Uneven { .. }) => {
@@ -79,17 +75,19 @@ impl Machine {
             }
             doubt => {
                 active.advance(Step::Deciding);
-                active.samples = Vec::new();
+                active.tasks.forget_samples();
                 active.moved(self.now_ms);
                 let took_ms = active.elapsed_ms(self.now_ms);
                 if let Some(doubt) = doubt {
                     self.event(Some(job), "warning", "boundaries-few", doubt.text());
                 }
                 let MeasuredBoundaries { splitters, partitions, .. } = chosen;
-                self.append(
-                    Record::BoundariesChosen { job: job.clone(), splitters, partitions, took_ms },
-                    Waiters::default(),
-                );
+                self.record(Record::BoundariesChosen {
+                    job: job.clone(),
+                    splitters,
+                    partitions,
+                    took_ms,
+                });
             }
         }
     }
@@ -97,35 +95,29 @@ impl Machine {
     /// Another round. What was sampled before is kept; what was chosen of it stays in scratch,
     /// unnamed, until the job is cleaned up.
     fn sample_again(&mut self, job: &JobId, why: &str) {
-        let Some((durable, _)) = self.both(job) else { return };
+        let Some((durable, _)) = self.jobs.both(job) else { return };
         let splits = durable.submitted.splits;
-        let Some(active) = self.active.get_mut(job) else { return };
-        active.sampling_round += 1;
-        let round = active.sampling_round + 1;
-        active.tasks = Some(PhaseTasks::new(Phase::Sample, splits, |_| false));
+        let Some(active) = self.jobs.active_mut(job) else { return };
+        let round = active.tasks.sample_again(PhaseTasks::new(Phase::Sample, splits, |_| false));
         active.advance(Step::Working);
         active.moved(self.now_ms);
-        self.event(
-            Some(job),
-            "warning",
-            "sampling-again",
-            format!("{why}: round {round} of sampling begins"),
-        );
+        let text = format!("{why}: round {round} of sampling begins");
+        self.event(Some(job), "warning", "sampling-again", text);
         let broadcast = Broadcast::PhaseBegins { epoch: self.epoch, phase: Phase::Sample };
         self.out.push(Effect::Broadcast { job: job.clone(), broadcast });
         self.view.is_urgent(job);
-        self.touch(job);
+        self.jobs.touch(job);
         self.advance(job);
     }
 
     /// The generation of a job's sample tasks.
     pub(crate) fn sampling_generation(&self, job: &JobId) -> Generation {
-        Generation(self.active.get(job).map_or(0, |active| active.sampling_round))
+        Generation(self.jobs.active(job).map_or(0, |active| active.tasks.sampling_round()))
     }
 
     /// Says where the parts came out far less even than the samples promised.
     pub(crate) fn measure_parts(&mut self, job: &JobId) {
-        let Some((durable, active)) = self.both(job) else { return };
+        let Some((durable, active)) = self.jobs.both(job) else { return };
         let percent_max = u64::from(active.config.sizes.partition_percent_max);
         let parts = durable.parts.len() as u64;
         let fullest = durable.parts.values().max_by_key(|part| part.kept.bytes);

@@ -9,7 +9,6 @@ use muster_common::{Error, Result, names};
 use crate::job::flow::active::{Active, settings_of};
 use crate::job::io::{Effect, Leftovers, Unremoved};
 use crate::job::law::Step;
-use crate::job::ledger::Waiters;
 use crate::job::ledger::durable::DurableJob;
 use crate::job::pool::policies::health::Subject;
 use crate::job::{JOBS_MAX, Machine, Timer};
@@ -26,19 +25,16 @@ const LATE_SWEPT_JOBS_MAX: usize = 100;
 
 impl Machine {
     pub(crate) fn clean_up(&mut self, job: &JobId) {
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
-        else {
-            return;
-        };
+        let Some((durable, active)) = self.jobs.both_mut(job) else { return };
         active.advance(Step::Cleaning);
-        active.stop_waiting();
+        active.letting_go.clear();
         let leftovers = leftovers(durable, active);
         self.out.push(Effect::CleanUp { job: job.clone(), leftovers: Box::new(leftovers) });
     }
 
     pub(crate) fn cleaned(&mut self, job: &JobId, result: Result<Unremoved>) {
         let Some(active) =
-            self.active.get_mut(job).filter(|active| active.step() == Step::Cleaning)
+            self.jobs.active_mut(job).filter(|active| active.step() == Step::Cleaning)
         else {
             return;
         };
@@ -46,7 +42,7 @@ impl Machine {
             Ok(unremoved) => {
                 active.cleaned(self.now_ms, unremoved.count > 0);
                 self.warn_of(job, &unremoved);
-                self.append(Record::JobCleaned { job: job.clone() }, Waiters::default());
+                self.record(Record::JobCleaned { job: job.clone() });
             }
             Err(error) => {
                 let (lasted_ms, _) = active.store_failed(self.now_ms, true);
@@ -67,7 +63,7 @@ impl Machine {
     pub(crate) fn warn_of(&mut self, job: &JobId, unremoved: &Unremoved) {
         let Some(warning) = unremoved.warning() else { return };
         self.event(Some(job), "warning", "not-removed", warning.clone());
-        if let Some(active) = self.active.get_mut(job) {
+        if let Some(active) = self.jobs.active_mut(job) {
             active.told.warn(warning);
         }
     }
@@ -75,7 +71,7 @@ impl Machine {
     /// The store keeps the clean-up from ending: OUTPUT and the job's slot are free again all the
     /// same, and what is left is for people.
     fn give_up_cleaning(&mut self, job: &JobId, lasted_ms: u64, error: &Error) {
-        let Some(active) = self.active.get_mut(job) else { return };
+        let Some(active) = self.jobs.active_mut(job) else { return };
         let (limit_ms, scratch) = (active.config.phases.clean_ms, active.scratch.clone());
         active.cleaned(self.now_ms, true);
         let text = format!(
@@ -85,14 +81,14 @@ impl Machine {
         );
         active.told.warn(format!("the clean-up was given up: {text}"));
         self.event(Some(job), "error", "clean-up-given-up", text);
-        self.append(Record::JobCleaned { job: job.clone() }, Waiters::default());
+        self.record(Record::JobCleaned { job: job.clone() });
     }
 
     /// Nothing is left, or nothing more can be done: the job is history, of which a bounded part is
     /// kept.
     pub(crate) fn closed(&mut self, job: &JobId) {
-        let active = self.active.remove(job);
-        let given_up = active.as_ref().is_some_and(Active::is_given_up);
+        let active = self.jobs.let_go(job);
+        let given_up = active.as_ref().is_some_and(|active| active.given_up);
         if let Some(active) = active {
             self.view.keep_warnings(job, active.told);
         }
@@ -108,7 +104,7 @@ impl Machine {
     /// The clean-ups of a former leader may not have been looked over: which of them is not known,
     /// so the newest are.
     pub(crate) fn sweep_late_again(&mut self) {
-        let cleaned = self.durable.jobs.iter().filter(|(_, job)| job.cleaned);
+        let cleaned = self.jobs.durable().jobs.iter().filter(|(_, job)| job.cleaned);
         let mut jobs: Vec<(u64, JobId)> =
             cleaned.map(|(id, job)| (job.submitted.order, id.clone())).collect();
         jobs.sort_unstable();
@@ -130,7 +126,7 @@ impl Machine {
     /// longer than its job. What it makes bears the job's name in scratch, where nobody else has
     /// business; an upload into OUTPUT is not known by its name, and is left to `doctor`.
     pub(crate) fn sweep_late(&mut self, job: &JobId) {
-        let Some(durable) = self.durable.jobs.get(job).filter(|durable| durable.cleaned) else {
+        let Some(durable) = self.jobs.known(job).filter(|durable| durable.cleaned) else {
             self.sweeping.remove(job);
             return;
         };
@@ -146,8 +142,7 @@ impl Machine {
         match result {
             Err(_) if *tries + 1 < LATE_SWEEPS_MAX => {
                 *tries += 1;
-                let own =
-                    self.durable.jobs.get(job).map(|durable| settings_of(durable, &self.config));
+                let own = self.jobs.known(job).map(|durable| settings_of(durable, &self.config));
                 let retry = own.as_ref().map_or(&self.config.retry, |own| &own.retry);
                 let pause_ms = retry.store.pause_ms(*tries, self.jitter.next());
                 self.after(pause_ms, Timer::SweepLate(job.clone()));
@@ -178,7 +173,8 @@ impl Machine {
                 .any(|record| matches!(record, Record::JobForgotten { job } if job == known))
         };
         let mut closed: Vec<(u64, u64, JobId)> = self
-            .durable
+            .jobs
+            .durable()
             .jobs
             .iter()
             .filter(|(known, job)| {
@@ -204,7 +200,7 @@ impl Machine {
             .collect();
         for job in gone {
             self.view.forget_job(&job);
-            self.append(Record::JobForgotten { job }, Waiters::default());
+            self.record(Record::JobForgotten { job });
         }
     }
 }

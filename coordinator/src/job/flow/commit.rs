@@ -11,7 +11,6 @@ use muster_common::planted::{self, Bug};
 use muster_common::store::BlobUrl;
 use muster_common::wire::BlobRef;
 use muster_common::{Error, Result, names};
-use muster_kernel::proof::Sums;
 use muster_kernel::splitters::SAMPLE_KEY_MAX;
 
 use crate::job::flow::active::Active;
@@ -30,19 +29,15 @@ const MANIFEST_VERSION: u32 = 1;
 impl Machine {
     /// The commit is decided: what was made becomes visible.
     pub(crate) fn publish(&mut self, job: &JobId) {
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
-        else {
-            return;
-        };
+        let Some((durable, active)) = self.jobs.both_mut(job) else { return };
         self.view.is_urgent(job);
         if active.step() != Step::Publishing {
             active.begins(self.now_ms);
-            active.tasks = None;
-            active.repair = None;
+            active.tasks.close();
         }
         let (Some(plan), Some(stored)) = (active.plan.clone(), durable.manifest.clone()) else {
             active.advance(Step::AwaitingPlan);
-            return self.touch(job);
+            return self.jobs.touch(job);
         };
         active.advance(Step::Publishing);
         let manifest = if planted::is(Bug::RemakeManifest) {
@@ -52,7 +47,7 @@ impl Machine {
         };
         match manifest.map(|manifest| publication(durable, active, &plan, manifest)) {
             Ok(publication) => {
-                self.touch(job);
+                self.jobs.touch(job);
                 self.out
                     .push(Effect::Publish { job: job.clone(), publication: Box::new(publication) });
             }
@@ -62,7 +57,7 @@ impl Machine {
 
     pub(crate) fn published(&mut self, job: &JobId, result: Result<Unremoved>) {
         let Some(active) =
-            self.active.get_mut(job).filter(|active| active.step() == Step::Publishing)
+            self.jobs.active_mut(job).filter(|active| active.step() == Step::Publishing)
         else {
             return;
         };
@@ -87,18 +82,15 @@ impl Machine {
     /// where they are to stand; and the manifest is kept, so that whoever publishes publishes the
     /// same. Only then the commit is decided.
     pub(crate) fn prepare_commit(&mut self, job: &JobId, plan: &SharedPlan) {
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
-        else {
-            return;
-        };
-        active.merged(self.now_ms);
+        let Some((durable, active)) = self.jobs.both_mut(job) else { return };
+        active.merged_ms = active.elapsed_ms(self.now_ms);
         let manifest = check_parts(durable).and_then(|()| manifest_bytes(durable, active, plan));
         let manifest = match manifest {
             Ok(manifest) => ManifestBytes::Made(manifest),
             Err(error) => return self.fail(job, error),
         };
         active.advance(Step::PreparingCommit);
-        active.writes();
+        active.writing += 1;
         let publication = Box::new(publication(durable, active, plan, manifest));
         let url = active.scratch.join(&names::manifest_path(self.epoch, self.nonces.next()));
         let ticket = self.tickets.issue(job);
@@ -106,15 +98,12 @@ impl Machine {
     }
 
     pub(crate) fn decide(&mut self, job: &JobId, manifest: BlobRef) {
-        let Some(active) = self.active.get_mut(job) else { return };
+        let Some(active) = self.jobs.active_mut(job) else { return };
         active.advance(Step::Deciding);
         active.moved(self.now_ms);
-        let took_ms = active.merged_ms();
+        let took_ms = active.merged_ms;
         self.measure_parts(job);
-        self.append(
-            Record::CommitDecided { job: job.clone(), took_ms, manifest },
-            Waiters::default(),
-        );
+        self.record(Record::CommitDecided { job: job.clone(), took_ms, manifest });
     }
 }
 
@@ -193,12 +182,12 @@ fn manifest(durable: &DurableJob, active: &Active, plan: &SharedPlan) -> Manifes
         parts: parts.collect(),
         sums: durable.part_totals.kept,
         input: durable.run_totals.input,
-        dropped: dropped(durable),
+        dropped: durable.dropped(),
         retries: durable.retries,
         repeated_tasks: durable.repeated,
         // The record of the decision says the same.
         times: PhaseTimes {
-            merge_ms: active.merged_ms().max(durable.times.merge_ms),
+            merge_ms: active.merged_ms.max(durable.times.merge_ms),
             ..durable.times
         },
         skipped: durable.run_totals.skipped,
@@ -207,9 +196,4 @@ fn manifest(durable: &DurableJob, active: &Active, plan: &SharedPlan) -> Manifes
         skipped_objects: skipped_objects(durable, Some(active), usize::MAX),
         recoveries: recoveries(durable, Some(active)),
     }
-}
-
-/// What `-u` dropped, in sorting and in merging.
-pub(crate) fn dropped(durable: &DurableJob) -> Sums {
-    durable.run_totals.dropped.plus(&durable.part_totals.dropped)
 }

@@ -31,7 +31,7 @@ impl Machine {
     }
 
     fn is_past_failing(&self, job: &JobId) -> bool {
-        let Some((durable, active)) = self.both(job) else { return true };
+        let Some((durable, active)) = self.jobs.both(job) else { return true };
         let deciding = active.step() == Step::Deciding && durable.state == JobState::Merging;
         durable.commit_decided || deciding || active.ending().is_some() || durable.ended.is_some()
     }
@@ -43,10 +43,7 @@ impl Machine {
         error: Option<Error>,
         waiters: Waiters,
     ) {
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
-        else {
-            return;
-        };
+        let Some((durable, active)) = self.jobs.both_mut(job) else { return };
         if !allowed(durable.state, end_state(outcome)) {
             self.counters.illegal += 1;
             let text = format!("job {job} cannot go from {} to {:?}", durable.state, outcome);
@@ -67,17 +64,17 @@ impl Machine {
             unix_ms: self.unix_ms(),
         };
         let token = self.append(Record::JobEnded(Box::new(record)), waiters);
-        if let Some(active) = self.active.get_mut(job) {
-            active.ends(Some(token));
+        if let Some(active) = self.jobs.active_mut(job) {
+            active.ending = Some(token);
         }
-        self.touch(job);
+        self.jobs.touch(job);
     }
 
     pub(crate) fn cancel(&mut self, to: ReplyTo, job: &JobId) {
         if self.planning.contains_key(job) {
             return self.cancel_planning(to, job);
         }
-        let Some(durable) = self.durable.jobs.get(job) else {
+        let Some(durable) = self.jobs.known(job) else {
             return self.refuse(
                 to,
                 RefusalCode::Unknown,
@@ -91,7 +88,7 @@ impl Machine {
             let text = format!("job {job} has {} already", durable.state);
             return self.refuse(to, RefusalCode::Conflict, Error::invalid(text));
         }
-        if let Some(token) = self.active.get(job).and_then(Active::ending) {
+        if let Some(token) = self.jobs.active(job).and_then(|active| active.ending) {
             if let Some(dropped) = self.wait_for_record(token, to) {
                 self.ask_status(dropped, job);
             }
@@ -107,8 +104,8 @@ impl Machine {
     /// The end stands in the journal.
     pub(crate) fn ended(&mut self, ended: &JobEnded, waiters: Waiters) {
         let job = &ended.job;
-        if let Some(active) = self.active.get_mut(job) {
-            active.ends(None);
+        if let Some(active) = self.jobs.active_mut(job) {
+            active.ending = None;
             active.moved(self.now_ms);
         }
         let (severity, text) = match (&ended.outcome, &ended.error) {
@@ -119,7 +116,7 @@ impl Machine {
             }
         };
         self.event(Some(job), severity, "job-ended", text);
-        self.view.ended(ended, self.durable.jobs.get(job));
+        self.view.ended(ended, self.jobs.known(job));
         self.out.push(Effect::Broadcast {
             job: job.clone(),
             broadcast: Broadcast::Ended { epoch: self.epoch },
@@ -134,13 +131,14 @@ impl Machine {
     /// Tells workers to let go of an ended job, and waits for them within a bound: what they write
     /// after the clean-up would stay.
     pub(crate) fn stop(&mut self, job: &JobId) {
-        let Some(active) = self.active.get_mut(job) else { return };
+        let Some(active) = self.jobs.active_mut(job) else { return };
         active.advance(Step::Stopping);
         let running: Vec<(AttemptId, muster_common::ids::WorkerId)> = active
+            .tasks
             .running_attempts()
             .map(|Attempt { id, worker, .. }| (*id, worker.clone()))
             .collect();
-        active.drop_tasks();
+        active.letting_go = active.tasks.drop_all();
         let epoch = self.epoch;
         for (attempt, worker) in running {
             self.pool.take_from(&worker, job, attempt);
@@ -149,8 +147,8 @@ impl Machine {
                 cancel: CancelAttempt { epoch, job: job.clone(), attempt },
             });
         }
-        self.touch(job);
-        if self.active.get(job).is_some_and(Active::is_quiet) {
+        self.jobs.touch(job);
+        if self.jobs.active(job).is_some_and(Active::is_quiet) {
             self.clean_up(job);
         } else {
             self.after(self.config.heartbeat.dead_after_ms, Timer::LetGo(job.clone()));
@@ -159,26 +157,26 @@ impl Machine {
 
     pub(crate) fn cancel_answered(&mut self, job: &JobId, attempt: &AttemptId, answered: bool) {
         let Some(active) =
-            self.active.get_mut(job).filter(|active| active.step() == Step::Stopping && answered)
+            self.jobs.active_mut(job).filter(|active| active.step() == Step::Stopping && answered)
         else {
             return;
         };
-        if active.let_go(attempt) {
+        if active.letting_go.remove(attempt) && active.is_quiet() {
             self.after(LET_GO_MS, Timer::LetGo(job.clone()));
         }
     }
 
     /// An object of the coordinator's own is written, or is not.
     pub(crate) fn wrote(&mut self, job: &JobId) {
-        let Some(active) = self.active.get_mut(job) else { return };
-        active.wrote();
+        let Some(active) = self.jobs.active_mut(job) else { return };
+        active.writing = active.writing.saturating_sub(1);
         if active.step() == Step::Stopping && active.is_quiet() {
             self.after(LET_GO_MS, Timer::LetGo(job.clone()));
         }
     }
 
     pub(crate) fn stop_waiting(&mut self, job: &JobId) {
-        if self.active.get(job).is_some_and(|active| active.step() == Step::Stopping) {
+        if self.jobs.active(job).is_some_and(|active| active.step() == Step::Stopping) {
             self.clean_up(job);
         }
     }

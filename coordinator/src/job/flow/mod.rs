@@ -7,6 +7,7 @@ pub(crate) mod boundaries;
 mod clean_up;
 pub(crate) mod commit;
 mod end;
+pub(crate) mod jobs;
 pub mod plan;
 pub(crate) mod stages;
 pub(crate) mod submit;

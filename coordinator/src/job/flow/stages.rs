@@ -18,7 +18,7 @@ pub(crate) const HOPELESS_TRIES_MAX: u32 = 5;
 impl Machine {
     /// Goes on with a job from where the journal stands.
     pub(crate) fn enter(&mut self, job: &JobId) {
-        let Some(state) = self.durable.jobs.get(job).map(|durable| durable.state) else { return };
+        let Some(state) = self.jobs.known(job).map(|durable| durable.state) else { return };
         match state {
             JobState::Submitted => self.skip_sampling(job),
             JobState::Sampling | JobState::Sorting | JobState::Merging => self.begin_stage(job),
@@ -28,19 +28,14 @@ impl Machine {
     }
 
     fn begin_stage(&mut self, job: &JobId) {
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
-        else {
-            return;
-        };
+        let Some((durable, active)) = self.jobs.both_mut(job) else { return };
         let Some(stage) = Stage::at(durable.state).filter(|_| active.ending().is_none()) else {
             return;
         };
         let (phase, tasks) = (stage.phase, stage.open(durable));
         let (done, total) = (tasks.done, tasks.total());
         active.begins(self.now_ms);
-        active.tasks = Some(tasks);
-        active.samples = Vec::new();
-        active.sampling_round = 0;
+        active.tasks.begin(tasks);
         active.advance(Step::Working);
         active.moved(self.now_ms);
         let again =
@@ -52,14 +47,14 @@ impl Machine {
         });
         self.view.is_urgent(job);
         (stage.begun)(self, job);
-        self.touch(job);
+        self.jobs.touch(job);
         self.advance(job);
     }
 
     /// Uploads that a former leader revoked may still be open: it could have died before it aborted
     /// them. And it may have left a repair to be done.
     pub(crate) fn begin_merging(&mut self, job: &JobId) {
-        let Some(durable) = self.durable.jobs.get(job) else { return };
+        let Some(durable) = self.jobs.known(job) else { return };
         let stale = durable.runs_stale;
         let open = |partition: u32| {
             durable.parts.contains_key(&partition) || durable.uploads_of(partition).next().is_some()
@@ -67,7 +62,9 @@ impl Machine {
         let again: Vec<_> =
             durable.revoked.iter().filter(|upload| !open(upload.partition)).cloned().collect();
         for upload in again {
-            if let Some(tasks) = self.active.get_mut(job).and_then(|active| active.tasks.as_mut()) {
+            if let Some(tasks) =
+                self.jobs.active_mut(job).and_then(|active| active.tasks.stage_mut())
+            {
                 tasks.revoke(upload.partition, upload.attempt);
             }
             self.abort_revoked(job, &upload.attempt);
@@ -79,14 +76,14 @@ impl Machine {
 
     /// Moves on if all tasks of the phase are done.
     pub(crate) fn advance(&mut self, job: &JobId) {
-        let Some(active) = self.active.get(job) else { return };
+        let Some(active) = self.jobs.active(job) else { return };
         let complete =
-            active.tasks.as_ref().filter(|tasks| tasks.is_complete()).map(|tasks| tasks.phase);
-        if let (Some(_), Some(plan)) = (&active.repair, &active.plan) {
+            active.tasks.stage().filter(|tasks| tasks.is_complete()).map(|tasks| tasks.phase);
+        if let (true, Some(plan)) = (active.tasks.is_repairing(), &active.plan) {
             let plan = plan.clone();
             return self.advance_repair(job, &plan);
         }
-        if active.awaits_loss() || active.repair.is_some() {
+        if active.tasks.awaits_loss() || active.tasks.is_repairing() {
             return;
         }
         let (Step::Working, Some(phase), Some(plan)) =
@@ -98,17 +95,14 @@ impl Machine {
     }
 
     pub(crate) fn load_plan(&mut self, job: &JobId) {
-        if let Some(durable) = self.durable.jobs.get(job) {
+        if let Some(durable) = self.jobs.known(job) {
             self.out
                 .push(Effect::LoadPlan { job: job.clone(), plan: durable.submitted.plan.clone() });
         }
     }
 
     pub(crate) fn plan_loaded(&mut self, job: &JobId, result: Result<SharedPlan>) {
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
-        else {
-            return;
-        };
+        let Some((durable, active)) = self.jobs.both_mut(job) else { return };
         let fits = |plan: &SharedPlan| {
             plan.job == *job && plan.splits.len() == durable.submitted.splits as usize
         };
@@ -119,7 +113,7 @@ impl Machine {
                 if let Err(error) = self.adopt_plan(job, plan) {
                     return self.store_trouble(job, error);
                 }
-                self.touch(job);
+                self.jobs.touch(job);
                 if stage == Step::AwaitingPlan { self.publish(job) } else { self.advance(job) }
             }
             Ok(_) => self.store_trouble(
@@ -135,9 +129,9 @@ impl Machine {
     /// resort. It is only given up here, where the store has just answered: no call of it is under
     /// way that could still publish something.
     pub(crate) fn store_trouble(&mut self, job: &JobId, error: Error) {
-        let Some((durable, _)) = self.both(job) else { return };
+        let Some((durable, _)) = self.jobs.both(job) else { return };
         let decided = durable.commit_decided && durable.ended.is_none();
-        let Some(active) = self.active.get_mut(job) else { return };
+        let Some(active) = self.jobs.active_mut(job) else { return };
         let limit_ms = active.config.phases.commit_ms;
         let passing = error.kind.is_passing() || (decided && error.kind == ErrorKind::Exhausted);
         let (lasted_ms, hopeless) = active.store_failed(self.now_ms, passing);
@@ -170,7 +164,7 @@ impl Machine {
     }
 
     pub(crate) fn retry_store_step(&mut self, job: &JobId) {
-        let Some(active) = self.active.get(job) else { return };
+        let Some(active) = self.jobs.active(job) else { return };
         let Some(plan) = active.plan.clone() else {
             return match active.step() {
                 Step::Cleaning => self.clean_up(job),
@@ -194,8 +188,12 @@ impl Machine {
         if !self.outages.is_connected() {
             return;
         }
-        let stalled: Vec<(JobId, Error)> =
-            self.active.keys().filter_map(|job| Some((job.clone(), self.stalled(job)?))).collect();
+        let stalled: Vec<(JobId, Error)> = self
+            .jobs
+            .at_work()
+            .keys()
+            .filter_map(|job| Some((job.clone(), self.stalled(job)?)))
+            .collect();
         for (job, error) in stalled {
             self.fail(&job, error);
         }
@@ -205,14 +203,14 @@ impl Machine {
     pub(crate) fn tell_broken(&mut self) {
         let broken =
             |(job, active): (&JobId, &mut Active)| Some((job.clone(), active.take_broken()?));
-        for (job, why) in self.active.iter_mut().filter_map(broken).collect::<Vec<_>>() {
+        for (job, why) in self.jobs.at_work_mut().filter_map(broken).collect::<Vec<_>>() {
             self.counters.illegal += 1;
             self.event(Some(&job), "error", "illegal-transition", why);
         }
     }
 
     fn stalled(&self, job: &JobId) -> Option<Error> {
-        let (durable, active) = self.both(job)?;
+        let (durable, active) = self.jobs.both(job)?;
         let steps = [Step::Working, Step::Choosing, Step::PinningRuns, Step::PreparingCommit];
         if !steps.contains(&active.step()) {
             return None;

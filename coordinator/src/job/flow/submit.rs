@@ -43,7 +43,7 @@ enum Step {
 
 impl Machine {
     pub(crate) fn submit(&mut self, to: ReplyTo, spec: JobSpec, unix_ms: u64) {
-        if let Some(known) = self.durable.jobs.get(&spec.job) {
+        if let Some(known) = self.jobs.known(&spec.job) {
             return match same_request(&known.submitted.spec_json, &spec) {
                 true => self.ask_status(to, &spec.job),
                 false => self.refuse_other_request(to, &spec.job),
@@ -88,7 +88,7 @@ impl Machine {
         if let Some(shed) = self.pool.shed(&self.config, self.now_ms) {
             return Err((RefusalCode::Later, Error::retry(shed.to_string())));
         }
-        if self.planning.len() + self.active.len() >= JOBS_MAX {
+        if self.planning.len() + self.jobs.at_work().len() >= JOBS_MAX {
             return Err((
                 RefusalCode::Later,
                 Error::exhausted(format!("{JOBS_MAX} jobs run already")),
@@ -120,7 +120,7 @@ impl Machine {
     /// The job whose OUTPUT overlaps this one's.
     fn claimed_by(&self, places: &Places) -> Option<(JobId, String)> {
         let planning = self.planning.iter().map(|(job, planning)| (job, &planning.places.output));
-        let active = self.active.iter().map(|(job, active)| (job, &active.output));
+        let active = self.jobs.at_work().iter().map(|(job, active)| (job, &active.output));
         let mut claims = planning.chain(active);
         claims
             .find(|(_, output)| overlap(output, &places.output))
@@ -237,23 +237,19 @@ impl Machine {
     pub(crate) fn submitted(&mut self, submitted: &JobSubmitted, waiters: Waiters) {
         let job = &submitted.job;
         let planning = self.planning.remove(job);
-        let Some(durable) = self.durable.jobs.get(job) else { return };
+        let Some(durable) = self.jobs.known(job) else { return };
         let known = planning.map(|planning| (planning.plan, planning.waiters, planning.warnings));
         let (plan, late, warnings) = known.unwrap_or_default();
         match Active::new(durable, plan, &self.config, self.now_ms) {
             Ok(mut active) => {
                 warnings.into_iter().for_each(|warning| active.told.warn(warning));
-                self.active.insert(job.clone(), active);
+                self.jobs.take_on(job.clone(), active);
             }
             Err(error) => self.event(Some(job), "error", "record-refused", error.message),
         }
         let (splits, bytes) = (submitted.splits, submitted.input_bytes);
-        self.event(
-            Some(job),
-            "info",
-            "job-submitted",
-            format!("{bytes} bytes in {splits} splits for {}", submitted.output),
-        );
+        let text = format!("{bytes} bytes in {splits} splits for {}", submitted.output);
+        self.event(Some(job), "info", "job-submitted", text);
         for to in waiters.into_vec().into_iter().chain(late.into_vec()) {
             self.ask_status(to, job);
         }

@@ -17,7 +17,8 @@ impl Machine {
         self.unix_zero_ms = unix_ms.saturating_sub(self.now_ms);
         self.led_since_ms = self.now_ms;
         let open: Vec<JobId> = self
-            .durable
+            .jobs
+            .durable()
             .jobs
             .iter()
             .filter(|(_, job)| !job.cleaned)
@@ -25,32 +26,29 @@ impl Machine {
             .collect();
         let mut held_back = false;
         for job in &open {
-            let Some(durable) = self.durable.jobs.get(job) else { continue };
+            let Some(durable) = self.jobs.known(job) else { continue };
             let terminal = durable.state.is_terminal();
             let before_ms = in_phase_ms(durable, unix_ms);
             match Active::new(durable, None, &self.config, self.now_ms) {
                 Ok(mut active) => {
                     held_back |= !terminal;
-                    active.taken_over(before_ms, !terminal);
-                    self.active.insert(job.clone(), active);
+                    active.before_ms = before_ms;
+                    active.held_back = !terminal;
+                    self.jobs.take_on(job.clone(), active);
                 }
                 Err(error) => self.event(Some(job), "error", "record-refused", error.message),
             }
         }
         self.sweep_late_again();
-        self.event(
-            None,
-            "info",
-            "leader-began",
-            format!("epoch {} of {}, {} open jobs", self.epoch, self.deployment, open.len()),
-        );
+        let text = format!("epoch {} of {}, {} open jobs", self.epoch, self.deployment, open.len());
+        self.event(None, "info", "leader-began", text);
         if held_back {
             let grace_ms = self.config.tasks.regrant_grace_ms;
             self.grace_until_ms = Some(self.now_ms.saturating_add(grace_ms));
             self.after(grace_ms, Timer::GraceEnds);
         }
         for job in &open {
-            if self.durable.jobs.get(job).is_some_and(|durable| !durable.state.is_terminal()) {
+            if self.jobs.known(job).is_some_and(|durable| !durable.state.is_terminal()) {
                 self.load_plan(job);
             }
             self.enter(job);
@@ -59,13 +57,13 @@ impl Machine {
 
     pub(crate) fn end_grace(&mut self) {
         self.grace_until_ms = None;
-        let jobs: Vec<JobId> = self.active.keys().cloned().collect();
+        let jobs: Vec<JobId> = self.jobs.at_work().keys().cloned().collect();
         for job in jobs {
-            if let Some(active) = self.active.get_mut(&job) {
+            if let Some(active) = self.jobs.active_mut(&job) {
                 active.held_back = false;
                 active.told.news();
             }
-            self.touch(&job);
+            self.jobs.touch(&job);
         }
     }
 
@@ -74,9 +72,10 @@ impl Machine {
     /// may be on its way, and would remove a result that counts by then.
     pub(crate) fn still_runs(&self, worker: &WorkerId, held: &HeldAttempt) -> bool {
         let HeldAttempt { job, attempt: id } = held;
-        let runs =
-            |active: &Active| active.attempt(id).is_some_and(|attempt| attempt.worker == *worker);
-        self.is_committed(job, id) || self.active.get(job).is_some_and(runs)
+        let runs = |active: &Active| {
+            active.tasks.attempt(id).is_some_and(|attempt| attempt.worker == *worker)
+        };
+        self.is_committed(job, id) || self.jobs.active(job).is_some_and(runs)
     }
 
     /// Whether an attempt that a worker holds goes on under this epoch: nobody else has its task,
@@ -89,20 +88,17 @@ impl Machine {
             return true;
         }
         let (generation, fair_ms) = (self.generation(job, id.task), self.fair_ms());
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
-        else {
-            return false;
-        };
+        let Some((durable, active)) = self.jobs.both_mut(job) else { return false };
         if active.step() != Step::Working || id.epoch > self.epoch || id.generation != generation {
             return false;
         }
         if active.owners.of_task(id.task).is_some_and(|owner| owner != worker) {
             return false;
         }
-        if let Some(attempt) = active.attempt(id) {
+        if let Some(attempt) = active.tasks.attempt(id) {
             return attempt.worker == *worker;
         }
-        let Some(tasks) = active.tasks_of_mut(id.task.phase) else { return false };
+        let Some(tasks) = active.tasks.of_mut(id.task.phase) else { return false };
         let room = self
             .pool
             .workers()
@@ -141,11 +137,9 @@ impl Machine {
             upload: open.map(|upload| upload.upload.clone()),
             recording: None,
         });
-        if id.task.phase == Phase::Merge {
-            active.older_list.insert(*id);
-        }
+        active.tasks.goes_on(*id);
         self.pool.give(worker, job, *id);
-        self.touch(job);
+        self.jobs.touch(job);
         true
     }
 }

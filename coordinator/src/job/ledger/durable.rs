@@ -7,21 +7,25 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use muster_common::ErrorKind;
 use muster_common::api::{JobState, PhaseTimes};
 use muster_common::ids::{
     AttemptId, DeploymentId, Epoch, Generation, JobId, Phase, TaskId, WorkerId,
 };
 use muster_common::wire::{BadRecord, BlobRef};
+use muster_kernel::proof::Sums;
 
 use crate::job::law;
-use crate::job::ledger::history::Failure;
 use crate::journal::record::{
-    GenerationBegan, JobArchived, JobEnded, JobOutcome, JobSubmitted, PLACES_KEPT, PartCommitted,
-    Record, RunCommitted, Totals,
+    AttemptFailed, GenerationBegan, JobArchived, JobEnded, JobOutcome, JobSubmitted, PLACES_KEPT,
+    PartCommitted, Record, RunCommitted, Totals,
 };
 
 /// Most revoked uploads of one partition that are kept, the last ones.
 pub const REVOKED_KEPT: usize = 8;
+
+/// Longest text of one, in bytes; what is made here is a line of 300 characters.
+const TEXT_BYTES_MAX: usize = 4096;
 
 /// Most workers whose work is counted.
 pub const WORKERS_KEPT: usize = 20_000;
@@ -59,7 +63,7 @@ pub struct DurableJob {
     /// count.
     pub tries: BTreeMap<TaskId, u32>,
     /// What became of them, in the order of their ends: of the job's last
-    /// [`super::history::FAILURES_KEPT`].
+    /// [`FAILURES_KEPT`].
     pub failures: VecDeque<Failure>,
     /// How many attempts ended without a result.
     pub retries: u32,
@@ -279,6 +283,11 @@ impl DurableJob {
         self.boundaries
             .as_ref()
             .map_or(self.submitted.partitions, |boundaries| boundaries.partitions)
+    }
+
+    /// What `-u` dropped, in sorting and in merging.
+    pub fn dropped(&self) -> Sums {
+        self.run_totals.dropped.plus(&self.part_totals.dropped)
     }
 
     /// Where the splitters are; none where there is one partition.
@@ -567,4 +576,41 @@ impl DurableJob {
         self.parts.insert(part.partition, part.clone());
         Ok(())
     }
+}
+
+/// Most failed attempts of a job that are kept in words, the last ones; those before them are only
+/// counted, task by task.
+pub const FAILURES_KEPT: usize = 1000;
+
+/// An attempt that ended without a result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Which.
+    pub attempt: AttemptId,
+    /// Who ran it.
+    pub worker: WorkerId,
+    /// What could be done about it.
+    pub kind: ErrorKind,
+    /// What went wrong.
+    pub error: String,
+}
+
+impl From<&AttemptFailed> for Failure {
+    fn from(failed: &AttemptFailed) -> Self {
+        let AttemptFailed { attempt, worker, kind, error, .. } = failed;
+        Self {
+            attempt: *attempt,
+            worker: worker.clone(),
+            kind: *kind,
+            error: cut(error).to_owned(),
+        }
+    }
+}
+
+pub(super) fn cut(text: &str) -> &str {
+    let end = (0..=TEXT_BYTES_MAX.min(text.len()))
+        .rev()
+        .find(|&at| text.is_char_boundary(at))
+        .unwrap_or(0);
+    &text[..end]
 }

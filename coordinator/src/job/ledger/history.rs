@@ -4,57 +4,17 @@
 //! They may be very many, so what is kept in words is bounded, the rest is counted; and a snapshot
 //! says it in records each of which is small.
 
-use muster_common::ErrorKind;
 use muster_common::api::JobState;
-use muster_common::ids::{AttemptId, WorkerId};
 
-use crate::job::ledger::durable::DurableJob;
+use crate::job::ledger::durable::{DurableJob, FAILURES_KEPT, Failure, cut};
 use crate::journal::record::{AttemptFailed, JobHistory};
 
-/// Most failed attempts of a job that are kept in words, the last ones; those before them are only
-/// counted, task by task.
-pub const FAILURES_KEPT: usize = 1000;
-/// Longest text of one, in bytes; what is made here is a line of 300 characters.
-const TEXT_BYTES_MAX: usize = 4096;
 /// Size at which a record of a snapshot's history is full, in bytes; what is one item larger goes
 /// into the journal as well.
 const HISTORY_BYTES: usize = 128 * 1024;
 /// What an item of a history takes beside its text, and a number, in bytes, at most.
 const ITEM_BYTES: usize = 96;
 const NUMBER_BYTES: usize = 16;
-
-/// An attempt that ended without a result.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// Which.
-    pub attempt: AttemptId,
-    /// Who ran it.
-    pub worker: WorkerId,
-    /// What could be done about it.
-    pub kind: ErrorKind,
-    /// What went wrong.
-    pub error: String,
-}
-
-impl From<&AttemptFailed> for Failure {
-    fn from(failed: &AttemptFailed) -> Self {
-        let AttemptFailed { attempt, worker, kind, error, .. } = failed;
-        Self {
-            attempt: *attempt,
-            worker: worker.clone(),
-            kind: *kind,
-            error: cut(error).to_owned(),
-        }
-    }
-}
-
-fn cut(text: &str) -> &str {
-    let end = (0..=TEXT_BYTES_MAX.min(text.len()))
-        .rev()
-        .find(|&at| text.is_char_boundary(at))
-        .unwrap_or(0);
-    &text[..end]
-}
 
 impl DurableJob {
     pub(crate) fn note_failure(&mut self, failed: &AttemptFailed) -> Result<(), String> {

@@ -5,13 +5,10 @@ pub mod history;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use muster_common::ids::{JobId, TaskId};
 use muster_common::wire::{Broadcast, ReportReply};
 
 use crate::job::Machine;
-use crate::job::io::{Effect, Reply, ReplyTo};
-use crate::job::tasks::table::TaskState;
-use crate::job::view::figures::Counted;
+use crate::job::io::{Effect, ReplyTo};
 use crate::journal::fold;
 use crate::journal::record::Record;
 
@@ -101,6 +98,11 @@ impl Machine {
         self.ledger.sent_ms.push_back((token, self.now_ms));
     }
 
+    /// The same, where nobody waits for it.
+    pub(crate) fn record(&mut self, record: Record) {
+        self.append(record, Waiters::default());
+    }
+
     /// One more waits for a record on its way; the one that has waited longest makes room if they
     /// are too many.
     pub(crate) fn wait_for_record(&mut self, token: u64, to: ReplyTo) -> Option<ReplyTo> {
@@ -117,14 +119,10 @@ impl Machine {
         };
         if let Record::Snapshot { part, of, .. } = record {
             self.snapshot_piece_stands(part, of, sequence);
-        } else if let Err(why) = self.durable.apply(&record) {
+        } else if let Err(why) = self.jobs.apply(&record) {
             self.counters.illegal += 1;
-            self.event(
-                None,
-                "error",
-                "record-refused",
-                format!("a {} record contradicts the journal: {why}", record.kind()),
-            );
+            let text = format!("a {} record contradicts the journal: {why}", record.kind());
+            self.event(None, "error", "record-refused", text);
         } else {
             self.ledger.since_snapshot += 1;
             self.stands(record, waiters);
@@ -142,7 +140,7 @@ impl Machine {
             return;
         }
         let id = self.nonces.next();
-        match fold::snapshot(&self.durable, id) {
+        match fold::snapshot(self.jobs.durable(), id) {
             Ok(pieces) => {
                 self.ledger.snapshot = Snapshot::Writing { first: None };
                 for piece in pieces {
@@ -211,8 +209,7 @@ impl Machine {
             }
             Record::RunsPinned { job, .. } => self.runs_stand_pinned(&job),
             Record::UploadOpened { job, attempt, .. } => {
-                let lives =
-                    self.active.get(&job).is_some_and(|active| active.attempt(&attempt).is_some());
+                let lives = self.jobs.attempt(&job, &attempt).is_some();
                 let epoch = self.epoch;
                 let reply = if lives {
                     ReportReply::Recorded { epoch }
@@ -242,27 +239,6 @@ impl Machine {
             | Record::StillLeads
             | Record::Snapshot { .. } => {}
         }
-    }
-
-    pub(crate) fn acknowledge(&mut self, waiters: Waiters, reply: &ReportReply) {
-        for to in waiters.into_vec() {
-            self.reply(to, Reply::Report(reply.clone()));
-        }
-    }
-
-    /// The attempt's result stands: its task is done, its worker has room.
-    fn commit_task(&mut self, job: &JobId, attempt: &muster_common::ids::AttemptId) {
-        let task: TaskId = attempt.task;
-        self.dismiss_rivals(job, attempt);
-        let Some(active) = self.active.get_mut(job) else { return };
-        let Some(tasks) = active.tasks_of_mut(task.phase) else { return };
-        let Some(done) = tasks.stop(attempt, TaskState::Done) else { return };
-        active.older_list.remove(attempt);
-        active.told.recoveries.mended(task, self.now_ms);
-        active.moved(self.now_ms);
-        self.succeed_with(job, &done);
-        self.view.count(Counted::TaskCommitted(task.phase));
-        self.touch(job);
     }
 }
 

@@ -8,16 +8,16 @@ use muster_common::wire::{
     AttemptProgress, Drain, Heartbeat, HeldAttempt, JobRecoveries, PhaseReply, Register,
     RegisterReply, WorkerState,
 };
-use muster_common::{Error, ErrorKind};
+use muster_common::{Error, ErrorKind, config};
 
 use crate::job::Machine;
 use crate::job::io::{Effect, RefusalCode, Reply, ReplyTo};
 use crate::job::law::Step;
 use crate::job::pool::members;
 use crate::job::pool::policies::health::Subject;
-use crate::job::pool::policies::phi::Liveness;
+use crate::job::pool::policies::phi::{self, Detector, Liveness};
 use crate::job::tasks::attempts::TakenBack;
-use crate::job::view::figures::Counted;
+use crate::job::view::tally::Counted;
 
 /// The event that says that a worker was not admitted.
 const WORKER_REFUSED: &str = "worker-refused";
@@ -46,12 +46,8 @@ impl Machine {
     /// How many refusals were not told one by one, where the time for that has come.
     pub(crate) fn tell_refusals(&mut self) {
         for (kind, suppressed) in self.view.untold(self.now_ms) {
-            self.event(
-                None,
-                "warning",
-                kind,
-                format!("{suppressed} more registrations were refused meanwhile"),
-            );
+            let text = format!("{suppressed} more registrations were refused meanwhile");
+            self.event(None, "warning", kind, text);
         }
     }
 
@@ -122,11 +118,8 @@ impl Machine {
         let Some(worker) = self.pool.workers.get(id) else { return };
         let unheld: Vec<(JobId, AttemptId)> = worker.attempts.difference(&held).cloned().collect();
         for (job, attempt) in unheld {
-            let accepted = self
-                .active
-                .get(&job)
-                .and_then(|active| active.attempt(&attempt))
-                .is_some_and(|attempt| attempt.accepted);
+            let accepted =
+                self.jobs.attempt(&job, &attempt).is_some_and(|attempt| attempt.accepted);
             if accepted {
                 self.take_back(&job, &attempt, &TakenBack::HandedBack);
             }
@@ -135,17 +128,18 @@ impl Machine {
 
     /// Any message is a sign of life.
     pub(crate) fn heard(&mut self, id: &WorkerId) {
-        let (settings, now_ms) = (&self.config.detector, self.now_ms);
-        let change =
-            self.pool.workers.update(id, |worker| worker.detector.message(settings, now_ms));
-        change.flatten().iter().for_each(|change| self.liveness_changed(id, change));
+        self.hears(id, Detector::message);
     }
 
-    /// A heartbeat with a new sequence also says how regular they are.
-    fn beats(&mut self, id: &WorkerId) {
+    /// `how`: a heartbeat with a new sequence also says how regular they are.
+    fn hears(
+        &mut self,
+        id: &WorkerId,
+        how: impl FnOnce(&mut Detector, &config::Detector, u64) -> Option<phi::Change>,
+    ) {
         let (settings, now_ms) = (&self.config.detector, self.now_ms);
         let change =
-            self.pool.workers.update(id, |worker| worker.detector.heartbeat(settings, now_ms));
+            self.pool.workers.update(id, |worker| how(&mut worker.detector, settings, now_ms));
         change.flatten().iter().for_each(|change| self.liveness_changed(id, change));
     }
 
@@ -165,7 +159,7 @@ impl Machine {
         if newest.is_some_and(|newest| newest >= sequence) {
             return self.heard(&id);
         }
-        self.beats(&id);
+        self.hears(&id, Detector::heartbeat);
         let news = self.pool.workers.update(&id, |worker| {
             worker.sequence = Some(sequence);
             let waited = worker.waits_for_store().is_some();
@@ -201,7 +195,7 @@ impl Machine {
             self.counters.foreign += 1;
             return;
         }
-        if let Some(active) = self.active.get_mut(&told.job) {
+        if let Some(active) = self.jobs.active_mut(&told.job) {
             active.told.recoveries.told_by(told.worker, told.incarnation, &told.kinds);
             active.told.news();
         }
@@ -212,12 +206,8 @@ impl Machine {
         match (waited, waits) {
             (false, Some(what)) => {
                 let what: String = what.chars().take(WAITING_CHARS_MAX).collect();
-                self.event(
-                    None,
-                    "warning",
-                    "worker-cut-off",
-                    format!("{id} lives, but waits for {what}"),
-                );
+                let text = format!("{id} lives, but waits for {what}");
+                self.event(None, "warning", "worker-cut-off", text);
             }
             (true, None) => {
                 self.event(None, "info", "worker-store-back", format!("{id} has its store again"));
@@ -229,22 +219,19 @@ impl Machine {
     fn take_progress(&mut self, id: &WorkerId, attempts: &[AttemptProgress]) {
         let mut cancelled = 0;
         for AttemptProgress { job, attempt, bytes_done, bytes_total } in attempts {
-            let active = self.active.get_mut(job);
-            let under_way = active.filter(|active| {
-                active.attempt(attempt).is_some_and(|attempt| attempt.worker == *id)
+            let under_way = self.jobs.both_mut(job).filter(|(_, active)| {
+                active.tasks.attempt(attempt).is_some_and(|attempt| attempt.worker == *id)
             });
-            if let Some(active) = under_way {
-                if let Some(attempt) = active.attempt_mut(attempt) {
+            if let Some((durable, active)) = under_way {
+                if let Some(attempt) = active.tasks.attempt_mut(attempt) {
                     attempt.accepted = true;
                     attempt.seen_ms = self.now_ms;
                     attempt.bytes_total = (*bytes_total).max(attempt.bytes_total);
                 }
                 // Outside input: more than there is to do would only spoil the sums for people.
-                let bytes_done = (*bytes_done).min(
-                    self.durable.jobs.get(job).map_or(0, |durable| durable.submitted.input_bytes),
-                );
+                let bytes_done = (*bytes_done).min(durable.submitted.input_bytes);
                 let fair_ms = self.now_ms.saturating_sub(self.forgiven_ms);
-                let tasks = active.tasks_of_mut(attempt.task.phase);
+                let tasks = active.tasks.of_mut(attempt.task.phase);
                 if tasks.is_some_and(|tasks| tasks.set_progress(attempt, bytes_done, fair_ms)) {
                     active.stirs(self.now_ms);
                     self.pool.ramp.succeeded();
@@ -266,7 +253,7 @@ impl Machine {
         let listed: BTreeSet<(&JobId, &AttemptId)> =
             attempts.iter().map(|progress| (&progress.job, &progress.attempt)).collect();
         let missing = |job: &JobId, attempt: &AttemptId| {
-            let under_way = self.active.get(job).and_then(|active| active.attempt(attempt));
+            let under_way = self.jobs.attempt(job, attempt);
             under_way.is_some_and(|attempt| {
                 attempt.accepted
                     && attempt.recording.is_none()
@@ -298,12 +285,8 @@ impl Machine {
             worker.detector.declare_dead(settings, now_ms);
         });
         self.forget_alerts(&Subject::Worker(id.clone()));
-        self.event(
-            None,
-            "info",
-            "worker-left",
-            format!("{id} has left; what it ran goes to others"),
-        );
+        let text = format!("{id} has left; what it ran goes to others");
+        self.event(None, "info", "worker-left", text);
     }
 
     pub(crate) fn take_all_back(&mut self, id: &WorkerId, why: &TakenBack) {
@@ -341,8 +324,8 @@ impl Machine {
 
     pub(crate) fn ask_phase(&mut self, to: ReplyTo, job: &JobId) {
         let epoch = self.epoch;
-        let active = self.active.get(job).filter(|active| active.step() == Step::Working);
-        let reply = match active.and_then(|active| active.tasks.as_ref()) {
+        let active = self.jobs.active(job).filter(|active| active.step() == Step::Working);
+        let reply = match active.and_then(|active| active.tasks.stage()) {
             Some(tasks) => PhaseReply::Running { epoch, phase: tasks.phase },
             None => PhaseReply::Idle { epoch },
         };

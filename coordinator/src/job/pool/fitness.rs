@@ -2,10 +2,12 @@
 //! from the slow.
 
 use muster_common::ids::{JobId, WorkerId};
-use muster_common::{Error, ErrorKind};
+use muster_common::{Error, ErrorKind, config};
 
 use crate::job::Machine;
+use crate::job::pool::members::Worker;
 use crate::job::pool::policies::breaker::{self, State, Ticket};
+use crate::job::pool::policies::speculation;
 use crate::job::tasks::attempts::TakenBack;
 use crate::job::tasks::table::Attempt;
 
@@ -35,13 +37,12 @@ impl Machine {
 
     /// An attempt is about to be given to a worker: its breaker counts it.
     pub(crate) fn begin_with(&mut self, id: &WorkerId) -> Option<Ticket> {
-        let (config, now_ms) = (&self.config, self.now_ms);
-        let (ticket, change) = self.pool.workers.update(id, |worker| {
-            let begun = worker.breaker.begin(&config.breaker, now_ms);
-            worker.look(config, now_ms);
-            begun
-        })?;
-        change.iter().for_each(|change| self.breaker_changed(id, change));
+        let mut ticket = None;
+        self.judge_worker(id, |worker, settings, now_ms| {
+            let (begun, change) = worker.breaker.begin(settings, now_ms);
+            ticket = begun;
+            change
+        });
         ticket
     }
 
@@ -52,29 +53,25 @@ impl Machine {
             TakenBack::Lost(_) => true,
             TakenBack::Died(_) | TakenBack::HandedBack => false,
         };
-        let (config, now_ms) = (&self.config, self.now_ms);
-        let change = self.pool.workers.update(&attempt.worker, |worker| {
-            let change = match attempt.ticket {
-                Some(ticket) if fault => worker.breaker.failed(&config.breaker, now_ms, ticket),
+        self.judge_worker(&attempt.worker, |worker, settings, now_ms| {
+            if fault {
+                worker.ended.record(now_ms, 0, 1);
+            }
+            match attempt.ticket {
+                Some(ticket) if fault => worker.breaker.failed(settings, now_ms, ticket),
                 Some(ticket) => {
                     worker.breaker.abandoned(ticket);
                     None
                 }
                 None => None,
-            };
-            if fault {
-                worker.ended.record(now_ms, 0, 1);
             }
-            worker.look(config, now_ms);
-            change
         });
-        change.flatten().iter().for_each(|change| self.breaker_changed(&attempt.worker, change));
         if *why == TakenBack::HandedBack {
             return;
         }
-        if let Some(active) = self.active.get_mut(job) {
+        if let Some(active) = self.jobs.active_mut(job) {
             active.attempt_failed();
-            let tasks = active.tasks_of(attempt.id.task.phase);
+            let tasks = active.tasks.of(attempt.id.task.phase);
             let again =
                 tasks.is_some_and(|tasks| tasks.history.contains_key(&attempt.id.task.index));
             if again {
@@ -88,30 +85,39 @@ impl Machine {
         let elapsed_ms = self.fair_ms().saturating_sub(attempt.began_ms);
         let said = attempt.bytes_total.max(attempt.bytes_done);
         let bytes = if said > 0 { said } else { self.size_of(job, attempt.id.task) };
-        let Some(active) = self.active.get_mut(job) else { return };
+        let Some(active) = self.jobs.active_mut(job) else { return };
         active.attempt_succeeded();
-        let pace = active.tasks_of_mut(attempt.id.task.phase).and_then(|tasks| {
+        let pace = active.tasks.of_mut(attempt.id.task.phase).and_then(|tasks| {
             if bytes > 0 {
                 tasks.rates.finished(bytes, elapsed_ms);
             }
             tasks.pace
         });
         self.pool.ramp.succeeded();
-        let (config, now_ms) = (&self.config, self.now_ms);
-        let change = self.pool.workers.update(&attempt.worker, |worker| {
+        self.judge_worker(&attempt.worker, |worker, settings, now_ms| {
             worker.attempts.remove(&(job.clone(), attempt.id));
             worker.ended.record(now_ms, 1, 0);
             if let Some(pace) = pace.filter(|_| bytes > 0) {
-                let rate = crate::job::pool::policies::speculation::rate(bytes, elapsed_ms);
+                let rate = speculation::rate(bytes, elapsed_ms);
                 worker.speed.observe(rate, pace.median);
             }
-            let change = attempt
-                .ticket
-                .and_then(|ticket| worker.breaker.succeeded(&config.breaker, now_ms, ticket));
+            worker.breaker.succeeded(settings, now_ms, attempt.ticket?)
+        });
+    }
+
+    /// Tells a worker's breaker what happened, and looks at what that means.
+    fn judge_worker(
+        &mut self,
+        id: &WorkerId,
+        tell: impl FnOnce(&mut Worker, &config::Breaker, u64) -> Option<breaker::Change>,
+    ) {
+        let (config, now_ms) = (&self.config, self.now_ms);
+        let change = self.pool.workers.update(id, |worker| {
+            let change = tell(worker, &config.breaker, now_ms);
             worker.look(config, now_ms);
             change
         });
-        change.flatten().iter().for_each(|change| self.breaker_changed(&attempt.worker, change));
+        change.flatten().iter().for_each(|change| self.breaker_changed(id, change));
     }
 }
 

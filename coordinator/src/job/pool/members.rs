@@ -241,6 +241,16 @@ impl Worker {
     }
 }
 
+/// Keeps the order of those with room, where one has changed.
+fn keep_order(free: &mut BTreeSet<(Reverse<u32>, WorkerId)>, id: &WorkerId, worker: &mut Worker) {
+    let (before, after) = (worker.room, worker.room());
+    worker.room = after;
+    if before != after {
+        before.map(|room| free.remove(&(Reverse(room), id.clone())));
+        after.map(|room| free.insert((Reverse(room), id.clone())));
+    }
+}
+
 /// What has changed about a worker since the last look.
 #[derive(Debug)]
 pub(crate) struct Look {
@@ -280,12 +290,7 @@ impl Workers {
         self.counts.take_away(worker);
         let result = change(worker);
         self.counts.add(worker);
-        let (before, after) = (worker.room, worker.room());
-        worker.room = after;
-        if before != after {
-            before.map(|room| self.free.remove(&(Reverse(room), id.clone())));
-            after.map(|room| self.free.insert((Reverse(room), id.clone())));
-        }
+        keep_order(&mut self.free, id, worker);
         Some(result)
     }
 
@@ -351,12 +356,7 @@ impl Workers {
             let liveness = worker.detector.check(&config.detector, now_ms);
             let breaker = worker.look(config, now_ms);
             self.counts.add(worker);
-            let (before, after) = (worker.room, worker.room());
-            worker.room = after;
-            if before != after {
-                before.map(|room| self.free.remove(&(Reverse(room), id.clone())));
-                after.map(|room| self.free.insert((Reverse(room), id.clone())));
-            }
+            keep_order(&mut self.free, id, worker);
             if liveness.is_some() || breaker.is_some() {
                 changed.push((id.clone(), Look { liveness, breaker }));
             }

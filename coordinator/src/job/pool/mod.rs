@@ -10,6 +10,7 @@ use crate::job::forgiven;
 mod contact;
 mod fitness;
 pub(crate) mod members;
+mod owned;
 pub(crate) mod owners;
 pub mod policies;
 mod stragglers;

@@ -13,21 +13,21 @@ use crate::job::ledger::durable::DurableJob;
 use crate::job::pool::policies::speculation::Running;
 use crate::job::tasks::attempts::TakenBack;
 use crate::job::tasks::table::{Attempt, PhaseTasks, TaskState};
-use crate::job::view::figures::Counted;
+use crate::job::view::tally::Counted;
 use crate::job::{Machine, SharedPlan};
 
 impl Machine {
     /// Looks for stragglers and gives them a second attempt.
     pub(crate) fn speculate(&mut self) {
         let slots = self.pool.workers.slots();
-        let seconds = |active: &Active| active.all_tasks().map(|tasks| tasks.seconds).sum::<u32>();
-        let mut speculating: u32 = self.active.values().map(seconds).sum();
+        let seconds = |active: &Active| active.tasks.all().map(|tasks| tasks.seconds).sum::<u32>();
+        let mut speculating: u32 = self.jobs.at_work().values().map(seconds).sum();
         let all_wait = self.outages.journal_stalled().is_some()
             || self.pool.limits.rate_per_s().is_some()
             || !self.outages.is_connected();
         let may_begin =
             !self.free_tasks_wait() && !all_wait && self.pool.too_few(&self.config).is_none();
-        let jobs: Vec<JobId> = self.active.keys().cloned().collect();
+        let jobs: Vec<JobId> = self.jobs.at_work().keys().cloned().collect();
         for job in jobs {
             let chosen = self.stragglers(&job, slots, speculating);
             for id in chosen.into_iter().filter(|_| may_begin) {
@@ -39,18 +39,15 @@ impl Machine {
     /// Keeps the pace of a job's phase, and chooses the attempts that deserve a second one.
     fn stragglers(&mut self, job: &JobId, slots: u32, speculating: u32) -> Vec<AttemptId> {
         let fair_ms = self.fair_ms();
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
-        else {
-            return Vec::new();
-        };
+        let Some((durable, active)) = self.jobs.both_mut(job) else { return Vec::new() };
         // While runs are missing no merge begins, not even a second one.
-        let repaired = active.repair.is_some() || active.awaits_loss();
+        let repaired = active.tasks.is_repairing() || active.tasks.awaits_loss();
         if active.step() != Step::Working || active.held_back || repaired {
             return Vec::new();
         }
         let (plan, calm) = (active.plan.clone(), active.trouble().is_none());
         let settings = &active.config.speculation.clone();
-        let Some(tasks) = active.tasks.as_mut() else { return Vec::new() };
+        let Some(tasks) = active.tasks.stage_mut() else { return Vec::new() };
         let size = |task: TaskId| task_bytes(durable, plan.as_ref(), task);
         let running = tasks.running_attempts().map(|attempt| progress(attempt, fair_ms, size));
         tasks.pace = tasks.rates.pace(settings, tasks.total(), running);
@@ -65,11 +62,11 @@ impl Machine {
 
     fn begin_second(&mut self, job: &JobId, id: &AttemptId) -> bool {
         let Some(worker) = self.second_worker(job, id) else { return false };
-        let Some(active) = self.active.get_mut(job) else { return false };
+        let Some(active) = self.jobs.active_mut(job) else { return false };
         active.second_began();
         self.view.count(Counted::SecondBegan(id.task.phase));
         let first =
-            active.attempt(id).map(|attempt| attempt.worker.to_string()).unwrap_or_default();
+            active.tasks.attempt(id).map(|attempt| attempt.worker.to_string()).unwrap_or_default();
         let text = format!(
             "{} is slow on {first}; {worker} gets a second attempt, and the first commit wins",
             id.task
@@ -82,9 +79,9 @@ impl Machine {
     /// A free worker for a second attempt: not the one that has the first, and one that has not
     /// failed the task if there is any.
     fn second_worker(&self, job: &JobId, id: &AttemptId) -> Option<WorkerId> {
-        let tasks = self.active.get(job)?.tasks.as_ref()?;
+        let tasks = self.jobs.active(job)?.tasks.stage()?;
         let first = &tasks.attempt(id)?.worker;
-        if self.active.get(job)?.owners.of_task(id.task).is_some() {
+        if self.jobs.active(job)?.owners.of_task(id.task).is_some() {
             return None;
         }
         let history = tasks.history.get(&id.task.index);
@@ -103,7 +100,7 @@ impl Machine {
 
     /// The input of a task in bytes, where nobody has said so.
     pub(crate) fn size_of(&self, job: &JobId, task: TaskId) -> u64 {
-        let Some((durable, active)) = self.both(job) else { return 0 };
+        let Some((durable, active)) = self.jobs.both(job) else { return 0 };
         task_bytes(durable, active.plan.as_ref(), task)
     }
 
@@ -122,13 +119,14 @@ impl Machine {
                 continue;
             }
             for (job, attempt) in &worker.attempts {
-                let Some(active) = self.active.get(job).filter(|active| active.trouble().is_none())
+                let Some(active) =
+                    self.jobs.active(job).filter(|active| active.trouble().is_none())
                 else {
                     continue;
                 };
                 let hang_ms = active.config.speculation.hang_ms;
                 if let Some(idle_ms) =
-                    active.attempt(attempt).and_then(|attempt| self.hangs(attempt, hang_ms))
+                    active.tasks.attempt(attempt).and_then(|attempt| self.hangs(attempt, hang_ms))
                 {
                     hung.push((id.clone(), job.clone(), *attempt, idle_ms));
                 }
@@ -136,12 +134,8 @@ impl Machine {
         }
         for (worker, job, attempt, idle_ms) in hung {
             let why = format!("it made no progress for {idle_ms} ms (speculation.hang_ms)");
-            self.event(
-                Some(&job),
-                "warning",
-                "attempt-hung",
-                format!("{attempt} on {worker}: {why}"),
-            );
+            let text = format!("{attempt} on {worker}: {why}");
+            self.event(Some(&job), "warning", "attempt-hung", text);
             self.take_back(&job, &attempt, &TakenBack::Lost(why));
             self.cancel_attempt(&worker, &job, &attempt);
         }

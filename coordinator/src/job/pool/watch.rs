@@ -16,7 +16,7 @@ use crate::job::pool::policies::health::{self, Subject};
 use crate::job::pool::policies::phi::{self, Liveness};
 use crate::job::pool::policies::ramp;
 use crate::job::tasks::attempts::TakenBack;
-use crate::job::view::figures::Counted;
+use crate::job::view::tally::Counted;
 
 /// Pause between two looks at what need not be looked at with every tick, in milliseconds.
 const LOOK_MS: u64 = 1000;
@@ -104,12 +104,8 @@ impl Machine {
                 self.event(None, "info", "worker-back", text);
             }
             (Liveness::Suspect, _) => {
-                self.event(
-                    None,
-                    "info",
-                    "worker-back",
-                    format!("{id} is heard again after {silence_ms} ms"),
-                );
+                let text = format!("{id} is heard again after {silence_ms} ms");
+                self.event(None, "info", "worker-back", text);
             }
             (Liveness::Healthy | Liveness::Rejoined, _) => {}
         }
@@ -216,11 +212,14 @@ impl Machine {
     /// The store that keeps all workers of a job waiting: those that are at work on it, or where
     /// there is none, all that live.
     pub(crate) fn all_wait_for(&self, active: &Active) -> Option<String> {
-        if active.running() == 0 {
+        if active.tasks.running() == 0 {
             return self.pool.watch.all_wait_for.clone();
         }
         store_of_all(
-            active.running_attempts().filter_map(|attempt| self.pool.workers.get(&attempt.worker)),
+            active
+                .tasks
+                .running_attempts()
+                .filter_map(|attempt| self.pool.workers.get(&attempt.worker)),
         )
     }
 }

@@ -6,16 +6,12 @@ use muster_common::wire::CancelAttempt;
 use muster_common::{Error, ErrorKind, Result};
 
 use crate::job::io::Effect;
-use crate::job::ledger::Waiters;
 use crate::job::pool::members::Worker;
-use crate::job::tasks::table::{Recording, TaskState};
-use crate::job::view::figures::Counted;
+use crate::job::tasks::table::{ERRORS_MAX, Recording, TaskState};
 use crate::job::view::letters::causes;
+use crate::job::view::tally::Counted;
 use crate::job::{Machine, Timer};
 use crate::journal::record::{AttemptFailed, Record};
-
-/// Errors of one task that are kept to be named.
-pub(crate) const ERRORS_MAX: usize = 10;
 
 /// Why an attempt is taken back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,11 +42,8 @@ impl Machine {
     /// Ends an attempt that is under way without a result. One whose result is on its way into the
     /// journal stays: it counts whatever becomes of its worker.
     pub(crate) fn take_back(&mut self, job: &JobId, id: &AttemptId, why: &TakenBack) {
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
-        else {
-            return;
-        };
-        let Some(tasks) = active.tasks_of_mut(id.task.phase) else { return };
+        let Some((durable, active)) = self.jobs.both_mut(job) else { return };
+        let Some(tasks) = active.tasks.of_mut(id.task.phase) else { return };
         let Some(attempt) = tasks.attempt(id) else { return };
         if matches!(attempt.recording, Some(Recording::Journal(_))) {
             return;
@@ -70,29 +63,30 @@ impl Machine {
         };
         let Some(attempt) = tasks.stop(id, next) else { return };
         active.told.news();
-        active.older_list.remove(id);
+        active.tasks.older_list.remove(id);
         if has_upload && alone && matches!(why, TakenBack::Died(_)) {
-            active.bereaved.insert(*id);
+            active.tasks.bereaved.insert(*id);
         }
         self.pool.take_from(&attempt.worker, job, *id);
         self.end_with(job, &attempt, why);
         let exhausted = self.remember(job, id, &attempt.worker, why);
         if has_upload {
-            self.append(
-                Record::UploadRevoked { job: job.clone(), partition: id.task.index, attempt: *id },
-                Waiters::default(),
-            );
+            self.record(Record::UploadRevoked {
+                job: job.clone(),
+                partition: id.task.index,
+                attempt: *id,
+            });
         } else if delayed {
             let tries = self.tries(job, id.task);
             let (phase, index) = (id.task.phase, id.task.index);
-            let own = self.active.get(job).map(|active| active.config.clone());
+            let own = self.jobs.active(job).map(|active| active.config.clone());
             let retry = own.as_ref().map_or(&self.config.retry, |own| &own.retry);
             let pause_ms = retry.task.pause_ms(tries, self.jitter.next());
             self.after(pause_ms, Timer::Requeue(job.clone(), phase, index));
         } else if limited {
             self.pool.defer_lost(job, id.task.phase, id.task.index);
         }
-        self.touch(job);
+        self.jobs.touch(job);
         // While another attempt goes on, the tries of the task are not used up.
         if let Some(error) = exhausted.filter(|error| alone || error.kind != ErrorKind::Exhausted) {
             self.fail(job, error);
@@ -102,7 +96,7 @@ impl Machine {
     /// The result of an attempt is about to count: whoever else is at its task lets go, and no
     /// other upload of its partition stays open.
     pub(crate) fn dismiss_rivals(&mut self, job: &JobId, id: &AttemptId) {
-        let tasks = self.active.get(job).and_then(|active| active.tasks_of(id.task.phase));
+        let tasks = self.jobs.tasks(job, id.task.phase);
         let rival =
             tasks.and_then(|tasks| tasks.rival(id)).map(|rival| (rival.id, rival.worker.clone()));
         if let Some((rival, worker)) = rival {
@@ -112,22 +106,15 @@ impl Machine {
         if id.task.phase != Phase::Merge {
             return;
         }
-        let others = self
-            .durable
-            .jobs
-            .get(job)
-            .into_iter()
-            .flat_map(|durable| durable.uploads_of(id.task.index));
+        let others =
+            self.jobs.known(job).into_iter().flat_map(|durable| durable.uploads_of(id.task.index));
         let open: Vec<AttemptId> = others
             .map(|upload| upload.attempt)
             .filter(|attempt| attempt != id && !self.is_being_revoked(job, attempt))
             .collect();
         for attempt in open {
             let partition = id.task.index;
-            self.append(
-                Record::UploadRevoked { job: job.clone(), partition, attempt },
-                Waiters::default(),
-            );
+            self.record(Record::UploadRevoked { job: job.clone(), partition, attempt });
         }
     }
 
@@ -141,7 +128,7 @@ impl Machine {
     }
 
     pub(crate) fn tries(&self, job: &JobId, task: TaskId) -> u32 {
-        let tasks = self.active.get(job).and_then(|active| active.tasks_of(task.phase));
+        let tasks = self.jobs.tasks(job, task.phase);
         tasks.and_then(|tasks| tasks.history.get(&task.index)).map_or(0, |history| history.tries)
     }
 
@@ -175,11 +162,11 @@ impl Machine {
             .map(|known| known.info.host.clone())
             .unwrap_or_default();
         let (now_ms, unix_ms) = (self.now_ms, self.unix_ms());
-        let active = self.active.get_mut(job)?;
+        let (durable, active) = self.jobs.both_mut(job)?;
         let attempts_max = active.attempts_max;
         active.told.recoveries.trouble(task, word, now_ms);
-        active.told.failed(*attempt, unix_ms, self.durable.jobs.get(job)?);
-        let history = active.tasks_of_mut(task.phase)?.history.entry(task.index).or_default();
+        active.told.failed(*attempt, unix_ms, durable);
+        let history = active.tasks.of_mut(task.phase)?.history.entry(task.index).or_default();
         history.tries += 1;
         history.heed_memory(task.phase, kind);
         let needs_bytes = history.needs_bytes;
@@ -201,14 +188,10 @@ impl Machine {
                 kind,
                 error,
             };
-            self.append(Record::AttemptFailed(Box::new(failed)), Waiters::default());
+            self.record(Record::AttemptFailed(Box::new(failed)));
         }
-        self.event(
-            Some(job),
-            "warning",
-            "attempt-failed",
-            format!("{task}, try {tries} of {attempts_max}: {named}"),
-        );
+        let text = format!("{task}, try {tries} of {attempts_max}: {named}");
+        self.event(Some(job), "warning", "attempt-failed", text);
         match why {
             TakenBack::Failed(error)
                 if matches!(error.kind, ErrorKind::Invalid | ErrorKind::Bug) =>
@@ -238,17 +221,16 @@ impl Machine {
     }
 
     pub(crate) fn requeue(&mut self, job: &JobId, phase: Phase, index: u32) {
-        if let Some(tasks) = self.active.get_mut(job).and_then(|active| active.tasks_of_mut(phase))
-        {
+        if let Some(tasks) = self.jobs.tasks_mut(job, phase) {
             tasks.requeue(index);
         }
-        self.touch(job);
+        self.jobs.touch(job);
     }
 
     /// Aborts a revoked upload; the task can be granted again once the store has confirmed it.
     pub(crate) fn abort_revoked(&mut self, job: &JobId, attempt: &AttemptId) {
-        let Some((durable, active)) = self.both(job) else { return };
-        let Some(tasks) = active.tasks_of(attempt.task.phase) else { return };
+        let Some((durable, active)) = self.jobs.both(job) else { return };
+        let Some(tasks) = active.tasks.of(attempt.task.phase) else { return };
         if tasks.attempt(attempt).is_some() {
             return;
         }
@@ -262,8 +244,8 @@ impl Machine {
     }
 
     pub(crate) fn upload_aborted(&mut self, job: &JobId, attempt: &AttemptId, result: Result<()>) {
-        let Some(active) = self.active.get_mut(job) else { return };
-        let tasks = active.tasks_of(attempt.task.phase);
+        let Some(active) = self.jobs.active_mut(job) else { return };
+        let tasks = active.tasks.of(attempt.task.phase);
         let tries = tasks
             .and_then(|tasks| tasks.history.get(&attempt.task.index))
             .map_or(0, |history| history.tries);
@@ -273,15 +255,15 @@ impl Machine {
             Ok(()) if awaited => {
                 let (phase, index) = (attempt.task.phase, attempt.task.index);
                 // Its upload had to go first; from here on it is a lost task like any other.
-                if active.bereaved.remove(attempt) && !self.pool.admits_lost(self.now_ms) {
-                    active.tasks_of_mut(phase).into_iter().for_each(|tasks| tasks.delay(index));
+                if active.tasks.bereaved.remove(attempt) && !self.pool.admits_lost(self.now_ms) {
+                    active.tasks.of_mut(phase).into_iter().for_each(|tasks| tasks.delay(index));
                     self.pool.defer_lost(job, phase, index);
                 } else {
                     self.requeue(job, phase, index);
                 }
             }
             Ok(()) => {
-                active.bereaved.remove(attempt);
+                active.tasks.bereaved.remove(attempt);
             }
             // A part that cannot be taken back must not be made again, and no wait gives the right
             // to do it.

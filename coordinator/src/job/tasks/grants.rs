@@ -12,12 +12,11 @@ use muster_common::wire::{RunAttempt, RunReply};
 use crate::job::flow::active::Active;
 use crate::job::flow::table::Stage;
 use crate::job::io::Effect;
-use crate::job::ledger::Waiters;
 use crate::job::ledger::durable::DurableJob;
 use crate::job::pool::members::Worker;
 use crate::job::tasks::attempts::TakenBack;
 use crate::job::tasks::table::{Attempt, History};
-use crate::job::view::figures::Counted;
+use crate::job::view::tally::Counted;
 use crate::job::{Machine, Timer};
 use crate::journal::record::Record;
 
@@ -38,18 +37,6 @@ fn skipped_of(durable: &DurableJob, active: &Active, task: TaskId) -> Vec<u32> {
 }
 
 impl Machine {
-    /// Puts a job into, or out of, the order of those with something to grant.
-    pub(crate) fn touch(&mut self, job: &JobId) {
-        let Some(active) = self.active.get_mut(job) else { return };
-        let after = active.may_run().then(|| active.running());
-        let before = std::mem::replace(&mut active.runnable, after);
-        if before != after {
-            let order = active.order;
-            before.map(|running| self.runnable.remove(&(running, order, job.clone())));
-            after.map(|running| self.runnable.insert((running, order, job.clone())));
-        }
-    }
-
     /// Grants what can be granted.
     pub(crate) fn schedule(&mut self) {
         if self.pool.too_few(&self.config).is_some() {
@@ -65,9 +52,9 @@ impl Machine {
     /// The first task, in the order of fairness, that a worker with room may have.
     fn next_grant(&self) -> Option<(JobId, TaskId, WorkerId)> {
         self.pool.workers().free().next()?;
-        self.runnable.iter().find_map(|(_, _, job)| {
-            let active = self.active.get(job)?;
-            let tasks = active.granted_from()?;
+        self.jobs.runnable().iter().find_map(|(_, _, job)| {
+            let active = self.jobs.active(job)?;
+            let tasks = active.tasks.granted_from()?;
             // A slot of theirs is the only one that such tasks can have.
             let owned = self.next_owned(active);
             let next = owned.or_else(|| {
@@ -110,21 +97,15 @@ impl Machine {
         if task.phase != Phase::Merge {
             return false;
         }
-        let open =
-            self.durable.jobs.get(job).and_then(|durable| durable.uploads_of(task.index).next());
+        let open = self.jobs.known(job).and_then(|durable| durable.uploads_of(task.index).next());
         let Some(attempt) = open.map(|upload| upload.attempt) else { return false };
-        if let Some(tasks) =
-            self.active.get_mut(job).and_then(|active| active.tasks_of_mut(task.phase))
-        {
+        if let Some(tasks) = self.jobs.tasks_mut(job, task.phase) {
             tasks.revoke(task.index, attempt);
         }
-        self.touch(job);
+        self.jobs.touch(job);
         // A rival's dismissal may have asked for it already, and the task waits for that.
         if !self.is_being_revoked(job, &attempt) {
-            self.append(
-                Record::UploadRevoked { job: job.clone(), partition: task.index, attempt },
-                Waiters::default(),
-            );
+            self.record(Record::UploadRevoked { job: job.clone(), partition: task.index, attempt });
         }
         true
     }
@@ -136,8 +117,8 @@ impl Machine {
         let ticket = self.begin_with(worker);
         self.view.count(Counted::AttemptBegan(task.phase));
         let fair_ms = self.fair_ms();
-        let Some(active) = self.active.get_mut(job) else { return };
-        let Some(tasks) = active.tasks_of_mut(task.phase) else { return };
+        let Some(active) = self.jobs.active_mut(job) else { return };
+        let Some(tasks) = active.tasks.of_mut(task.phase) else { return };
         tasks.start(Attempt {
             id,
             worker: worker.clone(),
@@ -153,13 +134,13 @@ impl Machine {
             recording: None,
         });
         self.pool.give(worker, job, id);
-        self.touch(job);
+        self.jobs.touch(job);
         self.send_run(job, &id);
     }
 
     /// The generation in which a task is to be done now.
     pub(crate) fn generation(&self, job: &JobId, task: TaskId) -> Generation {
-        let durable = self.durable.jobs.get(job);
+        let durable = self.jobs.known(job);
         match task.phase {
             Phase::Sample => self.sampling_generation(job),
             Phase::Sort => durable.map_or(Generation(0), |durable| durable.generation(task.index)),
@@ -169,17 +150,14 @@ impl Machine {
 
     /// Sends the order to run an attempt that is under way.
     fn send_run(&mut self, job: &JobId, id: &AttemptId) {
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
-        else {
-            return;
-        };
+        let Some((durable, active)) = self.jobs.both_mut(job) else { return };
         let skip = skipped_of(durable, active, id.task);
         let Some(work) = (Stage::of(id.task.phase).work)(durable, skip) else { return };
         let plan = durable.submitted.plan.clone();
-        let tasks = active.tasks_of(id.task.phase);
+        let tasks = active.tasks.of(id.task.phase);
         let history = tasks.and_then(|tasks| tasks.history.get(&id.task.index));
         let memory_halvings = history.map_or(0, |history| history.halvings);
-        let Some(attempt) = active.attempt_mut(id) else { return };
+        let Some(attempt) = active.tasks.attempt_mut(id) else { return };
         attempt.sent += 1;
         let worker = attempt.worker.clone();
         let Some((incarnation, peer)) =
@@ -207,17 +185,13 @@ impl Machine {
         reply: Result<RunReply>,
     ) {
         let now_ms = self.now_ms;
-        let attempt = self
-            .active
-            .get_mut(job)
-            .and_then(|active| active.attempt_mut(id))
-            .filter(|attempt| attempt.worker == *worker);
+        let attempt = self.jobs.attempt_mut(job, id).filter(|attempt| attempt.worker == *worker);
         match (reply, attempt) {
             (Ok(RunReply::Accepted), Some(attempt)) => {
                 attempt.accepted = true;
                 attempt.seen_ms = now_ms;
                 self.pool.accepted(worker);
-                if let Some(active) = self.active.get_mut(job) {
+                if let Some(active) = self.jobs.active_mut(job) {
                     active.stirs(now_ms);
                 }
             }
@@ -229,12 +203,8 @@ impl Machine {
             }
             (Ok(RunReply::Refused { error }), Some(attempt)) if !attempt.accepted => {
                 self.counters.violations += 1;
-                self.event(
-                    Some(job),
-                    "warning",
-                    "order-refused",
-                    format!("worker {worker} refused {id}: {error}"),
-                );
+                let text = format!("worker {worker} refused {id}: {error}");
+                self.event(Some(job), "warning", "order-refused", text);
                 self.pause(worker);
                 self.take_back(job, id, &TakenBack::HandedBack);
             }
@@ -247,12 +217,7 @@ impl Machine {
     }
 
     pub(crate) fn resend(&mut self, job: &JobId, id: &AttemptId) {
-        let Some(attempt) = self
-            .active
-            .get(job)
-            .and_then(|active| active.attempt(id))
-            .filter(|attempt| !attempt.accepted)
-        else {
+        let Some(attempt) = self.jobs.attempt(job, id).filter(|attempt| !attempt.accepted) else {
             return;
         };
         if attempt.recording.is_some() {
@@ -262,12 +227,8 @@ impl Machine {
             return self.send_run(job, id);
         }
         let worker = attempt.worker.clone();
-        self.event(
-            Some(job),
-            "warning",
-            "order-unanswered",
-            format!("worker {worker} has not answered {SENT_MAX} orders to run {id}"),
-        );
+        let text = format!("worker {worker} has not answered {SENT_MAX} orders to run {id}");
+        self.event(Some(job), "warning", "order-unanswered", text);
         self.pause(&worker);
         self.take_back(job, id, &TakenBack::HandedBack);
     }

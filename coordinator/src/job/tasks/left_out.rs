@@ -17,9 +17,8 @@ use muster_kernel::proof::Interval;
 
 use crate::job::Machine;
 use crate::job::io::Listing;
-use crate::job::ledger::Waiters;
 use crate::job::tasks::attempts::{TakenBack, cut_to_line};
-use crate::job::view::figures::Counted;
+use crate::job::view::tally::Counted;
 use crate::journal::record::Record;
 
 /// Most objects that one job leaves out.
@@ -34,8 +33,9 @@ impl Machine {
         worker: &WorkerId,
         (object, error): (u32, Error),
     ) {
-        let Some((durable, active)) = self.both(job) else { return };
-        if durable.skipped_objects.contains_key(&object) || active.skipping.contains(&object) {
+        let Some((durable, active)) = self.jobs.both(job) else { return };
+        if durable.skipped_objects.contains_key(&object) || active.tasks.skipping.contains(&object)
+        {
             return self.take_back(job, id, &TakenBack::HandedBack);
         }
         let plan = active.plan.as_ref();
@@ -58,7 +58,7 @@ impl Machine {
         {
             return self.take_back(job, id, &TakenBack::Failed(error));
         }
-        if durable.skipped_objects.len() + active.skipping.len() >= SKIPPED_MAX {
+        if durable.skipped_objects.len() + active.tasks.skipping.len() >= SKIPPED_MAX {
             let text = format!(
                 "more than {SKIPPED_MAX} input objects cannot be read, at last {}",
                 error.message
@@ -72,10 +72,10 @@ impl Machine {
             .map(|known| known.info.host.clone())
             .unwrap_or_default();
         let why = cut_to_line(&format!("worker {worker} on {host}: {}", error.message));
-        if let Some(active) = self.active.get_mut(job) {
-            active.skipping.insert(object);
+        if let Some(active) = self.jobs.active_mut(job) {
+            active.tasks.skipping.insert(object);
         }
-        self.append(Record::ObjectSkipped { job: job.clone(), object, why }, Waiters::default());
+        self.record(Record::ObjectSkipped { job: job.clone(), object, why });
         self.take_back(job, id, &TakenBack::HandedBack);
     }
 
@@ -90,28 +90,21 @@ impl Machine {
 
     /// The omission stands.
     pub(crate) fn object_is_skipped(&mut self, job: &JobId, object: u32) {
-        let (Some(durable), Some(active)) = (self.durable.jobs.get(job), self.active.get_mut(job))
-        else {
-            return;
-        };
-        active.skipping.remove(&object);
+        let Some((durable, active)) = self.jobs.both_mut(job) else { return };
+        active.tasks.skipping.remove(&object);
         active.moved(self.now_ms);
         let why = durable.skipped_objects.get(&object).cloned().unwrap_or_default();
-        self.event(
-            Some(job),
-            "warning",
-            "object-skipped",
-            format!("an input object is left out: {why}"),
-        );
+        let text = format!("an input object is left out: {why}");
+        self.event(Some(job), "warning", "object-skipped", text);
         self.give_up_holders(job, object);
-        self.touch(job);
+        self.jobs.touch(job);
         self.advance(job);
     }
 
     /// Committed runs that hold records of an object that is left out are made anew. Only the
     /// splits that read it are looked at: objects and omissions may be many.
     fn give_up_holders(&mut self, job: &JobId, object: u32) {
-        let Some((durable, active)) = self.both(job) else { return };
+        let Some((durable, active)) = self.jobs.both(job) else { return };
         let Some(plan) = active.plan.as_deref() else { return self.give_up_skipped(job) };
         let runs = durable.runs.range(splits_of(plan, object));
         self.give_up(job, runs.map(|(split, _)| *split).collect());
@@ -124,13 +117,13 @@ impl Machine {
 
     /// The same for all runs: for a leader that takes over.
     pub(crate) fn give_up_skipped(&mut self, job: &JobId) {
-        let Some(durable) = self.durable.jobs.get(job) else { return };
+        let Some(durable) = self.jobs.known(job) else { return };
         self.give_up(job, durable.runs.keys().copied().collect());
     }
 
     /// Of these splits' committed runs, those that hold records of what is left out are made anew.
     fn give_up(&mut self, job: &JobId, splits: Vec<u32>) {
-        let Some(durable) = self.durable.jobs.get(job) else { return };
+        let Some(durable) = self.jobs.known(job) else { return };
         let nothing = durable.skipped_objects.is_empty() || planted::is(Bug::KeepSkipped);
         if nothing || durable.state != JobState::Sorting {
             return;
@@ -158,9 +151,9 @@ impl Machine {
     /// Whether a run holds records of an object that is left out, or about to be: its attempt began
     /// before that was known.
     pub(crate) fn holds_skipped(&self, job: &JobId, run: &SortedRun) -> bool {
-        let Some((durable, active)) = self.both(job) else { return false };
+        let Some((durable, active)) = self.jobs.both(job) else { return false };
         let skipped = |object: &u32| {
-            durable.skipped_objects.contains_key(object) || active.skipping.contains(object)
+            durable.skipped_objects.contains_key(object) || active.tasks.skipping.contains(object)
         };
         run.intervals.iter().any(|interval| skipped(&interval.object))
     }

@@ -24,6 +24,7 @@ use crate::job::ledger::Waiters;
 use crate::job::tasks::attempts::TakenBack;
 use crate::job::tasks::lineage::Damage;
 use crate::job::tasks::table::{Recording, TaskState};
+use crate::job::view::tally::Counted;
 use crate::journal::record::{self, PartCommitted, RECORD_BYTES_MAX, Record, RunCommitted};
 
 /// Most bytes of keys that the samples of one job take in memory.
@@ -55,16 +56,19 @@ impl Machine {
         }
         let (job, id) = (&report.job, &report.attempt);
         let now_ms = self.now_ms;
-        let Some(active) = self.active.get_mut(job) else { return self.revoke(to) };
-        if let Some(attempt) = active.attempt_mut(id) {
+        let Some(active) = self.jobs.active_mut(job) else { return self.revoke(to) };
+        if let Some(attempt) = active.tasks.attempt_mut(id) {
             // Heartbeats speak of what runs; one that is done and not yet acknowledged is heard of
             // here.
             attempt.seen_ms = now_ms;
         }
-        if active.ending().is_some() || (active.plan.is_none() && active.attempt(id).is_some()) {
+        if active.ending().is_some()
+            || (active.plan.is_none() && active.tasks.attempt(id).is_some())
+        {
             return self.answer(to, ReportReply::Later);
         }
         let Some(attempt) = active
+            .tasks
             .attempt(id)
             .filter(|attempt| attempt.worker == report.worker && active.step() == Step::Working)
         else {
@@ -90,7 +94,7 @@ impl Machine {
     }
 
     fn is_overtaken(&self, job: &JobId, id: &AttemptId) -> bool {
-        let tasks = self.active.get(job).and_then(|active| active.tasks_of(id.task.phase));
+        let tasks = self.jobs.tasks(job, id.task.phase);
         tasks.and_then(|tasks| tasks.rival(id)).is_some_and(|rival| rival.recording.is_some())
     }
 
@@ -105,18 +109,14 @@ impl Machine {
 
     /// Whether the result of an attempt counts already.
     pub(crate) fn is_committed(&self, job: &JobId, attempt: &AttemptId) -> bool {
-        let on_its_way = || {
-            self.active
-                .get(job)
-                .and_then(|active| active.attempt(attempt))
-                .is_some_and(|attempt| attempt.recording.is_some())
-        };
+        let on_its_way =
+            || self.jobs.attempt(job, attempt).is_some_and(|attempt| attempt.recording.is_some());
         self.stands_in_journal(job, attempt) || on_its_way()
     }
 
     fn stands_in_journal(&self, job: &JobId, attempt: &AttemptId) -> bool {
         let index = attempt.task.index;
-        self.durable.jobs.get(job).is_some_and(|durable| match attempt.task.phase {
+        self.jobs.known(job).is_some_and(|durable| match attempt.task.phase {
             Phase::Sample => false,
             Phase::Sort => durable.runs.get(&index).is_some_and(|run| run.attempt == *attempt),
             Phase::Merge => durable.parts.get(&index).is_some_and(|part| part.attempt == *attempt),
@@ -127,7 +127,7 @@ impl Machine {
     /// nobody may remove what it made.
     fn is_recorded(&self, report: &Report) -> bool {
         let Report { job, attempt, outcome, .. } = report;
-        let open = self.durable.jobs.get(job).and_then(|durable| durable.upload(attempt));
+        let open = self.jobs.known(job).and_then(|durable| durable.upload(attempt));
         match outcome {
             Outcome::UploadOpened { upload } if open.is_some() => {
                 open.is_some_and(|open| open.upload == *upload)
@@ -250,13 +250,13 @@ impl Machine {
     }
 
     fn result_is_here(&mut self, job: &JobId, id: &AttemptId, how: Recording) {
-        let tasks = self.active.get_mut(job).and_then(|active| active.tasks_of_mut(id.task.phase));
+        let tasks = self.jobs.tasks_mut(job, id.task.phase);
         tasks.into_iter().for_each(|tasks| tasks.result_is_here(id, how));
     }
 
     fn plan_of(&self, job: &JobId) -> Result<&Plan, String> {
-        self.active
-            .get(job)
+        self.jobs
+            .active(job)
             .and_then(|active| active.plan.as_deref())
             .ok_or_else(|| format!("the plan of job {job} is not here"))
     }
@@ -272,7 +272,8 @@ impl Machine {
             ));
         }
         self.check_bad_records(job, plan, attempt, run)?;
-        let lost = self.active.get(job).and_then(|active| active.repair.as_ref()?.sums.get(&split));
+        let lost =
+            self.jobs.active(job).and_then(|active| active.tasks.repair.as_ref()?.sums.get(&split));
         if let Some((input, kept)) =
             lost.filter(|lost| **lost != (run.input, run.kept.plus(&run.dropped)))
         {
@@ -288,7 +289,7 @@ impl Machine {
             run.intervals.iter().fold(0_u64, |sum, interval| sum.saturating_add(interval.len()));
         check_sums(&plan.sort.format, &run.input, &run.skipped, consumed)?;
         self.check_in_scratch(job, &run.url)?;
-        let replica = self.active.get(job).and_then(|active| active.replica.as_ref());
+        let replica = self.jobs.active(job).and_then(|active| active.replica.as_ref());
         match (&run.replica, replica) {
             (Some(url), None) => Err(format!("a replica at {url}, where none was asked for")),
             (Some(url), Some(replica))
@@ -323,8 +324,8 @@ impl Machine {
             ));
         }
         let expected = self
-            .active
-            .get(job)
+            .jobs
+            .active(job)
             .map(|active| active.scratch.join(&names::bad_records_path(attempt)).to_string());
         if let Some(lines) =
             run.quarantine.as_ref().filter(|lines| Some(&lines.url) != expected.as_ref())
@@ -346,7 +347,7 @@ impl Machine {
 
     fn check_in_scratch(&self, job: &JobId, url: &str) -> Result<(), String> {
         let parsed: BlobUrl = url.parse().map_err(|e| format!("{e}"))?;
-        let inside = self.active.get(job).is_some_and(|active| active.scratch.contains(&parsed));
+        let inside = self.jobs.active(job).is_some_and(|active| active.scratch.contains(&parsed));
         if inside { Ok(()) } else { Err(format!("{url} is not below the job's scratch")) }
     }
 
@@ -356,7 +357,7 @@ impl Machine {
         attempt: &AttemptId,
         part: &MergedPart,
     ) -> Result<(), String> {
-        let durable = self.durable.jobs.get(job).ok_or("the job is not known")?;
+        let durable = self.jobs.known(job).ok_or("the job is not known")?;
         if durable.upload(attempt).is_none_or(|open| open.upload != part.upload) {
             return Err("its upload is not the one that it reported as opened".to_owned());
         }
@@ -385,10 +386,8 @@ impl Machine {
     }
 
     fn open_upload(&mut self, to: ReplyTo, job: &JobId, id: &AttemptId, upload: String) {
-        let journalled =
-            self.durable.jobs.get(job).is_some_and(|durable| durable.upload(id).is_some());
-        let Some(attempt) = self.active.get_mut(job).and_then(|active| active.attempt_mut(id))
-        else {
+        let journalled = self.jobs.known(job).is_some_and(|durable| durable.upload(id).is_some());
+        let Some(attempt) = self.jobs.attempt_mut(job, id) else {
             return;
         };
         if journalled || attempt.upload.as_ref().is_some_and(|known| *known != upload) {
@@ -413,8 +412,8 @@ impl Machine {
 
     fn fetch_samples(&mut self, to: ReplyTo, job: &JobId, id: &AttemptId, samples: BlobRef) {
         let expected = self
-            .active
-            .get(job)
+            .jobs
+            .active(job)
             .map(|active| active.scratch.join(&names::samples_path(id)).to_string());
         if expected.as_deref() != Some(&samples.url) {
             return self.violated(to, job, id, &format!("samples at {}", samples.url));
@@ -459,19 +458,39 @@ impl Machine {
         }
         self.dismiss_rivals(job, id);
         let splits =
-            u64::from(self.durable.jobs.get(job).map_or(1, |durable| durable.submitted.splits))
-                .max(1);
-        let Some(active) = self.active.get_mut(job) else { return Ok(()) };
-        let Some(done) = active.tasks.as_mut().and_then(|tasks| tasks.stop(id, TaskState::Done))
+            u64::from(self.jobs.known(job).map_or(1, |durable| durable.submitted.splits)).max(1);
+        let Some(active) = self.jobs.active_mut(job) else { return Ok(()) };
+        let Some(done) = active.tasks.stage_mut().and_then(|tasks| tasks.stop(id, TaskState::Done))
         else {
             return Ok(());
         };
         active.told.recoveries.mended(id.task, self.now_ms);
-        active.samples.extend(thin(samples, SAMPLES_BYTES_MAX / splits));
+        active.tasks.samples.extend(thin(samples, SAMPLES_BYTES_MAX / splits));
         active.moved(self.now_ms);
         self.succeed_with(job, &done);
-        self.touch(job);
+        self.jobs.touch(job);
         Ok(())
+    }
+
+    pub(crate) fn acknowledge(&mut self, waiters: Waiters, reply: &ReportReply) {
+        for to in waiters.into_vec() {
+            self.reply(to, Reply::Report(reply.clone()));
+        }
+    }
+
+    /// The attempt's result stands: its task is done, its worker has room.
+    pub(crate) fn commit_task(&mut self, job: &JobId, attempt: &AttemptId) {
+        let task = attempt.task;
+        self.dismiss_rivals(job, attempt);
+        let Some(active) = self.jobs.active_mut(job) else { return };
+        let Some(tasks) = active.tasks.of_mut(task.phase) else { return };
+        let Some(done) = tasks.stop(attempt, TaskState::Done) else { return };
+        active.tasks.committed(attempt);
+        active.told.recoveries.mended(task, self.now_ms);
+        active.moved(self.now_ms);
+        self.succeed_with(job, &done);
+        self.view.count(Counted::TaskCommitted(task.phase));
+        self.jobs.touch(job);
     }
 }
 

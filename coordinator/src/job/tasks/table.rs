@@ -10,8 +10,9 @@ use crate::job::law::{Broken, ResultKind, TaskKind};
 use crate::job::ledger::durable::DurableJob;
 use crate::job::pool::policies::breaker::Ticket;
 use crate::job::pool::policies::speculation::{Pace, Rates};
-use crate::job::tasks::attempts::ERRORS_MAX;
 
+/// Errors of one task that are kept to be named.
+pub(crate) const ERRORS_MAX: usize = 10;
 /// How often the memory of a task is halved at most.
 const HALVINGS_MAX: u8 = 3;
 

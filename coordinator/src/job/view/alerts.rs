@@ -14,7 +14,7 @@ use crate::job::pool::members::Worker;
 use crate::job::pool::policies::health::{
     Alert, DeploymentFigures, JobFigures, Rule, Subject, Transition,
 };
-use crate::job::view::figures::Counted;
+use crate::job::view::tally::Counted;
 
 impl Machine {
     /// Gives all figures to the rules; what is raised or cleared becomes an event.
@@ -24,11 +24,13 @@ impl Machine {
         let alerts = &mut self.view.alerts;
         let mut transitions = alerts.deployment(settings, now_ms, &deployment);
         for (id, worker) in self.pool.workers().iter().filter(|(_, worker)| !worker.left) {
-            let figures = worker.figures(&self.config, now_ms, spill_bytes(&self.active, worker));
+            let figures =
+                worker.figures(&self.config, now_ms, spill_bytes(self.jobs.at_work(), worker));
             transitions.extend(alerts.worker(settings, now_ms, id, &figures));
         }
         let jobs: Vec<(JobId, JobFigures)> = self
-            .active
+            .jobs
+            .at_work()
             .iter()
             .map(|(job, active)| (job.clone(), self.job_figures(job, active)))
             .collect();
@@ -40,8 +42,8 @@ impl Machine {
 
     fn deployment_figures(&mut self) -> DeploymentFigures {
         let waiting =
-            |active: &Active| active.all_tasks().map(|tasks| tasks.queue.len()).sum::<usize>();
-        let tasks_waiting: usize = self.active.values().map(waiting).sum();
+            |active: &Active| active.tasks.all().map(|tasks| tasks.queue.len()).sum::<usize>();
+        let tasks_waiting: usize = self.jobs.at_work().values().map(waiting).sum();
         DeploymentFigures {
             journal_write_ms: self.ledger.slowest_ms(self.now_ms),
             journal_failures_in_a_row: self.outages.journal_failures(),
@@ -54,9 +56,8 @@ impl Machine {
 
     fn job_figures(&self, job: &JobId, active: &Active) -> JobFigures {
         let waits = self
-            .durable
             .jobs
-            .get(job)
+            .known(job)
             .is_some_and(|durable| self.waiting_for(durable, Some(active)).is_some());
         let works = active.step() == Step::Working && !waits;
         let idle_ms = if works { active.idle_ms(self.now_ms) } else { 0 };
@@ -109,7 +110,7 @@ impl Machine {
         let holds = |alert: &&Alert| alert.rule != Rule::WorkerDown || !worker.is_alive();
         let raised = self.view.raised().filter(|alert| about(&alert.subject)).filter(holds);
         let alerts = raised.map(|alert| alert.rule.as_str().to_owned()).collect();
-        let done = self.durable.done.get(&worker.info.worker).copied().unwrap_or(0);
+        let done = self.jobs.durable().done.get(&worker.info.worker).copied().unwrap_or(0);
         let tasks_done = u32::try_from(done).unwrap_or(u32::MAX);
         WorkerStatus { alerts, tasks_done, ..worker.status(&self.config, self.now_ms) }
     }
@@ -120,7 +121,7 @@ impl Machine {
 fn spill_bytes(active: &BTreeMap<JobId, Active>, worker: &Worker) -> u64 {
     let fits = plan::sortable_bytes(worker.task_bytes());
     let sorts = worker.attempts.iter().filter(|(_, id)| id.task.phase == Phase::Sort);
-    let running = sorts.filter_map(|(job, id)| active.get(job)?.attempt(id));
+    let running = sorts.filter_map(|(job, id)| active.get(job)?.tasks.attempt(id));
     running.filter(|attempt| attempt.bytes_total > fits).fold(0, |sum: u64, attempt| {
         sum.saturating_add(attempt.bytes_total.saturating_sub(attempt.bytes_done))
     })

@@ -5,17 +5,14 @@
 use std::collections::BTreeMap;
 
 use muster_common::api::JobState;
-use muster_common::ids::Phase;
 
 use crate::job::Machine;
 use crate::job::flow::active::Active;
-use crate::job::io::RefusalCode;
 use crate::job::law::Step;
-use crate::job::ledger::durable::DurableJob;
 use crate::job::pool::policies::breaker::State;
 use crate::job::pool::policies::health::{Class, Rule};
 use crate::job::tasks::table::PhaseTasks;
-use crate::journal::record::{JobEnded, JobOutcome, Recovery};
+use crate::job::view::tally::Tally;
 
 /// All states of a job, in their order.
 pub const STATES: [JobState; 8] = [
@@ -28,54 +25,6 @@ pub const STATES: [JobState; 8] = [
     JobState::Failed,
     JobState::Cancelled,
 ];
-
-/// All phases, in their order; [`Tally`] counts some things by it.
-pub const PHASES: [Phase; 3] = [Phase::Sample, Phase::Sort, Phase::Merge];
-
-/// The kinds of trouble that recoveries are counted by.
-pub const TROUBLES: [&str; 5] =
-    ["worker-lost", "attempt-failed", "run-damaged", "input-unreadable", "store-trouble"];
-
-/// Codes with which clients are refused.
-pub const CODES: [RefusalCode; 4] =
-    [RefusalCode::BadRequest, RefusalCode::Unknown, RefusalCode::Conflict, RefusalCode::Later];
-
-/// How often something has happened since this leader's term began.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tally {
-    /// Attempts that were given out, by phase.
-    pub attempts_begun: [u64; 3],
-    /// Second attempts of slow tasks among them, by phase.
-    pub speculations: [u64; 3],
-    /// Attempts that failed, by phase.
-    pub attempts_failed: [u64; 3],
-    /// Attempts that were lost with their worker, or hung, by phase.
-    pub attempts_lost: [u64; 3],
-    /// Tasks that were committed, by phase.
-    pub tasks_committed: [u64; 3],
-    /// Committed tasks that had to be done anew, because what they made was lost.
-    pub tasks_repeated: u64,
-    /// Pieces of committed runs that were looked at for records of input objects that are left out.
-    pub intervals_looked_at: u64,
-    /// Workers that were taken for dead.
-    pub workers_lost: u64,
-    /// Registrations that were refused.
-    pub workers_refused: u64,
-    /// Requests of clients that were refused, in the order of [`CODES`].
-    pub requests_refused: [u64; CODES.len()],
-    /// Jobs that ended: succeeded, failed, cancelled.
-    pub jobs_ended: [u64; 3],
-    /// Input records of jobs that succeeded.
-    pub records_sorted: u64,
-    /// Input bytes of jobs that succeeded.
-    pub bytes_sorted: u64,
-    /// Troubles of ended jobs that were got over, in the order of [`TROUBLES`].
-    pub recovered: [u64; TROUBLES.len()],
-    /// Troubles of ended jobs that were not.
-    pub given_up: [u64; TROUBLES.len()],
-    /// Alerts that were raised.
-    pub alerts_raised: BTreeMap<Rule, u64>,
-}
 
 /// Tasks of one phase, over all jobs that are in it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -155,66 +104,6 @@ pub fn wanted(demand: Demand) -> u32 {
     busy.max(held).max(demand.least).max(1)
 }
 
-/// Something that has happened.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Counted {
-    AttemptBegan(Phase),
-    SecondBegan(Phase),
-    AttemptFailed(Phase),
-    AttemptLost(Phase),
-    TaskCommitted(Phase),
-    TaskRepeated,
-    IntervalsLookedAt(u64),
-    WorkerLost,
-    WorkerRefused,
-    RequestRefused(RefusalCode),
-    AlertRaised(Rule),
-}
-
-impl Tally {
-    /// Counts it.
-    pub(super) fn count(&mut self, what: Counted) {
-        let (count, by) = match what {
-            Counted::AttemptBegan(phase) => (&mut self.attempts_begun[phase as usize], 1),
-            Counted::SecondBegan(phase) => (&mut self.speculations[phase as usize], 1),
-            Counted::AttemptFailed(phase) => (&mut self.attempts_failed[phase as usize], 1),
-            Counted::AttemptLost(phase) => (&mut self.attempts_lost[phase as usize], 1),
-            Counted::TaskCommitted(phase) => (&mut self.tasks_committed[phase as usize], 1),
-            Counted::TaskRepeated => (&mut self.tasks_repeated, 1),
-            Counted::IntervalsLookedAt(count) => (&mut self.intervals_looked_at, count),
-            Counted::WorkerLost => (&mut self.workers_lost, 1),
-            Counted::WorkerRefused => (&mut self.workers_refused, 1),
-            Counted::RequestRefused(code) => (&mut self.requests_refused[code as usize], 1),
-            Counted::AlertRaised(rule) => (self.alerts_raised.entry(rule).or_default(), 1),
-        };
-        *count = count.saturating_add(by);
-    }
-
-    /// A job has ended.
-    pub(super) fn ended(&mut self, ended: &JobEnded, job: Option<&DurableJob>) {
-        let how = match ended.outcome {
-            JobOutcome::Succeeded => 0,
-            JobOutcome::Failed => 1,
-            JobOutcome::Cancelled => 2,
-        };
-        self.jobs_ended[how] += 1;
-        self.recoveries(&ended.recoveries);
-        if let Some(job) = job.filter(|_| ended.outcome == JobOutcome::Succeeded) {
-            self.records_sorted = self.records_sorted.saturating_add(job.run_totals.input.records);
-            self.bytes_sorted = self.bytes_sorted.saturating_add(job.submitted.input_bytes);
-        }
-    }
-
-    fn recoveries(&mut self, recoveries: &[Recovery]) {
-        for recovery in recoveries {
-            if let Some(at) = TROUBLES.iter().position(|kind| *kind == recovery.kind) {
-                self.recovered[at] += u64::from(recovery.recovered);
-                self.given_up[at] += u64::from(recovery.given_up);
-            }
-        }
-    }
-}
-
 impl PhaseTasks {
     fn counts(&self) -> TaskCounts {
         let queued = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
@@ -255,13 +144,13 @@ impl Machine {
 
     fn count_jobs(&self, figures: &mut Figures) {
         let planning =
-            self.planning.keys().filter(|job| !self.durable.jobs.contains_key(*job)).count();
+            self.planning.keys().filter(|job| !self.jobs.durable().jobs.contains_key(*job)).count();
         let mut count = |state: JobState| {
             let at = STATES.iter().position(|known| *known == state).unwrap_or(0);
             figures.jobs[at] += 1;
         };
         (0..planning).for_each(|_| count(JobState::Submitted));
-        self.durable.jobs.values().for_each(|job| count(job.state));
+        self.jobs.durable().jobs.values().for_each(|job| count(job.state));
         let counts = self.pool.workers().counts();
         let mut demand = Demand {
             at_work: planning > 0,
@@ -271,11 +160,11 @@ impl Machine {
             slots: figures.slots,
             least: self.config.pool.min_workers,
         };
-        for (job, active) in &self.active {
-            let state = self.durable.jobs.get(job).map(|durable| durable.state);
+        for (job, active) in self.jobs.at_work() {
+            let state = self.jobs.known(job).map(|durable| durable.state);
             if state.is_some_and(|state| state < JobState::Committing) {
                 demand.at_work = true;
-                demand.between |= active.step() != Step::Working || active.tasks.is_none();
+                demand.between |= active.step() != Step::Working || active.tasks.stage().is_none();
             }
             figures.take_tasks(active, &mut demand);
         }
@@ -302,7 +191,7 @@ impl Machine {
 
 impl Figures {
     fn take_tasks(&mut self, active: &Active, demand: &mut Demand) {
-        for tasks in active.all_tasks() {
+        for tasks in active.tasks.all() {
             let (counts, sum) = (tasks.counts(), &mut self.tasks[tasks.phase as usize]);
             sum.queued += counts.queued;
             sum.delayed += counts.delayed;
@@ -318,6 +207,7 @@ impl Figures {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::view::tally::{CODES, PHASES};
 
     #[test]
     fn as_many_workers_are_wanted_as_there_is_work_for() {

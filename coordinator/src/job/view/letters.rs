@@ -8,7 +8,7 @@ use muster_common::wire::SortedRun;
 
 use crate::job::Machine;
 use crate::job::io::Effect;
-use crate::job::ledger::history::Failure;
+use crate::job::ledger::durable::Failure;
 use crate::job::view::status::skipped_objects;
 
 /// Most attempts in one dead letter: it must fit into a message.
@@ -48,7 +48,7 @@ pub(crate) fn causes(errors: &[String]) -> String {
 impl Machine {
     /// Sends the history of a job that fails where it outlives the job.
     pub(crate) fn dead_letter(&mut self, job: &JobId, error: &Error) {
-        let Some((durable, active)) = self.both(job) else { return };
+        let Some((durable, active)) = self.jobs.both(job) else { return };
         let told = |failure: &Failure| FailedAttempt {
             task: failure.attempt.task.to_string(),
             generation: failure.attempt.generation.0,
@@ -85,7 +85,7 @@ impl Machine {
 
     /// Tells of malformed records that a sort task has left out.
     pub(crate) fn tell_bad_records(&mut self, job: &JobId, run: &SortedRun) {
-        let (Some(active), Some(first)) = (self.active.get(job), run.bad_records.first()) else {
+        let (Some(active), Some(first)) = (self.jobs.active(job), run.bad_records.first()) else {
             return;
         };
         let object = active.plan.as_ref().and_then(|plan| plan.objects.get(first.object as usize));

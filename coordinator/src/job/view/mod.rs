@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use muster_common::ids::{AttemptId, JobId};
 use muster_common::quiet::Quiet;
 
-use crate::job::ledger::durable::DurableJob;
-use crate::job::ledger::history::FAILURES_KEPT;
+use crate::job::ledger::durable::{DurableJob, FAILURES_KEPT};
 use crate::job::pool::policies::health::{Alert, Alerts};
 use crate::journal::record::JobEnded;
 
@@ -15,9 +14,10 @@ pub mod figures;
 pub(crate) mod letters;
 pub(crate) mod recoveries;
 pub(crate) mod status;
+pub mod tally;
 
-use figures::{Counted, Tally};
 use recoveries::Recoveries;
+use tally::{Counted, Tally};
 
 /// Pause between two publications of a job's progress, in milliseconds.
 const PROGRESS_MS: u64 = 500;

@@ -8,7 +8,6 @@ use muster_common::{Error, ErrorKind};
 
 use crate::job::Machine;
 use crate::job::flow::active::Active;
-use crate::job::flow::commit::dropped;
 use crate::job::flow::table::Stage;
 use crate::job::io::{Effect, RefusalCode, Reply, ReplyTo};
 use crate::job::law::Step;
@@ -25,7 +24,7 @@ const LIST_MAX: usize = 1000;
 impl Machine {
     pub(crate) fn ask_status(&mut self, to: ReplyTo, job: &JobId) {
         let status = match self.planning.get(job) {
-            Some(planning) if !self.durable.jobs.contains_key(job) => {
+            Some(planning) if !self.jobs.durable().jobs.contains_key(job) => {
                 Some(self.planning_status(job, planning))
             }
             _ => self.status(job),
@@ -45,11 +44,11 @@ impl Machine {
     /// All jobs, the newest first.
     pub(crate) fn ask_jobs(&mut self, to: ReplyTo) {
         let planning =
-            self.planning.iter().filter(|(job, _)| !self.durable.jobs.contains_key(*job));
+            self.planning.iter().filter(|(job, _)| !self.jobs.durable().jobs.contains_key(*job));
         let mut jobs: Vec<JobStatus> =
             planning.map(|(job, planning)| self.planning_status(job, planning)).collect();
         let mut known: Vec<(u64, &JobId)> =
-            self.durable.jobs.iter().map(|(id, job)| (job.submitted.order, id)).collect();
+            self.jobs.durable().jobs.iter().map(|(id, job)| (job.submitted.order, id)).collect();
         known.sort_unstable_by(|a, b| b.cmp(a));
         jobs.extend(known.into_iter().filter_map(|(_, job)| self.status(job)));
         jobs.truncate(LIST_MAX);
@@ -77,9 +76,9 @@ impl Machine {
 
     /// What is known of a job.
     pub(crate) fn status(&self, job: &JobId) -> Option<JobStatus> {
-        let durable = self.durable.jobs.get(job)?;
-        let active = self.active.get(job);
-        let tasks = active.and_then(|active| active.tasks.as_ref());
+        let durable = self.jobs.known(job)?;
+        let active = self.jobs.active(job);
+        let tasks = active.and_then(|active| active.tasks.stage());
         let (bytes_done, bytes_total) = bytes(durable, active);
         let mut times = durable.times;
         let elapsed_ms = active.map_or(0, |active| active.elapsed_ms(self.now_ms));
@@ -101,7 +100,7 @@ impl Machine {
             bytes_total,
             input_bytes: durable.submitted.input_bytes,
             workers: self.pool.workers().counts().alive,
-            attempts_running: active.map_or(0, Active::running),
+            attempts_running: active.map_or(0, |active| active.tasks.running()),
             retries: durable.retries,
             repeated_tasks: durable.repeated,
             speculations: active.map_or(0, Active::speculations),
@@ -111,7 +110,7 @@ impl Machine {
             output: durable.submitted.output.clone(),
             parts: durable.boundaries.as_ref().map_or(0, |chosen| chosen.partitions),
             sums: past_sorting.then_some(durable.run_totals.input),
-            dropped: past_sorting.then(|| dropped(durable)),
+            dropped: past_sorting.then(|| durable.dropped()),
             times,
             cleaned: durable.cleaned,
             submitted_unix_ms: durable.submitted.submitted_unix_ms,
@@ -150,11 +149,11 @@ impl Machine {
             return Some(format!("{what} (all workers)"));
         }
         if let Some(rate) =
-            self.pool.store_limit_per_s().filter(|_| needs_workers && active.running() > 0)
+            self.pool.store_limit_per_s().filter(|_| needs_workers && active.tasks.running() > 0)
         {
             return Some(format!("store: it asks for fewer requests; {rate} a second are allowed"));
         }
-        if needs_workers && active.held_back && active.running() == 0 {
+        if needs_workers && active.held_back && active.tasks.running() == 0 {
             return Some("workers to register again after a take-over".to_owned());
         }
         None
@@ -171,7 +170,8 @@ impl Machine {
     pub(crate) fn publish_news(&mut self) {
         let due = |active: &Active| active.told.is_due(self.now_ms);
         let jobs: Vec<JobId> = self
-            .active
+            .jobs
+            .at_work()
             .iter()
             .filter(|(_, active)| due(active))
             .map(|(job, _)| job.clone())
@@ -183,7 +183,7 @@ impl Machine {
 
     fn publish_progress(&mut self, job: &JobId) {
         let Some(status) = self.status(job) else { return };
-        if let Some(active) = self.active.get_mut(job) {
+        if let Some(active) = self.jobs.active_mut(job) {
             active.told.published(self.now_ms);
         }
         self.out.push(Effect::Progress(Box::new(status)));
@@ -246,7 +246,7 @@ pub(crate) fn recoveries(durable: &DurableJob, active: Option<&Active>) -> Vec<R
 
 /// Bytes done and bytes in all of the phase at hand.
 fn bytes(durable: &DurableJob, active: Option<&Active>) -> (u64, u64) {
-    let Some(tasks) = active.and_then(|active| active.tasks.as_ref()) else { return (0, 0) };
+    let Some(tasks) = active.and_then(|active| active.tasks.stage()) else { return (0, 0) };
     let (done, total) = (Stage::of(tasks.phase).bytes)(durable);
     (done.saturating_add(tasks.running_bytes).min(total), total)
 }
