@@ -66,6 +66,9 @@ pub struct Budget {
     pub sorter_bytes: usize,
     /// Of that, for windows and parts.
     pub io_bytes: usize,
+    /// By so many powers of two windows and parts are smaller than what suits a store: none, but
+    /// where little data is to have many of them.
+    pub shrunk: u32,
 }
 
 impl Budget {
@@ -97,6 +100,21 @@ impl Budget {
             slot_bytes: sorter_bytes + io_bytes,
             sorter_bytes,
             io_bytes,
+            shrunk: 0,
+        }
+    }
+
+    /// The sizes of windows and parts of a store.
+    pub(crate) fn sizes(&self, scheme: &Scheme) -> Sizes {
+        let of = Sizes::from(scheme);
+        let shrink = |bytes: usize| (bytes >> self.shrunk).max(ALIGN);
+        Sizes {
+            window_ideal: shrink(of.window_ideal),
+            window_good: shrink(of.window_good),
+            window_min: shrink(of.window_min),
+            part_ideal: shrink(of.part_ideal),
+            part_min: shrink(of.part_min),
+            in_flight_max: of.in_flight_max,
         }
     }
 
@@ -168,7 +186,7 @@ impl Budget {
 
 /// What suits a kind of store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Sizes {
+pub(crate) struct Sizes {
     /// A range that is large enough to be worth no more.
     window_ideal: usize,
     /// A range that is nearly as good; a merge that cannot have it takes the sorter's memory, too.
@@ -181,24 +199,26 @@ struct Sizes {
     in_flight_max: usize,
 }
 
-fn sizes(scheme: &Scheme) -> Sizes {
-    match scheme {
-        Scheme::S3 { .. } => Sizes {
-            window_ideal: 8 * MIB,
-            window_good: 4 * MIB,
-            window_min: MIB,
-            part_ideal: 8 * MIB,
-            part_min: S3_PART_BYTES_MIN,
-            in_flight_max: 8,
-        },
-        Scheme::File | Scheme::Memory | Scheme::Worker { .. } => Sizes {
-            window_ideal: MIB,
-            window_good: 256 * KIB,
-            window_min: 64 * KIB,
-            part_ideal: 4 * MIB,
-            part_min: 64 * KIB,
-            in_flight_max: 4,
-        },
+impl From<&Scheme> for Sizes {
+    fn from(scheme: &Scheme) -> Self {
+        match scheme {
+            Scheme::S3 { .. } => Sizes {
+                window_ideal: 8 * MIB,
+                window_good: 4 * MIB,
+                window_min: MIB,
+                part_ideal: 8 * MIB,
+                part_min: S3_PART_BYTES_MIN,
+                in_flight_max: 8,
+            },
+            Scheme::File | Scheme::Memory | Scheme::Worker { .. } => Sizes {
+                window_ideal: MIB,
+                window_good: 256 * KIB,
+                window_min: 64 * KIB,
+                part_ideal: 4 * MIB,
+                part_min: 64 * KIB,
+                in_flight_max: 4,
+            },
+        }
     }
 }
 
@@ -213,8 +233,8 @@ pub(crate) struct PartsPlan {
 
 impl PartsPlan {
     /// For an object of about `object_bytes`, within `budget_bytes`.
-    pub(crate) fn of(scheme: &Scheme, object_bytes: u64, budget_bytes: usize) -> Self {
-        let sizes = sizes(scheme);
+    pub(crate) fn of(store: impl Into<Sizes>, object_bytes: u64, budget_bytes: usize) -> Self {
+        let sizes = store.into();
         let aim = usize::try_from(object_bytes.div_ceil(PARTS_AIM))
             .unwrap_or(usize::MAX)
             .saturating_add(PART_SLACK_BYTES);
@@ -252,8 +272,8 @@ pub(crate) struct WindowsPlan {
 impl WindowsPlan {
     /// For one input that is read once through, within `budget_bytes`: one window in use, the
     /// others on their way.
-    pub(crate) fn scan(scheme: &Scheme, budget_bytes: usize) -> Self {
-        let sizes = sizes(scheme);
+    pub(crate) fn scan(store: impl Into<Sizes>, budget_bytes: usize) -> Self {
+        let sizes = store.into();
         let window_bytes =
             pool_size(budget_bytes / 3).clamp(sizes.window_min.min(64 * KIB), sizes.window_ideal);
         let in_flight =
@@ -277,8 +297,8 @@ impl MergePlan {
     /// For inputs whose largest blocks have so many bytes, within `budget_bytes`. Each input has a
     /// window in use, one on its way, and a block where windows cut it; one more pair of windows is
     /// alive for a moment while a block is put together.
-    pub(crate) fn of(scheme: &Scheme, blocks: &[usize], budget_bytes: usize) -> Self {
-        let sizes = sizes(scheme);
+    pub(crate) fn of(store: impl Into<Sizes>, blocks: &[usize], budget_bytes: usize) -> Self {
+        let sizes = store.into();
         let mut held: Vec<usize> = blocks.iter().map(|bytes| held_of_block(*bytes)).collect();
         held.sort_unstable_by(|a, b| b.cmp(a));
         // Those with the largest blocks may be merged together.
@@ -307,8 +327,8 @@ impl MergePlan {
 
     /// The memory with which `inputs` are merged in one round by windows of a good size, if not the
     /// best.
-    pub(crate) fn good_bytes(scheme: &Scheme, blocks: &[usize]) -> usize {
-        let window = 2 * sizes(scheme).window_good;
+    pub(crate) fn good_bytes(store: impl Into<Sizes>, blocks: &[usize]) -> usize {
+        let window = 2 * store.into().window_good;
         blocks.iter().fold(window, |sum, bytes| sum.saturating_add(window + held_of_block(*bytes)))
     }
 }
@@ -329,6 +349,15 @@ fn pool_size(bytes: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shrunk_windows_and_parts_are_whole_pages() {
+        let of = |shrunk| Budget { shrunk, ..Budget::of(1 << 30, 2) }.sizes(&s3());
+        assert_eq!(of(0), Sizes::from(&s3()));
+        assert_eq!((of(3).window_ideal, of(3).part_min), (MIB, S3_PART_BYTES_MIN / 8));
+        let least = of(30);
+        assert_eq!((least.window_ideal, least.window_min, least.part_min), (ALIGN, ALIGN, ALIGN));
+    }
 
     fn s3() -> Scheme {
         Scheme::S3 { bucket: "bucket".to_owned() }

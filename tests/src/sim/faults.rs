@@ -238,6 +238,8 @@ pub const MARKS: &[&str] = &[
     "input torn",
     "snapshot",
     "spill",
+    "run of several parts",
+    "output of several parts",
     "speculation race",
     "replica fall-back",
     "quarantine",

@@ -46,10 +46,18 @@ pub fn url(key: &str) -> String {
     format!("s3://{BUCKET}/{key}")
 }
 
+/// Bytes of a record that tell it from others: the rest of a long one is the same everywhere.
+pub const TELLING_BYTES: u64 = 12;
+/// Records of a job whose records are long.
+const LONG_RECORDS: u64 = 60;
+
 /// Input of a job: records over a small alphabet, so that many keys are equal.
 fn draw_input(dice: &mut Dice, format: &Format) -> Vec<Vec<u8>> {
     let objects = dice.within(1, 3);
-    let records = dice.pick(&[0, 1, 20, 60, 60, 200, 600]);
+    let mut records = dice.pick(&[0, 1, 20, 60, 60, 200, 600]);
+    if format.frame().body_len().is_some_and(|len| len > TELLING_BYTES) {
+        records = records.min(LONG_RECORDS);
+    }
     let letters = dice.pick(&[2, 4, 26]);
     let mut made = Vec::new();
     for _ in 0..objects {
@@ -57,7 +65,9 @@ fn draw_input(dice: &mut Dice, format: &Format) -> Vec<Vec<u8>> {
         for _ in 0..dice.below(records / objects + 1) {
             match format.frame() {
                 Frame::Fixed(len) => {
-                    bytes.extend((0..len).map(|_| b'a' + dice.below(letters) as u8));
+                    let telling = len.min(TELLING_BYTES as u32);
+                    bytes.extend((0..telling).map(|_| b'a' + dice.below(letters) as u8));
+                    bytes.resize(bytes.len() + (len - telling) as usize, b'-');
                 }
                 Frame::Terminated(terminator) => {
                     let length = dice.below(14);
@@ -129,8 +139,12 @@ pub fn draw_clients(core: &mut Core, seed: u64, workers: &[WorkerId]) -> Vec<Cli
     let shared_bucket = dice.below(2) == 0;
     foreign(core, "scratch/_muster/dother/j9/sort-00000.g0.e1.0000000000000001.run");
     let mut clients: Vec<Client> = Vec::new();
+    let mut long = Dice::of(seed, "long");
     for job in 0..jobs {
-        let format = if dice.below(2) == 0 {
+        let format = if long.below(24) == 0 {
+            // So long that runs have several blocks, and parts are written in pieces.
+            Format::fixed(long.within(2000, 9000) as u32)
+        } else if dice.below(2) == 0 {
             Format::fixed(dice.within(4, 12) as u32)
         } else {
             Format::lines(b'\n')

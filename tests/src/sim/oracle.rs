@@ -17,6 +17,7 @@ use muster_kernel::run::{RunFooter, RunIndex};
 
 use super::checker::key_of;
 use super::core::{Core, Event};
+use super::jobs::TELLING_BYTES;
 use super::script::{Act, Whom};
 use super::store::Unreadable;
 
@@ -120,6 +121,12 @@ impl Oracle {
     pub fn keys_of(&self, job: &JobId) -> Vec<String> {
         let objects = self.jobs.get(job).map(|known| known.objects.as_slice()).unwrap_or_default();
         objects.iter().map(|object| object.key.clone()).collect()
+    }
+
+    /// Whether some job has records that are longer than most.
+    pub fn has_long_records(&self) -> bool {
+        let lengths = self.jobs.values().map(|known| known.spec.sort.format.frame().body_len());
+        lengths.flatten().any(|len| len > TELLING_BYTES)
     }
 
     /// Whether some worker alone can read something.

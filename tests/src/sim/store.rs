@@ -505,6 +505,13 @@ impl Core {
                 let same = before.is_some_and(|before| {
                     store.objects.get(&key).is_some_and(|now| now.bytes == before)
                 });
+                if tags > 1 {
+                    self.mark(if is_run(&key) {
+                        "run of several parts"
+                    } else {
+                        "output of several parts"
+                    });
+                }
                 match &completed {
                     Ok(Completed::Now) if same && !is_scratch(&key) => {
                         self.mark("identical overwrite");

@@ -41,6 +41,8 @@ const LEAVE_US: u64 = 5 * S;
 /// Memory of a worker's windows and parts: for all at once, or so little that merges go in rounds.
 const IO_BYTES: usize = 1 << 30;
 const LITTLE_IO_MIB: u64 = 16;
+/// Some have windows and parts of a page, so that objects have many.
+const SHRUNK: u64 = 11;
 
 /// What a request was about.
 enum Asked {
@@ -133,10 +135,15 @@ impl World {
     /// What the tasks of a new life share. The disk for its spills is its own, and gone with it.
     fn context_of(&self, at: usize) -> Option<Context> {
         let Worker { node, slots, .. } = self.workers[at];
-        let (sorter_bytes, io_bytes) = {
-            let dice = &mut lock(&self.shared).nodes[node].dice;
+        let (sorter_bytes, io_bytes, shrunk) = {
+            let core = &mut *lock(&self.shared);
+            // A chunk holds each record, however long.
+            let powers = if core.oracle.has_long_records() { 16..=19 } else { 10..=15 };
+            let dice = &mut core.nodes[node].dice;
             let little = ((LITTLE_IO_MIB + dice.below(8)) as usize) << 20;
-            (2 << dice.within(10, 15), dice.pick(&[IO_BYTES as u64, little as u64]) as usize)
+            let io_bytes = dice.pick(&[IO_BYTES as u64, little as u64]) as usize;
+            let shrunk = dice.pick(&[0, 0, 0, SHRUNK]) as u32;
+            (2 << dice.within(*powers.start(), *powers.end()), io_bytes, shrunk)
         };
         let budget = Budget {
             memory_bytes: 1 << 30,
@@ -147,6 +154,7 @@ impl World {
             slot_bytes: sorter_bytes + io_bytes,
             sorter_bytes,
             io_bytes,
+            shrunk,
         };
         let clock = Arc::new(SimClock { shared: self.shared.clone(), node });
         let retry = Retry::new(self.config.retry.clone(), clock);

@@ -169,6 +169,7 @@ impl MergeMemory {
             .map(|piece| piece.block_payload_max as usize + BLOCK_HEADER_BYTES)
             .collect();
         let largest = blocks.iter().copied().max().unwrap_or(0);
+        let (from, to) = (lease.budget().sizes(from), lease.budget().sizes(to));
         let good = MergePlan::good_bytes(from, &blocks);
         let grown = if largest > LONG_RECORD_BYTES { 2 * largest } else { 0 };
         let memory = lease.memory_for(good.saturating_mul(5) / 3 + grown);

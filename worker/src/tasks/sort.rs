@@ -25,7 +25,7 @@ use super::runs::{
 };
 use super::{Task, run_path};
 use crate::cache::Job;
-use crate::memory::{PartsPlan, WindowsPlan};
+use crate::memory::{Budget, PartsPlan, WindowsPlan};
 use crate::slots::Lease;
 use crate::transfer::{Object, Prefetch, Span, read, windows};
 
@@ -107,19 +107,20 @@ impl Inputs {
         let job = &self.job;
         let split = task.split(job)?;
         let mut sorter = lease.take_sorter(&job.order, memory_of(&job.plan.objects), halvings);
-        let io_bytes = lease.io_bytes();
-        let parts = PartsPlan::of(self.quarantine.url.scheme(), 0, io_bytes / 8);
+        let budget = *lease.budget();
+        let sizes = budget.sizes(self.quarantine.url.scheme());
+        let parts = PartsPlan::of(sizes, 0, budget.io_bytes / 8);
         let mut sorting = Sorting {
             task,
             job,
             splitters: &self.splitters,
             sorter: &mut sorter,
-            io_bytes,
+            budget,
             spill_root: self.spill_root.clone(),
             spills: Vec::new(),
             spills_made: 0,
             input: Sums::default(),
-            bad: BadRecords::new(task, job, self.quarantine.clone(), parts, *lease.budget()),
+            bad: BadRecords::new(task, job, self.quarantine.clone(), parts, budget),
         };
         let intervals = sorting.consume(&split, &self.objects)?;
         let (run, spills, read, left_out) = sorting.into_run(&self.targets, lease)?;
@@ -192,7 +193,7 @@ struct Sorting<'a> {
     job: &'a Job,
     splitters: &'a [Splitter],
     sorter: &'a mut ChunkSorter,
-    io_bytes: usize,
+    budget: Budget,
     spill_root: Object,
     /// Spills that are not merged yet, in input order.
     spills: Vec<RunObject>,
@@ -225,7 +226,7 @@ impl Sorting<'_> {
         }
         let scheme = objects.first().map_or(&Scheme::Memory, |object| object.url.scheme());
         // Two fifths of the I/O share are for reading; the rest is for the run or the spills.
-        let plan = WindowsPlan::scan(scheme, self.io_bytes / 5 * 2);
+        let plan = WindowsPlan::scan(self.budget.sizes(scheme), self.budget.io_bytes / 5 * 2);
         let all = spans.clone().into_iter().flat_map(move |span| windows(span, plan.window_bytes));
         let mut input = Prefetch::new(&self.task.link, all, plan.ahead_bytes)
             .counting(Some(self.task.progress.bytes_read.clone()));
@@ -262,7 +263,7 @@ impl Sorting<'_> {
         while !cutter.is_done() && at < object_bytes {
             let range = at..(at + step).min(object_bytes);
             at = range.end;
-            step = (step * 2).min(self.io_bytes as u64 / 4).max(OVERRUN_BYTES);
+            step = (step * 2).min(self.budget.io_bytes as u64 / 4).max(OVERRUN_BYTES);
             let beyond = Span { range, ..span.clone() };
             let bytes = self.task.link.wait(read(&self.task.link.retry, &beyond));
             let bytes = bytes.map_err(|e| self.task.unreadable(interval.object, e))?;
@@ -362,7 +363,11 @@ impl Sorting<'_> {
     fn spill(&mut self) -> Result<()> {
         let bytes = self.sorter.used_bytes() as u64;
         let target = self.next_spill();
-        let parts = PartsPlan::of(target.url.scheme(), bytes, self.io_bytes / 5 * 3);
+        let parts = PartsPlan::of(
+            self.budget.sizes(target.url.scheme()),
+            bytes,
+            self.budget.io_bytes / 5 * 3,
+        );
         let task = self.task;
         let (spilled, input) = to_spill_disk(task, &target, bytes, || {
             self.write_chunk(std::slice::from_ref(&target), parts, false)
@@ -415,9 +420,9 @@ impl Sorting<'_> {
     ) -> Result<(RunObject, u32, Sums, LeftOut)> {
         if self.spills.is_empty() {
             let parts = PartsPlan::of(
-                most_demanding(targets),
+                self.budget.sizes(most_demanding(targets)),
                 self.sorter.used_bytes() as u64,
-                self.io_bytes,
+                self.budget.io_bytes,
             );
             let (run, input) = self.write_chunk(targets, parts, true)?;
             return Ok((run, 0, input, self.bad.finish()?));

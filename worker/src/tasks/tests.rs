@@ -31,6 +31,7 @@ const AMPLE: Budget = Budget {
     slot_bytes: 64 << 20,
     sorter_bytes: 48 << 20,
     io_bytes: 16 << 20,
+    shrunk: 0,
 };
 /// Memory that makes every split spill and every merge go in rounds.
 const TINY: Budget = Budget {
