@@ -9,6 +9,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Records, their bytes without terminators, and the wrapping sum of their hashes. It is persisted
@@ -175,45 +176,84 @@ impl Interval {
     }
 }
 
+/// Why intervals do not tile their objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum NotTiled {
+    /// There are not so many objects.
+    #[error("object {object} was read, but there are only {objects} objects")]
+    NoObject {
+        /// Its number.
+        object: u32,
+        /// How many there are.
+        objects: usize,
+    },
+    /// An interval lies beyond its object.
+    #[error(
+        "bytes {}..{} of object {} were read, but it has {size} bytes",
+        interval.begin, interval.end, interval.object
+    )]
+    Beyond {
+        /// The interval.
+        interval: Interval,
+        /// What the object has.
+        size: u64,
+    },
+    /// Nobody read this.
+    #[error("bytes {}..{} of object {} were not read", .0.begin, .0.end, .0.object)]
+    Missing(Interval),
+    /// Two intervals hold this.
+    #[error("byte {at} of object {object} was read twice")]
+    Twice {
+        /// Number of the object.
+        object: u32,
+        /// Where the second begins.
+        at: u64,
+    },
+}
+
+impl NotTiled {
+    /// Number of the object concerned.
+    pub fn object(&self) -> u32 {
+        match self {
+            Self::NoObject { object, .. } | Self::Twice { object, .. } => *object,
+            Self::Beyond { interval, .. } | Self::Missing(interval) => interval.object,
+        }
+    }
+}
+
 /// Checks that `intervals`, in any order, cover every object from 0 to its size once. Empty
-/// intervals are ignored, but must lie within their object. The error names the object and the
-/// first byte that is missing or covered twice.
-pub fn tiles(intervals: &[Interval], object_sizes: &[u64]) -> Result<(), String> {
-    for interval in intervals {
-        let Some(&size) = object_sizes.get(interval.object as usize) else {
-            return Err(format!(
-                "object {} was read, but there are only {} objects",
-                interval.object,
-                object_sizes.len()
-            ));
+/// intervals are ignored, but must lie within their object.
+///
+/// # Errors
+/// The object and the first byte that is missing or covered twice.
+pub fn tiles(intervals: &[Interval], object_sizes: &[u64]) -> Result<(), NotTiled> {
+    for &interval in intervals {
+        let object = interval.object;
+        let Some(&size) = object_sizes.get(object as usize) else {
+            return Err(NotTiled::NoObject { object, objects: object_sizes.len() });
         };
         if interval.begin > interval.end || interval.end > size {
-            let Interval { object, begin, end } = interval;
-            return Err(format!(
-                "bytes {begin}..{end} of object {object} were read, but it has {size} bytes"
-            ));
+            return Err(NotTiled::Beyond { interval, size });
         }
     }
     let mut sorted: Vec<Interval> =
         intervals.iter().copied().filter(|interval| !interval.is_empty()).collect();
     sorted.sort_unstable();
     let mut rest = sorted.iter().peekable();
-    for (object, &size) in object_sizes.iter().enumerate() {
+    for (object, &size) in (0..).zip(object_sizes) {
+        let missing = |begin, end| Err(NotTiled::Missing(Interval { object, begin, end }));
         let mut covered = 0;
-        while let Some(interval) = rest.next_if(|interval| interval.object as usize == object) {
+        while let Some(interval) = rest.next_if(|interval| interval.object == object) {
             if interval.begin > covered {
-                return Err(format!(
-                    "bytes {covered}..{} of object {object} were not read",
-                    interval.begin
-                ));
+                return missing(covered, interval.begin);
             }
             if interval.begin < covered {
-                return Err(format!("byte {} of object {object} was read twice", interval.begin));
+                return Err(NotTiled::Twice { object, at: interval.begin });
             }
             covered = interval.end;
         }
         if covered != size {
-            return Err(format!("bytes {covered}..{size} of object {object} were not read"));
+            return missing(covered, size);
         }
     }
     Ok(())
@@ -247,7 +287,8 @@ mod tests {
     fn check(intervals: &[(u32, u64, u64)], sizes: &[u64], expect: Result<(), &str>) {
         let intervals: Vec<_> =
             intervals.iter().map(|&(object, begin, end)| Interval { object, begin, end }).collect();
-        assert_eq!(tiles(&intervals, sizes), expect.map_err(String::from));
+        let tiles = tiles(&intervals, sizes).map_err(|why| why.to_string());
+        assert_eq!(tiles, expect.map_err(String::from));
     }
 
     #[test]

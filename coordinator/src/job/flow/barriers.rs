@@ -79,10 +79,8 @@ pub(crate) fn check_runs(durable: &DurableJob, plan: &Plan) -> Result<()> {
     let tiles =
         if planted::is(Bug::DropTiling) { Ok(()) } else { proof::tiles(&intervals, &sizes) };
     tiles.map_err(|why| {
-        let named = plan.objects.iter().enumerate().find(|(at, _)| {
-            why.contains(&format!("object {at} ")) || why.ends_with(&format!("object {at}"))
-        });
-        broken(named.map_or(why.clone(), |(_, object)| format!("{why} ({})", object.url)))
+        let object = plan.objects.get(why.object() as usize);
+        broken(object.map_or(why.to_string(), |object| format!("{why} ({})", object.url)))
     })?;
     let totals = &durable.run_totals;
     let out = totals.kept.plus(&totals.dropped).plus(&totals.skipped);
