@@ -13,8 +13,6 @@ use crate::exit::Exit;
 /// What sort(1) takes for `--sort`.
 const SORT_WORDS: [&str; 6] =
     ["general-numeric", "human-numeric", "month", "numeric", "random", "version"];
-/// Formats that the design names and that are not built yet.
-const LATER_FORMATS: [&str; 4] = ["csv", "tsv", "jsonl", "parquet"];
 
 /// Whether an option says what order is meant.
 pub(crate) fn is_given(args: &OrderArgs) -> bool {
@@ -98,7 +96,7 @@ fn format(args: &OrderArgs, auto: Format) -> Result<Format, Exit> {
     match args.format.as_str() {
         "auto" if matches!(auto, Format::Lines(_)) => Ok(Format::lines(terminator)),
         "auto" => Ok(auto),
-        name if LATER_FORMATS.contains(&name) => {
+        name if Format::is_later(name) => {
             Err(crate::exit::not_built(&format!("--format {name}")))
         }
         other => {

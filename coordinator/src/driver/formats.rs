@@ -34,7 +34,7 @@ pub(super) async fn look(
     if auto && !means_lines(&spec.sort) {
         let other = objects
             .iter()
-            .find_map(|object| Some((object, magic::text_by_extension(&extension(&object.url)?)?)));
+            .find_map(|object| Some((object, Format::later_by_extension(&extension(&object.url)?)?)));
         if let Some((object, what)) = other {
             return Err(Error::invalid(format!(
                 "INPUT {} is {what} by its name, which is not built yet; to sort its lines as they \

@@ -6,15 +6,6 @@
 
 use std::iter;
 
-/// Extensions of text, in lower case, whose records are not always lines.
-const TEXT: [(&str, &str); 5] = [
-    ("csv", "CSV"),
-    ("tsv", "TSV"),
-    ("jsonl", "JSON lines"),
-    ("ndjson", "JSON lines"),
-    ("json", "JSON"),
-];
-
 /// What can be done about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -202,11 +193,6 @@ pub fn of(head: &[u8], bytes: u64) -> Option<&'static Known> {
 /// What an extension stands for, in lower case. What is text all the same is not asked for.
 pub fn by_extension(extension: &str) -> Option<&'static Known> {
     FORMATS.iter().find(|known| known.extensions.contains(&extension))
-}
-
-/// What text an extension stands for, in lower case, whose records are not always lines.
-pub fn text_by_extension(extension: &str) -> Option<&'static str> {
-    TEXT.iter().find(|(known, _)| *known == extension).map(|(_, what)| *what)
 }
 
 /// Whether the first bytes of a file are UTF-8 without control characters other than those of text.

@@ -40,7 +40,33 @@ pub enum Format {
     Fixed(Fixed),
 }
 
+/// A format that the design names and that is not built yet.
+struct Later {
+    name: &'static str,
+    told: &'static str,
+    /// Of objects whose content does not tell, in lower case.
+    extensions: &'static [&'static str],
+}
+
+const LATER: [Later; 5] = [
+    Later { name: "csv", told: "CSV", extensions: &["csv"] },
+    Later { name: "tsv", told: "TSV", extensions: &["tsv"] },
+    Later { name: "jsonl", told: "JSON lines", extensions: &["jsonl", "ndjson"] },
+    Later { name: "json", told: "JSON", extensions: &["json"] },
+    Later { name: "parquet", told: "Parquet", extensions: &[] },
+];
+
 impl Format {
+    /// Whether a name is that of a format which is not built yet.
+    pub fn is_later(name: &str) -> bool {
+        LATER.iter().any(|later| later.name == name)
+    }
+
+    /// What is not built yet and has this extension, in lower case; for people.
+    pub fn later_by_extension(extension: &str) -> Option<&'static str> {
+        LATER.iter().find(|later| later.extensions.contains(&extension)).map(|later| later.told)
+    }
+
     /// What can be asked for, for help texts and refusals.
     pub const NAMES: &str = "lines, fixed:LEN (LEN in bytes)";
 
