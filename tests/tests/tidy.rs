@@ -161,7 +161,7 @@ impl Tree {
             let path = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
             let kind = entry.file_type().expect("a kind");
             let ours = !folder.is_empty()
-                || ["deploy", "docs"].contains(&name.as_str())
+                || ["deploy", "docs", "examples"].contains(&name.as_str())
                 || entry.path().join("Cargo.toml").exists();
             if kind.is_file() {
                 self.files.push(path);
