@@ -70,15 +70,15 @@ build_two() {
     local version commit="${1:-}" folder
     folder="$(target_dir)/two"
     mkdir -p "$folder"
-    version=$(sed -n 's/^pub const WIRE_VERSION: u8 = \([0-9]*\).*/\1/p' "$root/common/src/wire.rs")
-    [ -n "$version" ] || die "common/src/wire.rs does not say which version it speaks"
+    version=$(sed -n 's/^pub const WIRE_VERSION: u8 = \([0-9]*\).*/\1/p' "$root/common/protocol/src/wire.rs")
+    [ -n "$version" ] || die "common/protocol/src/wire.rs does not say which version it speaks"
     if [ -z "$commit" ] && [ "$version" = 1 ]; then
         build_of_two newer --features muster-tests/next-version
         build_of_two older # last: cargo leaves the plain program where tests look for it
         export MUSTER_OLD_BIN=$folder/older MUSTER_NEW_BIN=$folder/newer
         return
     fi
-    [ -n "$commit" ] || commit=$(git -C "$root" log -1 --format=%H -S"WIRE_VERSION: u8 = $version" -- common/src/wire.rs)^
+    [ -n "$commit" ] || commit=$(git -C "$root" log -1 --format=%H -S"WIRE_VERSION: u8 = $version" -- common/protocol/src/wire.rs)^
     commit=$(git -C "$root" rev-parse --verify --quiet "$commit^{commit}") ||
         die "the older version is not in this history (a shallow clone, or none?)"
     say "building the older version, ${commit:0:12}"

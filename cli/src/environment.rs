@@ -1,7 +1,7 @@
 //! Variables of the environment as text. One that is passed over because it is none would mean
 //! another server, or another deployment, than the user has named.
 
-use muster_common::{Error, Result};
+use muster_protocol::{Error, Result};
 
 /// The value of a variable that is set to something.
 ///

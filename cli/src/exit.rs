@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ErrorKind as UsageKind};
-use muster_common::{Error, ErrorKind};
+use muster_protocol::{Error, ErrorKind};
 use serde::Serialize;
 
 use crate::output;

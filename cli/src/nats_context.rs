@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use muster_common::adapters::nats::NatsSettings;
-use muster_common::{Error, Result};
+use muster_platform::adapters::nats::NatsSettings;
+use muster_protocol::{Error, Result};
 use serde::Deserialize;
 
 use crate::args::NatsArgs;

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use muster_common::api::{JobState, JobStatus};
+use muster_protocol::api::{JobState, JobStatus};
 
 /// Rates are of about so long.
 const WINDOW_MS: u64 = 10_000;

@@ -4,8 +4,8 @@
 use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use muster_common::api::{JobState, JobStatus};
-use muster_common::clock::{Clock, SystemClock};
+use muster_platform::clock::{Clock, SystemClock};
+use muster_protocol::api::{JobState, JobStatus};
 
 use crate::output;
 use crate::pace::{self, Pace, Speed};

@@ -10,8 +10,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use muster_common::clock::{Clock, SystemClock};
-use muster_common::{Error, Result};
+use muster_platform::clock::{Clock, SystemClock};
+use muster_protocol::{Error, Result};
 
 const LOCK: &str = "lock";
 /// The name of a lock file until it is locked.

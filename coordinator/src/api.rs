@@ -10,12 +10,12 @@ use futures::StreamExt;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
-use muster_common::api::{JobQuery, WorkerQuery};
-use muster_common::ids::Epoch;
-use muster_common::names::{Names, SERVICE};
-use muster_common::plan::JobSpec;
-use muster_common::wire::MESSAGE_BYTES_MAX;
-use muster_common::{Error, Result};
+use muster_protocol::api::{JobQuery, WorkerQuery};
+use muster_protocol::ids::Epoch;
+use muster_protocol::names::{Names, SERVICE};
+use muster_protocol::plan::JobSpec;
+use muster_protocol::wire::MESSAGE_BYTES_MAX;
+use muster_protocol::{Error, Result};
 
 use crate::job::io::{Input, ReplyTo};
 
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn calls_are_those_that_clients_have_the_right_to() {
-        assert_eq!(CALLS.map(|(name, _)| name), muster_common::names::API_CALLS);
+        assert_eq!(CALLS.map(|(name, _)| name), muster_protocol::names::API_CALLS);
     }
 
     #[test]

@@ -22,7 +22,7 @@
 
 use std::fmt;
 
-use muster_common::ids::{DeploymentId, Epoch};
+use muster_protocol::ids::{DeploymentId, Epoch};
 
 /// Part of the silence that a try may be put off by, drawn anew each time: stand-bys that hear the
 /// same silence do not all try at once.

@@ -23,21 +23,21 @@ use std::time::Duration;
 use futures::FutureExt;
 use tokio::sync::watch;
 
-use muster_common::adapters::faulty::FaultyLedger;
-use muster_common::adapters::metered::Meter;
-use muster_common::adapters::processes;
-use muster_common::adapters::servers::Servers;
-use muster_common::claim::{Claims, Owner};
-use muster_common::clock::Clock;
-use muster_common::config::{self, Config};
-use muster_common::faults::Faults;
-use muster_common::ids::DeploymentId;
-use muster_common::ledger::Ledger;
-use muster_common::names::Names;
-use muster_common::retry::{Retry, Trouble};
-use muster_common::store::{BlobUrl, Layer, Stores};
-use muster_common::vitals::Vitals;
-use muster_common::{Error, ErrorKind, Result};
+use muster_platform::adapters::faulty::FaultyLedger;
+use muster_platform::adapters::metered::Meter;
+use muster_platform::adapters::processes;
+use muster_platform::adapters::servers::Servers;
+use muster_platform::claim::{Claims, Owner};
+use muster_platform::clock::Clock;
+use muster_platform::config::{self, Config};
+use muster_platform::faults::Faults;
+use muster_platform::ledger::Ledger;
+use muster_platform::retry::{Retry, Trouble};
+use muster_platform::store::{BlobUrl, Layer, Stores};
+use muster_platform::vitals::Vitals;
+use muster_protocol::ids::DeploymentId;
+use muster_protocol::names::Names;
+use muster_protocol::{Error, ErrorKind, Result};
 
 mod api;
 mod driver;
@@ -123,7 +123,8 @@ impl Claimant {
 }
 
 /// Stands by and leads in turn until `shutdown` becomes true (or its sender is gone). The streams
-/// must stand ([`muster_common::adapters::journal::ensure_streams`]). Running jobs are left as they
+/// must stand ([`muster_platform::adapters::journal::ensure_streams`]). Running jobs are left as
+/// they
 /// are: whoever leads next goes on with them.
 ///
 /// # Errors

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use metrics::{Counter, Gauge, Histogram};
 use tokio::time::Instant;
 
-use muster_common::ids::Epoch;
-use muster_common::vitals::{Excuse, Family, Following, Labels, Role, Vitals, value};
+use muster_platform::vitals::{Excuse, Family, Following, Labels, Role, Vitals, value};
+use muster_protocol::ids::Epoch;
 
 use crate::job::pool::policies::health::{Class, Rule};
 use crate::job::view::figures::{Figures, STATES, TaskCounts};
@@ -316,7 +316,7 @@ impl Counts {
             PHASES.iter().map(|phase| count(family, &[("phase", phase.as_str())])).collect()
         };
         let failed = |how: &'static str| {
-            let of = |phase: &muster_common::ids::Phase| {
+            let of = |phase: &muster_protocol::ids::Phase| {
                 count(FAILED, &[("phase", phase.as_str()), ("how", how)])
             };
             PHASES.iter().map(of).collect()
@@ -408,7 +408,7 @@ fn follow_all(counters: &[Following], counts: &[u64]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use muster_common::clock::ManualClock;
+    use muster_platform::clock::ManualClock;
 
     fn meters() -> (Meters, Arc<Vitals>, Arc<ManualClock>) {
         let clock = Arc::new(ManualClock::default());

@@ -26,13 +26,13 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use muster_common::adapters::journal::publish_stored;
-use muster_common::api::{DeadLetter, Event};
-use muster_common::clock::Clock;
-use muster_common::faults::{self, Faults};
-use muster_common::names::Names;
-use muster_common::retry::Policy;
-use muster_common::{Error, ErrorKind, Result};
+use muster_platform::adapters::journal::publish_stored;
+use muster_platform::clock::Clock;
+use muster_platform::faults::{self, Faults};
+use muster_platform::retry::Policy;
+use muster_protocol::api::{DeadLetter, Event};
+use muster_protocol::names::Names;
+use muster_protocol::{Error, ErrorKind, Result};
 
 /// Messages to one stream that wait, at most.
 const KEPT_MAX: usize = 10_000;

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 
-use muster_common::clock::ManualClock;
-use muster_common::config::{Config, Profile};
-use muster_common::retry::Trouble;
+use muster_platform::clock::ManualClock;
+use muster_platform::config::{Config, Profile};
+use muster_platform::retry::Trouble;
 
 use super::*;
 

@@ -15,14 +15,14 @@ use async_nats::{Client, Message, RequestErrorKind, Subscriber};
 use futures::StreamExt;
 use tokio::sync::watch;
 
-use muster_common::api::Event;
-use muster_common::clock::Clock;
-use muster_common::config::Config;
-use muster_common::ids::{Epoch, JobId};
-use muster_common::ledger::Ledger;
-use muster_common::names::Names;
-use muster_common::wire::{self, LeaderBeat, PhaseQuery, PhaseReply};
-use muster_common::{Error, ErrorKind, Result};
+use muster_platform::clock::Clock;
+use muster_platform::config::Config;
+use muster_platform::ledger::Ledger;
+use muster_protocol::api::Event;
+use muster_protocol::ids::{Epoch, JobId};
+use muster_protocol::names::Names;
+use muster_protocol::wire::{self, LeaderBeat, PhaseQuery, PhaseReply};
+use muster_protocol::{Error, ErrorKind, Result};
 
 use crate::driver::Subscriptions;
 use crate::election::{Answer, Cause, Effect, Election, Input, Settings, Sign};

@@ -1,12 +1,12 @@
 //! The adapters against real servers: the same suites that the ones in memory pass.
 
-use muster_common::ErrorKind;
-use muster_common::adapters::journal::{JetStreamLedger, ensure_streams};
-use muster_common::adapters::nats::{self, NatsSettings};
-use muster_common::adapters::s3::S3Blobs;
-use muster_common::config::{Config, Profile};
-use muster_common::conformance;
-use muster_common::store::Blobs;
+use muster_platform::adapters::journal::{JetStreamLedger, ensure_streams};
+use muster_platform::adapters::nats::{self, NatsSettings};
+use muster_platform::adapters::s3::S3Blobs;
+use muster_platform::config::{Config, Profile};
+use muster_platform::conformance;
+use muster_platform::store::Blobs;
+use muster_protocol::ErrorKind;
 use muster_tests::harness::{NatsServer, S3Server, Sandbox};
 
 /// Runs a conversation on a runtime of its own: the harness brings its own, which may not stand
@@ -15,7 +15,7 @@ fn block_on<T>(conversation: impl Future<Output = T>) -> T {
     tokio::runtime::Runtime::new().expect("runtime").block_on(conversation)
 }
 
-fn limits() -> muster_common::config::Store {
+fn limits() -> muster_platform::config::Store {
     Config::profile(Profile::Testing).expect("settings").store
 }
 

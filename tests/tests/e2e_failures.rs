@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use muster_common::ids::{AttemptId, TaskId};
+use muster_protocol::ids::{AttemptId, TaskId};
 use muster_tests::harness::data::{Keys, records};
 use muster_tests::harness::process::any_with_argument;
 use muster_tests::harness::sandbox::{LOG_ATTEMPTS, files_below};

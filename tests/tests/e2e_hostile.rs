@@ -14,18 +14,18 @@ use std::time::Duration;
 
 use async_nats::{Client, Subscriber};
 use futures::StreamExt;
-use muster_common::Error;
-use muster_common::ids::{AttemptId, Epoch, Incarnation, JobId, Phase, WorkerId};
-use muster_common::names::{self, Names};
-use muster_common::plan::Plan;
-use muster_common::store::BlobUrl;
-use muster_common::wire::{
+use muster_coordinator::journal::record::Record;
+use muster_kernel::proof::Sums;
+use muster_platform::store::BlobUrl;
+use muster_protocol::Error;
+use muster_protocol::ids::{AttemptId, Epoch, Incarnation, JobId, Phase, WorkerId};
+use muster_protocol::names::{self, Names};
+use muster_protocol::plan::Plan;
+use muster_protocol::wire::{
     self, AttemptProgress, BlobRef, DamageCause, Heartbeat, HeldAttempt, MergedPart, Outcome,
     PhaseQuery, Register, RegisterReply, Report, ReportReply, RunAttempt, RunReply, SortedRun,
     WorkerState,
 };
-use muster_coordinator::journal::record::Record;
-use muster_kernel::proof::Sums;
 use muster_tests::harness::data::{Keys, records};
 use muster_tests::harness::journal::{Journal, begins_in};
 use muster_tests::harness::{

@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event};
-use muster_common::clock::{Clock, SystemClock};
-use muster_common::ids::{Epoch, Incarnation, JobId};
-use muster_common::wire::{self, Heartbeat, PhaseQuery, Register, WorkerState};
+use muster_platform::clock::{Clock, SystemClock};
+use muster_protocol::ids::{Epoch, Incarnation, JobId};
+use muster_protocol::wire::{self, Heartbeat, PhaseQuery, Register, WorkerState};
 use muster_tests::harness::data::{Keys, records};
 use muster_tests::harness::ports::Ports;
 use muster_tests::harness::process::exit_code;

@@ -6,7 +6,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use muster_common::ids::{AttemptId, Phase, TaskId};
+use muster_protocol::ids::{AttemptId, Phase, TaskId};
 use muster_tests::chaos::cases::Case;
 use muster_tests::chaos::run::to_end;
 use muster_tests::chaos::schedule::{Crew, Member, Service};

@@ -26,8 +26,9 @@ impl Scene<'_> {
     fn muster(&self, arguments: &[&str]) -> Command {
         let mut command = self.sandbox.muster();
         command.args(arguments).envs(self.s3.environment()).env("NATS_URL", &self.url);
-        let ours = ["muster", "muster_common", "muster_coordinator", "muster_worker"]
-            .map(|name| format!("{name}=trace"));
+        let ours =
+            ["muster", "muster_platform", "muster_protocol", "muster_coordinator", "muster_worker"]
+                .map(|name| format!("{name}=trace"));
         command.env("MUSTER_LOG", format!("info,{}", ours.join(",")));
         command
     }

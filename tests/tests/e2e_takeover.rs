@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use muster_common::wire::MESSAGE_BYTES_MAX;
 use muster_coordinator::journal::record::{self, Record};
+use muster_protocol::wire::MESSAGE_BYTES_MAX;
 use muster_tests::harness::data::{Keys, records};
 use muster_tests::harness::journal::Journal;
 use muster_tests::harness::{

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use futures::StreamExt;
-use muster_common::names::{DEFAULT_NAMESPACE, Names};
+use muster_protocol::names::{DEFAULT_NAMESPACE, Names};
 use muster_tests::harness::{NatsServer, Process, Sandbox, process, wait};
 use serde_json::json;
 use tokio::sync::oneshot;

@@ -1,7 +1,7 @@
 //! The simulation's own tests: the same seed gives the same run, a crash at any effect costs
 //! nothing, kept scripts stay as they are, and fresh seeds break nothing.
 
-use muster_common::clock::{Clock, SystemClock};
+use muster_platform::clock::{Clock, SystemClock};
 use muster_tests::sim;
 use muster_tests::sim::many::Many;
 
@@ -114,7 +114,7 @@ fn what_a_script_does_not_mean_is_refused() {
 #[cfg(feature = "planted-bugs")]
 #[test]
 fn kept_scripts_find_their_planted_bugs() {
-    use muster_common::planted::{BUGS, plant};
+    use muster_protocol::planted::{BUGS, plant};
 
     let scripts = sim::script::kept().expect("scripts");
     for (name, bug) in BUGS {
@@ -134,7 +134,7 @@ fn kept_scripts_find_their_planted_bugs() {
 #[cfg(feature = "planted-bugs")]
 #[test]
 fn long_every_planted_bug_is_found() {
-    for (name, bug) in muster_common::planted::BUGS {
+    for (name, bug) in muster_protocol::planted::BUGS {
         assert!(sim::many::find(bug, 1000).is_some(), "{name}: not found within 1,000 seeds");
     }
 }
@@ -142,7 +142,7 @@ fn long_every_planted_bug_is_found() {
 #[cfg(feature = "planted-bugs")]
 #[test]
 fn planted_bugs_of_claims_are_found() {
-    for (name, bug) in muster_common::planted::CLAIM_BUGS {
+    for (name, bug) in muster_protocol::planted::CLAIM_BUGS {
         assert!(sim::claims::find(bug, 1000).is_some(), "{name}: not found within 1,000 seeds");
     }
 }

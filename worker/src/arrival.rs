@@ -3,7 +3,7 @@
 //! numbered as their splits lie in the input; so this is half of the one order (P3). The other half
 //! is the kernel's.
 
-use muster_common::planted::{self, Bug};
+use muster_protocol::planted::{self, Bug};
 
 /// What was read of each run, with the run's number, as it came in: in the order in which it is to
 /// be merged.

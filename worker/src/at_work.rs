@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use muster_common::faults::Faults;
-use muster_common::wire::{AttemptProgress, RunAttempt};
+use muster_platform::faults::Faults;
+use muster_protocol::wire::{AttemptProgress, RunAttempt};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 

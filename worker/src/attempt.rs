@@ -15,13 +15,13 @@
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
-use muster_common::ids::{AttemptId, Epoch, Incarnation, JobId, WorkerId};
-use muster_common::retry::Policy;
-use muster_common::wire::{
+use muster_platform::retry::Policy;
+use muster_protocol::ids::{AttemptId, Epoch, Incarnation, JobId, WorkerId};
+use muster_protocol::wire::{
     CancelAttempt, CommandReply, Drain, HeldAttempt, Outcome, Report, ReportReply, RunAttempt,
     RunReply,
 };
-use muster_common::{Error, ErrorKind};
+use muster_protocol::{Error, ErrorKind};
 
 /// Ended attempts that are remembered, so that a late repeat does not start them again.
 const ENDED_MAX: usize = 1000;

@@ -4,16 +4,16 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use muster_common::plan::{PLAN_BYTES_MAX, PinnedRun, PinnedRuns, Plan};
-use muster_common::planted::{self, Bug};
-use muster_common::retry::Retry;
-use muster_common::store::{Access, Stores};
-use muster_common::wire::{BlobRef, DamageCause};
-use muster_common::{Error, ErrorKind, Result};
 use muster_kernel::error::KernelError;
 use muster_kernel::order::Order;
 use muster_kernel::run::{RunFooter, RunIndex};
 use muster_kernel::splitters::{self, Splitter};
+use muster_platform::retry::Retry;
+use muster_platform::store::{Access, Stores};
+use muster_protocol::plan::{PLAN_BYTES_MAX, PinnedRun, PinnedRuns, Plan};
+use muster_protocol::planted::{self, Bug};
+use muster_protocol::wire::{BlobRef, DamageCause};
+use muster_protocol::{Error, ErrorKind, Result};
 use tokio::sync::OnceCell;
 
 use crate::transfer::{Object, Span, read};

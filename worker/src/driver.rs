@@ -8,20 +8,20 @@ use std::time::Duration;
 
 use async_nats::{Client, Message, Subject};
 use futures::StreamExt;
-use muster_common::adapters::metered::Meter;
-use muster_common::adapters::own_files::{OwnFiles, Page};
-use muster_common::clock::Clock;
-use muster_common::ids::{DeploymentId, Incarnation, JobId};
-use muster_common::inputs::Pattern;
-use muster_common::names::{Names, Verb};
-use muster_common::retry::{RecoveryStats, Retry};
-use muster_common::store::{BlobUrl, Layer, Scheme, Stores};
-use muster_common::telemetry::Bounded;
-use muster_common::wire::{
+use muster_platform::adapters::metered::Meter;
+use muster_platform::adapters::own_files::{OwnFiles, Page};
+use muster_platform::clock::Clock;
+use muster_platform::inputs::Pattern;
+use muster_platform::retry::{RecoveryStats, Retry};
+use muster_platform::store::{BlobUrl, Layer, Scheme, Stores};
+use muster_platform::telemetry::Bounded;
+use muster_protocol::ids::{DeploymentId, Incarnation, JobId};
+use muster_protocol::names::{Names, Verb};
+use muster_protocol::wire::{
     self, Health, Heartbeat, JobRecoveries, LeaderBeat, ListInputs, ListReply, Outcome, Recovered,
     Register, RegisterReply, Report, ReportReply, RunAttempt, StoreLimits, WorkerState,
 };
-use muster_common::{Error, ErrorKind, Result};
+use muster_protocol::{Error, ErrorKind, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;

@@ -19,11 +19,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use muster_common::clock::Clock;
-use muster_common::config::Hedge;
-use muster_common::store::{Access, BlobMeta, Blobs, Completed, Layer, OpenUpload, PartAt, Scheme};
-use muster_common::survey::{Survey, Wanted};
-use muster_common::{Error, ErrorKind, Result};
+use muster_platform::clock::Clock;
+use muster_platform::config::Hedge;
+use muster_platform::store::{
+    Access, BlobMeta, Blobs, Completed, Layer, OpenUpload, PartAt, Scheme,
+};
+use muster_platform::survey::{Survey, Wanted};
+use muster_protocol::{Error, ErrorKind, Result};
 
 /// Failures in a row that shut the gate.
 const FAILURES_MAX: u32 = 5;

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use muster_common::wire::{Health, Mended};
+use muster_protocol::wire::{Health, Mended};
 
 /// Errors are counted in so many slots of so many milliseconds: five minutes in all.
 const SLOTS: usize = 30;

@@ -39,13 +39,13 @@ mod transfer;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use muster_common::Result;
-use muster_common::clock::Clock;
-use muster_common::config::Config;
-use muster_common::faults::Faults;
-use muster_common::ids::WorkerId;
-use muster_common::store::Stores;
-use muster_common::vitals::Vitals;
+use muster_platform::clock::Clock;
+use muster_platform::config::Config;
+use muster_platform::faults::Faults;
+use muster_platform::store::Stores;
+use muster_platform::vitals::Vitals;
+use muster_protocol::Result;
+use muster_protocol::ids::WorkerId;
 use tokio_util::sync::CancellationToken;
 
 pub use cache::Jobs;

@@ -13,11 +13,11 @@
 //! counted is what is held: large blocks are mapped by themselves (the program's allocator), and
 //! buffers come from one pool with one bound.
 
-use muster_common::buffer::ALIGN;
-use muster_common::plan::OBJECT_BYTES;
-use muster_common::store::Scheme;
-use muster_common::{Error, ErrorKind};
 use muster_kernel::sort::LONG_RECORD_BYTES;
+use muster_platform::buffer::ALIGN;
+use muster_platform::store::Scheme;
+use muster_protocol::plan::OBJECT_BYTES;
+use muster_protocol::{Error, ErrorKind};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -57,7 +57,8 @@ pub struct Budget {
     pub slots: u32,
     /// For what is kept for the next attempt: plans, lists and indexes of runs.
     pub cache_bytes: usize,
-    /// For all buffers, in use or idle: what the process's [`muster_common::buffer::BufferPool`] is
+    /// For all buffers, in use or idle: what the process's [`muster_platform::buffer::BufferPool`]
+    /// is
     /// made with.
     pub buffer_bytes: usize,
     /// For one attempt.

@@ -1,13 +1,13 @@
 //! A worker's figures as metrics, for whoever watches this process (`--http`). What stores are
-//! asked for is counted where it is asked ([`muster_common::adapters::metered`]).
+//! asked for is counted where it is asked ([`muster_platform::adapters::metered`]).
 
 use std::sync::Arc;
 
 use metrics::{Counter, Gauge};
 
-use muster_common::ids::Phase;
-use muster_common::vitals::{Family, Following, Role, Vitals, value};
-use muster_common::wire::{Mended, Outcome};
+use muster_platform::vitals::{Family, Following, Role, Vitals, value};
+use muster_protocol::ids::Phase;
+use muster_protocol::wire::{Mended, Outcome};
 
 use crate::health::Reading;
 
@@ -183,7 +183,7 @@ impl Meters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use muster_common::clock::ManualClock;
+    use muster_platform::clock::ManualClock;
 
     #[test]
     fn what_was_seen_is_shown() {
@@ -196,7 +196,7 @@ mod tests {
         let reading =
             Reading { rss_bytes: 77, bytes_done: 1000, throttled: 5, mended, ..Reading::default() };
         meters.look(Seen { reading: &reading, running: [0, 2, 1], stores_away: 1 });
-        meters.ended(&Outcome::Failed { error: muster_common::Error::retry("x") });
+        meters.ended(&Outcome::Failed { error: muster_protocol::Error::retry("x") });
         let assert_shows = |lines: &[&str]| {
             clock.advance_ms(1000);
             let text = String::from_utf8_lossy(&vitals.render()).into_owned();

@@ -2,11 +2,11 @@
 //! admission, when it sends a heartbeat, when it has waited for long enough. Time and randomness
 //! come in as values.
 
-use muster_common::config::Config;
-use muster_common::ids::{DeploymentId, Epoch, WorkerId};
-use muster_common::retry::Policy;
-use muster_common::wire::{RegisterReply, WIRE_VERSION, WIRE_VERSION_OLDEST, WorkerState};
-use muster_common::{Error, ErrorKind, Result};
+use muster_platform::config::Config;
+use muster_platform::retry::Policy;
+use muster_protocol::ids::{DeploymentId, Epoch, WorkerId};
+use muster_protocol::wire::{RegisterReply, WIRE_VERSION, WIRE_VERSION_OLDEST, WorkerState};
+use muster_protocol::{Error, ErrorKind, Result};
 
 use crate::Exit;
 use crate::attempt::Attempts;
@@ -73,7 +73,7 @@ pub struct Admitted {
     /// The leader's term.
     pub epoch: Epoch,
     /// Of the held attempts, those that go on.
-    pub regranted: Vec<muster_common::ids::AttemptId>,
+    pub regranted: Vec<muster_protocol::ids::AttemptId>,
 }
 
 impl Presence {
@@ -262,8 +262,8 @@ impl Presence {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use muster_common::config::Profile;
-    use muster_common::ids::Incarnation;
+    use muster_platform::config::Profile;
+    use muster_protocol::ids::Incarnation;
 
     fn begin() -> (Presence, Attempts) {
         let config = Config::profile(Profile::Production).expect("profile");

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use async_nats::{Client, RequestErrorKind, Subject, Subscriber};
-use muster_common::faults::{self, Faults};
-use muster_common::names::{self, Names};
-use muster_common::wire::{
+use muster_platform::faults::{self, Faults};
+use muster_protocol::names::{self, Names};
+use muster_protocol::wire::{
     self, Heartbeat, JobRecoveries, Message, Outcome, Register, RegisterReply, Report, ReportReply,
     WIRE_VERSION,
 };
-use muster_common::{Error, ErrorKind, Result};
+use muster_protocol::{Error, ErrorKind, Result};
 
 use crate::WorkerOptions;
 

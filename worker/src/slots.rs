@@ -3,11 +3,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use muster_common::buffer::{BufferPool, Lent, advise_huge_pages, forget};
-use muster_common::{Error, Result};
 use muster_kernel::format::RECORD_BYTES_MAX;
 use muster_kernel::order::Order;
 use muster_kernel::sort::ChunkSorter;
+use muster_platform::buffer::{BufferPool, Lent, advise_huge_pages, forget};
+use muster_protocol::{Error, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::memory::Budget;

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use muster_common::store::BlobUrl;
-use muster_common::{Error, Result};
+use muster_platform::store::BlobUrl;
+use muster_protocol::{Error, Result};
 
 /// What helps where the disk of the spills is full.
 pub(crate) const LARGER_DISK: &str = "name a folder on a larger disk with --data-dir (else TMPDIR \
@@ -149,7 +149,7 @@ fn free_bytes(folder: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use muster_common::ErrorKind;
+    use muster_protocol::ErrorKind;
 
     /// As much as the folder beside does not take of 1000 bytes.
     fn of_1000(own: &Path) -> Option<u64> {

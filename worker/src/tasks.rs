@@ -20,14 +20,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{FutureExt, StreamExt, TryStreamExt};
-use muster_common::faults::Scope;
-use muster_common::ids::JobId;
-use muster_common::names;
-use muster_common::retry::{RecoveryStats, Retry};
-use muster_common::store::{BlobUrl, Stores};
-use muster_common::wire::{Mended, Outcome, RunAttempt, Work};
-use muster_common::{Error, ErrorKind, Result};
 use muster_kernel::proof::Interval;
+use muster_platform::faults::Scope;
+use muster_platform::retry::{RecoveryStats, Retry};
+use muster_platform::store::{BlobUrl, Stores};
+use muster_protocol::ids::JobId;
+use muster_protocol::names;
+use muster_protocol::wire::{Mended, Outcome, RunAttempt, Work};
+use muster_protocol::{Error, ErrorKind, Result};
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -423,7 +423,7 @@ impl Task {
         &self,
         job: &'a Job,
         object: u32,
-    ) -> Result<&'a muster_common::plan::PinnedObject> {
+    ) -> Result<&'a muster_protocol::plan::PinnedObject> {
         job.plan.objects.get(object as usize).ok_or_else(|| {
             Error::invalid(format!("the plan of job {} has no object {object}", job.plan.job))
         })

@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use muster_common::adapters::memory::MemoryBlobs;
-use muster_common::clock::ManualClock;
-use muster_common::config::{Config, Profile};
-use muster_common::retry::Retry;
-use muster_common::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
-use muster_common::survey::{Survey, Wanted};
-use muster_common::{Error, ErrorKind, Result};
+use muster_platform::adapters::memory::MemoryBlobs;
+use muster_platform::clock::ManualClock;
+use muster_platform::config::{Config, Profile};
+use muster_platform::retry::Retry;
+use muster_platform::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
+use muster_platform::survey::{Survey, Wanted};
+use muster_protocol::{Error, ErrorKind, Result};
 
 /// The store; its knobs are public.
 #[derive(Debug, Default)]

@@ -19,10 +19,10 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
-use muster_common::buffer::BufferPool;
-use muster_common::retry::Retry;
-use muster_common::store::{BlobUrl, Blobs, Stores};
-use muster_common::{Error, ErrorKind, Result};
+use muster_platform::buffer::BufferPool;
+use muster_platform::retry::Retry;
+use muster_platform::store::{BlobUrl, Blobs, Stores};
+use muster_protocol::{Error, ErrorKind, Result};
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 

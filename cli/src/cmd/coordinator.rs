@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::Client;
-use muster_common::ErrorKind;
-use muster_common::adapters::journal::{JetStreamLedger, ensure_streams};
-use muster_common::adapters::nats;
-use muster_common::adapters::processes;
-use muster_common::adapters::servers::Servers;
-use muster_common::buffer::BufferPool;
-use muster_common::clock::SystemClock;
-use muster_common::config::Config;
-use muster_common::store::Stores;
 use muster_coordinator::{Claimant, CoordinatorOptions};
+use muster_platform::adapters::journal::{JetStreamLedger, ensure_streams};
+use muster_platform::adapters::nats;
+use muster_platform::adapters::processes;
+use muster_platform::adapters::servers::Servers;
+use muster_platform::buffer::BufferPool;
+use muster_platform::clock::SystemClock;
+use muster_platform::config::Config;
+use muster_platform::store::Stores;
+use muster_protocol::ErrorKind;
 
 use crate::args::CoordinatorArgs;
 use crate::cmd;
@@ -86,7 +86,7 @@ pub(crate) async fn run(args: CoordinatorArgs) -> Result<(), Exit> {
 }
 
 /// Makes the streams, and waits for a JetStream that does not answer yet as it waits for NATS.
-async fn streams_waiting(client: &Client, config: &Config) -> muster_common::Result<()> {
+async fn streams_waiting(client: &Client, config: &Config) -> muster_protocol::Result<()> {
     let mut told = String::new();
     loop {
         match ensure_streams(client, config).await {

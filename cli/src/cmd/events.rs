@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use async_nats::Client;
-use muster_common::adapters::events::{Entry, Events};
-use muster_common::api::Event;
-use muster_common::clock::{Clock, SystemClock};
-use muster_common::config::Config;
-use muster_common::ids::{InvalidId, JobId};
-use muster_common::names;
-use muster_common::{Error, ErrorKind};
+use muster_platform::adapters::events::{Entry, Events};
+use muster_platform::clock::{Clock, SystemClock};
+use muster_platform::config::Config;
+use muster_protocol::api::Event;
+use muster_protocol::ids::{InvalidId, JobId};
+use muster_protocol::names;
+use muster_protocol::{Error, ErrorKind};
 
 use crate::args::{EventsArgs, LogFormat};
 use crate::cmd;

@@ -4,12 +4,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use muster_common::buffer::BufferPool;
-use muster_common::clock::{Clock, SystemClock};
-use muster_common::config::{Config, Profile};
-use muster_common::store::{BlobUrl, Blobs, PartAt, Stores};
-use muster_common::{Error, Result};
 use muster_kernel::gensort::{Generator, Mode, RECORD_BYTES};
+use muster_platform::buffer::BufferPool;
+use muster_platform::clock::{Clock, SystemClock};
+use muster_platform::config::{Config, Profile};
+use muster_platform::store::{BlobUrl, Blobs, PartAt, Stores};
+use muster_protocol::{Error, Result};
 use serde::Serialize;
 
 use crate::args::{GenArgs, LogFormat};

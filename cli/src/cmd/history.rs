@@ -4,12 +4,12 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use async_nats::Client;
-use muster_common::adapters::events::{Entry, Events};
-use muster_common::adapters::refusals::Refusals;
-use muster_common::api::Event;
-use muster_common::config::Config;
-use muster_common::ids::JobId;
-use muster_common::names;
+use muster_platform::adapters::events::{Entry, Events};
+use muster_platform::adapters::refusals::Refusals;
+use muster_platform::config::Config;
+use muster_protocol::api::Event;
+use muster_protocol::ids::JobId;
+use muster_protocol::names;
 
 use crate::output;
 

@@ -1,8 +1,8 @@
 //! `muster jobs`, `status`, `watch` and `cancel`.
 
-use muster_common::ErrorKind;
-use muster_common::api::JobStatus;
-use muster_common::ids::JobId;
+use muster_protocol::ErrorKind;
+use muster_protocol::api::JobStatus;
+use muster_protocol::ids::JobId;
 use serde::Serialize;
 
 use crate::args::{ClientArgs, JobArgs, LogFormat};
@@ -14,12 +14,12 @@ use crate::output;
 use crate::progress::{Progress, Show};
 
 fn job_id(args: &JobArgs) -> Result<JobId, Exit> {
-    args.job.parse().map_err(|e: muster_common::ids::InvalidId| Exit::usage(e.to_string()))
+    args.job.parse().map_err(|e: muster_protocol::ids::InvalidId| Exit::usage(e.to_string()))
 }
 
 /// Errors of a call, where "no coordinator", or one that says "later" all the time, means that
 /// there is nothing to connect to.
-pub(crate) fn calling(error: muster_common::Error) -> Exit {
+pub(crate) fn calling(error: muster_protocol::Error) -> Exit {
     if error.kind.is_passing() { Exit::unreachable(error.message) } else { error.into() }
 }
 

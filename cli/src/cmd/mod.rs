@@ -23,14 +23,14 @@ pub(crate) use places::url as blob_url;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muster_common::adapters::nats;
-use muster_common::adapters::refusals::Refusals;
-use muster_common::clock::SystemClock;
-use muster_common::config::{self, Config};
-use muster_common::faults::{self, Faults};
-use muster_common::http;
-use muster_common::telemetry;
-use muster_common::vitals::Vitals;
+use muster_platform::adapters::nats;
+use muster_platform::adapters::refusals::Refusals;
+use muster_platform::clock::SystemClock;
+use muster_platform::config::{self, Config};
+use muster_platform::faults::{self, Faults};
+use muster_platform::http;
+use muster_platform::telemetry;
+use muster_platform::vitals::Vitals;
 
 use crate::args::{ClientArgs, HttpArgs, LogFormat, NatsArgs, Profile, SettingsArgs};
 use crate::client::Api;
@@ -54,7 +54,7 @@ pub(crate) fn settings(args: &SettingsArgs, nats: &NatsArgs) -> Result<Config, E
     config.and_then(|config| in_namespace(config, nats)).map_err(|e| Exit::usage(e.message))
 }
 
-fn in_namespace(config: Config, nats: &NatsArgs) -> muster_common::Result<Config> {
+fn in_namespace(config: Config, nats: &NatsArgs) -> muster_protocol::Result<Config> {
     let namespace = match &nats.namespace {
         Some(namespace) => Some(namespace.clone()),
         None => environment::text(NAMESPACE_VARIABLE)?,

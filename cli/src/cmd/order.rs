@@ -96,9 +96,7 @@ fn format(args: &OrderArgs, auto: Format) -> Result<Format, Exit> {
     match args.format.as_str() {
         "auto" if matches!(auto, Format::Lines(_)) => Ok(Format::lines(terminator)),
         "auto" => Ok(auto),
-        name if Format::is_later(name) => {
-            Err(crate::exit::not_built(&format!("--format {name}")))
-        }
+        name if Format::is_later(name) => Err(crate::exit::not_built(&format!("--format {name}"))),
         other => {
             let format = Format::parse(other, terminator).ok_or_else(|| {
                 Exit::usage(format!("--format {other:?} is not one of auto, {}", Format::NAMES))

@@ -5,9 +5,9 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use muster_common::paths;
-use muster_common::store::BlobUrl;
-use muster_common::{Error, Result};
+use muster_platform::paths;
+use muster_platform::store::BlobUrl;
+use muster_protocol::{Error, Result};
 
 use crate::cmd::STANDARD;
 use crate::exit::Exit;

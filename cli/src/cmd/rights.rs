@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use muster_common::config::Config;
-use muster_common::ids::{InvalidId, WorkerId};
-use muster_common::names::Names;
-use muster_common::rights::{self, Rights, Role};
+use muster_platform::config::Config;
+use muster_protocol::ids::{InvalidId, WorkerId};
+use muster_protocol::names::Names;
+use muster_protocol::rights::{self, Rights, Role};
 
 use crate::args::{RightsArgs, RightsFormat, RightsRole};
 use crate::exit::Exit;

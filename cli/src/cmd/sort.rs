@@ -4,14 +4,14 @@ use std::ffi::OsStr;
 use std::io::{BufRead, IsTerminal};
 use std::time::Duration;
 
-use muster_common::adapters::nats;
-use muster_common::clock::{Clock, SystemClock};
-use muster_common::config::Config;
-use muster_common::ids::{InvalidId, JobId};
-use muster_common::inputs;
-use muster_common::plan::{BadInputs, BadRecords, JobSpec, Sizing};
-use muster_common::{Error, ErrorKind};
 use muster_kernel::format::Format;
+use muster_platform::adapters::nats;
+use muster_platform::clock::{Clock, SystemClock};
+use muster_platform::config::Config;
+use muster_platform::inputs;
+use muster_protocol::ids::{InvalidId, JobId};
+use muster_protocol::plan::{BadInputs, BadRecords, JobSpec, Sizing};
+use muster_protocol::{Error, ErrorKind};
 
 use crate::args::{OnBadInputs, OnBadRecords, SortArgs};
 use crate::client::Api;
@@ -312,7 +312,7 @@ mod tests {
     fn check(line: &str) -> Result<JobSpec, Exit> {
         let args = parse(line);
         refuse_misplaced(&args)?;
-        let config = Config::profile(muster_common::config::Profile::Production)?;
+        let config = Config::profile(muster_platform::config::Profile::Production)?;
         job_spec(&args, &config, false, None)
     }
 

@@ -5,19 +5,19 @@ use std::ffi::OsString;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
-use muster_common::api::Manifest;
-use muster_common::buffer::BufferPool;
-use muster_common::config::{Config, Profile};
-use muster_common::names;
-use muster_common::plan::OBJECTS_MAX;
-use muster_common::store::{Access, BlobUrl, Blobs, Stores};
-use muster_common::{Error, ErrorKind, Result};
 use muster_kernel::format::{Format, Frame, RECORD_BYTES_MAX, Torn};
 use muster_kernel::order::Order;
 use muster_kernel::proof::{Interval, Sums};
 use muster_kernel::spec::{KeyDef, SortSpec};
 use muster_kernel::split::plan_splits;
 use muster_kernel::valsort::{KeyOf, Summary, Validator};
+use muster_platform::buffer::BufferPool;
+use muster_platform::config::{Config, Profile};
+use muster_platform::store::{Access, BlobUrl, Blobs, Stores};
+use muster_protocol::api::Manifest;
+use muster_protocol::names;
+use muster_protocol::plan::OBJECTS_MAX;
+use muster_protocol::{Error, ErrorKind, Result};
 use serde::Serialize;
 
 use crate::args::{LogFormat, VerifyArgs};

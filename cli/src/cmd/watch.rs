@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use muster_common::Result;
-use muster_common::api::{BadPlace, JobState, JobStatus, Recovery, SkippedObject};
-use muster_common::ids::JobId;
+use muster_protocol::Result;
+use muster_protocol::api::{BadPlace, JobState, JobStatus, Recovery, SkippedObject};
+use muster_protocol::ids::JobId;
 use serde::Serialize;
 
 use crate::client::Api;
@@ -37,10 +37,10 @@ struct Summary<'a> {
     skipped_objects: u32,
     skipped: &'a [SkippedObject],
     warnings: &'a [String],
-    recoveries: &'a [muster_common::api::Recovery],
+    recoveries: &'a [muster_protocol::api::Recovery],
     output: &'a str,
     checksum: String,
-    times: muster_common::api::PhaseTimes,
+    times: muster_protocol::api::PhaseTimes,
     error: Option<&'a str>,
     exit_code: u8,
 }

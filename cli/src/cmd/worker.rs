@@ -4,12 +4,12 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use muster_common::adapters::nats;
-use muster_common::buffer::BufferPool;
-use muster_common::clock::{Clock, SystemClock};
-use muster_common::ids::{InvalidId, WorkerId};
-use muster_common::names::Names;
-use muster_common::store::Stores;
+use muster_platform::adapters::nats;
+use muster_platform::buffer::BufferPool;
+use muster_platform::clock::{Clock, SystemClock};
+use muster_platform::store::Stores;
+use muster_protocol::ids::{InvalidId, WorkerId};
+use muster_protocol::names::Names;
 use muster_worker::{Budget, Jobs, WorkerOptions};
 use tokio_util::sync::CancellationToken;
 
@@ -119,7 +119,7 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<(), Exit> {
     }
     match ended {
         Ok(_) => Ok(()),
-        Err(error) if error.kind == muster_common::ErrorKind::Retry => {
+        Err(error) if error.kind == muster_protocol::ErrorKind::Retry => {
             Err(Exit::unreachable(error.message))
         }
         Err(error) => Err(error.into()),
@@ -201,7 +201,7 @@ fn has_own_user(inbox: Option<&str>, names: &Names, id: &WorkerId) -> Result<boo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use muster_common::clock::ManualClock;
+    use muster_platform::clock::ManualClock;
 
     #[test]
     fn an_identity_outlives_the_process() {

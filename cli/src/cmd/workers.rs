@@ -1,8 +1,8 @@
 //! `muster workers` and `muster drain`.
 
-use muster_common::api::WorkerStatus;
-use muster_common::ids::{InvalidId, WorkerId};
-use muster_common::wire::Mended;
+use muster_protocol::api::WorkerStatus;
+use muster_protocol::ids::{InvalidId, WorkerId};
+use muster_protocol::wire::Mended;
 use serde::Serialize;
 
 use crate::args::{ClientArgs, DrainArgs};

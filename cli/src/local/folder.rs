@@ -3,9 +3,9 @@
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
-use muster_common::ids::JobId;
-use muster_common::plan::JobSpec;
-use muster_common::{Error, Result};
+use muster_protocol::ids::JobId;
+use muster_protocol::plan::JobSpec;
+use muster_protocol::{Error, Result};
 
 use crate::temporary::Temporary;
 
@@ -140,9 +140,9 @@ impl Folder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use muster_common::plan::{BadInputs, BadRecords, Sizing};
     use muster_kernel::format::Format;
     use muster_kernel::spec::SortSpec;
+    use muster_protocol::plan::{BadInputs, BadRecords, Sizing};
 
     fn spec(job: &str, output: &str) -> JobSpec {
         JobSpec {

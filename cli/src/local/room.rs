@@ -4,9 +4,9 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use muster_common::config::Config;
-use muster_common::plan::JobSpec;
-use muster_common::store::BlobUrl;
+use muster_platform::config::Config;
+use muster_platform::store::BlobUrl;
+use muster_protocol::plan::JobSpec;
 
 use crate::output;
 

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use muster_common::adapters::nats::{NatsSettings, SERVER_VERSION_OLDEST};
-use muster_common::clock::{Clock, SystemClock};
-use muster_common::{Error, Result};
+use muster_platform::adapters::nats::{NatsSettings, SERVER_VERSION_OLDEST};
+use muster_platform::clock::{Clock, SystemClock};
+use muster_protocol::{Error, Result};
 use serde::Deserialize;
 
 /// Names another nats-server than that of the PATH.

@@ -10,10 +10,10 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use muster_common::adapters::territory::{Mounts, Territory, is_link};
-use muster_common::plan::Plan;
-use muster_common::store::BlobUrl;
-use muster_common::{Error, Result};
+use muster_platform::adapters::territory::{Mounts, Territory, is_link};
+use muster_platform::store::BlobUrl;
+use muster_protocol::plan::Plan;
+use muster_protocol::{Error, Result};
 
 use crate::job::io::{Offer, Places};
 use crate::job::overlap;

@@ -1,11 +1,11 @@
-//! The claims on OUTPUT (`muster_common::claim`) as a leader goes by them: taken when a job is
+//! The claims on OUTPUT (`muster_platform::claim`) as a leader goes by them: taken when a job is
 //! planned, confirmed before OUTPUT changes, renewed until it is cleaned, released then. Without a
-//! [`Claims`](muster_common::claim::Claims) at hand all of this is nothing.
+//! [`Claims`](muster_platform::claim::Claims) at hand all of this is nothing.
 
-use muster_common::Result;
-use muster_common::ids::JobId;
-use muster_common::store::{BlobUrl, Stores};
-use muster_common::wire::BlobRef;
+use muster_platform::store::{BlobUrl, Stores};
+use muster_protocol::Result;
+use muster_protocol::ids::JobId;
+use muster_protocol::wire::BlobRef;
 
 use super::fence::Fence;
 

@@ -10,12 +10,12 @@ use std::collections::BTreeSet;
 
 use futures::{StreamExt, TryStreamExt, stream};
 
-use muster_common::ids::JobId;
-use muster_common::names::{self, SCRATCH_DIR};
-use muster_common::plan::{PLAN_BYTES_MAX, Plan};
-use muster_common::planted::{self, Bug};
-use muster_common::store::{BlobUrl, OpenUpload, Scheme, Stores};
-use muster_common::{ErrorKind, Result};
+use muster_platform::store::{BlobUrl, OpenUpload, Scheme, Stores};
+use muster_protocol::ids::JobId;
+use muster_protocol::names::{self, SCRATCH_DIR};
+use muster_protocol::plan::{PLAN_BYTES_MAX, Plan};
+use muster_protocol::planted::{self, Bug};
+use muster_protocol::{ErrorKind, Result};
 
 use super::claims;
 use super::fence::Fence;
@@ -272,9 +272,9 @@ fn folders(scratch: &BlobUrl) -> Vec<BlobUrl> {
 
 #[cfg(test)]
 mod tests {
-    use muster_common::plan::BadRecords;
     use muster_kernel::format::Format;
     use muster_kernel::spec::SortSpec;
+    use muster_protocol::plan::BadRecords;
 
     use super::*;
 

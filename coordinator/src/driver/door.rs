@@ -11,12 +11,12 @@ use async_nats::{Subject, service};
 use bytes::Bytes;
 use serde::Serialize;
 
-use muster_common::ids::WorkerId;
-use muster_common::names::{self, Names};
-use muster_common::wire::{
+use muster_protocol::ids::WorkerId;
+use muster_protocol::names::{self, Names};
+use muster_protocol::wire::{
     self, Heartbeat, JobRecoveries, MESSAGE_BYTES_MAX, PhaseQuery, Register, Report,
 };
-use muster_common::{Error, Result};
+use muster_protocol::{Error, Result};
 
 use crate::api::{self, Call};
 use crate::job::io::{Effect, Input, RefusalCode, Reply, ReplyTo};

@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use async_nats::Client;
 
-use muster_common::clock::Clock;
-use muster_common::error::{Error, Result};
-use muster_common::faults;
-use muster_common::ids::{AttemptId, JobId, WorkerId};
-use muster_common::names::{Names, Verb};
-use muster_common::plan::{PLAN_BYTES_MAX, Plan};
-use muster_common::store::{BlobUrl, Stores};
-use muster_common::wire::{
+use muster_kernel::splitters::{self, Splitter};
+use muster_platform::clock::Clock;
+use muster_platform::faults;
+use muster_platform::store::{BlobUrl, Stores};
+use muster_protocol::error::{Error, Result};
+use muster_protocol::ids::{AttemptId, JobId, WorkerId};
+use muster_protocol::names::{Names, Verb};
+use muster_protocol::plan::{PLAN_BYTES_MAX, Plan};
+use muster_protocol::wire::{
     self, BlobRef, CancelAttempt, CommandReply, ListInputs, ListReply, Message, RunAttempt,
     RunReply,
 };
-use muster_kernel::splitters::{self, Splitter};
 
 use super::fence::Fence;
 use super::{clean, listing, offers, publish};

@@ -25,12 +25,12 @@ use async_trait::async_trait;
 use futures::channel::oneshot;
 use futures::future::{self, Either};
 use futures::lock::Mutex;
-use muster_common::claim::{Claims, Held, Permit};
-use muster_common::clock::Clock;
-use muster_common::ids::Epoch;
-use muster_common::ledger::{Ledger, Room};
-use muster_common::planted::{self, Bug};
-use muster_common::{Error, ErrorKind, Result};
+use muster_platform::claim::{Claims, Held, Permit};
+use muster_platform::clock::Clock;
+use muster_platform::ledger::{Ledger, Room};
+use muster_protocol::ids::Epoch;
+use muster_protocol::planted::{self, Bug};
+use muster_protocol::{Error, ErrorKind, Result};
 use tokio::sync::{mpsc, watch};
 
 use super::own::OwnUploads;
@@ -324,14 +324,14 @@ pub(crate) mod tests {
 
     use async_trait::async_trait;
     use bytes::Bytes;
-    use muster_common::adapters::memory::{MemoryBlobs, MemoryLedger};
-    use muster_common::buffer::BufferPool;
-    use muster_common::claim::Owner;
-    use muster_common::claim::judge::Known;
-    use muster_common::clock::ManualClock;
-    use muster_common::config::{Config, Profile};
-    use muster_common::ledger::{Appended, Entry};
-    use muster_common::store::{Scheme, Stores};
+    use muster_platform::adapters::memory::{MemoryBlobs, MemoryLedger};
+    use muster_platform::buffer::BufferPool;
+    use muster_platform::claim::Owner;
+    use muster_platform::claim::judge::Known;
+    use muster_platform::clock::ManualClock;
+    use muster_platform::config::{Config, Profile};
+    use muster_platform::ledger::{Appended, Entry};
+    use muster_platform::store::{Scheme, Stores};
 
     use super::*;
     use crate::journal::record::{self, Record};

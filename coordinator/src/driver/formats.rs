@@ -4,13 +4,13 @@
 
 use futures::{StreamExt, stream};
 
-use muster_common::plan::{BadInputs, JobSpec, PinnedObject};
-use muster_common::store::{Access, BlobUrl, Stores, read_whole};
-use muster_common::wire::HEAD_BYTES_MAX;
-use muster_common::{Error, Result};
 use muster_kernel::format::Format;
 use muster_kernel::format::magic::{self, Kind, Known};
 use muster_kernel::spec::{KeyDef, SortSpec};
+use muster_platform::store::{Access, BlobUrl, Stores, read_whole};
+use muster_protocol::plan::{BadInputs, JobSpec, PinnedObject};
+use muster_protocol::wire::HEAD_BYTES_MAX;
+use muster_protocol::{Error, Result};
 
 use super::offers::Offered;
 
@@ -32,9 +32,9 @@ pub(super) async fn look(
 ) -> Result<Vec<String>> {
     let auto = spec.auto_format;
     if auto && !means_lines(&spec.sort) {
-        let other = objects
-            .iter()
-            .find_map(|object| Some((object, Format::later_by_extension(&extension(&object.url)?)?)));
+        let other = objects.iter().find_map(|object| {
+            Some((object, Format::later_by_extension(&extension(&object.url)?)?))
+        });
         if let Some((object, what)) = other {
             return Err(Error::invalid(format!(
                 "INPUT {} is {what} by its name, which is not built yet; to sort its lines as they \

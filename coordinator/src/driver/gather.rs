@@ -6,10 +6,10 @@
 
 use std::sync::Arc;
 
-use muster_common::plan::{BadInputs, LeftOut, OBJECT_BYTES};
-use muster_common::store::{BlobMeta, BlobUrl, Blobs, Scheme, Stores};
-use muster_common::survey::{Omitted, Survey, Wanted, is_wild, unescaped};
-use muster_common::{Error, ErrorKind, Result};
+use muster_platform::store::{BlobMeta, BlobUrl, Blobs, Scheme, Stores};
+use muster_platform::survey::{Omitted, Survey, Wanted, is_wild, unescaped};
+use muster_protocol::plan::{BadInputs, LeftOut, OBJECT_BYTES};
+use muster_protocol::{Error, ErrorKind, Result};
 
 /// Parts a folder from a pattern below it.
 const BOUNDARY: &str = "/./";

@@ -6,14 +6,14 @@
 //! the object itself. What workers offer of their own (`workers:/`) has been asked for before
 //! (`offers.rs`): in the order of their ids, then of the paths.
 
-use muster_common::claim::Claims;
-use muster_common::inputs;
-use muster_common::plan::{
+use muster_platform::claim::Claims;
+use muster_platform::inputs;
+use muster_platform::store::{BlobUrl, Stores};
+use muster_platform::survey::OMITTED_MAX;
+use muster_protocol::plan::{
     BadInputs, JobSpec, LeftOut, OBJECTS_MAX, PinnedObject, UPLOADS_UNKNOWN, memory_of,
 };
-use muster_common::store::{BlobUrl, Stores};
-use muster_common::survey::OMITTED_MAX;
-use muster_common::{Error, ErrorKind, Result};
+use muster_protocol::{Error, ErrorKind, Result};
 
 use super::apart::Ground;
 use super::claims;

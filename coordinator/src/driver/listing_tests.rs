@@ -2,13 +2,13 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Arc;
 
-use muster_common::adapters::memory::MemoryBlobs;
-use muster_common::buffer::BufferPool;
-use muster_common::config::{Config, Profile};
-use muster_common::plan::{BadInputs, BadRecords, Sizing};
-use muster_common::store::{Blobs, Scheme};
 use muster_kernel::format::Format;
 use muster_kernel::spec::SortSpec;
+use muster_platform::adapters::memory::MemoryBlobs;
+use muster_platform::buffer::BufferPool;
+use muster_platform::config::{Config, Profile};
+use muster_platform::store::{Blobs, Scheme};
+use muster_protocol::plan::{BadInputs, BadRecords, Sizing};
 
 use super::super::fence::tests::{claims, leading};
 use super::*;

@@ -12,18 +12,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use futures::future::{self, Either};
 use futures::{StreamExt, TryStreamExt, stream};
 
-use muster_common::clock::Clock;
-use muster_common::ids::Epoch;
-use muster_common::inputs::{self, Pattern};
-use muster_common::plan::{JobSpec, LeftOut, OBJECTS_MAX, PinnedObject, TEXT_BYTES_MAX};
-use muster_common::store::BlobUrl;
-use muster_common::survey::{OMITTED_MAX, escaped, is_wild, unescaped};
-use muster_common::wire::{
-    HEAD_BYTES_MAX, ListInputs, ListReply, LocalFile, LocalOmitted, NEXT_BYTES_MAX, WHY_BYTES_MAX,
-};
-use muster_common::{Error, ErrorKind, Result, error};
 use muster_kernel::format::Format;
 use muster_kernel::format::magic::Known;
+use muster_platform::clock::Clock;
+use muster_platform::inputs::{self, Pattern};
+use muster_platform::store::BlobUrl;
+use muster_platform::survey::{OMITTED_MAX, escaped, is_wild, unescaped};
+use muster_protocol::ids::Epoch;
+use muster_protocol::plan::{JobSpec, LeftOut, OBJECTS_MAX, PinnedObject, TEXT_BYTES_MAX};
+use muster_protocol::wire::{
+    HEAD_BYTES_MAX, ListInputs, ListReply, LocalFile, LocalOmitted, NEXT_BYTES_MAX, WHY_BYTES_MAX,
+};
+use muster_protocol::{Error, ErrorKind, Result, error};
 
 use super::formats;
 use super::gather::join;

@@ -2,14 +2,14 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex};
 
-use muster_common::adapters::own_files::{OwnFiles, Page};
-use muster_common::buffer::BufferPool;
-use muster_common::clock::SystemClock;
-use muster_common::config::{Config, Profile};
-use muster_common::plan::{BadInputs, BadRecords, Sizing};
-use muster_common::store::Stores;
 use muster_kernel::format::Format;
 use muster_kernel::spec::SortSpec;
+use muster_platform::adapters::own_files::{OwnFiles, Page};
+use muster_platform::buffer::BufferPool;
+use muster_platform::clock::SystemClock;
+use muster_platform::config::{Config, Profile};
+use muster_platform::store::Stores;
+use muster_protocol::plan::{BadInputs, BadRecords, Sizing};
 
 use super::super::fence::tests::leading;
 use super::super::listing::list_input;
@@ -39,7 +39,7 @@ fn offer(id: &str) -> Offer {
     Offer {
         worker: id.parse().expect("id"),
         host: "host".to_owned(),
-        peer: muster_common::wire::WIRE_VERSION,
+        peer: muster_protocol::wire::WIRE_VERSION,
         folders: vec!["/data".to_owned(), "/more".to_owned()],
     }
 }
@@ -205,7 +205,7 @@ async fn what_is_said_of_odd_entries_is_bounded_and_checked() {
     let look = &offered.expect("listed").looks["worker://w1/data/a"];
     assert!(
         look.as_ref()
-            .is_err_and(|error| error.message.len() == muster_common::error::MESSAGE_BYTES_MAX)
+            .is_err_and(|error| error.message.len() == muster_protocol::error::MESSAGE_BYTES_MAX)
     );
 }
 

@@ -4,8 +4,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use muster_common::Result;
-use muster_common::store::{BlobUrl, Blobs};
+use muster_platform::store::{BlobUrl, Blobs};
+use muster_protocol::Result;
 
 /// What is open of one leader's. Cloning shares it.
 #[derive(Clone, Default)]
@@ -73,8 +73,8 @@ impl OwnUploads {
 mod tests {
     use super::*;
     use futures::FutureExt;
-    use muster_common::Error;
-    use muster_common::adapters::memory::MemoryBlobs;
+    use muster_platform::adapters::memory::MemoryBlobs;
+    use muster_protocol::Error;
 
     #[tokio::test]
     async fn what_is_ended_amid_its_work_is_taken_back_with_the_term() {

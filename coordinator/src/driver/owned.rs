@@ -10,10 +10,10 @@ use std::sync::Arc;
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
 
-use muster_common::names::{self, SCRATCH_DIR, SUCCESS};
-use muster_common::plan::{JobSpec, OBJECTS_MAX, PinnedObject};
-use muster_common::store::{Access, BlobMeta, BlobUrl, Blobs, Stores, read_whole};
-use muster_common::{Error, ErrorKind, Result};
+use muster_platform::store::{Access, BlobMeta, BlobUrl, Blobs, Stores, read_whole};
+use muster_protocol::names::{self, SCRATCH_DIR, SUCCESS};
+use muster_protocol::plan::{JobSpec, OBJECTS_MAX, PinnedObject};
+use muster_protocol::{Error, ErrorKind, Result};
 
 use super::publish::AT_ONCE;
 

@@ -11,14 +11,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-use muster_common::adapters::changes::{Change, Witness};
-use muster_common::adapters::local::LocalBlobs;
-use muster_common::buffer::BufferPool;
-use muster_common::config::{Config, Profile};
-use muster_common::plan::{BadInputs, BadRecords, Sizing};
-use muster_common::store::{PartAt, Scheme};
 use muster_kernel::format::Format;
 use muster_kernel::spec::SortSpec;
+use muster_platform::adapters::changes::{Change, Witness};
+use muster_platform::adapters::local::LocalBlobs;
+use muster_platform::buffer::BufferPool;
+use muster_platform::config::{Config, Profile};
+use muster_platform::store::{PartAt, Scheme};
+use muster_protocol::plan::{BadInputs, BadRecords, Sizing};
 
 use super::*;
 use crate::driver::clean::clean_up;
@@ -320,7 +320,7 @@ async fn play(tree: &mut Tree, stores: &Stores, record: &Record) -> Result<()> {
         let tag = store
             .upload_part(url.key(), &upload, PartAt { index: 0, offset: 0 }, data.into())
             .await?;
-        let checksum = muster_common::wire::digest(b"new");
+        let checksum = muster_protocol::wire::digest(b"new");
         parts.push(PublishedPart { url, upload, tags: vec![tag], bytes: 3, checksum });
     }
     let uploads = parts.iter().map(|part| (part.url.clone(), part.upload.clone())).collect();

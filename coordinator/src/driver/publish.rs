@@ -23,15 +23,15 @@ use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
 
-use muster_common::etag;
-use muster_common::names::{QUARANTINE_DIR, SUCCESS};
-use muster_common::plan::{PLAN_BYTES_MAX, PinnedObject};
-use muster_common::planted::{self, Bug};
-use muster_common::store::{
+use muster_platform::etag;
+use muster_platform::store::{
     Access, BlobMeta, BlobUrl, Blobs, Completed, PartAt, Stores, read_whole,
 };
-use muster_common::wire::{self, BlobRef, Digester};
-use muster_common::{Error, ErrorKind, Result};
+use muster_protocol::names::{QUARANTINE_DIR, SUCCESS};
+use muster_protocol::plan::{PLAN_BYTES_MAX, PinnedObject};
+use muster_protocol::planted::{self, Bug};
+use muster_protocol::wire::{self, BlobRef, Digester};
+use muster_protocol::{Error, ErrorKind, Result};
 
 use super::apart::Ground;
 use super::claims;

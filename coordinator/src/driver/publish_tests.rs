@@ -1,12 +1,12 @@
 //! Publishing and cleaning up over a store in memory.
 
-use muster_common::adapters::memory::MemoryBlobs;
-use muster_common::buffer::BufferPool;
-use muster_common::config::{Config, Profile};
-use muster_common::plan::{BadRecords, Plan};
-use muster_common::store::Scheme;
 use muster_kernel::format::Format;
 use muster_kernel::spec::SortSpec;
+use muster_platform::adapters::memory::MemoryBlobs;
+use muster_platform::buffer::BufferPool;
+use muster_platform::config::{Config, Profile};
+use muster_platform::store::Scheme;
+use muster_protocol::plan::{BadRecords, Plan};
 
 use super::*;
 use crate::driver::clean::clean_up;
@@ -370,7 +370,7 @@ async fn who_no_longer_leads_touches_nothing() {
     let publication = publication(&bench, false).await;
     let (fence, ledger, clock) = fence::tests::leading().await;
     fence.check().await.expect("leads");
-    ledger.begin(muster_common::ids::Epoch(5)).await;
+    ledger.begin(muster_protocol::ids::Epoch(5)).await;
     clock.advance_ms(60_000);
     let error = publish(&bench.stores, &fence, &publication).await.expect_err("fenced");
     assert_eq!(error.kind, ErrorKind::Fenced);
@@ -422,7 +422,7 @@ async fn the_new_success_is_written_only_by_who_has_asked_anew() {
         let publication = publication_of(&bench, &["one"], sync).await;
         let (fence, ledger, _) = fence::tests::leading().await;
         fence.check().await.expect("leads");
-        ledger.begin(muster_common::ids::Epoch(5)).await;
+        ledger.begin(muster_protocol::ids::Epoch(5)).await;
         let error = publish(&bench.stores, &fence, &publication).await.expect_err("fenced");
         assert_eq!(error.kind, ErrorKind::Fenced);
         assert_eq!(bench.keys().await, ["out/part-00000.txt"], "what it was sure of, and no more");
@@ -526,8 +526,8 @@ impl Blobs for Denying {
 
     async fn survey(
         &self,
-        wanted: &muster_common::survey::Wanted,
-    ) -> Result<muster_common::survey::Survey> {
+        wanted: &muster_platform::survey::Wanted,
+    ) -> Result<muster_platform::survey::Survey> {
         self.0.survey(wanted).await
     }
 
@@ -581,7 +581,7 @@ impl Blobs for Denying {
         &self,
         _prefix: &str,
         _limit: usize,
-    ) -> Result<Vec<muster_common::store::OpenUpload>> {
+    ) -> Result<Vec<muster_platform::store::OpenUpload>> {
         denied()
     }
 

@@ -3,8 +3,8 @@
 use async_nats::{Client, Subscriber};
 use futures::stream::{self, Select};
 
-use muster_common::names::{self, Names};
-use muster_common::{Error, Result};
+use muster_protocol::names::{self, Names};
+use muster_protocol::{Error, Result};
 
 use crate::stand_by::SUBSCRIBE_TIMEOUT;
 

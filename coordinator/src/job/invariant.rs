@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use muster_common::api::JobState;
-use muster_common::ids::{AttemptId, JobId, Phase, WorkerId};
+use muster_protocol::api::JobState;
+use muster_protocol::ids::{AttemptId, JobId, Phase, WorkerId};
 
 use crate::job::flow::active::Active;
 use crate::job::flow::table::Stage;

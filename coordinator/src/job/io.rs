@@ -7,16 +7,16 @@
 
 use std::sync::Arc;
 
-use muster_common::api::{DeadLetter, Event, JobStatus, WorkerStatus};
-use muster_common::ids::{AttemptId, JobId, WorkerId};
-use muster_common::plan::{JobSpec, LeftOut, PinnedObject, Plan};
-use muster_common::store::BlobUrl;
-use muster_common::wire::{
+use muster_kernel::splitters::Splitter;
+use muster_platform::store::BlobUrl;
+use muster_protocol::api::{DeadLetter, Event, JobStatus, WorkerStatus};
+use muster_protocol::ids::{AttemptId, JobId, WorkerId};
+use muster_protocol::plan::{JobSpec, LeftOut, PinnedObject, Plan};
+use muster_protocol::wire::{
     BlobRef, Broadcast, CancelAttempt, Drain, Heartbeat, JobRecoveries, PhaseQuery, PhaseReply,
     Register, RegisterReply, Report, ReportReply, RunAttempt, RunReply, StoreLimits,
 };
-use muster_common::{Error, Result};
-use muster_kernel::splitters::Splitter;
+use muster_protocol::{Error, Result};
 
 use super::ledger::durable::Upload;
 use crate::journal::record::Record;

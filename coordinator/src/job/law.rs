@@ -8,7 +8,7 @@
 use std::fmt::Debug;
 
 use JobState::{Cancelled, Committing, Failed, Merging, Sampling, Sorting, Submitted, Succeeded};
-use muster_common::api::JobState;
+use muster_protocol::api::JobState;
 
 /// Something that moves by law.
 pub trait Law: Copy + PartialEq + Debug + 'static {

@@ -20,11 +20,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use muster_common::api::Event;
-use muster_common::config::Config;
-use muster_common::ids::{AttemptId, DeploymentId, Epoch, JobId, Phase, WorkerId};
-use muster_common::store::BlobUrl;
-use muster_common::{Error, Result};
+use muster_platform::config::Config;
+use muster_platform::store::BlobUrl;
+use muster_protocol::api::Event;
+use muster_protocol::ids::{AttemptId, DeploymentId, Epoch, JobId, Phase, WorkerId};
+use muster_protocol::{Error, Result};
 
 pub mod flow;
 pub mod invariant;
@@ -394,4 +394,4 @@ pub(crate) fn overlap(a: &BlobUrl, b: &BlobUrl) -> bool {
 }
 
 /// A plan that many may hold.
-type SharedPlan = Arc<muster_common::plan::Plan>;
+type SharedPlan = Arc<muster_protocol::plan::Plan>;

@@ -4,8 +4,8 @@
 //! state, cut into pieces of bounded size. A leader that dies while it writes one leaves pieces
 //! that never become whole: they are passed over.
 
-use muster_common::ids::{Epoch, JobId, WorkerId};
-use muster_common::{Error, Result};
+use muster_protocol::ids::{Epoch, JobId, WorkerId};
+use muster_protocol::{Error, Result};
 
 use super::record::{self, Entry, JobArchived, RECORD_BYTES_MAX, Record, digest};
 use crate::job::ledger::durable::{Durable, DurableJob};

@@ -1,10 +1,10 @@
 //! Histories as large as they get: every entry that a snapshot makes of them fits, and gives the
 //! state back.
 
-use muster_common::ErrorKind;
-use muster_common::ids::{AttemptId, Generation, Phase, TaskId};
-use muster_common::wire::{BadRecord, BlobRef, DamageCause, MESSAGE_BYTES_MAX};
 use muster_kernel::proof::{Interval, Sums};
+use muster_protocol::ErrorKind;
+use muster_protocol::ids::{AttemptId, Generation, Phase, TaskId};
+use muster_protocol::wire::{BadRecord, BlobRef, DamageCause, MESSAGE_BYTES_MAX};
 
 use super::super::record::{
     self, AttemptFailed, Entry, GenerationBegan, JobEnded, JobOutcome, JobSubmitted, PartCommitted,

@@ -1,6 +1,6 @@
 //! What the journal holds, byte for byte.
 //!
-//! An entry is framed by version, like every message ([`muster_common::versions!`] says how a
+//! An entry is framed by version, like every message ([`muster_protocol::versions!`] says how a
 //! version is added). One that was ever written never changes: a new need gets a new one, and
 //! [`decode`] lifts what it reads to the newest, which is all that the rest of the program knows.
 //! Entries of every version begin with the epoch ([`super::super::driver`]'s fence reads no more),
@@ -10,10 +10,10 @@ use std::cell::Cell;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use muster_common::api::PhaseTimes;
-use muster_common::error::{Error, Result};
-use muster_common::ids::{AttemptId, JobId, WorkerId};
-use muster_common::wire::{self, MergedPart, Message, SortedRun};
+use muster_protocol::api::PhaseTimes;
+use muster_protocol::error::{Error, Result};
+use muster_protocol::ids::{AttemptId, JobId, WorkerId};
+use muster_protocol::wire::{self, MergedPart, Message, SortedRun};
 
 #[cfg(any(test, feature = "next-version"))]
 mod next;
@@ -26,10 +26,10 @@ pub use v1::{
 
 // `next.rs` has two shapes of it.
 #[cfg(not(any(test, feature = "next-version")))]
-muster_common::versions! { Entry: 1 = Entry; }
+muster_protocol::versions! { Entry: 1 = Entry; }
 
 /// The version that this build writes. It reads all up to it.
-pub const JOURNAL_VERSION: u8 = 1 + muster_common::NEXT;
+pub const JOURNAL_VERSION: u8 = 1 + muster_protocol::NEXT;
 
 /// Largest record, as postcard. Whoever makes records of what others say refuses what is larger; so
 /// an entry, and a piece of a snapshot that holds one record, is below the limit of messages.

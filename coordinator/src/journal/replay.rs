@@ -12,8 +12,9 @@
 //! server keeps checksums of its own over every record, so damage that still reads as a sound
 //! record is not looked for here.
 
-use muster_common::ids::Epoch;
-use muster_common::{Error, Result, ledger};
+use muster_platform::ledger;
+use muster_protocol::ids::Epoch;
+use muster_protocol::{Error, Result};
 
 use super::fold::Fold;
 use super::record::{self, Entry, JOURNAL_VERSION, Record};

@@ -1,11 +1,11 @@
 //! Journals over the memory ledger, damaged one entry at a time.
 
 use bytes::Bytes;
-use muster_common::ErrorKind;
-use muster_common::adapters::memory::MemoryLedger;
-use muster_common::ids::DeploymentId;
-use muster_common::ledger::{Appended, Ledger};
-use muster_common::wire::Message;
+use muster_platform::adapters::memory::MemoryLedger;
+use muster_platform::ledger::{Appended, Ledger};
+use muster_protocol::ErrorKind;
+use muster_protocol::ids::DeploymentId;
+use muster_protocol::wire::Message;
 
 use super::super::fold::{compact, snapshot};
 use super::*;

@@ -5,7 +5,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use muster_common::clock::Clock;
+use muster_platform::clock::Clock;
 
 /// A moment by both clocks: one of them stands still while a machine is suspended, the other may be
 /// set.

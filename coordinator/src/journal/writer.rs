@@ -18,11 +18,11 @@ use futures::future::{self, Either};
 use tokio::sync::{mpsc, watch};
 use tracing::Instrument;
 
-use muster_common::clock::Clock;
-use muster_common::ids::{DeploymentId, Epoch};
-use muster_common::ledger::{Appended, Ledger};
-use muster_common::planted::{self, Bug};
-use muster_common::{Error, ErrorKind, Result};
+use muster_platform::clock::Clock;
+use muster_platform::ledger::{Appended, Ledger};
+use muster_protocol::ids::{DeploymentId, Epoch};
+use muster_protocol::planted::{self, Bug};
+use muster_protocol::{Error, ErrorKind, Result};
 
 use super::record::{self, Entry, Record};
 pub use super::replay::Replayed;
@@ -146,7 +146,7 @@ impl JournalWriter {
     /// it. However long that lasts, what tells it from one that was emptied by hand is the newest
     /// entry, with which no replica answers; and the number is asked for before, so that what
     /// somebody else appends meanwhile is a conflict.
-    async fn read_whole(&self) -> (Vec<muster_common::ledger::Entry>, u64) {
+    async fn read_whole(&self) -> (Vec<muster_platform::ledger::Entry>, u64) {
         let mut tries = 0;
         loop {
             let entries = self.entries_from(1).await;
@@ -288,7 +288,7 @@ impl JournalWriter {
         }
     }
 
-    async fn entries_from(&self, first: u64) -> Vec<muster_common::ledger::Entry> {
+    async fn entries_from(&self, first: u64) -> Vec<muster_platform::ledger::Entry> {
         let mut tries = 0;
         loop {
             match self.ledger.read_from(first).await {

@@ -1,8 +1,8 @@
 //! The writer against a ledger that loses answers, and against a second leader.
 
-use muster_common::adapters::memory::{Lost, MemoryLedger};
-use muster_common::clock::ManualClock;
-use muster_common::ids::JobId;
+use muster_platform::adapters::memory::{Lost, MemoryLedger};
+use muster_platform::clock::ManualClock;
+use muster_protocol::ids::JobId;
 
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -204,7 +204,7 @@ struct Lagging {
 
 #[async_trait::async_trait]
 impl Ledger for Lagging {
-    async fn read_from(&self, first: u64) -> Result<Vec<muster_common::ledger::Entry>> {
+    async fn read_from(&self, first: u64) -> Result<Vec<muster_platform::ledger::Entry>> {
         let entries = self.inner.read_from(first).await?;
         let lags = self.lags.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
         Ok(if lags { Vec::new() } else { entries })
@@ -214,7 +214,7 @@ impl Ledger for Lagging {
         self.inner.last_sequence().await
     }
 
-    async fn newest(&self) -> Result<Option<muster_common::ledger::Entry>> {
+    async fn newest(&self) -> Result<Option<muster_platform::ledger::Entry>> {
         let newest = self.inner.newest().await?;
         if self.races.swap(false, SeqCst) {
             let record = Record::DeploymentCreated { deployment: "d1".parse().expect("id") };

@@ -5,7 +5,7 @@
 
 use std::process::ExitCode;
 
-use muster_common::clock::{Clock, SystemClock};
+use muster_platform::clock::{Clock, SystemClock};
 use muster_tests::sim::many::Many;
 use muster_tests::sim::{self, sweep::sweep};
 
@@ -144,7 +144,7 @@ fn scripts(name: Option<&str>) -> bool {
 
 #[cfg(feature = "planted-bugs")]
 fn bugs() -> bool {
-    let found = muster_common::planted::BUGS.map(|(name, bug)| {
+    let found = muster_protocol::planted::BUGS.map(|(name, bug)| {
         let found = sim::many::find(bug, BUG_SEEDS_MAX);
         match &found {
             Some((seeds, violation)) => println!("{name}: found within {seeds} seeds: {violation}"),
@@ -152,7 +152,7 @@ fn bugs() -> bool {
         }
         found.is_some()
     });
-    let of_claims = muster_common::planted::CLAIM_BUGS.map(|(name, bug)| {
+    let of_claims = muster_protocol::planted::CLAIM_BUGS.map(|(name, bug)| {
         let found = sim::claims::find(bug, BUG_SEEDS_MAX);
         match &found {
             Some((seeds, violation)) => println!("{name}: found within {seeds} seeds: {violation}"),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use muster_common::faults::ENABLE_VARIABLE;
+use muster_platform::faults::ENABLE_VARIABLE;
 use rustix::process::Signal;
 
 use super::schedule::{Crew, Fault, Member, Service, Step};

@@ -1,6 +1,6 @@
 //! The SPEC of faults. What is accepted reads back as it was.
 
-use muster_common::faults::FaultPlan;
+use muster_platform::faults::FaultPlan;
 
 /// Reads bytes as a SPEC.
 pub fn target(data: &[u8]) {

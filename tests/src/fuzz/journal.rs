@@ -5,11 +5,11 @@
 //! An input: entries, each behind its length.
 
 use bytes::Bytes;
-use muster_common::ids::Epoch;
-use muster_common::ledger;
 use muster_coordinator::journal::fold;
 use muster_coordinator::journal::record::{self, Entry, Record};
 use muster_coordinator::journal::replay::{Replayed, replay};
+use muster_platform::ledger;
+use muster_protocol::ids::Epoch;
 
 use super::{piece, push_piece};
 

@@ -3,11 +3,11 @@
 
 use std::sync::OnceLock;
 
-use muster_common::api::{
+use muster_platform::config::{Config, Profile};
+use muster_protocol::api::{
     DeadLetter, Event, JobQuery, JobStatus, Manifest, WorkerQuery, WorkerStatus,
 };
-use muster_common::config::{Config, Profile};
-use muster_common::plan::JobSpec;
+use muster_protocol::plan::JobSpec;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 

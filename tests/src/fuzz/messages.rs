@@ -1,7 +1,7 @@
 //! Messages between coordinator and workers: every type reads the same bytes. What is accepted
 //! survives being written and read again.
 
-use muster_common::wire::{
+use muster_protocol::wire::{
     self, Broadcast, CancelAttempt, CommandReply, Drain, Heartbeat, JobRecoveries, LeaderBeat,
     ListInputs, ListReply, Message, PhaseQuery, PhaseReply, Register, RegisterReply, Report,
     ReportReply, RunAttempt, RunReply, StoreLimits,

@@ -53,7 +53,7 @@ fn unhex(hex: &str) -> Option<Vec<u8>> {
 
 /// The golden bytes of everything that is sent or stored, by name.
 fn golden() -> impl Iterator<Item = (&'static str, Vec<u8>)> {
-    const V1: &str = include_str!("../../../common/src/golden/v1.txt");
+    const V1: &str = include_str!("../../../common/protocol/src/golden/v1.txt");
     lines(V1)
 }
 

@@ -1,12 +1,12 @@
 //! Paths, URLs and patterns that others choose: whatever is accepted as the place of a job, what
 //! muster makes below it stays below it.
 
-use muster_common::ids::{
+use muster_platform::inputs::{self, Pattern};
+use muster_platform::store::{BlobUrl, is_normal};
+use muster_protocol::ids::{
     AttemptId, DeploymentId, Epoch, Generation, JobId, Phase, TaskId, WorkerId,
 };
-use muster_common::inputs::{self, Pattern};
-use muster_common::names::{self, Names};
-use muster_common::store::{BlobUrl, is_normal};
+use muster_protocol::names::{self, Names};
 
 /// Reads bytes as a URL, a pattern and ids.
 pub fn target(data: &[u8]) {

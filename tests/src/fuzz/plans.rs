@@ -1,9 +1,9 @@
 //! Plans and lists of pinned runs. Whatever reads back can be measured without overflow, and reads
 //! back again.
 
-use muster_common::plan::{PinnedRuns, Plan};
-use muster_common::store::BlobUrl;
 use muster_kernel::order::Order;
+use muster_platform::store::BlobUrl;
+use muster_protocol::plan::{PinnedRuns, Plan};
 
 /// Reads bytes as a plan and as a list of runs.
 pub fn target(data: &[u8]) {

@@ -1,10 +1,10 @@
 //! The footer and the index of a run: as they come, and with checksums made anew. An index that is
 //! accepted tiles the run up to where it begins itself.
 
-use muster_common::wire;
 use muster_kernel::error::KernelError;
 use muster_kernel::format::Format;
 use muster_kernel::run::{RunFooter, RunIndex, RunWriter, Sink};
+use muster_protocol::wire;
 
 /// Keeps what is written.
 #[derive(Default)]

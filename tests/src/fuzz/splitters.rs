@@ -1,8 +1,8 @@
 //! Stored splitters, and samples, which are stored in the same way. What is accepted ascends, and
 //! is the same bytes when written again.
 
-use muster_common::wire;
 use muster_kernel::splitters::{self, Splitter};
+use muster_protocol::wire;
 
 /// Reads bytes as splitters: as they are, and under a checksum that fits.
 pub fn target(data: &[u8]) {

@@ -10,9 +10,9 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use async_nats::ConnectOptions;
-use muster_common::ids::{AttemptId, Epoch, Generation, Phase, TaskId};
-use muster_common::names::{DEFAULT_NAMESPACE, Names};
 use muster_coordinator::journal::record::{self, Entry, Record};
+use muster_protocol::ids::{AttemptId, Epoch, Generation, Phase, TaskId};
+use muster_protocol::names::{DEFAULT_NAMESPACE, Names};
 use serde_json::Value;
 
 use super::nats::addresses;

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use muster_common::names::{DEFAULT_NAMESPACE, Names};
 use muster_coordinator::journal::record;
+use muster_protocol::names::{DEFAULT_NAMESPACE, Names};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 

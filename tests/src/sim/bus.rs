@@ -3,9 +3,9 @@
 use async_nats::Subject;
 use bytes::Bytes;
 
-use muster_common::ids::WorkerId;
-use muster_common::names::{Names, Verb};
 use muster_coordinator::{Call, Kind};
+use muster_protocol::ids::WorkerId;
+use muster_protocol::names::{Names, Verb};
 
 use super::core::{Core, Event, MS, Node, S, Way};
 use super::script::{Fate, Happens};

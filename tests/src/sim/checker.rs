@@ -1,17 +1,17 @@
 //! What must hold: after every entry of the journal, every call to the store, every answer and
 //! every step of a leader; and at the end.
 
-use muster_common::api::{JobState, Manifest};
-use muster_common::ids::{Epoch, JobId, Phase, TaskId, WorkerId};
-use muster_common::names;
-use muster_common::store::BlobUrl;
-use muster_common::wire::{Outcome, Report, RunAttempt};
 use muster_coordinator::job::io::Reply;
 use muster_coordinator::job::ledger::durable::DurableJob;
 use muster_coordinator::journal::record::{
     GenerationBegan, JobEnded, JobOutcome, PartCommitted, Record, RunCommitted,
 };
 use muster_kernel::run::{RunFooter, RunIndex};
+use muster_platform::store::BlobUrl;
+use muster_protocol::api::{JobState, Manifest};
+use muster_protocol::ids::{Epoch, JobId, Phase, TaskId, WorkerId};
+use muster_protocol::names;
+use muster_protocol::wire::{Outcome, Report, RunAttempt};
 
 use super::core::{Core, MS, Node, Way};
 use super::exec::lock;
@@ -200,7 +200,7 @@ impl Core {
     fn check_part(&mut self, part: &PartCommitted) {
         let whole = self.store.uploads.get(&part.upload).map(|open| {
             let whole = open.whole();
-            (whole.len() as u64, muster_common::wire::digest(&whole))
+            (whole.len() as u64, muster_protocol::wire::digest(&whole))
         });
         if whole != Some((part.bytes, part.checksum)) {
             self.violate(format!(
@@ -400,7 +400,7 @@ impl Core {
         let manifest: Manifest =
             serde_json::from_slice(bytes).ok().filter(|_| self.is_manifest(key))?;
         let decided = self.ledger.truth.jobs.get(&manifest.job)?.manifest.as_ref()?;
-        let same = muster_common::wire::digest(bytes) == decided.digest;
+        let same = muster_protocol::wire::digest(bytes) == decided.digest;
         (!same).then(|| {
             format!(
                 "it is not the manifest that was kept when the commit of {} was decided",

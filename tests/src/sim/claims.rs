@@ -1,6 +1,7 @@
 //! Many owners of one OUTPUT: runs of one machine and of others that claim it, write parts, die,
 //! sleep and wake, over a store that is slow, fails and answers late. What decides and does is the
-//! program's own (`muster_common::claim`); what is played here is a run around it: scratch, parts,
+//! program's own (`muster_platform::claim`); what is played here is a run around it: scratch,
+//! parts,
 //! `_SUCCESS`, clean-up.
 //!
 //! **Invariants**: whoever holds OUTPUT is alone, but for owners from whom it was taken; it is
@@ -17,20 +18,20 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::FutureExt;
 
-use muster_common::adapters::memory::MemoryBlobs;
-use muster_common::buffer::BufferPool;
-use muster_common::claim::judge::Known;
-use muster_common::claim::{Claims, Owner, Process};
-use muster_common::clock::{Clock, Pause};
-use muster_common::config::{Config, Profile};
-use muster_common::ids::JobId;
-use muster_common::names;
-use muster_common::retry::Retry;
-use muster_common::store::{
+use muster_platform::adapters::memory::MemoryBlobs;
+use muster_platform::buffer::BufferPool;
+use muster_platform::claim::judge::Known;
+use muster_platform::claim::{Claims, Owner, Process};
+use muster_platform::clock::{Clock, Pause};
+use muster_platform::config::{Config, Profile};
+use muster_platform::retry::Retry;
+use muster_platform::store::{
     Access, BlobMeta, BlobUrl, Blobs, Completed, OpenUpload, PartAt, Scheme, Stores,
 };
-use muster_common::survey::{Survey, Wanted};
-use muster_common::{Error, Result};
+use muster_platform::survey::{Survey, Wanted};
+use muster_protocol::ids::JobId;
+use muster_protocol::names;
+use muster_protocol::{Error, Result};
 
 use super::dice::Dice;
 use super::exec::{Executor, Flag, lock};
@@ -629,7 +630,7 @@ async fn contents(store: &Arc<dyn Blobs>) -> Result<Vec<(String, String)>> {
 fn manifest(job: &JobId, parts: &[String]) -> Vec<u8> {
     let parts = parts.iter().map(|name| {
         let bytes = content(job.as_str(), name);
-        let checksum = format!("{:016x}", muster_common::wire::digest(bytes.as_bytes()));
+        let checksum = format!("{:016x}", muster_protocol::wire::digest(bytes.as_bytes()));
         serde_json::json!({
             "name": name, "bytes": bytes.len(), "checksum": checksum, "records": 1,
             "first_key": "", "last_key": "", "key_encoding": "text",
@@ -892,9 +893,9 @@ pub fn many(from: u64, seeds: u64) -> (BTreeMap<&'static str, u64>, Option<(u64,
 
 /// Within how many seeds a planted bug is found, and by what.
 #[cfg(feature = "planted-bugs")]
-pub fn find(bug: muster_common::planted::Bug, seeds_max: u64) -> Option<(u64, String)> {
-    muster_common::planted::plant(Some(bug));
+pub fn find(bug: muster_protocol::planted::Bug, seeds_max: u64) -> Option<(u64, String)> {
+    muster_protocol::planted::plant(Some(bug));
     let (_, found) = many(0, seeds_max);
-    muster_common::planted::plant(None);
+    muster_protocol::planted::plant(None);
     found.map(|(seed, violation)| (seed + 1, violation))
 }

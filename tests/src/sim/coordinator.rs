@@ -8,18 +8,18 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-use muster_common::ids::{AttemptId, Epoch, JobId, WorkerId};
-use muster_common::names::Verb;
-use muster_common::wire::{
-    self, CommandReply, LeaderBeat, Outcome, PhaseQuery, PhaseReply, Report, ReportReply, RunReply,
-};
-use muster_common::{Error, Result};
 use muster_coordinator::election::{self, Answer, Cause, Election, Settings, Sign};
 use muster_coordinator::job::io::{Effect, Input, Reply, ReplyTo};
 use muster_coordinator::job::ledger::durable::DurableJob;
 use muster_coordinator::job::{Machine, invariant};
 use muster_coordinator::journal::writer::{Candidate, JournalWriter, Order, Replayed, Written};
 use muster_coordinator::{Door, Fence, Kind, Letter, Outgoing};
+use muster_protocol::ids::{AttemptId, Epoch, JobId, WorkerId};
+use muster_protocol::names::Verb;
+use muster_protocol::wire::{
+    self, CommandReply, LeaderBeat, Outcome, PhaseQuery, PhaseReply, Report, ReportReply, RunReply,
+};
+use muster_protocol::{Error, Result};
 
 use super::bus::{self, Message};
 use super::core::{Event, MS, Node, SimClock, Way};
@@ -189,7 +189,7 @@ impl World {
         {
             let core = &mut *lock(&self.shared);
             core.node_line(node, &format!("steps down: {error}"));
-            if error.kind == muster_common::ErrorKind::Fenced {
+            if error.kind == muster_protocol::ErrorKind::Fenced {
                 core.mark("old leader fenced");
             }
         }
@@ -674,7 +674,12 @@ impl World {
         }
     }
 
-    fn note_grant(&mut self, node: Node, worker: &WorkerId, run: &muster_common::wire::RunAttempt) {
+    fn note_grant(
+        &mut self,
+        node: Node,
+        worker: &WorkerId,
+        run: &muster_protocol::wire::RunAttempt,
+    ) {
         self.check_grant(worker, run);
         lock(&self.shared)
             .node_line(node, &format!("grants {} of {} to {worker}", run.attempt, run.job));

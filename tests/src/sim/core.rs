@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
-use muster_common::clock::{Clock, Pause};
+use muster_platform::clock::{Clock, Pause};
 
 use super::bus::Message;
 use super::dice::Dice;
@@ -110,7 +110,7 @@ pub struct NodeInfo {
     /// the journal that these have.
     pub minority: (u64, u64),
     /// The newest term that it has led.
-    pub leads: Option<muster_common::ids::Epoch>,
+    pub leads: Option<muster_protocol::ids::Epoch>,
     /// How many times longer everything takes.
     pub slow: u64,
     /// Its own random numbers.
@@ -140,7 +140,7 @@ pub struct Core {
     /// Reads of the journal miss its newest entries until then.
     pub stale_until_us: u64,
     /// Tasks that were given a second attempt.
-    pub speculated: std::collections::BTreeSet<(muster_common::ids::JobId, String)>,
+    pub speculated: std::collections::BTreeSet<(muster_protocol::ids::JobId, String)>,
     /// Reads whose answer is to be flipped.
     pub flips: std::collections::BTreeSet<u64>,
     /// What a script does.

@@ -8,7 +8,7 @@ pub struct Dice(u64);
 impl Dice {
     /// The stream of a component under a root seed.
     pub fn of(seed: u64, stream: &str) -> Self {
-        let mut dice = Self(seed ^ muster_common::wire::digest(stream.as_bytes()));
+        let mut dice = Self(seed ^ muster_protocol::wire::digest(stream.as_bytes()));
         dice.next();
         dice
     }

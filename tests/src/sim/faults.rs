@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use muster_common::clock::Clock;
-use muster_common::faults::{FaultPlan, Faults};
+use muster_platform::clock::Clock;
+use muster_platform::faults::{FaultPlan, Faults};
 
 use super::dice::Dice;
 

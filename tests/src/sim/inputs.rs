@@ -3,11 +3,11 @@
 
 use futures::channel::oneshot;
 
-use muster_common::inputs::Pattern;
-use muster_common::names::Verb;
-use muster_common::wire::{self, ListInputs, ListReply, LocalFile};
-use muster_common::{Error, Result};
 use muster_coordinator::job::io::{Effect, Offer};
+use muster_platform::inputs::Pattern;
+use muster_protocol::names::Verb;
+use muster_protocol::wire::{self, ListInputs, ListReply, LocalFile};
+use muster_protocol::{Error, Result};
 
 use super::coordinator::Command;
 use super::core::SimClock;
@@ -50,7 +50,7 @@ impl World {
                     answered.await.unwrap_or_else(|_| Err(Error::retry("nobody leads any more")))
                 }
             };
-            let bound: (&dyn muster_common::clock::Clock, u64) = (&clock, bound_ms);
+            let bound: (&dyn muster_platform::clock::Clock, u64) = (&clock, bound_ms);
             if let Some(input) =
                 muster_coordinator::carry_out_listing(&stores, &fence, bound, effect, ask).await
             {

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use muster_common::ids::WorkerId;
-use muster_common::plan::{BadInputs, BadRecords, JobSpec, Sizing};
-use muster_common::store::BlobUrl;
-use muster_common::{ErrorKind, names};
 use muster_kernel::format::{Format, Frame};
 use muster_kernel::reference::sort_reference;
 use muster_kernel::spec::{KeyDef, SortSpec};
+use muster_platform::store::BlobUrl;
+use muster_protocol::ids::WorkerId;
+use muster_protocol::plan::{BadInputs, BadRecords, JobSpec, Sizing};
+use muster_protocol::{ErrorKind, names};
 
 use super::core::{Core, MS, S};
 use super::dice::Dice;

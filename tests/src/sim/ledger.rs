@@ -10,12 +10,12 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use muster_common::ids::Epoch;
-use muster_common::ledger::{Appended, Entry, Ledger};
-use muster_common::{Error, Result};
 use muster_coordinator::job::ledger::durable::Durable;
 use muster_coordinator::journal::fold::Fold;
 use muster_coordinator::journal::record::{self, Record};
+use muster_platform::ledger::{Appended, Entry, Ledger};
+use muster_protocol::ids::Epoch;
+use muster_protocol::{Error, Result};
 
 use super::core::{Core, Event, MS, Node, Ops, S, Shared, Way};
 use super::dice::Dice;

@@ -60,10 +60,10 @@ impl Many {
 
 /// Runs seeds with a bug planted until one shows it; gives how many that took and what was seen.
 #[cfg(feature = "planted-bugs")]
-pub fn find(bug: muster_common::planted::Bug, seeds_max: u64) -> Option<(u64, String)> {
-    muster_common::planted::plant(Some(bug));
+pub fn find(bug: muster_protocol::planted::Bug, seeds_max: u64) -> Option<(u64, String)> {
+    muster_protocol::planted::plant(Some(bug));
     let mut many = Many::default();
     let found = (0..seeds_max).find(|seed| !many.run(*seed));
-    muster_common::planted::plant(None);
+    muster_protocol::planted::plant(None);
     found.and_then(|seed| many.broken.pop().map(|(_, violation)| (seed + 1, violation)))
 }

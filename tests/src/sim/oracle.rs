@@ -4,16 +4,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use muster_common::ErrorKind;
-use muster_common::api::Manifest;
-use muster_common::ids::{AttemptId, Epoch, JobId, TaskId, WorkerId};
-use muster_common::plan::{BadInputs, BadRecords, JobSpec, PinnedRun, PinnedRuns, Plan};
-use muster_common::wire::{BlobRef, RunAttempt, Work};
 use muster_coordinator::journal::record::{JobSubmitted, PLACES_KEPT, PartCommitted, RunCommitted};
 use muster_kernel::format::{Format, Frame};
 use muster_kernel::proof::{StreamHash, Sums};
 use muster_kernel::reference::sort_reference;
 use muster_kernel::run::{RunFooter, RunIndex};
+use muster_protocol::ErrorKind;
+use muster_protocol::api::Manifest;
+use muster_protocol::ids::{AttemptId, Epoch, JobId, TaskId, WorkerId};
+use muster_protocol::plan::{BadInputs, BadRecords, JobSpec, PinnedRun, PinnedRuns, Plan};
+use muster_protocol::wire::{BlobRef, RunAttempt, Work};
 
 use super::checker::key_of;
 use super::core::{Core, Event};
@@ -144,7 +144,7 @@ impl Oracle {
 
     /// Who alone can do a sample or sort task, by the plan that was journalled.
     pub fn owner_of(&self, job: &JobId, task: TaskId) -> Option<&str> {
-        if task.phase == muster_common::ids::Phase::Merge {
+        if task.phase == muster_protocol::ids::Phase::Merge {
             return None;
         }
         self.jobs.get(job)?.plan.as_ref()?.owner(task.index)

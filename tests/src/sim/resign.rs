@@ -1,8 +1,8 @@
 //! A leader that is told to end (SIGTERM): it takes no more in, lets what is on its way into the
 //! journal arrive, says that it resigns, and is gone.
 
-use muster_common::wire::{self, LeaderBeat};
 use muster_coordinator::election::{self, Cause, Sign};
+use muster_protocol::wire::{self, LeaderBeat};
 
 use super::bus::Message;
 use super::coordinator::{Leader, Role};

@@ -9,11 +9,11 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use muster_common::etag;
-use muster_common::ids::{Phase, WorkerId};
-use muster_common::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
-use muster_common::survey::{Survey, Wanted};
-use muster_common::{Error, ErrorKind, Result};
+use muster_platform::etag;
+use muster_platform::store::{Access, BlobMeta, Blobs, Completed, OpenUpload, PartAt};
+use muster_platform::survey::{Survey, Wanted};
+use muster_protocol::ids::{Phase, WorkerId};
+use muster_protocol::{Error, ErrorKind, Result};
 
 use super::core::{Core, Event, MS, Node, Ops, S, Shared, Way};
 use super::dice::Dice;
@@ -162,7 +162,7 @@ fn inside(prefix: &str, key: &str) -> bool {
 }
 
 fn is_scratch(key: &str) -> bool {
-    key.split('/').any(|segment| segment == muster_common::names::SCRATCH_DIR)
+    key.split('/').any(|segment| segment == muster_protocol::names::SCRATCH_DIR)
 }
 
 fn is_run(key: &str) -> bool {

@@ -26,7 +26,7 @@ impl Trace {
     /// Notes a transition.
     pub fn line(&mut self, now_us: u64, who: &dyn std::fmt::Display, what: &dyn std::fmt::Display) {
         let text = format!("{:>9.3} {who}: {what}", now_us as f64 / 1_000_000.0);
-        self.mix(muster_common::wire::digest(text.as_bytes()));
+        self.mix(muster_protocol::wire::digest(text.as_bytes()));
         if self.keeps {
             self.lines.push_back(text);
             if self.lines.len() > LINES_MAX {

@@ -6,18 +6,18 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 
-use muster_common::adapters::memory::MemoryBlobs;
-use muster_common::buffer::BufferPool;
-use muster_common::ids::{Incarnation, WorkerId};
-use muster_common::names::{self, Verb};
-use muster_common::retry::Retry;
-use muster_common::store::{BlobUrl, Scheme, Stores};
-use muster_common::wire::{
+use muster_coordinator::Kind;
+use muster_platform::adapters::memory::MemoryBlobs;
+use muster_platform::buffer::BufferPool;
+use muster_platform::retry::Retry;
+use muster_platform::store::{BlobUrl, Scheme, Stores};
+use muster_protocol::ids::{Incarnation, WorkerId};
+use muster_protocol::names::{self, Verb};
+use muster_protocol::wire::{
     self, Health, Heartbeat, LeaderBeat, Outcome, Register, RegisterReply, Report, ReportReply,
     RunAttempt, Work, WorkerState,
 };
-use muster_common::{Error, Result};
-use muster_coordinator::Kind;
+use muster_protocol::{Error, Result};
 use muster_worker::at_work::AtWork;
 use muster_worker::attempt::{Attempts, Effect, Input, Key};
 use muster_worker::presence::{Admitted, Presence};
@@ -538,17 +538,17 @@ thread_local! {
 pub async fn own_stores(
     shared: super::core::Shared,
     node: Node,
-    limits: &muster_common::config::Store,
+    limits: &muster_platform::config::Store,
 ) -> Stores {
     let stores = Stores::new(BUFFERS.with(Clone::clone), limits);
-    let scheme = muster_common::store::Scheme::S3 { bucket: super::world::BUCKET.to_owned() };
+    let scheme = muster_platform::store::Scheme::S3 { bucket: super::world::BUCKET.to_owned() };
     let name = lock(&shared).nodes[node].name.clone();
     let port =
         |base: String| Arc::new(super::store::StorePort { shared: shared.clone(), node, base });
     stores.insert(scheme, port(String::new())).await;
     if let Some(id) = name.parse::<WorkerId>().ok().filter(|_| name.starts_with('w')) {
         let disk = super::store::disk_key(&id, "/");
-        stores.insert(muster_common::store::Scheme::Worker { id }, port(disk)).await;
+        stores.insert(muster_platform::store::Scheme::Worker { id }, port(disk)).await;
     }
     stores
 }

@@ -11,17 +11,17 @@ use futures::FutureExt;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use muster_common::api::{JobQuery, JobStatus, WorkerQuery};
-use muster_common::config::{Config, Profile};
-use muster_common::ids::{Epoch, JobId, WorkerId};
-use muster_common::names::Names;
-use muster_common::plan::BadInputs;
-use muster_common::store::Stores;
-use muster_common::wire::Report;
-use muster_common::{ErrorKind, Result};
 use muster_coordinator::Call;
 use muster_coordinator::job::io::{Input, RefusalCode, ReplyTo};
 use muster_coordinator::journal::writer::{Candidate, JournalWriter, Replayed};
+use muster_platform::config::{Config, Profile};
+use muster_platform::store::Stores;
+use muster_protocol::api::{JobQuery, JobStatus, WorkerQuery};
+use muster_protocol::ids::{Epoch, JobId, WorkerId};
+use muster_protocol::names::Names;
+use muster_protocol::plan::BadInputs;
+use muster_protocol::wire::Report;
+use muster_protocol::{ErrorKind, Result};
 use muster_worker::attempt;
 
 use super::bus::{self, Message};

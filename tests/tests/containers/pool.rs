@@ -5,7 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use muster_common::faults::ENABLE_VARIABLE;
+use muster_platform::faults::ENABLE_VARIABLE;
 use muster_tests::harness::data::{Keys, records};
 use muster_tests::harness::nats::{answers, greets, journal_copies, journal_leader};
 use muster_tests::harness::{

@@ -1,9 +1,9 @@
 //! Conversations: each line is an input and the effects that must follow, as short words.
 
 use super::*;
-use muster_common::config::{Config, Profile};
-use muster_common::ids::{Generation, Phase, TaskId};
-use muster_common::wire::{BlobRef, Work};
+use muster_platform::config::{Config, Profile};
+use muster_protocol::ids::{Generation, Phase, TaskId};
+use muster_protocol::wire::{BlobRef, Work};
 
 use crate::Exit;
 use crate::presence::Presence;

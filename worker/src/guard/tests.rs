@@ -1,8 +1,8 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use muster_common::clock::{ManualClock, Pause};
-use muster_common::config::{Config, Profile};
+use muster_platform::clock::{ManualClock, Pause};
+use muster_platform::config::{Config, Profile};
 
 use super::*;
 use crate::testing::Shaky;

@@ -5,15 +5,15 @@
 //! encoded, into an upload. Which records are malformed depends on the input alone, never on a
 //! worker's memory.
 
-use muster_common::names;
-use muster_common::plan::BadRecords as Policy;
-use muster_common::wire::{BadRecord, BlobRef};
-use muster_common::{Error, Result};
 use muster_kernel::error::KernelError;
 use muster_kernel::format::Torn;
 use muster_kernel::proof::{StreamHash, Sums};
 use muster_kernel::run::Sink;
 use muster_kernel::sort::ChunkSorter;
+use muster_protocol::names;
+use muster_protocol::plan::BadRecords as Policy;
+use muster_protocol::wire::{BadRecord, BlobRef};
+use muster_protocol::{Error, Result};
 
 use super::Task;
 use super::runs::{locate, open_upload};

@@ -5,9 +5,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use muster_common::plan::PinnedRun;
-use muster_common::wire::{DamageCause, Mended, Outcome};
-use muster_common::{Error, ErrorKind};
+use muster_protocol::plan::PinnedRun;
+use muster_protocol::wire::{DamageCause, Mended, Outcome};
+use muster_protocol::{Error, ErrorKind};
 
 use crate::transfer::Object;
 

@@ -4,17 +4,17 @@
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
-use muster_common::names;
-use muster_common::plan::PinnedRun;
-use muster_common::planted::{self, Bug};
-use muster_common::store::{BlobUrl, Scheme};
-use muster_common::wire::{BlobRef, DamageCause, MergedPart, Outcome};
-use muster_common::{Error, Result};
 use muster_kernel::order::Order;
 use muster_kernel::part::{PartSummary, PartWriter};
 use muster_kernel::proof::{Sums, Tally};
 use muster_kernel::run::{Piece, RunIndex};
 use muster_kernel::splitters::Splitter;
+use muster_platform::store::{BlobUrl, Scheme};
+use muster_protocol::names;
+use muster_protocol::plan::PinnedRun;
+use muster_protocol::planted::{self, Bug};
+use muster_protocol::wire::{BlobRef, DamageCause, MergedPart, Outcome};
+use muster_protocol::{Error, Result};
 
 use super::runs::{
     Bounds, MergeMemory, Nowhere, Source, bounds, find_damaged, merge_sources, open_upload,

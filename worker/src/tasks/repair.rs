@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use muster_common::Result;
-use muster_common::clock;
-use muster_common::store::{Access, PartAt};
 use muster_kernel::order::Order;
 use muster_kernel::run::RunIndex;
+use muster_platform::clock;
+use muster_platform::store::{Access, PartAt};
+use muster_protocol::Result;
 
 use super::findings::BadCopy;
 use super::runs::{Nowhere, Source, merge_sources};

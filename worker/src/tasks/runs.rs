@@ -5,11 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
-use muster_common::plan::PinnedRun;
-use muster_common::retry;
-use muster_common::store::{Access, Scheme};
-use muster_common::wire::DamageCause;
-use muster_common::{Error, ErrorKind, Result};
 use muster_kernel::error::KernelError;
 use muster_kernel::merge::{MergeInput, Windows, merge};
 use muster_kernel::order::Order;
@@ -17,6 +12,11 @@ use muster_kernel::proof::{Sums, Tally};
 use muster_kernel::run::{BLOCK_HEADER_BYTES, Piece, RecordSink, RunIndex, RunWriter};
 use muster_kernel::sort::LONG_RECORD_BYTES;
 use muster_kernel::splitters::Splitter;
+use muster_platform::retry;
+use muster_platform::store::{Access, Scheme};
+use muster_protocol::plan::PinnedRun;
+use muster_protocol::wire::DamageCause;
+use muster_protocol::{Error, ErrorKind, Result};
 
 use super::{Counters, Task};
 use crate::cache::{Job, missing_is_corrupt};

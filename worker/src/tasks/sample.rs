@@ -2,13 +2,13 @@
 //! each. Same plan, same split, same samples.
 
 use futures::{StreamExt, TryStreamExt};
-use muster_common::ids::Generation;
-use muster_common::store::Access;
-use muster_common::wire::{INLINE_SAMPLES_BYTES_MAX, Outcome};
-use muster_common::{Result, names};
 use muster_kernel::format::SampleWindow;
 use muster_kernel::proof::Interval;
 use muster_kernel::splitters::{Splitter, encode, sample};
+use muster_platform::store::Access;
+use muster_protocol::ids::Generation;
+use muster_protocol::wire::{INLINE_SAMPLES_BYTES_MAX, Outcome};
+use muster_protocol::{Result, names};
 
 use super::Task;
 use crate::cache::Job;

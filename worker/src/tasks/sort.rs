@@ -5,12 +5,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use muster_common::plan::memory_of;
-use muster_common::planted::{self, Bug};
-use muster_common::retry::Trouble;
-use muster_common::store::{Access, BlobUrl, Scheme};
-use muster_common::wire::{BlobRef, Outcome, SortedRun};
-use muster_common::{Error, ErrorKind, Result};
 use muster_kernel::error::KernelError;
 use muster_kernel::format::Cutter;
 use muster_kernel::order::Order;
@@ -18,6 +12,12 @@ use muster_kernel::proof::{Interval, Sums};
 use muster_kernel::run::Piece;
 use muster_kernel::sort::ChunkSorter;
 use muster_kernel::splitters::Splitter;
+use muster_platform::retry::Trouble;
+use muster_platform::store::{Access, BlobUrl, Scheme};
+use muster_protocol::plan::memory_of;
+use muster_protocol::planted::{self, Bug};
+use muster_protocol::wire::{BlobRef, Outcome, SortedRun};
+use muster_protocol::{Error, ErrorKind, Result};
 
 use super::bad_records::{BadRecords, LeftOut};
 use super::runs::{

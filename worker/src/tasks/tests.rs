@@ -1,22 +1,22 @@
 //! Whole small jobs through the task functions: plan, sample, sort, merge, compared with the
 //! kernel's oracle; and what happens when something is wrong.
 
-use muster_common::adapters::own_files::OwnFiles;
-use muster_common::buffer::BufferPool;
-use muster_common::clock::ManualClock;
-use muster_common::config::{Config, Profile};
-use muster_common::faults::Faults;
-use muster_common::ids::{AttemptId, Epoch, Generation, Incarnation, Phase, TaskId, WorkerId};
-use muster_common::plan::{BadRecords, PinnedObject, PinnedRun, PinnedRuns, Plan};
-use muster_common::store::{Blobs, Scheme};
-use muster_common::wire::{BlobRef, DamageCause, MergedPart, SortedRun};
-use muster_common::{ErrorKind, ids::JobId};
 use muster_kernel::format::{Format, Frame};
 use muster_kernel::proof::{Sums, tiles};
 use muster_kernel::reference::sort_reference;
 use muster_kernel::spec::SortSpec;
 use muster_kernel::split::plan_splits;
 use muster_kernel::splitters::{Splitter, choose};
+use muster_platform::adapters::own_files::OwnFiles;
+use muster_platform::buffer::BufferPool;
+use muster_platform::clock::ManualClock;
+use muster_platform::config::{Config, Profile};
+use muster_platform::faults::Faults;
+use muster_platform::store::{Blobs, Scheme};
+use muster_protocol::ids::{AttemptId, Epoch, Generation, Incarnation, Phase, TaskId, WorkerId};
+use muster_protocol::plan::{BadRecords, PinnedObject, PinnedRun, PinnedRuns, Plan};
+use muster_protocol::wire::{BlobRef, DamageCause, MergedPart, SortedRun};
+use muster_protocol::{ErrorKind, ids::JobId};
 
 use super::*;
 use crate::testing::{Shaky, retry};
@@ -217,11 +217,11 @@ impl World {
             .expect("complete");
         let bytes = self
             .bucket
-            .read(&key, 0..part.bytes, muster_common::store::Access::Cached)
+            .read(&key, 0..part.bytes, muster_platform::store::Access::Cached)
             .await
             .expect("read")
             .to_vec();
-        assert_eq!(muster_common::wire::digest(&bytes), part.checksum);
+        assert_eq!(muster_protocol::wire::digest(&bytes), part.checksum);
         bytes
     }
 
@@ -734,7 +734,7 @@ impl Sorted {
         let bytes = store.inner.head(key).await.expect("a run").bytes;
         let mut bytes = store
             .inner
-            .read(key, 0..bytes, muster_common::store::Access::Once)
+            .read(key, 0..bytes, muster_platform::store::Access::Once)
             .await
             .expect("read")
             .to_vec();
@@ -830,7 +830,7 @@ async fn a_run_that_is_not_what_was_committed_is_its_writers_fault() {
     let bytes = sorted
         .world
         .bucket
-        .read(key, 0..other.bytes, muster_common::store::Access::Once)
+        .read(key, 0..other.bytes, muster_platform::store::Access::Once)
         .await
         .expect("read");
     sorted.world.bucket.put(&sorted.key(), bytes).await.expect("put");
@@ -985,7 +985,7 @@ async fn a_plan_leads_a_worker_nowhere_else() {
     }
     std::os::unix::fs::symlink("../secret", root.join("own/link")).expect("link");
     let mut world = World::new(lines(false), &objects, 50_000, 2, AMPLE).await;
-    let clock = Arc::new(muster_common::clock::ManualClock::default());
+    let clock = Arc::new(muster_platform::clock::ManualClock::default());
     let own = OwnFiles::new(&[root.join("own")], BufferPool::new(0), clock).expect("offers");
     let id: WorkerId = "w1".parse().expect("id");
     world.context.stores.insert(Scheme::Worker { id: id.clone() }, Arc::new(own.clone())).await;

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use muster_common::buffer::ALIGN;
-use muster_common::clock;
-use muster_common::retry::Retry;
-use muster_common::store::Access;
-use muster_common::{Error, Result};
 use muster_kernel::merge::Windows;
+use muster_platform::buffer::ALIGN;
+use muster_platform::clock;
+use muster_platform::retry::Retry;
+use muster_platform::store::Access;
+use muster_protocol::{Error, Result};
 
 use super::{Begun, Link, Object};
 use crate::memory::WindowsPlan;

@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use muster_common::Result;
-use muster_common::clock::{self, Clock};
+use muster_platform::clock::{self, Clock};
+use muster_protocol::Result;
 
 use super::Object;
 

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use muster_common::buffer::{ALIGN, Buffer};
-use muster_common::store::PartAt;
-use muster_common::{Error, Result};
 use muster_kernel::run::Sink;
+use muster_platform::buffer::{ALIGN, Buffer};
+use muster_platform::store::PartAt;
+use muster_protocol::{Error, Result};
 
 use super::{Begun, Link, Object};
 use crate::memory::{PART_SLACK_BYTES, PartsPlan};

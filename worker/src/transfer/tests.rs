@@ -1,10 +1,10 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use muster_common::adapters::local::LocalBlobs;
-use muster_common::clock::ManualClock;
-use muster_common::store::Access;
 use muster_kernel::run::Sink;
+use muster_platform::adapters::local::LocalBlobs;
+use muster_platform::clock::ManualClock;
+use muster_platform::store::Access;
 
 use super::*;
 use crate::crew::Tokio;

@@ -5,10 +5,10 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use muster_common::clock::Clock;
-use muster_common::names;
-use muster_common::store::{Access, BlobUrl, Blobs, PartAt, Stores};
-use muster_common::{Error, ErrorKind, Result};
+use muster_platform::clock::Clock;
+use muster_platform::store::{Access, BlobUrl, Blobs, PartAt, Stores};
+use muster_protocol::names;
+use muster_protocol::{Error, ErrorKind, Result};
 
 use super::finding::Finding;
 use crate::output;
@@ -349,9 +349,9 @@ fn advice(doing: &str, error: &Error) -> String {
 mod tests {
     use super::super::finding::Level;
     use super::*;
-    use muster_common::buffer::BufferPool;
-    use muster_common::clock::SystemClock;
-    use muster_common::config::{Config, Profile};
+    use muster_platform::buffer::BufferPool;
+    use muster_platform::clock::SystemClock;
+    use muster_platform::config::{Config, Profile};
 
     #[tokio::test]
     async fn a_sound_store_passes_and_keeps_nothing() {

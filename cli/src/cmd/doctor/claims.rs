@@ -4,15 +4,15 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use muster_common::adapters::processes;
-use muster_common::claim::judge::Life;
-use muster_common::claim::{Claim, Claims, Found};
-use muster_common::clock::{Clock, SystemClock};
-use muster_common::config::Config;
-use muster_common::ids::{InvalidId, JobId};
-use muster_common::names;
-use muster_common::store::{BlobUrl, Stores};
-use muster_common::{Error, Result};
+use muster_platform::adapters::processes;
+use muster_platform::claim::judge::Life;
+use muster_platform::claim::{Claim, Claims, Found};
+use muster_platform::clock::{Clock, SystemClock};
+use muster_platform::config::Config;
+use muster_platform::store::{BlobUrl, Stores};
+use muster_protocol::ids::{InvalidId, JobId};
+use muster_protocol::names;
+use muster_protocol::{Error, Result};
 
 use super::finding::Finding;
 use crate::output;

@@ -1,9 +1,9 @@
 //! What can be looked at without any NATS: this machine's disk and memory, the store's rights, and
 //! an OUTPUT.
 
-use muster_common::clock::SystemClock;
-use muster_common::config::Config;
-use muster_common::store::{BlobUrl, Stores};
+use muster_platform::clock::SystemClock;
+use muster_platform::config::Config;
+use muster_platform::store::{BlobUrl, Stores};
 
 use super::bucket;
 use super::claims::{self, Dead};

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeSet;
 
-use muster_common::Error;
-use muster_common::adapters::nats::{SERVER_VERSION_OLDEST, is_new_enough};
-use muster_common::adapters::refusals;
-use muster_common::api::WorkerStatus;
-use muster_common::ids::{DeploymentId, Epoch};
+use muster_platform::adapters::nats::{SERVER_VERSION_OLDEST, is_new_enough};
+use muster_platform::adapters::refusals;
+use muster_protocol::Error;
+use muster_protocol::api::WorkerStatus;
+use muster_protocol::ids::{DeploymentId, Epoch};
 
 use super::finding::{Finding, Level};
 use super::server::{Account, Looked, StreamInfo, Sync};

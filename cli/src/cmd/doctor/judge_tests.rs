@@ -146,7 +146,7 @@ fn coordinators() {
     check(&coordinator(&beats(&[("d1", 3), ("d1", 4)]), Ok(7)), Level::Warning, "2 leaders");
     check(&coordinator(&beats(&[("d1", 3), ("d2", 4)]), Ok(7)), Level::Problem, "2 leaders");
     let silent = Error::retry("no answer");
-    let refusal = Error::invalid(format!("{}: x", muster_common::adapters::refusals::REFUSES));
+    let refusal = Error::invalid(format!("{}: x", muster_platform::adapters::refusals::REFUSES));
     check(&coordinator(&beats(&[("d1", 3)]), Err(&silent)), Level::Problem, "no answer");
     check(
         &coordinator(&beats(&[("d1", 3)]), Err(&refusal)),

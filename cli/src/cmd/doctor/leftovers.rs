@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 
 use futures::{StreamExt, TryStreamExt, stream};
-use muster_common::ids::{DeploymentId, JobId};
-use muster_common::names::{PROBE_PREFIX, SCRATCH_DIR};
-use muster_common::store::{BlobMeta, BlobUrl, OpenUpload, Stores};
-use muster_common::{Error, ErrorKind, Result};
+use muster_platform::store::{BlobMeta, BlobUrl, OpenUpload, Stores};
+use muster_protocol::ids::{DeploymentId, JobId};
+use muster_protocol::names::{PROBE_PREFIX, SCRATCH_DIR};
+use muster_protocol::{Error, ErrorKind, Result};
 use serde::Serialize;
 
 use super::finding::Finding;

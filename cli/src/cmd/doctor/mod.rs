@@ -20,14 +20,14 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use muster_common::adapters::servers::Servers;
-use muster_common::adapters::{journal, nats};
-use muster_common::buffer::BufferPool;
-use muster_common::clock::{Clock, SystemClock};
-use muster_common::config::Config;
-use muster_common::ids::DeploymentId;
-use muster_common::names::Names;
-use muster_common::store::{BlobUrl, Stores};
+use muster_platform::adapters::servers::Servers;
+use muster_platform::adapters::{journal, nats};
+use muster_platform::buffer::BufferPool;
+use muster_platform::clock::{Clock, SystemClock};
+use muster_platform::config::Config;
+use muster_platform::store::{BlobUrl, Stores};
+use muster_protocol::ids::DeploymentId;
+use muster_protocol::names::Names;
 use serde::Serialize;
 
 use self::finding::{Finding, Level};
@@ -83,7 +83,7 @@ struct Report<'a> {
 /// Goes through all checks; fails where one is a problem.
 pub(crate) async fn run(args: DoctorArgs) -> Result<(), Exit> {
     // What the server refuses is a finding, not an error.
-    cmd::log(LogFormat::Text, "error,muster_common::adapters::refusals=off");
+    cmd::log(LogFormat::Text, "error,muster_platform::adapters::refusals=off");
     let config = cmd::settings(&args.settings, &args.nats)?;
     let named = nats_context::find(&args.nats).map_err(|e| Exit::usage(e.message))?.is_some();
     let settings = nats_context::find_or_default(&args.nats).map_err(|e| Exit::usage(e.message))?;
@@ -377,7 +377,7 @@ impl Patient {
         mended
     }
 
-    async fn make_streams(&mut self, names: &[String]) -> muster_common::Result<String> {
+    async fn make_streams(&mut self, names: &[String]) -> muster_protocol::Result<String> {
         journal::ensure_streams(&self.nats.client, &self.config).await?;
         let checks: Vec<String> = names.iter().map(|name| format!("stream-{name}")).collect();
         for finding in self.findings.iter_mut().filter(|finding| checks.contains(&finding.check)) {
@@ -386,9 +386,9 @@ impl Patient {
         Ok(format!("made the stream(s) {}", names.join(", ")))
     }
 
-    async fn remove(&self, group: &Group) -> muster_common::Result<String> {
+    async fn remove(&self, group: &Group) -> muster_protocol::Result<String> {
         let (Some(bucket), Some(ours)) = (&self.bucket, &self.ours) else {
-            return Err(muster_common::Error::bug("leftovers without bucket or coordinator"));
+            return Err(muster_protocol::Error::bug("leftovers without bucket or coordinator"));
         };
         leftovers::remove(&self.stores, bucket, group, ours, &self.api).await
     }

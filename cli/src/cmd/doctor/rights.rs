@@ -1,8 +1,8 @@
 //! What a NATS user may do, from the permissions that the server tells it. Pure.
 
-use muster_common::ids::WorkerId;
-use muster_common::names::{Names, covers};
-use muster_common::rights::{Rights, Role};
+use muster_protocol::ids::WorkerId;
+use muster_protocol::names::{Names, covers};
+use muster_protocol::rights::{Rights, Role};
 use serde::Deserialize;
 
 use super::finding::Finding;

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use async_nats::{Client, RequestErrorKind};
 use futures::StreamExt;
-use muster_common::adapters::refusals::Refusals;
-use muster_common::clock::Clock;
-use muster_common::names::{self, Names};
-use muster_common::wire::{self, LeaderBeat};
+use muster_platform::adapters::refusals::Refusals;
+use muster_platform::clock::Clock;
+use muster_protocol::names::{self, Names};
+use muster_protocol::wire::{self, LeaderBeat};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -3,9 +3,9 @@
 //! of it stays. Found here, and aborted only where somebody says so and no job writes there.
 
 use futures::{StreamExt, TryStreamExt, stream};
-use muster_common::api::JobStatus;
-use muster_common::store::{BlobUrl, OpenUpload, Stores};
-use muster_common::{Error, ErrorKind, Result};
+use muster_platform::store::{BlobUrl, OpenUpload, Stores};
+use muster_protocol::api::JobStatus;
+use muster_protocol::{Error, ErrorKind, Result};
 
 use super::finding::Finding;
 use crate::client::Api;

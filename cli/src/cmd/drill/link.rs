@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use muster_common::{Error, Result};
+use muster_protocol::{Error, Result};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;

@@ -15,15 +15,15 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use muster_common::adapters::events::{Entry, Events};
-use muster_common::adapters::nats;
-use muster_common::api::{JobState, JobStatus};
-use muster_common::buffer::BufferPool;
-use muster_common::clock::{Clock, SystemClock};
-use muster_common::config::{self, Config};
-use muster_common::ids::JobId;
-use muster_common::store::{BlobUrl, Stores};
-use muster_common::{Error, Result};
+use muster_platform::adapters::events::{Entry, Events};
+use muster_platform::adapters::nats;
+use muster_platform::buffer::BufferPool;
+use muster_platform::clock::{Clock, SystemClock};
+use muster_platform::config::{self, Config};
+use muster_platform::store::{BlobUrl, Stores};
+use muster_protocol::api::{JobState, JobStatus};
+use muster_protocol::ids::JobId;
+use muster_protocol::{Error, Result};
 use rustix::process::Signal;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -633,7 +633,7 @@ fn print(report: &Report<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use muster_common::faults::FaultPlan;
+    use muster_platform::faults::FaultPlan;
 
     fn drill() -> Drill {
         let args = DrillArgs {

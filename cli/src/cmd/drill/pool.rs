@@ -7,9 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use muster_common::adapters::nats::NatsSettings;
-use muster_common::faults;
-use muster_common::{Error, Result};
+use muster_platform::adapters::nats::NatsSettings;
+use muster_platform::faults;
+use muster_protocol::{Error, Result};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 

@@ -3,9 +3,9 @@
 
 use std::process::Stdio;
 
-use muster_common::api::Manifest;
-use muster_common::store::{Access, BlobUrl, Stores};
-use muster_common::{Error, Result};
+use muster_platform::store::{Access, BlobUrl, Stores};
+use muster_protocol::api::Manifest;
+use muster_protocol::{Error, Result};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -41,7 +41,7 @@ pub(super) fn verify(setting: &Setting, path: &str) -> Result<Seen> {
 
 /// The manifest of an output.
 pub(super) async fn manifest(stores: &Stores, output: &BlobUrl) -> Result<Manifest> {
-    let url = output.join(muster_common::names::SUCCESS);
+    let url = output.join(muster_protocol::names::SUCCESS);
     let store = stores.open(&url).await?;
     let bytes = store.head(url.key()).await?.bytes.min(MANIFEST_BYTES_MAX);
     let text = store.read(url.key(), 0..bytes, Access::Cached).await?;
@@ -72,7 +72,7 @@ pub(super) fn claims(evidence: &Evidence) -> Vec<Claim> {
     let Evidence { input, calm, shaken, calm_manifest, shaken_manifest, left } = evidence;
     let claim = |name, holds, text: String| Claim { name, holds, text };
     let parts = |manifest: &Manifest| {
-        let of = |part: &muster_common::api::ManifestPart| {
+        let of = |part: &muster_protocol::api::ManifestPart| {
             (part.name.clone(), part.bytes, part.checksum.clone())
         };
         manifest.parts.iter().map(of).collect::<Vec<_>>()

@@ -5,11 +5,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use muster_common::Result;
-use muster_common::config::Config;
-use muster_common::ids::AttemptId;
-use muster_common::plan::{BadInputs, Plan};
-use muster_common::store::BlobUrl;
+use muster_platform::config::Config;
+use muster_platform::store::BlobUrl;
+use muster_protocol::Result;
+use muster_protocol::ids::AttemptId;
+use muster_protocol::plan::{BadInputs, Plan};
 
 use serde::Deserialize;
 

@@ -1,12 +1,12 @@
 //! What must hold between two stages: runs tile the input and sum to it, parts sum to the runs and
 //! follow one another.
 
-use muster_common::ids::JobId;
-use muster_common::plan::{PLAN_BYTES_MAX, PinnedRun, PinnedRuns, Plan};
-use muster_common::planted::{self, Bug};
-use muster_common::wire::BlobRef;
-use muster_common::{Error, Result, names};
 use muster_kernel::proof::{self, Interval};
+use muster_protocol::ids::JobId;
+use muster_protocol::plan::{PLAN_BYTES_MAX, PinnedRun, PinnedRuns, Plan};
+use muster_protocol::planted::{self, Bug};
+use muster_protocol::wire::BlobRef;
+use muster_protocol::{Error, Result, names};
 
 use crate::job::Machine;
 use crate::job::io::Effect;

@@ -5,11 +5,11 @@
 //! each. Rounds are not journalled; a new leader begins with the first one again, gets the same
 //! samples, and so comes to the same boundaries.
 
-use muster_common::config::Sizes;
-use muster_common::ids::{Generation, JobId, Phase};
-use muster_common::plan::Plan;
-use muster_common::wire::Broadcast;
-use muster_common::{Error, Result, names};
+use muster_platform::config::Sizes;
+use muster_protocol::ids::{Generation, JobId, Phase};
+use muster_protocol::plan::Plan;
+use muster_protocol::wire::Broadcast;
+use muster_protocol::{Error, Result, names};
 
 use crate::job::Machine;
 use crate::job::io::{Effect, MeasuredBoundaries};
@@ -183,7 +183,7 @@ impl Doubt {
 
 #[cfg(test)]
 mod tests {
-    use muster_common::config::Config;
+    use muster_platform::config::Config;
 
     use super::*;
 

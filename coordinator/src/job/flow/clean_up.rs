@@ -1,10 +1,10 @@
 //! After the end: nothing is left (P8). Scratch and unfinished uploads are removed, what comes late
 //! is swept, and of what is history a bounded part is kept.
 
-use muster_common::api::JobState;
-use muster_common::ids::JobId;
-use muster_common::store::BlobUrl;
-use muster_common::{Error, Result, names};
+use muster_platform::store::BlobUrl;
+use muster_protocol::api::JobState;
+use muster_protocol::ids::JobId;
+use muster_protocol::{Error, Result, names};
 
 use crate::job::flow::active::{Active, settings_of};
 use crate::job::io::{Effect, Leftovers, Unremoved};

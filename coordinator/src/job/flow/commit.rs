@@ -5,13 +5,13 @@
 //! succeeds, by this leader or the next, and each of them writes the very manifest that was made
 //! before the decision.
 
-use muster_common::api::{KeyEncoding, Manifest, ManifestPart, PhaseTimes, QuarantineFile};
-use muster_common::ids::JobId;
-use muster_common::planted::{self, Bug};
-use muster_common::store::BlobUrl;
-use muster_common::wire::BlobRef;
-use muster_common::{Error, Result, names};
 use muster_kernel::splitters::SAMPLE_KEY_MAX;
+use muster_platform::store::BlobUrl;
+use muster_protocol::api::{KeyEncoding, Manifest, ManifestPart, PhaseTimes, QuarantineFile};
+use muster_protocol::ids::JobId;
+use muster_protocol::planted::{self, Bug};
+use muster_protocol::wire::BlobRef;
+use muster_protocol::{Error, Result, names};
 
 use crate::job::flow::active::Active;
 use crate::job::flow::barriers::check_parts;

@@ -1,10 +1,10 @@
 //! How jobs end: with a result, a cause or a request to cancel. The end is journalled; then workers
 //! are told to let go, and are waited for within a bound.
 
-use muster_common::api::JobState;
-use muster_common::ids::{AttemptId, JobId};
-use muster_common::wire::{Broadcast, CancelAttempt};
-use muster_common::{Error, ErrorKind};
+use muster_protocol::api::JobState;
+use muster_protocol::ids::{AttemptId, JobId};
+use muster_protocol::wire::{Broadcast, CancelAttempt};
+use muster_protocol::{Error, ErrorKind};
 
 use crate::job::flow::active::Active;
 use crate::job::io::{Effect, RefusalCode, ReplyTo};
@@ -133,7 +133,7 @@ impl Machine {
     pub(crate) fn stop(&mut self, job: &JobId) {
         let Some(active) = self.jobs.active_mut(job) else { return };
         active.advance(Step::Stopping);
-        let running: Vec<(AttemptId, muster_common::ids::WorkerId)> = active
+        let running: Vec<(AttemptId, muster_protocol::ids::WorkerId)> = active
             .tasks
             .running_attempts()
             .map(|Attempt { id, worker, .. }| (*id, worker.clone()))

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use muster_common::ids::{AttemptId, JobId, Phase};
+use muster_protocol::ids::{AttemptId, JobId, Phase};
 
 use crate::job::flow::active::Active;
 use crate::job::ledger::durable::{Durable, DurableJob};

@@ -3,16 +3,19 @@
 
 use std::collections::BTreeMap;
 
-use muster_common::config::Config;
-use muster_common::ids::DeploymentId;
-use muster_common::plan::{BadRecords, INPUTS_MAX, JobSpec, PARTITIONS_MAX, Plan, TEXT_BYTES_MAX};
-use muster_common::planted::{self, Bug};
-use muster_common::store::BlobUrl;
-use muster_common::{Error, Result, inputs, names, wire};
 use muster_kernel::format::Format;
 use muster_kernel::proof::Interval;
 use muster_kernel::split::plan_splits;
 use muster_kernel::splitters::{self, Splitter};
+use muster_platform::config::Config;
+use muster_platform::inputs;
+use muster_platform::store::BlobUrl;
+use muster_protocol::ids::DeploymentId;
+use muster_protocol::plan::{
+    BadRecords, INPUTS_MAX, JobSpec, PARTITIONS_MAX, Plan, TEXT_BYTES_MAX,
+};
+use muster_protocol::planted::{self, Bug};
+use muster_protocol::{Error, Result, names, wire};
 
 use crate::job::io::{Listing, Places};
 use crate::job::overlap;

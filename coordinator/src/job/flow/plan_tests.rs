@@ -1,6 +1,6 @@
-use muster_common::config::Profile;
-use muster_common::plan::{BadInputs, BadRecords, PinnedObject, Sizing};
 use muster_kernel::spec::SortSpec;
+use muster_platform::config::Profile;
+use muster_protocol::plan::{BadInputs, BadRecords, PinnedObject, Sizing};
 
 use super::*;
 

@@ -1,9 +1,9 @@
 //! From stage to stage: what begins when, and what is tried again.
 
-use muster_common::api::JobState;
-use muster_common::ids::{JobId, Phase};
-use muster_common::wire::Broadcast;
-use muster_common::{Error, ErrorKind, Result};
+use muster_protocol::api::JobState;
+use muster_protocol::ids::{JobId, Phase};
+use muster_protocol::wire::Broadcast;
+use muster_protocol::{Error, ErrorKind, Result};
 
 use crate::job::flow::active::Active;
 use crate::job::flow::table::Stage;

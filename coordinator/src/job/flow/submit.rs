@@ -5,12 +5,12 @@
 
 use std::sync::Arc;
 
-use muster_common::api::{JobState, JobStatus, PhaseTimes};
-use muster_common::ids::JobId;
-use muster_common::plan::{JobSpec, Plan};
-use muster_common::wire::BlobRef;
-use muster_common::{Error, Result, names};
 use muster_kernel::proof::Sums;
+use muster_protocol::api::{JobState, JobStatus, PhaseTimes};
+use muster_protocol::ids::JobId;
+use muster_protocol::plan::{JobSpec, Plan};
+use muster_protocol::wire::BlobRef;
+use muster_protocol::{Error, Result, names};
 
 use crate::job::flow::active::Active;
 use crate::job::flow::plan;

@@ -3,10 +3,10 @@
 //! record moves the job on in the journal, and [`Machine::enter`] begins what belongs to the new
 //! state.
 
-use muster_common::api::JobState;
-use muster_common::config::Phases;
-use muster_common::ids::{JobId, Phase};
-use muster_common::wire::{Report, Work};
+use muster_platform::config::Phases;
+use muster_protocol::api::JobState;
+use muster_protocol::ids::{JobId, Phase};
+use muster_protocol::wire::{Report, Work};
 
 use crate::job::io::ReplyTo;
 use crate::job::law::Step;

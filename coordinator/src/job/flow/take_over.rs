@@ -2,9 +2,9 @@
 //! its last record. Workers that still hold attempts of the former epoch keep them, if they
 //! register in time: for a while nothing is granted that somebody may be at work on.
 
-use muster_common::api::PhaseTimes;
-use muster_common::ids::{AttemptId, JobId, Phase, WorkerId};
-use muster_common::wire::HeldAttempt;
+use muster_protocol::api::PhaseTimes;
+use muster_protocol::ids::{AttemptId, JobId, Phase, WorkerId};
+use muster_protocol::wire::HeldAttempt;
 
 use crate::job::flow::active::Active;
 use crate::job::law::Step;

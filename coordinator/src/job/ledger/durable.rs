@@ -7,13 +7,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use muster_common::ErrorKind;
-use muster_common::api::{JobState, PhaseTimes};
-use muster_common::ids::{
+use muster_kernel::proof::Sums;
+use muster_protocol::ErrorKind;
+use muster_protocol::api::{JobState, PhaseTimes};
+use muster_protocol::ids::{
     AttemptId, DeploymentId, Epoch, Generation, JobId, Phase, TaskId, WorkerId,
 };
-use muster_common::wire::{BadRecord, BlobRef};
-use muster_kernel::proof::Sums;
+use muster_protocol::wire::{BadRecord, BlobRef};
 
 use crate::job::law;
 use crate::journal::record::{

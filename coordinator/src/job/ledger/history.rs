@@ -4,7 +4,7 @@
 //! They may be very many, so what is kept in words is bounded, the rest is counted; and a snapshot
 //! says it in records each of which is small.
 
-use muster_common::api::JobState;
+use muster_protocol::api::JobState;
 
 use crate::job::ledger::durable::{DurableJob, FAILURES_KEPT, Failure, cut};
 use crate::journal::record::{AttemptFailed, JobHistory};

@@ -5,7 +5,7 @@ pub mod history;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use muster_common::wire::{Broadcast, ReportReply};
+use muster_protocol::wire::{Broadcast, ReportReply};
 
 use crate::job::Machine;
 use crate::job::io::{Effect, ReplyTo};

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeSet;
 
-use muster_common::ids::{AttemptId, JobId, WorkerId};
-use muster_common::wire::{
+use muster_platform::config;
+use muster_protocol::ids::{AttemptId, JobId, WorkerId};
+use muster_protocol::wire::{
     AttemptProgress, Drain, Heartbeat, HeldAttempt, JobRecoveries, PhaseReply, Register,
     RegisterReply, WorkerState,
 };
-use muster_common::{Error, ErrorKind, config};
+use muster_protocol::{Error, ErrorKind};
 
 use crate::job::Machine;
 use crate::job::io::{Effect, RefusalCode, Reply, ReplyTo};
@@ -51,7 +52,7 @@ impl Machine {
         }
     }
 
-    fn admit_worker(&mut self, register: Register) -> muster_common::Result<RegisterReply> {
+    fn admit_worker(&mut self, register: Register) -> muster_protocol::Result<RegisterReply> {
         members::validate(&register, &self.config.shared())?;
         let id = register.worker.clone();
         let interval_ms = self.config.heartbeat.interval_ms;

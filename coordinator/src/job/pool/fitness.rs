@@ -1,8 +1,9 @@
 //! How workers do: what became of their attempts opens and shuts their breakers, and tells the fast
 //! from the slow.
 
-use muster_common::ids::{JobId, WorkerId};
-use muster_common::{Error, ErrorKind, config};
+use muster_platform::config;
+use muster_protocol::ids::{JobId, WorkerId};
+use muster_protocol::{Error, ErrorKind};
 
 use crate::job::Machine;
 use crate::job::pool::members::Worker;

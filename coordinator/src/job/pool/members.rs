@@ -3,13 +3,13 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use muster_common::api::WorkerStatus;
-use muster_common::config::Config;
-use muster_common::ids::{AttemptId, JobId, WorkerId};
-use muster_common::inputs::FOLDERS_MAX;
-use muster_common::store::BlobUrl;
-use muster_common::wire::{Health, Register};
-use muster_common::{Error, Result};
+use muster_platform::config::Config;
+use muster_platform::inputs::FOLDERS_MAX;
+use muster_platform::store::BlobUrl;
+use muster_protocol::api::WorkerStatus;
+use muster_protocol::ids::{AttemptId, JobId, WorkerId};
+use muster_protocol::wire::{Health, Register};
+use muster_protocol::{Error, Result};
 
 use crate::job::overlap;
 use crate::job::pool::policies::breaker::{self, Breaker};

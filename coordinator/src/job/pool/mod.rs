@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use muster_common::config::Config;
-use muster_common::ids::{AttemptId, JobId, Phase, WorkerId};
+use muster_platform::config::Config;
+use muster_protocol::ids::{AttemptId, JobId, Phase, WorkerId};
 
 use crate::job::forgiven;
 

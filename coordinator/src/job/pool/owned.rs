@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use muster_common::ids::{AttemptId, JobId, WorkerId};
-use muster_common::plan::{JobSpec, PinnedObject};
-use muster_common::{Error, Result, inputs};
+use muster_platform::inputs;
+use muster_protocol::ids::{AttemptId, JobId, WorkerId};
+use muster_protocol::plan::{JobSpec, PinnedObject};
+use muster_protocol::{Error, Result};
 
 use crate::job::flow::active::Active;
 use crate::job::io::{Listing, Offer, RefusalCode};

@@ -7,10 +7,10 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use muster_common::ids::{Phase, TaskId, WorkerId};
-use muster_common::plan::Plan;
-use muster_common::planted::{self, Bug};
-use muster_common::{Error, Result};
+use muster_protocol::ids::{Phase, TaskId, WorkerId};
+use muster_protocol::plan::Plan;
+use muster_protocol::planted::{self, Bug};
+use muster_protocol::{Error, Result};
 
 use crate::job::forgiven;
 use crate::job::tasks::table::PhaseTasks;

@@ -5,7 +5,7 @@
 //! Rates come from the progress in heartbeats. Tasks that wait have the first claim on free slots,
 //! and second attempts never hold more than their share of the pool.
 
-use muster_common::ids::{AttemptId, JobId, Phase, TaskId, WorkerId};
+use muster_protocol::ids::{AttemptId, JobId, Phase, TaskId, WorkerId};
 
 use crate::job::flow::active::Active;
 use crate::job::law::Step;

@@ -4,8 +4,8 @@
 //! The policies are in [`super::policies`]; here they are asked, and what they say becomes events
 //! and attempts taken back. All of it is this leader's memory.
 
-use muster_common::ids::WorkerId;
-use muster_common::wire::StoreLimits;
+use muster_protocol::ids::WorkerId;
+use muster_protocol::wire::StoreLimits;
 
 use crate::job::Machine;
 use crate::job::flow::active::Active;

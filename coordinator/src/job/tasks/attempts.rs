@@ -1,9 +1,9 @@
 //! What becomes of an attempt that ends without a result, and of its task: tried again, at once or
 //! after a pause, once its upload is gone; or given up.
 
-use muster_common::ids::{AttemptId, JobId, Phase, TaskId, WorkerId};
-use muster_common::wire::CancelAttempt;
-use muster_common::{Error, ErrorKind, Result};
+use muster_protocol::ids::{AttemptId, JobId, Phase, TaskId, WorkerId};
+use muster_protocol::wire::CancelAttempt;
+use muster_protocol::{Error, ErrorKind, Result};
 
 use crate::job::io::Effect;
 use crate::job::pool::members::Worker;
@@ -180,7 +180,7 @@ impl Machine {
         let (tries, errors) = (history.tries, causes(&history.errors));
         if active.ending().is_none() {
             // Nobody waits for this record: it is there for the next leader, and for people.
-            let error = muster_common::Error::new(kind, cut_to_line(&named)).message;
+            let error = muster_protocol::Error::new(kind, cut_to_line(&named)).message;
             let failed = AttemptFailed {
                 job: job.clone(),
                 attempt: *attempt,
@@ -237,7 +237,7 @@ impl Machine {
         if let Some(upload) = durable.revoked.iter().rev().find(|upload| upload.attempt == *attempt)
         {
             let name =
-                muster_common::names::part_name(upload.partition, &durable.submitted.extension);
+                muster_protocol::names::part_name(upload.partition, &durable.submitted.extension);
             let (url, upload) = (active.output.join(&name), upload.clone());
             self.out.push(Effect::AbortUpload { job: job.clone(), url, upload });
         }

@@ -5,9 +5,9 @@
 //! worker can read goes to that worker alone (`pool/owners.rs`). An attempt is only this leader's
 //! word: it is not journalled, and lost with the leader unless its worker still holds it.
 
-use muster_common::Result;
-use muster_common::ids::{AttemptId, Generation, JobId, Phase, TaskId, WorkerId};
-use muster_common::wire::{RunAttempt, RunReply};
+use muster_protocol::Result;
+use muster_protocol::ids::{AttemptId, Generation, JobId, Phase, TaskId, WorkerId};
+use muster_protocol::wire::{RunAttempt, RunReply};
 
 use crate::job::flow::active::Active;
 use crate::job::flow::table::Stage;

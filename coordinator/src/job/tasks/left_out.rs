@@ -7,13 +7,13 @@
 
 use std::ops::Range;
 
-use muster_common::api::JobState;
-use muster_common::ids::{AttemptId, JobId, WorkerId};
-use muster_common::plan::{BadInputs, LeftOut, Plan};
-use muster_common::planted::{self, Bug};
-use muster_common::wire::{DamageCause, SortedRun};
-use muster_common::{Error, ErrorKind};
 use muster_kernel::proof::Interval;
+use muster_protocol::api::JobState;
+use muster_protocol::ids::{AttemptId, JobId, WorkerId};
+use muster_protocol::plan::{BadInputs, LeftOut, Plan};
+use muster_protocol::planted::{self, Bug};
+use muster_protocol::wire::{DamageCause, SortedRun};
+use muster_protocol::{Error, ErrorKind};
 
 use crate::job::Machine;
 use crate::job::io::Listing;

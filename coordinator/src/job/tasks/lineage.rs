@@ -6,10 +6,10 @@
 //! on. None begins before the new runs stand, conserve what the lost ones held, and a new list of
 //! runs is pinned.
 
-use muster_common::Error;
-use muster_common::api::JobState;
-use muster_common::ids::{AttemptId, Generation, JobId, Phase, TaskId};
-use muster_common::wire::DamageCause;
+use muster_protocol::Error;
+use muster_protocol::api::JobState;
+use muster_protocol::ids::{AttemptId, Generation, JobId, Phase, TaskId};
+use muster_protocol::wire::DamageCause;
 
 use crate::job::flow::table::Stage;
 use crate::job::law::{RepairStep, Step};

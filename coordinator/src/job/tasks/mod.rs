@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use muster_common::ids::{AttemptId, Phase};
 use muster_kernel::proof::Sums;
 use muster_kernel::splitters::Splitter;
+use muster_protocol::ids::{AttemptId, Phase};
 
 use crate::job::law::{Broken, RepairStep};
 

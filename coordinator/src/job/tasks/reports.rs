@@ -2,17 +2,17 @@
 //! against the attempt, the plan and the sums, becomes a record, and is acknowledged once the
 //! record stands.
 
-use muster_common::ids::{AttemptId, JobId, Phase};
-use muster_common::plan::{BadRecords, Plan};
-use muster_common::planted::{self, Bug};
-use muster_common::store::BlobUrl;
-use muster_common::wire::{
-    BadRecord, BlobRef, MergedPart, Outcome, Report, ReportReply, SortedRun,
-};
-use muster_common::{Error, ErrorKind, names};
 use muster_kernel::format::Format;
 use muster_kernel::proof::Sums;
 use muster_kernel::splitters::{SAMPLE_KEY_MAX, Splitter};
+use muster_platform::store::BlobUrl;
+use muster_protocol::ids::{AttemptId, JobId, Phase};
+use muster_protocol::plan::{BadRecords, Plan};
+use muster_protocol::planted::{self, Bug};
+use muster_protocol::wire::{
+    BadRecord, BlobRef, MergedPart, Outcome, Report, ReportReply, SortedRun,
+};
+use muster_protocol::{Error, ErrorKind, names};
 
 use crate::job::Machine;
 use crate::job::flow::boundaries::samples_max;
@@ -427,7 +427,7 @@ impl Machine {
         &mut self,
         job: &JobId,
         id: &AttemptId,
-        result: muster_common::Result<Vec<Splitter>>,
+        result: muster_protocol::Result<Vec<Splitter>>,
     ) {
         let taken = match result {
             Ok(samples) => self.take_samples(job, id, samples).map_err(Error::corrupt),

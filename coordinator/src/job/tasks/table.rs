@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use muster_common::ErrorKind;
-use muster_common::ids::{AttemptId, Phase, TaskId, WorkerId};
+use muster_protocol::ErrorKind;
+use muster_protocol::ids::{AttemptId, Phase, TaskId, WorkerId};
 
 use crate::job::law::{Broken, ResultKind, TaskKind};
 use crate::job::ledger::durable::DurableJob;

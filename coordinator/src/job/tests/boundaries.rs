@@ -1,7 +1,7 @@
 //! Boundaries that are doubtful: more is sampled, then they are taken, or the job fails.
 
-use muster_common::api::JobState;
-use muster_common::ids::{Generation, Phase};
+use muster_protocol::api::JobState;
+use muster_protocol::ids::{Generation, Phase};
 
 use super::cases::{error_of, said};
 use super::world::{World, config, job, spec};

@@ -1,10 +1,10 @@
 //! Single cases: bad reports, late reports, failures, bounds.
 
-use muster_common::api::JobState;
-use muster_common::ids::{AttemptId, Epoch, Generation, Phase, TaskId};
-use muster_common::plan::JobSpec;
-use muster_common::wire::{BlobRef, Outcome, ReportReply, RunReply};
-use muster_common::{Error, ErrorKind};
+use muster_protocol::api::JobState;
+use muster_protocol::ids::{AttemptId, Epoch, Generation, Phase, TaskId};
+use muster_protocol::plan::JobSpec;
+use muster_protocol::wire::{BlobRef, Outcome, ReportReply, RunReply};
+use muster_protocol::{Error, ErrorKind};
 
 use super::world::{World, config, job, listing, spec, worker};
 use crate::job::io::{Input, Reply, ReplyTo};
@@ -119,7 +119,7 @@ fn the_same_request_is_the_same_job() {
 
 #[test]
 fn requests_that_cannot_work_are_refused() {
-    let check = |change: fn(&mut muster_common::plan::JobSpec), expected: &str| {
+    let check = |change: fn(&mut muster_protocol::plan::JobSpec), expected: &str| {
         let mut world = world(1);
         let mut spec = spec("j1");
         change(&mut spec);

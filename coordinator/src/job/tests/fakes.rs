@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use muster_common::ids::{AttemptId, Epoch, Incarnation, JobId, Phase, WorkerId};
-use muster_common::plan::{PinnedRuns, Plan};
-use muster_common::wire::{
+use muster_kernel::proof::{Interval, Sums};
+use muster_kernel::splitters::Splitter;
+use muster_protocol::ids::{AttemptId, Epoch, Incarnation, JobId, Phase, WorkerId};
+use muster_protocol::plan::{PinnedRuns, Plan};
+use muster_protocol::wire::{
     AttemptProgress, DamageCause, Health, Heartbeat, HeldAttempt, MergedPart, Outcome, Register,
     RegisterReply, Report, ReportReply, RunAttempt, RunReply, SortedRun, Work, WorkerState,
 };
-use muster_common::{Error, ErrorKind, Result, names};
-use muster_kernel::proof::{Interval, Sums};
-use muster_kernel::splitters::Splitter;
+use muster_protocol::{Error, ErrorKind, Result, names};
 
 use super::world::{RECORD_BYTES, World, worker};
 use crate::job::io::{Input, ReplyTo};
@@ -120,7 +120,7 @@ impl World {
             labels: Vec::new(),
             draining: false,
             held,
-            wire: muster_common::wire::WIRE_VERSION,
+            wire: muster_protocol::wire::WIRE_VERSION,
             settings: Vec::new(),
             inputs: fake.inputs.clone(),
         })

@@ -1,6 +1,6 @@
 //! What the machine asks for, as one line each: the text of the scripts.
 
-use muster_common::wire::{Broadcast, RegisterReply};
+use muster_protocol::wire::{Broadcast, RegisterReply};
 
 use super::world::World;
 use crate::job::io::{Effect, Reply, ReplyTo};

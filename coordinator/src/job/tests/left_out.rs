@@ -1,11 +1,11 @@
 //! Malformed records, second scratches, settings of one job, and what people are told in the end.
 
-use muster_common::api::JobState;
-use muster_common::ids::Phase;
-use muster_common::plan::{BadInputs, BadRecords};
-use muster_common::wire::{BadRecord, BlobRef, Outcome};
-use muster_common::{Error, ErrorKind};
 use muster_kernel::proof::Sums;
+use muster_protocol::api::JobState;
+use muster_protocol::ids::Phase;
+use muster_protocol::plan::{BadInputs, BadRecords};
+use muster_protocol::wire::{BadRecord, BlobRef, Outcome};
+use muster_protocol::{Error, ErrorKind};
 
 use super::world::{World, config, job, listing, spec};
 use crate::journal::fold::{Fold, compact};

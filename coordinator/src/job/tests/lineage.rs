@@ -1,10 +1,10 @@
 //! Single cases of lineage and of input that cannot be read.
 
-use muster_common::api::JobState;
-use muster_common::ids::{AttemptId, Generation, Phase};
-use muster_common::plan::BadInputs;
-use muster_common::wire::{DamageCause, Outcome};
-use muster_common::{Error, ErrorKind};
+use muster_protocol::api::JobState;
+use muster_protocol::ids::{AttemptId, Generation, Phase};
+use muster_protocol::plan::BadInputs;
+use muster_protocol::wire::{DamageCause, Outcome};
+use muster_protocol::{Error, ErrorKind};
 
 use super::world::{World, config, job, spec, worker};
 use crate::journal::fold::{Fold, compact};

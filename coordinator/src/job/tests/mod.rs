@@ -17,8 +17,8 @@ mod sweep;
 mod world;
 
 /// A plan of nothing, to be filled in.
-pub(super) fn empty_plan() -> muster_common::plan::Plan {
-    muster_common::plan::Plan {
+pub(super) fn empty_plan() -> muster_protocol::plan::Plan {
+    muster_protocol::plan::Plan {
         job: world::job("j1"),
         sort: muster_kernel::spec::SortSpec::new(muster_kernel::format::Format::lines(b'\n')),
         objects: Vec::new(),
@@ -34,7 +34,7 @@ pub(super) fn empty_plan() -> muster_common::plan::Plan {
         fsync: false,
         attempts_max: 1,
         replica: None,
-        bad_records: muster_common::plan::BadRecords::Fail,
+        bad_records: muster_protocol::plan::BadRecords::Fail,
         settings: None,
         left_out: Vec::new(),
     }

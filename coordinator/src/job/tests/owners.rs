@@ -1,12 +1,12 @@
 //! Inputs that one worker alone can read: who gets their tasks, and what becomes of a job whose
 //! owner is away.
 
-use muster_common::api::JobState;
-use muster_common::config::Config;
-use muster_common::ids::{AttemptId, Phase};
-use muster_common::plan::{JobSpec, PinnedObject};
-use muster_common::wire::{DamageCause, Outcome, WorkerState};
-use muster_common::{Error, ErrorKind};
+use muster_platform::config::Config;
+use muster_protocol::api::JobState;
+use muster_protocol::ids::{AttemptId, Phase};
+use muster_protocol::plan::{JobSpec, PinnedObject};
+use muster_protocol::wire::{DamageCause, Outcome, WorkerState};
+use muster_protocol::{Error, ErrorKind};
 
 use super::cases::{error_of, reply_to, said};
 use super::world::{RECORD_BYTES, World, config, job, listing, spec, worker};
@@ -459,7 +459,7 @@ fn a_late_report_of_an_owner_that_was_given_up_is_refused() {
 fn unreadable_files_of_workers_can_be_left_out() {
     let mut world = pool();
     world.broken.insert(1, Error::new(ErrorKind::NotFound, "no such file"));
-    world.submit(JobSpec { bad_inputs: muster_common::plan::BadInputs::Skip, ..local("j1") });
+    world.submit(JobSpec { bad_inputs: muster_protocol::plan::BadInputs::Skip, ..local("j1") });
     assert_eq!(world.settle("j1"), JobState::Succeeded);
     assert!(said(&world, "object-skipped"), "{:#?}", world.log);
 }

@@ -1,11 +1,11 @@
 //! The pool under watch: silence, hangs, breakers, waves, alerts, limits, and what lists and
 //! statuses show of them.
 
-use muster_common::api::{JobState, WorkerStatus};
-use muster_common::config::Config;
-use muster_common::ids::Phase;
-use muster_common::wire::{Outcome, Register, RegisterReply, RunReply};
-use muster_common::{Error, ErrorKind};
+use muster_platform::config::Config;
+use muster_protocol::api::{JobState, WorkerStatus};
+use muster_protocol::ids::Phase;
+use muster_protocol::wire::{Outcome, Register, RegisterReply, RunReply};
+use muster_protocol::{Error, ErrorKind};
 
 use super::cases::{error_of, reply_to, said};
 use super::world::{World, config, job, listing, spec, worker};

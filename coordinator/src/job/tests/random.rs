@@ -2,11 +2,11 @@
 //! killed, jobs are cancelled, in an order that a seed decides. Then everything is healed, and
 //! every job must end: succeeded whole, or failed or cancelled with nothing left.
 
-use muster_common::api::JobState;
-use muster_common::config::Config;
-use muster_common::ids::Phase;
-use muster_common::plan::BadInputs;
-use muster_common::{Error, ErrorKind};
+use muster_platform::config::Config;
+use muster_protocol::api::JobState;
+use muster_protocol::ids::Phase;
+use muster_protocol::plan::BadInputs;
+use muster_protocol::{Error, ErrorKind};
 
 use super::world::{World, config, job, spec};
 use crate::job::Nonces;

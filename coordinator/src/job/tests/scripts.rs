@@ -4,9 +4,9 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use muster_common::ids::Phase;
-use muster_common::plan::BadInputs;
-use muster_common::{Error, ErrorKind};
+use muster_protocol::ids::Phase;
+use muster_protocol::plan::BadInputs;
+use muster_protocol::{Error, ErrorKind};
 
 use super::world::{World, config, spec};
 

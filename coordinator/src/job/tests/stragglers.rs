@@ -1,7 +1,7 @@
 //! Second attempts: when they begin, who wins, and what becomes of the loser.
 
-use muster_common::api::JobState;
-use muster_common::ids::{AttemptId, Phase};
+use muster_protocol::api::JobState;
+use muster_protocol::ids::{AttemptId, Phase};
 
 use super::cases::{reply_to, said};
 use super::world::{World, config, job, spec, worker};

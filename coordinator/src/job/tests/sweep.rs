@@ -1,10 +1,10 @@
 //! The crash-point sweep: one small job; the coordinator is killed before each effect in turn,
 //! another takes over, and the job ends as if nothing had happened.
 
-use muster_common::api::JobState;
-use muster_common::ids::Phase;
-use muster_common::plan::BadInputs;
-use muster_common::{Error, ErrorKind};
+use muster_protocol::api::JobState;
+use muster_protocol::ids::Phase;
+use muster_protocol::plan::BadInputs;
+use muster_protocol::{Error, ErrorKind};
 
 use super::world::{World, config, job, listing, spec};
 

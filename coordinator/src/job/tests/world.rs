@@ -4,15 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use muster_common::api::{DeadLetter, JobState, JobStatus, Manifest};
-use muster_common::config::{Config, Profile};
-use muster_common::ids::{AttemptId, Epoch, Incarnation, JobId, Phase, WorkerId};
-use muster_common::plan::{BadInputs, BadRecords, JobSpec, PinnedObject, Plan, Sizing};
-use muster_common::wire::{BlobRef, Outcome, RunAttempt, RunReply, WorkerState};
-use muster_common::{Error, Result};
 use muster_kernel::format::Format;
 use muster_kernel::proof::Sums;
 use muster_kernel::spec::SortSpec;
+use muster_platform::config::{Config, Profile};
+use muster_protocol::api::{DeadLetter, JobState, JobStatus, Manifest};
+use muster_protocol::ids::{AttemptId, Epoch, Incarnation, JobId, Phase, WorkerId};
+use muster_protocol::plan::{BadInputs, BadRecords, JobSpec, PinnedObject, Plan, Sizing};
+use muster_protocol::wire::{BlobRef, Outcome, RunAttempt, RunReply, WorkerState};
+use muster_protocol::{Error, Result};
 
 use super::fakes::{FakeWorker, Unacknowledged};
 use crate::job::io::{

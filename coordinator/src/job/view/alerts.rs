@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use muster_common::api::WorkerStatus;
-use muster_common::ids::{JobId, Phase};
+use muster_protocol::api::WorkerStatus;
+use muster_protocol::ids::{JobId, Phase};
 
 use crate::job::Machine;
 use crate::job::flow::active::Active;

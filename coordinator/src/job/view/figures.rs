@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use muster_common::api::JobState;
+use muster_protocol::api::JobState;
 
 use crate::job::Machine;
 use crate::job::flow::active::Active;

@@ -1,10 +1,10 @@
 //! What people are told beyond events: the dead letter of a job that fails, and the malformed
 //! records that were left out.
 
-use muster_common::Error;
-use muster_common::api::{DeadLetter, FailedAttempt};
-use muster_common::ids::JobId;
-use muster_common::wire::SortedRun;
+use muster_protocol::Error;
+use muster_protocol::api::{DeadLetter, FailedAttempt};
+use muster_protocol::ids::JobId;
+use muster_protocol::wire::SortedRun;
 
 use crate::job::Machine;
 use crate::job::io::Effect;

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use muster_common::ids::{AttemptId, JobId};
-use muster_common::quiet::Quiet;
+use muster_platform::quiet::Quiet;
+use muster_protocol::ids::{AttemptId, JobId};
 
 use crate::job::ledger::durable::{DurableJob, FAILURES_KEPT};
 use crate::job::pool::policies::health::{Alert, Alerts};

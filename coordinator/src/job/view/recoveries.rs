@@ -6,10 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use muster_common::api;
-use muster_common::ids::{Incarnation, Phase, TaskId, WorkerId};
-use muster_common::retry::{RecoveryStats, Trouble};
-use muster_common::wire::Recovered;
+use muster_platform::retry::{RecoveryStats, Trouble};
+use muster_protocol::api;
+use muster_protocol::ids::{Incarnation, Phase, TaskId, WorkerId};
+use muster_protocol::wire::Recovered;
 
 use crate::job::flow::table::Stage;
 use crate::job::ledger::durable::DurableJob;
@@ -176,7 +176,7 @@ mod tests {
     fn what_workers_retried_adds_up_and_a_repeat_changes_nothing() {
         let kind = |trouble: &str, attempts| Recovered {
             trouble: trouble.to_owned(),
-            counts: muster_common::retry::Recoveries {
+            counts: muster_protocol::wire::Recoveries {
                 attempts,
                 recovered: attempts,
                 given_up: 0,

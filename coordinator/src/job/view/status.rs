@@ -1,10 +1,10 @@
 //! What people see: status, progress, the list of workers.
 
-use muster_common::api::{BadPlace, JobState, JobStatus, Recovery, SkippedObject};
-use muster_common::ids::JobId;
-use muster_common::plan::LeftOut;
-use muster_common::wire::BadRecord;
-use muster_common::{Error, ErrorKind};
+use muster_protocol::api::{BadPlace, JobState, JobStatus, Recovery, SkippedObject};
+use muster_protocol::ids::JobId;
+use muster_protocol::plan::LeftOut;
+use muster_protocol::wire::BadRecord;
+use muster_protocol::{Error, ErrorKind};
 
 use crate::job::Machine;
 use crate::job::flow::active::Active;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use muster_common::ids::Phase;
+use muster_protocol::ids::Phase;
 
 use crate::job::io::RefusalCode;
 use crate::job::ledger::durable::DurableJob;

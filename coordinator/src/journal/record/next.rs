@@ -5,12 +5,12 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use muster_common::error::Result;
-use muster_common::wire::Shape;
+use muster_protocol::error::Result;
+use muster_protocol::wire::Shape;
 
 use super::Entry;
 
-muster_common::versions! {
+muster_protocol::versions! {
     Entry: 2 = More, 1 = Entry;
 }
 

@@ -5,11 +5,11 @@
 //! a second version gets a file and a test of its own. `UPDATE_GOLDEN=1 cargo nextest run
 //! --workspace --lib stay_readable` writes the lines of what is new.
 
-use muster_common::error::ErrorKind;
-use muster_common::every;
-use muster_common::ids::{Epoch, Generation, Phase, TaskId};
-use muster_common::wire::{BadRecord, BlobRef, DamageCause};
 use muster_kernel::proof::{Interval, Sums};
+use muster_protocol::error::ErrorKind;
+use muster_protocol::every;
+use muster_protocol::ids::{Epoch, Generation, Phase, TaskId};
+use muster_protocol::wire::{BadRecord, BlobRef, DamageCause};
 
 use super::*;
 

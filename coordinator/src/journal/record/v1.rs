@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use muster_common::ErrorKind;
-use muster_common::ids::{AttemptId, DeploymentId, Epoch, Generation, JobId, TaskId, WorkerId};
-use muster_common::wire::{BadRecord, BlobRef, DamageCause};
 use muster_kernel::proof::{Interval, Sums};
+use muster_protocol::ErrorKind;
+use muster_protocol::ids::{AttemptId, DeploymentId, Epoch, Generation, JobId, TaskId, WorkerId};
+use muster_protocol::wire::{BadRecord, BlobRef, DamageCause};
 
 /// One entry of the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
 //! What the coordinator itself missed. While it was paused (SIGSTOP, a suspended host) or cut off
 //! from NATS, silence says nothing about workers: that time counts for nobody.
 
-use muster_common::config::Detector as Settings;
+use muster_platform::config::Detector as Settings;
 
 /// Longest time between two looks, in ticks, that is no pause.
 const TICKS_MAX: u64 = 3;
@@ -63,7 +63,7 @@ impl Absence {
 
 #[cfg(test)]
 mod tests {
-    use muster_common::config::{Config, Profile};
+    use muster_platform::config::{Config, Profile};
 
     use super::*;
 

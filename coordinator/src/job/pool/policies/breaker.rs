@@ -12,7 +12,7 @@
 //! Every start draws a [`Ticket`], and its outcome counts only in the state in which it was drawn:
 //! what began before the breaker opened can neither close it nor open it anew.
 
-use muster_common::config::Breaker as Settings;
+use muster_platform::config::Breaker as Settings;
 
 use super::sliding::{Sliding, Totals};
 

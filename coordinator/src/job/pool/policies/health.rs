@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use muster_common::config::Alerts as Settings;
-use muster_common::ids::{JobId, WorkerId};
+use muster_platform::config::Alerts as Settings;
+use muster_protocol::ids::{JobId, WorkerId};
 
 use super::breaker;
 use super::phi::Liveness;

@@ -5,7 +5,7 @@
 //! rate, each second without one adds a step. The limit is lifted once it was calm for long enough;
 //! what a store bears is not remembered, because stores grow with their load.
 
-use muster_common::config::Limits as Settings;
+use muster_platform::config::Limits as Settings;
 
 /// Pause between two steps, in milliseconds.
 const STEP_MS: u64 = 1000;
@@ -75,7 +75,7 @@ impl Limits {
 
 #[cfg(test)]
 mod tests {
-    use muster_common::config::{Config, Profile};
+    use muster_platform::config::{Config, Profile};
 
     use super::*;
 

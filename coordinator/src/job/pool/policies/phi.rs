@@ -11,7 +11,7 @@
 //! do not matter. Time in which the coordinator itself was away is forgiven ([`Detector::forgive`],
 //! [`super::absence::Absence`]).
 
-use muster_common::config::Detector as Settings;
+use muster_platform::config::Detector as Settings;
 
 /// Large pools have longer heartbeat intervals than settings are made for: floor, ceiling and
 /// acceptable pause are at least so many of them.

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 
-use muster_common::config::Recovery as Settings;
+use muster_platform::config::Recovery as Settings;
 
 /// Losses that are remembered at most; more than any pool has workers.
 const LOSSES_MAX: usize = 65_536;
@@ -224,7 +224,7 @@ impl Wave {
 
 #[cfg(test)]
 mod tests {
-    use muster_common::config::{Config, Profile};
+    use muster_platform::config::{Config, Profile};
     use proptest::collection::vec;
     use proptest::prelude::*;
 

@@ -6,7 +6,7 @@
 //! much longer from now on than a fresh one would from its start. The first commit wins, whichever
 //! it is.
 
-use muster_common::config::Speculation as Settings;
+use muster_platform::config::Speculation as Settings;
 
 /// Finished attempts of a phase whose rates are remembered: the last ones.
 const FINISHED_MAX: usize = 512;

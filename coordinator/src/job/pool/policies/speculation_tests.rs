@@ -1,4 +1,4 @@
-use muster_common::config::{Config, Profile};
+use muster_platform::config::{Config, Profile};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
