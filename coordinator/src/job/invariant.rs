@@ -58,7 +58,8 @@ pub fn check(machine: &Machine) -> Result<(), String> {
 /// No OUTPUT belongs to two jobs.
 fn check_claims(machine: &Machine) -> Result<(), String> {
     let planning = machine
-        .planning
+        .flow
+        .planning()
         .iter()
         .filter(|(job, _)| !machine.jobs.at_work().contains_key(*job))
         .map(|(job, planning)| (job, &planning.places.output));

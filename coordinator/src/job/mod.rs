@@ -17,7 +17,7 @@
 //! same function that replays the journal, and what follows from it goes out. What only this leader
 //! knows (tasks, workers) may be lost at any time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use muster_platform::config::Config;
@@ -38,9 +38,9 @@ mod tasks;
 mod tests;
 pub mod view;
 
+use flow::Flow;
 use flow::active::Active;
 use flow::jobs::Jobs;
-use flow::submit;
 use io::{Effect, Input, RefusalCode, Reply, ReplyTo};
 use law::Step;
 use ledger::durable::Durable;
@@ -71,21 +71,13 @@ pub struct Machine {
     /// How much time has been forgiven so far: the leader was not there.
     forgiven_ms: u64,
     jobs: Jobs,
+    flow: Flow,
     ledger: ledger::Pending,
-    planning: BTreeMap<JobId, submit::Planning>,
     outages: Outages,
     pool: Pool,
     timers: BTreeSet<(u64, Timer)>,
-    grace_until_ms: Option<u64>,
     /// When this leader began.
     led_since_ms: u64,
-    tickets: Tickets,
-    /// Cleaned jobs whose scratch is to be swept once more, and how often that has failed. Until it
-    /// has ended they are not forgotten, so that nobody takes their names.
-    sweeping: BTreeMap<JobId, u32>,
-    next_order: u64,
-    /// When ended jobs are looked through for old ones.
-    retention_due_ms: u64,
     counters: Counters,
     view: View,
     out: Vec<Effect>,
@@ -123,25 +115,6 @@ enum Timer {
     SweepLate(JobId),
 }
 
-/// Numbers the objects that are written, and knows for whom.
-#[derive(Debug, Default)]
-struct Tickets {
-    next: u64,
-    waiting: BTreeMap<u64, JobId>,
-}
-
-impl Tickets {
-    fn issue(&mut self, job: &JobId) -> u64 {
-        self.next += 1;
-        self.waiting.insert(self.next, job.clone());
-        self.next
-    }
-
-    fn redeem(&mut self, ticket: u64) -> Option<JobId> {
-        self.waiting.remove(&ticket)
-    }
-}
-
 /// Numbers that tell attempts and objects apart: SplitMix64 from the nonce that the epoch drew when
 /// it began.
 #[derive(Debug)]
@@ -167,8 +140,6 @@ impl Machine {
             .deployment
             .clone()
             .ok_or_else(|| Error::bug("the journal names no deployment"))?;
-        let next_order =
-            durable.jobs.values().map(|job| job.submitted.order + 1).max().unwrap_or(0);
         Ok(Self {
             config,
             bucket,
@@ -180,18 +151,13 @@ impl Machine {
             unix_zero_ms: 0,
             absence: None,
             forgiven_ms: 0,
+            flow: Flow::new(&durable),
             jobs: Jobs::new(durable),
             ledger: ledger::Pending::default(),
-            planning: BTreeMap::new(),
             outages: Outages::none(),
             pool: Pool::new(),
             timers: BTreeSet::new(),
-            grace_until_ms: None,
             led_since_ms: 0,
-            tickets: Tickets::default(),
-            sweeping: BTreeMap::new(),
-            next_order,
-            retention_due_ms: 0,
             counters: Counters::default(),
             view: View::new(),
             out: Vec::new(),
@@ -233,7 +199,7 @@ impl Machine {
 
     /// Whether a job is being planned.
     pub fn plans(&self, job: &JobId) -> bool {
-        self.planning.contains_key(job)
+        self.flow.planning().contains_key(job)
     }
 
     /// What should not happen, counted.
@@ -333,7 +299,7 @@ impl Machine {
         self.watch_owners();
         self.watch_phases();
         self.tell_broken();
-        if self.now_ms >= self.retention_due_ms {
+        if self.flow.is_retention_due(self.now_ms) {
             self.forget_old();
         }
         self.publish_news();

@@ -22,7 +22,7 @@ impl Machine {
         let Some((durable, active)) = self.jobs.both_mut(job) else { return };
         match check_runs(durable, plan).and_then(|()| pinned_runs(job, durable)) {
             Ok(bytes) => {
-                let ticket = self.tickets.issue(job);
+                let ticket = self.flow.tickets.issue(job);
                 active.pins_runs(ticket);
                 let url = active.scratch.join(&names::runs_path(self.epoch, nonce));
                 self.out.push(Effect::WriteObject { url, bytes, ticket });
@@ -32,7 +32,7 @@ impl Machine {
     }
 
     pub(crate) fn object_written(&mut self, ticket: u64, result: Result<BlobRef>) {
-        let Some(job) = self.tickets.redeem(ticket) else { return };
+        let Some(job) = self.flow.tickets.redeem(ticket) else { return };
         if self.plan_written(&job, ticket, &result) {
             return;
         }

@@ -116,8 +116,8 @@ impl Machine {
     /// From here on it is not forgotten, however many others end meanwhile, until it was swept;
     /// beyond a number of them the sweep is left out if it is.
     fn will_sweep_late(&mut self, job: JobId) {
-        if self.sweeping.len() < JOBS_MAX {
-            self.sweeping.entry(job.clone()).or_default();
+        if self.flow.sweeping.len() < JOBS_MAX {
+            self.flow.sweeping.entry(job.clone()).or_default();
         }
         self.after(self.config.store.late_sweep_ms, Timer::SweepLate(job));
     }
@@ -127,18 +127,18 @@ impl Machine {
     /// business; an upload into OUTPUT is not known by its name, and is left to `doctor`.
     pub(crate) fn sweep_late(&mut self, job: &JobId) {
         let Some(durable) = self.jobs.known(job).filter(|durable| durable.cleaned) else {
-            self.sweeping.remove(job);
+            self.flow.sweeping.remove(job);
             return;
         };
         let submitted = &durable.submitted;
         let urls = std::iter::once(&submitted.scratch).chain(&submitted.replica);
         let scratch: Vec<BlobUrl> = urls.filter_map(|url| url.parse().ok()).collect();
-        self.sweeping.entry(job.clone()).or_default();
+        self.flow.sweeping.entry(job.clone()).or_default();
         self.out.push(Effect::SweepLate { job: job.clone(), scratch });
     }
 
     pub(crate) fn swept_late(&mut self, job: &JobId, result: Result<u64>) {
-        let Some(tries) = self.sweeping.get_mut(job) else { return };
+        let Some(tries) = self.flow.sweeping.get_mut(job) else { return };
         match result {
             Err(_) if *tries + 1 < LATE_SWEEPS_MAX => {
                 *tries += 1;
@@ -148,11 +148,11 @@ impl Machine {
                 self.after(pause_ms, Timer::SweepLate(job.clone()));
             }
             Err(error) => {
-                self.sweeping.remove(job);
+                self.flow.sweeping.remove(job);
                 self.event(Some(job), "warning", "late-sweep-failed", error.message);
             }
             Ok(found) => {
-                self.sweeping.remove(job);
+                self.flow.sweeping.remove(job);
                 if found > 0 {
                     let text = format!(
                         "{found} objects and uploads came to its scratch after the clean-up, and \
@@ -166,7 +166,7 @@ impl Machine {
 
     /// Forgets ended jobs beyond the number, or the age, that is kept.
     pub(crate) fn forget_old(&mut self) {
-        self.retention_due_ms = self.now_ms.saturating_add(RETENTION_MS);
+        self.flow.retention_due_ms = self.now_ms.saturating_add(RETENTION_MS);
         let forgotten = |known: &JobId| {
             self.ledger
                 .records()
@@ -178,7 +178,7 @@ impl Machine {
             .jobs
             .iter()
             .filter(|(known, job)| {
-                job.cleaned && !forgotten(known) && !self.sweeping.contains_key(*known)
+                job.cleaned && !forgotten(known) && !self.flow.sweeping.contains_key(*known)
             })
             .map(|(id, job)| {
                 (

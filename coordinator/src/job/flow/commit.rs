@@ -93,7 +93,7 @@ impl Machine {
         active.writing += 1;
         let publication = Box::new(publication(durable, active, plan, manifest));
         let url = active.scratch.join(&names::manifest_path(self.epoch, self.nonces.next()));
-        let ticket = self.tickets.issue(job);
+        let ticket = self.flow.tickets.issue(job);
         self.out.push(Effect::PrepareCommit { job: job.clone(), publication, url, ticket });
     }
 

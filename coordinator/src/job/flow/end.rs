@@ -71,7 +71,7 @@ impl Machine {
     }
 
     pub(crate) fn cancel(&mut self, to: ReplyTo, job: &JobId) {
-        if self.planning.contains_key(job) {
+        if self.flow.planning.contains_key(job) {
             return self.cancel_planning(to, job);
         }
         let Some(durable) = self.jobs.known(job) else {

@@ -49,7 +49,7 @@ impl Machine {
                 false => self.refuse_other_request(to, &spec.job),
             };
         }
-        if let Some(planning) = self.planning.get_mut(&spec.job) {
+        if let Some(planning) = self.flow.planning.get_mut(&spec.job) {
             if *planning.spec != spec {
                 return self.refuse_other_request(to, &spec.job);
             }
@@ -88,7 +88,7 @@ impl Machine {
         if let Some(shed) = self.pool.shed(&self.config, self.now_ms) {
             return Err((RefusalCode::Later, Error::retry(shed.to_string())));
         }
-        if self.planning.len() + self.jobs.at_work().len() >= JOBS_MAX {
+        if self.flow.planning.len() + self.jobs.at_work().len() >= JOBS_MAX {
             return Err((
                 RefusalCode::Later,
                 Error::exhausted(format!("{JOBS_MAX} jobs run already")),
@@ -119,7 +119,8 @@ impl Machine {
 
     /// The job whose OUTPUT overlaps this one's.
     fn claimed_by(&self, places: &Places) -> Option<(JobId, String)> {
-        let planning = self.planning.iter().map(|(job, planning)| (job, &planning.places.output));
+        let planning =
+            self.flow.planning.iter().map(|(job, planning)| (job, &planning.places.output));
         let active = self.jobs.at_work().iter().map(|(job, active)| (job, &active.output));
         let mut claims = planning.chain(active);
         claims
@@ -136,7 +137,7 @@ impl Machine {
     ) {
         let job = spec.job.clone();
         let spec = Arc::new(spec);
-        let ticket = self.tickets.issue(&job);
+        let ticket = self.flow.tickets.issue(&job);
         self.out.push(Effect::ListInput {
             spec: spec.clone(),
             places: places.clone(),
@@ -155,19 +156,19 @@ impl Machine {
             plan: None,
             warnings: Vec::new(),
         };
-        self.planning.insert(job, planning);
+        self.flow.planning.insert(job, planning);
     }
 
     pub(crate) fn listed(&mut self, job: &JobId, ticket: u64, result: Result<Listing>) {
-        self.tickets.redeem(ticket);
+        self.flow.tickets.redeem(ticket);
         let listing = result.as_ref().ok();
-        let asked = self.planning.get(job).is_some_and(|planning| planning.ticket == ticket);
+        let asked = self.flow.planning.get(job).is_some_and(|planning| planning.ticket == ticket);
         if let Some(listing) = listing.filter(|_| asked) {
             self.tell_offers(job, listing);
             self.tell_left_out(job, listing);
         }
         let Some(planning) =
-            self.planning.get_mut(job).filter(|planning| planning.ticket == ticket)
+            self.flow.planning.get_mut(job).filter(|planning| planning.ticket == ticket)
         else {
             return;
         };
@@ -180,7 +181,7 @@ impl Machine {
         match encoded {
             Ok((bytes, plan)) => {
                 let url = planning.places.scratch.join(&names::plan_path(self.nonces.next()));
-                let ticket = self.tickets.issue(job);
+                let ticket = self.flow.tickets.issue(job);
                 planning.plan = Some(Arc::new(plan));
                 planning.ticket = ticket;
                 planning.step = Step::Writing;
@@ -191,7 +192,7 @@ impl Machine {
     }
 
     fn give_up_planning(&mut self, job: &JobId, error: &Error) {
-        let Some(planning) = self.planning.remove(job) else { return };
+        let Some(planning) = self.flow.planning.remove(job) else { return };
         let code =
             if error.kind.is_passing() { RefusalCode::Later } else { RefusalCode::BadRequest };
         self.event(Some(job), "error", "submit-refused", error.message.clone());
@@ -209,20 +210,20 @@ impl Machine {
         result: &Result<BlobRef>,
     ) -> bool {
         let Some(planning) =
-            self.planning.get_mut(job).filter(|planning| planning.ticket == ticket)
+            self.flow.planning.get_mut(job).filter(|planning| planning.ticket == ticket)
         else {
             return false;
         };
         let record = match (result, &planning.plan) {
             (Ok(pointer), Some(plan)) => {
-                record_of(planning, plan, pointer, self.next_order, self.now_ms)
+                record_of(planning, plan, pointer, self.flow.next_order, self.now_ms)
             }
             (Ok(_), None) => Err(Error::bug(format!("job {job} has no plan"))),
             (Err(error), _) => Err(error.clone()),
         };
         match record {
             Ok(record) => {
-                self.next_order += 1;
+                self.flow.next_order += 1;
                 planning.step = Step::Recording;
                 let waiters = std::mem::take(&mut planning.waiters);
                 planning.ticket = 0;
@@ -236,7 +237,7 @@ impl Machine {
     /// The job stands in the journal.
     pub(crate) fn submitted(&mut self, submitted: &JobSubmitted, waiters: Waiters) {
         let job = &submitted.job;
-        let planning = self.planning.remove(job);
+        let planning = self.flow.planning.remove(job);
         let Some(durable) = self.jobs.known(job) else { return };
         let known = planning.map(|planning| (planning.plan, planning.waiters, planning.warnings));
         let (plan, late, warnings) = known.unwrap_or_default();
@@ -259,7 +260,7 @@ impl Machine {
     /// A job that is only being planned. One whose record is on its way can no longer be stopped
     /// here.
     pub(crate) fn cancel_planning(&mut self, to: ReplyTo, job: &JobId) {
-        let Some(planning) = self.planning.get(job) else { return };
+        let Some(planning) = self.flow.planning.get(job) else { return };
         if planning.step != Step::Listing {
             return self.refuse(
                 to,

@@ -44,7 +44,6 @@ impl Machine {
         self.event(None, "info", "leader-began", text);
         if held_back {
             let grace_ms = self.config.tasks.regrant_grace_ms;
-            self.grace_until_ms = Some(self.now_ms.saturating_add(grace_ms));
             self.after(grace_ms, Timer::GraceEnds);
         }
         for job in &open {
@@ -56,7 +55,6 @@ impl Machine {
     }
 
     pub(crate) fn end_grace(&mut self) {
-        self.grace_until_ms = None;
         let jobs: Vec<JobId> = self.jobs.at_work().keys().cloned().collect();
         for job in jobs {
             if let Some(active) = self.jobs.active_mut(&job) {

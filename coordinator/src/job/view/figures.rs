@@ -143,8 +143,12 @@ impl Machine {
     }
 
     fn count_jobs(&self, figures: &mut Figures) {
-        let planning =
-            self.planning.keys().filter(|job| !self.jobs.durable().jobs.contains_key(*job)).count();
+        let planning = self
+            .flow
+            .planning()
+            .keys()
+            .filter(|job| !self.jobs.durable().jobs.contains_key(*job))
+            .count();
         let mut count = |state: JobState| {
             let at = STATES.iter().position(|known| *known == state).unwrap_or(0);
             figures.jobs[at] += 1;

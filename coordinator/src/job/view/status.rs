@@ -23,7 +23,7 @@ const LIST_MAX: usize = 1000;
 
 impl Machine {
     pub(crate) fn ask_status(&mut self, to: ReplyTo, job: &JobId) {
-        let status = match self.planning.get(job) {
+        let status = match self.flow.planning().get(job) {
             Some(planning) if !self.jobs.durable().jobs.contains_key(job) => {
                 Some(self.planning_status(job, planning))
             }
@@ -43,8 +43,11 @@ impl Machine {
 
     /// All jobs, the newest first.
     pub(crate) fn ask_jobs(&mut self, to: ReplyTo) {
-        let planning =
-            self.planning.iter().filter(|(job, _)| !self.jobs.durable().jobs.contains_key(*job));
+        let planning = self
+            .flow
+            .planning()
+            .iter()
+            .filter(|(job, _)| !self.jobs.durable().jobs.contains_key(*job));
         let mut jobs: Vec<JobStatus> =
             planning.map(|(job, planning)| self.planning_status(job, planning)).collect();
         let mut known: Vec<(u64, &JobId)> =
