@@ -21,7 +21,7 @@ use muster_platform::adapters::servers::Servers;
 use muster_platform::buffer::BufferPool;
 use muster_platform::clock::{Clock, SystemClock};
 use muster_platform::config::Config;
-use muster_platform::store::Stores;
+use muster_platform::stores::Stores;
 use muster_protocol::api::{JobState, JobStatus};
 use muster_protocol::plan::JobSpec;
 use muster_protocol::{Error, ErrorKind, Result};

@@ -42,7 +42,7 @@ use std::sync::Arc;
 use muster_platform::clock::Clock;
 use muster_platform::config::Config;
 use muster_platform::faults::Faults;
-use muster_platform::store::Stores;
+use muster_platform::stores::Stores;
 use muster_platform::vitals::Vitals;
 use muster_protocol::Result;
 use muster_protocol::ids::WorkerId;

@@ -21,7 +21,8 @@ use std::sync::Arc;
 
 use muster_platform::buffer::BufferPool;
 use muster_platform::retry::Retry;
-use muster_platform::store::{BlobUrl, Blobs, Stores};
+use muster_platform::store::{BlobUrl, Blobs};
+use muster_platform::stores::Stores;
 use muster_protocol::{Error, ErrorKind, Result};
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;

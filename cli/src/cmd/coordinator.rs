@@ -12,7 +12,7 @@ use muster_platform::adapters::servers::Servers;
 use muster_platform::buffer::BufferPool;
 use muster_platform::clock::SystemClock;
 use muster_platform::config::Config;
-use muster_platform::store::Stores;
+use muster_platform::stores::Stores;
 use muster_protocol::ErrorKind;
 
 use crate::args::CoordinatorArgs;

@@ -8,7 +8,8 @@ use muster_kernel::gensort::{Generator, Mode, RECORD_BYTES};
 use muster_platform::buffer::BufferPool;
 use muster_platform::clock::{Clock, SystemClock};
 use muster_platform::config::{Config, Profile};
-use muster_platform::store::{BlobUrl, Blobs, PartAt, Stores};
+use muster_platform::store::{BlobUrl, Blobs, PartAt};
+use muster_platform::stores::Stores;
 use muster_protocol::{Error, Result};
 use serde::Serialize;
 

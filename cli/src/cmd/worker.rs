@@ -7,7 +7,7 @@ use std::sync::Arc;
 use muster_platform::adapters::nats;
 use muster_platform::buffer::BufferPool;
 use muster_platform::clock::{Clock, SystemClock};
-use muster_platform::store::Stores;
+use muster_platform::stores::Stores;
 use muster_protocol::ids::{InvalidId, WorkerId};
 use muster_protocol::names::Names;
 use muster_worker::{Budget, Jobs, WorkerOptions};

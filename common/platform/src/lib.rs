@@ -16,6 +16,7 @@ pub mod paths;
 pub mod quiet;
 pub mod retry;
 pub mod store;
+pub mod stores;
 pub mod survey;
 pub mod telemetry;
 pub mod vitals;

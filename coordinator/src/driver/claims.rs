@@ -2,7 +2,8 @@
 //! planned, confirmed before OUTPUT changes, renewed until it is cleaned, released then. Without a
 //! [`Claims`](muster_platform::claim::Claims) at hand all of this is nothing.
 
-use muster_platform::store::{BlobUrl, Stores};
+use muster_platform::store::BlobUrl;
+use muster_platform::stores::Stores;
 use muster_protocol::Result;
 use muster_protocol::ids::JobId;
 use muster_protocol::wire::BlobRef;

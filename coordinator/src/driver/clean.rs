@@ -10,7 +10,8 @@ use std::collections::BTreeSet;
 
 use futures::{StreamExt, TryStreamExt, stream};
 
-use muster_platform::store::{BlobUrl, OpenUpload, Scheme, Stores};
+use muster_platform::store::{BlobUrl, OpenUpload, Scheme};
+use muster_platform::stores::Stores;
 use muster_protocol::ids::JobId;
 use muster_protocol::names::{self, SCRATCH_DIR};
 use muster_protocol::plan::{PLAN_BYTES_MAX, Plan};

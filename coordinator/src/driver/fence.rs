@@ -331,7 +331,8 @@ pub(crate) mod tests {
     use muster_platform::clock::ManualClock;
     use muster_platform::config::{Config, Profile};
     use muster_platform::ledger::{Appended, Entry};
-    use muster_platform::store::{Scheme, Stores};
+    use muster_platform::store::Scheme;
+    use muster_platform::stores::Stores;
 
     use super::*;
     use crate::journal::record::{self, Record};

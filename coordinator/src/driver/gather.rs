@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use muster_platform::store::{BlobMeta, BlobUrl, Blobs, Scheme, Stores};
+use muster_platform::store::{BlobMeta, BlobUrl, Blobs, Scheme};
+use muster_platform::stores::Stores;
 use muster_platform::survey::{Omitted, Survey, Wanted, is_wild, unescaped};
 use muster_protocol::plan::{BadInputs, LeftOut, OBJECT_BYTES};
 use muster_protocol::{Error, ErrorKind, Result};

@@ -8,7 +8,8 @@
 
 use muster_platform::claim::Claims;
 use muster_platform::inputs;
-use muster_platform::store::{BlobUrl, Stores};
+use muster_platform::store::BlobUrl;
+use muster_platform::stores::Stores;
 use muster_platform::survey::OMITTED_MAX;
 use muster_protocol::plan::{
     BadInputs, JobSpec, LeftOut, OBJECTS_MAX, PinnedObject, UPLOADS_UNKNOWN, memory_of,

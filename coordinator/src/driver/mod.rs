@@ -30,7 +30,7 @@ use muster_platform::clock::Clock;
 use muster_platform::config::Config;
 use muster_platform::faults;
 use muster_platform::ledger::Ledger;
-use muster_platform::store::Stores;
+use muster_platform::stores::Stores;
 use muster_platform::telemetry::Bounded;
 use muster_protocol::api::Event;
 use muster_protocol::ids::JobId;

@@ -8,7 +8,7 @@ use muster_platform::adapters::own_files::{OwnFiles, Page};
 use muster_platform::buffer::BufferPool;
 use muster_platform::clock::SystemClock;
 use muster_platform::config::{Config, Profile};
-use muster_platform::store::Stores;
+use muster_platform::stores::Stores;
 use muster_protocol::plan::{BadInputs, BadRecords, Sizing};
 
 use super::super::fence::tests::leading;

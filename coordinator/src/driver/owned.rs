@@ -10,7 +10,8 @@ use std::sync::Arc;
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
 
-use muster_platform::store::{Access, BlobMeta, BlobUrl, Blobs, Stores, read_whole};
+use muster_platform::store::{Access, BlobMeta, BlobUrl, Blobs, read_whole};
+use muster_platform::stores::Stores;
 use muster_protocol::names::{self, SCRATCH_DIR, SUCCESS};
 use muster_protocol::plan::{JobSpec, OBJECTS_MAX, PinnedObject};
 use muster_protocol::{Error, ErrorKind, Result};

@@ -24,9 +24,8 @@ use std::sync::Arc;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use muster_platform::etag;
-use muster_platform::store::{
-    Access, BlobMeta, BlobUrl, Blobs, Completed, PartAt, Stores, read_whole,
-};
+use muster_platform::store::{Access, BlobMeta, BlobUrl, Blobs, Completed, PartAt, read_whole};
+use muster_platform::stores::Stores;
 use muster_protocol::names::{QUARANTINE_DIR, SUCCESS};
 use muster_protocol::plan::{PLAN_BYTES_MAX, PinnedObject};
 use muster_protocol::planted::{self, Bug};

@@ -26,8 +26,9 @@ use muster_platform::clock::{Clock, Pause};
 use muster_platform::config::{Config, Profile};
 use muster_platform::retry::Retry;
 use muster_platform::store::{
-    Access, BlobMeta, BlobUrl, Blobs, Completed, OpenUpload, PartAt, Scheme, Stores,
+    Access, BlobMeta, BlobUrl, Blobs, Completed, OpenUpload, PartAt, Scheme,
 };
+use muster_platform::stores::Stores;
 use muster_platform::survey::{Survey, Wanted};
 use muster_protocol::ids::JobId;
 use muster_protocol::names;

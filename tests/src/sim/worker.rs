@@ -10,7 +10,8 @@ use muster_coordinator::Kind;
 use muster_platform::adapters::memory::MemoryBlobs;
 use muster_platform::buffer::BufferPool;
 use muster_platform::retry::Retry;
-use muster_platform::store::{BlobUrl, Scheme, Stores};
+use muster_platform::store::{BlobUrl, Scheme};
+use muster_platform::stores::Stores;
 use muster_protocol::ids::{Incarnation, WorkerId};
 use muster_protocol::names::{self, Verb};
 use muster_protocol::wire::{

@@ -15,7 +15,7 @@ use muster_coordinator::Call;
 use muster_coordinator::job::io::{Input, RefusalCode, ReplyTo};
 use muster_coordinator::journal::writer::{Candidate, JournalWriter, Replayed};
 use muster_platform::config::{Config, Profile};
-use muster_platform::store::Stores;
+use muster_platform::stores::Stores;
 use muster_protocol::api::{JobQuery, JobStatus, WorkerQuery};
 use muster_protocol::ids::{Epoch, JobId, WorkerId};
 use muster_protocol::names::Names;

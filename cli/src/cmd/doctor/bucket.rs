@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use muster_platform::clock::Clock;
-use muster_platform::store::{Access, BlobUrl, Blobs, PartAt, Stores};
+use muster_platform::store::{Access, BlobUrl, Blobs, PartAt};
+use muster_platform::stores::Stores;
 use muster_protocol::names;
 use muster_protocol::{Error, ErrorKind, Result};
 

@@ -3,7 +3,8 @@
 
 use muster_platform::clock::SystemClock;
 use muster_platform::config::Config;
-use muster_platform::store::{BlobUrl, Stores};
+use muster_platform::store::BlobUrl;
+use muster_platform::stores::Stores;
 
 use super::bucket;
 use super::claims::{self, Dead};

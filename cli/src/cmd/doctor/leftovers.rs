@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 
 use futures::{StreamExt, TryStreamExt, stream};
-use muster_platform::store::{BlobMeta, BlobUrl, OpenUpload, Stores};
+use muster_platform::store::{BlobMeta, BlobUrl, OpenUpload};
+use muster_platform::stores::Stores;
 use muster_protocol::ids::{DeploymentId, JobId};
 use muster_protocol::names::{PROBE_PREFIX, SCRATCH_DIR};
 use muster_protocol::{Error, ErrorKind, Result};

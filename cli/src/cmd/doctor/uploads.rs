@@ -3,7 +3,8 @@
 //! of it stays. Found here, and aborted only where somebody says so and no job writes there.
 
 use futures::{StreamExt, TryStreamExt, stream};
-use muster_platform::store::{BlobUrl, OpenUpload, Stores};
+use muster_platform::store::{BlobUrl, OpenUpload};
+use muster_platform::stores::Stores;
 use muster_protocol::api::JobStatus;
 use muster_protocol::{Error, ErrorKind, Result};
 

@@ -3,7 +3,8 @@
 
 use std::process::Stdio;
 
-use muster_platform::store::{Access, BlobUrl, Stores};
+use muster_platform::store::{Access, BlobUrl};
+use muster_platform::stores::Stores;
 use muster_protocol::api::Manifest;
 use muster_protocol::{Error, Result};
 use serde::Serialize;

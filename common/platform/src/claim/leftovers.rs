@@ -17,7 +17,8 @@ use futures::{StreamExt, TryStreamExt, stream};
 
 use super::judge::Seen;
 use super::{Claim, ClaimId};
-use crate::store::{Access, BlobMeta, BlobUrl, Blobs, OpenUpload, Scheme, Stores};
+use crate::store::{Access, BlobMeta, BlobUrl, Blobs, OpenUpload, Scheme};
+use crate::stores::Stores;
 use muster_protocol::api::Manifest;
 use muster_protocol::error::{ErrorKind, Result};
 use muster_protocol::names;

@@ -12,7 +12,8 @@ use crate::adapters::memory::MemoryBlobs;
 use crate::buffer::BufferPool;
 use crate::clock::{Clock, Pause};
 use crate::config::{self, Config, Profile};
-use crate::store::{BlobUrl, Blobs, Scheme, Stores};
+use crate::store::{BlobUrl, Blobs, Scheme};
+use crate::stores::Stores;
 use muster_protocol::names;
 use muster_protocol::plan::{BadRecords, PinnedObject, Plan};
 
