@@ -23,7 +23,6 @@ const FUNCTION_LINES_MAX: usize = 100;
 /// not one here, too.
 const LONG_FILES: &[(&str, usize)] = &[
     ("common/platform/src/claim/hold.rs", 800),
-    ("common/platform/src/store.rs", 850),
     ("coordinator/src/driver/mod.rs", 720),
     ("coordinator/src/job/tests/cases.rs", 960),
     ("tests/src/sim/checker.rs", 780),
@@ -91,6 +90,40 @@ fn what_documents_name_is_there() {
     holds(&tree.of(&["md"], |path, text| tree.missing(path, text)));
 }
 
+/// Words of the field stand for one thing each: the types that the glossary names are declared, and
+/// once, unless it says where.
+#[test]
+fn the_glossary_names_types_that_are_there_once() {
+    let check = |row: &str, declared: &[(&str, &str)], expected: &[&str]| {
+        let declared: Vec<(String, String)> =
+            declared.iter().map(|&(name, path)| (name.to_owned(), path.to_owned())).collect();
+        assert_eq!(misnamed(row, &declared), expected);
+    };
+    let two = [("Entry", "a/x.rs"), ("Entry", "b/y.rs"), ("Job", "c.rs")];
+    check("| job | what | `Job` |", &two, &[]);
+    check("| entry | what | `Entry` |", &two, &["entry: Entry is declared 2 times"]);
+    check("| entry | what | `Entry` in `b/y.rs` |", &two, &[]);
+    check("| entry | what | `Entry` in `b/z.rs` |", &two, &["entry: Entry is declared 0 times"]);
+    check("| run | what | |", &two, &[]);
+
+    let tree = Tree::read();
+    let mut declared = Vec::new();
+    tree.each(&["rs"], |path, text| {
+        if !path.contains("test") {
+            declared.extend(types(text).map(|name| (name.to_owned(), path.to_owned())));
+        }
+    });
+    let mut rows = Vec::new();
+    tree.each(&["md"], |path, text| {
+        let glossary = text.split("## Glossary\n").nth(1).filter(|_| path == "ARCHITECTURE.md");
+        let table = glossary.unwrap_or_default().lines().skip(3);
+        rows.extend(table.take_while(|line| line.starts_with('|')).map(str::to_owned));
+    });
+    assert!(rows.len() > 15, "the glossary was not found: {rows:?}");
+    let found: Vec<String> = rows.iter().flat_map(|row| misnamed(row, &declared)).collect();
+    holds(&found);
+}
+
 #[test]
 fn files_have_at_most_seven_hundred_lines() {
     let tree = Tree::read();
@@ -133,6 +166,31 @@ fn exceptions_only_shrink() {
 /// Fails with a list of what was found.
 fn holds(found: &[String]) {
     assert!(found.is_empty(), "{} found:\n{}", found.len(), found.join("\n"));
+}
+
+/// What a text of Rust declares as a type.
+fn types(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| {
+        let words = line.split_whitespace();
+        let mut words = words.skip_while(|word| word.starts_with("pub"));
+        let kind = words.next()?;
+        let name = words.next().filter(|_| ["struct", "enum", "trait"].contains(&kind))?;
+        name.split(|c: char| !c.is_alphanumeric()).next().filter(|name| !name.is_empty())
+    })
+}
+
+/// What a row of the glossary says of a type and is not so.
+fn misnamed(row: &str, declared: &[(String, String)]) -> Vec<String> {
+    let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+    let (term, named) = (cells.get(1).unwrap_or(&""), cells.get(3).unwrap_or(&""));
+    let mut quoted = named.split('`').skip(1).step_by(2);
+    let Some(name) = quoted.next() else { return Vec::new() };
+    let path = quoted.next();
+    let is_meant = |(known, at): &&(String, String)| known == name && path.is_none_or(|p| p == at);
+    match declared.iter().filter(is_meant).count() {
+        1 => Vec::new(),
+        times => vec![format!("{term}: {name} is declared {times} times")],
+    }
 }
 
 /// The repository's files, by their paths below the root.

@@ -3,10 +3,10 @@
 //! A blob URL is `s3://bucket/key`, `file:///absolute/path`, or `worker://id/absolute/path` for a
 //! file that one worker alone can read. Contracts that callers rely on: `put` and `complete_upload`
 //! make an object appear whole or not at all; `complete_upload`, `abort_upload` and `delete` are
-//! idempotent; an upload that was aborted can never be completed; every call that [`crate::stores`] gives
-//! out ends within the time-outs of the settings. Adapters: [`crate::adapters::local`],
-//! [`crate::adapters::s3`], [`crate::adapters::memory`]; [`crate::conformance`] is the suite that
-//! all pass.
+//! idempotent; an upload that was aborted can never be completed; every call that
+//! [`crate::stores`] gives out ends within the time-outs of the settings. Adapters:
+//! [`crate::adapters::local`], [`crate::adapters::s3`], [`crate::adapters::memory`];
+//! [`crate::conformance`] is the suite that all pass.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,6 +1,6 @@
-//! The stores of a process: opens the adapter that a URL asks for, once, and lays around it what the
-//! process wants (faults, meters, guards, retries). The ports are [`crate::store`]'s, which knows
-//! no adapter.
+//! The stores of a process: opens the adapter that a URL asks for, once, and lays around it what
+//! the process wants (faults, meters, guards, retries). The ports are [`crate::store`]'s, which
+//! knows no adapter.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -17,7 +17,7 @@
 //! record now and then ([`Fence::look`]).
 //!
 //! What remains is one store call that was let through just before the process was stopped and goes
-//! out when it wakes. `ARCHITECTURE.md` says why each is harmless, and where one is not.
+//! out when it wakes. `docs/design/leader.md` says why each is harmless, and where one is not.
 
 use std::sync::Arc;
 

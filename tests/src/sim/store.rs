@@ -149,7 +149,7 @@ pub struct SimStore {
     /// Calls of workers to their own disks.
     local: BTreeSet<u64>,
     /// What stood in an OUTPUT and was changed by name, by a call that came after its caller had
-    /// given up: a limit that `ARCHITECTURE.md` names.
+    /// given up: a limit that `docs/design/leader.md` names.
     pub changed_late: BTreeSet<String>,
     /// Manifests that were written so late: each may stand beside parts of another job.
     pub written_late: BTreeSet<String>,
