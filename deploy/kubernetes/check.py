@@ -226,7 +226,7 @@ def main():
     root, files = Path(sys.argv[1]), [Path(f) for f in sys.argv[2:]]
     here = root / "deploy" / "kubernetes"
     readme = (here / "README.md").read_text()
-    defaults = tomllib.loads((root / "common" / "src" / "default.toml").read_text())
+    defaults = tomllib.loads((root / "docs" / "default.toml").read_text())
     built = [Overlay(f.stem, list(yaml.safe_load_all(f.read_text()))) for f in files]
     examples = [Overlay(f"examples/{f.name}", list(yaml.safe_load_all(f.read_text()))) for f in sorted((here / "examples").glob("*.yaml"))]
     for overlay in built + examples:
