@@ -131,12 +131,10 @@ impl<'a, W: Windows, L: Layout> Merge<'a, W, L> {
         })
     }
 
-    /// Emits one record; `false` when all inputs have ended, or nothing more is kept.
+    /// Emits one record; `false` when all inputs have ended. Where no more are kept they are read
+    /// to their ends all the same: what an input holds shows there.
     #[inline(always)]
     fn step<O: RecordSink<Error = W::Error>>(&mut self, out: &mut O) -> Result<bool, W::Error> {
-        if self.picker.is_done() {
-            return Ok(false);
-        }
         let input = self.tree.winner() as usize;
         let window = self.tree.winner_window();
         let Some(cursor) = self.cursors.get(input).filter(|cursor| !cursor.ended()) else {
@@ -215,18 +213,10 @@ impl<'a, W: Windows, L: Layout> Merge<'a, W, L> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Tally, W::Error> {
+    fn finish(self) -> Result<Tally, W::Error> {
         self.check_upper()?;
-        let sum = |of: fn(&Cursor<W>) -> Sums| {
-            self.cursors.iter().fold(Sums::default(), |sums, cursor| sums.plus(&of(cursor)))
-        };
-        if self.picker.is_done() {
-            // Of what was not read the indexes say how much it is.
-            let unread = sum(Cursor::sums_of_piece).minus(&self.tally.total());
-            self.tally.dropped.merge(&unread);
-            return Ok(self.tally);
-        }
-        let expected = sum(Cursor::sums);
+        let expected =
+            self.cursors.iter().fold(Sums::default(), |sums, cursor| sums.plus(&cursor.sums()));
         if self.tally.total() != expected {
             let what = "the merged pieces".to_string();
             return Err(

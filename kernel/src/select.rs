@@ -49,12 +49,6 @@ impl Picker {
         self.left -= taken;
         taken as usize
     }
-
-    /// Whether nothing more is kept.
-    #[inline(always)]
-    pub fn is_done(self) -> bool {
-        self.left == 0
-    }
 }
 
 #[cfg(test)]
@@ -79,8 +73,7 @@ mod tests {
     #[test]
     fn a_picker_takes_no_more_than_is_left() {
         let mut picker = Select { distinct: false, first: Some(10) }.picker();
-        assert_eq!((picker.take(7), picker.is_done()), (7, false));
-        assert_eq!((picker.take(9), picker.is_done()), (3, true));
+        assert_eq!((picker.take(7), picker.take(9), picker.take(1)), (7, 3, 0));
         assert_eq!(Select::default().picker().take(5), 5);
     }
 }

@@ -74,11 +74,6 @@ impl<W: Windows> Cursor<W> {
         self.sums
     }
 
-    /// Sums of the whole piece, as the run's index says.
-    pub(super) fn sums_of_piece(&self) -> Sums {
-        self.reader.piece().sums
-    }
-
     #[inline(always)]
     pub(super) fn ended(&self) -> bool {
         self.ended

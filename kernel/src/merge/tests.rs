@@ -158,6 +158,23 @@ fn a_piece_must_be_what_its_index_says() {
     assert!(differ(damaged(|input| input.piece.sums.hash ^= 1)));
 }
 
+/// A record that bad memory has changed shows at the end of its block and piece alone: what is not
+/// kept is read as well.
+#[test]
+fn a_piece_is_read_to_its_end_where_few_are_kept() {
+    let spec = SortSpec { top: Some(1), ..SortSpec::new(LINES) };
+    let first = Order::new(&spec).expect("a valid spec");
+    let merged = |change: fn(&mut MergeInput<Steps>)| {
+        let mut input = piece("a\nb\n", 5);
+        change(&mut input);
+        merge(&first, (None, None), vec![input], &mut Keep::default())
+    };
+    let tally = merged(|_| {}).expect("sorted");
+    assert_eq!((tally.kept.records, tally.dropped.records), (1, 1));
+    let differs = merged(|input| input.piece.sums.hash ^= 1);
+    assert!(matches!(differs, Err(KernelError::SumsDiffer { .. })));
+}
+
 #[test]
 fn a_block_whose_count_of_records_lies_is_corrupt() {
     use crate::blocks::{BLOCK_HEADER_BYTES, BlockHeader};
