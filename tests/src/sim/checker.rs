@@ -267,10 +267,10 @@ impl Core {
             self.store.written_late.insert(key.clone());
         }
         // By name, long after it was right to do so: no store call of today makes sure of what it
-        // meets.
+        // meets. A second one meets what the first has left.
         if let Call::Delete { key } | Call::Put { key, .. } = call
             && late
-            && self.store.objects.contains_key(key)
+            && (self.store.objects.contains_key(key) || self.store.changed_late.contains(key))
             && (what.is_some() || self.is_manifest(key))
             && self.ledger.truth.jobs.values().any(|job| job.commit_decided && is_output(job, key))
         {
