@@ -361,6 +361,9 @@ pub(crate) struct WorkerArgs {
 pub(crate) struct CoordinatorArgs {
     #[command(flatten)]
     pub(crate) nats: NatsArgs,
+    /// Without effect, for scripts that say it: a coordinator keeps nothing on its own disk
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub(crate) data_dir: Option<PathBuf>,
     /// Where scratch goes for jobs that do not say it themselves, like s3://bucket/prefix
     #[arg(long, value_name = "URL")]
     pub(crate) bucket: Option<String>,
