@@ -124,6 +124,34 @@ fn the_glossary_names_types_that_are_there_once() {
     holds(&found);
 }
 
+/// An image is built of what `.dockerignore` lets in: a target that a manifest names elsewhere
+/// would be missing there.
+#[test]
+fn what_manifests_name_is_let_into_images() {
+    let strays = |manifest: &str, text: &str, let_in: &[&str]| -> Vec<String> {
+        let folder = manifest.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let paths = text.split("path = \"").skip(1).filter_map(|rest| rest.split('"').next());
+        let paths = paths.map(|path| joined(folder, path));
+        let out = |path: &String| !let_in.contains(&path.split('/').next().unwrap_or_default());
+        paths.filter(out).map(|path| format!("{manifest}: {path} is not let in")).collect()
+    };
+    let text = "a = { path = \"b\" }\npath = \"../c/d.rs\"\n";
+    assert_eq!(strays("a/Cargo.toml", text, &["a"]), ["a/Cargo.toml: c/d.rs is not let in"]);
+    assert!(strays("a/Cargo.toml", text, &["a", "c"]).is_empty());
+
+    let tree = Tree::read();
+    let ignore = fs::read_to_string(tree.root.join(".dockerignore")).expect(".dockerignore");
+    let let_in: Vec<&str> = ignore.lines().filter_map(|line| line.strip_prefix('!')).collect();
+    let manifests = |path: &str| path.ends_with("Cargo.toml") && !path.starts_with("tests/fuzz");
+    let mut found = Vec::new();
+    tree.each(&["toml"], |path, text| {
+        if manifests(path) {
+            found.extend(strays(path, text, &let_in));
+        }
+    });
+    holds(&found);
+}
+
 #[test]
 fn files_have_at_most_seven_hundred_lines() {
     let tree = Tree::read();

@@ -146,11 +146,10 @@ pub fn make(spec: &JobSpec, places: &Places, listing: Listing, config: &Config) 
     if spec.bad_records == BadRecords::Fail {
         let rules = spec.sort.format.rules();
         let mut objects = listing.objects.iter();
-        let torn = objects.find_map(|at| Some((at, rules.check_object(at.bytes).err()?)));
-        if let Some((object, reason)) = torn {
+        if let Some(object) = objects.find(|object| rules.check_object(object.bytes).is_err()) {
             let (url, bytes) = (&object.url, object.bytes);
             return Err(Error::invalid(format!(
-                "{url} has {bytes} bytes, which are no {}: {reason}; --bad-records skip or \
+                "{url} has {bytes} bytes, which are no whole {}; --bad-records skip or \
                     quarantine leaves the rest of it out",
                 spec.sort.format
             )));

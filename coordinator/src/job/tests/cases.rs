@@ -141,7 +141,7 @@ fn requests_that_cannot_work_are_refused() {
     );
     check(
         |spec| spec.sort.format = muster_kernel::format::Format::fixed(7),
-        "which are no records of 7 bytes: the object ends within",
+        "which are no whole records of 7 bytes",
     );
 }
 
